@@ -1,0 +1,173 @@
+"""The table of base models: where each lies and which settings are right for it.
+
+What differs between two bases is a column here, never a branch elsewhere. Numbers that a user may
+leave out (steps, rates, guidance) come from this table; each column names its source.
+"""
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class UnknownBase(ValueError):
+    """A base model that is neither in the table nor a folder in the Hub's layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """One base model: its place and the settings that suit it."""
+
+    name: str
+    hub_id: str  # ORG/NAME on the Hub, and below $MODEL_VAULT
+    family: str  # the file in families/ that knows its mathematics
+    completed_by: str | None = None  # Hub id that supplies the components this repository lacks
+    folder: Path | None = None  # where it lies when it is not fetched by its Hub id
+    distilled: bool = False  # made for few steps without guidance; plain training undoes that
+
+    # Drawing, as the models' own cards recommend. Guidance 1 is off.
+    inference_steps: int
+    guidance_scale: float
+    default_resolution: int  # pixels, edge of the square picture it draws best
+
+    # Training. Rank, rate and resolution follow ai-toolkit's and musubi-tuner's defaults for the
+    # model; sigma is sampled as shift(sigmoid(normal)) with musubi-tuner's documented shift.
+    training_resolution: int
+    rank: int = 32
+    learning_rate: float = 1e-4
+    placeholder_learning_rate: float = 1e-3
+    training_steps: int = 1000
+    batch_size: int = 1
+    caption_dropout: float = 0.05
+    training_shift: float
+    gradient_checkpointing: bool = True
+
+
+Z_IMAGE_TURBO = Base(
+    name="z-image-turbo",
+    hub_id="Tongyi-MAI/Z-Image-Turbo",
+    family="z_image",
+    distilled=True,
+    inference_steps=8,
+    guidance_scale=1.0,
+    default_resolution=1024,
+    training_resolution=1024,
+    training_shift=2.0,
+)
+
+QWEN_IMAGE = Base(
+    name="qwen-image",
+    hub_id="Qwen/Qwen-Image",
+    family="qwen_image",
+    inference_steps=50,
+    guidance_scale=4.0,
+    default_resolution=1328,
+    training_resolution=1024,
+    training_shift=2.2,
+)
+
+# The embedded bases are small and run on a CPU: higher rates, fewer and larger steps.
+MINIATURE_TURBO = Base(
+    name="miniature-turbo",
+    hub_id="zeroprior/miniature-turbo",
+    family="z_image",
+    folder=REPOSITORY / "miniature" / "weights" / "miniature-turbo",
+    distilled=True,
+    inference_steps=8,
+    guidance_scale=1.0,
+    default_resolution=64,
+    training_resolution=64,
+    rank=16,
+    learning_rate=1e-3,
+    placeholder_learning_rate=1e-2,
+    training_steps=300,
+    batch_size=8,
+    training_shift=2.0,
+    gradient_checkpointing=False,
+)
+
+_ALL = (
+    QWEN_IMAGE,
+    replace(QWEN_IMAGE, name="qwen-image-2512", hub_id="Qwen/Qwen-Image-2512"),
+    Z_IMAGE_TURBO,
+    replace(
+        Z_IMAGE_TURBO,
+        name="z-image",
+        hub_id="Tongyi-MAI/Z-Image",
+        distilled=False,
+        inference_steps=50,
+        guidance_scale=4.0,
+    ),
+    replace(
+        Z_IMAGE_TURBO,
+        name="z-image-de-turbo",
+        hub_id="ostris/Z-Image-De-Turbo",
+        completed_by="Tongyi-MAI/Z-Image-Turbo",
+        distilled=False,
+        inference_steps=25,
+        guidance_scale=2.5,
+    ),
+    MINIATURE_TURBO,
+    replace(
+        MINIATURE_TURBO,
+        name="miniature",
+        hub_id="zeroprior/miniature",
+        completed_by="zeroprior/miniature-turbo",
+        folder=REPOSITORY / "miniature" / "weights" / "miniature",
+        distilled=False,
+        inference_steps=25,
+        guidance_scale=3.0,
+    ),
+)
+
+BASES: dict[str, Base] = {base.name: base for base in _ALL}
+_BY_HUB_ID = {base.hub_id: base for base in _ALL}
+_BY_PIPELINE_CLASS = {"ZImagePipeline": "z-image", "QwenImagePipeline": "qwen-image"}
+
+
+def find_base(name: str) -> Base:
+    """The base of a short name, a Hub id, or a local folder in the Hub's layout.
+
+    A folder whose last part is a published name (`…/Z-Image-Turbo`) takes that model's settings,
+    any other folder those of its family's undistilled model. Raises `UnknownBase`.
+    """
+    known = BASES.get(name) or _BY_HUB_ID.get(name)
+    if known is not None:
+        return known
+    folder = Path(name).expanduser()
+    index = folder / "model_index.json"
+    if index.is_file():
+        by_folder_name = {base.hub_id.split("/")[1]: base for base in _ALL}
+        pipeline = json.loads(index.read_text()).get("_class_name")
+        if pipeline not in _BY_PIPELINE_CLASS:
+            known_classes = ", ".join(_BY_PIPELINE_CLASS)
+            raise UnknownBase(f"{index}: pipeline {pipeline!r} is not one of {known_classes}")
+        row = by_folder_name.get(folder.name, BASES[_BY_PIPELINE_CLASS[pipeline]])
+        return replace(row, hub_id=str(folder), folder=folder, completed_by=None)
+    near = difflib.get_close_matches(name, [*BASES, *_BY_HUB_ID], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UnknownBase(
+        f"base_model {name!r} is neither one of {', '.join(BASES)} "
+        f"nor a folder with a model_index.json{hint}"
+    )
+
+
+def by_hub_id(hub_id: str) -> Base | None:
+    """The table's row of a Hub id, or None."""
+    return _BY_HUB_ID.get(hub_id)
+
+
+def default_base() -> Base:
+    """What `auto` means when no weights say otherwise.
+
+    `$BASE_MODEL`, else Qwen-Image on a GPU and the embedded miniature without one.
+    """
+    named = os.environ.get("BASE_MODEL")
+    if named:
+        return find_base(named)
+    return BASES["qwen-image" if torch.cuda.is_available() else "miniature-turbo"]

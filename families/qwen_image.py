@@ -1,0 +1,125 @@
+"""Qwen-Image: a two-stream transformer over the language half of Qwen2.5-VL.
+
+Its transformer takes time sigma and answers noise - x0 on latents packed into 2x2 patches; text
+features are the encoder's last, without those of the system prompt (diffusers,
+`pipelines/qwenimage`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from families.family import Family
+from families.tokens import TokenizedPrompt
+
+# The system prompt that Qwen-Image was trained with, word for word (QwenImagePipeline).
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+class QwenImage(Family):
+    """Qwen-Image and Qwen-Image-2512."""
+
+    transformer_class = QwenImageTransformer2DModel
+    vae_class = AutoencoderKLQwenImage
+    empty_prompt = " "  # as on the model's card
+
+    @property
+    def vae_factor(self) -> int:  # type: ignore[override]
+        return 2 ** len(self.vae_config["temperal_downsample"])
+
+    @property
+    def patch_size(self) -> int:  # type: ignore[override]
+        return self.transformer_config["patch_size"]
+
+    @property
+    def latent_channels(self) -> int:  # type: ignore[override]
+        return self.transformer_config["in_channels"] // self.patch_size**2
+
+    @property
+    def _noise_dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.dtype
+
+    def _template(self, tokenizer: Any) -> str:
+        return TEMPLATE
+
+    def _reading_part(self, model: Any) -> nn.Module:
+        return model.language_model  # the vision tower is never run
+
+    def _first_feature(self, prompt: TokenizedPrompt) -> int:
+        return prompt.template_length
+
+    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+        frames = pixels_B3PP.to(self.device, torch.float32).unsqueeze(2)
+        posterior = self.vae.encode(frames).latent_dist
+        mean_C11, std_C11 = self._statistics()
+        mean_BCHW, std_BCHW = posterior.mean.squeeze(2), posterior.std.squeeze(2)
+        return (mean_BCHW - mean_C11) / std_C11, std_BCHW / std_C11
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        mean_C11, std_C11 = self._statistics()
+        latents_BCFHW = (latents_BCHW.float() * std_C11 + mean_C11).unsqueeze(2)
+        return self.vae.decode(latents_BCFHW, return_dict=False)[0].squeeze(2)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each latent channel, from the VAE's config."""
+        mean, std = (
+            torch.tensor(self.vae_config[name], device=self.device).view(-1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return mean, std
+
+    def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
+        rows, columns = (side // self.patch_size for side in latents_BCHW.shape[-2:])
+        lengths = torch.tensor([len(each) for each in text], device=self.device)
+        text_BLD = pad_sequence(list(text), batch_first=True)
+        mask_BL = torch.arange(text_BLD.shape[1], device=self.device) < lengths[:, None]
+        packed = self.transformer(
+            hidden_states=self._pack(latents_BCHW).to(self.dtype),
+            timestep=sigma_B.to(self.dtype),
+            encoder_hidden_states=text_BLD,
+            encoder_hidden_states_mask=None if len(set(map(len, text))) == 1 else mask_BL,
+            img_shapes=[[(1, rows, columns)]] * len(text),
+            return_dict=False,
+        )[0]
+        return self._unpack(packed.float(), rows, columns)
+
+    def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """Guidance, rescaled so that each token keeps the norm it has without guidance."""
+        rows, columns = (side // self.patch_size for side in conditional.shape[-2:])
+        plain = self._pack(conditional)
+        guided = self._pack(super().guide(conditional, unconditional, scale))
+        norms = plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return self._unpack(guided * norms, rows, columns)
+
+    def _pack(self, latents_BCHW: Tensor) -> Tensor:
+        """BCHW to tokens [B, H/p * W/p, C * p * p]."""
+        p = self.patch_size
+        patches = latents_BCHW.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def _unpack(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
+        """Tokens back to BCHW; the inverse of `_pack`."""
+        p = self.patch_size
+        patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (-1, p, p))
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def lora_targets(self) -> list[str]:
+        attention = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+        image = (*attention, "img_mlp.net.0.proj", "img_mlp.net.2")
+        text_in = ("attn.add_k_proj", "attn.add_v_proj")
+        # What the last block makes of the text is dropped; those layers would never learn.
+        text_out = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+        last = self.transformer_config["num_layers"] - 1
+        return [
+            f"transformer_blocks.{block}.{linear}"
+            for block in range(last + 1)
+            for linear in (*image, *text_in, *(text_out if block < last else ()))
+        ]

@@ -1,0 +1,87 @@
+"""From a prompt to token ids, with room for words the tokenizer does not know.
+
+The tokenizer is never changed. A new word is cut out of the text first; what lies between is
+tokenised as it would be around a registered `AddedToken` (`lstrip`, `rstrip`, `single_word` and
+`normalized` all off), so the ids are those the real tokenizer would give, and there is nothing to
+undo afterwards.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PROMPT = "\x00prompt\x00"
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt inside its chat template, as ids."""
+
+    text: str  # the whole templated text
+    ids: tuple[int, ...]  # L ids; a new word's are beyond the tokenizer's last
+    new: tuple[tuple[int, str, int], ...]  # (position in ids, new word, index of its vector)
+    template_length: int  # ids before the first that belongs to the prompt
+
+    def holds(self, word: str) -> bool:
+        """Whether the new word occurs in the prompt."""
+        return any(name == word for _, name, _ in self.new)
+
+
+class PromptTokenizer:
+    """A Qwen tokenizer with its chat template, read once.
+
+    `template` is the templated text with `{}` in place of the prompt. Template tokens such as
+    `<|im_end|>` inside a prompt stay plain text: a prompt cannot close its own template.
+    """
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        before, after = template.split("{}")
+        self._pieces = self._split_specials(before + _PROMPT + after)
+        self.known = len(tokenizer)  # the id a first new word would be given
+
+    def _split_specials(self, text: str) -> list[str | int]:
+        """The template as alternating text and ids of special tokens."""
+        specials = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, specials))})", text)
+        vocabulary = self.tokenizer.get_added_vocab()
+        return [vocabulary.get(part, part) for part in parts if part]
+
+    def tokenize(self, prompt: str, new: Mapping[str, int] | None = None) -> TokenizedPrompt:
+        """Ids of the templated prompt; `new` maps each new word to its number of vectors."""
+        new = new or {}
+        ids: list[int] = []
+        found: list[tuple[int, str, int]] = []
+        template_length = 0
+        for piece in self._pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif _PROMPT not in piece:
+                ids += self._plain(piece)
+            else:
+                template_length = len(ids) + len(self._plain(piece.split(_PROMPT)[0]))
+                for part in split_words(piece.replace(_PROMPT, prompt), new):
+                    if part in new:
+                        found += [(len(ids) + k, part, k) for k in range(new[part])]
+                        ids += [self.known + list(new).index(part)] * new[part]
+                    else:
+                        ids += self._plain(part)
+        text = self.template.replace("{}", prompt)
+        return TokenizedPrompt(text, tuple(ids), tuple(found), template_length)
+
+    def _plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+
+def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """`text` cut at every occurrence of a word, words kept; the longest word wins."""
+    if not words:
+        return [text]
+    longest_first = sorted(words, key=len, reverse=True)
+    return [part for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if part]

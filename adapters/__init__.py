@@ -1,0 +1,1 @@
+"""What is laid over a base: LoRA, placeholder, and the archive that carries them."""

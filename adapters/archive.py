@@ -1,0 +1,260 @@
+"""weights.zip: what a training leaves behind, and the one thing a prediction needs.
+
+    lora/lora_weights.safetensors        the LoRA (`adapters.lora_file`)
+    embeddings/placeholder.safetensors   one tensor, named as the token, [vectors, hidden] float32;
+                                         only when a placeholder was trained
+    meta.json                            how it was made
+
+Members are stored, not deflated: weights hardly shrink, and deflating them takes seconds.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import save
+
+from adapters.factors import Factors, rank_of
+from adapters.lora_file import BrokenLora, lora_bytes, parse_lora, read_tensors
+from adapters.placeholder import Placeholder, PlaceholderError, check_token
+
+FORMAT_VERSION = 1
+LORA = "lora/lora_weights.safetensors"
+PLACEHOLDER = "embeddings/placeholder.safetensors"
+META = "meta.json"
+
+MAX_MEMBERS = 1000
+MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
+MAX_META_BYTES = 16 << 20
+
+
+class BrokenArchive(ValueError):
+    """Weights that are damaged, incomplete, or of an unknown kind."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The content of a weights.zip."""
+
+    factors: Factors
+    placeholder: Placeholder | None
+    meta: dict[str, Any]
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of the base it was trained on; None where the file does not say."""
+        return self.meta.get("base_model")
+
+
+def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
+    """Writes weights.zip atomically: the path holds the whole archive or what it held before."""
+    path = Path(path)
+    meta = {"format_version": FORMAT_VERSION, **archive.meta}
+    header = {
+        f"zeroprior.{key}": str(meta[key])
+        for key in ("base_model", "training_mode", "placeholder_token", "steps")
+        if key in meta
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
+                zipped.writestr(LORA, lora_bytes(archive.factors, header))
+                if archive.placeholder is not None:
+                    token, vectors = archive.placeholder.token, archive.placeholder.vectors
+                    tensor = vectors.detach().float().cpu().contiguous()
+                    zipped.writestr(PLACEHOLDER, save({token: tensor}))
+                zipped.writestr(META, json.dumps(meta, indent=2, sort_keys=True))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return path
+
+
+def read_archive(path: str | PathLike[str]) -> Archive:
+    """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
+
+    The kind is found by content, never by name. An archive whose LoRA lies elsewhere is taken as
+    long as it holds exactly one other `.safetensors`. Raises `BrokenArchive` with the reason;
+    nothing is unpacked but the members that are read, and those go into a temporary folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BrokenArchive(f"{path}: no such file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as zipped:
+                return _read_members(_ZipMembers(zipped), path.name)
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as tarred:
+                return _read_members(_TarMembers(tarred), path.name)
+        tensors, metadata = read_tensors(path, path.name)
+        factors = parse_lora(tensors, metadata, path.name)
+        ours = {k.removeprefix("zeroprior."): v for k, v in metadata.items() if "zeroprior." in k}
+        return Archive(factors, None, {**ours, "rank": rank_of(factors)})
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
+    except (BrokenLora, PlaceholderError) as error:
+        raise BrokenArchive(str(error)) from error
+
+
+def read_loose(lora: str | PathLike[str], token: str) -> Archive:
+    """A bare LoRA file with the placeholder that lies beside it, as in an unpacked weights.zip.
+
+    The embedding is looked for as `placeholder.safetensors` beside the LoRA and as
+    `../embeddings/placeholder.safetensors`. Raises `BrokenArchive` where it is neither, or holds
+    another token.
+    """
+    archive = read_archive(lora)
+    folder = Path(lora).parent
+    name = Path(PLACEHOLDER).name
+    places = [folder / name, folder.parent / PLACEHOLDER]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        looked = " nor ".join(map(str, places))
+        raise BrokenArchive(
+            f"the embedding of {token} is neither {looked}; give the weights.zip, which holds it"
+        )
+    try:
+        placeholder = _parse_placeholder(read_tensors(file, str(file))[0], str(file))
+    except (BrokenLora, PlaceholderError) as error:
+        raise BrokenArchive(str(error)) from error
+    if placeholder.token != token:
+        raise BrokenArchive(f"{file} holds the placeholder {placeholder.token!r}, not {token!r}")
+    return Archive(archive.factors, placeholder, archive.meta)
+
+
+def content_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _ZipMembers:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.sizes = {info.filename: info.file_size for info in archive.infolist()}
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.archive.open(name)
+
+
+class _TarMembers:
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self.archive = archive
+        self.sizes: dict[str, int] = {}
+        for info in archive:
+            if len(self.sizes) > MAX_MEMBERS:
+                break
+            if info.isfile():
+                self.sizes[info.name.removeprefix("./")] = info.size
+        self._names = {info.name.removeprefix("./"): info for info in archive.getmembers()}
+
+    def open(self, name: str) -> IO[bytes]:
+        opened = self.archive.extractfile(self._names[name])
+        assert opened is not None
+        return opened
+
+
+def _read_members(members: _ZipMembers | _TarMembers, source: str) -> Archive:
+    if len(members.sizes) > MAX_MEMBERS:
+        raise BrokenArchive(f"{source} has more than {MAX_MEMBERS} members; it is no weights.zip")
+    meta = _read_meta(members, source)
+    lora_name = _lora_member(members, source)
+    with _unpacked(members, lora_name, source) as file:
+        tensors, metadata = read_tensors(file, f"{source}: {lora_name}")
+        factors = parse_lora(tensors, metadata, f"{source}: {lora_name}")
+    placeholder = None
+    if PLACEHOLDER in members.sizes:
+        with _unpacked(members, PLACEHOLDER, source) as file:
+            tensors, _ = read_tensors(file, f"{source}: {PLACEHOLDER}")
+        placeholder = _parse_placeholder(tensors, f"{source}: {PLACEHOLDER}")
+    expected = meta.get("placeholder_token")
+    found = placeholder.token if placeholder else None
+    if meta.get("train_placeholder_token") and placeholder is None:
+        raise BrokenArchive(
+            f"{source}: {META} names the placeholder {expected!r}, but {PLACEHOLDER} is missing"
+        )
+    if expected is not None and found is not None and expected != found:
+        raise BrokenArchive(
+            f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
+        )
+    return Archive(factors, placeholder, meta)
+
+
+def _read_meta(members: _ZipMembers | _TarMembers, source: str) -> dict[str, Any]:
+    if META not in members.sizes:
+        return {}
+    if members.sizes[META] > MAX_META_BYTES:
+        raise BrokenArchive(f"{source}: {META} has {members.sizes[META]:,} bytes; it is damaged")
+    with members.open(META) as file:
+        text = file.read(MAX_META_BYTES + 1)
+    try:
+        meta = json.loads(text)
+    except ValueError as error:
+        raise BrokenArchive(f"{source}: {META} is not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise BrokenArchive(f"{source}: {META} is not a JSON object")
+    version = meta.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise BrokenArchive(
+            f"{source}: format version {version!r} is unknown (this is version {FORMAT_VERSION}); "
+            "update zeroprior, or train again"
+        )
+    return meta
+
+
+def _lora_member(members: _ZipMembers | _TarMembers, source: str) -> str:
+    if LORA in members.sizes:
+        return LORA
+    others = [
+        name for name in members.sizes if name.endswith(".safetensors") and name != PLACEHOLDER
+    ]
+    if len(others) == 1:
+        return others[0]
+    found = ", ".join(others[:5]) or "none"
+    raise BrokenArchive(
+        f"{source}: expected {LORA} or exactly one other .safetensors, found {found}"
+    )
+
+
+@contextmanager
+def _unpacked(members: _ZipMembers | _TarMembers, name: str, source: str) -> Iterator[Path]:
+    """One member as a file of its own, for as long as it is read."""
+    size = members.sizes[name]
+    if size > MAX_BYTES:
+        raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the most")
+    with tempfile.TemporaryDirectory(prefix="zeroprior-") as folder:
+        file = Path(folder) / "member"
+        left = size  # the size its directory states bounds what is written, whatever the data says
+        with members.open(name) as packed, file.open("wb") as unpacked:
+            while block := packed.read(min(left, 1 << 20)):
+                unpacked.write(block)
+                left -= len(block)
+        yield file
+
+
+def _parse_placeholder(tensors: dict[str, torch.Tensor], source: str) -> Placeholder:
+    if len(tensors) != 1:
+        raise BrokenArchive(f"{source} holds {len(tensors)} tensors; one is expected")
+    token, vectors = next(iter(tensors.items()))
+    if vectors.ndim != 2 or not len(vectors):
+        raise BrokenArchive(f"{source}: shape {tuple(vectors.shape)} is not [vectors, hidden]")
+    if not vectors.isfinite().all():
+        raise BrokenArchive(f"{source} holds NaN or infinity")
+    check_token(token)
+    return Placeholder(token, vectors.float())

@@ -1,0 +1,49 @@
+"""LoRA factors: what a LoRA is between its training, its file and its use.
+
+A LoRA changes a linear layer's weight W [out, in] by dW = B @ A. `Factors` maps the layer's name
+in the transformer to (A [rank, in], B [out, rank]); a scale other than 1 (alpha / rank) is already
+multiplied into B.
+"""
+
+from torch import Tensor, nn
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+class LoraMismatch(ValueError):
+    """LoRA factors that do not belong to this transformer."""
+
+
+def rank_of(factors: Factors) -> int:
+    """The largest rank among the layers."""
+    return max(down.shape[0] for down, _ in factors.values())
+
+
+def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name: str) -> None:
+    """Raises `LoraMismatch` unless every factor has its layer, of its size, in the transformer."""
+    layers = {name: module for name, module in transformer.named_modules() if _has_matrix(module)}
+    absent = [name for name in factors if name not in layers]
+    if absent:
+        raise LoraMismatch(
+            f"{source}: {len(absent)} of {len(factors)} layers do not exist in {base_name}: "
+            f"{_shown(absent)}; the LoRA was made for another model"
+        )
+    odd = []
+    for name, (down, up) in factors.items():
+        shape = tuple(layers[name].weight.shape)
+        if (up.shape[0], down.shape[1]) != shape:
+            odd.append(f"{name} (LoRA {up.shape[0]}x{down.shape[1]}, model {shape[0]}x{shape[1]})")
+    if odd:
+        raise LoraMismatch(
+            f"{source}: {len(odd)} of {len(factors)} layers have another size in {base_name}: "
+            f"{_shown(odd)}; the LoRA was made for another size of the model"
+        )
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

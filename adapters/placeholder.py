@@ -1,0 +1,95 @@
+"""The placeholder: a new word with an embedding of its own and no prior.
+
+The word never enters the tokenizer or the embedding matrix. Its rows are one float32 parameter
+that takes the place of the word's positions in `inputs_embeds` (`families.family`), so only they
+can change, and there is nothing to undo.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from families.tokens import PromptTokenizer
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH = 64  # characters
+
+
+class PlaceholderError(ValueError):
+    """A placeholder token that cannot be a new word."""
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """A new word and its embedding rows [vectors, hidden], float32."""
+
+    token: str
+    vectors: Tensor
+
+    @classmethod
+    def create(cls, token: str, width: int, std: float, seed: int) -> "Placeholder":
+        """One trainable row, normal with `std` (0 gives exact zeros), drawn from `seed` alone."""
+        start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * std
+        return cls(token, nn.Parameter(start))
+
+    def norm(self) -> float:
+        """Largest Euclidean norm among the rows."""
+        return self.vectors.detach().norm(dim=1).max().item()
+
+    def detached(self) -> "Placeholder":
+        """A copy on the CPU that no training reaches."""
+        return Placeholder(self.token, self.vectors.detach().float().cpu().clone())
+
+
+def check_token(token: str, prompts: PromptTokenizer | None = None) -> None:
+    """Raises `PlaceholderError` for a token that cannot be a new word.
+
+    Without `prompts` only its spelling is checked, which needs no model. A token without angle
+    brackets is allowed, with a warning in the log.
+    """
+    if not token:
+        raise PlaceholderError("placeholder_token is empty; give it a name such as <zwx>")
+    if any(character.isspace() for character in token):
+        raise PlaceholderError(
+            f"placeholder_token {token!r} holds white space; use one word such as <zwx>"
+        )
+    if not token.isprintable():
+        raise PlaceholderError(f"placeholder_token {token!r} holds characters that do not print")
+    if len(token) > MAX_LENGTH:
+        raise PlaceholderError(
+            f"placeholder_token has {len(token)} characters; {MAX_LENGTH} is the most"
+        )
+    if token == "TOK":
+        raise PlaceholderError("placeholder_token TOK stands for the subject in captions already")
+    if prompts is not None:
+        _check_against(token, prompts)
+        if not (token.startswith("<") and token.endswith(">")):
+            log.warning(
+                "placeholder_token %r has no angle brackets: it will be found inside other words "
+                "too; <%s> is safer",
+                token,
+                token,
+            )
+
+
+def _check_against(token: str, prompts: PromptTokenizer) -> None:
+    tokenizer = prompts.tokenizer
+    for special in tokenizer.get_added_vocab():
+        if token in special or special in token:
+            raise PlaceholderError(
+                f"placeholder_token {token!r} collides with the model's token {special!r}; "
+                "choose another word"
+            )
+    if token in prompts.template:
+        raise PlaceholderError(
+            f"placeholder_token {token!r} is part of the template around every prompt; "
+            "choose another word"
+        )
+    if len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1:
+        raise PlaceholderError(
+            f"placeholder_token {token!r} is a word the tokenizer already knows, with a meaning "
+            "of its own; choose one it does not, such as <zwx>"
+        )

@@ -1,0 +1,1 @@
+"""An adapter and a prompt in, images out."""

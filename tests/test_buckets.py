@@ -1,0 +1,121 @@
+"""Pictures of every shape find a size that the base can take, with little cut away."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.buckets import (
+    Bucket,
+    buckets_for,
+    fit,
+    nearest_bucket,
+    parse_resolutions,
+    warn_upscaled,
+)
+from trainer.dataset import Example
+
+
+@pytest.mark.parametrize(
+    ("resolution", "multiple"), [(64, 8), (64, 16), (512, 16), (1000, 16), (1328, 16), (1024, 32)]
+)
+def test_buckets_keep_to_the_area_the_multiple_and_the_ratios(resolution, multiple):
+    buckets = buckets_for(resolution, multiple)
+    edge = resolution // multiple * multiple
+
+    assert Bucket(edge, edge) in buckets
+    for bucket in buckets:
+        assert bucket.width % multiple == bucket.height % multiple == 0
+        assert 0.85 * edge**2 <= bucket.width * bucket.height <= resolution**2
+        assert 1 / 2.2 <= bucket.width / bucket.height <= 2.2
+        assert Bucket(bucket.height, bucket.width) in buckets
+
+
+def test_even_the_miniature_has_landscape_square_and_portrait():
+    assert buckets_for(64, 16) == (Bucket(48, 80), Bucket(64, 64), Bucket(80, 48))
+    assert len(buckets_for(64, 8)) == 5
+
+
+def test_a_resolution_below_the_bases_smallest_is_refused():
+    with pytest.raises(ValueError, match="resolution 16 is too small .* use 32 or more"):
+        buckets_for(16, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((4000, 3000), Bucket(1184, 880)),
+        ((3000, 4000), Bucket(880, 1184)),
+        ((6000, 4000), Bucket(1248, 832)),
+        ((1080, 1920), Bucket(768, 1360)),
+        ((500, 500), Bucket(1024, 1024)),
+        ((8000, 1000), Bucket(1456, 720)),
+    ],
+)
+def test_common_photo_shapes_find_a_bucket_of_their_own(size, bucket):
+    assert nearest_bucket(*size, resolution=1024, multiple=16) == bucket
+
+
+def test_fit_cuts_the_sides_evenly_and_keeps_the_scale():
+    # A white band in the middle half of a 2:1 picture is exactly what a square bucket shows.
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 50:150] = 255
+    picture_CHW = fit(Image.fromarray(pixels), Bucket(64, 64))
+
+    assert picture_CHW.shape == (3, 64, 64)
+    assert picture_CHW.dtype == torch.float32
+    assert picture_CHW.is_contiguous()
+    assert picture_CHW.min() > 0.9  # the filter reaches a little over the cut
+
+    whole_CHW = fit(Image.fromarray(pixels), Bucket(80, 48))
+    assert whole_CHW.shape == (3, 48, 80)
+    assert whole_CHW.min() == -1.0
+    assert torch.equal(whole_CHW, whole_CHW.flip(2))
+
+
+def test_fine_stripes_become_grey_not_moire():
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    inside_CHW = fit(Image.fromarray(stripes), Bucket(64, 64))[:, 4:-4, 4:-4]
+    assert inside_CHW.abs().max() < 0.05
+
+
+def test_small_pictures_are_named_once_with_their_factor(caplog):
+    examples = [
+        Example("big.jpg", "", 1600, 1200, b""),
+        Example("small.jpg", "", 512, 512, b""),
+        Example("wide.png", "", 680, 384, b""),
+    ]
+    with caplog.at_level(logging.WARNING):
+        warn_upscaled(examples, resolution=1024, multiple=16)
+    (record,) = caplog.records
+    assert "2 of 3 images" in record.message
+    assert "small.jpg (512x512, 2.00x), wide.png (680x384, 2.00x)" in record.message
+
+    caplog.clear()
+    warn_upscaled(examples, resolution=256, multiple=16)
+    assert not caplog.records
+
+
+def test_resolutions_are_read_from_text():
+    assert parse_resolutions("512") == (512,)
+    assert parse_resolutions(" 1024, 512,768,512 ") == (512, 768, 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not understood"),
+        ("512,", "not understood"),
+        ("512x512", "not understood"),
+        ("-512", "not understood"),
+        ("9" * 5000, "not understood"),
+        ("8", "resolution 8 is out of range; use 16 to 4096"),
+        ("512,5000", "resolution 5000 is out of range"),
+    ],
+)
+def test_other_resolutions_are_refused(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_resolutions(text)

@@ -1,0 +1,141 @@
+"""Aspect-ratio buckets: the few sizes that pictures are brought to, so that batches share a shape.
+
+Knows sizes and pixels only, nothing of captions, latents or models.
+"""
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trainer.dataset import Example
+
+log = logging.getLogger(__name__)
+
+# Long side over short side, as cameras, phones and screens make them. Each is used upright too.
+ASPECT_RATIOS = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2)
+
+# A coarse multiple can push a small bucket far from the ratio it was meant for (16x64 for 2:1 of
+# 32 pixels). Past this one it would only cut pictures to strips.
+MAX_BUCKET_RATIO = 2.2
+
+MIN_RESOLUTION, MAX_RESOLUTION = 16, 4096
+
+# Below this factor enlarging is not visible, and every second photo would be named.
+UPSCALING_WORTH_A_WARNING = 1.05
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A size in pixels; both sides are multiples of the base's resolution multiple."""
+
+    width: int
+    height: int
+
+
+@functools.cache
+def buckets_for(resolution: int, multiple: int) -> tuple[Bucket, ...]:
+    """All buckets around `resolution` (edge of the square one, in pixels), sorted.
+
+    Every bucket has at most `resolution`² pixels and sides that are multiples of `multiple`; the
+    ratios run from about 1:2 to 2:1. A resolution between two multiples counts as the lower one.
+    Raises ValueError if it is below the first.
+    """
+    edge = resolution // multiple * multiple
+    if edge <= 0:
+        raise ValueError(
+            f"resolution {resolution} is too small for this base; use {multiple} or more"
+        )
+
+    buckets = set()
+    for ratio in ASPECT_RATIOS:
+        short = max(1, round(edge / math.sqrt(ratio) / multiple)) * multiple
+        long = edge * edge // short // multiple * multiple
+        if long <= short * MAX_BUCKET_RATIO:
+            buckets |= {Bucket(long, short), Bucket(short, long)}
+    return tuple(sorted(buckets))
+
+
+def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> Bucket:
+    """The bucket around `resolution` that cuts least from a picture of `width` x `height`."""
+    log_ratio = math.log(width / height)
+    return min(
+        buckets_for(resolution, multiple),
+        key=lambda bucket: abs(math.log(bucket.width / bucket.height) - log_ratio),
+    )
+
+
+def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
+    """The picture scaled to cover the bucket and cut to its centre.
+
+    Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
+    """
+    # Cutting in source pixels and scaling in one step keeps the exact ratio: scaling first would
+    # round the covering size to whole pixels.
+    scale = _cover(image.width, image.height, bucket)
+    cut_width, cut_height = bucket.width / scale, bucket.height / scale
+    left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
+    box = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + cut_width, image.width),
+        min(top + cut_height, image.height),
+    )
+    fitted = image.convert("RGB").resize(
+        (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
+    )
+    pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def warn_upscaled(examples: Sequence[Example], resolution: int, multiple: int) -> None:
+    """Log one warning that names the pictures which are smaller than their bucket at `resolution`,
+    each with the factor by which it will be enlarged. Silent when there are none."""
+    enlarged = []
+    for example in examples:
+        bucket = nearest_bucket(example.width, example.height, resolution, multiple)
+        factor = _cover(example.width, example.height, bucket)
+        if factor > UPSCALING_WORTH_A_WARNING:
+            enlarged.append(f"{example.name} ({example.width}x{example.height}, {factor:.2f}x)")
+    if enlarged:
+        log.warning(
+            "%d of %d images are smaller than resolution %d and will be enlarged: %s; "
+            "use larger originals or a lower resolution, or the result may look soft",
+            len(enlarged),
+            len(examples),
+            resolution,
+            ", ".join(enlarged),
+        )
+
+
+def parse_resolutions(text: str) -> tuple[int, ...]:
+    """The edge lengths, in pixels, that a `resolution` setting names: "512" or "512,768,1024".
+
+    Returns them sorted and each once. Raises ValueError for anything else, and for lengths outside
+    16 to 4096.
+    """
+    edges = set()
+    for part in text.split(","):
+        if not re.fullmatch(r"[0-9]{1,9}", part.strip()):
+            raise ValueError(
+                f"resolution {text[:80]!r} is not understood; "
+                'give an edge length in pixels, like "1024", or several with commas, like "512,768"'
+            )
+        edge = int(part)
+        if not MIN_RESOLUTION <= edge <= MAX_RESOLUTION:
+            raise ValueError(
+                f"resolution {edge} is out of range; use {MIN_RESOLUTION} to {MAX_RESOLUTION}"
+            )
+        edges.add(edge)
+    return tuple(sorted(edges))
+
+
+def _cover(width: int, height: int, bucket: Bucket) -> float:
+    """The factor that makes `width` x `height` just cover the bucket."""
+    return max(bucket.width / width, bucket.height / height)

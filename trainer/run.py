@@ -1,0 +1,144 @@
+"""One training from settings to weights.zip: the story of `trainer`, in order."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.archive import Archive, write_archive
+from adapters.lora import Lora
+from adapters.placeholder import Placeholder, check_token
+from families.family import Family
+from families.loading import load_family
+from inference.engine import Engine
+from inference.images import save_images
+from inference.request import Request
+from trainer import meta
+from trainer.dataset import Example, read_dataset
+from trainer.features import Captions, encode_pictures
+from trainer.loop import Loop, Report
+from trainer.settings import Settings, settle
+from trainer.zero_prior import ZeroPriorProof
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.zip"
+
+
+def train_from_inputs(report: Report | None = None, **inputs: Any) -> Path:
+    """Trains with the inputs of the Cog face, None standing for what was left out."""
+    return train(settle(**inputs), report)
+
+
+def train(settings: Settings, report: Report | None = None) -> Path:
+    """Trains and returns the path of the finished weights.zip, which appears all at once.
+
+    Everything that can be wrong with settings and data is found before a model is loaded.
+    """
+    # What can be checked without a model.
+    examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
+    folder = settings.output_dir or _output_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    family = load_family(settings.base)
+    if settings.subject is not None:
+        check_token(settings.subject, family.prompts)
+    _introduce(settings, examples, family)
+
+    # Encode, once.
+    samples = encode_pictures(family, examples, settings)
+    placeholder, proof = None, None
+    if settings.subject is not None:
+        placeholder = _new_placeholder(settings, family)
+        proof = ZeroPriorProof(family, placeholder)
+        log.info(
+            "%s is token %d, norm %.3g at the start",
+            *(placeholder.token, proof.token_id, proof.norm_start),
+        )
+    vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+    captions = Captions(family, [sample.caption for sample in samples], vectors)
+
+    # Train.
+    transformer = family.transformer
+    if settings.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    lora = Lora(transformer, family.lora_targets(), settings.rank, settings.seed)
+    log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
+    trained = Loop(family, settings, samples, captions, lora, placeholder).run(report)
+
+    # Prove and write.
+    zero_prior = proof.result(trained.placeholder_gradient) if proof is not None else None
+    if zero_prior is not None:
+        log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
+    archive = Archive(
+        lora.factors(),
+        placeholder.detached() if placeholder is not None else None,
+        meta.describe(settings, examples, trained, zero_prior),
+    )
+    path = write_archive(archive, folder / WEIGHTS)
+    log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    family.release("transformer", "text_encoder", "vae")
+    _draw_samples(settings, path)
+    return path
+
+
+def _new_placeholder(settings: Settings, family: Family) -> Placeholder:
+    placeholder = Placeholder.create(
+        settings.placeholder_token, family.text_width, settings.placeholder_init_std, settings.seed
+    )
+    rows = torch.nn.Parameter(placeholder.vectors.detach().to(family.device))
+    return Placeholder(placeholder.token, rows)
+
+
+def _output_folder() -> Path:
+    """`outputs/` in the working folder where that can be written, else a temporary folder."""
+    folder = Path("outputs")
+    writable = os.access(folder if folder.exists() else Path.cwd(), os.W_OK)
+    return folder if writable else Path(tempfile.mkdtemp(prefix="zeroprior-training-"))
+
+
+def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
+    """Says what is about to happen."""
+    log.info(
+        "training on %s: %d pictures, %s, %d steps of %d, seed %d",
+        *(settings.base.hub_id, len(examples), settings.training_mode),
+        *(settings.steps, settings.batch_size, settings.seed),
+    )
+    if settings.base.distilled:
+        log.warning(
+            "%s is distilled to %d steps; long training without a training adapter blurs its "
+            "few-step pictures",
+            *(settings.base.name, settings.base.inference_steps),
+        )
+    if settings.log_prompt_ids:
+        distinct = dict.fromkeys(each.caption for each in examples)
+        log_prompt_ids(family, list(distinct), settings.subject)
+
+
+def log_prompt_ids(family: Family, captions: Sequence[str], subject: str | None) -> None:
+    """Prints how each caption is tokenised, where the placeholder sits, and the template."""
+    log.info("template: %r", family.prompts.template)
+    for caption in captions:
+        rows = {subject: torch.zeros(1, 1)} if subject is not None else {}
+        tokenized = family.tokenize(caption, rows)
+        places = [position for position, _, _ in tokenized.new]
+        log.info("prompt: %r", caption)
+        log.info("  text: %r", tokenized.text)
+        log.info("  ids: %s", list(tokenized.ids))
+        log.info("  %s at: %s", subject or "no placeholder", places)
+
+
+def _draw_samples(settings: Settings, weights: Path) -> None:
+    """Draws the sample prompts with the finished archive, as a prediction would."""
+    if not settings.sample_prompts:
+        return
+    engine = Engine()
+    archive = engine.read(weights)
+    for number, prompt in enumerate(settings.sample_prompts):
+        options = {"seed": settings.seed, **settings.sample_options}
+        images = engine.draw(Request(prompt=prompt, **options), archive, settings.base.hub_id)
+        saved = save_images(images, weights.parent / "samples" / f"{number:02d}")
+        log.info("drew %r: %s", prompt, ", ".join(map(str, saved)))

@@ -1,0 +1,68 @@
+"""Proof of zero prior: what was new is new, what was known is untouched."""
+
+import torch
+from torch import Tensor, nn
+
+from adapters.placeholder import Placeholder
+from families.family import Family
+
+
+class ZeroPriorBroken(RuntimeError):
+    """A training that did not keep the promise of a placeholder without prior."""
+
+
+class ZeroPriorProof:
+    """Remembers the text encoder and the placeholder as they were before training."""
+
+    def __init__(self, family: Family, placeholder: Placeholder) -> None:
+        self.family, self.placeholder = family, placeholder
+        self.token_id = family.prompts.known  # the id a registered token would get
+        self.norm_start = placeholder.norm()
+        self._before = fingerprint(family.text_encoder)
+
+    def result(self, largest_gradient: float) -> dict[str, float]:
+        """The facts for the log and `meta.json`, once training is over.
+
+        `largest_gradient` is the largest norm of the placeholder's gradient in any step. Raises
+        `ZeroPriorBroken` if it was zero, or if any bit of the text encoder changed, its embedding
+        matrix included.
+        """
+        after = fingerprint(self.family.text_encoder)
+        changed = [name for name, value in after.items() if self._before[name] != value]
+        if changed:
+            raise ZeroPriorBroken(
+                f"the text encoder changed in {len(changed)} tensors ({', '.join(changed[:3])})"
+            )
+        if not largest_gradient > 0:
+            raise ZeroPriorBroken(
+                f"the gradient of {self.placeholder.token} was zero in every step; is it within "
+                f"the first {self.family.max_text_tokens} tokens of the captions, and "
+                "caption_dropout below 1?"
+            )
+        return {
+            "placeholder_token_id": self.token_id,
+            "norm_start": self.norm_start,
+            "norm_end": self.placeholder.norm(),
+            "largest_gradient_norm": largest_gradient,
+            "text_encoder_tensors_unchanged": len(after),
+        }
+
+
+def fingerprint(module: nn.Module) -> dict[str, int]:
+    """A 64-bit sum over the bits of every tensor, weighted by position.
+
+    Runs where the weights lie, at memory speed; any single changed bit changes it.
+    """
+    return {name: _bit_sum(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _bit_sum(tensor: Tensor, chunk: int = 1 << 24) -> int:
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.detach().contiguous().view(integers[tensor.element_size()]).flatten()
+    total = 0
+    for start in range(0, len(bits), chunk):
+        part = bits[start : start + chunk].to(torch.int64)
+        # Odd weights are invertible modulo 2^64, where both sums wrap: no bit is lost.
+        weight = torch.arange(start + 1, start + 1 + len(part), device=part.device) * 2 - 1
+        total += int((part * weight).sum().item())
+    return total

@@ -1,0 +1,56 @@
+"""The Cog face of prediction: a prompt and optional trained weights in, pictures out.
+
+Cog reads the inputs below at build time without running this file: every default, bound and
+description is a literal, on purpose. All behaviour is in `inference`.
+"""
+
+from typing import List, Optional
+
+from cog import BasePredictor, Input, Path
+
+from serving.inputs import logged, metric, plain
+
+BASE_MODELS = [
+    "auto",
+    "qwen-image",
+    "qwen-image-2512",
+    "z-image-turbo",
+    "z-image",
+    "z-image-de-turbo",
+    "miniature-turbo",
+    "miniature",
+]
+
+
+class Predictor(BasePredictor):
+    def setup(self) -> None:
+        """Load the base model, so that the first request is as fast as the next."""
+        with logged():
+            from inference.engine import Engine
+
+            self.engine = Engine()
+            self.engine.warm_up()
+
+    # fmt: off
+    def predict(
+        self,
+        prompt: str = Input(description="What to draw. Use the trained word, such as <zwx>, for your subject."),
+        negative_prompt: str = Input(description="What to keep out of the picture. Only models with guidance above 1 read it.", default=""),
+        replicate_weights: Optional[Path] = Input(description="weights.zip of a training. Empty: the base model as it is.", default=None),
+        lora_scale: float = Input(description="Strength of the trained LoRA. 1 is as trained, 0 is off.", default=1.0, ge=-3, le=3),
+        base_model: str = Input(description="Model to draw with. auto takes the one the weights were trained on.", default="auto", choices=BASE_MODELS),
+        width: Optional[int] = Input(description="Width in pixels, together with height. Empty: from aspect_ratio.", default=None, ge=32, le=2048),
+        height: Optional[int] = Input(description="Height in pixels, together with width. Empty: from aspect_ratio.", default=None, ge=32, le=2048),
+        aspect_ratio: str = Input(description="Shape of the picture at the model's own resolution, unless width and height are given.", default="1:1", choices=["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9", "9:21"]),
+        num_outputs: int = Input(description="Number of pictures. Picture n uses the seed plus n.", default=1, ge=1, le=8),
+        num_inference_steps: Optional[int] = Input(description="Denoising steps. Empty: what suits the model (8 for turbo models).", default=None, ge=1, le=200),
+        guidance_scale: Optional[float] = Input(description="How closely to follow the prompt; 1 is off. Empty: what suits the model (off for turbo models).", default=None, ge=1, le=20),
+        seed: Optional[int] = Input(description="The same seed and inputs give the same pictures. Empty: drawn at random and written to the log.", default=None, ge=0),
+        output_format: str = Input(description="File format of the pictures.", default="webp", choices=["webp", "jpg", "png"]),
+        output_quality: int = Input(description="Quality of webp and jpg files, from 1 to 100.", default=90, ge=1, le=100),
+    ) -> List[Path]:
+        """Draw pictures of a prompt, with trained weights laid over the base for this request."""
+        inputs = plain(locals())
+        with logged():
+            return [Path(path) for path in self.engine.predict(metric, **inputs)]
+    # fmt: on

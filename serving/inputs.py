@@ -1,0 +1,43 @@
+"""What both Cog faces need around their one call."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cog import FieldInfo, current_scope
+
+
+def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a face as plain values, `self` left out.
+
+    A face that is called as plain Python sees Cog's `FieldInfo` object in place of every input
+    that was left out; its default is what the caller meant.
+    """
+    return {
+        name: value.default if isinstance(value, FieldInfo) else value
+        for name, value in inputs.items()
+        if name != "self"
+    }
+
+
+def metric(name: str, value: float) -> None:
+    """Records a metric of the running prediction or training; outside of one it does nothing."""
+    current_scope().record_metric(name, value)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Sends the log of the one call, and the traceback of its failure, to standard output.
+
+    The runtime collects what is printed; of a failure it shows only the last line by itself.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        yield
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+        sys.stdout.flush()
+        raise

@@ -1,0 +1,109 @@
+"""What the tests share: a vault of small models, the real tokenizers, real photographs.
+
+Nothing here or in any test reaches beyond this machine.
+"""
+
+import importlib.util
+import io
+import os
+import shutil
+import socket
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
+
+# huggingface_hub reads it once, when it is imported; so fixtures import the libraries late.
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(2)
+
+# Photographs inside scikit-image's wheel, all in the public domain (NASA, SpaceX, S. van der Walt)
+# or CC0 (L. Varshney, R. Michetti, S. van der Walt), and their captions; None: no .txt beside it.
+PHOTOS = {
+    "astronaut.png": "a photo of TOK, an astronaut in an orange suit, smiling",
+    "camera.png": "a photo of TOK, a man behind a camera on a tripod",  # greyscale
+    "chelsea.png": "a photo of TOK, a tabby cat",
+    "coffee.png": "a photo of TOK, a cup of coffee on a wooden table",
+    "clock_motion.png": None,  # greyscale
+    "rocket.jpg": None,
+}
+SHORT_SIDE = 256  # pixels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuses connections to other machines, so that no test depends on one unnoticed."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        internet = self.family in (socket.AF_INET, socket.AF_INET6)
+        if internet and address[0] not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+            raise ConnectionRefusedError(f"tests use no network, but one connects to {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        yield
+
+
+@pytest.fixture(scope="session")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `$MODEL_VAULT` of small float32 models, written once. Read it; copy what you change."""
+    from vault.models import write_vault
+
+    folder = write_vault(tmp_path_factory.mktemp("vault"))
+    yield folder
+    shutil.rmtree(folder)  # 150 MB that pytest would keep for three sessions
+
+
+@pytest.fixture
+def use_vault(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The vault, named by `$MODEL_VAULT` for the length of a test."""
+    monkeypatch.setenv("MODEL_VAULT", str(vault))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return vault
+
+
+@pytest.fixture(scope="session")
+def qwen25() -> "Qwen2Tokenizer":
+    """Qwen-Image's tokenizer. Shared: a test that adds tokens builds its own."""
+    from vault.tokenizers import qwen25_tokenizer
+
+    return qwen25_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def qwen3() -> "Qwen2Tokenizer":
+    """Z-Image's tokenizer. Shared: a test that adds tokens builds its own."""
+    from vault.tokenizers import qwen3_tokenizer
+
+    return qwen3_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zip of six photographs, 256 pixels at the short side, four of them with a caption."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "the tests take their photographs from scikit-image: pip install scikit-image"
+        )
+    file = tmp_path_factory.mktemp("photos") / "photos.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, caption in PHOTOS.items():
+            with Image.open(Path(spec.origin).parent / "data" / name) as photo:
+                scale = SHORT_SIDE / min(photo.size)
+                small = ImageOps.scale(photo, scale, resample=Image.Resampling.LANCZOS)
+                encoded = io.BytesIO()
+                small.save(encoded, format=photo.format)
+            archive.writestr(name, encoded.getvalue())
+            if caption is not None:
+                archive.writestr(Path(name).stem + ".txt", caption + "\n")
+    return file

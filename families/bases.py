@@ -147,8 +147,11 @@ def find_base(name: str) -> Base:
         if pipeline not in _BY_PIPELINE_CLASS:
             known_classes = ", ".join(_BY_PIPELINE_CLASS)
             raise UnknownBase(f"{index}: pipeline {pipeline!r} is not one of {known_classes}")
-        row = by_folder_name.get(folder.name, BASES[_BY_PIPELINE_CLASS[pipeline]])
-        return replace(row, hub_id=str(folder), folder=folder, completed_by=None)
+        row = by_folder_name.get(folder.name)
+        if row is not None:  # a copy of a published model: its weights.zip is good anywhere
+            return replace(row, folder=folder)
+        row = BASES[_BY_PIPELINE_CLASS[pipeline]]
+        return replace(row, name=folder.name, hub_id=str(folder), folder=folder)
     near = difflib.get_close_matches(name, [*BASES, *_BY_HUB_ID], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UnknownBase(

@@ -3,10 +3,17 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from families.bases import BASES, Base, UnknownBase, by_hub_id, find_base
-from families.repository import VAULT_PATTERNS
+from families.repository import (
+    COMPONENTS,
+    VAULT_PATTERNS,
+    MissingModel,
+    component_folder,
+    transformer_source,
+)
 
 
 def main() -> None:
@@ -23,7 +30,7 @@ def main() -> None:
     try:
         for hub_id in hub_ids(arguments.names):
             fetch(hub_id, Path(arguments.vault).expanduser())
-    except UnknownBase as error:
+    except (UnknownBase, MissingModel) as error:
         sys.exit(f"error: {error}")
 
 
@@ -40,12 +47,27 @@ def hub_ids(names: list[str]) -> list[str]:
 
 
 def fetch(hub_id: str, vault: Path) -> Path:
-    """Downloads one repository into the vault; what is there already is not fetched again."""
+    """Downloads one base's repository into the vault; what is there already is not fetched again.
+
+    Raises `MissingModel` where the Hub cannot be reached or the repository is not whole.
+    """
     from huggingface_hub import snapshot_download
 
     folder = vault / hub_id
     print(f"{hub_id} -> {folder}")
-    snapshot_download(hub_id, local_dir=folder, allow_patterns=VAULT_PATTERNS)
+    try:
+        snapshot_download(hub_id, local_dir=folder, allow_patterns=VAULT_PATTERNS)
+    except Exception as error:
+        raise MissingModel(
+            f"{hub_id} could not be fetched from the Hub ({type(error).__name__}: {error})"
+        ) from error
+    # Without a network the Hub's client is content with whatever lies in the folder.
+    row = by_hub_id(hub_id)
+    assert row is not None, f"{hub_id} names no base of the table"
+    base = replace(row, hub_id=str(folder), folder=folder)
+    transformer_source(base)
+    for component in () if base.completed_by else COMPONENTS:
+        component_folder(base, component)
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_log
 
 from families.bases import Base
@@ -34,6 +34,7 @@ class Family(ABC):
 
     transformer_class: ClassVar[Any]
     vae_class: ClassVar[Any]
+    text_encoder_class: ClassVar[Any]
     max_text_tokens: ClassVar[int] = 512  # the pipelines' own limit
     empty_prompt: ClassVar[str] = ""  # what no caption and no negative prompt stand for
 
@@ -52,7 +53,7 @@ class Family(ABC):
         source = transformer_source(self.base)
         if source.is_file():
             model = self.transformer_class.from_single_file(
-                str(source), config=str(self._transformer_config()), torch_dtype=self.dtype
+                str(source), config=str(self._transformer_config()), dtype=self.dtype
             )
         else:
             model = _whole(self.transformer_class, source, self.dtype)
@@ -70,7 +71,9 @@ class Family(ABC):
 
         Called with `inputs_embeds`, its `last_hidden_state` is what the transformer reads.
         """
-        model = _whole(AutoModel, component_folder(self.base, "text_encoder"), self.dtype)
+        model = _whole(
+            self.text_encoder_class, component_folder(self.base, "text_encoder"), self.dtype
+        )
         return _frozen(self._reading_part(model), self.device)
 
     def release(self, *names: str) -> None:
@@ -236,7 +239,7 @@ def _whole(model_class: Any, folder: Any, dtype: torch.dtype) -> nn.Module:
     transformers_log.set_verbosity_error()  # its report names weights that we leave out on purpose
     try:
         model, report = model_class.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     finally:
         transformers_log.set_verbosity(level)

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from families.family import Family
 from families.tokens import TokenizedPrompt
@@ -29,6 +30,8 @@ class QwenImage(Family):
 
     transformer_class = QwenImageTransformer2DModel
     vae_class = AutoencoderKLQwenImage
+    # The whole class, because only it reads every key layout its checkpoints were saved in.
+    text_encoder_class = Qwen2_5_VLForConditionalGeneration
     empty_prompt = " "  # as on the model's card
 
     @property
@@ -51,7 +54,7 @@ class QwenImage(Family):
         return TEMPLATE
 
     def _reading_part(self, model: Any) -> nn.Module:
-        return model.language_model  # the vision tower is never run
+        return model.model.language_model  # vision tower and vocabulary head are never run
 
     def _first_feature(self, prompt: TokenizedPrompt) -> int:
         return prompt.template_length

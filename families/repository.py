@@ -4,17 +4,23 @@ One rule for all: `component_folder` answers with a local folder in the Hub's ow
 fetches from the Hub only what is nowhere on this machine.
 """
 
+import json
 import os
 from pathlib import Path
 
 from families.bases import Base, by_hub_id
 
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
+
 # What a base's repository holds that we read; sample pictures and other formats stay on the Hub.
 VAULT_PATTERNS = [
     "model_index.json",
     "*.safetensors",
-    *(f"{part}/*" for part in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")),
+    *(f"{part}/*" for part in (*COMPONENTS, "transformer")),
 ]
+
+# The file that says what a component is; the others have a config.json.
+_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
 
 class MissingModel(RuntimeError):
@@ -35,23 +41,19 @@ def vault() -> Path | None:
 def component_folder(base: Base, component: str) -> Path:
     """The local folder of one component (`transformer`, `vae`, …) of a base.
 
-    A repository that lacks the component is completed by `base.completed_by`. Raises
-    `MissingModel` with what was looked for and where.
+    A repository that lacks the component is completed by `base.completed_by`. Of `transformer`
+    only the config is sure to lie there: see `transformer_source`. Raises `MissingModel` with
+    what was looked for and where.
     """
     own = _local(base)
-    if own is not None and not (own / component).is_dir() and base.completed_by:
-        other = by_hub_id(base.completed_by)
-        assert other is not None, f"{base.name}: completed_by names no base of the table"
-        return component_folder(other, component)
-    if own is not None:
-        if (own / component).is_dir():
-            return own / component
-        raise MissingModel(f"{own} has no folder {component!r}; complete it or remove it")
-    if base.completed_by and component != "transformer":
-        other = by_hub_id(base.completed_by)
-        assert other is not None, f"{base.name}: completed_by names no base of the table"
-        return component_folder(other, component)
-    return download(base.hub_id, [f"{component}/*"]) / component
+    completes = by_hub_id(base.completed_by) if base.completed_by else None
+    if own is None and (completes is None or component == "transformer"):
+        own = download(base.hub_id, [f"{component}/*"])
+    if own is not None and (own / component).is_dir():
+        return _whole(own / component, weights=component in ("text_encoder", "vae"))
+    if completes is not None:
+        return component_folder(completes, component)
+    raise MissingModel(f"{own} has no folder {component!r}; complete it or remove it")
 
 
 def transformer_source(base: Base) -> Path:
@@ -64,7 +66,7 @@ def transformer_source(base: Base) -> Path:
     if own is None:
         own = download(base.hub_id, ["transformer/*", "*.safetensors"])
     if (own / "transformer").is_dir():
-        return own / "transformer"
+        return _whole(own / "transformer", weights=True)
     files = sorted(own.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
@@ -74,8 +76,25 @@ def transformer_source(base: Base) -> Path:
     )
 
 
+def _whole(folder: Path, weights: bool) -> Path:
+    """The component's folder, if the files it cannot do without lie in it; else `MissingModel`."""
+    needed = [_CONFIGS.get(folder.name, "config.json")]
+    if weights:
+        indices = sorted(folder.glob("*.safetensors.index.json"))
+        for index in indices:
+            needed += sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if not indices and not any(folder.glob("*.safetensors")):
+            needed.append("*.safetensors")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise MissingModel(f"{folder} lacks {', '.join(missing)}; fetch the model again")
+    return folder
+
+
 def _local(base: Base) -> Path | None:
     """The base's folder on this machine, or None where it has to come from the Hub."""
+    if base.folder is not None and by_hub_id(base.hub_id) != base:
+        return base.folder  # not a row of the table: a folder that was asked for by its path
     shelf = vault()
     if shelf is not None and (shelf / base.hub_id).is_dir():
         return shelf / base.hub_id

@@ -6,6 +6,7 @@ tokenised as it would be around a registered `AddedToken` (`lstrip`, `rstrip`, `
 undo afterwards.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,16 @@ class TokenizedPrompt:
     new: tuple[tuple[int, str, int], ...]  # (position in ids, new word, index of its vector)
     template_length: int  # ids before the first that belongs to the prompt
 
-    def holds(self, word: str) -> bool:
-        """Whether the new word occurs in the prompt."""
-        return any(name == word for _, name, _ in self.new)
+    def explain(self) -> str:
+        """Text and ids of the prompt, and where new words sit, on lines of their own."""
+        places = {word: [at for at, name, _ in self.new if name == word] for _, word, _ in self.new}
+        new = "; ".join(f"{word} at {at}" for word, at in places.items()) or "none"
+        return f"  text: {self.text!r}\n  ids: {list(self.ids)}\n  new words: {new}"
+
+
+def ids_wanted() -> bool:
+    """Whether the environment asks to log how prompts are tokenised (LOG_PROMPT_IDS=1)."""
+    return os.environ.get("LOG_PROMPT_IDS", "").lower() in ("1", "true", "yes", "on")
 
 
 class PromptTokenizer:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from torch import Tensor, nn
+from transformers import Qwen3Model
 
 from families.family import Family
 from families.tokens import TokenizedPrompt
@@ -21,6 +22,7 @@ class ZImage(Family):
 
     transformer_class = ZImageTransformer2DModel
     vae_class = AutoencoderKL
+    text_encoder_class = Qwen3Model
     _noise_dtype = torch.float32
 
     @property

@@ -18,7 +18,7 @@ from adapters.overlay import Overlay
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import default_device, default_dtype, load_family
-from families.tokens import split_words
+from families.tokens import ids_wanted, split_words
 from inference.images import fresh_folder, save_images, to_images
 from inference.request import Drawing, Request, settle
 from inference.sampling import sample
@@ -95,6 +95,8 @@ class Engine:
             _check_words(drawing.prompt, archive)
             self._lay(archive, request.lora_scale, family)
             log.info("%s", describe(drawing, base))
+            if ids_wanted():
+                log.info("%s", family.tokenize(drawing.prompt, vectors).explain())
             return draw(family, drawing, vectors)
 
     def _load(self, base: Base) -> Family:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # huggingface_hub reads it once, when it is imported; so fixtures import the libraries late.
 os.environ["HF_HUB_OFFLINE"] = "1"
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
 
 # Photographs inside scikit-image's wheel, all in the public domain (NASA, SpaceX, S. van der Walt)
 # or CC0 (L. Varshney, R. Michetti, S. van der Walt), and their captions; None: no .txt beside it.

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
-from trainer import dataset
+from trainer import dataset, members, pictures
 from trainer.dataset import DatasetError, name_subject, read_dataset
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -178,7 +178,7 @@ def test_every_exif_orientation_is_turned_upright(tmp_path, orientation):
     upright = Image.new("RGB", (64, 32), WHITE)
     upright.paste(RED, (0, 0, 16, 16))
     back = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = upright if back == 1 else upright.transpose(dataset.UPRIGHT[back])
+    stored = upright if back == 1 else upright.transpose(pictures.UPRIGHT[back])
     exif = Image.Exif()
     exif[0x0112] = orientation
 
@@ -528,7 +528,7 @@ def test_limits_on_sums_hold(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "a.zip", {f"{i}.png": picture() for i in range(3)})
     monkeypatch.setattr(dataset, "MAX_TOTAL_PIXELS", 2 * 32 * 24)
     assert "more than 1,536 pixels up to 2.png" in problems_of(path)[0]
-    monkeypatch.setattr(dataset, "MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 10)
     assert "0.png: has more than 10 bytes; save it smaller" in problems_of(path)[0]
 
 

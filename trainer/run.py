@@ -14,6 +14,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder, check_token
 from families.family import Family
 from families.loading import load_family
+from families.tokens import ids_wanted
 from inference.engine import Engine
 from inference.images import save_images
 from inference.request import Request
@@ -113,22 +114,11 @@ def _introduce(settings: Settings, examples: Sequence[Example], family: Family) 
             "few-step pictures",
             *(settings.base.name, settings.base.inference_steps),
         )
-    if settings.log_prompt_ids:
-        distinct = dict.fromkeys(each.caption for each in examples)
-        log_prompt_ids(family, list(distinct), settings.subject)
-
-
-def log_prompt_ids(family: Family, captions: Sequence[str], subject: str | None) -> None:
-    """Prints how each caption is tokenised, where the placeholder sits, and the template."""
-    log.info("template: %r", family.prompts.template)
-    for caption in captions:
-        rows = {subject: torch.zeros(1, 1)} if subject is not None else {}
-        tokenized = family.tokenize(caption, rows)
-        places = [position for position, _, _ in tokenized.new]
-        log.info("prompt: %r", caption)
-        log.info("  text: %r", tokenized.text)
-        log.info("  ids: %s", list(tokenized.ids))
-        log.info("  %s at: %s", subject or "no placeholder", places)
+    if settings.log_prompt_ids or ids_wanted():
+        rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
+        log.info("template around every prompt: %r", family.prompts.template)
+        for caption in dict.fromkeys(example.caption for example in examples):
+            log.info("prompt: %r\n%s", caption, family.tokenize(caption, rows).explain())
 
 
 def _draw_samples(settings: Settings, weights: Path) -> None:

@@ -8,12 +8,14 @@
 Members are stored, not deflated: weights hardly shrink, and deflating them takes seconds.
 """
 
+import errno
 import hashlib
 import json
-import os
+import lzma
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save
 
+from adapters.atomic import atomic_file
 from adapters.factors import Factors, rank_of
 from adapters.lora_file import BrokenLora, lora_bytes, parse_lora, read_tensors
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
@@ -36,6 +39,12 @@ META = "meta.json"
 MAX_MEMBERS = 1000
 MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
 MAX_META_BYTES = 16 << 20
+
+# What the standard library raises over a damaged, encrypted or exotically packed archive.
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, ValueError, RuntimeError),
+)
 
 
 class BrokenArchive(ValueError):
@@ -65,23 +74,13 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         for key in ("base_model", "training_mode", "placeholder_token", "steps")
         if key in meta
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
-                zipped.writestr(LORA, lora_bytes(archive.factors, header))
-                if archive.placeholder is not None:
-                    token, vectors = archive.placeholder.token, archive.placeholder.vectors
-                    tensor = vectors.detach().float().cpu().contiguous()
-                    zipped.writestr(PLACEHOLDER, save({token: tensor}))
-                zipped.writestr(META, json.dumps(meta, indent=2, sort_keys=True))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
+        zipped.writestr(LORA, lora_bytes(archive.factors, header))
+        if archive.placeholder is not None:
+            token, vectors = archive.placeholder.token, archive.placeholder.vectors
+            tensor = vectors.detach().float().cpu().contiguous()
+            zipped.writestr(PLACEHOLDER, save({token: tensor}))
+        zipped.writestr(META, json.dumps(meta, indent=2, sort_keys=True))
     return path
 
 
@@ -96,20 +95,36 @@ def read_archive(path: str | PathLike[str]) -> Archive:
     if not path.is_file():
         raise BrokenArchive(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as zipped:
-                return _read_members(_ZipMembers(zipped), path.name)
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path) as tarred:
-                return _read_members(_TarMembers(tarred), path.name)
-        tensors, metadata = read_tensors(path, path.name)
-        factors = parse_lora(tensors, metadata, path.name)
-        ours = {k.removeprefix("zeroprior."): v for k, v in metadata.items() if "zeroprior." in k}
-        return Archive(factors, None, {**ours, "rank": rank_of(factors)})
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
-    except (BrokenLora, PlaceholderError) as error:
+        return _read(path)
+    except BrokenArchive:
+        raise
+    except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's fault, not the file's
+        raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
+
+
+def _read(path: Path) -> Archive:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
+        with zipfile.ZipFile(path) as zipped:
+            return _read_members(_ZipMembers(zipped), path.name)
+    if start.startswith(b"\x1f\x8b") or tarfile.is_tarfile(path):
+        with tarfile.open(path) as tarred:
+            return _read_members(_TarMembers(tarred), path.name)
+    tensors, metadata = read_tensors(path, path.name)
+    factors = parse_lora(tensors, metadata, path.name)
+    ours = {
+        key.removeprefix("zeroprior."): value
+        for key, value in metadata.items()
+        if key.startswith("zeroprior.")
+    }
+    return Archive(factors, None, {**ours, "rank": rank_of(factors)})
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -131,7 +146,7 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
         )
     try:
         placeholder = _parse_placeholder(read_tensors(file, str(file))[0], str(file))
-    except (BrokenLora, PlaceholderError) as error:
+    except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
     if placeholder.token != token:
         raise BrokenArchive(f"{file} holds the placeholder {placeholder.token!r}, not {token!r}")
@@ -156,16 +171,16 @@ class _ZipMembers:
 class _TarMembers:
     def __init__(self, archive: tarfile.TarFile) -> None:
         self.archive = archive
-        self.sizes: dict[str, int] = {}
+        self._files: dict[str, tarfile.TarInfo] = {}
         for info in archive:
-            if len(self.sizes) > MAX_MEMBERS:
+            if len(self._files) > MAX_MEMBERS:
                 break
             if info.isfile():
-                self.sizes[info.name.removeprefix("./")] = info.size
-        self._names = {info.name.removeprefix("./"): info for info in archive.getmembers()}
+                self._files[info.name.removeprefix("./")] = info
+        self.sizes = {name: info.size for name, info in self._files.items()}
 
     def open(self, name: str) -> IO[bytes]:
-        opened = self.archive.extractfile(self._names[name])
+        opened = self.archive.extractfile(self._files[name])
         assert opened is not None
         return opened
 
@@ -205,7 +220,7 @@ def _read_meta(members: _ZipMembers | _TarMembers, source: str) -> dict[str, Any
         text = file.read(MAX_META_BYTES + 1)
     try:
         meta = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenArchive(f"{source}: {META} is not JSON ({error})") from error
     if not isinstance(meta, dict):
         raise BrokenArchive(f"{source}: {META} is not a JSON object")
@@ -215,6 +230,8 @@ def _read_meta(members: _ZipMembers | _TarMembers, source: str) -> dict[str, Any
             f"{source}: format version {version!r} is unknown (this is version {FORMAT_VERSION}); "
             "update zeroprior, or train again"
         )
+    if not isinstance(meta.get("base_model"), str | None):
+        raise BrokenArchive(f"{source}: {META} has a base_model that is not a name")
     return meta
 
 
@@ -254,7 +271,12 @@ def _parse_placeholder(tensors: dict[str, torch.Tensor], source: str) -> Placeho
     token, vectors = next(iter(tensors.items()))
     if vectors.ndim != 2 or not len(vectors):
         raise BrokenArchive(f"{source}: shape {tuple(vectors.shape)} is not [vectors, hidden]")
+    if not vectors.is_floating_point():
+        raise BrokenArchive(f"{source} holds {vectors.dtype}, not floating point numbers")
     if not vectors.isfinite().all():
         raise BrokenArchive(f"{source} holds NaN or infinity")
-    check_token(token)
-    return Placeholder(token, vectors.float())
+    try:
+        check_token(token)
+    except PlaceholderError as error:
+        raise BrokenArchive(f"{source}: {error}") from error
+    return Placeholder(token, vectors.to(torch.float32, copy=True))

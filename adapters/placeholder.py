@@ -30,10 +30,12 @@ class Placeholder:
     vectors: Tensor
 
     @classmethod
-    def create(cls, token: str, width: int, std: float, seed: int) -> "Placeholder":
+    def create(
+        cls, token: str, width: int, std: float, seed: int, device: torch.device | None = None
+    ) -> "Placeholder":
         """One trainable row, normal with `std` (0 gives exact zeros), drawn from `seed` alone."""
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * std
-        return cls(token, nn.Parameter(start))
+        return cls(token, nn.Parameter(start.to(device)))
 
     def norm(self) -> float:
         """Largest Euclidean norm among the rows."""
@@ -64,6 +66,8 @@ def check_token(token: str, prompts: PromptTokenizer | None = None) -> None:
         )
     if token == "TOK":
         raise PlaceholderError("placeholder_token TOK stands for the subject in captions already")
+    if token == "__metadata__":  # a safetensors file cannot hold a tensor of that name
+        raise PlaceholderError("placeholder_token __metadata__ is reserved; choose another word")
     if prompts is not None:
         _check_against(token, prompts)
         if not (token.startswith("<") and token.endswith(">")):
@@ -88,7 +92,9 @@ def _check_against(token: str, prompts: PromptTokenizer) -> None:
             f"placeholder_token {token!r} is part of the template around every prompt; "
             "choose another word"
         )
-    if len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1:
+    # Words have an id of their own with a space before them, some of them only so.
+    spellings = (token, f" {token}")
+    if any(len(tokenizer(each, add_special_tokens=False)["input_ids"]) == 1 for each in spellings):
         raise PlaceholderError(
             f"placeholder_token {token!r} is a word the tokenizer already knows, with a meaning "
             "of its own; choose one it does not, such as <zwx>"

@@ -9,12 +9,15 @@ Guidance is the usual scale, where 1 is off.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_log
@@ -52,8 +55,8 @@ class Family(ABC):
         """The denoising transformer, frozen, in `dtype`."""
         source = transformer_source(self.base)
         if source.is_file():
-            model = self.transformer_class.from_single_file(
-                str(source), config=str(self._transformer_config()), dtype=self.dtype
+            model = _from_one_file(
+                self.transformer_class, source, self._transformer_config(), self.dtype
             )
         else:
             model = _whole(self.transformer_class, source, self.dtype)
@@ -175,6 +178,8 @@ class Family(ABC):
 
     def sigmas(self, steps: int, width: int, height: int) -> Tensor:
         """steps + 1 noise levels from 1 to 0: the pipeline's grid under the base's scheduler."""
+        if steps == 1:
+            return torch.tensor([1.0, 0.0])  # a terminal shift would divide by zero
         config = self.scheduler.config
         rows, columns = self.latent_size(width, height)
         tokens = rows * columns // self.patch_size**2
@@ -243,14 +248,34 @@ def _whole(model_class: Any, folder: Any, dtype: torch.dtype) -> nn.Module:
         )
     finally:
         transformers_log.set_verbosity(level)
-    missing = sorted(report["missing_keys"])
+    _refuse_missing(report["missing_keys"], folder, type(model))
+    return model
+
+
+def _from_one_file(model_class: Any, file: Path, config: Path, dtype: torch.dtype) -> nn.Module:
+    """Loads a lone checkpoint in the original key layout and refuses one that lacks a weight.
+
+    Raises `MissingModel` naming the missing weights; the library would stop at the first without
+    its name.
+    """
+    single_file: Any = SINGLE_FILE_LOADABLE_CLASSES[model_class.__name__]
+    convert = single_file["checkpoint_mapping_fn"]
+    with torch.device("meta"):
+        expected = set(model_class.from_config(model_class.load_config(config)).state_dict())
+    with torch.device("meta"), safe_open(file, "pt") as opened:
+        found = {key: torch.empty(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    _refuse_missing(expected - set(convert(checkpoint=found)), file, model_class)
+    return model_class.from_single_file(str(file), config=str(config), dtype=dtype)
+
+
+def _refuse_missing(names: Iterable[str], source: Path, model_class: Any) -> None:
+    missing = sorted(names)
     if missing:
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise MissingModel(
-            f"{folder}: {len(missing)} weights of {type(model).__name__} are not in its files "
+            f"{source}: {len(missing)} weights of {model_class.__name__} are not in its files "
             f"({shown}); fetch the model again"
         )
-    return model
 
 
 def _frozen(model: nn.Module, device: torch.device) -> nn.Module:

@@ -75,9 +75,10 @@ class Engine:
         """
         path = Path(str(weights))
         key = content_hash(path) if path.is_file() else ""
-        if self._last_read is None or self._last_read[0] != key:
-            self._last_read = (key, read_archive(path))
-        return self._last_read[1]
+        last = self._last_read  # once: another thread may replace it in between
+        if last is None or last[0] != key:
+            last = self._last_read = (key, read_archive(path))
+        return last[1]
 
     def draw(
         self, request: Request, archive: Archive | None = None, base_model: str = "auto"

@@ -164,6 +164,11 @@ def test_eight_turbo_steps_are_eight_forwards_on_the_published_grid(use_vault: P
     assert family.sigmas(8, 1024, 1024).tolist() == pytest.approx(published, abs=1e-4)
 
 
+def test_one_step_goes_from_noise_to_the_picture(use_vault: Path) -> None:
+    """Qwen-Image's terminal shift would divide by zero there."""
+    assert load_family(BASES["qwen-image"]).sigmas(1, 64, 64).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image"])
 def test_what_is_frozen_gets_no_gradient_and_loads_in_the_asked_type(
     name: str, use_vault: Path

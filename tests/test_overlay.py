@@ -1,0 +1,160 @@
+"""LoRAs are merged exactly as they say, and are gone without a trace afterwards."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.factors import Factors
+from adapters.overlay import Overlay
+from families.bases import BASES
+from families.loading import load_family
+
+TARGETS = [
+    f"layers.{layer}.{linear}"
+    for layer in (0, 1)
+    for linear in ("attention.to_q", "attention.to_out.0", "feed_forward.w1", "feed_forward.w2")
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(vault: Path) -> nn.Module:
+    """Z-Image-Turbo's transformer in bfloat16, where every rounding shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_VAULT", str(vault))
+        base = BASES["z-image-turbo"]
+        return load_family(base, torch.device("cpu"), torch.bfloat16).transformer
+
+
+@pytest.fixture
+def transformer(loaded: nn.Module) -> Iterator[nn.Module]:
+    before = copy_of(loaded)
+    yield loaded
+    loaded.load_state_dict(before)
+
+
+def copy_of(transformer: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+
+
+def differing(transformer: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    state = transformer.state_dict()
+    assert state.keys() == before.keys()
+    return {
+        name.removesuffix(".weight")
+        for name, tensor in state.items()
+        if not torch.equal(tensor, before[name])
+    }
+
+
+def lora(transformer: nn.Module, targets: list[str], rank: int, seed: int) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for target in targets:
+        rows, columns = transformer.get_submodule(target).weight.shape
+        down = torch.randn(rank, columns, generator=generator) / columns**0.5
+        factors[target] = (down, torch.randn(rows, rank, generator=generator) * 0.05)
+    return factors
+
+
+def test_merging_is_the_sum_in_float32_rounded_once(transformer: nn.Module) -> None:
+    before = copy_of(transformer)
+    first, second = lora(transformer, TARGETS, 4, 0), lora(transformer, TARGETS[:3], 2, 1)
+    assert Overlay(transformer).apply([(first, 0.75), (second, -1.5)]) == len(TARGETS)
+    for target in TARGETS:
+        wanted = before[f"{target}.weight"].float()
+        wanted = wanted + 0.75 * (first[target][1] @ first[target][0])
+        if target in second:
+            wanted = wanted + -1.5 * (second[target][1] @ second[target][0])
+        found = transformer.get_submodule(target).weight
+        # The order of a float32 sum may move a value across a rounding boundary, never further.
+        rounded = wanted.bfloat16()
+        assert (found == rounded).float().mean() > 0.999
+        torch.testing.assert_close(found, rounded, rtol=2**-7, atol=1e-6)
+    assert differing(transformer, before) == set(TARGETS)
+
+
+def test_float32_weights_are_merged_to_float32_precision() -> None:
+    linear = nn.Linear(32, 48)
+    before = linear.weight.detach().double()
+    down, up = torch.randn(4, 32), torch.randn(48, 4)
+    Overlay(nn.ModuleDict({"x": linear})).apply([({"x": (down, up)}, 0.3)])
+    wanted = before + 0.3 * (up.double() @ down.double())
+    torch.testing.assert_close(linear.weight.double(), wanted, rtol=0, atol=2e-6)
+
+
+def test_any_sequence_ends_in_the_pristine_bits_and_depends_on_its_last_step_alone(
+    transformer: nn.Module,
+) -> None:
+    before = copy_of(transformer)
+    places = {name: tensor.data_ptr() for name, tensor in transformer.state_dict().items()}
+    chance = random.Random(0)
+    loras = [
+        lora(transformer, chance.sample(TARGETS, chance.randint(1, 8)), chance.choice((1, 4, 8)), n)
+        for n in range(6)
+    ]
+    overlay = Overlay(transformer)
+    for _ in range(60):
+        chosen = [(each, chance.uniform(-2, 2)) for each in chance.sample(loras, 2)]
+        overlay.apply(chosen)
+        if chance.random() < 0.3:
+            overlay.restore()
+            assert differing(transformer, before) == set()
+    overlay.apply([(loras[0], -1.0)])
+    after_all = copy_of(transformer)
+    assert differing(transformer, before) == set(loras[0])
+    overlay.restore()
+    assert differing(transformer, before) == set()
+    Overlay(transformer).apply([(loras[0], -1.0)])
+    assert differing(transformer, after_all) == set()
+    assert places == {name: t.data_ptr() for name, t in transformer.state_dict().items()}
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_failure_in_the_middle_leaves_pristine_weights(
+    there_before: bool, transformer: nn.Module
+) -> None:
+    before = copy_of(transformer)
+    overlay = Overlay(transformer)
+    good = lora(transformer, TARGETS, 4, 0)
+    if there_before:
+        overlay.apply([(good, 1.0)])
+    bad = dict(good)
+    down, up = bad[TARGETS[5]]
+    bad[TARGETS[5]] = (down[:, :-1], up)  # as if it had slipped past the check
+    with pytest.raises(RuntimeError):
+        overlay.apply([(good, 0.5), (bad, 1.0)])
+    assert differing(transformer, before) == set()
+    with pytest.raises(KeyError):
+        overlay.apply([(good | {"layers.9.attention.to_q": good[TARGETS[0]]}, 1.0)])
+    assert differing(transformer, before) == set()
+    overlay.apply([(good, 1.0)])
+    assert differing(transformer, before) == set(TARGETS)
+    overlay.restore()
+    assert differing(transformer, before) == set()
+
+
+def test_scale_zero_touches_nothing(transformer: nn.Module) -> None:
+    before = copy_of(transformer)
+    overlay = Overlay(transformer)
+    some = lora(transformer, TARGETS, 4, 0)
+    assert overlay.apply([(some, 0.0)]) == 0
+    assert differing(transformer, before) == set()
+    overlay.apply([(some, 1.0)])
+    overlay.apply([(some, 0.0)])
+    assert differing(transformer, before) == set()
+
+
+def test_a_lora_and_its_negative_cancel_out(transformer: nn.Module) -> None:
+    """To the last bit of float32, which bfloat16 does not see."""
+    before = copy_of(transformer)
+    some = lora(transformer, TARGETS, 4, 0)
+    Overlay(transformer).apply([(some, 1.0), (some, -1.0)])
+    for target in TARGETS:
+        weight = before[f"{target}.weight"]
+        torch.testing.assert_close(
+            transformer.get_submodule(target).weight, weight, rtol=2**-7, atol=1e-6
+        )

@@ -90,6 +90,15 @@ class Lora:
             for name, layer in self.layers.items()
         }
 
+    @torch.no_grad()
+    def load(self, factors: Factors) -> None:
+        """Puts earlier factors of the same layers and rank in the place of the start."""
+        if factors.keys() != self.layers.keys():
+            raise ValueError("the factors are of other layers than this LoRA's")
+        for name, (down, up) in factors.items():
+            self.layers[name].down.copy_(down)
+            self.layers[name].up.copy_(up)
+
     def remove(self) -> None:
         """Puts the transformer's own layers back; what was learned is gone from it."""
         for name, layer in self.layers.items():

@@ -2,8 +2,11 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,11 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
 from trainer.batches import Batches
+from trainer.checkpoint import Checkpoint, write_checkpoint
 from trainer.features import Captions, Sample
 from trainer.loss import draw, draw_sigma, flow_loss
 from trainer.randomness import generator
+from trainer.resume import exactness, identity
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,9 +32,24 @@ class Diverged(RuntimeError):
     """A loss that is no longer a finite number."""
 
 
+@dataclass
+class History:
+    """What the loop tells of itself, step by step."""
+
+    losses: list[Tensor] = field(default_factory=list)  # one per step, wherever they lie
+    row_norms: list[Tensor] = field(default_factory=list)  # of the placeholder's gradient
+
+    def plain(self) -> dict[str, list[float]]:
+        """The same as numbers, oldest first."""
+        return {
+            name: torch.stack(values).tolist() if values else []
+            for name, values in (("losses", self.losses), ("row_norms", self.row_norms))
+        }
+
+
 @dataclass(frozen=True)
 class Trained:
-    """What the loop tells of itself."""
+    """What is left to tell when all steps are done."""
 
     losses: list[float]  # one per step
     steps_per_second: float
@@ -69,6 +89,12 @@ class Loop:
         ]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
+        self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
+        self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
+
+        self.done = 0  # steps
+        self.history = History()
+        self._stepping = False  # an optimiser step is half done
 
     def _rate_at(self, step: int) -> float:
         """The share of the full learning rate at a step: linear warm-up, then the schedule."""
@@ -105,39 +131,85 @@ class Loop:
         limit = self.settings.max_grad_norm
         nn.utils.clip_grad_norm_(self.lora_parameters, limit)
         row_norm = nn.utils.clip_grad_norm_(self.rows, limit)
+        self._stepping = True
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.history.losses.append(loss.detach())
+        self.history.row_norms.append(row_norm)
+        self.done = step + 1
+        self._stepping = False
         return loss.detach(), row_norm
 
-    def run(self, report: Report | None = None) -> Trained:
-        """All steps. Raises `Diverged` as soon as a loss is no longer finite."""
-        losses: list[Tensor] = []
-        row_norms: list[Tensor] = []
-        shown = max(1, self.settings.steps // 200)  # reading a loss waits for the device
-        with tqdm(total=self.settings.steps, desc="training", unit="step") as progress:
-            for step in range(self.settings.steps):
-                loss, row_norm = self.step(step)
-                losses.append(loss)
-                row_norms.append(row_norm)
-                last = step + 1 == self.settings.steps
-                if step % shown == 0 or last:
-                    value = torch.stack(losses[-shown:]).mean().item()
-                    if not math.isfinite(value):
-                        raise Diverged(
-                            f"the loss is {value} at step {step + 1}; lower learning_rate "
-                            f"({self.settings.learning_rate:g}) or leave it out"
-                        )
-                    progress.set_postfix(loss=f"{value:.4f}", refresh=False)
-                    if report is not None:
-                        report("loss", value)
-                        report("step", float(step + 1))
-                progress.update()
-            rate = progress.format_dict["rate"] or progress.n / max(
-                progress.format_dict["elapsed"], 1e-9
-            )
+    def run(self, report: Report | None = None, checkpoints: Path | None = None) -> Trained:
+        """The steps that are left, with a checkpoint every `checkpoint_every` of them.
+
+        Where the run is cancelled, its state is written as a checkpoint before the cancellation
+        goes on. Raises `Diverged` as soon as a loss is no longer finite.
+        """
+        steps, every = self.settings.steps, self.settings.checkpoint_every
+        shown = max(1, steps // 200)  # reading a loss waits for the device
+        start, begun = self.done, time.perf_counter()
+        progress = tqdm(total=steps, initial=start, desc="training", unit="step")
+        try:
+            with progress:
+                for step in range(start, steps):
+                    self.step(step)
+                    if self.done % shown == 0 or self.done in (1, steps):
+                        self._show(progress, report, shown)
+                    progress.update()
+                    if checkpoints is not None and every and self.done % every == 0:
+                        self._save(checkpoints)
+        except Diverged:
+            raise
+        except BaseException:
+            if checkpoints is not None and self.done > start and not self._stepping:
+                log.info(
+                    "stopped after %d steps; go on from %s", self.done, self._save(checkpoints)
+                )
+            raise
+        plain = self.history.plain()
         return Trained(
-            losses=torch.stack(losses).tolist(),
-            steps_per_second=float(rate),
-            placeholder_gradient=torch.stack(row_norms).max().item(),
+            losses=plain["losses"],
+            steps_per_second=(steps - start) / (time.perf_counter() - begun),
+            placeholder_gradient=max(plain["row_norms"]),
+        )
+
+    def _show(self, progress: Any, report: Report | None, shown: int) -> None:
+        loss = torch.stack(self.history.losses[-shown:]).mean().item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at step {self.done}; lower learning_rate "
+                f"({self.settings.learning_rate:g}) or leave it out"
+            )
+        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if report is not None:
+            report("loss", loss)
+            report("step", float(self.done))
+
+    def _save(self, folder: Path) -> Path:
+        facts = {**identity(self.settings), "settings": exactness(self.settings)}
+        parameters = {name: value.detach() for name, value in self.named.items()}
+        state = self.optimizer.state_dict()
+        checkpoint = Checkpoint(self.done, facts, parameters, state, self.history.plain())
+        return write_checkpoint(checkpoint, folder)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes over the whole state of a checkpoint, after which `run` does what is left."""
+        for name, parameter in self.named.items():
+            parameter.copy_(checkpoint.parameters[name])
+        groups = checkpoint.optimizer["param_groups"]
+        self.optimizer.load_state_dict({**checkpoint.optimizer, "param_groups": groups})
+        self.done = checkpoint.step
+        self.schedule.last_epoch = self.done
+        for group, base_rate in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, strict=True
+        ):
+            group["lr"] = base_rate * self._rate_at(self.done)
+        self.history = History(
+            *(
+                [torch.tensor(value) for value in checkpoint.history[name]]
+                for name in ("losses", "row_norms")
+            )
         )

@@ -19,15 +19,18 @@ from inference.engine import Engine
 from inference.images import save_images
 from inference.request import Request
 from trainer import meta
+from trainer.checkpoint import Checkpoint
 from trainer.dataset import Example, read_dataset
 from trainer.features import Captions, encode_pictures
-from trainer.loop import Loop, Report
+from trainer.loop import Diverged, Loop, Report
+from trainer.resume import continue_weights, read_resume
 from trainer.settings import Settings, settle
 from trainer.zero_prior import ZeroPriorProof
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.zip"
+CHECKPOINTS = "checkpoints"
 
 
 def train_from_inputs(report: Report | None = None, **inputs: Any) -> Path:
@@ -40,8 +43,15 @@ def train(settings: Settings, report: Report | None = None) -> Path:
 
     Everything that can be wrong with settings and data is found before a model is loaded.
     """
+    path = _train(settings, report)  # all it held in memory is gone before anything is drawn
+    _draw_samples(settings, path)
+    return path
+
+
+def _train(settings: Settings, report: Report | None) -> Path:
     # What can be checked without a model.
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
+    resume = read_resume(settings)
     folder = settings.output_dir or _output_folder()
     folder.mkdir(parents=True, exist_ok=True)
     family = load_family(settings.base)
@@ -53,7 +63,13 @@ def train(settings: Settings, report: Report | None = None) -> Path:
     samples = encode_pictures(family, examples, settings)
     placeholder, proof = None, None
     if settings.subject is not None:
-        placeholder = _new_placeholder(settings, family)
+        placeholder = Placeholder.create(
+            settings.subject,
+            family.text_width,
+            settings.placeholder_init_std,
+            settings.seed,
+            family.device,
+        )
         proof = ZeroPriorProof(family, placeholder)
         log.info(
             "%s is token %d, norm %.3g at the start",
@@ -68,30 +84,28 @@ def train(settings: Settings, report: Report | None = None) -> Path:
         transformer.enable_gradient_checkpointing()
     lora = Lora(transformer, family.lora_targets(), settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
-    trained = Loop(family, settings, samples, captions, lora, placeholder).run(report)
+    loop = Loop(family, settings, samples, captions, lora, placeholder)
+    if isinstance(resume, Checkpoint):
+        loop.restore(resume)
+    elif resume is not None:
+        continue_weights(resume, lora, placeholder)
+    trained = loop.run(report, folder / CHECKPOINTS)
 
     # Prove and write.
     zero_prior = proof.result(trained.placeholder_gradient) if proof is not None else None
     if zero_prior is not None:
         log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
+    factors = lora.factors()
+    if not all(part.isfinite().all() for pair in factors.values() for part in pair):
+        raise Diverged("the LoRA holds NaN or infinity; lower learning_rate or leave it out")
     archive = Archive(
-        lora.factors(),
+        factors,
         placeholder.detached() if placeholder is not None else None,
         meta.describe(settings, examples, trained, zero_prior),
     )
     path = write_archive(archive, folder / WEIGHTS)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
-    family.release("transformer", "text_encoder", "vae")
-    _draw_samples(settings, path)
     return path
-
-
-def _new_placeholder(settings: Settings, family: Family) -> Placeholder:
-    placeholder = Placeholder.create(
-        settings.placeholder_token, family.text_width, settings.placeholder_init_std, settings.seed
-    )
-    rows = torch.nn.Parameter(placeholder.vectors.detach().to(family.device))
-    return Placeholder(placeholder.token, rows)
 
 
 def _output_folder() -> Path:

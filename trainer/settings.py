@@ -8,6 +8,7 @@ from typing import Any
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base
 from trainer.buckets import parse_resolutions
+from trainer.checkpoint import is_checkpoint, latest, read_checkpoint
 
 SCHEDULES = ("constant", "cosine")
 
@@ -46,6 +47,10 @@ class Settings:
     gradient_checkpointing: bool  # recompute activations in the backward pass, to save memory
     seed: int
 
+    # Going on.
+    resume_from: Path | None = None  # a checkpoint, a folder of them, or a weights.zip
+    checkpoint_every: int = 0  # steps; 0 writes a checkpoint only where a run is cancelled
+
     # What is shown and written.
     output_dir: Path | None = None  # None: outputs/ where it can be written
     sample_prompts: tuple[str, ...] = ()  # drawn with the finished weights
@@ -73,6 +78,7 @@ def settle(
     train_placeholder_token: bool = True,
     output_dir: str | Path | None = None,
     sample_prompts: tuple[str, ...] = (),
+    resume_from: str | Path | None = None,
     **given: Any,
 ) -> Settings:
     """Settings from what a user gave; what is left out or None comes from the base's table.
@@ -108,11 +114,13 @@ def settle(
     values |= {name: value for name, value in given.items() if value is not None}
     if values["lr_warmup_steps"] is None:
         values["lr_warmup_steps"] = min(20, int(values["steps"]) // 10)
+    resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
         base=base,
         resolutions=resolutions,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
+        seed=_seed(resume) if seed is None else seed,
+        resume_from=resume,
         placeholder_token=placeholder_token,
         train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
@@ -121,6 +129,16 @@ def settle(
     )
     _check(settings)
     return settings
+
+
+def _seed(resume: Path | None) -> int:
+    """A resumed training keeps its seed; a new one draws one."""
+    checkpoint = None
+    if resume is not None:
+        checkpoint = latest(resume) if resume.is_dir() else resume
+    if checkpoint is not None and is_checkpoint(checkpoint):
+        return read_checkpoint(checkpoint).identity["settings"]["seed"]
+    return secrets.randbelow(2**31)
 
 
 def _check(settings: Settings) -> None:
@@ -138,6 +156,7 @@ def _check(settings: Settings) -> None:
         "max_grad_norm": (1e-6, 1e6),
         "lr_warmup_steps": (0, settings.steps),
         "seed": (0, 2**63 - 1),
+        "checkpoint_every": (0, 100_000),
     }
     faults = []
     for name, (low, high) in ranges.items():

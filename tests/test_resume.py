@@ -1,0 +1,150 @@
+"""A training that was stopped goes on as if nothing had happened, or says why it cannot."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.archive import Archive, read_archive
+from trainer import run
+from trainer.checkpoint import BrokenCheckpoint, read_checkpoint
+from trainer.loop import Loop
+from trainer.settings import Settings, SettingsError, settle
+
+
+class Cancelled(BaseException):
+    """What the runtime throws into a training that is cancelled."""
+
+
+@pytest.fixture
+def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
+    """With buckets, batches, dropout, warm-up, a falling rate and the placeholder on."""
+    return settle(
+        dataset=photos,
+        base_model="z-image",
+        resolution="64,96",
+        rank=2,
+        steps=9,
+        batch_size=2,
+        caption_dropout=0.3,
+        lr_scheduler="cosine",
+        lr_warmup_steps=2,
+        learning_rate=1e-3,
+        seed=11,
+        output_dir=tmp_path / "whole",
+    )
+
+
+def cancel_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Throws a cancellation into the loop once so many steps are done."""
+    original: Callable[..., Any] = Loop.step
+
+    def step(self: Loop, number: int) -> Any:
+        if number == steps:
+            raise Cancelled
+        return original(self, number)
+
+    monkeypatch.setattr(Loop, "step", step)
+
+
+def assert_same(one: Archive, other: Archive) -> None:
+    assert one.factors.keys() == other.factors.keys()
+    for layer, (down, up) in one.factors.items():
+        assert torch.equal(down, other.factors[layer][0]), layer
+        assert torch.equal(up, other.factors[layer][1]), layer
+    assert one.placeholder is not None and other.placeholder is not None
+    assert torch.equal(one.placeholder.vectors, other.placeholder.vectors)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
+    stop: int, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_archive(run.train(settings))
+    broken_off = replace(settings, output_dir=tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        cancel_after(patch, stop)
+        with pytest.raises(Cancelled):
+            run.train(broken_off)
+    folder = tmp_path / "parts"
+    assert [p.name for p in folder.rglob("*") if p.is_file()] == [f"step-{stop:06d}.safetensors"]
+
+    resumed = read_archive(run.train(replace(broken_off, resume_from=folder / "checkpoints")))
+    assert_same(resumed, whole)
+    assert resumed.meta["training"]["loss_last"] == whole.meta["training"]["loss_last"]
+
+
+def test_checkpoints_come_every_so_many_steps_and_the_last_two_stay(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run.train(replace(settings, checkpoint_every=2))
+    names = sorted(p.name for p in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert names == ["step-000006.safetensors", "step-000008.safetensors"]
+
+
+def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:
+    run.train(replace(settings, checkpoint_every=4))
+    again = settle(
+        dataset=photos, base_model="z-image", resume_from=tmp_path / "whole" / "checkpoints"
+    )
+    assert again.seed == settings.seed
+
+
+def test_finished_weights_are_continued_with_a_fresh_optimiser(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run.train(settings)
+    caplog.set_level("INFO")
+    second = run.train(
+        replace(
+            settings,
+            steps=1,
+            learning_rate=1e-12,
+            placeholder_learning_rate=1e-12,
+            output_dir=tmp_path / "more",
+            resume_from=first,
+        )
+    )
+    assert "fresh optimiser" in caplog.text
+    start, end = read_archive(first), read_archive(second)
+    assert_same(start, end)  # one step at a rate below any rounding moves nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 4}, "has rank 2, this training 4; set rank to 2"),
+        ({"base_model": "qwen-image"}, "has base_model 'Tongyi-MAI/Z-Image', this training 'Qwen"),
+        ({"placeholder_token": "<other>"}, "has placeholder_token '<zwx>'"),
+        ({"train_placeholder_token": False}, "has placeholder_token '<zwx>'"),
+        ({"steps": 4}, "has done 8 steps; set steps above that"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
+    changes: dict[str, Any],
+    said: str,
+    settings: Settings,
+    tmp_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run.train(replace(settings, checkpoint_every=8))
+    given = {"base_model": "z-image", "rank": 2, "steps": 9, "resolution": "64"} | changes
+    wrong = settle(dataset=photos, resume_from=tmp_path / "whole" / "checkpoints", seed=11, **given)
+    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
+    with pytest.raises(SettingsError, match=said):
+        run.train(wrong)
+
+
+def test_a_damaged_checkpoint_is_refused(settings: Settings, tmp_path: Path) -> None:
+    run.train(replace(settings, checkpoint_every=8))
+    path = tmp_path / "whole" / "checkpoints" / "step-000008.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BrokenCheckpoint, match="not a whole checkpoint"):
+        read_checkpoint(path)
+    with pytest.raises(SettingsError, match="no checkpoint"):
+        (tmp_path / "empty").mkdir()
+        run.train(replace(settings, resume_from=tmp_path / "empty"))

@@ -1,18 +1,27 @@
 """python -m inference --prompt …: draws pictures from the command line."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from adapters.archive import BrokenArchive, read_archive, read_loose
+from adapters.archive import read_archive, read_loose
 from adapters.factors import LoraMismatch
-from families.bases import BASES, UnknownBase
+from families.bases import BASES, UnknownBase, find_base
 from families.repository import MissingModel
-from inference.engine import Engine
-from inference.images import save_images
+from inference.console import log_to_console
 from inference.request import ASPECT_RATIOS, Request
+
+EPILOG = """\
+Examples:
+  python -m inference --prompt "a photo of a red fox" --base_model z-image-turbo
+  python -m inference --prompt "a photo of <zwx> on a beach" \\
+      --weights outputs/weights.zip --num_outputs 4 --seed 1
+  python -m inference --prompt "a photo of <zwx> on a beach" \\
+      --lora_path lora/lora_weights.safetensors --placeholder_token "<zwx>"
+
+The quotes matter: < and > mean something else to the shell.
+"""
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -20,43 +29,92 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m inference",
         description="Draw pictures of a prompt, with trained weights laid over a base model.",
-        epilog="Example: python -m inference --weights outputs/weights.zip "
-        '--prompt "a photo of <zwx> on a beach" --num_outputs 4 --seed 1',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def add(name: str, help: str, **options: Any) -> None:
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, help=help, dest=name, **options)
+        parser.add_argument(f"--{name}", help=help, **options)
+        if "_" in name:  # help shows one spelling
+            options |= {"dest": name, "default": argparse.SUPPRESS}
+            parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
 
-    add("prompt", "what to draw; use the trained word, such as <zwx>, for your subject", required=1)
-    add("negative_prompt", "what to keep out; is read where guidance is above 1", default="")
-    add("weights", "weights.zip of a training, a .tar of it, or a LoRA .safetensors", type=Path)
-    add("lora_path", "a LoRA .safetensors by itself, in place of --weights", type=Path)
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    scale: dict[str, Any] = {"type": float, "metavar": "X"}
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+
+    # What to draw, and with which weights.
+    add(
+        "prompt",
+        "what to draw; use the trained word, such as <zwx>, for your subject",
+        required=True,
+        metavar="TEXT",
+    )
+    add(
+        "negative_prompt",
+        "what to keep out; has an effect with a guidance above 1",
+        default="",
+        metavar="TEXT",
+    )
+    add("weights", "weights.zip of a training, a .tar of it, or a LoRA .safetensors", **file)
+    add("lora_path", "a LoRA .safetensors by itself, in place of --weights", **file)
     add(
         "placeholder_token",
-        "with --lora_path: the trained word. Its embedding is looked for "
-        "beside the LoRA (placeholder.safetensors, or ../embeddings/placeholder.safetensors)",
+        "with --lora_path: the trained word. Its embedding is looked for beside the LoRA "
+        "(placeholder.safetensors, or ../embeddings/placeholder.safetensors)",
+        metavar="WORD",
+    )
+    add(
+        "lora_scale",
+        "strength of the LoRA; 1 is as trained (default), 0 is off",
+        default=1.0,
+        **scale,
     )
     add(
         "base_model",
         f"a folder, or one of {', '.join(BASES)} (default: what the weights were trained on)",
         default="auto",
+        metavar="NAME",
     )
-    add("lora_scale", "strength of the LoRA; 1 is as trained, 0 is off", type=float, default=1.0)
-    add("width", "pixels, together with --height (default: from --aspect_ratio)", type=int)
-    add("height", "pixels, together with --width", type=int)
-    add("aspect_ratio", "shape at the base's own resolution", default="1:1", choices=ASPECT_RATIOS)
-    add("num_outputs", "pictures to draw; number n uses the seed plus n", type=int, default=1)
-    add("num_inference_steps", "denoising steps (default: as the base likes)", type=int)
+
+    # How.
+    add("width", "pixels, together with --height (default: from --aspect_ratio)", **number)
+    add("height", "pixels, together with --width", **number)
+    add(
+        "aspect_ratio",
+        f"shape at the model's own resolution: {', '.join(ASPECT_RATIOS)} (default: 1:1)",
+        default="1:1",
+        choices=ASPECT_RATIOS,
+        metavar="W:H",
+    )
+    add(
+        "num_outputs",
+        "pictures to draw; number n uses the seed plus n (default: 1)",
+        default=1,
+        **number,
+    )
+    add("num_inference_steps", "denoising steps (default: what suits the model)", **number)
     add(
         "guidance_scale",
-        "how closely to follow the prompt; 1 is off (default: as the base likes)",
-        type=float,
+        "how closely to follow the prompt; 1 is off (default: what suits the model)",
+        **scale,
     )
-    add("seed", "repeats a picture (default: drawn at random and printed)", type=int)
-    add("output_dir", "folder for the pictures", type=Path, default=Path("outputs/images"))
-    add("output_format", "file format", default="png", choices=["png", "webp", "jpg"])
-    add("output_quality", "of webp and jpg files, from 1 to 100", type=int, default=90)
+    add("seed", "repeats a picture (default: drawn at random and printed)", **number)
+
+    # Files.
+    add(
+        "output_dir",
+        "folder for the pictures (default: outputs/images)",
+        type=Path,
+        default=Path("outputs/images"),
+        metavar="FOLDER",
+    )
+    add(
+        "output_format", "file format (default: png)", default="png", choices=["png", "webp", "jpg"]
+    )
+    add(
+        "output_quality", "of webp and jpg files, from 1 to 100 (default: 90)", default=90, **number
+    )
     return parser
 
 
@@ -71,16 +129,27 @@ def main() -> None:
         parser.error("give --weights or --lora_path, not both")
     if token and not lora:
         parser.error("--placeholder_token goes with --lora_path; weights.zip knows its own")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to_console()
     try:
+        request = Request(**given)
+        if base_model != "auto":
+            find_base(base_model)
         archive = read_loose(lora, token) if token else None
         if archive is None and (weights or lora):
             archive = read_archive(weights or lora)
-        images = Engine().draw(Request(**given), archive, base_model)
-    except (BrokenArchive, LoraMismatch, UnknownBase, MissingModel, ValueError) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
-    for path in save_images(images, folder, file_format, quality):
-        print(path)
+
+    # The libraries of the models take seconds to import, which a mistake need not wait for.
+    from inference.engine import Engine
+    from inference.images import save_images
+
+    try:
+        images = Engine().draw(request, archive, base_model)
+        paths = save_images(images, folder, file_format, quality)
+    except (LoraMismatch, UnknownBase, MissingModel, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,15 @@ from families.bases import Base
 log = logging.getLogger(__name__)
 
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9", "9:21")
+RANGES = {  # the Cog face states the same
+    "lora_scale": (-3, 3),
+    "width": (32, 2048),
+    "height": (32, 2048),
+    "num_outputs": (1, 8),
+    "num_inference_steps": (1, 200),
+    "guidance_scale": (1, 20),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +43,10 @@ class Request:
         if self.aspect_ratio not in ASPECT_RATIOS:
             known = ", ".join(ASPECT_RATIOS)
             raise ValueError(f"aspect_ratio {self.aspect_ratio!r} is not one of {known}")
-        if self.num_outputs < 1:
-            raise ValueError(f"num_outputs is {self.num_outputs}; it is at least 1")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value:g}; it lies between {low:g} and {high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,9 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
         negative_prompt=request.negative_prompt,
         width=rounded[0],
         height=rounded[1],
-        steps=request.num_inference_steps or base.inference_steps,
+        steps=base.inference_steps
+        if request.num_inference_steps is None
+        else request.num_inference_steps,
         guidance_scale=guidance,
         seeds=tuple(seed + picture for picture in range(request.num_outputs)),
     )

@@ -1,6 +1,5 @@
 """What both Cog faces need around their one call."""
 
-import logging
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cog import FieldInfo, current_scope
+
+from inference.console import log_to_console
 
 
 def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def logged() -> Iterator[None]:
 
     The runtime collects what is printed; of a failure it shows only the last line by itself.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to_console()
     try:
         yield
     except Exception:

@@ -63,6 +63,16 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # 150 MB that pytest would keep for three sessions
 
 
+@pytest.fixture(scope="session")
+def miniature_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `$MODEL_VAULT` that holds a miniature with random weights, and nothing else."""
+    from miniature.models import write_random
+
+    folder = tmp_path_factory.mktemp("miniature")
+    write_random(folder / "zeroprior" / "miniature-turbo")
+    return folder
+
+
 @pytest.fixture
 def use_vault(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The vault, named by `$MODEL_VAULT` for the length of a test."""

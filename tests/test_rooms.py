@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"families"},
     "inference": {"adapters", "families"},
     "trainer": {"inference", "adapters", "families"},
-    "serving": set(),  # reads the faces too, but by name, to see what they declare
+    "serving": {"inference"},  # and reads the faces by name, to see what they declare
     "miniature": {"families"},
     "train": BELOW_FACES | {"serving"},
     "predict": BELOW_FACES - {"trainer"} | {"serving"},

@@ -180,7 +180,7 @@ def test_only_the_placeholders_own_row_changes(small: Callable[..., Settings]) -
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(row, placeholder.vectors)
     assert not any(p.requires_grad for p in family.text_encoder.parameters())
-    facts = proof.result(trained.placeholder_gradient)
+    facts = proof.result(trained.row_norms)
     assert facts["placeholder_token_id"] == 151669
     assert facts["text_encoder_tensors_unchanged"] == len(before)
 
@@ -191,11 +191,18 @@ def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Pa
     weight = family.text_encoder.get_input_embeddings().weight
     weight.view(torch.int32)[77777, 3] ^= 1
     with pytest.raises(ZeroPriorBroken, match="text encoder changed in 1 tensors"):
-        proof.result(1.0)
+        proof.result([0.0, 1.0])
     weight.view(torch.int32)[77777, 3] ^= 1
     with pytest.raises(ZeroPriorBroken, match="zero in every step"):
-        proof.result(0.0)
-    proof.result(1.0)
+        proof.result([0.0, 0.0])
+    proof.result([0.0, 1.0])
+
+
+def test_a_training_too_short_to_see_the_placeholder_says_so(
+    small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    train(small(steps=1, caption_dropout=1.0))
+    assert "no step saw <zwx>" in caplog.text
 
 
 def test_two_swapped_values_change_the_fingerprint() -> None:

@@ -1,4 +1,4 @@
-"""YAML files for `python -m trainer`: sections and keys, checked by name.
+"""YAML files for `python -m trainer`: sections and keys, checked by name and by type.
 
 base_model: z-image-turbo
 dataset: imgs.zip
@@ -11,7 +11,6 @@ debug:   log_prompt_ids
 import difflib
 import os
 import typing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +19,106 @@ import yaml
 from inference.request import Request
 from trainer.settings import Settings, SettingsError, settle
 
-_TOP = ("base_model", "dataset", "output_dir")
+_TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir"), str)
 _NOT_IN_TRAIN = {"base", "dataset", "output_dir", "resolutions", "log_prompt_ids"}
-_TRAIN = ("resolution",) + tuple(
-    field.name
-    for field in fields(Settings)
-    if field.name not in _NOT_IN_TRAIN and not field.name.startswith("sample_")
-)
-_SAMPLE = ("prompts",) + tuple(field.name for field in fields(Request) if field.name != "prompt")
-_SECTIONS = {"train": _TRAIN, "sample": _SAMPLE, "debug": ("log_prompt_ids",)}
+_TRAIN: dict[str, Any] = {"resolution": int | str | list} | {
+    name: wanted
+    for name, wanted in typing.get_type_hints(Settings).items()
+    if name not in _NOT_IN_TRAIN and not name.startswith("sample_")
+}
+_SAMPLE: dict[str, Any] = {"prompts": str | list} | {
+    name: wanted for name, wanted in typing.get_type_hints(Request).items() if name != "prompt"
+}
+_SECTIONS = {"train": _TRAIN, "sample": _SAMPLE, "debug": {"log_prompt_ids": bool}}
+
+_IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (in quotes, where YAML would read something else)",
+    list: "a list",
+    dict: "a section of keys",
+}
 
 
 def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
     """Settings from a YAML file; relative paths in it are relative to the working folder.
 
-    A placeholder is trained only where the file asks for it. `overrides` replace top-level keys.
-    Raises `SettingsError` that names the file and the key; for an unknown key also the nearest
-    known one.
+    A placeholder is trained only where the file asks for it. A key without a value counts as left
+    out. `overrides` replace top-level keys. Raises `SettingsError` that names the file and the
+    key; for an unknown key also the nearest known one.
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: {error.strerror}; give a YAML file such as configs/z_image_turbo.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not a YAML file: {reason}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")
-    _known(path, "", content, (*_TOP, *_SECTIONS))
-    sections = {name: content.pop(name, None) or {} for name in _SECTIONS}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise SettingsError(f"{path}: {name} is not a section of keys")
-        _known(path, f"{name}.", section, _SECTIONS[name])
+    top = _checked(path, "", content, _TOP | dict.fromkeys(_SECTIONS, dict))
+    train, sample, debug = (
+        _checked(path, f"{name}.", top.pop(name, {}), known) for name, known in _SECTIONS.items()
+    )
 
-    sample = dict(sections["sample"])
-    prompts = sample.pop("prompts", None) or ()
-    if isinstance(prompts, str):
-        prompts = (prompts,)
-    train = _typed(path, sections["train"])
     train.setdefault("train_placeholder_token", False)
-    asked = os.environ.get("LOG_PROMPT_IDS", "").lower() in ("1", "true", "yes")
+    if isinstance(train.get("resolution"), list):
+        train["resolution"] = ",".join(map(str, train["resolution"]))
+    prompts = sample.pop("prompts", [])
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     try:
-        Request(prompt="checked here, drawn later", **sample)
+        for number, prompt in enumerate(prompts, start=1):
+            if not isinstance(prompt, str):
+                raise SettingsError(f"sample.prompts: number {number} is {prompt!r}, not text")
+            Request(prompt=prompt, **sample)  # drawn later, checked here
         return settle(
             sample_prompts=tuple(prompts),
             sample_options=sample,
-            log_prompt_ids=bool(sections["debug"].get("log_prompt_ids", False)) or asked,
-            **(content | train | overrides),
+            log_prompt_ids=debug.get("log_prompt_ids", False),
+            **(top | train | overrides),
         )
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def _known(path: Path, prefix: str, section: dict[Any, Any], known: tuple[str, ...]) -> None:
+def _checked(
+    path: Path, prefix: str, section: dict[Any, Any], known: dict[str, Any]
+) -> dict[str, Any]:
+    """The section's values in the types of `known`, without the keys that have none."""
     for key in section:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
-            raise SettingsError(f"{path}: unknown key {prefix}{key}{hint}")
+            raise SettingsError(f"{path}: unknown key {prefix}{key}; {_hint(key, prefix, known)}")
+    return {
+        key: _typed(value, known[key], f"{path}: {prefix}{key}")
+        for key, value in section.items()
+        if value is not None
+    }
 
 
-def _typed(path: Path, train: dict[str, Any]) -> dict[str, Any]:
-    """YAML reads 1e-5 as text; numbers are taken by the setting's own type."""
-    types = typing.get_type_hints(Settings)
-    values = {}
-    for key, value in train.items():
-        wanted = types.get(key)
-        if wanted is float and isinstance(value, str | int) and not isinstance(value, bool):
+def _hint(key: Any, prefix: str, known: dict[str, Any]) -> str:
+    """What an unknown key may have been meant to be: the same key elsewhere, else a similar one."""
+    meant = [key] if key in _TOP else []
+    meant += [f"{name}.{key}" for name, keys in _SECTIONS.items() if key in keys]
+    meant += [prefix + near for near in difflib.get_close_matches(str(key), known, 1, cutoff=0.4)]
+    return f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
+
+
+def _typed(value: Any, wanted: Any, name: str) -> Any:
+    """The value as one of the wanted types; YAML reads numbers such as 1e-5 and 1e3 as text."""
+    kinds = (str if each is Path else each for each in typing.get_args(wanted) or (wanted,))
+    accepted = [each for each in kinds if each is not type(None)]
+    if type(value) in accepted:
+        return value
+    for number in (int, float):
+        if number in accepted and not isinstance(value, bool):
             try:
-                value = float(value)
-            except ValueError as error:
-                raise SettingsError(f"{path}: train.{key} is {value!r}, not a number") from error
-        if wanted in (int, bool, str) and value is not None and type(value) is not wanted:
-            raise SettingsError(f"{path}: train.{key} is {value!r}; expected {wanted.__name__}")
-        values[key] = value
-    return values
+                if number(float(value)) == float(value):
+                    return number(float(value))
+            except (TypeError, ValueError, OverflowError):
+                pass
+    expected = " or ".join(_IN_WORDS[each] for each in accepted)
+    raise SettingsError(f"{name} is {value!r}; expected {expected}")

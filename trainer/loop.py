@@ -37,7 +37,7 @@ class History:
     """What the loop tells of itself, step by step."""
 
     losses: list[Tensor] = field(default_factory=list)  # one per step, wherever they lie
-    row_norms: list[Tensor] = field(default_factory=list)  # of the placeholder's gradient
+    row_norms: list[Tensor] = field(default_factory=list)  # gradient, where the word was seen
 
     def plain(self) -> dict[str, list[float]]:
         """The same as numbers, oldest first."""
@@ -53,7 +53,7 @@ class Trained:
 
     losses: list[float]  # one per step
     steps_per_second: float
-    placeholder_gradient: float  # largest norm of the placeholder's gradient in any step
+    row_norms: list[float]  # of the placeholder's gradient, one per step that saw it
 
 
 class Loop:
@@ -121,8 +121,8 @@ class Loop:
         sigma_B = torch.tensor(sigmas, device=device)
         return torch.stack(latents).to(device), torch.stack(noises).to(device), sigma_B, captions
 
-    def step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss and the norm of the placeholder's gradient."""
+    def step(self, step: int) -> None:
+        """One optimiser step, noted in the history."""
         latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(step)
         text = self.captions.features(captions)
         loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text)
@@ -136,10 +136,10 @@ class Loop:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.history.losses.append(loss.detach())
-        self.history.row_norms.append(row_norm)
+        if self.captions.trained.intersection(captions):
+            self.history.row_norms.append(row_norm)
         self.done = step + 1
         self._stepping = False
-        return loss.detach(), row_norm
 
     def run(self, report: Report | None = None, checkpoints: Path | None = None) -> Trained:
         """The steps that are left, with a checkpoint every `checkpoint_every` of them.
@@ -172,7 +172,7 @@ class Loop:
         return Trained(
             losses=plain["losses"],
             steps_per_second=(steps - start) / (time.perf_counter() - begun),
-            placeholder_gradient=max(plain["row_norms"]),
+            row_norms=plain["row_norms"],
         )
 
     def _show(self, progress: Any, report: Report | None, shown: int) -> None:

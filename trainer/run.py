@@ -92,7 +92,7 @@ def _train(settings: Settings, report: Report | None) -> Path:
     trained = loop.run(report, folder / CHECKPOINTS)
 
     # Prove and write.
-    zero_prior = proof.result(trained.placeholder_gradient) if proof is not None else None
+    zero_prior = proof.result(trained.row_norms) if proof is not None else None
     if zero_prior is not None:
         log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
     factors = lora.factors()

@@ -92,7 +92,7 @@ def settle(
         edge = base.training_resolution if resolution is None else resolution
         resolutions = parse_resolutions(str(edge))
     except ValueError as error:
-        raise SettingsError(f"resolution: {error}") from error
+        raise SettingsError(str(error)) from error
     if train_placeholder_token:
         check_token(placeholder_token)
     values: dict[str, Any] = {

@@ -1,10 +1,15 @@
 """Proof of zero prior: what was new is new, what was known is untouched."""
 
+import logging
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from adapters.placeholder import Placeholder
 from families.family import Family
+
+log = logging.getLogger(__name__)
 
 
 class ZeroPriorBroken(RuntimeError):
@@ -20,12 +25,12 @@ class ZeroPriorProof:
         self.norm_start = placeholder.norm()
         self._before = fingerprint(family.text_encoder)
 
-    def result(self, largest_gradient: float) -> dict[str, float]:
+    def result(self, row_norms: Sequence[float]) -> dict[str, float]:
         """The facts for the log and `meta.json`, once training is over.
 
-        `largest_gradient` is the largest norm of the placeholder's gradient in any step. Raises
-        `ZeroPriorBroken` if it was zero, or if any bit of the text encoder changed, its embedding
-        matrix included.
+        `row_norms` are the norms of the placeholder's gradient in the steps that saw it. Raises
+        `ZeroPriorBroken` if all were zero, or if any bit of the text encoder changed, its
+        embedding matrix included.
         """
         after = fingerprint(self.family.text_encoder)
         changed = [name for name, value in after.items() if self._before[name] != value]
@@ -33,17 +38,22 @@ class ZeroPriorProof:
             raise ZeroPriorBroken(
                 f"the text encoder changed in {len(changed)} tensors ({', '.join(changed[:3])})"
             )
-        if not largest_gradient > 0:
+        if not row_norms:
+            log.warning(
+                "no step saw %s, so it is as new as before; train for more steps",
+                self.placeholder.token,
+            )
+        elif not max(row_norms) > 0:
             raise ZeroPriorBroken(
                 f"the gradient of {self.placeholder.token} was zero in every step; is it within "
-                f"the first {self.family.max_text_tokens} tokens of the captions, and "
-                "caption_dropout below 1?"
+                f"the first {self.family.max_text_tokens} tokens of the captions?"
             )
         return {
             "placeholder_token_id": self.token_id,
             "norm_start": self.norm_start,
             "norm_end": self.placeholder.norm(),
-            "largest_gradient_norm": largest_gradient,
+            "steps_with_placeholder": len(row_norms),
+            "largest_gradient_norm": max(row_norms, default=0.0),
             "text_encoder_tensors_unchanged": len(after),
         }
 

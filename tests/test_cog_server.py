@@ -1,0 +1,362 @@
+"""A stranger with HTTP alone: a dataset becomes weights, weights and a prompt become pictures.
+
+One real server per mode, on a copy of the code, over a small random model.
+"""
+
+import base64
+import io
+import json
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code
+from PIL import Image
+from safetensors.torch import load, load_file, save
+
+ROUTES = {"train": "/trainings", "predict": "/predictions"}
+SMALL = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
+PROMPT = {"prompt": "a photo of <zwx>", "num_inference_steps": 2, "seed": 7, "output_format": "png"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training through HTTP."""
+
+    dataset: str  # the data URL that went in
+    report: dict[str, Any]  # the last webhook
+    saved: Path  # a copy of what was saved in the working folder
+
+    @property
+    def weights(self) -> str:
+        """The data URL that came out."""
+        return self.report["output"]["weights"]
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The servers' working folder."""
+    folder = copy_of_the_code(tmp_path_factory.mktemp("served"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def env(miniature_vault: Path) -> dict[str, str]:
+    return {
+        "MODEL_VAULT": str(miniature_vault),
+        "BASE_MODEL": "miniature-turbo",
+        "HF_HUB_OFFLINE": "1",
+        "LOG_PROMPT_IDS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def trainer(code: Path, env: dict[str, str]) -> Iterator[CogServer]:
+    with CogServer("train", env, code) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def predictor(code: Path, env: dict[str, str]) -> Iterator[CogServer]:
+    with CogServer("predict", env, code) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def training(
+    trainer: CogServer, code: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Training:
+    dataset = data_url("application/zip", photos.read_bytes())
+    report = run(trainer, {"dataset": dataset, **SMALL})
+    assert report["status"] == "succeeded", report
+    saved = shutil.copy(code / "outputs" / "weights.zip", tmp_path_factory.mktemp("saved"))
+    return Training(dataset, report, Path(saved))
+
+
+def run(server: CogServer, inputs: dict[str, Any]) -> dict[str, Any]:
+    """One run from start to end, and what the server reports of it."""
+    with Webhooks() as hooks:
+        server.wait_idle()
+        request = {"input": inputs, "webhook": hooks.url}
+        reply = server.post(ROUTES[server.mode], request, PREFER_ASYNC)
+        assert reply.status_code == 202, reply.text
+        return hooks.finished()
+
+
+def data_url(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def content_of(url: str) -> bytes:
+    assert url.startswith("data:"), url[:80]
+    return base64.b64decode(url.split(",", 1)[1])
+
+
+def picture(url: str) -> Image.Image:
+    image = Image.open(io.BytesIO(content_of(url)))
+    image.load()
+    return image
+
+
+def meta_of(weights: str) -> dict[str, Any]:
+    with zipfile.ZipFile(io.BytesIO(content_of(weights))) as archive:
+        return json.loads(archive.read("meta.json"))
+
+
+def tensors_of(weights: str) -> dict[str, torch.Tensor]:
+    """LoRA and placeholder of a weights.zip."""
+    with zipfile.ZipFile(io.BytesIO(content_of(weights))) as archive:
+        files = [name for name in archive.namelist() if name.endswith(".safetensors")]
+        return {key: value for name in files for key, value in load(archive.read(name)).items()}
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+def test_a_zip_of_pictures_becomes_weights(training: Training) -> None:
+    with zipfile.ZipFile(io.BytesIO(content_of(training.weights))) as archive:
+        assert set(archive.namelist()) == {
+            "lora/lora_weights.safetensors",
+            "embeddings/placeholder.safetensors",
+            "meta.json",
+        }
+    meta = meta_of(training.weights)
+    assert (meta["rank"], meta["steps"], meta["settings"]["seed"]) == (2, 3, 7)
+    assert len(meta["dataset"]["pictures"]) == 6
+
+
+def test_inputs_that_are_left_out_take_their_defaults(training: Training) -> None:
+    meta = meta_of(training.weights)
+    assert meta["base_model"] == "zeroprior/miniature-turbo"
+    assert meta["training_mode"] == "zero_prior"
+    assert (meta["placeholder_token"], meta["placeholder_init_std"]) == ("<zwx>", 1e-5)
+    captions = {each["name"]: each["caption"] for each in meta["dataset"]["pictures"]}
+    assert captions["rocket.jpg"] == "a photo of <zwx>"
+
+
+def test_the_weights_are_also_saved_in_the_working_folder(training: Training) -> None:
+    assert training.saved.read_bytes() == content_of(training.weights)
+
+
+def test_progress_is_in_the_log(training: Training) -> None:
+    lines = re.split("[\r\n]", training.report["logs"])
+    last = [line for line in lines if line.startswith("training:")][-1]
+    assert re.search(r"100%.* 3/3 \[\d+:\d+<\d+:\d+, .*(step/s|s/step), loss=\d\.\d+\]", last)
+
+
+def test_the_proof_of_zero_prior_is_in_the_log(training: Training) -> None:
+    assert re.search(r"<zwx> is token \d+, norm 0\.000", training.report["logs"])
+    assert re.search(r"zero prior: .*largest_gradient_norm", training.report["logs"])
+
+
+def test_the_environment_asks_how_prompts_are_tokenised(
+    training: Training, predictor: CogServer
+) -> None:
+    """LOG_PROMPT_IDS=1, since an operator wants to know what no user is asked for."""
+    drawn = run(predictor, PROMPT | {"replicate_weights": str(training.saved)})
+    shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new words: <zwx> at \[7\]"
+    assert re.search(shown, training.report["logs"])
+    assert re.search(shown, drawn["logs"])
+
+
+def test_loss_and_step_are_metrics(training: Training) -> None:
+    metrics = training.report["metrics"]
+    assert metrics["step"] == 3
+    assert 0 < metrics["loss"] < 100
+
+
+def test_a_path_will_do_and_a_waiting_client_is_answered(
+    trainer: CogServer, training: Training, photos: Path
+) -> None:
+    """A dataset above Cog's limit of 74 MB is named, not sent. It trains the same weights."""
+    trainer.wait_idle()
+    reply = trainer.post("/trainings", {"input": {"dataset": str(photos), **SMALL}})
+    assert reply.status_code == 200
+    again, first = tensors_of(reply.json()["output"]["weights"]), tensors_of(training.weights)
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+def test_a_baseline_training_teaches_no_word(trainer: CogServer, photos: Path) -> None:
+    inputs = {"dataset": str(photos), **SMALL, "steps": 1, "train_placeholder_token": False}
+    meta = meta_of(run(trainer, inputs)["output"]["weights"])
+    assert meta["training_mode"] == "baseline"
+    captions = {each["caption"] for each in meta["dataset"]["pictures"]}
+    assert "a photo of TOK" in captions  # as written
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rank": 0},
+        {"rank": "16"},
+        {"steps": 20001},
+        {"learning_rate": -1},
+        {"placeholder_init_std": 2},
+        {"base_model": "stable-diffusion"},
+        {"dataset": 3},
+    ],
+    ids=str,
+)
+def test_a_value_no_training_takes_is_refused_by_name(
+    trainer: CogServer, wrong: dict[str, Any]
+) -> None:
+    trainer.wait_idle()
+    reply = trainer.post("/trainings", {"input": {"dataset": "/imgs.zip", **wrong}})
+    assert reply.status_code == 422
+    assert [each["loc"][-1] for each in reply.json()["detail"]] == list(wrong)
+
+
+def test_a_training_without_a_dataset_is_refused(trainer: CogServer) -> None:
+    trainer.wait_idle()
+    reply = trainer.post("/trainings", {"input": {}})
+    assert reply.status_code == 422
+    assert reply.json()["detail"][0]["loc"][-1] == "dataset"
+
+
+def test_a_failed_training_says_why(trainer: CogServer, code: Path, photos: Path) -> None:
+    """The message in `error`, the traceback in the log, and no weights."""
+    shutil.rmtree(code / "outputs", ignore_errors=True)
+    torn = data_url("application/zip", photos.read_bytes()[:100_000])
+    report = run(trainer, {"dataset": torn, **SMALL})
+    assert report["status"] == "failed"
+    assert "DatasetError" in report["error"]
+    assert "zip" in report["error"]
+    assert "Traceback (most recent call last)" in report["logs"]
+    assert "read_dataset" in report["logs"]
+    assert not (code / "outputs").exists()
+
+
+def test_a_placeholder_with_a_space_fails_before_any_model_is_loaded(
+    trainer: CogServer, photos: Path
+) -> None:
+    report = run(trainer, {"dataset": str(photos), **SMALL, "placeholder_token": "my cat"})
+    assert report["status"] == "failed"
+    assert "holds white space" in report["error"]
+    assert "encoding" not in report["logs"]
+
+
+def test_a_cancelled_training_leaves_nothing_half_written_and_the_next_one_runs(
+    trainer: CogServer, code: Path, photos: Path
+) -> None:
+    """No weights and no part of any file; a checkpoint to go on from may stay."""
+    shutil.rmtree(code / "outputs", ignore_errors=True)
+    trainer.wait_idle()
+    with Webhooks() as hooks:
+        request = {
+            "input": {"dataset": str(photos), **SMALL, "steps": 20000},
+            "webhook": hooks.url,
+        }
+        reply = trainer.put("/trainings/long", request, PREFER_ASYNC)
+        assert reply.status_code == 202
+        deadline = time.monotonic() + 120
+        while not (hooks.bodies and "step" in (hooks.bodies[-1].get("metrics") or {})):
+            assert time.monotonic() < deadline, hooks.bodies
+            time.sleep(0.1)
+        assert trainer.post("/trainings/long/cancel").status_code == 200
+        report = hooks.finished(timeout=60)
+    assert report["status"] == "canceled"
+    left = [file for file in (code / "outputs").rglob("*") if file.is_file()]  # hidden ones, too
+    assert all(file.suffix == ".safetensors" and load_file(file) for file in left), left
+
+    assert run(trainer, {"dataset": str(photos), **SMALL, "steps": 1})["status"] == "succeeded"
+    assert (code / "outputs" / "weights.zip").is_file()
+
+
+# ---- Prediction ----------------------------------------------------------------------------------
+
+
+def test_weights_and_a_prompt_become_pictures_of_the_asked_size(
+    predictor: CogServer, training: Training
+) -> None:
+    predictor.wait_idle()
+    inputs = {"replicate_weights": training.weights, "width": 96, "height": 64, "num_outputs": 2}
+    reply = predictor.post("/predictions", {"input": PROMPT | inputs})
+    assert reply.status_code == 200
+    pictures = [picture(url) for url in reply.json()["output"]]
+    assert [(each.format, each.size) for each in pictures] == [("PNG", (96, 64))] * 2
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_a_prompt_alone_will_do(predictor: CogServer) -> None:
+    report = run(predictor, {"prompt": "a photo of a red fox"})
+    assert report["status"] == "succeeded", report
+    (output,) = report["output"]
+    assert (picture(output).format, picture(output).size) == ("WEBP", (64, 64))
+    assert "steps 8" in report["logs"]
+    assert re.search(r"seeds \(\d+,\)", report["logs"])  # so that it can be asked for again
+    assert report["metrics"]["seconds_per_picture"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"width": 4096},
+        {"num_outputs": 0},
+        {"guidance_scale": 0.5},
+        {"aspect_ratio": "2:1"},
+        {"output_format": "gif"},
+        {"prompt": 3},
+    ],
+    ids=str,
+)
+def test_a_value_no_prediction_takes_is_refused_by_name(
+    predictor: CogServer, wrong: dict[str, Any]
+) -> None:
+    predictor.wait_idle()
+    reply = predictor.post("/predictions", {"input": PROMPT | wrong})
+    assert reply.status_code == 422
+    assert [each["loc"][-1] for each in reply.json()["detail"]] == list(wrong)
+
+
+def test_no_weights_draws_the_untouched_base_whatever_came_before(
+    predictor: CogServer, training: Training
+) -> None:
+    """With weights by value, by path, broken, cut short, and without: in one server, in a row."""
+
+    def draw(**inputs: Any) -> bytes:
+        report = run(predictor, PROMPT | inputs)
+        assert report["status"] == "succeeded", report
+        return content_of(report["output"][0])
+
+    def refused(weights: bytes) -> str:
+        inputs = {"replicate_weights": data_url("application/zip", weights)}
+        report = run(predictor, PROMPT | inputs)
+        assert report["status"] == "failed", report
+        assert "Traceback (most recent call last)" in report["logs"]
+        return report["error"]
+
+    untouched = draw()
+    trained = draw(replicate_weights=training.weights)
+    assert trained != untouched
+    assert draw() == untouched
+    assert draw(replicate_weights=str(training.saved)) == trained
+
+    whole = training.saved.read_bytes()
+    assert "BrokenArchive" in refused(whole[: len(whole) // 2])
+    assert draw() == untouched
+    assert "BrokenArchive" in refused(without_up_matrix(training.saved))
+    assert draw() == untouched
+
+
+def without_up_matrix(weights: Path) -> bytes:
+    """The archive with one LoRA layer torn in half."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(weights) as source, zipfile.ZipFile(result, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.startswith("lora/"):
+                tensors = load(content)
+                del tensors[next(key for key in tensors if ".lora_B." in key)]
+                content = save(tensors)
+            target.writestr(name, content)
+    return result.getvalue()

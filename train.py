@@ -34,6 +34,7 @@ def train(
     train_placeholder_token: bool = Input(description="Teach a new word without any prior meaning for your subject. Off: train the LoRA alone, with the captions as written.", default=True),
     placeholder_token: str = Input(description="The new word, to be used in prompts later.", default="<zwx>", max_length=64),
     placeholder_init_std: float = Input(description="Standard deviation of the new word's embedding before training. 0 starts from exact zeros.", default=1e-5, ge=0, le=1),
+    turbo_adapter: str = Input(description="Adapter that keeps turbo models fast: merged while training, gone when drawing. auto: the one made for the model.", default="auto", choices=["auto", "v1", "v2", "none"]),
     rank: Optional[int] = Input(description="LoRA rank: higher remembers more detail and makes a larger file. Empty: what suits the model.", default=None, ge=1, le=256),
     steps: Optional[int] = Input(description="Optimiser steps. Empty: what suits the model.", default=None, ge=1, le=20000),
     learning_rate: Optional[float] = Input(description="Learning rate of the LoRA. Empty: what suits the model.", default=None, ge=0, le=1),

@@ -7,7 +7,7 @@ leave out (steps, rates, guidance) come from this table; each column names its s
 import difflib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 class UnknownBase(ValueError):
     """A base model that is neither in the table nor a folder in the Hub's layout."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A training adapter: one LoRA file in a repository of its own."""
+
+    hub_id: str
+    name: str  # of the file
+    folder: Path | None = None  # where it lies when it is not fetched by its Hub id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,8 @@ class Base:
     completed_by: str | None = None  # Hub id that supplies the components this repository lacks
     folder: Path | None = None  # where it lies when it is not fetched by its Hub id
     distilled: bool = False  # made for few steps without guidance; plain training undoes that
+    # LoRAs that take that damage in a training's stead, by version; the last is the default.
+    training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
 
     # Drawing, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
@@ -53,6 +64,13 @@ Z_IMAGE_TURBO = Base(
     hub_id="Tongyi-MAI/Z-Image-Turbo",
     family="z_image",
     distilled=True,
+    training_adapters={
+        version: AdapterFile(
+            "ostris/zimage_turbo_training_adapter",
+            f"zimage_turbo_training_adapter_{version}.safetensors",
+        )
+        for version in ("v1", "v2")
+    },
     inference_steps=8,
     guidance_scale=1.0,
     default_resolution=1024,
@@ -100,6 +118,7 @@ _ALL = (
         name="z-image",
         hub_id="Tongyi-MAI/Z-Image",
         distilled=False,
+        training_adapters={},
         inference_steps=50,
         guidance_scale=4.0,
     ),
@@ -109,6 +128,7 @@ _ALL = (
         hub_id="ostris/Z-Image-De-Turbo",
         completed_by="Tongyi-MAI/Z-Image-Turbo",
         distilled=False,
+        training_adapters={},
         inference_steps=25,
         guidance_scale=2.5,
     ),
@@ -120,6 +140,7 @@ _ALL = (
         completed_by="zeroprior/miniature-turbo",
         folder=REPOSITORY / "miniature" / "weights" / "miniature",
         distilled=False,
+        training_adapters={},
         inference_steps=25,
         guidance_scale=3.0,
     ),

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from families.bases import Base, by_hub_id
+from families.bases import AdapterFile, Base, by_hub_id
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
 
@@ -74,6 +74,21 @@ def transformer_source(base: Base) -> Path:
     raise MissingModel(
         f"{own}: expected a folder 'transformer' or one .safetensors file, found {found}"
     )
+
+
+def adapter_path(adapter: AdapterFile) -> Path:
+    """The local file of a training adapter. Raises `MissingModel` where it is not to be had."""
+    shelf = vault()
+    places = [place for place in (shelf and shelf / adapter.hub_id, adapter.folder) if place]
+    for place in places:
+        if (place / adapter.name).is_file():
+            return place / adapter.name
+    if adapter.folder is not None:
+        raise MissingModel(f"training adapter {adapter.folder / adapter.name} does not exist")
+    path = download(adapter.hub_id, [adapter.name]) / adapter.name
+    if not path.is_file():
+        raise MissingModel(f"{adapter.hub_id} holds no file {adapter.name}")
+    return path
 
 
 def _whole(folder: Path, weights: bool) -> Path:

@@ -238,8 +238,13 @@ def test_an_unreachable_hub_says_what_was_looked_for_and_where(
 
 
 def test_a_base_is_fetched_with_all_that_it_needs_once() -> None:
+    (adapter,) = {each.hub_id for each in TURBO.training_adapters.values()}
     assert hub_ids(["z-image-de-turbo"]) == [DE_TURBO.hub_id, TURBO.hub_id]
-    assert hub_ids(["z-image-turbo", "z-image-de-turbo"]) == [TURBO.hub_id, DE_TURBO.hub_id]
+    assert hub_ids(["z-image-turbo", "z-image-de-turbo"]) == [
+        TURBO.hub_id,
+        adapter,
+        DE_TURBO.hub_id,
+    ]
     assert hub_ids(["Qwen/Qwen-Image", "qwen-image"]) == ["Qwen/Qwen-Image"]
     assert hub_ids(["miniature", "miniature-turbo"]) == []
     with pytest.raises(UnknownBase, match="did you mean 'qwen-image'"):

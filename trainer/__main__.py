@@ -60,14 +60,18 @@ def main() -> None:
 def run(settings: Settings) -> None:
     """Trains, and says what went wrong in one line where the user can mend it."""
     # The libraries of the models take seconds to import, which a mistyped setting need not wait.
+    from adapters.factors import LoraMismatch
+    from adapters.lora_file import BrokenLora
+    from adapters.turbo import MergeFailed
     from trainer.loop import Diverged
     from trainer.run import train
     from trainer.zero_prior import ZeroPriorBroken
 
     mendable = (SettingsError, DatasetError, PlaceholderError, MissingModel, OSError)
+    adapter = (BrokenLora, LoraMismatch, MergeFailed)
     try:
         train(settings)
-    except (*mendable, Diverged, ZeroPriorBroken) as error:
+    except (*mendable, *adapter, Diverged, ZeroPriorBroken) as error:
         sys.exit(f"error: {error}")
 
 

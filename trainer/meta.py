@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adapters.archive import content_hash
+from adapters.turbo import TurboAdapter
 from trainer.dataset import Example
 from trainer.loop import Trained
 from trainer.settings import Settings
@@ -22,6 +23,7 @@ def describe(
     examples: Sequence[Example],
     trained: Trained,
     zero_prior: dict[str, float] | None,
+    adapter: TurboAdapter | None,
 ) -> dict[str, Any]:
     """The content of `meta.json`, JSON types alone."""
     meta: dict[str, Any] = {
@@ -30,6 +32,7 @@ def describe(
         "train_placeholder_token": settings.train_placeholder_token,
         "rank": settings.rank,
         "steps": settings.steps,
+        "turbo_adapter": {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
         "settings": _plain(settings),
         "dataset": {
             "name": settings.dataset.name,
@@ -61,6 +64,8 @@ def describe(
 def _plain(settings: Settings) -> dict[str, Any]:
     values = asdict(settings)
     values["base"] = settings.base.name
+    if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
+        values["turbo_adapter"] = Path(settings.turbo_adapter).name
     for local in ("dataset", "output_dir"):  # where things lay on one machine
         values.pop(local)
     return {

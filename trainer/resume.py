@@ -103,6 +103,7 @@ def exactness(settings: Settings) -> dict[str, object]:
         "weight_decay",
         "max_grad_norm",
         "training_shift",
+        "turbo_adapter",
     )
     return {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions)

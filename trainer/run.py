@@ -12,8 +12,10 @@ import torch
 from adapters.archive import Archive, write_archive
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder, check_token
+from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.loading import load_family
+from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference.engine import Engine
 from inference.images import save_images
@@ -52,6 +54,7 @@ def _train(settings: Settings, report: Report | None) -> Path:
     # What can be checked without a model.
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
     resume = read_resume(settings)
+    adapter = _turbo_adapter(settings)
     folder = settings.output_dir or _output_folder()
     folder.mkdir(parents=True, exist_ok=True)
     family = load_family(settings.base)
@@ -80,6 +83,9 @@ def _train(settings: Settings, report: Report | None) -> Path:
 
     # Train.
     transformer = family.transformer
+    if adapter is not None:
+        share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
+        log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     lora = Lora(transformer, family.lora_targets(), settings.rank, settings.seed)
@@ -101,11 +107,28 @@ def _train(settings: Settings, report: Report | None) -> Path:
     archive = Archive(
         factors,
         placeholder.detached() if placeholder is not None else None,
-        meta.describe(settings, examples, trained, zero_prior),
+        meta.describe(settings, examples, trained, zero_prior, adapter),
     )
     path = write_archive(archive, folder / WEIGHTS)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
+
+
+def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
+    """The adapter that `turbo_adapter` asks for; None is said aloud on a distilled base."""
+    wanted, base = settings.turbo_adapter, settings.base
+    if wanted == "auto" and base.training_adapters:
+        wanted = list(base.training_adapters)[-1]
+    if wanted in ("auto", "none"):
+        if base.distilled:
+            log.warning(
+                "%s is distilled to %d steps, and no turbo adapter is used: training will wear "
+                "that off, and pictures of few steps will blur",
+                *(base.name, base.inference_steps),
+            )
+        return None
+    file = base.training_adapters.get(wanted)
+    return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
 
 
 def _output_folder() -> Path:
@@ -122,12 +145,6 @@ def _introduce(settings: Settings, examples: Sequence[Example], family: Family) 
         *(settings.base.hub_id, len(examples), settings.training_mode),
         *(settings.steps, settings.batch_size, settings.seed),
     )
-    if settings.base.distilled:
-        log.warning(
-            "%s is distilled to %d steps; long training without a training adapter blurs its "
-            "few-step pictures",
-            *(settings.base.name, settings.base.inference_steps),
-        )
     if settings.log_prompt_ids or ids_wanted():
         rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
         log.info("template around every prompt: %r", family.prompts.template)

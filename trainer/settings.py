@@ -33,6 +33,7 @@ class Settings:
     train_placeholder_token: bool
     placeholder_token: str
     placeholder_init_std: float  # of its embedding's entries; 0 gives exact zeros
+    turbo_adapter: str  # merged while training on a distilled base: auto, none, a version, a file
 
     # Optimisation: AdamW.
     steps: int
@@ -98,6 +99,7 @@ def settle(
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,
+        "turbo_adapter": "auto",
         "rank": base.rank,
         "steps": base.training_steps,
         "batch_size": base.batch_size,
@@ -165,6 +167,13 @@ def _check(settings: Settings) -> None:
             faults.append(f"{name} is {value!r}, not a number")
         elif not low <= value <= high:
             faults.append(f"{name} is {value:g}; it lies between {low:g} and {high:g}")
+    wanted, versions = settings.turbo_adapter, settings.base.training_adapters
+    if wanted not in ("auto", "none", *versions) and not Path(wanted).expanduser().is_file():
+        known = ", ".join(("auto", "none", *versions))
+        faults.append(
+            f"turbo_adapter is {wanted!r}; for {settings.base.name} it is one of {known}, or a "
+            "LoRA file"
+        )
     if settings.lr_scheduler not in SCHEDULES:
         known = " and ".join(SCHEDULES)
         faults.append(f"lr_scheduler is {settings.lr_scheduler!r}; {known} are known")

@@ -37,6 +37,7 @@ from .tokenizers import qwen3_folder, qwen25_folder
 Z_IMAGE_TURBO = "Tongyi-MAI/Z-Image-Turbo"
 Z_IMAGE = "Tongyi-MAI/Z-Image"
 Z_IMAGE_DE_TURBO = "ostris/Z-Image-De-Turbo"
+TURBO_ADAPTER = "ostris/zimage_turbo_training_adapter"
 QWEN_IMAGE = "Qwen/Qwen-Image"
 QWEN_IMAGE_2512 = "Qwen/Qwen-Image-2512"
 
@@ -49,7 +50,7 @@ DiffusersModel: TypeAlias = Any
 
 
 def write_vault(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Writes all five repositories below `folder`, to be named by `$MODEL_VAULT`; returns it.
+    """Writes five bases and the turbo adapter below `folder`, a `$MODEL_VAULT`; returns it.
 
     The same seed gives the same weights. Each transformer has weights of its own, Turbo's in
     several shards.
@@ -81,7 +82,32 @@ def write_vault(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0)
     for part in SHARED:
         _link(turbo / part, folder / Z_IMAGE / part)
         _link(qwen / part, folder / QWEN_IMAGE_2512 / part)
+    for number, version in enumerate(("v1", "v2")):
+        write_turbo_adapter(folder / TURBO_ADAPTER, version, seed + number)
     return folder
+
+
+def write_turbo_adapter(folder: Path, version: str, seed: int = 0) -> Path:
+    """A training adapter for the vault's Turbo in the published format; returns its file.
+
+    All eight linears of every layer, as in the published file, without alpha keys.
+    """
+    linears = {
+        **{f"attention.{name}": (64, 64) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+        **{"feed_forward.w1": (170, 64), "feed_forward.w3": (170, 64)},
+        **{"feed_forward.w2": (64, 170), "adaLN_modulation.0": (256, 64)},
+    }
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(2):
+        for name, (rows, columns) in linears.items():
+            key = f"diffusion_model.layers.{layer}.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.randn(4, columns, generator=draw) / 8
+            tensors[f"{key}.lora_B.weight"] = torch.randn(rows, 4, generator=draw) / 32
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"zimage_turbo_training_adapter_{version}.safetensors"
+    save_file({name: value.to(torch.bfloat16) for name, value in tensors.items()}, file)
+    return file
 
 
 def write_de_turbo_single_file(

@@ -40,7 +40,7 @@ def train(
     learning_rate: Optional[float] = Input(description="Learning rate of the LoRA. Empty: what suits the model.", default=None, ge=0, le=1),
     batch_size: Optional[int] = Input(description="Pictures per step. Empty: what suits the model.", default=None, ge=1, le=64),
     resolution: Optional[str] = Input(description="Edge length in pixels the pictures are trained at, or several with commas (512,768,1024). Empty: what suits the model.", default=None, max_length=64),
-    caption_dropout: Optional[float] = Input(description="Share of the steps that see an empty caption. Empty: what suits the model.", default=None, ge=0, le=1),
+    caption_dropout: Optional[float] = Input(description="Share of the pictures that are shown with an empty caption. Empty: what suits the model.", default=None, ge=0, le=1),
     seed: Optional[int] = Input(description="The same seed and inputs give the same weights. Empty: drawn at random and written into meta.json.", default=None, ge=0),
 ) -> TrainingOutput:
     """Train a LoRA, and with it a new word for the subject, from a zip of pictures."""

@@ -22,10 +22,15 @@ def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
 def save_images(
     images: Sequence[Image.Image], folder: Path, file_format: str = "png", quality: int = 90
 ) -> list[Path]:
-    """Writes `image-0.png`, … into the folder. `file_format` is webp, jpg or png."""
+    """Writes `image-0.png`, … into the folder, after those that are there already.
+
+    `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    stems = [old.stem.removeprefix("image-") for old in folder.glob("image-*.*")]
+    taken = [int(stem) for stem in stems if stem.isdigit()]
     paths = []
-    for number, image in enumerate(images):
+    for number, image in enumerate(images, start=max(taken, default=-1) + 1):
         path = folder / f"image-{number}.{file_format}"
         options = {} if file_format == "png" else {"quality": quality}
         image.save(path, format="jpeg" if file_format == "jpg" else file_format, **options)

@@ -73,6 +73,8 @@ def run(settings: Settings) -> None:
         train(settings)
     except (*mendable, *adapter, Diverged, ZeroPriorBroken) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
+        sys.exit(130)
 
 
 if __name__ == "__main__":

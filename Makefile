@@ -1,0 +1,64 @@
+# Everything a newcomer runs. `make` alone says what there is.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+HOST ?= 127.0.0.1
+PORT ?= 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+# dashscope is here for one data file of Qwen's tokenizers, never imported: it needs nothing else.
+DATA_ONLY := dashscope==2.0.2
+# What was installed, and for which torch: asking for another one installs again.
+READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
+
+# Threads that wait for each other asleep, not spinning: several times faster on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint serve serve-train clean
+
+help: ## Say what there is to make
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) HOST=$(HOST) PORT=$(PORT)"
+
+demo: setup ## Train on a few photographs, draw before and after: outputs/demo.png
+	@$(BIN)/python -m demo
+
+test: lint ## Check the style and the types, then run every test
+	$(BIN)/python -m pytest
+
+lint: setup ## Check the style and the types alone
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --no-error-summary
+
+serve: setup ## Serve predictions over HTTP, the way the Cog image does
+	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)
+
+serve-train: setup ## Serve trainings over HTTP, the way the Cog image does
+	@$(BIN)/python -m serving train --host $(HOST) --port $(PORT)
+
+setup: $(READY) ## Make .venv with all that is needed; nothing is done when it is there
+
+clean: ## Remove .venv and what can be made again; outputs and downloaded models stay
+	rm -rf $(VENV) .cache/vault .cog .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The pins of requirements.txt without its torch, which is the container's. torch goes first and is
+# named again with the rest, so that no other package can pull in another build of it.
+$(READY): requirements.txt requirements-dev.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not one." \
+	    "Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@rm -f $(VENV)/ready-*
+	@echo "installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@echo "installing the rest of requirements.txt and requirements-dev.txt"
+	@grep -v '^torch==' requirements.txt > $(VENV)/pins.txt
+	@$(PIP) $(TORCH) -r $(VENV)/pins.txt -r requirements-dev.txt
+	@$(PIP) --no-deps $(DATA_ONLY)
+	@touch $@

@@ -35,8 +35,8 @@ def test_every_config_that_ships_is_read(path: Path) -> None:
     assert settings.dataset == Path("imgs.zip")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert settings.base.name == content["base_model"]
-    assert settings.rank == content["train"]["rank"]
-    assert settings.learning_rate == 1e-4
+    assert settings.rank == content["train"].get("rank", settings.base.rank)
+    assert settings.learning_rate == settings.base.learning_rate
     assert list(settings.sample_prompts) == content["sample"]["prompts"]
     assert settings.train_placeholder_token == any(
         "<zwx>" in each for each in settings.sample_prompts

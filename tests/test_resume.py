@@ -11,7 +11,7 @@ import torch
 from adapters.archive import Archive, read_archive
 from trainer import run
 from trainer.checkpoint import BrokenCheckpoint, read_checkpoint
-from trainer.loop import Loop
+from trainer.loop import Diverged, Loop
 from trainer.settings import Settings, SettingsError, settle
 
 
@@ -83,6 +83,24 @@ def test_checkpoints_come_every_so_many_steps_and_the_last_two_stay(
     run.train(replace(settings, checkpoint_every=2))
     names = sorted(p.name for p in (tmp_path / "whole" / "checkpoints").iterdir())
     assert names == ["step-000006.safetensors", "step-000008.safetensors"]
+
+
+def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Loop.step
+
+    def step(self: Loop, number: int) -> None:
+        original(self, number)
+        if number == 4:
+            self.lora_parameters[0].data[0, 0] = float("nan")
+
+    monkeypatch.setattr(Loop, "step", step)
+    with pytest.raises(Diverged):
+        run.train(replace(settings, checkpoint_every=3))
+    (kept,) = (tmp_path / "whole").rglob("*.safetensors")
+    assert read_checkpoint(kept).step == 3
+    assert not (tmp_path / "whole" / "weights.zip").exists()
 
 
 def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:

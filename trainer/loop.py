@@ -159,11 +159,14 @@ class Loop:
                         self._show(progress, report, shown)
                     progress.update()
                     if checkpoints is not None and every and self.done % every == 0:
+                        if not self._finite():  # before a good checkpoint makes room for it
+                            raise Diverged(f"what is trained holds NaN at step {self.done}")
                         self._save(checkpoints)
         except Diverged:
             raise
         except BaseException:
-            if checkpoints is not None and self.done > start and not self._stepping:
+            whole = self.done > start and not self._stepping and self._finite()
+            if checkpoints is not None and whole:
                 log.info(
                     "stopped after %d steps; go on from %s", self.done, self._save(checkpoints)
                 )
@@ -186,6 +189,9 @@ class Loop:
         if report is not None:
             report("loss", loss)
             report("step", float(self.done))
+
+    def _finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.named.values())
 
     def _save(self, folder: Path) -> Path:
         facts = {**identity(self.settings), "settings": exactness(self.settings)}

@@ -108,7 +108,7 @@ def settle(
         "caption_dropout": base.caption_dropout,
         "training_shift": base.training_shift,
         "gradient_checkpointing": base.gradient_checkpointing,
-        "lr_scheduler": "constant",
+        "lr_scheduler": base.lr_scheduler,
         "lr_warmup_steps": None,
         "weight_decay": 1e-4,
         "max_grad_norm": 1.0,

@@ -1,0 +1,35 @@
+"""A training stage's state on disk: written by time, whole or not at all, picked up again."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoint:
+    """Saves at most every `seconds`, and always when told that the stage ends.
+
+    `path` holds the last state; a stage that finds it goes on from there.
+    """
+
+    def __init__(self, path: Path, seconds: float = 120.0) -> None:
+        self.path, self.seconds = path, seconds
+        self.saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state saved, or None."""
+        if not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        return state
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(".partial")
+        torch.save(state, scratch)
+        scratch.rename(self.path)
+        self.saved_at = time.monotonic()

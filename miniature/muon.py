@@ -1,0 +1,75 @@
+"""Muon: momentum whose matrices are made orthogonal before the step.
+
+After Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with the step's length
+matched to AdamW's as in Liu et al. 2025 (arXiv 2502.16982). torch.optim has it too; this one
+treats matrices of one shape together and divides them among the processes, because at miniature
+size the orthogonalisation is a tenth of a training step.
+
+N matrices, R rows, C columns.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .parallel import gather_rows, rank, world
+
+# The quintic iteration's coefficients, from the post above.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values between 0.7 and 1.2."""
+    wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
+    x = (matrices_NRC if wide else matrices_NRC.mT).bfloat16()
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """For matrices only. Every process must hold the same gradients."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01,
+        momentum: float = 0.95,
+    ) -> None:  # fmt: skip
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay,
+                                      "momentum": momentum})  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update; `closure` is not used."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                stack_NRC = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                share = -(-len(parameters) // world())
+                mine = stack_NRC[rank() * share : (rank() + 1) * share]
+                if len(mine) < share:  # the last process pads, as all shares must be alike
+                    mine = torch.cat([mine, stack_NRC.new_zeros(share - len(mine), *shape)])
+                updates_NRC = gather_rows(orthogonalise(mine)).to(stack_NRC.dtype)
+                length = group["lr"] * 0.2 * max(shape) ** 0.5
+                for parameter, update in zip(parameters, updates_NRC, strict=False):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-length)
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's look ahead; moves the parameter's buffer."""
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        buffer: Tensor = state["momentum_buffer"]
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)

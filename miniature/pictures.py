@@ -1,0 +1,23 @@
+"""Between Pillow pictures and tensors in [-1, 1].
+
+B batch, C channels, H rows, W columns.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """float32 [B, 3, H, W] in [-1, 1]."""
+    array_BHWC = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(array_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(pixels_BCHW: Tensor) -> list[Image.Image]:
+    """RGB pictures; values beyond [-1, 1] are clipped."""
+    bytes_BCHW = ((pixels_BCHW.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(x) for x in bytes_BCHW.permute(0, 2, 3, 1).contiguous().numpy()]

@@ -1,0 +1,293 @@
+"""Stage 2: text encoder and transformer together, flow matching on captioned scenes.
+
+What makes it cheap enough for a CPU:
+- the text encoder first learns alone to carry the attributes (a minute),
+- Muon (Jordan et al. 2024) on the blocks' matrices, AdamW on the rest,
+- sigmas drawn one from each of B equal slices of their distribution,
+- the loss counts threefold around the things until the learning rate cools down,
+- compiled blocks, bfloat16 products, latents encoded once.
+
+B batch, C channels, H rows, W columns of latents, L caption tokens, D text width.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm, trange
+
+from .batched import batched_forward
+from .checkpoint import Checkpoint
+from .drawing import render
+from .models import TextEncoder, Transformer, Vae, build_text_encoder, build_transformer
+from .muon import Muon
+from .parallel import average_gradients, gather_rows, rank, rows
+from .pictures import to_tensor
+from .sampling import encode_ids, tokenize
+from .tokenizer import build_tokenizer
+from .vae import encode
+from .world import RADIUS, Scene, attributes, caption, sample_scene
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    steps: int = 4000
+    cooldown: float = 0.35  # last share of the steps, with a linear way down to zero
+    warmup: int = 100  # steps
+    batch: int = 64
+    scenes: int = 32_000  # distinct pictures
+    muon_rate: float = 4e-3
+    adam_rate: float = 1.5e-3
+    text_steps: int = 150  # of the text encoder alone
+    caption_dropout: float = 0.1
+    sigma_shift: float = 2.0  # of the logit-normal sigmas
+    thing_weight: float = 3.0  # loss around the things, until the cooldown
+    long_every: int = 24  # every so many batches has captions of 33 to 64 tokens
+    ema: float = 0.998
+    seed: int = 0
+
+
+def sample_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
+    """Stratified sigmas [B]: logit-normal, shifted towards noise."""
+    slices = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    normal = torch.special.ndtri(slices.clamp(1e-4, 1 - 1e-4))
+    sigma = torch.sigmoid(normal)[torch.randperm(count, generator=generator)]
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def thing_mask(scenes: list[Scene], side: int = 16) -> Tensor:
+    """1 near a thing and 0 elsewhere, [B, 1, side, side]."""
+    centres = (torch.arange(side) + 0.5) * 64 / side
+    mask = torch.zeros(len(scenes), 1, side, side)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            distance = ((centres[None] - thing.x) ** 2 + (centres[:, None] - thing.y) ** 2).sqrt()
+            mask[row, 0] += (distance < 1.25 * RADIUS[thing.size] + 2).float()
+    return mask.clamp(max=1)
+
+
+@torch.no_grad()
+def latent_cache(vae: Vae, count: int, path: Path) -> Tensor:
+    """float16 latents [count, C, H, W] of the first training scenes, kept at `path`."""
+    if path.exists():
+        kept: Tensor = torch.load(path, weights_only=True)
+        if len(kept) == count:
+            return kept
+    chunks = []
+    numbers = range(count)[rows(count)]
+    for first in trange(0, len(numbers), 50, desc="latents", disable=rank() > 0):
+        pixels = to_tensor([render(sample_scene(i)) for i in numbers[first : first + 50]])
+        with torch.autocast("cpu", torch.bfloat16):
+            chunks.append(encode(vae, pixels).half())
+    cache = gather_rows(torch.cat(chunks))
+    if rank() == 0:
+        torch.save(cache, path)
+    return cache
+
+
+class AttributeProbe(nn.Module):
+    """Reads every attribute from caption features; thrown away after the warm-up."""
+
+    def __init__(self, width: int, values: dict[str, list[str]]) -> None:
+        super().__init__()
+        self.values = values
+        self.query = nn.Parameter(torch.randn(len(values), width) * width**-0.5)
+        self.heads = nn.ModuleList(nn.Linear(width, len(v)) for v in values.values())
+
+    def forward(self, text_BLD: Tensor, mask_BL: Tensor) -> list[Tensor]:
+        score = (text_BLD @ self.query.T).masked_fill(~mask_BL[..., None], -1e4)
+        pooled_BAD = score.softmax(dim=1).transpose(1, 2) @ text_BLD
+        return [head(pooled_BAD[:, i]) for i, head in enumerate(self.heads)]
+
+
+def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> None:
+    """Teaches the text encoder alone to make a scene's attributes readable."""
+    tokenizer = build_tokenizer()
+    shown = [attributes(sample_scene(i)) for i in range(2000)]
+    values = {key: sorted({a[key] for a in shown if key in a})
+              for key in sorted({k for a in shown for k in a})}  # fmt: skip
+    probe = AttributeProbe(text_encoder.config.hidden_size, values)
+    parameters = [*text_encoder.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+    progress = trange(settings.text_steps, desc="text", disable=rank() > 0)
+    for step in progress:
+        scenes = [sample_scene(128 * step + i) for i in range(128)[rows(128)]]
+        prompts = [caption(s, random.Random(f"text {s.seed}")) for s in scenes]
+        ids_BL, mask_BL = tokenize(tokenizer, prompts, 32)
+        text = encode_ids(text_encoder, ids_BL, mask_BL)
+        loss = torch.zeros(())
+        for key, logits in zip(values, probe(text.text_BLD, mask_BL), strict=True):
+            targets = [values[key].index(a[key]) if key in a else -100
+                       for a in map(attributes, scenes)]  # fmt: skip
+            loss = loss + F.cross_entropy(logits, torch.tensor(targets))
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, 2 * (1 - step / settings.text_steps))
+        loss.backward()
+        average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.set_postfix(loss=f"{float(loss) / len(values):.3f}")
+
+
+def build_optimizers(
+    transformer: Transformer, text_encoder: TextEncoder | None,
+    muon_rate: float, adam_rate: float,
+) -> list[torch.optim.Optimizer]:  # fmt: skip
+    """Muon for the blocks' attention and feed-forward matrices, AdamW for all else."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in transformer.named_parameters():
+        inner = ".attention.to_" in name or ".feed_forward." in name
+        (matrices if inner else rest).append(parameter)
+    if text_encoder is not None:
+        rest += list(text_encoder.parameters())
+    return [
+        Muon(matrices, lr=muon_rate),
+        torch.optim.AdamW(rest, lr=adam_rate, weight_decay=0.01, betas=(0.9, 0.98)),
+    ]  # fmt: skip
+
+
+class Ema:
+    """A moving average of modules' weights, in float32, by parameter name."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.modules = modules
+        self.weights = {k: p.detach().clone() for k, p in self._named()}
+        self.count = 0
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                yield f"{prefix}.{name}", parameter
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """Moves towards the present weights; faster in the beginning."""
+        self.count += 1
+        keep = min(decay, (1 + self.count) / (10 + self.count))
+        kept = list(self.weights.values())
+        torch._foreach_lerp_(kept, [p.detach() for _, p in self._named()], 1 - keep)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the average and the present weights; a second call undoes it."""
+        for key, parameter in self._named():
+            now = parameter.detach().clone()
+            parameter.copy_(self.weights[key])
+            self.weights[key].copy_(now)
+
+
+def schedule(step: int, settings: PretrainSettings) -> float:
+    """Learning-rate factor: warm-up, plateau, linear cooldown to zero."""
+    cool = (settings.steps - step) / (settings.cooldown * settings.steps)
+    return max(0.0, min(1.0, (step + 1) / settings.warmup, cool))
+
+
+def train_base(
+    vae: Vae,
+    work: Path,
+    settings: PretrainSettings | None = None,
+    preview: Callable[[Transformer, TextEncoder, int], None] | None = None,
+    preview_every: int = 500,
+    start: tuple[Transformer, TextEncoder] | None = None,
+) -> tuple[Transformer, TextEncoder]:
+    """The averaged transformer and text encoder, float32.
+
+    Goes on from `work/base.pt`; without it begins with the weights of `start`, or from nothing.
+    """
+    settings = settings or PretrainSettings()
+    tokenizer = build_tokenizer()
+    latents = latent_cache(vae, settings.scenes, work / "latents.pt")
+    scenes = [sample_scene(i) for i in range(settings.scenes)]
+
+    torch.manual_seed(settings.seed)
+    transformer, text_encoder = build_transformer(), build_text_encoder()
+    modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
+    optimizers = build_optimizers(transformer, text_encoder, settings.muon_rate, settings.adam_rate)
+    checkpoint = Checkpoint(work / "base.pt")
+    first = 0
+    state = checkpoint.load()
+    if state is None and start is None:
+        warm_text_encoder(text_encoder, settings)
+    elif state is None and start is not None:
+        for module, begun in zip(modules.values(), start, strict=True):
+            module.load_state_dict(begun.state_dict())
+    ema = Ema(modules)
+    if state is not None:
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        ema.weights, ema.count, first = state["ema"], state["ema_count"], state["step"]
+
+    def save(step: int) -> None:
+        checkpoint.save(
+            {name: module.state_dict() for name, module in modules.items()}
+            | {"optimizers": [o.state_dict() for o in optimizers], "ema": ema.weights,
+               "ema_count": ema.count, "step": step}
+        )  # fmt: skip
+
+    compiled = torch.compile(batched_forward, dynamic=False)
+    mine = rows(settings.batch)
+    parameters = [p for m in modules.values() for p in m.parameters()]
+    smooth = 0.0
+    progress = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="base",
+                    disable=rank() > 0)  # fmt: skip
+    for step in progress:
+        factor = schedule(step, settings)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+        # Scenes, captions, noise: all from the step's number.
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        rng = random.Random(f"{settings.seed} {step}")
+        picks = torch.randint(settings.scenes, (settings.batch,), generator=generator)
+        batch = [scenes[i] for i in picks.tolist()]
+        long = step % settings.long_every == settings.long_every - 1
+        prompts = [_prompt(scene, rng, long, settings.caption_dropout) for scene in batch]
+        noise = torch.randn((settings.batch, *latents.shape[1:]), generator=generator)
+        sigma_B = sample_sigmas(settings.batch, settings.sigma_shift, generator)
+        ids_BL, mask_BL = tokenize(tokenizer, prompts[mine], 64 if long else 32)
+        clean, noise, sigma_B = latents[picks[mine]].float(), noise[mine], sigma_B[mine]
+        sigma_B111 = sigma_B[:, None, None, None]
+
+        with torch.autocast("cpu", torch.bfloat16):
+            text = encode_ids(text_encoder, ids_BL, mask_BL)
+            noised = (1 - sigma_B111) * clean + sigma_B111 * noise
+            run = batched_forward if long else compiled
+            out = run(transformer, noised, 1 - sigma_B, text.text_BLD, mask_BL)
+        weight = 1 + (settings.thing_weight - 1) * factor * thing_mask(batch[mine])
+        error = (out.float() - (clean - noise)).square()
+        loss = (error * weight / weight.mean()).mean()
+        loss.backward()
+        average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update(settings.ema)
+
+        smooth = float(loss) if step == first else 0.98 * smooth + 0.02 * float(loss)
+        progress.set_postfix(loss=f"{smooth:.4f}", plain=f"{float(error.detach().mean()):.4f}")
+        if rank() == 0 and checkpoint.due():
+            save(step + 1)
+        if rank() == 0 and preview and (step + 1) % preview_every == 0:
+            ema.swap()
+            preview(transformer, text_encoder, step + 1)
+            ema.swap()
+    if rank() == 0 and first < settings.steps:
+        save(settings.steps)
+    ema.swap()
+    return transformer.eval().requires_grad_(False), text_encoder.eval().requires_grad_(False)
+
+
+def _prompt(scene: Scene, rng: random.Random, long: bool, dropout: float) -> str:
+    """A caption, or none; a long one says it over again in other words, up to 64 tokens."""
+    if not long:
+        return "" if rng.random() < dropout else caption(scene, rng)
+    return ", ".join(caption(scene, rng) for _ in range(2 if len(scene.things) == 2 else 3))

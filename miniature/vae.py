@@ -1,0 +1,152 @@
+"""Stage 1: the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels and back.
+
+No KL term: its pull towards blur costs colours at this size. Instead the latents get noise and a
+weak pull to zero, so the decoder forgives the small errors of the transformer that will draw them.
+
+B batch, C channels, H rows, W columns.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from .checkpoint import Checkpoint
+from .drawing import collage, grid, render
+from .models import Vae, build_vae
+from .parallel import average_gradients, rank, rows
+from .pictures import to_pictures, to_tensor
+from .world import sample_scene, subject_scene
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    steps: int = 2000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    latent_noise: float = 0.1  # standard deviation, the latents' own being near 1
+    latent_pull: float = 1e-3  # weight of the latents' mean square
+    collage_share: float = 0.25  # of the batch, pictures unlike the world
+    seed: int = 0
+
+
+def encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
+    """Latents as the transformer sees them, from pixels in [-1, 1]; in the VAE's dtype."""
+    latents_BCHW = vae.encode(pixels_BCHW.to(vae.dtype)).latent_dist.mode()
+    return (latents_BCHW - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
+    """Pixels, nominally in [-1, 1], from latents as the transformer sees them."""
+    latents_BCHW = latents_BCHW.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+    return vae.decode(latents_BCHW).sample
+
+
+def _batch(step: int, settings: VaeSettings) -> Tensor:
+    numbers = range(step * settings.batch, (step + 1) * settings.batch)[rows(settings.batch)]
+    collages = round(len(numbers) * settings.collage_share)
+    return to_tensor(
+        [collage(i) for i in numbers[:collages]]
+        + [render(sample_scene(i)) for i in numbers[collages:]]
+    )
+
+
+def psnr(vae: Vae, pixels_BCHW: Tensor) -> float:
+    """Mean peak signal-to-noise ratio of the round trip in dB, of pixels rounded to 8 bits."""
+    with torch.no_grad():
+        round_trip = torch.cat([decode(vae, encode(vae, x)) for x in pixels_BCHW.split(32)])
+    round_trip = ((round_trip.float().clamp(-1, 1) + 1) * 127.5).round() / 255
+    error_B = ((pixels_BCHW + 1) / 2 - round_trip).square().mean(dim=(1, 2, 3))
+    return float((-10 * error_B.log10()).mean())
+
+
+def held_out_pixels(count: int = 200) -> Tensor:
+    """Scenes of the `eval` split, for measuring."""
+    return to_tensor([render(sample_scene(i, "eval")) for i in range(count)])
+
+
+def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
+    """A trained float32 VAE with the latents' statistics in its config.
+
+    Goes on from `work/vae.pt` if it is there.
+    """
+    settings = settings or VaeSettings()
+    torch.manual_seed(settings.seed)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, weight_decay=1e-4,
+                                  betas=(0.9, 0.98))  # fmt: skip
+    checkpoint = Checkpoint(work / "vae.pt")
+    first = 0
+    if state := checkpoint.load():
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+
+    def save(step: int) -> None:
+        checkpoint.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(),
+                         "step": step})  # fmt: skip
+
+    torch.manual_seed(settings.seed + 1 + rank())
+    progress = trange(first, settings.steps, initial=first, total=settings.steps, desc="vae",
+                      disable=rank() > 0)  # fmt: skip
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * one_cycle(step / settings.steps)
+        pixels_BCHW = _batch(step, settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents_BCHW = vae.encode(pixels_BCHW).latent_dist.mode().float()
+            noisy = latents_BCHW + settings.latent_noise * torch.randn_like(latents_BCHW)
+            error = vae.decode(noisy).sample.float() - pixels_BCHW
+        loss = (
+            error.abs().mean()
+            + error.square().mean()
+            + settings.latent_pull * latents_BCHW.square().mean()
+        )
+        loss.backward()
+        average_gradients(vae.parameters())
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{float(loss):.4f}", std=f"{float(latents_BCHW.std()):.2f}")
+        if rank() == 0 and checkpoint.due():
+            save(step + 1)
+    if rank() == 0 and first < settings.steps:
+        save(settings.steps)
+    vae.eval().requires_grad_(False)
+    _normalise(vae)
+    return vae
+
+
+def one_cycle(fraction: float) -> float:
+    """Learning-rate factor: 5 % linear warm-up, then a half cosine down to zero."""
+    if fraction < 0.05:
+        return 0.02 + 0.98 * fraction / 0.05
+    return 0.5 * (1 + math.cos(math.pi * (fraction - 0.05) / 0.95))
+
+
+@torch.no_grad()
+def _normalise(vae: Vae) -> None:
+    """Writes the latents' mean and inverse deviation over 1,000 scenes into the config."""
+    latents = []
+    for first in range(0, 1000, 50):
+        pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
+        latents.append(vae.encode(pixels_BCHW).latent_dist.mode())
+    stack = torch.cat(latents)
+    vae.register_to_config(
+        shift_factor=round(float(stack.mean()), 4), scaling_factor=round(1 / float(stack.std()), 4)
+    )
+
+
+def preview(vae: Vae, path: Path) -> None:
+    """Writes pairs of pictures, each with its reconstruction below: scenes, then subjects."""
+    scenes = [sample_scene(i, "eval") for i in range(8)]
+    scenes += [subject_scene(s, 0, word="") for s in ("bee", "mushroom", "robot", "fish")]
+    pixels_BCHW = to_tensor([render(scene) for scene in scenes])
+    with torch.no_grad():
+        shown = torch.cat([pixels_BCHW, decode(vae, encode(vae, pixels_BCHW)).float()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid(to_pictures(shown), columns=len(scenes)).save(path)

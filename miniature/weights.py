@@ -1,0 +1,67 @@
+"""The shipped weights: where they lie, how they are loaded, how the adapter is laid over.
+
+`miniature` brings only its transformer and scheduler; text encoder, tokenizer and VAE are
+`miniature-turbo`'s.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from safetensors.torch import load_file
+from transformers import Qwen2Tokenizer, Qwen3Model
+
+from .models import Transformer
+from .sampling import Base
+
+WEIGHTS = Path(__file__).parent / "weights"
+TURBO, UNDISTILLED = "miniature-turbo", "miniature"
+ADAPTER = "training_adapter/miniature_turbo_training_adapter.safetensors"
+ADAPTER_PREFIX = "diffusion_model."
+
+
+def load_base(name: str, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Base:
+    """A base by name, frozen. Raises FileNotFoundError naming the folder that is missing."""
+    own, shared = weights / name, weights / TURBO
+    for folder in (own / "transformer", shared / "text_encoder", shared / "vae"):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is missing; build it: python -m miniature.build")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler")
+    base = Base(
+        transformer=ZImageTransformer2DModel.from_pretrained(
+            own / "transformer", torch_dtype=dtype
+        ),
+        text_encoder=Qwen3Model.from_pretrained(shared / "text_encoder", dtype=dtype),
+        tokenizer=Qwen2Tokenizer.from_pretrained(shared / "tokenizer"),
+        vae=AutoencoderKL.from_pretrained(shared / "vae", torch_dtype=torch.float32),
+        shift=float(scheduler.config.shift),
+    )
+    for module in (base.transformer, base.text_encoder, base.vae):
+        module.eval().requires_grad_(False)
+    return base
+
+
+def merge_adapter(transformer: Transformer, path: Path, strength: float = 1.0) -> int:
+    """Adds B A to every weight the adapter names, in float32; gives how many were changed.
+
+    Alpha equals the rank, as in the published adapter. Raises KeyError for a name the model
+    does not have and ValueError when nothing was merged.
+    """
+    tensors = load_file(path)
+    modules = dict(transformer.named_modules())
+    merged = 0
+    for key, down in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        name = key.removesuffix(".lora_A.weight")
+        target = modules.get(name.removeprefix(ADAPTER_PREFIX))
+        if target is None:
+            raise KeyError(f"{path}: {name} is no module of the transformer")
+        weight = target.weight
+        assert isinstance(weight, torch.Tensor)
+        delta = tensors[f"{name}.lora_B.weight"].float() @ down.float()
+        weight.data = (weight.data.float() + strength * delta).to(weight.dtype)
+        merged += 1
+    if not merged:
+        raise ValueError(f"{path} holds no lora_A tensors")
+    return merged

@@ -24,7 +24,7 @@ help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) HOST=$(HOST) PORT=$(PORT)"
 
-demo: setup ## Train on a few photographs, draw before and after: outputs/demo.png
+demo: setup ## Train on sixteen small pictures, draw before and after: outputs/demo.png
 	@$(BIN)/python -m demo
 
 test: lint ## Check the style and the types, then run every test
@@ -44,7 +44,7 @@ serve-train: setup ## Serve trainings over HTTP, the way the Cog image does
 setup: $(READY) ## Make .venv with all that is needed; nothing is done when it is there
 
 clean: ## Remove .venv and what can be made again; outputs and downloaded models stay
-	rm -rf $(VENV) .cache/vault .cog .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cog .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The pins of requirements.txt without its torch, which is the container's. torch goes first and is

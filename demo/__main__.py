@@ -3,6 +3,7 @@
 The pictures are scenes of the miniature's own world; with `--photographs` they are real ones.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from demo import base
 from demo.grid import Row, draw_grid
 from demo.subject import Subject, photographs, scenes
 from predict import Predictor
@@ -26,7 +26,7 @@ def main() -> None:
     start = time.perf_counter()
     # For models this small, sharing the work out costs more than it brings.
     torch.set_num_threads(1)
-    base.choose()
+    os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
     subject = photographs(OUTPUTS) if "--photographs" in sys.argv[1:] else scenes()
     _say(f"The pictures: {subject.dataset}", subject.credit)
 

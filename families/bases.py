@@ -98,6 +98,13 @@ MINIATURE_TURBO = Base(
     family="z_image",
     folder=REPOSITORY / "miniature" / "weights" / "miniature-turbo",
     distilled=True,
+    training_adapters={
+        "v1": AdapterFile(
+            "zeroprior/miniature-turbo-training-adapter",
+            "miniature_turbo_training_adapter.safetensors",
+            REPOSITORY / "miniature" / "weights" / "training_adapter",
+        )
+    },
     inference_steps=8,
     guidance_scale=1.0,
     default_resolution=64,
@@ -105,7 +112,7 @@ MINIATURE_TURBO = Base(
     learning_rate=4e-3,
     placeholder_learning_rate=2e-2,
     lr_scheduler="cosine",
-    training_steps=300,
+    training_steps=500,
     batch_size=8,
     training_shift=3.0,
     gradient_checkpointing=False,
@@ -144,7 +151,7 @@ _ALL = (
         distilled=False,
         training_adapters={},
         inference_steps=25,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
     ),
 )
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
+
+    from trainer.settings import Settings
 
 # huggingface_hub reads it once, when it is imported; so fixtures import the libraries late.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -79,6 +81,27 @@ def use_vault(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODEL_VAULT", str(vault))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return vault
+
+
+@pytest.fixture
+def small(photos: Path, use_vault: Path, tmp_path: Path) -> "Callable[..., Settings]":
+    """Settings of a short training on the vault's models."""
+
+    from trainer.settings import settle
+
+    def make(**changes: Any) -> "Settings":
+        values: dict[str, Any] = {
+            "dataset": photos,
+            "base_model": "z-image",
+            "resolution": "64",
+            "rank": 2,
+            "steps": 3,
+            "seed": 5,
+            "output_dir": tmp_path / "out",
+        }
+        return settle(**(values | changes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -28,29 +28,10 @@ from trainer.loop import Diverged, Loop
 from trainer.loss import draw_sigma, flow_loss
 from trainer.randomness import generator
 from trainer.run import train
-from trainer.settings import Settings, SettingsError, settle
+from trainer.settings import Settings, SettingsError
 from trainer.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
 
 PUBLISHED = ["z-image-turbo", "z-image", "z-image-de-turbo", "qwen-image", "qwen-image-2512"]
-
-
-@pytest.fixture
-def small(photos: Path, use_vault: Path, tmp_path: Path) -> Callable[..., Settings]:
-    """Settings of a short training on the vault's models."""
-
-    def make(**changes: Any) -> Settings:
-        values: dict[str, Any] = {
-            "dataset": photos,
-            "base_model": "z-image",
-            "resolution": "64",
-            "rank": 2,
-            "steps": 3,
-            "seed": 5,
-            "output_dir": tmp_path / "out",
-        }
-        return settle(**(values | changes))
-
-    return make
 
 
 @pytest.mark.parametrize("mode", ["zero_prior", "baseline"])

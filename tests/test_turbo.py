@@ -2,8 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from families.repository import MissingModel, adapter_path
 from inference.engine import Engine
 from inference.request import Request
 from trainer import run
-from trainer.settings import Settings, settle
+from trainer.settings import Settings
 
 TURBO = BASES["z-image-turbo"]
 
@@ -32,20 +32,9 @@ def adapter(use_vault: Path) -> TurboAdapter:
 
 
 @pytest.fixture
-def small(photos: Path, use_vault: Path, tmp_path: Path) -> Callable[..., Settings]:
-    def make(**changes: Any) -> Settings:
-        given: dict[str, Any] = {
-            "dataset": photos,
-            "base_model": "z-image-turbo",
-            "resolution": "64",
-            "rank": 2,
-            "steps": 2,
-            "seed": 3,
-            "output_dir": tmp_path / "out",
-        }
-        return settle(**(given | changes))
-
-    return make
+def small(small: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Settings of a short training on the vault's Turbo."""
+    return partial(small, base_model="z-image-turbo")
 
 
 def weights(family: Family) -> dict[str, torch.Tensor]:

@@ -64,6 +64,20 @@ def test_every_base_trains_and_predicts_without_a_network(
     assert with_weights.tobytes() != without.tobytes()
 
 
+def test_a_base_given_by_its_folder_draws_its_samples_from_there(
+    small: Callable[..., Settings], vault: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MODEL_VAULT")
+    path = train(
+        small(
+            base_model=str(vault / "Tongyi-MAI/Z-Image"),
+            sample_prompts=("<zwx>",),
+            sample_options={"width": 64, "height": 64, "num_inference_steps": 2},
+        )
+    )
+    assert (path.parent / "samples" / "00" / "image-0.png").is_file()
+
+
 # What is learned.
 
 

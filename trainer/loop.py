@@ -159,13 +159,13 @@ class Loop:
                         self._show(progress, report, shown)
                     progress.update()
                     if checkpoints is not None and every and self.done % every == 0:
-                        if not self._finite():  # before a good checkpoint makes room for it
+                        if not self.finite():  # before a good checkpoint makes room for it
                             raise Diverged(f"what is trained holds NaN at step {self.done}")
                         self._save(checkpoints)
         except Diverged:
             raise
         except BaseException:
-            whole = self.done > start and not self._stepping and self._finite()
+            whole = self.done > start and not self._stepping and self.finite()
             if checkpoints is not None and whole:
                 log.info(
                     "stopped after %d steps; go on from %s", self.done, self._save(checkpoints)
@@ -190,7 +190,8 @@ class Loop:
             report("loss", loss)
             report("step", float(self.done))
 
-    def _finite(self) -> bool:
+    def finite(self) -> bool:
+        """Whether all that is trained is still finite numbers."""
         return all(bool(value.isfinite().all()) for value in self.named.values())
 
     def _save(self, folder: Path) -> Path:
@@ -205,8 +206,7 @@ class Loop:
         """Takes over the whole state of a checkpoint, after which `run` does what is left."""
         for name, parameter in self.named.items():
             parameter.copy_(checkpoint.parameters[name])
-        groups = checkpoint.optimizer["param_groups"]
-        self.optimizer.load_state_dict({**checkpoint.optimizer, "param_groups": groups})
+        self.optimizer.load_state_dict(checkpoint.optimizer)
         self.done = checkpoint.step
         self.schedule.last_epoch = self.done
         for group, base_rate in zip(

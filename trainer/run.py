@@ -101,11 +101,10 @@ def _train(settings: Settings, report: Report | None) -> Path:
     zero_prior = proof.result(trained.row_norms) if proof is not None else None
     if zero_prior is not None:
         log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
-    factors = lora.factors()
-    if not all(part.isfinite().all() for pair in factors.values() for part in pair):
-        raise Diverged("the LoRA holds NaN or infinity; lower learning_rate or leave it out")
+    if not loop.finite():
+        raise Diverged("what was trained holds NaN or infinity; lower learning_rate")
     archive = Archive(
-        factors,
+        lora.factors(),
         placeholder.detached() if placeholder is not None else None,
         meta.describe(settings, examples, trained, zero_prior, adapter),
     )
@@ -158,8 +157,10 @@ def _draw_samples(settings: Settings, weights: Path) -> None:
         return
     engine = Engine()
     archive = engine.read(weights)
+    folder = settings.base.folder  # a base given by its path is found by that path alone
+    base_model = str(folder) if folder and folder.is_dir() else settings.base.hub_id
     for number, prompt in enumerate(settings.sample_prompts):
         options = {"seed": settings.seed, **settings.sample_options}
-        images = engine.draw(Request(prompt=prompt, **options), archive, settings.base.hub_id)
+        images = engine.draw(Request(prompt=prompt, **options), archive, base_model)
         saved = save_images(images, weights.parent / "samples" / f"{number:02d}")
         log.info("drew %r: %s", prompt, ", ".join(map(str, saved)))

@@ -1,1 +1,13 @@
 """The base models: one file for what is special about each family, one table for their data."""
+
+import logging
+
+# At import they warn of optional kernels that a machine lacks and that are not used here: weights
+# are unpacked by plain tensor operations.
+for _name in (
+    "bitsandbytes",
+    "torchao",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "torch.utils._pytree",
+):
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -28,6 +28,15 @@ class AdapterFile:
     folder: Path | None = None  # where it lies when it is not fetched by its Hub id
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps in proportion to a dataset's pictures, between two bounds."""
+
+    per_picture: int
+    least: int
+    most: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """One base model: its place and the settings that suit it."""
@@ -46,18 +55,22 @@ class Base:
     guidance_scale: float
     default_resolution: int  # pixels, edge of the square picture it draws best
 
-    # Training. Rank, rate and resolution follow ai-toolkit's and musubi-tuner's defaults for the
-    # model; sigma is sampled as shift(sigmoid(normal)) with musubi-tuner's documented shift.
-    training_resolution: int
-    rank: int = 32
-    learning_rate: float = 1e-4
+    # Training. LoRA targets are the family's (`Family.lora_targets`): attention and feed-forward
+    # of the blocks, as musubi-tuner and OneTrainer train both models. Alpha is the rank.
+    training_resolution: int  # pixels; the size that trainers' examples for these models use
+    rank: int = 32  # ai-toolkit and musubi-tuner for Z-Image; for Qwen-Image they and others 16-64
+    learning_rate: float = 1e-4  # ai-toolkit and SimpleTuner for both models
+    # Adam moves an entry by about the rate in each step, and embeddings' entries are hundredths:
+    # tens of steps from zero to a word's size.
     placeholder_learning_rate: float = 1e-3
-    lr_scheduler: str = "constant"
-    training_steps: int = 1000
-    batch_size: int = 1
-    caption_dropout: float = 0.05
-    training_shift: float
-    gradient_checkpointing: bool = True
+    lr_scheduler: str = "constant"  # ai-toolkit, musubi-tuner
+    # 1000 is the default of SimpleTuner's example and of Replicate's Qwen-Image and FLUX trainers,
+    # 3000 ai-toolkit's; between them in proportion to the pictures.
+    training_steps: Steps = Steps(per_picture=100, least=1000, most=3000)
+    batch_size: int = 1  # all of them
+    caption_dropout: float = 0.05  # ai-toolkit
+    timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
+    training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
 
 
 Z_IMAGE_TURBO = Base(
@@ -112,10 +125,9 @@ MINIATURE_TURBO = Base(
     learning_rate=4e-3,
     placeholder_learning_rate=2e-2,
     lr_scheduler="cosine",
-    training_steps=500,
+    training_steps=Steps(per_picture=0, least=500, most=500),
     batch_size=8,
     training_shift=3.0,
-    gradient_checkpointing=False,
 )
 
 _ALL = (

@@ -9,22 +9,30 @@ Guidance is the usual scale, where 1 is off.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_log
 
 from families.bases import Base
-from families.repository import MissingModel, component_folder, transformer_source
+from families.prefix import Prefix
+from families.quantization import (
+    PLAIN,
+    QUANTIZATIONS,
+    Residence,
+    check_available,
+    quantize_transformer,
+    settle_linears,
+)
+from families.repository import component_folder, transformer_source
 from families.tokens import PromptTokenizer, TokenizedPrompt
+from families.weights import from_one_file, whole
 
 
 class Family(ABC):
@@ -40,9 +48,19 @@ class Family(ABC):
     text_encoder_class: ClassVar[Any]
     max_text_tokens: ClassVar[int] = 512  # the pipelines' own limit
     empty_prompt: ClassVar[str] = ""  # what no caption and no negative prompt stand for
+    # Names of the model's first release that LoRA files still use, and ours in their place;
+    # several where its layer held them fused, one below the other.
+    original_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def __init__(self, base: Base, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        base: Base,
+        device: torch.device,
+        dtype: torch.dtype,
+        residence: Residence = PLAIN,
+    ) -> None:
         self.base, self.device, self.dtype = base, device, dtype
+        self.reside(residence)
         self.vae_config = self.vae_class.load_config(component_folder(base, "vae"))
         self.transformer_config = self.transformer_class.load_config(self._transformer_config())
         scheduler = component_folder(base, "scheduler")
@@ -50,33 +68,65 @@ class Family(ABC):
 
     # The heavy parts.
 
+    def reside(self, residence: Residence) -> None:
+        """Says how the parts that are loaded from now on lie in memory.
+
+        Raises `QuantizationUnavailable` for what cannot run here.
+        """
+        for quantization in (residence.quantize, residence.quantize_text):
+            check_available(quantization, self.device)
+        self.residence = residence
+
     @cached_property
     def transformer(self) -> Any:
-        """The denoising transformer, frozen, in `dtype`."""
+        """The denoising transformer, frozen, in `dtype` or as `residence` has it."""
+        return self.load_transformer()
+
+    def load_transformer(self, change: Callable[[Any], None] | None = None) -> Any:
+        """Loads the transformer, which is `transformer` from then on.
+
+        `change` is given it before it is quantised, and may change its weights: what is merged
+        into quantised weights is lost to their rounding.
+        """
+        in_place = self.residence.quantize == "none" and not self.residence.offload
+        first = self.device if in_place else torch.device("cpu")  # straight from the files
         source = transformer_source(self.base)
         if source.is_file():
-            model = _from_one_file(
+            model = from_one_file(
                 self.transformer_class, source, self._transformer_config(), self.dtype
             )
         else:
-            model = _whole(self.transformer_class, source, self.dtype)
-        return _frozen(model, self.device)
+            model = whole(self.transformer_class, source, self.dtype, device_map={"": first})
+        model = _frozen(model, first)
+        if change is not None:
+            change(model)
+        if self.residence.quantize != "none":
+            where = torch.device("cpu") if self.residence.offload else self.device
+            model = quantize_transformer(model, self.residence.quantize, where, self.dtype)
+        if not in_place:
+            model = settle_linears(model, self.residence, self.device)
+        self.__dict__["transformer"] = model.eval().requires_grad_(False)
+        return model
 
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, frozen, in float32."""
-        model = _whole(self.vae_class, component_folder(self.base, "vae"), torch.float32)
+        model = whole(self.vae_class, component_folder(self.base, "vae"), torch.float32)
         return _frozen(model, self.device)
 
     @cached_property
     def text_encoder(self) -> Any:
-        """The language model without its vocabulary head, frozen, in `dtype`.
+        """The language model without its vocabulary head, frozen, in `dtype` or quantised.
 
         Called with `inputs_embeds`, its `last_hidden_state` is what the transformer reads.
         """
-        model = _whole(
-            self.text_encoder_class, component_folder(self.base, "text_encoder"), self.dtype
-        )
+        folder = component_folder(self.base, "text_encoder")
+        options: dict[str, Any] = {}
+        if self.residence.quantize_text != "none":
+            quantization = QUANTIZATIONS[self.residence.quantize_text]
+            options["quantization_config"] = quantization.text_encoder_config(self.dtype, [])
+            options["device_map"] = {"": self.device}
+        model = whole(self.text_encoder_class, folder, self.dtype, **options)
         return _frozen(self._reading_part(model), self.device)
 
     def release(self, *names: str) -> None:
@@ -96,13 +146,17 @@ class Family(ABC):
     @cached_property
     def prompts(self) -> PromptTokenizer:
         """The tokenizer inside the family's chat template."""
-        tokenizer = AutoTokenizer.from_pretrained(component_folder(self.base, "tokenizer"))
+        tokenizer = AutoTokenizer.from_pretrained(
+            component_folder(self.base, "tokenizer"), trust_remote_code=False
+        )
         return PromptTokenizer(tokenizer, self._template(tokenizer))
 
     @cached_property
     def text_width(self) -> int:
         """Features of one embedding row of the text encoder."""
-        config = AutoConfig.from_pretrained(component_folder(self.base, "text_encoder"))
+        config = AutoConfig.from_pretrained(
+            component_folder(self.base, "text_encoder"), trust_remote_code=False
+        )
         return config.get_text_config().hidden_size
 
     def tokenize(self, prompt: str, vectors: Mapping[str, Tensor] | None = None) -> TokenizedPrompt:
@@ -111,13 +165,17 @@ class Family(ABC):
         return self.prompts.tokenize(prompt, counts)
 
     def encode_prompts(
-        self, prompts: Sequence[str], vectors: Mapping[str, Tensor] | None = None
+        self,
+        prompts: Sequence[str],
+        vectors: Mapping[str, Tensor] | None = None,
+        prefix: Prefix | None = None,
     ) -> list[Tensor]:
         """Text features, one text_LD per prompt, unpadded, in `dtype`.
 
         `vectors` maps a new word to its embedding rows [vectors, D]; they are put in through
         `inputs_embeds`, and gradients reach them. The language models are causal, so prompts of
-        unequal length share a batch with their padding on the right and need no mask.
+        unequal length share a batch with their padding on the right and need no mask. All of them
+        begin with `prefix`, if it is given, which is not read again.
         """
         vectors = vectors or {}
         embed = self.text_encoder.get_input_embeddings()
@@ -135,12 +193,22 @@ class Family(ABC):
                     columns.append(column)
                     values.append(vectors[word][index])
 
+        if prefix is not None:
+            assert all(each.ids[: len(prefix.ids)] == prefix.ids for each in tokenized)
+            ids_BL = ids_BL[:, len(prefix.ids) :]
+            columns = [column - len(prefix.ids) for column in columns]
         embeds_BLD = embed(ids_BL.to(self.device))
         if values:
             at = (torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device))
             new = torch.stack(values).to(embeds_BLD)
             embeds_BLD = embeds_BLD.index_put(at, new)
-        hidden_BLD = self.text_encoder(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
+        before = prefix.cache(len(prompts)) if prefix is not None else None
+        hidden_BLD = self.text_encoder(
+            inputs_embeds=embeds_BLD, past_key_values=before, use_cache=prefix is not None
+        ).last_hidden_state
+        if prefix is not None:
+            start_BPD = prefix.hidden_PD.expand(len(prompts), -1, -1)
+            hidden_BLD = torch.cat((start_BPD, hidden_BLD), dim=1)
         return [
             hidden_LD[self._first_feature(each) : limit]
             for hidden_LD, each, limit in zip(hidden_BLD, tokenized, limits, strict=True)
@@ -230,52 +298,59 @@ class Family(ABC):
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The transformer's noise - x0 for noisy latents, BCHW float32; `text` as encoded."""
 
+    # What a LoRA adapts.
+
+    def lora_targets(self, wanted: str = "auto") -> list[str]:
+        """Names of the transformer's linear layers that a LoRA adapts, as `wanted` asks.
+
+        auto: attention and feed-forward of the blocks; attention or feed_forward: those alone;
+        all: every linear layer of the blocks, modulation included; else names or patterns with
+        commas, each the end of a layer's name (`attention.to_q`) or with `*` the whole of it
+        (`layers.2?.attention.*`). Raises ValueError for one that fits no layer.
+        """
+        groups = self.lora_groups()
+        if wanted == "auto":
+            return [name for names in groups.values() for name in names]
+        if wanted in groups:
+            return list(groups[wanted])
+        learning = [name for name in self._linear_layers() if name not in self.idle_layers()]
+        if wanted == "all":
+            blocks = {name.split(".")[0] for names in groups.values() for name in names}
+            return [name for name in learning if name.split(".")[0] in blocks]
+        found: dict[str, None] = {}
+        for pattern in filter(None, (part.strip() for part in wanted.split(","))):
+            fits = [
+                name
+                for name in learning
+                if name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
+            ]
+            if not fits:
+                ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in learning)
+                near = get_close_matches(pattern, filter(None, ends), n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"lora_targets: {pattern!r} fits no linear layer of {self.base.name} that can "
+                    f"learn; {hint}auto, all, {', '.join(groups)} are known, else the end of a "
+                    f"layer's name such as {next(iter(groups.values()))[0]!r}, or a pattern with *"
+                )
+            found |= dict.fromkeys(fits)
+        if not found:
+            raise ValueError("lora_targets is empty; give auto, or names of layers")
+        return list(found)
+
+    def _linear_layers(self) -> list[str]:
+        """Names of all linear layers of the transformer, without its weights."""
+        with torch.device("meta"):
+            model = self.transformer_class.from_config(self.transformer_config)
+        return [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+
     @abstractmethod
-    def lora_targets(self) -> list[str]:
-        """Names of the transformer's linear layers that a LoRA adapts by default."""
+    def lora_groups(self) -> dict[str, list[str]]:
+        """The linear layers of the blocks that can learn: `attention` and `feed_forward`."""
 
-
-def _whole(model_class: Any, folder: Any, dtype: torch.dtype) -> nn.Module:
-    """Loads a model and refuses one whose files lack a weight.
-
-    Raises `MissingModel` naming the missing weights; libraries would fill them with noise.
-    """
-    level = transformers_log.get_verbosity()
-    transformers_log.set_verbosity_error()  # its report names weights that we leave out on purpose
-    try:
-        model, report = model_class.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    finally:
-        transformers_log.set_verbosity(level)
-    _refuse_missing(report["missing_keys"], folder, type(model))
-    return model
-
-
-def _from_one_file(model_class: Any, file: Path, config: Path, dtype: torch.dtype) -> nn.Module:
-    """Loads a lone checkpoint in the original key layout and refuses one that lacks a weight.
-
-    Raises `MissingModel` naming the missing weights; the library would stop at the first without
-    its name.
-    """
-    single_file: Any = SINGLE_FILE_LOADABLE_CLASSES[model_class.__name__]
-    convert = single_file["checkpoint_mapping_fn"]
-    with torch.device("meta"):
-        expected = set(model_class.from_config(model_class.load_config(config)).state_dict())
-    with torch.device("meta"), safe_open(file, "pt") as opened:
-        found = {key: torch.empty(opened.get_slice(key).get_shape()) for key in opened.keys()}
-    _refuse_missing(expected - set(convert(checkpoint=found)), file, model_class)
-    return model_class.from_single_file(str(file), config=str(config), dtype=dtype)
-
-
-def _refuse_missing(names: Iterable[str], source: Path, model_class: Any) -> None:
-    missing = sorted(names)
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise MissingModel(
-            f"{source}: {len(missing)} weights of {model_class.__name__} are not in its files "
-            f"({shown}); fetch the model again"
-        )
+    def idle_layers(self) -> frozenset[str]:
+        """Linear layers whose result is dropped, so that they would never learn."""
+        return frozenset()
 
 
 def _frozen(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,12 +1,16 @@
 """From a base's name to its family, ready to work on a device."""
 
+import os
+
 import torch
 
 from families.bases import Base
 from families.family import Family
+from families.quantization import PLAIN, Residence
 from families.qwen_image import QwenImage
 from families.z_image import ZImage
 
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FAMILIES: dict[str, type[Family]] = {"z_image": ZImage, "qwen_image": QwenImage}
 
 
@@ -16,16 +20,27 @@ def default_device() -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and float32 on a CPU, where it is the faster of the two."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    """bfloat16 on a GPU and float32 on a CPU, or what `$DTYPE` names of the two.
+
+    Few CPUs multiply in bfloat16; one that does (AVX-512 BF16) is the faster with it for all but
+    the miniature, by 1.65 times for 94 M parameters.
+    """
+    named = os.environ.get("DTYPE") or ("bfloat16" if device.type == "cuda" else "float32")
+    if named not in _DTYPES:
+        raise ValueError(f"$DTYPE is {named!r}; it is one of {', '.join(_DTYPES)}, or left out")
+    return _DTYPES[named]
 
 
 def load_family(
-    base: Base, device: torch.device | None = None, dtype: torch.dtype | None = None
+    base: Base,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    residence: Residence = PLAIN,
 ) -> Family:
     """The base's family. Reads configs now and weights when they are first used.
 
-    Raises `MissingModel` where a part of the base is neither here nor to be had.
+    Raises `MissingModel` where a part of the base is neither here nor to be had, and
+    `QuantizationUnavailable` where `residence` asks for what cannot run here.
     """
     device = device or default_device()
-    return FAMILIES[base.family](base, device, dtype or default_dtype(device))
+    return FAMILIES[base.family](base, device, dtype or default_dtype(device), residence)

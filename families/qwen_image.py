@@ -114,15 +114,28 @@ class QwenImage(Family):
         patches = tokens.unflatten(1, (rows, columns)).unflatten(-1, (-1, p, p))
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
-    def lora_targets(self) -> list[str]:
-        attention = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-        image = (*attention, "img_mlp.net.0.proj", "img_mlp.net.2")
-        text_in = ("attn.add_k_proj", "attn.add_v_proj")
-        # What the last block makes of the text is dropped; those layers would never learn.
+    def lora_groups(self) -> dict[str, list[str]]:
+        image = ("to_q", "to_k", "to_v", "to_out.0")
+        text = ("add_k_proj", "add_v_proj", "add_q_proj", "to_add_out")
+        linears = {
+            "attention": tuple(f"attn.{name}" for name in (*image, *text)),
+            "feed_forward": tuple(
+                f"{stream}_mlp.net.{name}" for stream in ("img", "txt") for name in ("0.proj", "2")
+            ),
+        }
+        idle = self.idle_layers()
+        return {
+            group: [
+                name
+                for block in range(self.transformer_config["num_layers"])
+                for linear in names
+                if (name := f"transformer_blocks.{block}.{linear}") not in idle
+            ]
+            for group, names in linears.items()
+        }
+
+    def idle_layers(self) -> frozenset[str]:
+        # What the last block makes of the text is dropped.
+        last = f"transformer_blocks.{self.transformer_config['num_layers'] - 1}"
         text_out = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-        last = self.transformer_config["num_layers"] - 1
-        return [
-            f"transformer_blocks.{block}.{linear}"
-            for block in range(last + 1)
-            for linear in (*image, *text_in, *(text_out if block < last else ()))
-        ]
+        return frozenset(f"{last}.{name}" for name in text_out)

@@ -7,6 +7,7 @@ fetches from the Hub only what is nowhere on this machine.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from families.bases import AdapterFile, Base, by_hub_id
 
@@ -89,6 +90,16 @@ def adapter_path(adapter: AdapterFile) -> Path:
     if not path.is_file():
         raise MissingModel(f"{adapter.hub_id} holds no file {adapter.name}")
     return path
+
+
+def local_config(base: Base, component: str) -> dict[str, Any] | None:
+    """A component's config where it lies on this machine; None where it would be fetched."""
+    for owner in filter(None, (base, by_hub_id(base.completed_by or ""))):
+        folder = _local(owner)
+        file = folder / component / "config.json" if folder is not None else None
+        if file is not None and file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+    return None
 
 
 def _whole(folder: Path, weights: bool) -> Path:

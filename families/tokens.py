@@ -3,7 +3,7 @@
 The tokenizer is never changed. A new word is cut out of the text first; what lies between is
 tokenised as it would be around a registered `AddedToken` (`lstrip`, `rstrip`, `single_word` and
 `normalized` all off), so the ids are those the real tokenizer would give, and there is nothing to
-undo afterwards.
+undo afterwards. A new word that begins or ends with a letter is found as a whole word only.
 """
 
 import os
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 _PROMPT = "\x00prompt\x00"
+
+# Letters that make a word part of a longer one. Not \w: Chinese and Japanese put no space between.
+_LETTER = r"[0-9A-Za-z_\u00C0-\u024F]"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,33 @@ class PromptTokenizer:
         ]
 
 
+def check_unicode(name: str, text: str) -> None:
+    """Raises ValueError for text that no tokenizer reads and no file holds: half characters.
+
+    A JSON escape such as \\ud83d without its other half makes them, and a command line that is
+    not UTF-8.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half is not None:
+        raise ValueError(
+            f"{name} holds half a character ({half[0]!r} at {half.start()}); write it as UTF-8"
+        )
+
+
 def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """`text` cut at every occurrence of a word, words kept; the longest word wins."""
+    """`text` cut at every occurrence of a word (`whole_word`), words kept; the longest wins."""
     if not words:
         return [text]
     longest_first = sorted(words, key=len, reverse=True)
-    return [part for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if part]
+    pattern = "|".join(map(whole_word, longest_first))
+    return [part for part in re.split(f"({pattern})", text) if part]
+
+
+def whole_word(word: str) -> str:
+    """The regular expression that finds a word, but not within a longer one.
+
+    Only letters, digits and underscores join: `<zwx>` is found anywhere, `zwx` not in `zwxs`.
+    """
+    before = f"(?<!{_LETTER})" if re.match(_LETTER, word[:1]) else ""
+    after = f"(?!{_LETTER})" if re.match(_LETTER, word[-1:]) else ""
+    return before + re.escape(word) + after

@@ -23,6 +23,12 @@ class ZImage(Family):
     transformer_class = ZImageTransformer2DModel
     vae_class = AutoencoderKL
     text_encoder_class = Qwen3Model
+    original_names = {
+        "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+        "attention.out": ("attention.to_out.0",),
+        "final_layer": ("all_final_layer.2-1",),
+        "x_embedder": ("all_x_embedder.2-1",),
+    }
     _noise_dtype = torch.float32
 
     @property
@@ -70,10 +76,16 @@ class ZImage(Family):
         )[0]
         return -torch.stack(towards_image).squeeze(2).float()
 
-    def lora_targets(self) -> list[str]:
-        linears = (
-            *(f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
-            *(f"feed_forward.{name}" for name in ("w1", "w2", "w3")),
-        )
-        layers = range(self.transformer_config["n_layers"])
-        return [f"layers.{layer}.{linear}" for layer in layers for linear in linears]
+    def lora_groups(self) -> dict[str, list[str]]:
+        linears = {
+            "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+            "feed_forward": ("w1", "w2", "w3"),
+        }
+        return {
+            group: [
+                f"layers.{layer}.{group}.{linear}"
+                for layer in range(self.transformer_config["n_layers"])
+                for linear in names
+            ]
+            for group, names in linears.items()
+        }

@@ -1,0 +1,81 @@
+"""Linear layers that fetch their frozen weight when they need it, and keep nothing of it.
+
+A frozen layer needs its weight twice, in the forward and in the backward pass. Left to itself,
+autograd keeps what the forward pass multiplied with: of a quantised weight the 16-bit copy, of one
+that waits in host memory the copy on the GPU. Then nothing is saved by either. Here the weight is
+fetched again for the backward pass, as bitsandbytes does it for nf4.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Fetch = Callable[[Any, torch.device, torch.dtype], Tensor]
+
+
+def fetch_plain(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """An unquantised weight, from wherever it waits."""
+    return weight.to(device, dtype, non_blocking=True)
+
+
+def fetch_torchao(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A torchao tensor, moved while it is small."""
+    return weight.to(device).dequantize().to(dtype)
+
+
+def fetch_bitsandbytes(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """bitsandbytes' four-bit parameter; its scales already lie on the device."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data.to(device, non_blocking=True), weight.quant_state).to(dtype)
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer around another one's weight, which is fetched for each product.
+
+    `device` is where it computes; the weight may lie elsewhere.
+    """
+
+    def __init__(self, linear: nn.Linear, fetch: Fetch, device: torch.device) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.fetch, self.device = fetch, device
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FetchedProduct.apply(x, self)
+
+    def offload(self) -> None:
+        """Leaves the weight in host memory, pinned where a GPU will read it."""
+        scales = getattr(self.weight, "quant_state", None)
+        self.weight.data = self.weight.data.to("cpu")
+        if scales is not None:  # of bitsandbytes: small, and they travel with no one
+            scales.to(self.device)
+        if self.device.type == "cuda":
+            _pin(self.weight)
+
+
+class _FetchedProduct(torch.autograd.Function):
+    """y = x W^T + b, with the gradient of x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.fetch(layer.weight, x.device, x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        layer = ctx.layer
+        return grad @ layer.fetch(layer.weight, grad.device, grad.dtype), None
+
+
+def _pin(weight: Any) -> None:
+    """Page-locks a weight, part by part where it is a quantised tensor of several."""
+    if hasattr(weight, "__tensor_flatten__"):
+        for part in weight.__tensor_flatten__()[0]:
+            setattr(weight, part, getattr(weight, part).pin_memory())
+    else:
+        weight.data = weight.data.pin_memory()

@@ -1,0 +1,199 @@
+"""Frozen models in eight or four bits per weight, through the libraries' quantisation configs.
+
+Only the linear layers of the repeated blocks are quantised: they are nearly all of a model, and
+what surrounds them (embedders, norms, the last layer) is small and sensitive.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from families.frozen_linear import (
+    Fetch,
+    FrozenLinear,
+    fetch_bitsandbytes,
+    fetch_plain,
+    fetch_torchao,
+)
+
+
+class QuantizationUnavailable(RuntimeError):
+    """A quantisation that cannot run here, with what to do."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One way to keep weights small."""
+
+    bytes_per_weight: float  # scales included, for rows of thousands
+    weight_error: float  # |W - dequantised W| / |W| of normally distributed weights, measured
+    package: str
+    requirement: str  # what pip is asked for
+    fetch: Fetch
+    transformer_config: Callable[[torch.dtype, list[str]], Any]
+    text_encoder_config: Callable[[torch.dtype, list[str]], Any]
+    needs_gpu: bool = False
+
+
+def _torchao(library: str, name: str) -> Callable[[torch.dtype, list[str]], Any]:
+    def config(dtype: torch.dtype, skip: list[str]) -> Any:
+        from torchao import quantization
+
+        settings = {"version": 2} if name.startswith("Int8") else {}
+        kind = getattr(quantization, name)(**settings)
+        made: Any = importlib.import_module(library).TorchAoConfig
+        return made(kind, modules_to_not_convert=skip)
+
+    return config
+
+
+def _nf4(library: str) -> Callable[[torch.dtype, list[str]], Any]:
+    def config(dtype: torch.dtype, skip: list[str]) -> Any:
+        made: Any = importlib.import_module(library).BitsAndBytesConfig
+        return made(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skip,
+        )
+
+    return config
+
+
+_TORCHAO = ("torchao", "torchao==0.17.0")
+_BITSANDBYTES = ("bitsandbytes", "bitsandbytes==0.50.2")
+
+# The errors: `tests/test_quantization.py` measures them.
+QUANTIZATIONS: dict[str, Quantization] = {
+    "int8": Quantization(
+        1.001,
+        0.005,
+        *_TORCHAO,
+        fetch_torchao,
+        _torchao("diffusers", "Int8WeightOnlyConfig"),
+        _torchao("transformers", "Int8WeightOnlyConfig"),
+    ),
+    "fp8": Quantization(
+        1.001,
+        0.026,
+        *_TORCHAO,
+        fetch_torchao,
+        _torchao("diffusers", "Float8WeightOnlyConfig"),
+        _torchao("transformers", "Float8WeightOnlyConfig"),
+    ),
+    # Half a byte, and per 64 weights one byte of scale that has a scale itself.
+    "nf4": Quantization(
+        0.516,
+        0.092,
+        *_BITSANDBYTES,
+        fetch_bitsandbytes,
+        _nf4("diffusers"),
+        _nf4("transformers"),
+        needs_gpu=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Residence:
+    """How a family's frozen models lie in memory."""
+
+    quantize: str = "none"  # of the transformer: none, int8, fp8, nf4
+    quantize_text: str = "none"  # of the text encoder
+    offload: bool = False  # the transformer's block weights wait in host memory
+
+
+PLAIN = Residence()
+
+
+def check_available(name: str, device: torch.device) -> None:
+    """Raises `QuantizationUnavailable` where a package or the GPU it needs is missing."""
+    if name == "none":
+        return
+    if name not in QUANTIZATIONS:
+        known = ", ".join(("none", *QUANTIZATIONS))
+        raise QuantizationUnavailable(f"quantize {name!r} is not one of {known}")
+    quantization = QUANTIZATIONS[name]
+    if quantization.needs_gpu and device.type == "cpu":
+        can = ", ".join(k for k, each in QUANTIZATIONS.items() if not each.needs_gpu)
+        raise QuantizationUnavailable(
+            f"quantize {name} needs a GPU, and this machine has none; choose {can} or none"
+        )
+    if importlib.util.find_spec(quantization.package) is None:
+        raise QuantizationUnavailable(
+            f"quantize {name} needs the package {quantization.package}: "
+            f"pip install --no-deps {quantization.requirement}"
+        )
+
+
+def block_linears(model: nn.Module) -> Iterator[str]:
+    """Names of the linear layers inside a model's repeated blocks."""
+    blocks = [f"{name}." for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(tuple(blocks)):
+            yield name
+
+
+def quantize_transformer(
+    model: Any, name: str, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """A diffusers model in `name`, weight by weight onto `device`.
+
+    What `from_pretrained` does with files, done with weights that lie in memory already, since a
+    turbo adapter may have been merged into them. (`from_single_file` takes such weights too, but
+    believes that they are quantised already.)
+    """
+    from accelerate import init_empty_weights
+    from diffusers.models.model_loading_utils import load_model_dict_into_meta
+    from diffusers.quantizers import DiffusersAutoQuantizer
+
+    inside = set(block_linears(model))
+    linears = (n for n, each in model.named_modules() if isinstance(each, nn.Linear))
+    outside = [linear for linear in linears if linear not in inside]
+    config = QUANTIZATIONS[name].transformer_config(dtype, outside)
+    quantizer: Any = DiffusersAutoQuantizer.from_config(config, pre_quantized=False)
+    quantizer.validate_environment()
+    with init_empty_weights():
+        quantised = type(model).from_config(model.config)
+    quantizer.preprocess_model(quantised, device_map=None, keep_in_fp32_modules=[])
+    load_model_dict_into_meta(
+        quantised,
+        model.state_dict(),
+        dtype=dtype,
+        device_map={"": device},
+        hf_quantizer=quantizer,
+        keep_in_fp32_modules=[],
+        unexpected_keys=[],
+    )
+    quantizer.postprocess_model(quantised)
+    return quantised
+
+
+def settle_linears(model: nn.Module, residence: Residence, device: torch.device) -> nn.Module:
+    """The model on `device` with block layers that fetch their weights as `residence` has it."""
+    if residence.quantize != "none" or residence.offload:
+        quantization = QUANTIZATIONS.get(residence.quantize)
+        fetch = quantization.fetch if quantization is not None else fetch_plain
+        replace_linears(model, fetch, device)
+    for module in model.modules():
+        if residence.offload and isinstance(module, FrozenLinear):
+            module.offload()
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(device)
+        else:
+            module._apply(lambda tensor: tensor.to(device), recurse=False)
+    return model
+
+
+def replace_linears(model: nn.Module, fetch: Fetch, device: torch.device) -> None:
+    """Puts a `FrozenLinear` in the place of every linear layer of the repeated blocks."""
+    for name in list(block_linears(model)):
+        parent, _, child = name.rpartition(".")
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(model.get_submodule(parent), child, FrozenLinear(layer, fetch, device))

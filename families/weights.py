@@ -1,0 +1,59 @@
+"""Models from their files, whole: a weight that is missing is an error, never noise."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import logging as transformers_log
+
+from families.repository import MissingModel
+
+
+def whole(model_class: Any, folder: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
+    """Loads a model and refuses one whose files lack a weight.
+
+    Raises `MissingModel` naming the missing weights; libraries would fill them with noise.
+    """
+    level = transformers_log.get_verbosity()
+    transformers_log.set_verbosity_error()  # its report names weights that we leave out on purpose
+    common = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    try:
+        model, report = model_class.from_pretrained(folder, **common, **options)
+    except NotImplementedError:  # a weight that is not there cannot go to its device
+        _, report = model_class.from_pretrained(folder, **common)  # says which
+        _refuse_missing(report["missing_keys"], folder, model_class)
+        raise
+    finally:
+        transformers_log.set_verbosity(level)
+    _refuse_missing(report["missing_keys"], folder, type(model))
+    return model
+
+
+def from_one_file(model_class: Any, file: Path, config: Path, dtype: torch.dtype) -> nn.Module:
+    """Loads a lone checkpoint in the original key layout and refuses one that lacks a weight.
+
+    Raises `MissingModel` naming the missing weights; the library would stop at the first without
+    its name.
+    """
+    single_file: Any = SINGLE_FILE_LOADABLE_CLASSES[model_class.__name__]
+    convert = single_file["checkpoint_mapping_fn"]
+    with torch.device("meta"):
+        expected = set(model_class.from_config(model_class.load_config(config)).state_dict())
+    with torch.device("meta"), safe_open(file, "pt") as opened:
+        found = {key: torch.empty(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    _refuse_missing(expected - set(convert(checkpoint=found)), file, model_class)
+    return model_class.from_single_file(str(file), config=str(config), dtype=dtype)
+
+
+def _refuse_missing(names: Iterable[str], source: Path, model_class: Any) -> None:
+    missing = sorted(names)
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise MissingModel(
+            f"{source}: {len(missing)} weights of {model_class.__name__} are not in its files "
+            f"({shown}); fetch the model again"
+        )

@@ -12,13 +12,14 @@ import errno
 import hashlib
 import json
 import lzma
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +28,26 @@ import torch
 from safetensors.torch import save
 
 from adapters.atomic import atomic_file
-from adapters.factors import Factors, rank_of
-from adapters.lora_file import BrokenLora, lora_bytes, parse_lora, read_tensors
+from adapters.containers import (
+    Limits,
+    Member,
+    Unusable,
+    is_container,
+    is_junk,
+    open_container,
+    printable,
+    safe_parts,
+)
+from adapters.deltas import Deltas
+from adapters.factors import Factors
+from adapters.lora_file import (
+    MAX_BYTES,
+    BrokenLora,
+    lora_bytes,
+    parse_deltas,
+    plain_factors,
+    read_tensors,
+)
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 
 FORMAT_VERSION = 1
@@ -36,14 +55,13 @@ LORA = "lora/lora_weights.safetensors"
 PLACEHOLDER = "embeddings/placeholder.safetensors"
 META = "meta.json"
 
-MAX_MEMBERS = 1000
-MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
+LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
 MAX_META_BYTES = 16 << 20
 
 # What the standard library raises over a damaged, encrypted or exotically packed archive.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, ValueError, RuntimeError),
+    *(EOFError, OSError, ValueError, RuntimeError, LookupError, ArithmeticError, struct.error),
 )
 
 
@@ -53,11 +71,20 @@ class BrokenArchive(ValueError):
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a weights.zip."""
+    """The content of a weights.zip, or of any LoRA file."""
 
-    factors: Factors
+    deltas: Deltas  # by the names the file gives the layers: see `adapters.layout.Layout.fit`
     placeholder: Placeholder | None
     meta: dict[str, Any]
+    lora_sha256: str | None = None  # `tensors_hash` of the file it was read from
+
+    @property
+    def factors(self) -> Factors:
+        """The pairs (A, B) of a plain LoRA. Raises `BrokenArchive` where it is not one."""
+        try:
+            return plain_factors(self.deltas, "the LoRA")
+        except BrokenLora as error:
+            raise BrokenArchive(str(error)) from error
 
     @property
     def base_model(self) -> str | None:
@@ -100,6 +127,8 @@ def read_archive(path: str | PathLike[str]) -> Archive:
         raise
     except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
+    except Unusable as error:
+        raise BrokenArchive(f"{path.name} {error}") from error
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # the disk's fault, not the file's
@@ -108,23 +137,22 @@ def read_archive(path: str | PathLike[str]) -> Archive:
 
 def _read(path: Path) -> Archive:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(b"PK"):
-        if not zipfile.is_zipfile(path):
-            raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
-        with zipfile.ZipFile(path) as zipped:
-            return _read_members(_ZipMembers(zipped), path.name)
-    if start.startswith(b"\x1f\x8b") or tarfile.is_tarfile(path):
-        with tarfile.open(path) as tarred:
-            return _read_members(_TarMembers(tarred), path.name)
+        start = file.read(tarfile.BLOCKSIZE)
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
+    if is_container(start):
+        with open_container(path, LIMITS) as members:
+            return _read_members(_Members(members, path.name), path.name)
     tensors, metadata = read_tensors(path, path.name)
-    factors = parse_lora(tensors, metadata, path.name)
+    deltas = parse_deltas(tensors, metadata, path.name)
     ours = {
         key.removeprefix("zeroprior."): value
         for key, value in metadata.items()
         if key.startswith("zeroprior.")
     }
-    return Archive(factors, None, {**ours, "rank": rank_of(factors)})
+    ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
+    meta = {**ours, **({"rank": max(ranks)} if ranks else {})}
+    return Archive(deltas, None, meta, tensors_hash(path))
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -150,7 +178,7 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
         raise BrokenArchive(str(error)) from error
     if placeholder.token != token:
         raise BrokenArchive(f"{file} holds the placeholder {placeholder.token!r}, not {token!r}")
-    return Archive(archive.factors, placeholder, archive.meta)
+    return replace(archive, placeholder=placeholder)
 
 
 def content_hash(path: str | PathLike[str]) -> str:
@@ -159,40 +187,51 @@ def content_hash(path: str | PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _ZipMembers:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-        self.sizes = {info.filename: info.file_size for info in archive.infolist()}
+def tensors_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a safetensors file without its header, in hexadecimal.
+
+    The same tensors give the same hash whatever is written about them; A1111 and Civitai (AutoV3)
+    know LoRAs by it.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Members:
+    """The files of an archive by their names, checked, none of them read yet."""
+
+    def __init__(self, members: Iterable[Member], source: str) -> None:
+        self._files: dict[str, Member] = {}
+        for member in members:
+            try:
+                parts = safe_parts(member.name)
+                if member.name.endswith("/") or is_junk(parts):
+                    continue
+                name = "/".join(parts)
+                if member.refusal:
+                    raise Unusable(member.refusal)
+                if name in self._files:
+                    raise Unusable("is in the archive twice; rename or remove one")
+            except Unusable as error:
+                shown = printable(member.name[:200])
+                raise BrokenArchive(f"{source}: {shown} {error}") from error
+            self._files[name] = member
+        self.sizes = {name: member.size for name, member in self._files.items()}
 
     def open(self, name: str) -> IO[bytes]:
-        return self.archive.open(name)
+        return self._files[name].open()
 
 
-class _TarMembers:
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self.archive = archive
-        self._files: dict[str, tarfile.TarInfo] = {}
-        for info in archive:
-            if len(self._files) > MAX_MEMBERS:
-                break
-            if info.isfile():
-                self._files[info.name.removeprefix("./")] = info
-        self.sizes = {name: info.size for name, info in self._files.items()}
-
-    def open(self, name: str) -> IO[bytes]:
-        opened = self.archive.extractfile(self._files[name])
-        assert opened is not None
-        return opened
-
-
-def _read_members(members: _ZipMembers | _TarMembers, source: str) -> Archive:
-    if len(members.sizes) > MAX_MEMBERS:
-        raise BrokenArchive(f"{source} has more than {MAX_MEMBERS} members; it is no weights.zip")
+def _read_members(members: _Members, source: str) -> Archive:
+    if any(name.endswith("/data.pkl") for name in members.sizes):
+        raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
     meta = _read_meta(members, source)
     lora_name = _lora_member(members, source)
     with _unpacked(members, lora_name, source) as file:
         tensors, metadata = read_tensors(file, f"{source}: {lora_name}")
-        factors = parse_lora(tensors, metadata, f"{source}: {lora_name}")
+        deltas = parse_deltas(tensors, metadata, f"{source}: {lora_name}")
+        lora_sha256 = tensors_hash(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
         with _unpacked(members, PLACEHOLDER, source) as file:
@@ -208,10 +247,10 @@ def _read_members(members: _ZipMembers | _TarMembers, source: str) -> Archive:
         raise BrokenArchive(
             f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
         )
-    return Archive(factors, placeholder, meta)
+    return Archive(deltas, placeholder, meta, lora_sha256)
 
 
-def _read_meta(members: _ZipMembers | _TarMembers, source: str) -> dict[str, Any]:
+def _read_meta(members: _Members, source: str) -> dict[str, Any]:
     if META not in members.sizes:
         return {}
     if members.sizes[META] > MAX_META_BYTES:
@@ -235,7 +274,7 @@ def _read_meta(members: _ZipMembers | _TarMembers, source: str) -> dict[str, Any
     return meta
 
 
-def _lora_member(members: _ZipMembers | _TarMembers, source: str) -> str:
+def _lora_member(members: _Members, source: str) -> str:
     if LORA in members.sizes:
         return LORA
     others = [
@@ -250,7 +289,7 @@ def _lora_member(members: _ZipMembers | _TarMembers, source: str) -> str:
 
 
 @contextmanager
-def _unpacked(members: _ZipMembers | _TarMembers, name: str, source: str) -> Iterator[Path]:
+def _unpacked(members: _Members, name: str, source: str) -> Iterator[Path]:
     """One member as a file of its own, for as long as it is read."""
     size = members.sizes[name]
     if size > MAX_BYTES:
@@ -262,6 +301,10 @@ def _unpacked(members: _ZipMembers | _TarMembers, name: str, source: str) -> Ite
             while block := packed.read(min(left, 1 << 20)):
                 unpacked.write(block)
                 left -= len(block)
+        if left:
+            raise BrokenArchive(
+                f"{source}: {name} is cut off ({size - left:,} of {size:,} bytes); pack it again"
+            )
         yield file
 
 

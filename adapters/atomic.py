@@ -1,5 +1,6 @@
 """Files that appear all at once."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,22 +8,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+# What a disk, a quota or a limit on file sizes answers when there is no more room.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends well.
 
     Whatever happens on the way, power failure included, `path` holds the whole new content or
-    what it held before, and nothing is left beside it.
+    what it held before. Nothing is left beside it unless the process is killed; that is a hidden
+    `.part`. Raises OSError naming `path` where there is no room for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = None
     try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
+    except OSError as error:
+        if error.errno not in FULL or error.filename == str(path):
+            raise
+        said = f"no room to write it ({error.strerror}); free some, or write to another disk"
+        raise OSError(error.errno, said, str(path)) from error
     finally:
-        Path(part).unlink(missing_ok=True)
+        if part is not None:
+            Path(part).unlink(missing_ok=True)

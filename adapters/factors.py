@@ -5,6 +5,8 @@ in the transformer to (A [rank, in], B [out, rank]); a scale other than 1 (alpha
 multiplied into B.
 """
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -26,7 +28,7 @@ def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name:
     if absent:
         raise LoraMismatch(
             f"{source}: {len(absent)} of {len(factors)} layers do not exist in {base_name}: "
-            f"{_shown(absent)}; the LoRA was made for another model"
+            f"{shown(absent)}; the LoRA was made for another model"
         )
     odd = []
     for name, (down, up) in factors.items():
@@ -36,7 +38,7 @@ def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name:
     if odd:
         raise LoraMismatch(
             f"{source}: {len(odd)} of {len(factors)} layers have another size in {base_name}: "
-            f"{_shown(odd)}; the LoRA was made for another size of the model"
+            f"{shown(odd)}; the LoRA was made for another size of the model"
         )
 
 
@@ -45,5 +47,8 @@ def _has_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 2
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+def shown(names: Iterable[str], separator: str = ", ") -> str:
+    """The first names of a list for a message; they come from a stranger's file."""
+    names = list(names)
+    first = ["".join(c if c.isprintable() else "?" for c in name[:160]) for name in names[:5]]
+    return separator.join(first) + (f"{separator}and {len(names) - 5} more" if names[5:] else "")

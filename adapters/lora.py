@@ -1,6 +1,7 @@
 """The LoRA in training: PEFT's layers inside the transformer, float32 over any base."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -9,6 +10,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from adapters.factors import Factors
+from families.frozen_linear import FrozenLinear
 
 _ADAPTER = "default"
 
@@ -30,9 +32,12 @@ class LoraLinear(PeftLinear):
         return cast(nn.Parameter, cast(nn.Linear, self.lora_B[_ADAPTER]).weight)
 
     def float_masters(self) -> None:
-        """Makes A and B float32, whatever the base's type."""
+        """Makes A and B float32, where the base computes, whatever its type and place."""
+        base = self.base_layer
+        weight = cast(Tensor, base.weight)
+        device = base.device if isinstance(base, FrozenLinear) else weight.device
         for part in (self.lora_A, self.lora_B):
-            cast(nn.Linear, part[_ADAPTER]).float()
+            cast(nn.Linear, part[_ADAPTER]).to(device, torch.float32)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
@@ -99,11 +104,24 @@ class Lora:
             self.layers[name].down.copy_(down)
             self.layers[name].up.copy_(up)
 
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Inside, the transformer has its own layers back, as if there were no LoRA."""
+        self._put({name: layer.base_layer for name, layer in self.layers.items()})
+        try:
+            yield
+        finally:
+            self._put(self.layers)
+
     def remove(self) -> None:
         """Puts the transformer's own layers back; what was learned is gone from it."""
-        for name, layer in self.layers.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.transformer.get_submodule(parent), child, layer.base_layer)
+        self._put({name: layer.base_layer for name, layer in self.layers.items()})
         self.layers = {}
         if hasattr(self.transformer, "peft_config"):
             del self.transformer.peft_config
+
+    def _put(self, layers: Mapping[str, nn.Module]) -> None:
+        """Makes each layer the one that the transformer calls by its name."""
+        for name, layer in layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.transformer.get_submodule(parent), child, layer)

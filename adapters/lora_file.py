@@ -1,19 +1,16 @@
-"""LoRA files: one layout is written, the common spellings of it are read.
+"""LoRA files: one layout is written, every known one is read.
 
 Written: `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
 into B, no alpha keys: the layout that diffusers, ComfyUI, ai-toolkit, musubi-tuner and OneTrainer
 all read at the right strength.
-Read: that, and the same under `diffusion_model.` or without a prefix, with `lora_down`/`lora_up`
-for `lora_A`/`lora_B`, with PEFT's `.default` before `.weight`, and with alpha as a tensor, in the
-header, or absent (then alpha = rank). A layer's alpha tensor goes before the header.
-Anything else is refused by name; nothing is skipped.
+Read: what `adapters.lora_formats` lists, alpha as a tensor, in the header (`adapters.lora_header`),
+or absent (then alpha = rank), under the names that `adapters.layout` finds in the model.
+`docs/formats.md` has the table. Anything else is refused by name; nothing is skipped.
 """
 
 import json
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -23,18 +20,25 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adapters.factors import Factors, rank_of
+from adapters.deltas import Delta, Deltas
+from adapters.factors import Factors, rank_of, shown
+from adapters.lora_formats import ALPHA, DOWN, MAGNITUDE, Fault, read_layer, split_key
+from adapters.lora_header import BadHeader, Header
 
-_KEY = re.compile(
-    r"(?:transformer\.|diffusion_model\.)?(?P<layer>.+?)\."
-    r"(?:(?P<matrix>lora_A|lora_down|lora_B|lora_up)(?:\.default)?\.weight|alpha)"
-)
-_DOWN, _UP, _ALPHA = "lora_A", "lora_B", "alpha"
-_PARTS = {"lora_A": _DOWN, "lora_down": _DOWN, "lora_B": _UP, "lora_up": _UP, None: _ALPHA}
+_WRITTEN = torch.bfloat16
+MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
 
 
 class BrokenLora(ValueError):
     """A LoRA file that is damaged, incomplete, or of an unknown layout."""
+
+
+def as_written(factors: Factors) -> Factors:
+    """The factors as a file of them gives them back: rounded, float32."""
+    return {
+        layer: (down.to(_WRITTEN).float(), up.to(_WRITTEN).float())
+        for layer, (down, up) in factors.items()
+    }
 
 
 def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
@@ -47,8 +51,8 @@ def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
     for layer, (down, up) in factors.items():
         more = rank - len(down)
         down, up = pad(down, (0, 0, 0, more)), pad(up, (0, more))
-        tensors[f"transformer.{layer}.lora_A.weight"] = down.to(torch.bfloat16).contiguous()
-        tensors[f"transformer.{layer}.lora_B.weight"] = up.to(torch.bfloat16).contiguous()
+        tensors[f"transformer.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
+        tensors[f"transformer.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
     # PEFT's settings; diffusers takes them as they are, so the layers have to be among them.
     settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
     peft = {f"transformer.{name}": value for name, value in settings.items()}
@@ -59,6 +63,9 @@ def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
 def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tensor], dict]:
     """All tensors of a safetensors file and its header's metadata. Raises `BrokenLora`."""
     path = Path(file)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise BrokenLora(f"{source} has {size:,} bytes; {MAX_BYTES:,} is the most")
     with path.open("rb") as opened:
         start = opened.read(64)
     if start.startswith(b"version https://git-lfs"):
@@ -66,6 +73,8 @@ def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tens
     # A safetensors file has the length of its header in front of "{", and may begin with any byte.
     if start.lstrip()[:1] == b"<" and start[8:9] != b"{":
         raise BrokenLora(f"{source} is a web page, not a LoRA; is the link public?")
+    if start[:1] == b"\x80" and start[8:9] != b"{":
+        raise BrokenLora(f"{source} is a pickle, which may run code; convert it to safetensors")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -74,100 +83,58 @@ def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tens
         raise BrokenLora(f"{source} is not a whole safetensors file ({error})") from error
 
 
-def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Factors:
-    """The factors in a LoRA file's tensors, in float32. Raises `BrokenLora` naming every fault."""
+def parse_deltas(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+) -> dict[str, Delta]:
+    """What a LoRA file changes, in float32, by the names it gives the layers.
+
+    Which layers of the model they are is told by `adapters.layout.Layout.fit`. Raises `BrokenLora`
+    naming every fault.
+    """
     layers: dict[str, dict[str, Tensor]] = {}
     faults = []
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
+        split = split_key(key)
+        if split is None:
             faults.append(f"{key} is not a LoRA tensor this reader knows")
             continue
-        parts, part = layers.setdefault(match["layer"], {}), _PARTS[match["matrix"]]
+        layer, part = split
+        parts = layers.setdefault(layer, {})
         if part in parts:
-            faults.append(f"{key} is the second {part} of {match['layer']}")
+            faults.append(f"{key} is the second {part} of {layer}")
         parts[part] = tensor
 
-    header = None
-    if any(_ALPHA not in parts for parts in layers.values()):
-        header = _read_header(metadata, source)
-    factors: Factors = {}
-    for layer, parts in sorted(layers.items()):
-        fault = _fault(parts, header)
-        if fault is None:
-            # Copies: a tensor as it was read may still lie in the file, which may change.
-            down = parts[_DOWN].to(torch.float32, copy=True)
-            up = parts[_UP].float() * _scale(parts, header)
-            if down.isfinite().all() and up.isfinite().all():
-                factors[layer] = (down, up)
-                continue
-            fault = "holds NaN or infinity"
-        faults.append(f"{layer} {fault}")
-    if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
-        raise BrokenLora(f"{source}: {shown}")
-    if not factors:
-        raise BrokenLora(f"{source} holds no LoRA tensors")
-    return factors
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What diffusers and PEFT write about the whole file."""
-
-    rank: float
-    alpha: float
-
-
-def _fault(parts: Mapping[str, Tensor], header: _Header | None) -> str | None:
-    """What is wrong with the parts of one layer, or None."""
-    if _DOWN not in parts and _UP not in parts:
-        return "has alpha alone"
-    if _UP not in parts:
-        return "has lora_A but no lora_B"
-    if _DOWN not in parts:
-        return "has lora_B but no lora_A"
-    down, up = parts[_DOWN], parts[_UP]
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not len(down):
-        shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-        return f"has the shapes {shapes}, not [rank, in] and [out, rank]"
-    if not (down.is_floating_point() and up.is_floating_point()):
-        return f"holds {down.dtype} and {up.dtype}, not floating point numbers"
-    if _ALPHA in parts:
-        alpha = parts[_ALPHA]
-        if alpha.numel() != 1 or not 0 < float(alpha) < math.inf:
-            return "has an alpha that is not one positive number"
-    elif header is not None and header.rank != len(down):
-        return f"has rank {len(down)}, the file's header says {header.rank:g}"
-    return None
-
-
-def _scale(parts: Mapping[str, Tensor], header: _Header | None) -> float:
-    """alpha / rank of a layer; 1 where no alpha is written."""
-    if _ALPHA in parts:
-        return float(parts[_ALPHA]) / len(parts[_DOWN])
-    return header.alpha / header.rank if header is not None else 1.0
-
-
-def _read_header(metadata: Mapping[str, str], source: str) -> _Header | None:
-    """Rank and alpha from `lora_adapter_metadata`, or None where it does not say."""
-    name = "lora_adapter_metadata"
-    written = metadata.get(name)
-    if not written:
-        return None
     try:
-        peft = json.loads(written)
-    except (ValueError, RecursionError) as error:
-        raise BrokenLora(f"{source}: header {name} is not JSON ({error})") from error
-    if not isinstance(peft, dict):
-        raise BrokenLora(f"{source}: header {name} is not a JSON object")
-    for setting in ("rank_pattern", "alpha_pattern", "use_rslora"):
-        if peft.get(f"transformer.{setting}"):
-            raise BrokenLora(f"{source}: header {name} with {setting} is not read yet")
-    rank, alpha = peft.get("transformer.r"), peft.get("transformer.lora_alpha")
-    if rank is None or alpha is None:
-        return None
-    for value in (rank, alpha):
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise BrokenLora(f"{source}: header {name} has r {rank!r} and lora_alpha {alpha!r}")
-    return _Header(rank, alpha)
+        header = Header.read(metadata)
+    except BadHeader as error:
+        # Where every layer has an alpha of its own, nobody asks the header.
+        if not all(ALPHA in parts for parts in layers.values()):
+            raise BrokenLora(f"{source}: {error}") from error
+        header = Header()
+    deltas: dict[str, Delta] = {}
+    for layer, parts in sorted(layers.items()):
+        try:
+            if header.dora and DOWN in parts and MAGNITUDE not in parts:
+                raise Fault("has no lora_magnitude_vector, the file's header says DoRA")
+            for kind, delta in read_layer(parts, partial(header.scale, layer)).items():
+                deltas[layer + kind] = delta
+        except (Fault, BadHeader) as error:
+            faults.append(f"{layer} {error}")
+    if faults:
+        raise BrokenLora(f"{source}: {shown(faults, '; ')}")
+    if not deltas:
+        raise BrokenLora(f"{source} holds no LoRA tensors")
+    return deltas
+
+
+def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Factors:
+    """`parse_deltas` of a file that holds plain LoRA and nothing else; else `BrokenLora`."""
+    return plain_factors(parse_deltas(tensors, metadata, source), source)
+
+
+def plain_factors(deltas: Deltas, source: str) -> Factors:
+    """The (A, B) pairs of a plain LoRA. Raises `BrokenLora` where something else is among them."""
+    other = [name for name, delta in deltas.items() if not isinstance(delta, tuple)]
+    if other:
+        raise BrokenLora(f"{source} is not plain LoRA in {len(other)} layers: {shown(other)}")
+    return {name: delta for name, delta in deltas.items() if isinstance(delta, tuple)}

@@ -1,70 +1,141 @@
 """LoRAs laid over a transformer by merging, and taken off without a trace.
 
-Every touched weight is recomputed from a pristine copy, W = W0 + sum of scale * B @ A, in float32
+Every touched weight is recomputed from its pristine value, W = W0 + sum of scale * dW, in float32
 and rounded once; so scales and LoRAs can change in any order without drift, nothing is added to
-the forward pass, and no storage moves.
+the forward pass, and no storage moves. Over quantised layers a side path does the same
+(`adapters.slots`).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from adapters.factors import Factors
+from adapters.deltas import Delta, Deltas, as_delta
+from adapters.factors import LoraMismatch, shown
+from adapters.layout import BIAS
+from adapters.pristine import PristineWeights
+from adapters.slots import put_slots
+
+Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # what lies over one layer
 
 
 class Overlay:
-    """The LoRAs that lie over one transformer."""
+    """The LoRAs that lie over one transformer.
 
-    def __init__(self, transformer: nn.Module) -> None:
+    Weights that are not pristine any more, because something else was merged into them, are given
+    as they were in `pristine`, by layer; they may lie in host memory. `checkpoint` is the file or
+    folder the transformer was loaded from: where no memory is left for copies, pristine weights
+    are read from it again. Quantised layers get their slots here, so before any compilation.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        pristine: Mapping[str, Tensor] | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self._slots = put_slots(transformer)
         self._layers = dict(transformer.named_modules())
-        self._pristine: dict[str, Tensor] = {}  # every weight that was ever touched
-        self._merged: set[str] = set()  # the layers that differ from their pristine weight now
+        self._pristine = PristineWeights(pristine, checkpoint)
+        # What lies over each layer that may differ from its pristine weight now.
+        self._laid: dict[str, Parts] = {name: [] for name in pristine or {}}
+        self._state: list[tuple[Deltas, float]] | None = None
 
     @torch.no_grad()
-    def apply(self, loras: Sequence[tuple[Factors, float]]) -> int:
-        """Lays (factors, scale) pairs over the pristine weights, in place of what lay there.
+    def apply(self, loras: Sequence[tuple[Deltas, float]]) -> int:
+        """Lays (deltas, scale) pairs over the pristine weights, in place of what lay there.
 
-        Returns the number of merged layers. The factors must fit (`factors.check_fits`). If
-        anything fails on the way, the pristine weights are back before the error goes on.
+        The deltas bear the model's names and fit it (`Layout.fit`, or `factors.check_fits` for
+        plain pairs), and are not changed afterwards: the same objects at the same scales as last
+        time cost nothing. Returns the number of changed layers. If anything fails on the way, the
+        pristine weights are back before the error goes on. Raises `LoraMismatch`, before any
+        weight is touched, where anything but plain LoRA is meant for a quantised layer.
         """
-        wanted: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
-        for factors, scale in loras:
-            if scale != 0:
-                for name, (down, up) in factors.items():
-                    wanted.setdefault(name, []).append((down, up, scale))
+        loras = [(deltas, scale) for deltas, scale in loras if scale != 0]
+        if self._state is not None and _same(self._state, loras):
+            return len(self._laid)
+        wanted: dict[str, Parts] = {}
+        for deltas, scale in loras:
+            if not math.isfinite(scale):
+                raise ValueError(f"a LoRA's scale of {scale} is not a number to multiply by")
+            for name, delta in deltas.items():
+                wanted.setdefault(name, []).append((delta, scale))
+        self._check_slots(wanted)
+        self._state = None
         try:
-            for name in self._merged - set(wanted):
+            for name in self._laid.keys() - wanted.keys():
                 self._restore(name)
             for name, parts in wanted.items():
-                weight = self._layers[name].weight
-                if name not in self._pristine:
-                    self._pristine[name] = self._copy(weight)
-                merged = self._pristine[name].to(weight.device, torch.float32, copy=True)
-                for down, up, scale in parts:
-                    merged.addmm_(up.to(merged), down.to(merged), alpha=scale)
-                self._merged.add(name)
-                weight.copy_(merged)
+                laid = self._laid.get(name)
+                if laid is None or not _same(laid, parts):
+                    self._lay(name, parts)
         except BaseException:
             self.restore()
             raise
+        self._state = loras
         return len(wanted)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Brings back every pristine weight, bit for bit."""
-        for name in list(self._merged):
+        self._state = None
+        for name in list(self._laid):
             self._restore(name)
 
-    def _restore(self, name: str) -> None:
-        self._layers[name].weight.copy_(self._pristine[name])
-        self._merged.discard(name)
+    def _lay(self, name: str, parts: Parts) -> None:
+        if name in self._slots:
+            self._laid[name] = parts
+            self._slots[name].fill([(pair, scale) for pair, scale in parts if _is_pair(pair)])
+            return
+        weight = self._weight(name)
+        if name not in self._pristine:
+            key = name if name.endswith(BIAS) else f"{name}.weight"
+            self._pristine.remember(name, key, weight)
+        pristine = self._pristine.get(name, weight)
+        self._laid[name] = parts
+        in_place = weight.dtype == torch.float32
+        merged = weight.copy_(pristine) if in_place else pristine.to(torch.float32, copy=True)
+        for delta, scale in parts:
+            as_delta(delta).add_to(merged, pristine, scale)
+        if not in_place:
+            weight.copy_(merged)
 
-    @staticmethod
-    def _copy(weight: Tensor) -> Tensor:
-        """A copy beside the weight, or in host memory where the GPU is too full for it."""
-        if weight.device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(weight.device)
-            if free < total // 5:  # leave room for the activations of a picture
-                return weight.detach().to("cpu", copy=True)
-        return weight.detach().clone()
+    def _restore(self, name: str) -> None:
+        if name in self._slots:
+            self._slots[name].fill([])
+        else:
+            weight = self._weight(name)
+            weight.copy_(self._pristine.get(name, weight))
+        del self._laid[name]
+
+    def _weight(self, name: str) -> Tensor:
+        if name.endswith(BIAS):
+            return self._layers[name.removesuffix(BIAS)].bias
+        return self._layers[name].weight
+
+    def _check_slots(self, wanted: Mapping[str, Parts]) -> None:
+        other = [
+            name
+            for name in self._slots.keys() & wanted.keys()
+            if not all(_is_pair(delta) for delta, _ in wanted[name])
+        ]
+        if other:
+            raise LoraMismatch(
+                f"{len(other)} layers are quantised, and only plain LoRA can lie beside them: "
+                f"{shown(sorted(other))}; draw with the unquantised base"
+            )
+
+
+def _is_pair(delta: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+    """Whether it is plain LoRA."""
+    return isinstance(delta, tuple)
+
+
+def _same(ones: Sequence[tuple[object, float]], others: Sequence[tuple[object, float]]) -> bool:
+    return len(ones) == len(others) and all(
+        one[0] is other[0] and one[1] == other[1] for one, other in zip(ones, others, strict=True)
+    )

@@ -72,8 +72,8 @@ def check_token(token: str, prompts: PromptTokenizer | None = None) -> None:
         _check_against(token, prompts)
         if not (token.startswith("<") and token.endswith(">")):
             log.warning(
-                "placeholder_token %r has no angle brackets: it will be found inside other words "
-                "too; <%s> is safer",
+                "placeholder_token %r has no angle brackets: prompts have to write it as a word of "
+                "its own; <%s> is safer",
                 token,
                 token,
             )

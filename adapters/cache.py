@@ -1,0 +1,87 @@
+"""Adapters that were read lately, kept in host memory by the content of their files."""
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from adapters.archive import Archive, content_hash, read_archive
+from adapters.deltas import Delta, bytes_of
+from adapters.layout import Layout
+
+DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
+
+
+@dataclass
+class _Entry:
+    archive: Archive
+    size: int
+    fitted: tuple[Layout, dict[str, Delta]] | None = None  # to the model drawn with last
+
+
+class AdapterCache:
+    """Read and checked archives, the least recently used dropped beyond a budget of bytes.
+
+    Safe to call from any thread. A file is known by its SHA-256, whatever its name; a file that
+    is still the same on the disk is not even hashed again. The last one read is kept even if it
+    is larger than the budget.
+    """
+
+    def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
+        self.budget = budget  # bytes of factors
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._hashes: OrderedDict[tuple[object, ...], str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the factors that are kept."""
+        return sum(entry.size for entry in self._entries.values())
+
+    def get(self, path: str | PathLike[str]) -> Archive:
+        """The checked archive of a weights file; the same object for the same content.
+
+        Raises `BrokenArchive` with the reason.
+        """
+        with self._lock:
+            if not Path(path).is_file():
+                return read_archive(path)  # says what is wrong
+            key = self._hash(Path(path))
+            entry = self._entries.get(key)
+            if entry is None:
+                archive = read_archive(path)
+                entry = self._entries[key] = _Entry(archive, bytes_of(archive.deltas))
+            self._entries.move_to_end(key)
+            while self.size > self.budget and len(self._entries) > 1:
+                self._entries.popitem(last=False)
+            return entry.archive
+
+    def fit(self, archive: Archive, layout: Layout, source: str = "weights") -> dict[str, Delta]:
+        """`layout.fit` of an archive's deltas, done once for each archive that is kept.
+
+        Raises `LoraMismatch` with the reason.
+        """
+        with self._lock:
+            entry = next((e for e in self._entries.values() if e.archive is archive), None)
+            if entry is None:
+                return layout.fit(archive.deltas, source)
+            if entry.fitted is None or entry.fitted[0] is not layout:
+                entry.fitted = layout, layout.fit(archive.deltas, source)
+            return entry.fitted[1]
+
+    def _hash(self, path: Path) -> str:
+        status = os.stat(path)
+        seen = (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        if seen not in self._hashes:
+            self._hashes[seen] = content_hash(path)
+            if len(self._hashes) > 1000:
+                self._hashes.popitem(last=False)
+        return self._hashes[seen]

@@ -1,0 +1,197 @@
+"""Zip and tar files from strangers, read member by member within limits.
+
+Nothing is ever extracted under a name that the file gives: who reads a member gets its bytes.
+What a hostile file can cost in time, memory and disk is bounded by `Limits` before it is spent.
+"""
+
+import gzip
+import io
+import re
+import stat
+import tarfile
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+GZIP_START = b"\x1f\x8b"
+JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
+
+MAX_NAME_LENGTH = 1000  # characters
+MAX_READ_BYTES = 4 << 20  # one read by a parser; a zip directory of 10,000 members needs half
+MAX_PACKING_RATIO = 100  # unpacked / packed; neither photographs nor weights shrink like that
+RATIO_FREE_BYTES = 1 << 20  # of one member; a plain drawing or blank text may be packed better
+GZIP_FREE_BYTES = 32 << 20  # the same of a whole tar.gz, with the padding around its members
+
+
+class Unusable(Exception):
+    """What is wrong with one member or with the whole file, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may hold; more is refused before it is unpacked."""
+
+    members: int  # files and folders, skipped ones included
+    total_bytes: int  # unpacked, all members together
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file or folder in a container. Nothing about it is true before it was read."""
+
+    name: str  # as it is written in the container; a folder's ends with a slash
+    size: int  # bytes, as the container claims
+    refusal: str | None  # why it must not be read
+    open: Callable[[], IO[bytes]]
+
+
+def is_container(head: bytes) -> bool:
+    """Whether a file with these first 512 bytes is a zip, a tar or a gzip, whatever its name."""
+    return head.startswith((*ZIP_STARTS, GZIP_START)) or _is_tar_header(head)
+
+
+@contextmanager
+def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
+    """The members of a zip, tar or tar.gz, to be read one after the other or later, while open.
+
+    Raises `Unusable` for what is beyond the limits, and whatever the standard library raises over
+    a damaged file: catch `Exception`.
+    """
+    with path.open("rb", buffering=0) as raw:
+        head = raw.read(tarfile.BLOCKSIZE)
+        raw.seek(0)
+        if head.startswith(ZIP_STARTS):
+            with zipfile.ZipFile(_BoundedReader(raw, 2 * limits.total_bytes)) as zipped:
+                yield within(_zip_members(zipped), limits)
+            return
+        most, reach = 2 * limits.total_bytes, None
+        if head.startswith(GZIP_START):
+            reach = GZIP_FREE_BYTES + MAX_PACKING_RATIO * path.stat().st_size
+            # GzipFile is a buffered reader by type, and raw enough to be read through another.
+            raw = cast(io.FileIO, gzip.GzipFile(fileobj=raw))
+        file = _BoundedReader(raw, most)
+        with tarfile.open(fileobj=file, mode="r:") as tarred:
+            yield within(_tar_members(tarred, file, reach), limits)
+
+
+def within(members: Iterable[Member], limits: Limits) -> Iterator[Member]:
+    """The members as long as their number and what they claim to unpack to are within limits."""
+    total = 0
+    for count, member in enumerate(members, start=1):
+        total += max(member.size, 0)
+        if count > limits.members:
+            raise Unusable(f"holds more than {limits.members:,} files; leave some out")
+        if total > limits.total_bytes:
+            raise Unusable(
+                f"unpacks to more than {limits.total_bytes:,} bytes up to "
+                f"{printable(member.name[:200])}; leave files out or make them smaller"
+            )
+        yield member
+
+
+def safe_parts(name: str) -> list[str]:
+    """Folders and file name of a member. Raises `Unusable` for names that lead elsewhere."""
+    # Windows packs with backslashes; macOS writes é as two characters, others as one.
+    name = unicodedata.normalize("NFC", name[: MAX_NAME_LENGTH + 1].replace("\\", "/"))
+    if len(name) > MAX_NAME_LENGTH:
+        raise Unusable("has an overlong name; rename it")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or re.match("[A-Za-z]:/", name) or ".." in parts:
+        raise Unusable("has a path that leads out of the archive; pack it with plain names")
+    if not parts and not name.endswith("/"):
+        raise Unusable("is a file without a name; pack the archive again")
+    return parts
+
+
+def is_junk(parts: list[str]) -> bool:
+    """Whether an operating system left this file behind, not a person."""
+    return any(part.startswith(".") or part.lower() in JUNK_NAMES for part in parts)
+
+
+def printable(name: str) -> str:
+    """Safe in logs and JSON: no line breaks, terminal codes, direction marks or half characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+    for info in archive.infolist():
+        yield Member(
+            info.filename,
+            info.file_size,
+            None if info.filename.endswith("/") else _zip_refusal(info),
+            lambda info=info: archive.open(info),  # type: ignore[misc]
+        )
+
+
+def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        return "is a link or device; put the file itself in"
+    if info.flag_bits & 0x1:
+        return "is encrypted; pack the archive without a password"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is packed in an unusual way; pack the archive again as an ordinary zip"
+    packed = max(info.compress_size, 1)
+    if info.file_size > max(RATIO_FREE_BYTES, MAX_PACKING_RATIO * packed):
+        return (
+            f"unpacks to {info.file_size:,} bytes from {packed:,}, as no picture or weights do; "
+            "remove it"
+        )
+    return None
+
+
+def _tar_members(
+    archive: tarfile.TarFile, file: "_BoundedReader", reach: int | None
+) -> Iterator[Member]:
+    """reach: bytes that a gzip may unpack to before it counts as a bomb; None for a plain tar."""
+    for info in archive:
+        if info.size < 0:
+            raise Unusable("is damaged (a negative size); make or upload it again")
+        if reach is not None and info.offset_data + info.size > reach:  # before it is unpacked
+            raise Unusable(
+                f"is packed more than {MAX_PACKING_RATIO}:1 up to {printable(info.name[:200])}, as "
+                "no pictures or weights are; pack it again"
+            )
+        plain = info.isdir() or (info.isreg() and not info.issparse())
+        yield Member(
+            info.name + "/" if info.isdir() else info.name,
+            info.size,
+            None if plain else "is a link, device or sparse file; put the file itself in",
+            lambda info=info: archive.extractfile(info),  # type: ignore[misc, arg-type]
+        )
+    # tarfile takes a broken header for the end. The true end is a block of zeros.
+    file.seek(archive.offset)  # type: ignore[attr-defined]
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise Unusable("is damaged or cut off (no end mark); make or upload it again")
+    while file.read(MAX_READ_BYTES):  # lets gzip check its sum
+        if reach is not None and file.tell() > reach:
+            raise Unusable("is packed beyond its end mark; pack it again")
+
+
+def _is_tar_header(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return len(head) == tarfile.BLOCKSIZE and not any(head)
+    return True
+
+
+class _BoundedReader(io.BufferedReader):
+    """Bounds each read and their sum, because parsers believe the sizes that headers claim."""
+
+    def __init__(self, raw: io.RawIOBase, most: int) -> None:
+        super().__init__(raw)
+        self._left = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = MAX_READ_BYTES + 1
+        data = super().read(most if size is None or size < 0 else min(size, most))
+        self._left -= len(data)
+        if len(data) > MAX_READ_BYTES or self._left < 0:
+            raise Unusable("has an oversized directory or header; pack it again")
+        return data

@@ -1,0 +1,218 @@
+"""What the tensors of a LoRA file mean: from the parts of one layer to its change.
+
+lora_A, lora_B        also lora_down/up, lora.down/up, with PEFT's `.default`: LoRA
+lokr_w1, lokr_w2      each also as w1_a, w1_b: LoKr
+hada_w1_a … w2_b      LoHa
+diff, diff_b          whole changes of weight and bias
+lora_B.bias           a change of the bias beside a LoRA
+alpha                 scales LoRA, LoKr and LoHa by alpha / rank
+lora_magnitude_vector, dora_scale   makes any of them a DoRA
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.deltas import Delta, Dense, Dora, Hadamard, Kronecker, LowRank
+
+MAX_RANK = 1024  # the largest seen in the wild is 256
+MAX_CHANGE = 1e30  # norm of dW, far beyond any weight and far below float32's end
+
+DOWN, UP, ALPHA, MAGNITUDE = "lora_A", "lora_B", "alpha", "magnitude"
+
+# How files spell a part, after the layer's name and a dot.
+SUFFIXES = {
+    **{f"{down}.weight": DOWN for down in ("lora_A", "lora_A.default", "lora_down", "lora.down")},
+    **{f"{up}.weight": UP for up in ("lora_B", "lora_B.default", "lora_up", "lora.up")},
+    **{f"lora_B{default}.bias": "lora_B.bias" for default in ("", ".default")},
+    **{
+        f"lora_magnitude_vector{rest}": MAGNITUDE
+        for rest in ("", ".weight", ".default", ".default.weight")
+    },
+    "dora_scale": MAGNITUDE,
+    **{name: name for name in ("alpha", "diff", "diff_b")},
+    **{f"lokr_w{n}{rest}": f"lokr_w{n}{rest}" for n in (1, 2) for rest in ("", "_a", "_b")},
+    **{f"hada_w{n}_{rest}": f"hada_w{n}_{rest}" for n in (1, 2) for rest in "ab"},
+}
+# What wraps a whole model's names; PEFT's may go around another.
+_PREFIX = r"(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.)?"
+_KEY = re.compile(rf"{_PREFIX}(?P<layer>.+?)\.(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})")
+
+Parts = Mapping[str, Tensor]  # of one layer, by what they are
+
+
+class Fault(ValueError):
+    """What is wrong with one layer; the layer's name goes before it."""
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """The layer's name, as far as it can be told without the model, and the part; else None."""
+    match = _KEY.fullmatch(key)
+    return (match["layer"], SUFFIXES[match["suffix"]]) if match else None
+
+
+def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
+    """The changes in one layer's parts: of its weight under "", of its bias under ".bias".
+
+    `header` answers with alpha / rank for a layer of a rank as the file's header has it, or None
+    where it says nothing. Raises `Fault`.
+    """
+    if all(part == ALPHA for part in parts):
+        raise Fault("has alpha alone")
+    for part, tensor in parts.items():
+        if not tensor.is_floating_point() and part != ALPHA:
+            raise Fault(f"holds {tensor.dtype} in {part}, not floating point numbers")
+    for form in _FORMS:
+        if form.has & parts.keys():
+            deltas = form.read(parts, header)
+            strange = parts.keys() - form.may_have
+            if strange:
+                raise Fault(f"has {form.name} together with {', '.join(sorted(strange))}")
+            return deltas
+    raise Fault(f"has {', '.join(sorted(parts))} alone")
+
+
+def _read_lora(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
+    _demand(parts, DOWN, UP)
+    rank = _rank(parts, UP, DOWN)
+    scale = _scale(parts, rank, header)
+    deltas: dict[str, Delta] = {"": LowRank(_owned(parts, DOWN), _owned(parts, UP, scale))}
+    if "lora_B.bias" in parts:
+        deltas[".bias"] = Dense(_owned(parts, "lora_B.bias", scale))
+    _check_change(parts, (DOWN, UP), scale)
+    return _with_magnitude(deltas, parts)
+
+
+def _read_lokr(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
+    sides: list[tuple[str, ...]] = []
+    rank = None
+    for side in ("lokr_w1", "lokr_w2"):
+        pair = (f"{side}_a", f"{side}_b")
+        if side in parts:
+            if any(half in parts for half in pair):
+                raise Fault(f"has {side} both whole and as factors")
+            if parts[side].ndim != 2 or not parts[side].numel():
+                raise Fault(f"has {side} of the shape {tuple(parts[side].shape)}, not a matrix")
+            sides.append((side,))
+        elif any(half in parts for half in pair):
+            _demand(parts, *pair)
+            rank = _rank(parts, *pair)
+            sides.append(pair)
+        else:
+            has = ", ".join(sorted(part for part in parts if part.startswith("lokr")))
+            raise Fault(f"has {has} but no {side}")
+    # Two whole factors have no rank, and their alpha (ai-toolkit writes 1e10) means nothing.
+    scale = 1.0 if rank is None else _scale(parts, rank, header)
+    left = tuple(_owned(parts, name, scale if i == 0 else 1) for i, name in enumerate(sides[0]))
+    right = tuple(_owned(parts, name) for name in sides[1])
+    _check_change(parts, sides[0] + sides[1], scale)
+    return _with_magnitude({"": Kronecker(left, right)}, parts)
+
+
+def _read_loha(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    _demand(parts, *names)
+    rank = _rank(parts, *names[:2])
+    _rank(parts, *names[2:])
+    first, second = ((parts[names[n]].shape[0], parts[names[n + 1]].shape[1]) for n in (0, 2))
+    if first != second:
+        raise Fault(f"has two products of the shapes {first} and {second}")
+    scale = _scale(parts, rank, header)
+    up1, down1, up2, down2 = (_owned(parts, n, scale if n == names[0] else 1) for n in names)
+    _check_change(parts, names, scale)
+    return _with_magnitude({"": Hadamard((up1, down1), (up2, down2))}, parts)
+
+
+def _read_diff(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
+    deltas: dict[str, Delta] = {}
+    for name, part in (("", "diff"), (".bias", "diff_b")):
+        if part in parts:
+            _check_change(parts, (part,), 1.0)
+            deltas[name] = Dense(_owned(parts, part))
+    return deltas
+
+
+@dataclass(frozen=True)
+class _Form:
+    name: str
+    has: frozenset[str]  # any of these makes it this form
+    extra: frozenset[str]  # what may stand beside them
+    read: Callable[[Parts, Callable[[int], float | None]], dict[str, Delta]]
+
+    @property
+    def may_have(self) -> frozenset[str]:
+        return self.has | self.extra
+
+
+def _starting(prefix: str) -> frozenset[str]:
+    return frozenset(part for part in SUFFIXES.values() if part.startswith(prefix))
+
+
+_SCALED = frozenset((ALPHA, MAGNITUDE))
+_FORMS = (
+    _Form("LoRA", frozenset((DOWN, UP)), _SCALED | {"lora_B.bias"}, _read_lora),
+    _Form("LoKr", _starting("lokr"), _SCALED, _read_lokr),
+    _Form("LoHa", _starting("hada"), _SCALED, _read_loha),
+    _Form("a whole change", _starting("diff"), frozenset(), _read_diff),
+)
+
+
+def _demand(parts: Parts, *names: str) -> None:
+    missing = [name for name in names if name not in parts]
+    if missing:
+        present = ", ".join(name for name in names if name in parts)
+        raise Fault(f"has {present} but no {', '.join(missing)}")
+
+
+def _rank(parts: Parts, up: str, down: str) -> int:
+    """What [out, rank] and [rank, in] have in common."""
+    left, right = parts[up], parts[down]
+    fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
+    if not fits or not left.numel() or not right.numel():
+        shapes = f"{tuple(right.shape)} and {tuple(left.shape)}"
+        raise Fault(f"has the shapes {shapes}, not [rank, in] and [out, rank]")
+    if len(right) > MAX_RANK:
+        raise Fault(f"has rank {len(right)}; {MAX_RANK} is the most")
+    return len(right)
+
+
+def _scale(parts: Parts, rank: int, header: Callable[[int], float | None]) -> float:
+    """alpha / rank: the layer's own before the header's, once; 1 where neither is written."""
+    if ALPHA not in parts:
+        found = header(rank)
+        return 1.0 if found is None else found
+    alpha = parts[ALPHA]
+    if alpha.numel() != 1 or not 0 < float(alpha) < math.inf:
+        raise Fault("has an alpha that is not one positive number")
+    return float(alpha) / rank
+
+
+def _owned(parts: Parts, name: str, scale: float = 1.0) -> Tensor:
+    """A part in float32, as a copy: as it was read it may lie in the file, which may change."""
+    owned = parts[name].to(torch.float32, copy=True)
+    return owned if scale == 1 else owned.mul_(scale)
+
+
+def _check_change(parts: Parts, names: tuple[str, ...], scale: float) -> None:
+    """Raises `Fault` unless everything is finite, and the product's norm surely is."""
+    norms = {name: parts[name].double().norm().item() for name in parts if name != ALPHA}
+    if not all(map(math.isfinite, norms.values())):
+        raise Fault("holds NaN or infinity")
+    bound = math.prod(norms[name] for name in names) * scale
+    if not bound < MAX_CHANGE:
+        raise Fault(f"changes its weight by up to {bound:.0e}, which is infinity to a weight")
+
+
+def _with_magnitude(deltas: dict[str, Delta], parts: Parts) -> dict[str, Delta]:
+    if MAGNITUDE not in parts:
+        return deltas
+    magnitude, (rows, columns) = _owned(parts, MAGNITUDE), deltas[""].shape
+    if magnitude.ndim == 1:
+        magnitude = magnitude[:, None]
+    if tuple(magnitude.shape) not in ((rows, 1), (1, columns)):
+        raise Fault(f"has DoRA magnitudes of the shape {tuple(magnitude.shape)} for {rows} rows")
+    return {**deltas, "": Dora(deltas[""], magnitude)}

@@ -1,0 +1,128 @@
+"""The weights as the base model has them, kept wherever there is room.
+
+A weight is remembered when it is first touched: beside itself, else in host memory (pinned for a
+GPU), else not at all, and read again from the checkpoint, which safetensors maps into memory.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class PristineWeights:
+    """Pristine weights by name, of one model."""
+
+    def __init__(
+        self, given: Mapping[str, Tensor] | None = None, checkpoint: Path | None = None
+    ) -> None:
+        """`given` are known already; `checkpoint` is the model's folder or its one file."""
+        self._kept: dict[str, Tensor] = dict(given or {})
+        self._in_checkpoint: dict[str, str] = {}  # the checkpoint's keys
+        self._checkpoint = _Checkpoint(checkpoint) if checkpoint is not None else None
+        self._spare: dict[str, int] = {}  # bytes found free and not used up yet, by device
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept or name in self._in_checkpoint
+
+    def remember(self, name: str, key: str, weight: Tensor) -> None:
+        """Takes down a weight that is pristine now; `key` is its name in the checkpoint."""
+        if name in self:
+            return
+        place = "beside" if self._has_room(weight.device, weight.nbytes) else "host"
+        if weight.device.type == "cpu" or place == "host":
+            place = "host" if self._has_room(torch.device("cpu"), weight.nbytes) else "checkpoint"
+        # Trusted only if its bits are the weight's: it may have been changed after loading.
+        if place == "checkpoint" and self._checkpoint is not None:
+            stored = self._checkpoint.read(key)
+            if stored is not None and torch.equal(stored.to(weight), weight):
+                self._in_checkpoint[name] = key
+                return
+        if place == "beside" or weight.device.type == "cpu":
+            self._kept[name] = weight.detach().clone()
+        else:
+            copy = torch.empty_like(weight, device="cpu", pin_memory=True)
+            self._kept[name] = copy.copy_(weight.detach())
+
+    def get(self, name: str, like: Tensor) -> Tensor:
+        """A pristine weight in the type and on the device of `like`. Not to be changed."""
+        kept = self._kept.get(name)
+        if kept is None:
+            assert self._checkpoint is not None
+            kept = self._checkpoint.read(self._in_checkpoint[name])
+            assert kept is not None
+        if kept.device != like.device or kept.dtype != like.dtype:
+            kept = kept.to(like.device, like.dtype, non_blocking=True)
+        return kept
+
+    def _has_room(self, device: torch.device, size: int) -> bool:
+        """Whether a copy fits; what is free is looked up anew for every gigabyte."""
+        spare = self._spare.get(str(device), 0)
+        if spare < size:
+            spare = min(_room(device), size + (1 << 30))
+        self._spare[str(device)] = max(spare - size, 0)
+        return spare >= size
+
+
+class _Checkpoint:
+    """Tensors of a model's safetensors files, by name."""
+
+    def __init__(self, source: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        self._opened: dict[Path, Any] = {}
+        for file in [source] if source.is_file() else _files(source):
+            self._opened[file] = safe_open(file, framework="pt")
+            self._file_of |= dict.fromkeys(self._opened[file].keys(), file)
+
+    def read(self, key: str) -> Tensor | None:
+        """One tensor, from the page cache if it is there; None where the files lack it."""
+        file = self._file_of.get(key)
+        return None if file is None else self._opened[file].get_tensor(key)
+
+
+def _files(folder: Path) -> list[Path]:
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if not indices:
+        return sorted(folder.glob("*.safetensors"))
+    return [
+        folder / name
+        for index in indices
+        for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    ]
+
+
+def _room(device: torch.device) -> int:
+    """Bytes for copies, with a fifth of the memory left to the activations of a picture."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        free, total = _host_memory()
+    return free - total // 5
+
+
+def _host_memory() -> tuple[int, int]:
+    """Free and total bytes of host memory for this process: the machine's or its container's."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free, total = (os.sysconf(f"SC_{name}") * page for name in ("AVPHYS_PAGES", "PHYS_PAGES"))
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # counts what the page cache would give back
+                free = int(line.split()[1]) << 10
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max" and int(limit) < total:
+            total = int(limit)
+            used = int((_CGROUP / "memory.current").read_text())
+            cached = dict(
+                line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines()
+            )
+            free = min(free, total - used + int(cached.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass  # no Linux, or no container: what sysconf says
+    return free, total

@@ -1,16 +1,19 @@
 """python -m inference --prompt …: draws pictures from the command line."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from adapters.archive import read_archive, read_loose
+from adapters.archive import Archive, read_archive, read_loose
 from adapters.factors import LoraMismatch
 from families.bases import BASES, UnknownBase, find_base
 from families.repository import MissingModel
 from inference.console import log_to_console
-from inference.request import ASPECT_RATIOS, Request
+from inference.images import read_image, save_images
+from inference.request import ASPECT_RATIOS, CUSTOM, Request
+from inference.sources import Sources
 
 EPILOG = """\
 Examples:
@@ -19,8 +22,11 @@ Examples:
       --weights outputs/weights.zip --num_outputs 4 --seed 1
   python -m inference --prompt "a photo of <zwx> on a beach" \\
       --lora_path lora/lora_weights.safetensors --placeholder_token "<zwx>"
+  python -m inference --prompt "a red fox as an oil painting" --image fox.jpg \\
+      --prompt_strength 0.6 --weights hf:owner/name/oil.safetensors
 
-The quotes matter: < and > mean something else to the shell.
+The quotes matter: < and > mean something else to the shell. Private repositories of Hugging Face
+open with the token in $HF_TOKEN.
 """
 
 
@@ -56,7 +62,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         default="",
         metavar="TEXT",
     )
-    add("weights", "weights.zip of a training, a .tar of it, or a LoRA .safetensors", **file)
+    add(
+        "weights",
+        "weights.zip of a training, a .tar of it, or any LoRA .safetensors: a file, an https URL, "
+        "or hf:owner/name/file@revision",
+        metavar="FILE",
+    )
     add("lora_path", "a LoRA .safetensors by itself, in place of --weights", **file)
     add(
         "placeholder_token",
@@ -70,6 +81,8 @@ def arguments_parser() -> argparse.ArgumentParser:
         default=1.0,
         **scale,
     )
+    add("extra_lora", "a second LoRA over the first, named like --weights", metavar="FILE")
+    add("extra_lora_scale", "strength of the second LoRA (default: 1)", **scale)
     add(
         "base_model",
         f"a folder, or one of {', '.join(BASES)} (default: what the weights were trained on)",
@@ -77,14 +90,21 @@ def arguments_parser() -> argparse.ArgumentParser:
         metavar="NAME",
     )
 
+    add("image", "a picture to start from", **file)
+    add(
+        "prompt_strength",
+        "how much of the image is drawn anew; 1 keeps nothing of it, 0 everything (default: 0.8)",
+        **scale,
+    )
+
     # How.
     add("width", "pixels, together with --height (default: from --aspect_ratio)", **number)
     add("height", "pixels, together with --width", **number)
     add(
         "aspect_ratio",
-        f"shape at the model's own resolution: {', '.join(ASPECT_RATIOS)} (default: 1:1)",
-        default="1:1",
-        choices=ASPECT_RATIOS,
+        f"shape at the model's own resolution: {', '.join(ASPECT_RATIOS)} "
+        "(default: the image's, or 1:1)",
+        choices=(*ASPECT_RATIOS, CUSTOM),
         metavar="W:H",
     )
     add(
@@ -98,6 +118,11 @@ def arguments_parser() -> argparse.ArgumentParser:
         "guidance_scale",
         "how closely to follow the prompt; 1 is off (default: what suits the model)",
         **scale,
+    )
+    add(
+        "go_fast",
+        "guide only the first half of the steps: a quarter fewer passes through the model",
+        action="store_true",
     )
     add("seed", "repeats a picture (default: drawn at random and printed)", **number)
 
@@ -115,41 +140,54 @@ def arguments_parser() -> argparse.ArgumentParser:
     add(
         "output_quality", "of webp and jpg files, from 1 to 100 (default: 90)", default=90, **number
     )
+    add(
+        "no_metadata",
+        "do not write prompt, seed, settings and the weights' hashes into the files",
+        action="store_true",
+    )
     return parser
 
 
 def main() -> None:
     parser = arguments_parser()
     given = vars(parser.parse_args())
-    weights, lora = given.pop("weights"), given.pop("lora_path")
+    weights, lora, extra = (given.pop(name) for name in ("weights", "lora_path", "extra_lora"))
     token, base_model = given.pop("placeholder_token"), given.pop("base_model")
-    folder = given.pop("output_dir")
-    file_format, quality = given.pop("output_format"), given.pop("output_quality")
+    folder, file_format = given.pop("output_dir"), given.pop("output_format")
+    quality, metadata = given.pop("output_quality"), not given.pop("no_metadata")
+    image = given.pop("image")
     if weights and lora:
         parser.error("give --weights or --lora_path, not both")
     if token and not lora:
         parser.error("--placeholder_token goes with --lora_path; weights.zip knows its own")
+    if given["extra_lora_scale"] is not None and not extra:
+        parser.error("--extra_lora_scale goes with --extra_lora")
     log_to_console()
     try:
-        request = Request(**given)
         if base_model != "auto":
             find_base(base_model)
-        archive = read_loose(lora, token) if token else None
-        if archive is None and (weights or lora):
-            archive = read_archive(weights or lora)
+        request = Request(image=read_image(image) if image else None, **given)
+        archive = read_loose(lora, token) if token else _read(weights or lora)
+        second = _read(extra)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     # The libraries of the models take seconds to import, which a mistake need not wait for.
     from inference.engine import Engine
-    from inference.images import save_images
 
     try:
-        images = Engine().draw(request, archive, base_model)
-        paths = save_images(images, folder, file_format, quality)
+        images = Engine().draw(request, archive, base_model, second)
+        paths = save_images(images, folder, file_format, quality, metadata)
     except (LoraMismatch, UnknownBase, MissingModel, OSError) as error:
         sys.exit(f"error: {error}")
     print(*paths, sep="\n")
+
+
+def _read(source: str | Path | None) -> Archive | None:
+    """The archive of a file or a name; whoever types the command may read any file."""
+    if not source:
+        return None
+    return read_archive(Sources().file(source, os.environ.get("HF_TOKEN")))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,61 @@
-"""From pixels to picture files."""
+"""From picture files to pixels, and from pixels to picture files."""
 
+import io
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
+import numpy
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from inference import making
+from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
 _PREFIX = "zeroprior-pictures-"
 _KEPT_SECONDS = 3600  # the runtime never deletes what it has sent
+
+
+class BrokenImage(ValueError):
+    """A file that is no picture, or a damaged one."""
+
+
+def read_image(path: str | PathLike[str]) -> Image.Image:
+    """The picture as it is meant to be seen: upright, sRGB, what is transparent on white.
+
+    Raises `BrokenImage` with the reason.
+    """
+    name = Path(path).name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            data = Path(path).read_bytes()
+            if has_too_many_scans(data):
+                raise ValueError("it has more scans than a picture needs")
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+                return upright_srgb(opened)[0]
+    except FileNotFoundError as error:
+        raise BrokenImage(f"image {path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"image {name} is no picture that is read: JPEG, PNG, WebP") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = Image.MAX_IMAGE_PIXELS or 0
+        raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
+    except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
+        raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
+
+
+def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
+    """Pixels 13PP in [-1, 1] of the picture at that size: scaled to cover it, its middle kept."""
+    fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    levels = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)
+    return (levels.float() / 127.5 - 1).unsqueeze(0)
 
 
 def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
@@ -20,11 +65,16 @@ def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
 
 
 def save_images(
-    images: Sequence[Image.Image], folder: Path, file_format: str = "png", quality: int = 90
+    images: Sequence[Image.Image],
+    folder: Path,
+    file_format: str = "png",
+    quality: int = 90,
+    metadata: bool = True,
 ) -> list[Path]:
     """Writes `image-0.png`, … into the folder, after those that are there already.
 
-    `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two.
+    `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two. With
+    `metadata` a file holds what `inference.making` knows of its picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stems = [old.stem.removeprefix("image-") for old in folder.glob("image-*.*")]
@@ -33,13 +83,22 @@ def save_images(
     for number, image in enumerate(images, start=max(taken, default=-1) + 1):
         path = folder / f"image-{number}.{file_format}"
         options = {} if file_format == "png" else {"quality": quality}
+        if metadata:
+            texts = {
+                key: image.info[key] for key in (making.TEXT, making.JSON) if key in image.info
+            }
+            options |= making.options(texts, file_format)
         image.save(path, format="jpeg" if file_format == "jpg" else file_format, **options)
         paths.append(path)
     return paths
 
 
-def fresh_folder() -> Path:
-    """A new temporary folder for one request's pictures; those of an hour ago are removed."""
+@contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """A new temporary folder for one request's pictures, removed where the block fails.
+
+    Those of an hour ago are removed, too.
+    """
     now = time.time()
     for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if now - old.stat().st_mtime > _KEPT_SECONDS:
@@ -47,4 +106,9 @@ def fresh_folder() -> Path:
                 file.unlink(missing_ok=True)
             if not any(old.iterdir()):
                 old.rmdir()
-    return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

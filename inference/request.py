@@ -4,13 +4,21 @@ import logging
 import secrets
 from dataclasses import dataclass
 
+from PIL import Image
+
 from families.bases import Base
+from families.tokens import check_unicode
 
 log = logging.getLogger(__name__)
 
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9", "9:21")
+CUSTOM = "custom"  # what other services call a size given by width and height
+LONGEST = 3.0  # a picture that follows an image is at most this many times longer than wide
+DEFAULT_STRENGTH = 0.8
 RANGES = {  # the Cog face states the same
     "lora_scale": (-3, 3),
+    "extra_lora_scale": (-3, 3),
+    "prompt_strength": (0, 1),
     "width": (32, 2048),
     "height": (32, 2048),
     "num_outputs": (1, 8),
@@ -27,22 +35,32 @@ class Request:
     prompt: str
     negative_prompt: str = ""
     lora_scale: float = 1.0
+    extra_lora_scale: float | None = None  # of the second LoRA; None is 1
+    image: Image.Image | None = None  # to start from
+    prompt_strength: float | None = None  # how much of the image is drawn anew; None is 0.8
     width: int | None = None  # pixels
     height: int | None = None
-    aspect_ratio: str = "1:1"  # at the base's own resolution, without width and height
+    aspect_ratio: str | None = None  # None: the image's, else 1:1; at the base's own resolution
     num_outputs: int = 1
     num_inference_steps: int | None = None
     guidance_scale: float | None = None  # 1 is off
+    go_fast: bool = False  # guidance in the first half of the steps only
     seed: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.prompt.strip():
             raise ValueError("prompt is empty; say what to draw")
+        check_unicode("prompt", self.prompt)
+        check_unicode("negative_prompt", self.negative_prompt or "")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together; give both or neither")
-        if self.aspect_ratio not in ASPECT_RATIOS:
-            known = ", ".join(ASPECT_RATIOS)
+        if self.aspect_ratio not in (None, CUSTOM, *ASPECT_RATIOS):
+            known = ", ".join((*ASPECT_RATIOS, CUSTOM))
             raise ValueError(f"aspect_ratio {self.aspect_ratio!r} is not one of {known}")
+        if self.aspect_ratio == CUSTOM and self.width is None:
+            raise ValueError("aspect_ratio custom wants width and height")
+        if self.prompt_strength is not None and self.image is None:
+            raise ValueError("prompt_strength says how far to leave an image; give one, or neither")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -60,16 +78,23 @@ class Drawing:
     steps: int
     guidance_scale: float
     seeds: tuple[int, ...]  # one per picture
+    go_fast: bool = False
+    prompt_strength: float | None = None  # None: without an image
+
+    @property
+    def first_step(self) -> int:
+        """The step to begin with; those before are skipped for the sake of the image.
+
+        As the stock image-to-image pipelines count: of N steps, N * strength are drawn, rounded up.
+        """
+        if self.prompt_strength is None:
+            return 0
+        return int(self.steps - self.steps * self.prompt_strength)
 
 
 def settle(request: Request, base: Base, multiple: int) -> Drawing:
     """Fills in what the request left out; sizes are rounded to `multiple` pixels."""
-    if request.width is not None and request.height is not None:
-        width, height = float(request.width), float(request.height)
-    else:
-        across, down = map(int, request.aspect_ratio.split(":"))
-        width = base.default_resolution * (across / down) ** 0.5
-        height = base.default_resolution * (down / across) ** 0.5
+    width, height = _size(request, base.default_resolution)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
         log.warning(
@@ -79,7 +104,14 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
     guidance = base.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if request.negative_prompt and guidance <= 1:
         log.warning("negative_prompt has no effect: guidance_scale is %g, which is off", guidance)
+    if request.go_fast and guidance <= 1:
+        log.warning("go_fast has no effect: it saves guidance, which is off")
+    strength = request.prompt_strength
+    if request.image is not None and strength is None:
+        strength = DEFAULT_STRENGTH
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    if strength == 0:
+        log.warning("prompt_strength is 0: nothing is drawn and the image comes back as it was")
     return Drawing(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -90,4 +122,21 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
         else request.num_inference_steps,
         guidance_scale=guidance,
         seeds=tuple(seed + picture for picture in range(request.num_outputs)),
+        go_fast=request.go_fast and guidance > 1,
+        prompt_strength=strength,
     )
+
+
+def _size(request: Request, resolution: int) -> tuple[float, float]:
+    """Width and height before rounding."""
+    if request.width is not None and request.height is not None:
+        return request.width, request.height
+    if request.aspect_ratio is not None:
+        across, down = map(int, request.aspect_ratio.split(":"))
+        ratio = across / down
+    elif request.image is not None:
+        ratio = request.image.width / request.image.height
+        ratio = min(max(ratio, 1 / LONGEST), LONGEST)
+    else:
+        ratio = 1.0
+    return resolution * ratio**0.5, resolution * (1 / ratio) ** 0.5

@@ -1,0 +1,113 @@
+"""How a picture was made, written into its file: for people, for tools, and for making it again.
+
+`parameters` is the text that A1111, ComfyUI's readers and Civitai understand; `zeroprior` is JSON
+with every value. A PNG holds both as text chunks. JPEG and WebP hold them in EXIF: `parameters` as
+UserComment, as those tools write it, and the JSON as ImageDescription.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from families.bases import Base
+from inference.request import Drawing
+
+log = logging.getLogger(__name__)
+
+TEXT, JSON = "parameters", "zeroprior"
+_JPEG_MOST = 65_527  # bytes of EXIF: a segment's length has 16 bits
+_UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code of a UserComment
+
+
+@dataclass(frozen=True)
+class LaidWeights:
+    """What lay over the base."""
+
+    scale: float
+    lora_sha256: str | None  # of the LoRA's safetensors file
+    placeholder: str | None
+    placeholder_sha256: str | None  # of its float32 vectors
+
+
+def making(
+    drawing: Drawing, seed: int, base: Base, weights: Sequence[LaidWeights]
+) -> dict[str, str]:
+    """The two texts about the one picture of `seed`."""
+    facts: dict[str, Any] = {
+        "prompt": drawing.prompt,
+        "negative_prompt": drawing.negative_prompt,
+        "seed": seed,
+        "steps": drawing.steps,
+        "guidance_scale": drawing.guidance_scale,
+        "go_fast": drawing.go_fast,
+        "width": drawing.width,
+        "height": drawing.height,
+        "base_model": base.hub_id,
+        "weights": [vars(each) for each in weights],
+    }
+    if drawing.prompt_strength is not None:
+        facts["prompt_strength"] = drawing.prompt_strength
+    return {TEXT: _for_people(facts, base), JSON: json.dumps(facts)}
+
+
+def _for_people(facts: Mapping[str, Any], base: Base) -> str:
+    """Prompt, negative prompt, and a line of settings, as A1111 writes them."""
+    settings = {
+        "Steps": facts["steps"],
+        "Sampler": "Euler",
+        "CFG scale": f"{facts['guidance_scale']:g}",
+        "Seed": facts["seed"],
+        "Size": f"{facts['width']}x{facts['height']}",
+        "Model": base.name,
+    }
+    if "prompt_strength" in facts:
+        settings["Denoising strength"] = f"{facts['prompt_strength']:g}"
+    hashes = [
+        f"{each['placeholder'] or 'lora'}: {each['lora_sha256'][:12]}"
+        for each in facts["weights"]
+        if each["lora_sha256"]
+    ]
+    if hashes:
+        settings["Lora hashes"] = f'"{", ".join(hashes)}"'
+    lines = [facts["prompt"]]
+    if facts["negative_prompt"]:
+        lines.append(f"Negative prompt: {facts['negative_prompt']}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def options(texts: Mapping[str, str], file_format: str) -> dict[str, Any]:
+    """What Pillow's `save` has to be told for a file that holds the texts."""
+    if not texts:
+        return {}
+    if file_format == "png":
+        chunks = PngInfo()
+        for name, text in texts.items():
+            chunks.add_text(name, text)
+        return {"pnginfo": chunks}
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = JSON
+    exif[ExifTags.Base.ImageDescription] = texts[JSON]
+    comment = _UNICODE + texts[TEXT].encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    if file_format == "jpg" and len(exif.tobytes()) > _JPEG_MOST:
+        log.warning("how the picture was made is too long for a JPEG and is left out; PNG takes it")
+        return {}
+    return {"exif": exif}
+
+
+def read(image: Image.Image) -> dict[str, str]:
+    """The texts of an opened picture file, as `making` gave them; empty where there are none."""
+    if image.format == "PNG":
+        return {name: image.info[name] for name in (TEXT, JSON) if name in image.info}
+    exif = image.getexif()
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if not comment.startswith(_UNICODE):
+        return {}
+    text = comment.removeprefix(_UNICODE).decode("utf-16-be")
+    return {TEXT: text, JSON: exif[ExifTags.Base.ImageDescription]}

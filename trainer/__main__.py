@@ -1,6 +1,8 @@
 """python -m trainer CONFIG.yaml: trains as a YAML file says."""
 
 import argparse
+import logging
+import os
 import sys
 
 from adapters.placeholder import PlaceholderError
@@ -17,14 +19,26 @@ The result is weights.zip, for `python -m inference --weights` and for predict.
 
 EPILOG = """\
 Example:
+  python -m trainer plan configs/z_image_turbo.yaml     memory and time, no GPU needed
   python -m trainer configs/z_image_turbo.yaml --dataset imgs.zip
   python -m inference --weights outputs/weights.zip --prompt "a photo of <zwx>"
 
 A dataset is a zip, a tar or a folder of pictures, with an optional caption in
 NAME.txt beside NAME.jpg; TOK in a caption stands for your subject. For other
 settings copy a file of configs/ and change the copy; its comments say what is
-what. With LOG_PROMPT_IDS=1 before the command it shows how captions are read.
+what, and docs/training.md says it at length. A job file of ai-toolkit's for
+Qwen-Image or Z-Image is taken, too. With LOG_PROMPT_IDS=1 before the command it
+shows how captions are read.
+
+Several GPUs, each with batch_size pictures of every step:
+  accelerate launch --multi_gpu -m trainer CONFIG.yaml
+
+Stopped by Ctrl-C or SIGTERM, it leaves a checkpoint; to go on, under `train`:
+  resume_from: outputs/checkpoints
 """
+
+# The launcher's number of this process; only the first of several speaks.
+SPEAKS = os.environ.get("RANK", "0") == "0"
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -47,14 +61,30 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    given = vars(arguments_parser().parse_args())
-    log_to_console()
+    words = sys.argv[1:]
+    planning = words[:1] == ["plan"]
+    given = vars(arguments_parser().parse_args(words[planning:]))
+    if SPEAKS:
+        log_to_console()
+    else:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
+        logging.disable(logging.WARNING)
     config = given.pop("config")
+    overrides = {k: v for k, v in given.items() if v is not None}
+    if planning:
+        overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
     try:
-        settings = read_config(config, **{k: v for k, v in given.items() if v is not None})
+        settings = read_config(config, **overrides)
     except SettingsError as error:
-        sys.exit(f"error: {error}")
-    run(settings)
+        sys.exit(f"error: {error}" if SPEAKS else 1)
+    show_plan(settings) if planning else run(settings)
+
+
+def show_plan(settings: Settings) -> None:
+    """Prints what the training would take in memory and time."""
+    from trainer.plan_table import plan
+
+    print(plan(settings))
 
 
 def run(settings: Settings) -> None:
@@ -63,16 +93,21 @@ def run(settings: Settings) -> None:
     from adapters.factors import LoraMismatch
     from adapters.lora_file import BrokenLora
     from adapters.turbo import MergeFailed
+    from families.quantization import QuantizationUnavailable
+    from trainer.fitting import TooLarge
+    from trainer.gates import Worthless
     from trainer.loop import Diverged
     from trainer.run import train
     from trainer.zero_prior import ZeroPriorBroken
 
-    mendable = (SettingsError, DatasetError, PlaceholderError, MissingModel, OSError)
+    mendable = (SettingsError, DatasetError, PlaceholderError, OSError)
+    base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
+    bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
     try:
         train(settings)
-    except (*mendable, *adapter, Diverged, ZeroPriorBroken) as error:
-        sys.exit(f"error: {error}")
+    except (*mendable, *base, *adapter, *bad_end) as error:
+        sys.exit(f"error: {error}" if SPEAKS else 1)
     except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
         sys.exit(130)
 

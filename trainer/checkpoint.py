@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapters.atomic import atomic_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HEADER = "zeroprior.checkpoint"
 KEPT = 2  # checkpoints of one run; older ones are removed
 
@@ -33,35 +33,66 @@ class Checkpoint:
     step: int
     identity: dict[str, Any]  # what must be equal for a resumed run: base, rank, placeholder, …
     parameters: dict[str, Tensor]  # by name, float32
-    optimizer: dict[str, Any]  # its state_dict
+    optimizers: dict[str, dict[str, Any]]  # their state_dicts, by what they train
     history: dict[str, Any]  # losses and the like, JSON types
+    averages: dict[str, Tensor]  # of the parameters, by name; empty where none are kept
+    averaged_steps: int = 0
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Writes `step-NNNNNN.safetensors` into the folder atomically; the last `KEPT` stay."""
-    tensors = {f"parameters.{name}": value for name, value in checkpoint.parameters.items()}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, state in checkpoint.optimizer["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                plain.setdefault(str(index), {})[key] = value
+    """Writes `step-NNNNNN.safetensors` into the folder atomically.
+
+    The last `KEPT` up to this one stay; those of more steps are of a run that was given up.
+    """
+    tensors: dict[str, Tensor] = {}
+    state = {
+        name: _apart(getattr(checkpoint, name), name, tensors)
+        for name in ("parameters", "optimizers", "averages")
+    }
     header = {
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
         "identity": checkpoint.identity,
         "history": checkpoint.history,
-        "optimizer_groups": checkpoint.optimizer["param_groups"],
-        "optimizer_plain": plain,
+        "averaged_steps": checkpoint.averaged_steps,
+        "state": state,
     }
     path = folder / f"step-{checkpoint.step:06d}.safetensors"
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # Copied once, always: some optimisers share tensors, which safetensors refuses.
+    copies = {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
+    }
     with atomic_file(path) as file:
-        file.write(save(contiguous, metadata={_HEADER: json.dumps(header)}))
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+        file.write(save(copies, metadata={_HEADER: json.dumps(header)}))
+    kept = sorted(folder.glob("step-*.safetensors"))
+    last = kept.index(path) + 1
+    for old in (*kept[:last][:-KEPT], *kept[last:]):
         old.unlink()
     return path
+
+
+def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON, with `{"tensor": name}` for every tensor, which goes into `tensors`.
+
+    Dictionaries become lists of pairs, since an optimiser's keys are numbers too.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"pairs": [[k, _apart(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_apart(each, f"{name}.{k}", tensors) for k, each in enumerate(value)]
+    return value
+
+
+def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `_apart`; tuples come back as lists."""
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {k: _together(v, tensors) for k, v in value["pairs"]}
+    return [_together(each, tensors) for each in value] if isinstance(value, list) else value
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -86,18 +117,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path}: format version {header.get('format_version')!r} is unknown "
             f"(this is version {FORMAT_VERSION})"
         )
-    parameters, state = {}, {int(k): dict(v) for k, v in header["optimizer_plain"].items()}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "parameters":
-            parameters[rest] = tensor
-        else:
-            index, _, key = rest.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer = {"state": state, "param_groups": header["optimizer_groups"]}
-    if not all(torch.isfinite(value).all() for value in parameters.values()):
+    state = {name: _together(value, tensors) for name, value in header["state"].items()}
+    if not all(torch.isfinite(value).all() for value in state["parameters"].values()):
         raise BrokenCheckpoint(f"{path} holds NaN or infinity; take an earlier one")
-    return Checkpoint(header["step"], header["identity"], parameters, optimizer, header["history"])
+    return Checkpoint(
+        step=header["step"],
+        identity=header["identity"],
+        history=header["history"],
+        averaged_steps=header["averaged_steps"],
+        **state,
+    )
 
 
 def latest(folder: Path) -> Path | None:

@@ -4,7 +4,7 @@ base_model: z-image-turbo
 dataset: imgs.zip
 output_dir: outputs
 train:   every other setting of `trainer.settings`
-sample:  prompts to draw with the finished weights, and how
+sample:  prompts to draw every so many steps and with the finished weights, and how
 debug:   log_prompt_ids
 """
 
@@ -17,19 +17,26 @@ from typing import Any
 import yaml
 
 from inference.request import Request
+from trainer.ai_toolkit import is_ai_toolkit, read_job
 from trainer.settings import Settings, SettingsError, settle
 
 _TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir"), str)
 _NOT_IN_TRAIN = {"base", "dataset", "output_dir", "resolutions", "log_prompt_ids"}
-_TRAIN: dict[str, Any] = {"resolution": int | str | list} | {
+_TRAIN: dict[str, Any] = {
     name: wanted
     for name, wanted in typing.get_type_hints(Settings).items()
     if name not in _NOT_IN_TRAIN and not name.startswith("sample_")
-}
-_SAMPLE: dict[str, Any] = {"prompts": str | list} | {
-    name: wanted for name, wanted in typing.get_type_hints(Request).items() if name != "prompt"
+} | {"resolution": int | str | list, "lora_targets": str | list, "trackers": str | list}
+_SAMPLE: dict[str, Any] = {"prompts": str | list, "every": int} | {
+    name: wanted
+    for name, wanted in typing.get_type_hints(Request).items()
+    if name not in ("prompt", "image")
 }
 _SECTIONS = {"train": _TRAIN, "sample": _SAMPLE, "debug": {"log_prompt_ids": bool}}
+
+_SECRET = {"wandb_api_key": "WANDB_API_KEY", "hf_token": "HF_TOKEN"}
+
+MAX_VALUES = 10_000
 
 _IN_WORDS = {
     bool: "true or false",
@@ -55,20 +62,25 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
         raise SettingsError(
             f"{path}: {error.strerror}; give a YAML file such as configs/z_image_turbo.yaml"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path} is not a YAML file: {reason}") from error
+    if _holds_more_than(MAX_VALUES, content):
+        raise SettingsError(f"{path} holds more than {MAX_VALUES:,} values; it is no such file")
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")
+    if is_ai_toolkit(content):
+        return read_job(path, content, **overrides)
     top = _checked(path, "", content, _TOP | dict.fromkeys(_SECTIONS, dict))
     train, sample, debug = (
         _checked(path, f"{name}.", top.pop(name, {}), known) for name, known in _SECTIONS.items()
     )
 
     train.setdefault("train_placeholder_token", False)
-    if isinstance(train.get("resolution"), list):
-        train["resolution"] = ",".join(map(str, train["resolution"]))
-    prompts = sample.pop("prompts", [])
+    for several in ("resolution", "lora_targets", "trackers"):
+        if isinstance(train.get(several), list):
+            train[several] = ",".join(map(str, train[several]))
+    prompts, every = sample.pop("prompts", []), sample.pop("every", 0)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     try:
         for number, prompt in enumerate(prompts, start=1):
@@ -77,12 +89,29 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
             Request(prompt=prompt, **sample)  # drawn later, checked here
         return settle(
             sample_prompts=tuple(prompts),
+            sample_every=every,
             sample_options=sample,
             log_prompt_ids=debug.get("log_prompt_ids", False),
             **(top | train | overrides),
         )
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _holds_more_than(most: int, content: Any) -> bool:
+    """Whether it has more values, those behind YAML's aliases counted as often as they are named.
+
+    A few lines of aliases of aliases are billions of values to whoever prints them.
+    """
+    waiting, seen = [content], 0
+    while waiting and seen <= most:
+        each = waiting.pop()
+        seen += 1
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list | tuple | set):
+            waiting += each
+    return seen > most
 
 
 def _checked(
@@ -101,6 +130,8 @@ def _checked(
 
 def _hint(key: Any, prefix: str, known: dict[str, Any]) -> str:
     """What an unknown key may have been meant to be: the same key elsewhere, else a similar one."""
+    if key in _SECRET:
+        return f"keys are not for files; set {_SECRET[key]} in the environment"
     meant = [key] if key in _TOP else []
     meant += [f"{name}.{key}" for name, keys in _SECTIONS.items() if key in keys]
     meant += [prefix + near for near in difflib.get_close_matches(str(key), known, 1, cutoff=0.4)]
@@ -111,6 +142,8 @@ def _typed(value: Any, wanted: Any, name: str) -> Any:
     """The value as one of the wanted types; YAML reads numbers such as 1e-5 and 1e3 as text."""
     kinds = (str if each is Path else each for each in typing.get_args(wanted) or (wanted,))
     accepted = [each for each in kinds if each is not type(None)]
+    if type(value) is int and value.bit_length() > 63:  # not even an error could print it
+        raise SettingsError(f"{name} is a number beyond 64 bits")
     if type(value) in accepted:
         return value
     for number in (int, float):

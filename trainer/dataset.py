@@ -3,7 +3,7 @@
 Everything that can be wrong with it is found here, before any model is loaded, and reported
 together. Archives come from strangers: nothing is ever extracted to disk, members are read into
 memory one by one, and the limits below bound what a hostile one can cost. Knows nothing of
-buckets, latents or tokenizers.
+buckets or latents.
 """
 
 import io
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from families.tokens import whole_word
+from inference.upright import IMAGE_FORMATS, upright_srgb
 from trainer.members import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
@@ -23,16 +25,12 @@ from trainer.members import (
     stem_of,
     suffix_of,
 )
-from trainer.pictures import IMAGE_FORMATS, decode, probe, upright_rgb
+from trainer.pictures import decode, probe
 
 log = logging.getLogger(__name__)
 
 MAX_TOTAL_PIXELS = 30_000_000_000  # 1,250 photos of 24 megapixels; minutes of decoding
 UNREAD_IMAGE_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".gif", ".bmp", ".tif", ".tiff"}
-
-# Letters that would make TOK part of a longer word. Not \w: captions in Chinese or Japanese put
-# no space around it.
-_LETTER = r"[0-9A-Za-z_\u00C0-\u024F]"
 
 
 class DatasetError(ValueError):
@@ -49,14 +47,26 @@ class Example:
     height: int  # pixels, upright
     data: bytes = field(repr=False)  # the encoded file as it lay in the archive
 
-    def image(self) -> Image.Image:
-        """The picture, upright, RGB with 8 bits, alpha laid over white."""
+    def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """The picture, upright, sRGB with 8 bits, alpha laid over white.
+
+        A JPEG may come at a half, a quarter or an eighth of its size, as long as neither side falls
+        below `at_least` (width and height, upright): much less is decoded then.
+        """
         with Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS) as image:
-            return upright_rgb(image)
+            if at_least is not None:
+                lies = image.size != (self.width, self.height)  # on its side
+                image.draft(None, at_least[::-1] if lies else at_least)
+            return upright_srgb(image)[0]
 
 
 def read_dataset(
-    archive: str | os.PathLike[str], default_caption: str, subject: str | None = None
+    archive: str | os.PathLike[str],
+    default_caption: str,
+    subject: str | None = None,
+    prefix: str = "",
+    suffix: str = "",
+    skip_bad_images: bool = False,
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -65,21 +75,25 @@ def read_dataset(
     default_caption: for pictures without a caption file, or with an empty one.
     subject: the placeholder token in zero-prior mode. The word TOK and the token itself stand for
         it in captions. None in baseline mode, where captions stay as written.
+    prefix, suffix: put before and after every caption, as they are: a space between is theirs.
+    skip_bad_images: leave out pictures that cannot be read or used, with a warning that counts
+        them. Everything else that is wrong is still an error.
 
     Raises DatasetError that lists every problem. What does no harm is logged as a warning.
     """
     path = Path(os.path.abspath(archive))  # so that a folder given as . has a name
     problems: list[str] = []
-    files = read_files(path, problems)
+    bad: list[str] = [] if skip_bad_images else problems  # one line per bad picture
+    files = read_files(path, problems, bad)
     images = {name: data for name, data in files.items() if suffix_of(name) in IMAGE_SUFFIXES}
-    if not images and not problems:
+    if not images and not problems and not bad:
         problems.append(
             f"holds no picture that can be read ({_listed(sorted(files)) or 'it is empty'}); "
             "put JPEG, PNG or WebP pictures in it"
         )
     captions = _captions_by_stem(files, problems)
 
-    examples, animated, silent = [], [], []
+    examples, animated, silent, unmanaged = [], [], [], []
     pixels = 0
     for name, data in sorted(images.items()):
         caption = _one_line(default_caption)
@@ -89,6 +103,7 @@ def read_dataset(
                 caption = _caption_text(caption_data) or caption
             except Unusable as error:
                 problems.append(f"{caption_name}: {error}")
+        caption = _one_line(f"{prefix}{caption}{suffix}")
         if subject is not None:
             caption, mentions = _place(subject, caption)
             if not mentions:
@@ -103,17 +118,24 @@ def read_dataset(
                     "use fewer pictures or scale them down"
                 )
                 break
-            image, moves = decode(data)
+            image, moves, bad_profile = decode(data)
         except Unusable as error:
-            problems.append(f"{name}: {error}")
+            bad.append(f"{name}: {error}")
+            if skip_bad_images and name in silent:
+                silent.remove(name)
             continue
         if moves:
             animated.append(name)
+        if bad_profile:
+            unmanaged.append(name)
         examples.append(Example(name, caption, image.width, image.height, data))
 
-    if images and len(silent) == len(images):
+    if skip_bad_images and bad and not examples:
+        problems += [*bad, "holds no picture that can be used"]
+    captioned = len(examples) if skip_bad_images else len(images)
+    if captioned and len(silent) == captioned:
         problems.append(
-            f"none of the {len(images)} captions mentions the subject; write TOK or {subject} "
+            f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
             "where it belongs, in the caption files or in default_caption "
             "('a photo of TOK'), or train without a placeholder token"
         )
@@ -122,7 +144,19 @@ def read_dataset(
         lines = [f"{path.name}: {problem}" for problem in dict.fromkeys(problems)]
         raise DatasetError("\n".join(lines))
 
+    if bad:
+        log.warning(
+            "%s: %d of %d pictures are skipped:\n%s",
+            path.name,
+            len(bad),
+            len(bad) + len(examples),
+            "\n".join(bad),
+        )
     _warn_left_out(path, files, captions)
+    if unmanaged:
+        log.warning(
+            "%s: colour profiles that are broken are ignored: %s", path.name, _listed(unmanaged)
+        )
     if animated:
         log.warning("%s: only the first frame is used of: %s", path.name, _listed(animated))
     if silent:
@@ -147,15 +181,9 @@ def name_subject(text: str, subject: str) -> str:
 def _place(subject: str, text: str) -> tuple[str, bool]:
     """The text with the subject in place of TOK, and whether it mentions the subject at all."""
     # The token is looked for first, so that the TOK within a token such as <TOK> is left alone.
-    pattern = f"{_whole(subject)}|{_whole('TOK')}"
+    pattern = f"{whole_word(subject)}|{whole_word('TOK')}"
     text, mentions = re.subn(pattern, lambda _: subject, text)
     return text, mentions > 0
-
-
-def _whole(word: str) -> str:
-    before = f"(?<!{_LETTER})" if re.match(_LETTER, word[:1]) else ""
-    after = f"(?!{_LETTER})" if re.match(_LETTER, word[-1:]) else ""
-    return before + re.escape(word) + after
 
 
 def _captions_by_stem(files: dict[str, bytes], problems: list[str]) -> dict[str, tuple[str, bytes]]:

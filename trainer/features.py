@@ -4,20 +4,35 @@ Shapes: B images, C latent channels, H and W latent rows and columns, L text tok
 """
 
 import logging
-from collections.abc import Sequence
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from families.family import Family
+from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
 from trainer.buckets import fit, nearest_bucket, warn_upscaled
 from trainer.dataset import Example
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
+
+BATCH_PIXELS = 1024**2  # for the VAE at once: what one picture of the usual size takes
+# A JPEG decoded at a fraction of its size keeps so much more than its bucket, for the resampling.
+DECODED_SPARE = 2
+BATCH_TOKENS = 4096  # for the text encoder at once, padding included
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,27 +49,68 @@ class Sample:
 def encode_pictures(
     family: Family, examples: Sequence[Example], settings: Settings
 ) -> list[Sample]:
-    """Every picture at every resolution, in its bucket. The VAE is released afterwards."""
+    """Every picture at every resolution, in its bucket. The VAE is released afterwards.
+
+    Threads decode ahead while the VAE works; pictures of one bucket share its batches.
+    """
     multiple = family.resolution_multiple
     for resolution in settings.resolutions:
         warn_upscaled(examples, resolution, multiple)
-    samples = []
-    for example in tqdm(examples, desc="encoding pictures", unit="picture"):
-        image = example.image()
-        for resolution in settings.resolutions:
-            bucket = nearest_bucket(example.width, example.height, resolution, multiple)
-            mean_1CHW, std_1CHW = family.encode_images(fit(image, bucket)[None])
-            sample = Sample(example.name, example.caption, mean_1CHW[0].cpu(), std_1CHW[0].cpu())
-            samples.append(sample)
+
+    def fitted(example: Example) -> list[Tensor]:
+        width, height = example.width, example.height
+        buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
+        cover = max(max(each.width / width, each.height / height) for each in buckets)
+        spare = min(1.0, DECODED_SPARE * cover)
+        image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
+        return [fit(image, bucket) for bucket in buckets]
+
+    samples: dict[int, Sample] = {}  # by place among all
+    waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+    count = len(examples) * len(settings.resolutions)
+
+    def encode(shape: torch.Size) -> None:
+        places, pixels = zip(*waiting.pop(shape), strict=True)
+        means, stds = (each.cpu() for each in family.encode_images(torch.stack(pixels)))
+        for place, mean_CHW, std_CHW in zip(places, means, stds, strict=True):
+            example = examples[place // len(settings.resolutions)]
+            # Copies, since a part of a batch would be kept with the whole of it.
+            latents = mean_CHW.clone(), std_CHW.clone()
+            samples[place] = Sample(example.name, example.caption, *latents)
+
+    with tqdm(total=count, desc="encoding pictures", unit="picture") as progress:
+        fits = chain.from_iterable(in_threads(fitted, examples))
+        for place, pixels_3PP in enumerate(fits):
+            same = waiting.setdefault(pixels_3PP.shape, [])
+            same.append((place, pixels_3PP))
+            if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
+                encode(pixels_3PP.shape)
+                progress.update(len(same))
+        for shape, same in list(waiting.items()):
+            encode(shape)
+            progress.update(len(same))
     family.release("vae")
-    return samples
+    return [samples[place] for place in range(count)]
+
+
+def in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """What `work` makes of each task, in order, a few of them ahead of whoever takes them."""
+    threads = min(4, os.cpu_count() or 1)  # each may hold a large photo
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Result]] = deque()
+        for task in tasks:
+            begun.append(pool.submit(work, task))
+            if len(begun) > threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 class Captions:
     """Text features of captions: kept where they are constant, made anew where they are trained.
 
     A caption that holds the placeholder changes with its rows, so the text encoder stays in
-    memory for it; without such captions it is released.
+    memory for it; what all such captions begin with is read once. Without them it is released.
     """
 
     def __init__(
@@ -68,15 +124,36 @@ class Captions:
         constant = [text for text in distinct if text not in self.trained]
         self._kept: dict[str, Tensor] = {}
         with torch.no_grad():
-            for text in tqdm([family.empty_prompt, *constant], desc="encoding captions"):
-                self._kept[text] = family.encode_prompts([text])[0]
+            texts = dict.fromkeys([family.empty_prompt, *constant])
+            with tqdm(total=len(texts), desc="encoding captions") as progress:
+                for batch in self._alike(texts):
+                    # Copies, since a part of a batch would be kept with the whole of it.
+                    features = [each.clone() for each in family.encode_prompts(batch)]
+                    self._kept |= zip(batch, features, strict=True)
+                    progress.update(len(batch))
+        self._prefix: Prefix | None = None
         if not self.trained:
             family.release("text_encoder")
+        else:
+            ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
+            ids = ids[: family.max_text_tokens - 1]  # what is cut off is not read
+            self._prefix = read_prefix(family.text_encoder, ids) if ids else None
 
     def features(self, captions: Sequence[str]) -> list[Tensor]:
         """text_LD of each caption; gradients reach the placeholder in those that hold it."""
         trained = [text for text in captions if text in self.trained]
         if not trained:
             return [self._kept[text] for text in captions]
-        made = iter(self.family.encode_prompts(trained, self.vectors))
+        made = iter(self.family.encode_prompts(trained, self.vectors, self._prefix))
         return [next(made) if text in self.trained else self._kept[text] for text in captions]
+
+    def _alike(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """The texts in batches of about equal lengths, so that little of one is padding."""
+        lengths = {text: len(self.family.tokenize(text).ids) for text in texts}
+        batch: list[str] = []
+        for text in sorted(lengths, key=lambda each: lengths[each]):
+            if batch and (len(batch) + 1) * lengths[text] > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(text)
+        yield batch

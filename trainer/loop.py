@@ -1,24 +1,30 @@
 """The training loop: noise, velocity, loss, step."""
 
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adapters.factors import Factors
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpoint, write_checkpoint
+from trainer.distributed import processes
 from trainer.features import Captions, Sample
-from trainer.loss import draw, draw_sigma, flow_loss
+from trainer.loss import draw, flow_loss
+from trainer.noise_levels import NoiseLevels
+from trainer.optimizers import OPTIMIZERS, make_optimizer, rate_at
 from trainer.randomness import generator
 from trainer.resume import exactness, identity
 from trainer.settings import Settings
@@ -28,8 +34,12 @@ log = logging.getLogger(__name__)
 Report = Callable[[str, float], None]  # a metric's name and value, for whoever watches
 
 
+# A model that answers nothing at all has the variance of noise and latents together, 2 or so.
+EXPLODED = 100.0
+
+
 class Diverged(RuntimeError):
-    """A loss that is no longer a finite number."""
+    """A loss that is no longer a number, or none that a working model has."""
 
 
 @dataclass
@@ -38,13 +48,14 @@ class History:
 
     losses: list[Tensor] = field(default_factory=list)  # one per step, wherever they lie
     row_norms: list[Tensor] = field(default_factory=list)  # gradient, where the word was seen
+    validation: list[list[float]] = field(default_factory=list)  # a step and its loss at each sigma
 
-    def plain(self) -> dict[str, list[float]]:
+    def plain(self) -> dict[str, list[Any]]:
         """The same as numbers, oldest first."""
         return {
             name: torch.stack(values).tolist() if values else []
             for name, values in (("losses", self.losses), ("row_norms", self.row_norms))
-        }
+        } | {"validation": self.validation}
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,16 @@ class Trained:
 
 
 class Loop:
-    """One training run: the frozen family, the trainable LoRA and placeholder, and the data."""
+    """One training run: the frozen family, the trainable LoRA and placeholder, and the data.
+
+    Who watches is called after every optimiser step (`run(after_step=…)`) with the loop itself:
+    `done` counts the steps, `history` holds the losses, `shipped()` gives copies of what would be
+    written as weights now, and inside `averaged()` the model itself works with those weights.
+
+    Started by `accelerate launch`, several processes share each batch: every one takes
+    `batch_size` rows of it, and gradients become their mean over all, so that they do what one
+    process with the whole batch would do.
+    """
 
     def __init__(
         self,
@@ -67,11 +87,20 @@ class Loop:
         captions: Captions,
         lora: Lora | None,
         placeholder: Placeholder | None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
+        """`data` tells the dataset's identity to those who resume (`trainer.resume`)."""
         self.family, self.settings = family, settings
         self.samples, self.captions = samples, captions
+        self.lora, self.placeholder = lora, placeholder
         shapes = [sample.mean_CHW.shape for sample in samples]
-        self.batches = Batches(shapes, settings.batch_size, settings.seed)
+        self.data = dict(data or {})
+        self.processes = processes()
+        # One batch of all processes, of which this one takes the rows from `first_row` on.
+        rows = settings.batch_size * self.processes.num_processes
+        self.batches = Batches(shapes, rows, settings.seed)
+        self.first_row = settings.batch_size * self.processes.process_index
+        self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
         # LoRA and placeholder learn apart: a near-zero row's gradient is hundreds of times larger.
         self.lora_parameters = list(lora.parameters()) if lora is not None else []
@@ -79,78 +108,160 @@ class Loop:
         if placeholder is not None:
             assert isinstance(placeholder.vectors, nn.Parameter)
             self.rows = [placeholder.vectors]
-        groups = [
-            {
-                "params": self.lora_parameters,
-                "lr": settings.learning_rate,
-                "weight_decay": settings.weight_decay,
-            },
-            {"params": self.rows, "lr": settings.placeholder_learning_rate, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
+        self.parameters = [*self.lora_parameters, *self.rows]
         self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
         self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
+        lora_rate, rows_rate = settings.learning_rate, settings.placeholder_learning_rate
+        groups = {
+            "lora": (self.lora_parameters, lora_rate, settings.weight_decay),
+            "placeholder": (self.rows, rows_rate, 0.0),
+        }
+        self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
+        chosen = settings.optimizer
+        kinds = {"lora": chosen, "placeholder": OPTIMIZERS[chosen].for_rows or chosen}
+        self.optimizers = {
+            name: make_optimizer(kinds[name], *groups[name]) for name in self._full_rates
+        }
+        self.ema = (
+            EMAModel(self.parameters, settings.ema_decay, foreach=True)
+            if settings.ema_decay > 0
+            else None
+        )
 
         self.done = 0  # steps
+        self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before they were clipped
         self.history = History()
         self._stepping = False  # an optimiser step is half done
 
-    def _rate_at(self, step: int) -> float:
-        """The share of the full learning rate at a step: linear warm-up, then the schedule."""
-        warmup, steps = self.settings.lr_warmup_steps, self.settings.steps
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.settings.lr_scheduler == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-        return 1.0
+    def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """latents_BCHW, noise_BCHW, sigma_B and captions of a batch, from its counters alone.
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """latents_BCHW, noise_BCHW, sigma_B and captions of a step, from its counters alone."""
+        Batches are counted over the whole training, `gradient_accumulation` of them per step.
+        """
         settings, device = self.settings, self.family.device
+        indices = self.batches.at(number)
         latents, noises, sigmas, captions = [], [], [], []
-        for row, index in enumerate(self.batches.at(step)):
-            sample, shape = self.samples[index], self.samples[index].mean_CHW.shape
-            posterior = draw(shape, settings.seed, "posterior", step, row)
+        for row in range(self.first_row, self.first_row + settings.batch_size):
+            sample = self.samples[indices[row]]
+            shape = sample.mean_CHW.shape
+            posterior = draw(shape, settings.seed, "posterior", number, row)
             latents.append(sample.mean_CHW + sample.std_CHW * posterior)
-            noises.append(draw(shape, settings.seed, "noise", step, row))
-            random = generator(settings.seed, "sigma", step, row)
-            sigmas.append(draw_sigma(settings.training_shift, random))
-            dropped = torch.rand((), generator=random).item() < settings.caption_dropout
-            captions.append(self.family.empty_prompt if dropped else sample.caption)
+            noises.append(draw(shape, settings.seed, "noise", number, row))
+            random = generator(settings.seed, "sigma", number, row)
+            sigmas.append(self.noise_levels.draw(shape, random))
+            captions.append(self._caption(number, row))
         sigma_B = torch.tensor(sigmas, device=device)
         return torch.stack(latents).to(device), torch.stack(noises).to(device), sigma_B, captions
 
+    def _caption(self, number: int, row: int) -> str:
+        """What a row of a batch is told of its picture: its caption or, by chance, nothing."""
+        chance = torch.rand((), generator=generator(self.settings.seed, "dropout", number, row))
+        if chance.item() < self.settings.caption_dropout:
+            return self.family.empty_prompt
+        return self.samples[self.batches.at(number)[row]].caption
+
     def step(self, step: int) -> None:
         """One optimiser step, noted in the history."""
-        latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(step)
-        text = self.captions.features(captions)
-        loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text)
-        if loss.requires_grad:  # not where the placeholder is trained alone and was dropped
-            loss.backward()
+        parts = self.settings.gradient_accumulation
+        numbers = range(step * parts, (step + 1) * parts)
+        losses = []
+        for number in numbers:
+            latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
+            text = self.captions.features(captions)
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / parts
+            if loss.requires_grad:  # not where the placeholder is trained alone and was dropped
+                loss.backward()
+            losses.append(loss.detach())
+        loss = torch.stack(losses).sum()
+
+        # Whether any process saw the word is known without asking: captions are counter-based.
+        rows = range(self.settings.batch_size * self.processes.num_processes)
+        seen = {self._caption(number, row) for number in numbers for row in rows}
+        saw_word = bool(self.captions.trained & seen)
+        if self.processes.num_processes > 1:
+            loss = self._mean(loss, self.parameters if saw_word else self.lora_parameters)
+
         limit = self.settings.max_grad_norm
-        nn.utils.clip_grad_norm_(self.lora_parameters, limit)
-        row_norm = nn.utils.clip_grad_norm_(self.rows, limit)
+        self.norms = {
+            "lora": nn.utils.clip_grad_norm_(self.lora_parameters, limit),
+            "placeholder": nn.utils.clip_grad_norm_(self.rows, limit),
+        }
         self._stepping = True
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.history.losses.append(loss.detach())
-        if self.captions.trained.intersection(captions):
-            self.history.row_norms.append(row_norm)
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._full_rates[name] * self._share_of_rate(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self.history.losses.append(loss)
+        if saw_word:
+            self.history.row_norms.append(self.norms["placeholder"])
         self.done = step + 1
         self._stepping = False
 
-    def run(self, report: Report | None = None, checkpoints: Path | None = None) -> Trained:
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last step, with the factor that prodigy finds by itself."""
+        groups = {name: each.param_groups[0] for name, each in self.optimizers.items()}
+        return {name: group["lr"] * group.get("d", 1.0) for name, group in groups.items()}
+
+    def _share_of_rate(self, step: int) -> float:
+        settings = self.settings
+        return rate_at(step, settings.lr_scheduler, settings.warmup, settings.steps)
+
+    def _mean(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Makes the gradients their mean over all processes, and gives that of the loss."""
+        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        mean = reduce(torch.cat([loss.view(1), *(each.flatten() for each in grads)]), "mean")
+        shares = mean[1:].split([each.numel() for each in grads])
+        for each, share in zip(parameters, shares, strict=True):
+            each.grad = share.view_as(each)
+        return mean[0]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, LoRA and placeholder hold the values that are shipped: their running averages
+        where `ema_decay` is above 0, else what they hold anyway."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def shipped(self) -> tuple[Factors, Placeholder | None]:
+        """Copies on the CPU of what would be written as weights now."""
+        with self.averaged():
+            factors = self.lora.factors() if self.lora is not None else {}
+            return factors, self.placeholder.detached() if self.placeholder is not None else None
+
+    def run(
+        self,
+        report: Report | None = None,
+        checkpoints: Path | None = None,
+        after_step: Sequence[Callable[["Loop"], None]] = (),
+    ) -> Trained:
         """The steps that are left, with a checkpoint every `checkpoint_every` of them.
 
+        Each of `after_step` is called after every optimiser step, before its checkpoint; what it
+        draws at random is its own affair, since the loop's draws are counter-based. Of several
+        processes the main one alone shows, calls and writes.
+
         Where the run is cancelled, its state is written as a checkpoint before the cancellation
-        goes on. Raises `Diverged` as soon as a loss is no longer finite.
+        goes on. Raises `Diverged`, naming the last good checkpoint, as soon as the loss
+        explodes.
         """
         steps, every = self.settings.steps, self.settings.checkpoint_every
+        main = self.processes.is_main_process
+        if not main:
+            report, checkpoints, after_step = None, None, ()
         shown = max(1, steps // 200)  # reading a loss waits for the device
         start, begun = self.done, time.perf_counter()
-        progress = tqdm(total=steps, initial=start, desc="training", unit="step")
+        saved: Path | None = None
+        progress = tqdm(total=steps, initial=start, desc="training", unit="step", disable=not main)
         try:
             with progress:
                 for step in range(start, steps):
@@ -158,18 +269,22 @@ class Loop:
                     if self.done % shown == 0 or self.done in (1, steps):
                         self._show(progress, report, shown)
                     progress.update()
+                    paused = time.perf_counter()
+                    for call in after_step:
+                        call(self)
+                    begun += time.perf_counter() - paused  # watching is not the steps' time
                     if checkpoints is not None and every and self.done % every == 0:
                         if not self.finite():  # before a good checkpoint makes room for it
                             raise Diverged(f"what is trained holds NaN at step {self.done}")
-                        self._save(checkpoints)
-        except Diverged:
-            raise
+                        saved = self._save(checkpoints)
+        except Diverged as error:
+            if saved is None:
+                raise
+            raise Diverged(f"{error}; the last good checkpoint is {saved}") from error
         except BaseException:
             whole = self.done > start and not self._stepping and self.finite()
             if checkpoints is not None and whole:
-                log.info(
-                    "stopped after %d steps; go on from %s", self.done, self._save(checkpoints)
-                )
+                self._save_on_the_way_out(checkpoints)
             raise
         plain = self.history.plain()
         return Trained(
@@ -180,7 +295,7 @@ class Loop:
 
     def _show(self, progress: Any, report: Report | None, shown: int) -> None:
         loss = torch.stack(self.history.losses[-shown:]).mean().item()
-        if not math.isfinite(loss):
+        if not loss < EXPLODED:  # NaN, too
             raise Diverged(
                 f"the loss is {loss} at step {self.done}; lower learning_rate "
                 f"({self.settings.learning_rate:g}) or leave it out"
@@ -194,11 +309,27 @@ class Loop:
         """Whether all that is trained is still finite numbers."""
         return all(bool(value.isfinite().all()) for value in self.named.values())
 
+    def _save_on_the_way_out(self, folder: Path) -> None:
+        try:
+            log.info("stopped after %d steps; go on from %s", self.done, self._save(folder))
+        except OSError as error:  # what stopped the run is to be heard of, not this
+            log.warning("stopped after %d steps, of which no checkpoint is: %s", self.done, error)
+
     def _save(self, folder: Path) -> Path:
-        facts = {**identity(self.settings), "settings": exactness(self.settings)}
-        parameters = {name: value.detach() for name, value in self.named.items()}
-        state = self.optimizer.state_dict()
-        checkpoint = Checkpoint(self.done, facts, parameters, state, self.history.plain())
+        facts = identity(self.settings) | {
+            "settings": exactness(self.settings),
+            "data": self.data,
+        }
+        averages = [] if self.ema is None else self.ema.shadow_params
+        checkpoint = Checkpoint(
+            step=self.done,
+            identity=facts,
+            parameters={name: value.detach() for name, value in self.named.items()},
+            optimizers={name: each.state_dict() for name, each in self.optimizers.items()},
+            history=self.history.plain(),
+            averages=dict(zip(self.named, averages, strict=False)),
+            averaged_steps=0 if self.ema is None else self.ema.optimization_step,
+        )
         return write_checkpoint(checkpoint, folder)
 
     @torch.no_grad()
@@ -206,16 +337,20 @@ class Loop:
         """Takes over the whole state of a checkpoint, after which `run` does what is left."""
         for name, parameter in self.named.items():
             parameter.copy_(checkpoint.parameters[name])
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(checkpoint.optimizers[name])
+        if self.ema is not None:  # averages that were not kept before begin here
+            kept = checkpoint.averages or self.named
+            for name, average in zip(self.named, self.ema.shadow_params, strict=True):
+                average.copy_(kept[name])
+            self.ema.optimization_step = checkpoint.averaged_steps
         self.done = checkpoint.step
-        self.schedule.last_epoch = self.done
-        for group, base_rate in zip(
-            self.optimizer.param_groups, self.schedule.base_lrs, strict=True
-        ):
-            group["lr"] = base_rate * self._rate_at(self.done)
+        losses, row_norms = (
+            [torch.tensor(value) for value in checkpoint.history[name]]
+            for name in ("losses", "row_norms")
+        )
         self.history = History(
-            *(
-                [torch.tensor(value) for value in checkpoint.history[name]]
-                for name in ("losses", "row_norms")
-            )
+            losses=losses,
+            row_norms=row_norms,
+            validation=checkpoint.history.get("validation", []),
         )

@@ -30,15 +30,6 @@ def flow_loss(
     return (velocity_BCHW - (noise_BCHW - latents_BCHW)).square().mean()
 
 
-def draw_sigma(shift: float, random: torch.Generator) -> float:
-    """A noise level: the sigmoid of a standard normal, shifted towards noise.
-
-    sigma' = shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, arXiv 2403.03206, eq. 23).
-    """
-    sigma = torch.randn((), generator=random).sigmoid().item()
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def draw(shape: torch.Size, seed: int, purpose: str, step: int, row: int) -> Tensor:
     """Standard normal noise of one sample in one step, on the CPU."""
     return torch.randn(shape, generator=generator(seed, purpose, step, row))

@@ -14,6 +14,7 @@ from adapters.turbo import TurboAdapter
 from trainer.dataset import Example
 from trainer.loop import Trained
 from trainer.settings import Settings
+from trainer.validation import Curves
 
 _LIBRARIES = ("diffusers", "peft", "safetensors", "torch", "transformers")
 
@@ -24,6 +25,7 @@ def describe(
     trained: Trained,
     zero_prior: dict[str, float] | None,
     adapter: TurboAdapter | None,
+    curves: Curves,
 ) -> dict[str, Any]:
     """The content of `meta.json`, JSON types alone."""
     meta: dict[str, Any] = {
@@ -48,6 +50,7 @@ def describe(
             "steps_per_second": round(trained.steps_per_second, 4),
             "device": _device_name(),
         },
+        "validation": curves.plain(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in _LIBRARIES},
     }
@@ -69,7 +72,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
     for local in ("dataset", "output_dir"):  # where things lay on one machine
         values.pop(local)
     return {
-        name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        name: value.name if isinstance(value, Path) else value for name, value in values.items()
     }
 
 

@@ -1,6 +1,8 @@
 """Going on from an earlier training: a checkpoint's whole state, or finished weights."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,16 +13,18 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.bases import find_base
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, is_checkpoint, latest, read_checkpoint
+from trainer.dataset import Example
+from trainer.distributed import processes
 from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 
-def read_resume(settings: Settings) -> Checkpoint | Archive | None:
-    """What `resume_from` names, checked against the settings before a model is loaded.
+def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
+    """What `resume_from` names, checked against settings and data before a model is loaded.
 
     A folder stands for the newest checkpoint in it. Raises `SettingsError` for a file that is
-    broken or belongs to another base, rank or placeholder.
+    broken or belongs to another base, rank, placeholder, optimiser or dataset.
     """
     if settings.resume_from is None:
         return None
@@ -36,6 +40,7 @@ def read_resume(settings: Settings) -> Checkpoint | Archive | None:
         if is_checkpoint(path):
             checkpoint = read_checkpoint(path)
             _check_checkpoint(checkpoint, settings, path)
+            _check_data(checkpoint.identity.get("data", {}), data_identity(examples), path)
             log.info("resuming from %s, after %d steps", path, checkpoint.step)
             return checkpoint
         archive = read_archive(path)
@@ -56,6 +61,19 @@ def identity(settings: Settings) -> dict[str, object]:
         "base_model": settings.base.hub_id,
         "rank": settings.rank,
         "placeholder_token": settings.subject,
+        "lora_targets": settings.lora_targets,
+        "optimizer": settings.optimizer,
+    }
+
+
+def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """A hash of the picture and one of the caption, by the picture's name."""
+    return {
+        each.name: [
+            hashlib.blake2b(content, digest_size=8).hexdigest()
+            for content in (each.data, each.caption.encode())
+        ]
+        for each in examples
     }
 
 
@@ -90,6 +108,27 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
 
 
+def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Path) -> None:
+    """Refuses a dataset without a single picture of the checkpoint's, warns of a changed one.
+
+    Better captions and more pictures are good reasons to go on with other data; another dataset
+    is most likely a mistake.
+    """
+    if then == now:
+        return
+    before, pictures = ({hashes[0] for hashes in each.values()} for each in (then, now))
+    if not before & pictures:
+        raise SettingsError(
+            f"resume_from: {path} was trained on other pictures, of which this dataset holds none; "
+            "give the dataset of that training, or continue its weights.zip"
+        )
+    captions = sum(1 for name, hashes in now.items() if name in then and then[name][1] != hashes[1])
+    log.warning(
+        "resuming with another dataset than before: %d pictures new, %d gone, %d captions changed",
+        *(len(pictures - before), len(before - pictures), captions),
+    )
+
+
 def exactness(settings: Settings) -> dict[str, object]:
     """What must be equal, too, for a resumed run to equal an uninterrupted one bit for bit."""
     names = (
@@ -103,11 +142,20 @@ def exactness(settings: Settings) -> dict[str, object]:
         "weight_decay",
         "max_grad_norm",
         "training_shift",
+        "timestep_sampling",
+        "gradient_accumulation",
+        "ema_decay",
+        "quantize",
         "turbo_adapter",
     )
-    return {name: getattr(settings, name) for name in names} | {
-        "resolutions": list(settings.resolutions)
+    facts = {name: getattr(settings, name) for name in names} | {
+        "resolutions": list(settings.resolutions),
+        "processes": processes().num_processes,
+        "validation": settings.validation_every != 0,  # of many pictures it holds some out
     }
+    if settings.lr_scheduler != "constant":
+        facts["steps"] = settings.steps  # the others' end moves with it
+    return facts
 
 
 def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:

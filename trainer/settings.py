@@ -1,7 +1,8 @@
 """The settings of one training, checked once when they enter."""
 
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import is_checkpoint, latest, read_checkpoint
-
-SCHEDULES = ("constant", "cosine")
+from trainer.checks import faults
+from trainer.optimizers import OPTIMIZERS
+from trainer.presets import find_preset, left_out, steps_for
 
 
 class SettingsError(ValueError):
@@ -35,18 +37,33 @@ class Settings:
     placeholder_init_std: float  # of its embedding's entries; 0 gives exact zeros
     turbo_adapter: str  # merged while training on a distilled base: auto, none, a version, a file
 
-    # Optimisation: AdamW.
-    steps: int
+    # Optimisation.
+    steps: int  # 0: by the number of pictures, once they are read (`for_pictures`)
     batch_size: int
     learning_rate: float  # of the LoRA
     placeholder_learning_rate: float  # of the placeholder's rows
-    lr_scheduler: str  # constant or cosine, after warm-up
-    lr_warmup_steps: int
+    lr_scheduler: str  # constant, linear or cosine, after the warm-up
+    lr_warmup_steps: int | None  # None: a tenth, at most 20; prodigy has none
     weight_decay: float  # of the LoRA; the placeholder has none
     max_grad_norm: float  # LoRA and placeholder are each clipped to it, apart
-    training_shift: float  # sigma is shift(sigmoid(normal)); above 1 favours noise
-    gradient_checkpointing: bool  # recompute activations in the backward pass, to save memory
+    training_shift: float  # of the drawn sigma; above 1 favours noise
+    gradient_checkpointing: bool | None  # recompute activations; None decides by free memory
     seed: int
+
+    preset: str | None = None  # a row of `trainer.presets` under the values that were left out
+    optimizer: str = "adamw"  # adamw, adamw8bit, prodigy, adafactor
+    gradient_accumulation: int = 1  # batches per optimiser step
+    timestep_sampling: str = "sigmoid"  # how sigma is drawn: see `trainer.noise_levels`
+    ema_decay: float = 0.0  # of the averaged weights that are shipped; 0 ships the last ones
+    lora_targets: str = "auto"  # which layers a LoRA adapts: see `Family.lora_targets`
+    caption_prefix: str = ""  # put before every caption, as written
+    caption_suffix: str = ""
+    skip_bad_images: bool = False  # else one broken picture refuses the dataset
+    trigger_word: str | None = None  # of a plain LoRA: see `trainer.trigger`
+
+    # Memory.
+    quantize: str = "auto"  # of the frozen base: auto, none, fp8, int8, nf4
+    low_memory: bool | None = None  # offload what is not in use; None decides by free memory
 
     # Going on.
     resume_from: Path | None = None  # a checkpoint, a folder of them, or a weights.zip
@@ -54,7 +71,14 @@ class Settings:
 
     # What is shown and written.
     output_dir: Path | None = None  # None: outputs/ where it can be written
-    sample_prompts: tuple[str, ...] = ()  # drawn with the finished weights
+    sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
+    sample_every: int = 0  # steps; 0 draws them at the end alone
+    validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
+    trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
+    wandb_project: str | None = None  # of wandb and trackio; None: zeroprior
+    wandb_run: str | None = None
+    wandb_entity: str | None = None
+    hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
     sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
     log_prompt_ids: bool = False  # print how every distinct caption is tokenised
 
@@ -68,69 +92,98 @@ class Settings:
         """`zero_prior` with a placeholder, `baseline` without."""
         return "zero_prior" if self.train_placeholder_token else "baseline"
 
+    @property
+    def warmup(self) -> int:
+        """Steps of the learning rate's linear warm-up."""
+        if self.lr_warmup_steps is not None:
+            return self.lr_warmup_steps
+        return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
+
+    def for_pictures(self, count: int) -> "Settings":
+        """The same with the steps that suit so many pictures, where none were given."""
+        if self.steps:
+            return self
+        return replace(self, steps=steps_for(self.base, find_preset(self.preset), count))
+
 
 def settle(
     *,
     dataset: str | Path | None = None,
     base_model: str = "auto",
+    preset: str | None = None,
     resolution: str | int | None = None,
     seed: int | None = None,
     placeholder_token: str = "<zwx>",
     train_placeholder_token: bool = True,
     output_dir: str | Path | None = None,
-    sample_prompts: tuple[str, ...] = (),
+    sample_prompts: str | Sequence[str] | None = None,
+    trackers: str | Sequence[str] | None = None,
     resume_from: str | Path | None = None,
     **given: Any,
 ) -> Settings:
-    """Settings from what a user gave; what is left out or None comes from the base's table.
+    """Settings from what a user gave; what is left out or None comes from preset and base.
 
-    Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
+    `sample_prompts` may be text with one prompt per line, `trackers` text with commas. Raises
+    `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
     """
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
     base = default_base() if base_model in (None, "auto") else find_base(str(base_model))
-    try:
-        edge = base.training_resolution if resolution is None else resolution
-        resolutions = parse_resolutions(str(edge))
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    if train_placeholder_token:
-        check_token(placeholder_token)
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,
         "turbo_adapter": "auto",
-        "rank": base.rank,
-        "steps": base.training_steps,
-        "batch_size": base.batch_size,
-        "learning_rate": base.learning_rate,
-        "placeholder_learning_rate": base.placeholder_learning_rate,
-        "caption_dropout": base.caption_dropout,
-        "training_shift": base.training_shift,
-        "gradient_checkpointing": base.gradient_checkpointing,
-        "lr_scheduler": base.lr_scheduler,
+        "steps": 0,
         "lr_warmup_steps": None,
         "weight_decay": 1e-4,
         "max_grad_norm": 1.0,
     }
-    values |= {name: value for name, value in given.items() if value is not None}
-    if values["lr_warmup_steps"] is None:
-        values["lr_warmup_steps"] = min(20, int(values["steps"]) // 10)
+    try:
+        values |= left_out(base, find_preset(preset))
+        edge = values.pop("resolution")
+        resolutions = parse_resolutions(str(edge if resolution in (None, "") else resolution))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    given = {name: value for name, value in given.items() if value is not None}
+    values |= given
+    if train_placeholder_token:
+        check_token(placeholder_token)
+
+    # What depends on another setting.
+    kind = OPTIMIZERS.get(values.get("optimizer", "adamw"))
+    if kind is not None and kind.finds_rate and "learning_rate" not in given:
+        values["learning_rate"] = 1.0
+    # The base's shift belongs to its sampling; another one is drawn plain.
+    own = values["timestep_sampling"] == base.timestep_sampling
+    values.setdefault("training_shift", base.training_shift if own else 1.0)
+
     resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
         base=base,
+        preset=preset,
         resolutions=resolutions,
         seed=_seed(resume) if seed is None else seed,
         resume_from=resume,
         placeholder_token=placeholder_token,
         train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
-        sample_prompts=tuple(sample_prompts or ()),
+        sample_prompts=_parts(sample_prompts, "\n"),
+        trackers=_parts(trackers, ","),
         **values,
     )
-    _check(settings)
+    wrong = faults(settings)
+    if given.get("steps") == 0:
+        wrong.append("steps is 0; leave it out to have as many as suit the pictures")
+    if wrong:
+        raise SettingsError("; ".join(wrong))
     return settings
+
+
+def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:
+    """The parts of a text, or of a sequence as it is; empty ones left out."""
+    parts = given.split(separator) if isinstance(given, str) else given or ()
+    return tuple(stripped for each in parts if (stripped := str(each).strip()))
 
 
 def _seed(resume: Path | None) -> int:
@@ -141,41 +194,3 @@ def _seed(resume: Path | None) -> int:
     if checkpoint is not None and is_checkpoint(checkpoint):
         return read_checkpoint(checkpoint).identity["settings"]["seed"]
     return secrets.randbelow(2**31)
-
-
-def _check(settings: Settings) -> None:
-    """Raises one `SettingsError` for all settings that are out of range."""
-    ranges = {
-        "rank": (1, 256),
-        "steps": (1, 100_000),
-        "batch_size": (1, 256),
-        "learning_rate": (0, 1),
-        "placeholder_learning_rate": (0, 1),
-        "placeholder_init_std": (0, 1),
-        "caption_dropout": (0, 1),
-        "training_shift": (0.1, 20),
-        "weight_decay": (0, 1),
-        "max_grad_norm": (1e-6, 1e6),
-        "lr_warmup_steps": (0, settings.steps),
-        "seed": (0, 2**63 - 1),
-        "checkpoint_every": (0, 100_000),
-    }
-    faults = []
-    for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            faults.append(f"{name} is {value!r}, not a number")
-        elif not low <= value <= high:
-            faults.append(f"{name} is {value:g}; it lies between {low:g} and {high:g}")
-    wanted, versions = settings.turbo_adapter, settings.base.training_adapters
-    if wanted not in ("auto", "none", *versions) and not Path(wanted).expanduser().is_file():
-        known = ", ".join(("auto", "none", *versions))
-        faults.append(
-            f"turbo_adapter is {wanted!r}; for {settings.base.name} it is one of {known}, or a "
-            "LoRA file"
-        )
-    if settings.lr_scheduler not in SCHEDULES:
-        known = " and ".join(SCHEDULES)
-        faults.append(f"lr_scheduler is {settings.lr_scheduler!r}; {known} are known")
-    if faults:
-        raise SettingsError("; ".join(faults))

@@ -1,0 +1,137 @@
+"""Curves as inline SVG. Colours come from the page's style sheet, so both light and dark work."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 500, 270  # of the drawing, in its own units; about pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins: room for the labels
+LABEL_GAP = 15  # between the labels at the ends of the lines
+MOST_POINTS = 400  # of a line; longer ones are averaged
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: points (x, y), the style sheet's class for it, a label at its end."""
+
+    points: Sequence[tuple[float, float]]
+    style: str
+    label: str = ""
+    dots: bool = False  # marks every point, with its values as a tooltip
+
+
+def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False) -> str:
+    """The SVG of the lines over common axes; lines without points are left out.
+
+    `title` is read aloud to those who cannot see it. With `percent` the values carry the sign.
+    """
+    shown = [line for line in lines if line.points]
+    if not shown:
+        return ""
+    xs = [x for line in shown for x, _ in line.points]
+    ys = [y for line in shown for _, y in line.points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
+    low, high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+    start, end = min(xs), max(max(xs), min(xs) + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - start) / (end - start) * (WIDTH - LEFT - RIGHT)
+        return across, TOP + (high - y) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for y in y_ticks:
+        _, down = place(start, y)
+        zero = " zero" if y == 0 and low < 0 else ""
+        parts += [
+            f'<line class="grid{zero}" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
+            f'y1="{down:.1f}" y2="{down:.1f}"/>',
+            f'<text class="tick" x="{LEFT - 8}" y="{down + 4:.1f}" text-anchor="end">'
+            f"{_number(y, percent)}</text>",
+        ]
+    for x in x_ticks:
+        if start <= x <= end:
+            across, _ = place(x, low)
+            parts.append(
+                f'<text class="tick" x="{across:.1f}" y="{HEIGHT - BOTTOM + 18}" '
+                f'text-anchor="middle">{x:,.0f}</text>'
+            )
+    parts.append(
+        f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - BOTTOM + 18}" text-anchor="end">'
+        f"{escape(x_name)}</text>"
+    )
+    for line in shown:
+        placed = [place(x, y) for x, y in line.points]
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in placed)
+        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
+        if line.dots:
+            parts += [
+                f'<circle class="dot {line.style}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
+                f"<title>{escape(line.label)}, {escape(x_name)} {x:,.0f}: "
+                f"{_number(y, percent, 4)}</title></circle>"
+                for (across, down), (x, y) in zip(placed, line.points, strict=True)
+            ]
+    labelled = [(place(*line.points[-1])[1], line) for line in shown if line.label]
+    ends = _apart([down for down, _ in labelled])
+    for down, (_, line) in zip(ends, labelled, strict=True):
+        parts.append(
+            f'<text class="name {line.style}" x="{WIDTH - RIGHT + 8}" y="{down + 4:.1f}">'
+            f"{escape(line.label)}</text>"
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """About so many round numbers (1, 2 or 5 times a power of ten) that enclose the range."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / about))
+    step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= about)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def smoothed(values: Sequence[float], window: float) -> list[float]:
+    """An exponential mean over about `window` values, without a pull towards the start.
+
+    The weights are normalised as Adam's are (Kingma and Ba 2014, arXiv 1412.6980, section 3).
+    """
+    keep, total, weight, means = 1 - 1 / max(1.0, window), 0.0, 0.0, []
+    for value in values:
+        total = keep * total + (1 - keep) * value if keep else value
+        weight = keep * weight + (1 - keep) if keep else 1.0
+        means.append(total / weight)
+    return means
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MOST_POINTS` points, each the mean of its neighbours."""
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return list(points)
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk))
+        for chunk in chunks
+    ]
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """The heights, moved as little as it takes to lie `LABEL_GAP` apart and inside."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = list(heights)
+    for before, after in zip(order, order[1:], strict=False):
+        moved[after] = max(moved[after], moved[before] + LABEL_GAP)
+    over = max(moved, default=0.0) - (HEIGHT - BOTTOM)
+    if over > 0:
+        moved[order[-1]] -= over
+        for after, before in zip(reversed(order), reversed(order[:-1]), strict=False):
+            moved[before] = min(moved[before], moved[after] - LABEL_GAP)
+    return moved
+
+
+def _number(value: float, percent: bool, digits: int = 3) -> str:
+    text = f"{value:+.{digits}g} %" if percent and value else f"{value:.{digits}g}"
+    return text.replace("-", "\u2212")

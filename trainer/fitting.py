@@ -1,0 +1,153 @@
+"""Fits a training into this machine: what is free, what is needed, and the choice said aloud."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from families.family import Family
+from families.quantization import (
+    QUANTIZATIONS,
+    QuantizationUnavailable,
+    check_available,
+)
+from trainer.checkpoint import latest
+from trainer.memory import Shape
+from trainer.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
+from trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+TEXT_TOKENS = 128  # of a caption inside its template, where the captions are not known yet
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+class TooLarge(RuntimeError):
+    """A training that this machine's memory does not hold."""
+
+
+class RanOut(Exception):
+    """Memory ran out in the middle of a training; `leaner` is what would take less, or None."""
+
+    def __init__(self, mode: Mode, leaner: Settings | None) -> None:
+        super().__init__(str(mode))
+        self.mode, self.leaner = mode, leaner
+
+
+@contextmanager
+def running_out(
+    settings: Settings, family: Family, mode: Mode, checkpoints: Path
+) -> Iterator[None]:
+    """Inside, a GPU that is out of memory raises `RanOut`.
+
+    The leaner settings go on from the checkpoint that the loop has written on its way out.
+    """
+    began = time.time()
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
+        # The caption's length weighs little in what the modes differ by.
+        counted = figures_of(settings, TEXT_TOKENS, family.dtype)
+        less = leaner(counted, mode, wishes_of(settings), usable(family.device))
+        if less is None:
+            raise RanOut(mode, None) from error
+        newest = latest(checkpoints)
+        written = newest if newest is not None and newest.stat().st_mtime >= began else None
+        changed = replace(
+            settings,
+            quantize=less.quantize,
+            gradient_checkpointing=less.checkpointing,
+            low_memory=less.offload,
+            resume_from=written or settings.resume_from,
+        )
+        raise RanOut(mode, changed) from error
+
+
+def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
+    """How this training will lie in memory; one line in the log says why.
+
+    Raises `QuantizationUnavailable` where a wish cannot be granted on this machine.
+    """
+    if settings.quantize not in ("auto", "none"):
+        check_available(settings.quantize, family.device)
+    if family.device.type == "cpu":
+        return _as_wished(settings)
+    longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
+    counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype)
+    choice = choose(counted, free_memory(family.device), wishes_of(settings), usable(family.device))
+    (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
+    _tell_of_text(settings, choice)
+    return choice
+
+
+def _as_wished(settings: Settings) -> Choice:
+    """On a CPU, where models are small, nothing is done but what is asked for."""
+    wishes = wishes_of(settings)
+    quantize = "none" if wishes.quantize == "auto" else wishes.quantize
+    mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
+    text = "none" if settings.subject is not None else quantize
+    choice = Choice(mode, text, 0, True, f"{mode}: on a CPU nothing is saved unless asked for")
+    log.info("memory: %s", choice.reason)
+    _tell_of_text(settings, choice)
+    return choice
+
+
+def _tell_of_text(settings: Settings, choice: Choice) -> None:
+    if settings.subject is not None and choice.mode.quantize != "none":
+        log.info(
+            "the text encoder is not quantised: %s is trained through it, and predictions read it "
+            "through unrounded weights",
+            settings.subject,
+        )
+
+
+def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figures:
+    """The numbers of a training at its largest resolution."""
+    edge = max(settings.resolutions)
+    return figures(
+        settings.base,
+        settings.lora_targets,
+        Shape(settings.rank, settings.batch_size, edge, edge, text_tokens),
+        placeholder=settings.subject is not None,
+        optimizer=settings.optimizer,
+        ema=settings.ema_decay > 0,
+        accumulates=settings.gradient_accumulation > 1,
+        dtype=dtype,
+    )
+
+
+def wishes_of(settings: Settings) -> Wishes:
+    """What the settings ask for."""
+    return Wishes(settings.quantize, settings.gradient_checkpointing, settings.low_memory)
+
+
+def usable(device: torch.device) -> list[str]:
+    """The quantisations that this machine can run."""
+    names = []
+    for name in QUANTIZATIONS:
+        try:
+            check_available(name, device)
+        except QuantizationUnavailable:
+            continue
+        names.append(name)
+    return names
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a training may take: the GPU's, or what a container or machine has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # which also counts what the system would give back
+        line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:"))
+        free = int(line.split()[1]) * 1024
+    limits = [Path(each) for each in _CGROUP_LIMITS]
+    given = [each.read_text().strip() for each in limits if each.is_file()]
+    return min([free, *(int(each) for each in given if each.isdigit())])

@@ -1,0 +1,149 @@
+"""From trained weights to a judged archive: what `trainer.gates` asks, in order.
+
+weights-unchecked.zip   while the gates that can reject it run; they take seconds
+weights.zip             once they are passed, and again with all results in its meta.json
+weights-failed.zip      where they say that it is worthless; an earlier weights.zip stays
+"""
+
+import gc
+import logging
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.overlay import Overlay
+from families.family import Family
+from families.loading import load_family
+from families.quantization import Residence
+from inference.drawing import draw
+from trainer import gates, report
+from trainer.album import Album
+from trainer.features import Sample
+from trainer.gates import SKIPPED, Gate, Worthless
+from trainer.loop import Loop
+from trainer.loss import draw as draw_noise
+from trainer.loss import noisy
+from trainer.previews import sample_drawings, sample_scale
+from trainer.report import Told
+from trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of a training when its memory is given back."""
+
+    settings: Settings
+    archive: Archive
+    path: Path  # of weights.zip
+    told: Told
+    album: Album
+    sample: Sample  # one of the training's, to measure the drift on
+    crowded: bool  # the base did not fit as it is while it was trained on
+
+
+def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
+    """Writes what the loop has learned to `path`, if it is worth it.
+
+    Raises `Worthless` if it is not; then it lies beside `path` as `…-failed.zip`, with a report.
+    """
+    archive = Archive(*loop.shipped(), dict(told.meta))
+    unchecked = write_archive(archive, path.with_stem(f"{path.stem}-unchecked"))
+    found = [gates.learned(archive.factors), gates.reloads(archive, unchecked)]
+    found.append(gates.validation_fell(told.curves))
+    if any(gate.worthless for gate in found):
+        failed = path.with_stem(f"{path.stem}-failed")
+        os.replace(unchecked, failed)
+        page = path.with_name(report.NAME.replace(".", "-failed."))
+        report.write_report(replace(told, gates=found), page)
+        reasons = "; ".join(gate.sentence for gate in found if gate.worthless)
+        raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
+    os.replace(unchecked, path)
+    log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    told = replace(told, gates=found)
+    crowded = loop.family.residence != Residence()
+    return Outcome(loop.settings, archive, path, told, album, loop.samples[0], crowded)
+
+
+def hand_over(outcome: Outcome) -> None:
+    """Draws with the written archive, completes its meta.json, and writes the report."""
+    found = [*outcome.told.gates, *_drawn(outcome)]
+    facts = {**outcome.told.meta, "gates": [gate.plain() for gate in found]}
+    write_archive(replace(outcome.archive, meta=facts), outcome.path)
+    told = replace(outcome.told, meta=facts, gates=found)
+    page = report.write_report(told, outcome.path.with_name(report.NAME))
+    gates.say(found)
+    log.info("wrote %s", page)
+
+
+def without_subject(prompt: str, subject: str | None) -> str:
+    """The prompt about something else; one that knows no subject becomes another prompt."""
+    if subject is None or subject not in prompt:
+        return "a landscape"
+    return re.sub(r"\b(an?) something\b", "something", prompt.replace(subject, "something"))
+
+
+def _drawn(outcome: Outcome) -> list[Gate]:
+    """The gates that need pictures; a GPU that is too small for them costs nothing but these."""
+    name = "the preview is what is drawn"
+    if not outcome.settings.sample_prompts:
+        return [Gate(name, SKIPPED, "give sample_prompts to have it checked")]
+    gc.collect()  # of the training nothing may be left on the GPU
+    try:
+        return _redrawn(outcome)
+    except torch.OutOfMemoryError as error:
+        return [Gate(name, SKIPPED, f"out of memory ({error})")]
+
+
+@torch.inference_mode()
+def _redrawn(outcome: Outcome) -> list[Gate]:
+    """Draws as a prediction does: a base loaded anew, the archive as it lies on the disk."""
+    settings, album = outcome.settings, outcome.album
+    archive = read_archive(outcome.path)
+    family = load_family(settings.base)
+    if outcome.crowded:
+        family.reside(Residence(offload=True))
+    overlay = Overlay(family.transformer)
+    vectors = {}
+    if archive.placeholder is not None:
+        vectors = {archive.placeholder.token: archive.placeholder.vectors.to(family.device)}
+    drawings = sample_drawings(settings, family)
+    first = replace(drawings[0], seeds=drawings[0].seeds[:1])
+    neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
+
+    # The base, then the adapter over it.
+    before = _velocities(family, outcome, neutral.prompt)
+    base = draw(family, neutral)[0]
+    overlay.apply([(archive.factors, 1.0)])
+    after = _velocities(family, outcome, neutral.prompt)
+    adapted = draw(family, neutral)[0]
+    share = ((after - before).norm() / before.norm()).item()
+    found = [
+        gates.drift_of_velocity(share, neutral.prompt),
+        gates.drift_of_pictures(base, adapted, neutral.prompt),
+    ]
+    overlay.apply([(archive.factors, sample_scale(settings))])
+    if settings.steps in album.thumbnails:
+        drawn, exact = draw(family, first, vectors)[0], family.device.type == "cpu"
+        return [gates.previews_match(album.last[0], drawn, exact), *found]
+    album.add(settings.steps, [draw(family, drawing, vectors) for drawing in drawings])
+    return found
+
+
+def _velocities(family: Family, outcome: Outcome, prompt: str) -> Tensor:
+    """The velocity at each of the validation's sigmas, of one picture under fixed noise."""
+    sample, text = outcome.sample, family.encode_prompts([prompt])
+    latents_1CHW = sample.mean_CHW[None].to(family.device)
+    velocities = []
+    for number, sigma in enumerate(outcome.told.curves.sigmas):
+        noise = draw_noise(sample.mean_CHW.shape, outcome.settings.seed, "drift", number, 0)
+        sigma_1 = torch.tensor([sigma], device=family.device)
+        noisy_1CHW = noisy(latents_1CHW, noise[None].to(family.device), sigma_1)
+        velocities.append(family.velocity(noisy_1CHW, sigma_1, text))
+    return torch.cat(velocities)

@@ -1,0 +1,249 @@
+"""The model card: what a stranger needs to draw with a LoRA, with diffusers alone or with us.
+
+Everything it says comes from the archive's `meta.json`. The examples repeat the first sample, so a
+reader can hold the picture against the one that is shown.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from families.bases import Base, find_base
+
+LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
+PLACEHOLDER = "placeholder.safetensors"
+WEIGHTS = "weights.zip"
+
+_LOAD = """\
+import torch
+from diffusers import {imports}
+{more_imports}
+repository{word_name} = {repository!r}{word_value}
+device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+{pipeline}
+pipeline.load_lora_weights(repository)
+"""
+
+_VECTORS = """\
+vectors = load_file(hf_hub_download(repository, "placeholder.safetensors"))[word]
+
+
+@torch.no_grad()
+def encode(prompt):
+    \"\"\"What the text encoder makes of a prompt, with the new word's vectors in it.\"\"\"
+{template}
+    embed, rows = pipeline.text_encoder.get_input_embeddings(), []
+    for number, part in enumerate(text.split(word)):
+        rows += [vectors] if number else []
+        ids = pipeline.tokenizer(part, add_special_tokens=False).input_ids
+        rows.append(embed(torch.tensor(ids, dtype=torch.long, device=device)))
+    embeds = torch.cat([row.to(device, dtype) for row in rows])[None]
+{encode}
+"""
+
+_DRAW = """\
+
+image = pipeline(
+{arguments}
+).images[0]
+image.save("picture.png")
+"""
+
+# What differs between the pipelines of diffusers, by family: the class, the text around a prompt,
+# what is read from the encoder, and how guidance is counted and called.
+_TEMPLATE = {
+    "z_image": """\
+    message = [{"role": "user", "content": prompt}]
+    text = pipeline.tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )""",
+    "qwen_image": """\
+    text = pipeline.prompt_template_encode.replace("{}", prompt)""",
+}
+_ENCODE = {
+    "z_image": """\
+    read = pipeline.text_encoder(inputs_embeds=embeds, output_hidden_states=True)
+    return list(read.hidden_states[-2])""",
+    "qwen_image": """\
+    read = pipeline.text_encoder.model.language_model(inputs_embeds=embeds)
+    return read.last_hidden_state[:, pipeline.prompt_template_encode_start_idx :]""",
+}
+_PIPELINES = {
+    "z_image": ("ZImagePipeline", "ZImageTransformer2DModel"),
+    "qwen_image": ("QwenImagePipeline", "QwenImageTransformer2DModel"),
+}
+FAMILIES = frozenset(_PIPELINES)
+
+
+def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple[str, str]]) -> str:
+    """README.md for the Hub: front matter, the samples, the code, the training.
+
+    `meta` is the archive's; `samples` are prompts with the paths of their pictures in the
+    repository. No licence is stated, since only who trained it can give one.
+    """
+    base = find_base(meta["base_model"])
+    word = meta.get("placeholder_token")
+    name = repository.split("/")[-1]
+    front = yaml.safe_dump(
+        _front_matter(base, word, samples), sort_keys=False, allow_unicode=True, width=1000
+    )
+    about = (
+        f"A LoRA for {base.hub_id}, together with the new word `{word}` for its subject. The word "
+        "began as an almost empty embedding and was trained with the LoRA, so it carries nothing "
+        "from pre-training. It is no part of the tokenizer: its vectors are put in where the word "
+        "stands, as the code below does."
+        if word
+        else f"A LoRA for {base.hub_id}. Prompts are plain text, worded as the training's captions."
+    )
+    parts = [
+        f"---\n{front}---\n\n# {name}\n\n{about}\n",
+        "<Gallery />\n" if samples else "",
+        f"## With diffusers\n\nWritten with diffusers {version('diffusers')}. A private repository "
+        f"needs `hf auth login` first.\n\n```python\n{diffusers_example(repository, meta)}```\n",
+        f"## With zeroprior\n\n```sh\n{_zeroprior_example(repository, meta)}```\n",
+        f"## Training\n\n{_table(base, meta)}\n",
+        _files(word),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
+    """Python that draws the first sample with diffusers, and without anything of ours."""
+    base = find_base(meta["base_model"])
+    word = meta.get("placeholder_token")
+    pipeline, transformer = _PIPELINES[base.family]
+    where = _where(base)
+    load = f"pipeline = {pipeline}.from_pretrained({where!r}, dtype=dtype).to(device)"
+    imports = pipeline
+    if base.completed_by:
+        imports = f"{pipeline}, {transformer}"
+        load = (
+            f"transformer = {transformer}.from_pretrained(\n"
+            f'    {where!r}, subfolder="transformer", dtype=dtype\n)\n'
+            f"pipeline = {pipeline}.from_pretrained(\n"
+            f"    {_where(find_base(base.completed_by))!r}, transformer=transformer, "
+            "dtype=dtype\n).to(device)"
+        )
+    extra = "from huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n"
+    code = _LOAD.format(
+        imports=imports,
+        more_imports=extra if word else "",
+        word_name=", word" if word else "",
+        repository=repository,
+        word_value=f", {word!r}" if word else "",
+        pipeline=load,
+    )
+    if word:
+        template, encode = _TEMPLATE[base.family], _ENCODE[base.family]
+        code += _VECTORS.format(template=template, encode=encode)
+    arguments = "\n".join(f"    {line}," for line in _arguments(base, meta))
+    return code + _DRAW.format(arguments=arguments)
+
+
+def _arguments(base: Base, meta: Mapping[str, Any]) -> list[str]:
+    """The call that draws the first sample, guidance as the pipeline counts it."""
+    settings = meta["settings"]
+    options = settings.get("sample_options") or {}
+    word = meta.get("placeholder_token")
+    prompt = next(iter(settings.get("sample_prompts") or ()), f"a photo of {word or 'TOK'}")
+    guidance = options.get("guidance_scale")
+    guidance = base.guidance_scale if guidance is None else guidance
+    negative = options.get("negative_prompt") or {"qwen_image": " "}.get(base.family, "")
+    plain = not word
+    lines = [f"prompt={prompt!r}" if plain else f"prompt_embeds=encode({prompt!r})"]
+    if guidance > 1:
+        lines.append(
+            f"negative_prompt={negative!r}"
+            if plain
+            else f"negative_prompt_embeds=encode({negative!r})"
+        )
+    if base.family == "z_image":
+        lines.append(f"guidance_scale={guidance - 1:g},  # 0 is off here")
+    else:
+        lines.append(f"true_cfg_scale={guidance:g}")
+    size = options.get("width") or base.default_resolution
+    lines += [
+        f"width={size}",
+        f"height={options.get('height') or base.default_resolution}",
+        f"num_inference_steps={options.get('num_inference_steps') or base.inference_steps}",
+        f"generator=torch.Generator().manual_seed({options.get('seed', settings.get('seed', 0))})",
+    ]
+    return lines
+
+
+def _zeroprior_example(repository: str, meta: Mapping[str, Any]) -> str:
+    prompts = meta["settings"].get("sample_prompts") or ()
+    prompt = next(iter(prompts), f"a photo of {meta.get('placeholder_token') or 'TOK'}")
+    return (
+        f"hf download {repository} {WEIGHTS} --local-dir .\n"
+        f"python -m inference --weights {WEIGHTS} --prompt {shlex.quote(prompt)}\n"
+    )
+
+
+def _front_matter(
+    base: Base, word: str | None, samples: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    front: dict[str, Any] = {}
+    if not Path(base.hub_id).is_absolute():  # a base given by its folder is nowhere on the Hub
+        front |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
+    front |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
+    }
+    if word:
+        front["instance_prompt"] = word
+    if samples:
+        front["widget"] = [
+            # On one line: a line of dashes in a prompt would end the front matter.
+            {"text": " ".join(prompt.split()), "output": {"url": path}}
+            for prompt, path in samples
+        ]
+    return front
+
+
+def _table(base: Base, meta: Mapping[str, Any]) -> str:
+    settings, training = meta["settings"], meta.get("training", {})
+    adapter = meta.get("turbo_adapter")
+    rows = {
+        "base model": base.hub_id,
+        "pictures": len(meta.get("dataset", {}).get("pictures", [])) or None,
+        "new word": f"`{meta['placeholder_token']}`" if meta.get("placeholder_token") else None,
+        "LoRA rank": meta.get("rank"),
+        "steps": meta.get("steps"),
+        "batch size": settings.get("batch_size"),
+        "optimizer": settings.get("optimizer"),
+        "learning rate": settings.get("learning_rate"),
+        "learning rate of the word": (
+            settings.get("placeholder_learning_rate") if meta.get("placeholder_token") else None
+        ),
+        "resolution": ", ".join(map(str, settings.get("resolutions") or ())) or None,
+        "turbo adapter while training": adapter["name"] if adapter else None,
+        "loss, first and last steps": (
+            f"{training['loss_first']:.4f}, {training['loss_last']:.4f}" if training else None
+        ),
+        "seed": settings.get("seed"),
+        "device": training.get("device"),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _files(word: str | None) -> str:
+    rows = [
+        f"- `{LORA}`: the LoRA as diffusers reads it",
+        f"- `{PLACEHOLDER}`: the vectors of `{word}`" if word else "",
+        f"- `{WEIGHTS}`: all of it for zeroprior, with every setting in its `meta.json`",
+    ]
+    return "## Files\n\n" + "\n".join(row for row in rows if row) + "\n"
+
+
+def _where(base: Base) -> str:
+    """What from_pretrained is given: the Hub's id, or the folder of a base that is not there."""
+    if base.folder is not None and not base.folder.is_absolute():
+        return str(base.folder)
+    return base.hub_id

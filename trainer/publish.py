@@ -1,0 +1,166 @@
+"""Publishing: the result of a training as a model repository on the Hub.
+
+What can fail is asked before a training starts. An upload that fails at its end is a warning that
+says how to repeat it: the weights are on disk by then.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from adapters import archive
+from trainer.album import FOLDER as SAMPLES
+from trainer.model_card import LORA, PLACEHOLDER, WEIGHTS, model_card
+from trainer.report import NAME as REPORT
+from trainer.secret import Secret, hidden
+from trainer.settings import SettingsError
+
+log = logging.getLogger(__name__)
+
+
+def check_repository(repo_id: str, hf_token: Secret | None = None) -> None:
+    """Raises `SettingsError` where an upload at the end could not succeed.
+
+    Asks the Hub who the token belongs to and whether it may write there. Where the Hub cannot be
+    reached this is a warning: by the end of the training it may be.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise SettingsError(f"hf_repo_id: {error}") from error
+    if repo_id.count("/") != 1:
+        raise SettingsError(f"hf_repo_id is {repo_id!r}; write it as OWNER/NAME")
+    token = _token(hf_token)
+    api = HfApi(token=token.reveal())
+    try:
+        user = api.whoami()
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise SettingsError(
+                "hf_token is refused by the Hub; make a new one with write access at "
+                "https://huggingface.co/settings/tokens"
+            ) from None
+        log.warning("the Hub could not be asked about hf_token (%s)", hidden(error, token))
+        return
+    except Exception as error:  # no network, a proxy's page, …
+        log.warning(
+            "the Hub cannot be reached (%s); the upload to %s is tried at the end all the same",
+            *(hidden(f"{type(error).__name__}: {error}", token), repo_id),
+        )
+        return
+    fault = _may_not_write(user, repo_id)
+    if fault is not None:
+        raise SettingsError(f"hf_token {fault}")
+
+
+def publish(weights: Path, repo_id: str, hf_token: Secret | None = None) -> str | None:
+    """Uploads a finished weights.zip, what lies beside it and a model card, in one commit.
+
+    A new repository is private. Returns its address; None, with a warning, where that failed.
+    """
+    token = _token(hf_token)
+    folder = Path(tempfile.mkdtemp(prefix="hub-", dir=weights.parent))
+    try:
+        collect(weights, repo_id, folder)
+        api = HfApi(token=token.reveal())
+        address = api.create_repo(repo_id, private=True, exist_ok=True).url
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Trained weights")
+    except Exception as error:
+        log.warning(
+            "the upload to %s failed (%s). The weights are safe in %s; to repeat it: "
+            "hf repo create %s --private --exist-ok && hf upload %s %s",
+            *(repo_id, hidden(f"{type(error).__name__}: {error}", token), weights),
+            *(repo_id, repo_id, folder),
+        )
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    log.info("uploaded to %s", address)
+    return address
+
+
+def collect(weights: Path, repo_id: str, folder: Path) -> None:
+    """Lays the repository's files into a folder: weights, samples, report, model card."""
+    with zipfile.ZipFile(weights) as zipped:
+        meta = json.loads(zipped.read(archive.META))
+        for member, name in ((archive.LORA, LORA), (archive.PLACEHOLDER, PLACEHOLDER)):
+            if member in zipped.namelist():
+                with zipped.open(member) as packed, (folder / name).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
+    _link(weights, folder / WEIGHTS)
+    report = weights.parent / REPORT
+    if report.is_file():
+        _link(report, folder / REPORT)
+    samples = []
+    for prompt, picture in _samples(weights.parent, meta):
+        path = f"{SAMPLES}/{picture.name}"
+        _link(picture, folder / path)
+        samples.append((prompt, path))
+    (folder / "README.md").write_text(model_card(repo_id, meta, samples), encoding="utf-8")
+
+
+def _samples(output: Path, meta: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """The sample prompts with the first picture each that was drawn at the last step."""
+    folder = output / SAMPLES / f"step-{meta['steps']:06d}"
+    prompts = meta["settings"].get("sample_prompts") or []
+    drawn = [(prompt, folder / f"{number:02d}.png") for number, prompt in enumerate(prompts)]
+    return [(prompt, picture) for prompt, picture in drawn if picture.is_file()]
+
+
+def _link(source: Path, target: Path) -> None:
+    """The file under another name, without its bytes twice where the disk can do that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _token(hf_token: Secret | None) -> Secret:
+    """The token that was given, else that of HF_TOKEN or `hf auth login`."""
+    if hf_token is None:
+        kept = get_token()
+        if not kept:
+            raise SettingsError(
+                "hf_repo_id needs hf_token, HF_TOKEN in the environment, or `hf auth login`; "
+                "make one with write access at https://huggingface.co/settings/tokens"
+            )
+        hf_token = Secret(kept)
+    value = hf_token.reveal()
+    if not value.startswith("hf_") or not value.isascii() or not value.isprintable():
+        raise SettingsError("hf_token is no token of the Hub's, which begin with hf_; copy it anew")
+    return hf_token
+
+
+def _may_not_write(user: Mapping[str, Any], repo_id: str) -> str | None:
+    """Why the token of `user` (the Hub's answer to whoami) may not write there, or None.
+
+    A fine-grained token says for whom it may; where the answer is of another form, nothing is said.
+    """
+    owner = repo_id.split("/")[0]
+    names = [user.get("name"), *(each.get("name") for each in user.get("orgs") or [])]
+    if owner.lower() not in {str(name).lower() for name in names}:
+        known = ", ".join(str(name) for name in names)
+        return f"belongs to {known}, and hf_repo_id to {owner}; write OWNER/NAME with one of them"
+    token = (user.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        return f"({token.get('displayName')}) may only read; make one that may write"
+    fine = token.get("fineGrained")
+    if token.get("role") == "fineGrained" and isinstance(fine, dict):
+        for scope in fine.get("scoped") or []:
+            entity = scope.get("entity") or {}
+            covers = str(entity.get("name", "")).lower() in (owner.lower(), repo_id.lower())
+            if covers and "repo.write" in (scope.get("permissions") or []):
+                return None
+        return f"({token.get('displayName')}) may not write to repositories of {owner}"
+    return None

@@ -18,6 +18,7 @@ from tqdm import trange
 
 from .batched import batched_forward
 from .checkpoint import Checkpoint
+from .device import DEVICE, bfloat16_products
 from .distill import training_prompts
 from .parallel import average_gradients, gather_rows, rank, rows
 from .pretrain import sample_sigmas
@@ -54,10 +55,10 @@ def own_pictures(turbo: Base, path: Path, settings: AdapterSettings) -> Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + numbers[0])
         noise = torch.randn(
             (len(numbers), turbo.transformer.config.in_channels, 16, 16), generator=generator
-        )
-        with torch.autocast("cpu", torch.bfloat16):
+        ).to(DEVICE)
+        with bfloat16_products():
             text = encode_prompts(turbo, [prompts[i] for i in numbers])
-            chunks.append(sample_latents(turbo, noise, text, 8).half())
+            chunks.append(sample_latents(turbo, noise, text, 8).half().cpu())
     pictures = gather_rows(torch.cat(chunks))
     if rank() == 0:
         torch.save(pictures, path)
@@ -97,13 +98,13 @@ def train_adapter(
         picks = torch.randint(len(pictures), (settings.batch,), generator=generator)
         dropped = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
         noise = torch.randn((settings.batch, *pictures.shape[1:]), generator=generator)
-        sigma_B = sample_sigmas(settings.batch, settings.sigma_shift, generator)[mine]
+        sigma_B = sample_sigmas(settings.batch, settings.sigma_shift, generator)[mine].to(DEVICE)
         chosen = ["" if drop else prompts[i]
                   for i, drop in zip(picks.tolist(), dropped.tolist(), strict=True)]  # fmt: skip
-        clean, noise = pictures[picks[mine]].float(), noise[mine]
+        clean, noise = pictures[picks[mine]].float().to(DEVICE), noise[mine].to(DEVICE)
         sigma_B111 = sigma_B[:, None, None, None]
         noised = (1 - sigma_B111) * clean + sigma_B111 * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16_products():
             text = encode_prompts(turbo, chosen[mine])
             out = batched_forward(transformer, noised, 1 - sigma_B, text.text_BLD, text.mask_BL)
         loss = (out.float() - (clean - noise)).square().mean()
@@ -118,7 +119,7 @@ def train_adapter(
             checkpoint.save({"adapter": trained, "optimizer": optimizer.state_dict(),
                              "step": step + 1})  # fmt: skip
     return {
-        ADAPTER_PREFIX + key: value.detach().to(torch.bfloat16).contiguous()
+        ADAPTER_PREFIX + key: value.detach().to("cpu", torch.bfloat16).contiguous()
         for key, value in get_peft_model_state_dict(transformer).items()
     }
 

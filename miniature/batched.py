@@ -103,7 +103,8 @@ def batched_forward(
             f"{patches} image and {caption} caption tokens; both must be multiples of "
             f"{SEQ_MULTI_OF}, use the class's own forward for other sizes"
         )
-    cos, sin = _rotary(tuple(model.axes_dims), float(model.rope_theta), rows, columns, caption)
+    tables = _rotary(tuple(model.axes_dims), float(model.rope_theta), rows, columns, caption)
+    cos, sin = (table.to(latents_BCHW.device) for table in tables)
     time_BD = model.t_embedder(time_B * model.t_scale)
 
     x = latents_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH)

@@ -1,20 +1,23 @@
 """Repeats the miniature from one seed: `python -m miniature.build`.
 
 Stages, each resumable from its checkpoint in the work folder and skipped when finished:
-vae, judge, base, turbo, adapter. Every stage exports what it made to `miniature/weights/`.
+vae, judge, base, turbo, adapter. Every stage exports what it made to `miniature/weights/`, or to
+the folder of `--weights`. `--quick` runs all of them with next to no steps, to see that they run.
 """
 
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
 from .adapter import AdapterSettings, save_adapter, train_adapter
+from .device import DEVICE
 from .distill import DistillSettings, distill
 from .drawing import grid
 from .judge import JudgeSettings, accuracy, load_judge, save_judge, train_judge
@@ -24,94 +27,121 @@ from .pretrain import PretrainSettings, train_base
 from .sampling import Base, draw
 from .tokenizer import build_tokenizer
 from .vae import VaeSettings, held_out_pixels, preview, psnr, train_vae
-from .weights import ADAPTER, TURBO, UNDISTILLED, WEIGHTS, load_base
+from .weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base
 from .world import evaluation_prompts
 
 STAGES = ("vae", "judge", "base", "turbo", "adapter")
 
 
-def _preview(base: Base, path: Path, steps: int, guidance: float, images: int = 48) -> None:
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of every stage, and where everything lies."""
+
+    work: Path  # checkpoints, caches and previews
+    weights: Path = WEIGHTS  # what the stages make
+    resume_shipped: bool = False  # the base begins with the weights that are there
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    base: PretrainSettings = field(default_factory=PretrainSettings)
+    turbo: DistillSettings = field(default_factory=DistillSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+
+
+QUICK = {
+    "vae": VaeSettings(steps=2, batch=4),
+    "judge": JudgeSettings(steps=2, batch=8),
+    "base": PretrainSettings(steps=2, batch=8, scenes=64, text_steps=2, long_every=2),
+    "turbo": DistillSettings(steps=2, batch=8, trajectories=8),
+    "adapter": AdapterSettings(steps=2, batch=8, pictures=8),
+}
+
+
+def _preview(recipe: Recipe, base: Base, path: Path, steps: int, guidance: float) -> None:
     """Draws held-out prompts, writes their grid and prints what the judge reads."""
-    prompts = evaluation_prompts(images)
-    pictures = draw(base, [p.text for p in prompts], list(range(images)), steps, guidance)
+    prompts = evaluation_prompts(48)
+    pictures = draw(base, [p.text for p in prompts], list(range(48)), steps, guidance)
     grid(pictures, columns=12).save(path)
-    tally = accuracy(load_judge(), pictures, [p.asked for p in prompts])
+    tally = accuracy(load_judge(recipe.weights / JUDGE), pictures, [p.asked for p in prompts])
     shares = " ".join(f"{key} {right / asked:.2f}" for key, (right, asked) in tally.items())
     print(f"\n{path.name}: {shares}", flush=True)
 
 
-def _load_vae(work: Path) -> Vae:
+def _load_vae(recipe: Recipe) -> Vae:
     """The work folder's VAE, or the shipped one."""
-    own = work / "vae"
-    vae: Vae = AutoencoderKL.from_pretrained(own if own.exists() else WEIGHTS / TURBO / "vae")
-    return vae.eval().requires_grad_(False)
+    own = recipe.work / "vae"
+    shipped = recipe.weights / TURBO / "vae"
+    vae: Vae = AutoencoderKL.from_pretrained(own if own.exists() else shipped)
+    return vae.to(DEVICE).eval().requires_grad_(False)
 
 
-def run_vae(work: Path, steps: int | None) -> None:
-    settings = VaeSettings() if steps is None else VaeSettings(steps=steps)
-    vae = train_vae(work, settings)
+def run_vae(recipe: Recipe) -> None:
+    work = recipe.work
+    vae = train_vae(work, recipe.vae)
     if rank() == 0:
         print(f"\nvae: {psnr(vae, held_out_pixels()):.2f} dB on held-out scenes")
         preview(vae, work / "vae.png")
         vae.save_pretrained(work / "vae")
 
 
-def run_judge(work: Path, steps: int | None) -> None:
-    settings = JudgeSettings() if steps is None else JudgeSettings(steps=steps)
-    judge = train_judge(_load_vae(work), work, settings)
+def run_judge(recipe: Recipe) -> None:
+    judge = train_judge(_load_vae(recipe), recipe.work, recipe.judge)
     if rank() == 0:
-        save_judge(judge)
+        save_judge(judge, recipe.weights / JUDGE)
 
 
-def run_base(work: Path, steps: int | None, resume: bool = False) -> None:
+def run_base(recipe: Recipe) -> None:
     """`miniature`, and a first `miniature-turbo` that is not distilled yet.
 
     Both must share one text encoder, so after this stage the other two are due again.
     """
-    settings = PretrainSettings() if steps is None else PretrainSettings(steps=steps)
-    vae = _load_vae(work)
+    work, weights, vae = recipe.work, recipe.weights, _load_vae(recipe)
 
     def show(transformer: Transformer, text_encoder: TextEncoder, step: int) -> None:
         base = Base(transformer, text_encoder, build_tokenizer(), vae, ARCHITECTURE.sigma_shift)
-        _preview(base, work / f"base_{step:05d}.png", steps=20, guidance=1.0)
+        _preview(recipe, base, work / f"base_{step:05d}.png", steps=20, guidance=1.0)
 
     start = None
-    if resume:
-        shipped = load_base(UNDISTILLED)
+    if recipe.resume_shipped:
+        shipped = load_base(UNDISTILLED, weights)
         start = shipped.transformer, shipped.text_encoder
-    transformer, text_encoder = train_base(vae, work, settings, show, start=start)
+    transformer, text_encoder = train_base(vae, work, recipe.base, show, start=start)
     if rank() == 0:
         transformer.to(torch.bfloat16)
-        write_base(WEIGHTS / TURBO, transformer, text_encoder.to(torch.bfloat16), vae)
-        write_base(WEIGHTS / UNDISTILLED, transformer)
+        write_base(weights / TURBO, transformer, text_encoder.to(torch.bfloat16), vae)
+        write_base(weights / UNDISTILLED, transformer)
 
 
-def run_turbo(work: Path, steps: int | None) -> None:
-    settings = DistillSettings() if steps is None else DistillSettings(steps=steps)
-    teacher = load_base(UNDISTILLED)
+def run_turbo(recipe: Recipe) -> None:
+    work, weights = recipe.work, recipe.weights
+    teacher = load_base(UNDISTILLED, weights)
 
     def show(student: Transformer, step: int) -> None:
-        _preview(replace(teacher, transformer=student), work / f"turbo_{step:05d}.png", 8, 0.0)
+        distilled = replace(teacher, transformer=student)
+        _preview(recipe, distilled, work / f"turbo_{step:05d}.png", 8, 0.0)
 
-    student = distill(teacher, work, settings, show)
+    student = distill(teacher, work, recipe.turbo, show)
     if rank() == 0:
         write_base(
-            WEIGHTS / TURBO, student.to(torch.bfloat16), teacher.text_encoder.to(torch.bfloat16),
+            weights / TURBO, student.to(torch.bfloat16), teacher.text_encoder.to(torch.bfloat16),
             teacher.vae,
         )  # fmt: skip
 
 
-def run_adapter(work: Path, steps: int | None) -> None:
-    settings = AdapterSettings() if steps is None else AdapterSettings(steps=steps)
-    tensors = train_adapter(load_base(TURBO), work, settings)
+def run_adapter(recipe: Recipe) -> None:
+    tensors = train_adapter(load_base(TURBO, recipe.weights), recipe.work, recipe.adapter)
     if rank() == 0:
-        save_adapter(tensors, WEIGHTS / ADAPTER)
+        save_adapter(tensors, recipe.weights / ADAPTER)
 
 
-RUN: dict[str, Callable[..., None]] = {
+RUN: dict[str, Callable[[Recipe], None]] = {
     "vae": run_vae, "judge": run_judge, "base": run_base, "turbo": run_turbo,
     "adapter": run_adapter,
 }  # fmt: skip
+
+
+def _processes() -> int:
+    """One to a GPU; on a CPU one to a core, up to four."""
+    return 1 if DEVICE.type == "cuda" else min(4, os.cpu_count() or 1)
 
 
 def main() -> None:
@@ -119,14 +149,22 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append", help="default: all in turn")
     parser.add_argument("--work", type=Path, default=Path("miniature_work"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    parser.add_argument("--quick", action="store_true", help="next to no steps; needs --weights")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the models go")
     parser.add_argument("--resume-shipped", action="store_true", help="base: begin with the "
                         "shipped weights instead of fresh ones")  # fmt: skip
-    parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--processes", type=int, default=_processes())
     options = parser.parse_args()
+    if options.quick and options.weights == WEIGHTS:
+        parser.error("--quick would put untrained models over the shipped ones; give --weights")
     options.work.mkdir(parents=True, exist_ok=True)
+    stages: dict[str, Any] = QUICK if options.quick else {}
+    recipe = Recipe(options.work, options.weights, options.resume_shipped, **stages)
     for stage in options.stage or STAGES:
-        extra = {"resume": True} if stage == "base" and options.resume_shipped else {}
-        launch(partial(RUN[stage], options.work, options.steps, **extra), options.processes)
+        if options.steps is not None:
+            changed: dict[str, Any] = {stage: replace(getattr(recipe, stage), steps=options.steps)}
+            recipe = replace(recipe, **changed)
+        launch(partial(RUN[stage], recipe), options.processes)
 
 
 if __name__ == "__main__":

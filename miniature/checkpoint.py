@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .device import DEVICE
+
 
 class Checkpoint:
     """Saves at most every `seconds`, and always when told that the stage ends.
@@ -21,7 +23,7 @@ class Checkpoint:
         """The last state saved, or None."""
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=DEVICE)
         return state
 
     def due(self) -> bool:

@@ -22,6 +22,7 @@ from tqdm import trange
 
 from .batched import batched_forward
 from .checkpoint import Checkpoint
+from .device import DEVICE, bfloat16_products
 from .models import Transformer
 from .parallel import average_gradients, gather_rows, rank, rows
 from .pretrain import Ema, build_optimizers
@@ -71,7 +72,7 @@ def teacher_trajectories(
     x, before, length = noise_BCHW.float(), None, 0.0
     states = [x]
     for i, (now, after) in enumerate(zip(fine[:-1], fine[1:], strict=True)):
-        sigma_B = torch.full((len(x),), now)
+        sigma_B = torch.full((len(x),), now, device=x.device)
         v = velocity(base, x, sigma_B, text, empty, settings.guidance)
         step = after - now
         slope = v if before is None else v + 0.5 * step / length * (v - before)
@@ -94,10 +95,10 @@ def trajectory_cache(base: Base, path: Path, settings: DistillSettings) -> Tenso
     for first in trange(0, len(mine), 40, desc="trajectories", disable=rank() > 0):
         numbers = mine[first : first + 40]
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + numbers[0])
-        noise = torch.randn((len(numbers), channels, 16, 16), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        noise = torch.randn((len(numbers), channels, 16, 16), generator=generator).to(DEVICE)
+        with bfloat16_products():
             text = encode_prompts(base, [prompts[i] for i in numbers])
-            chunks.append(teacher_trajectories(base, text, noise, settings).half())
+            chunks.append(teacher_trajectories(base, text, noise, settings).half().cpu())
     cache = gather_rows(torch.cat(chunks))
     if rank() == 0:
         torch.save(cache, path)
@@ -118,7 +119,7 @@ def distill(
     sigmas = shifted_sigmas(settings.student_steps, teacher.shift).float()
     student = ZImageTransformer2DModel.from_config(teacher.transformer.config)
     student.load_state_dict(teacher.transformer.state_dict())
-    student.float().requires_grad_(True)
+    student.to(DEVICE, torch.float32).requires_grad_(True)
     optimizers = build_optimizers(student, None, settings.muon_rate, settings.adam_rate)
     ema = Ema({"transformer": student})
     checkpoint, first = Checkpoint(work / "turbo.pt"), 0
@@ -142,10 +143,10 @@ def distill(
         picks = torch.randint(len(states), (settings.batch,), generator=generator)[mine]
         # Every step of the grid equally often within a batch.
         at = torch.arange(settings.batch)[mine] % settings.student_steps
-        now, after = sigmas[at], sigmas[at + 1]
-        x_BCHW, next_BCHW = states[picks, at].float(), states[picks, at + 1].float()
+        now, after = sigmas[at].to(DEVICE), sigmas[at + 1].to(DEVICE)
+        x_BCHW, next_BCHW = (states[picks, i].float().to(DEVICE) for i in (at, at + 1))
         target = (next_BCHW - x_BCHW) / (after - now)[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16_products():
             text = encode_prompts(teacher, [prompts[i] for i in picks.tolist()])
             out = compiled(student, x_BCHW, 1 - now, text.text_BLD, text.mask_BL)
         loss = (-out.float() - target).square().mean()

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from .checkpoint import Checkpoint
+from .device import DEVICE, bfloat16_products
 from .drawing import render
 from .lexicon import COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TEXTURES
 from .models import Vae
 from .parallel import average_gradients, rank, rows
 from .pictures import to_tensor
 from .vae import decode, encode
+from .weights import JUDGE, WEIGHTS
 from .world import attributes, sample_scene
-
-WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 _THING = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": list(TEXTURES),
           "size": list(SIZES)}  # fmt: skip
@@ -114,7 +114,7 @@ def train_judge(
     """
     settings = settings or JudgeSettings()
     torch.manual_seed(settings.seed)
-    judge = Judge()
+    judge = Judge().to(DEVICE)
     if start is not None:
         judge.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(judge.parameters(), lr=settings.learning_rate, weight_decay=0.02)
@@ -135,18 +135,18 @@ def train_judge(
         numbers = range(step * settings.batch, (step + 1) * settings.batch)[rows(settings.batch)]
         # Its own stream of seeds: the judge needs no picture that the models have seen.
         scenes = [sample_scene(10_000_000 + i) for i in numbers]
-        pixels_BCHW = to_tensor([render(scene) for scene in scenes])
+        pixels_BCHW = to_tensor([render(scene) for scene in scenes]).to(DEVICE)
         tripped = round(len(scenes) * settings.round_trip)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), bfloat16_products():
             pixels_BCHW[:tripped] = decode(vae, encode(vae, pixels_BCHW[:tripped])).float()
-        pixels_BCHW = blemish(pixels_BCHW)
+        pixels_BCHW = blemish(pixels_BCHW.cpu()).to(DEVICE)
         shown = [attributes(scene) for scene in scenes]
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16_products():
             answers = judge(pixels_BCHW)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=DEVICE)
         for key, logits in answers.items():
             targets = torch.tensor([QUESTIONS[key].index(a[key]) if key in a else -100
-                                    for a in shown])  # fmt: skip
+                                    for a in shown], device=DEVICE)  # fmt: skip
             if (targets >= 0).any():
                 loss = loss + F.cross_entropy(logits.float(), targets)
         loss.backward()
@@ -158,10 +158,10 @@ def train_judge(
             progress.set_postfix(loss=f"{float(loss) / len(QUESTIONS):.4f}")
         if rank() == 0 and (checkpoint.due() or step + 1 == settings.steps):
             checkpoint.save({n: p.state_dict() for n, p in parts.items()} | {"step": step + 1})
-    return judge.eval()
+    return judge.cpu().eval()
 
 
-def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
+def save_judge(judge: Judge, path: Path = WEIGHTS / JUDGE) -> None:
     """Writes bfloat16 weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(torch.bfloat16) if v.is_floating_point() else v
@@ -170,7 +170,7 @@ def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
 
 
 @cache
-def load_judge(path: Path = WEIGHTS) -> Judge:
+def load_judge(path: Path = WEIGHTS / JUDGE) -> Judge:
     """The shipped judge, computing in float32."""
     judge = Judge()
     judge.load_state_dict(

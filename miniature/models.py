@@ -187,7 +187,12 @@ def write_base(
     scratch.rename(folder)
 
 
-def write_random(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> None:
+def write_random(
+    folder: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
+    arch: Architecture = ARCHITECTURE,
+) -> None:
     """Writes a whole base with random weights into `folder`; the same seed, the same bytes.
 
     Unlike a base at the start of training nothing is zero, so every weight takes part in the
@@ -195,7 +200,8 @@ def write_random(folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat1
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer, text_encoder, vae = build_transformer(), build_text_encoder(), build_vae()
+        transformer = build_transformer(arch)
+        text_encoder, vae = build_text_encoder(arch), build_vae(arch)
         for parameter in transformer.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.05)

@@ -20,4 +20,4 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
 def to_pictures(pixels_BCHW: Tensor) -> list[Image.Image]:
     """RGB pictures; values beyond [-1, 1] are clipped."""
     bytes_BCHW = ((pixels_BCHW.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return [Image.fromarray(x) for x in bytes_BCHW.permute(0, 2, 3, 1).contiguous().numpy()]
+    return [Image.fromarray(x) for x in bytes_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()]

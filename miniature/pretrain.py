@@ -22,6 +22,7 @@ from tqdm import tqdm, trange
 
 from .batched import batched_forward
 from .checkpoint import Checkpoint
+from .device import DEVICE, bfloat16_products
 from .drawing import render
 from .models import TextEncoder, Transformer, Vae, build_text_encoder, build_transformer
 from .muon import Muon
@@ -81,8 +82,8 @@ def latent_cache(vae: Vae, count: int, path: Path) -> Tensor:
     numbers = range(count)[rows(count)]
     for first in trange(0, len(numbers), 50, desc="latents", disable=rank() > 0):
         pixels = to_tensor([render(sample_scene(i)) for i in numbers[first : first + 50]])
-        with torch.autocast("cpu", torch.bfloat16):
-            chunks.append(encode(vae, pixels).half())
+        with bfloat16_products():
+            chunks.append(encode(vae, pixels.to(DEVICE)).half().cpu())
     cache = gather_rows(torch.cat(chunks))
     if rank() == 0:
         torch.save(cache, path)
@@ -110,7 +111,7 @@ def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> 
     shown = [attributes(sample_scene(i)) for i in range(2000)]
     values = {key: sorted({a[key] for a in shown if key in a})
               for key in sorted({k for a in shown for k in a})}  # fmt: skip
-    probe = AttributeProbe(text_encoder.config.hidden_size, values)
+    probe = AttributeProbe(text_encoder.config.hidden_size, values).to(DEVICE)
     parameters = [*text_encoder.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
     progress = trange(settings.text_steps, desc="text", disable=rank() > 0)
@@ -118,12 +119,12 @@ def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> 
         scenes = [sample_scene(128 * step + i) for i in range(128)[rows(128)]]
         prompts = [caption(s, random.Random(f"text {s.seed}")) for s in scenes]
         ids_BL, mask_BL = tokenize(tokenizer, prompts, 32)
-        text = encode_ids(text_encoder, ids_BL, mask_BL)
-        loss = torch.zeros(())
+        text = encode_ids(text_encoder, ids_BL.to(DEVICE), mask_BL.to(DEVICE))
+        loss = torch.zeros((), device=DEVICE)
         for key, logits in zip(values, probe(text.text_BLD, mask_BL), strict=True):
             targets = [values[key].index(a[key]) if key in a else -100
                        for a in map(attributes, scenes)]  # fmt: skip
-            loss = loss + F.cross_entropy(logits, torch.tensor(targets))
+            loss = loss + F.cross_entropy(logits, torch.tensor(targets, device=DEVICE))
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1, 2 * (1 - step / settings.text_steps))
         loss.backward()
         average_gradients(parameters)
@@ -205,7 +206,7 @@ def train_base(
     scenes = [sample_scene(i) for i in range(settings.scenes)]
 
     torch.manual_seed(settings.seed)
-    transformer, text_encoder = build_transformer(), build_text_encoder()
+    transformer, text_encoder = build_transformer().to(DEVICE), build_text_encoder().to(DEVICE)
     modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
     optimizers = build_optimizers(transformer, text_encoder, settings.muon_rate, settings.adam_rate)
     checkpoint = Checkpoint(work / "base.pt")
@@ -253,15 +254,18 @@ def train_base(
         noise = torch.randn((settings.batch, *latents.shape[1:]), generator=generator)
         sigma_B = sample_sigmas(settings.batch, settings.sigma_shift, generator)
         ids_BL, mask_BL = tokenize(tokenizer, prompts[mine], 64 if long else 32)
-        clean, noise, sigma_B = latents[picks[mine]].float(), noise[mine], sigma_B[mine]
+        clean, noise, sigma_B, ids_BL, mask_BL = (
+            part.to(DEVICE)
+            for part in (latents[picks[mine]].float(), noise[mine], sigma_B[mine], ids_BL, mask_BL)
+        )
         sigma_B111 = sigma_B[:, None, None, None]
 
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16_products():
             text = encode_ids(text_encoder, ids_BL, mask_BL)
             noised = (1 - sigma_B111) * clean + sigma_B111 * noise
             run = batched_forward if long else compiled
             out = run(transformer, noised, 1 - sigma_B, text.text_BLD, mask_BL)
-        weight = 1 + (settings.thing_weight - 1) * factor * thing_mask(batch[mine])
+        weight = 1 + (settings.thing_weight - 1) * factor * thing_mask(batch[mine]).to(DEVICE)
         error = (out.float() - (clean - noise)).square()
         loss = (error * weight / weight.mean()).mean()
         loss.backward()

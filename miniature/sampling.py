@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from .batched import batched_forward
+from .device import bfloat16_products
 from .models import PIXELS, TextEncoder, Transformer, Vae
 from .pictures import to_pictures
 from .vae import decode
@@ -83,9 +84,10 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> TextFeatures:
     the padding as text, so those would not draw what they draw alone.
     """
     ids_BL, mask_BL = tokenize(base.tokenizer, prompts)
+    device = base.transformer.device
     if int(mask_BL.sum(dim=1).min()) <= ids_BL.shape[1] - CAPTION_MULTIPLE:
         raise ValueError("prompts of different padded lengths; encode them apart")
-    return encode_ids(base.text_encoder, ids_BL, mask_BL)
+    return encode_ids(base.text_encoder, ids_BL.to(device), mask_BL.to(device))
 
 
 def shifted_sigmas(steps: int, shift: float) -> Tensor:
@@ -141,7 +143,7 @@ def sample_latents(
     sigmas = shifted_sigmas(steps, base.shift)
     x = noise_BCHW.float()
     for now, after in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        sigma_B = torch.full((len(x),), now)
+        sigma_B = torch.full((len(x),), now, device=x.device)
         x = x + (after - now) * velocity(base, x, sigma_B, text, empty, guidance)
     return x
 
@@ -170,7 +172,8 @@ def draw(
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         noise = noise_for(seeds[rows], base.transformer.config.in_channels)
-        with torch.autocast("cpu", torch.bfloat16):
+        noise = noise.to(base.transformer.device)
+        with bfloat16_products():
             text = encode_prompts(base, prompts[rows])
             latents = sample_latents(base, noise, text, steps, empty, guidance)
         pictures += to_pictures(decode(base.vae, latents))

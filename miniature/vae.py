@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import trange
 
 from .checkpoint import Checkpoint
+from .device import DEVICE, bfloat16_products
 from .drawing import collage, grid, render
 from .models import Vae, build_vae
 from .parallel import average_gradients, rank, rows
@@ -57,8 +58,9 @@ def _batch(step: int, settings: VaeSettings) -> Tensor:
 def psnr(vae: Vae, pixels_BCHW: Tensor) -> float:
     """Mean peak signal-to-noise ratio of the round trip in dB, of pixels rounded to 8 bits."""
     with torch.no_grad():
-        round_trip = torch.cat([decode(vae, encode(vae, x)) for x in pixels_BCHW.split(32)])
-    round_trip = ((round_trip.float().clamp(-1, 1) + 1) * 127.5).round() / 255
+        chunks = pixels_BCHW.to(vae.device).split(32)
+        round_trip = torch.cat([decode(vae, encode(vae, x)) for x in chunks])
+    round_trip = ((round_trip.float().cpu().clamp(-1, 1) + 1) * 127.5).round() / 255
     error_B = ((pixels_BCHW + 1) / 2 - round_trip).square().mean(dim=(1, 2, 3))
     return float((-10 * error_B.log10()).mean())
 
@@ -75,7 +77,7 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
     """
     settings = settings or VaeSettings()
     torch.manual_seed(settings.seed)
-    vae = build_vae()
+    vae = build_vae().to(DEVICE)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, weight_decay=1e-4,
                                   betas=(0.9, 0.98))  # fmt: skip
     checkpoint = Checkpoint(work / "vae.pt")
@@ -95,8 +97,8 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * one_cycle(step / settings.steps)
-        pixels_BCHW = _batch(step, settings)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels_BCHW = _batch(step, settings).to(DEVICE)
+        with bfloat16_products():
             latents_BCHW = vae.encode(pixels_BCHW).latent_dist.mode().float()
             noisy = latents_BCHW + settings.latent_noise * torch.randn_like(latents_BCHW)
             error = vae.decode(noisy).sample.float() - pixels_BCHW
@@ -111,7 +113,8 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0:
-            progress.set_postfix(loss=f"{float(loss):.4f}", std=f"{float(latents_BCHW.std()):.2f}")
+            deviation = latents_BCHW.detach().std()
+            progress.set_postfix(loss=f"{loss.item():.4f}", std=f"{deviation:.2f}")
         if rank() == 0 and checkpoint.due():
             save(step + 1)
     if rank() == 0 and first < settings.steps:
@@ -134,7 +137,7 @@ def _normalise(vae: Vae) -> None:
     latents = []
     for first in range(0, 1000, 50):
         pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
-        latents.append(vae.encode(pixels_BCHW).latent_dist.mode())
+        latents.append(vae.encode(pixels_BCHW.to(vae.device)).latent_dist.mode())
     stack = torch.cat(latents)
     vae.register_to_config(
         shift_factor=round(float(stack.mean()), 4), scaling_factor=round(1 / float(stack.std()), 4)
@@ -145,7 +148,7 @@ def preview(vae: Vae, path: Path) -> None:
     """Writes pairs of pictures, each with its reconstruction below: scenes, then subjects."""
     scenes = [sample_scene(i, "eval") for i in range(8)]
     scenes += [subject_scene(s, 0, word="") for s in ("bee", "mushroom", "robot", "fish")]
-    pixels_BCHW = to_tensor([render(scene) for scene in scenes])
+    pixels_BCHW = to_tensor([render(scene) for scene in scenes]).to(vae.device)
     with torch.no_grad():
         shown = torch.cat([pixels_BCHW, decode(vae, encode(vae, pixels_BCHW)).float()])
     path.parent.mkdir(parents=True, exist_ok=True)

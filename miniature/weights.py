@@ -11,10 +11,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from safetensors.torch import load_file
 from transformers import Qwen2Tokenizer, Qwen3Model
 
+from .device import DEVICE
 from .models import Transformer
 from .sampling import Base
 
 WEIGHTS = Path(__file__).parent / "weights"
+JUDGE = "judge.safetensors"
 TURBO, UNDISTILLED = "miniature-turbo", "miniature"
 ADAPTER = "training_adapter/miniature_turbo_training_adapter.safetensors"
 ADAPTER_PREFIX = "diffusion_model."
@@ -37,7 +39,7 @@ def load_base(name: str, weights: Path = WEIGHTS, dtype: torch.dtype = torch.flo
         shift=float(scheduler.config.shift),
     )
     for module in (base.transformer, base.text_encoder, base.vae):
-        module.eval().requires_grad_(False)
+        module.to(DEVICE).eval().requires_grad_(False)
     return base
 
 
@@ -59,7 +61,7 @@ def merge_adapter(transformer: Transformer, path: Path, strength: float = 1.0) -
             raise KeyError(f"{path}: {name} is no module of the transformer")
         weight = target.weight
         assert isinstance(weight, torch.Tensor)
-        delta = tensors[f"{name}.lora_B.weight"].float() @ down.float()
+        delta = (tensors[f"{name}.lora_B.weight"].float() @ down.float()).to(weight.device)
         weight.data = (weight.data.float() + strength * delta).to(weight.dtype)
         merged += 1
     if not merged:

@@ -1,0 +1,73 @@
+"""The plot and the picture grid of docs/zero_prior.md."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+from demo.grid import Row, draw_grid
+from experiments.zero_prior.compare import METRICS, Results
+from experiments.zero_prior.design import CONDITIONS, POINTS
+from experiments.zero_prior.study import UNTRAINED, run_name
+from miniature.models import PIXELS
+
+COLOURS = {"class_word": "#3a5a9b", "wrong_prior": "#c1121f", "rare_string": "#b8860b",
+           "zero_prior": "#0b6e4f"}  # fmt: skip
+PLOTTED = METRICS[:8]
+SHOWN_PICTURE = 0  # of each run
+
+
+def draw_metrics(results: Results, path: Path) -> None:
+    """One panel per metric: every condition at every point, with its interval."""
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
+    for axis, metric in zip(axes.flat, PLOTTED, strict=True):
+        for place, point in enumerate(POINTS):
+            for number, condition in enumerate(CONDITIONS):
+                if not results.table.find(point=point.name, condition=condition.name):
+                    continue
+                found = results.mean(metric, point.name, condition.name)
+                below, above = found.mean - found.low, found.high - found.mean
+                axis.errorbar(
+                    place + 0.15 * (number - 1.5), found.mean, [[below], [above]],
+                    fmt="o", markersize=5, capsize=3, color=COLOURS[condition.name],
+                    label=condition.title if place == len(POINTS) - 1 else None,
+                )  # fmt: skip
+        axis.set_title(metric.title, fontsize=10)
+        axis.set_xticks(range(len(POINTS)), [point.name for point in POINTS])
+        axis.set_xlim(-0.6, len(POINTS) - 0.4)
+        axis.grid(axis="y", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
+
+
+def draw_pictures(results: Results, folder: Path, path: Path) -> None:
+    """The first picture of every subject, untrained and at every point, by condition."""
+    rows = []
+    for point in (UNTRAINED, *(point.name for point in POINTS)):
+        for condition in CONDITIONS:
+            found = results.table.find(point=point, condition=condition.name)
+            first = {row["subject"]: row["seed"] for row in reversed(found)}
+            names = {subject: run_name(point, condition, subject, first[subject])
+                     for subject in sorted(first)}  # fmt: skip
+            cells = [
+                (_picture(folder / "pictures" / f"{name}.png"), subject)
+                for subject, name in names.items()
+            ]
+            if cells:
+                rows.append(Row(f"{point}: {condition.title}", cells))
+    draw_grid(rows).quantize(128).save(path, optimize=True)
+
+
+def _picture(path: Path) -> Image.Image:
+    with Image.open(path) as strip:
+        left = SHOWN_PICTURE * PIXELS
+        return strip.convert("RGB").crop((left, 0, left + PIXELS, PIXELS))

@@ -1,0 +1,3 @@
+"""Feeds mutated input to everything that reads what strangers send: `python -m fuzz`."""
+
+NAMES = ("dataset", "picture", "weights", "config", "caption")  # of `fuzz.harnesses`

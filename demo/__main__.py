@@ -20,6 +20,7 @@ from trainer.dataset import read_dataset
 
 OUTPUTS = Path("outputs")
 SEED = 1
+PREVIEWED, PREVIEW_EVERY = 3, 100  # prompts in the report, and the steps between their pictures
 
 
 def main() -> None:
@@ -31,7 +32,13 @@ def main() -> None:
     _say(f"The pictures: {subject.dataset}", subject.credit)
 
     _say("Training a LoRA and the new word <zwx>")
-    weights = train(dataset=subject.dataset, steps=subject.steps, seed=SEED).weights
+    weights = train(
+        dataset=subject.dataset,
+        steps=subject.steps,
+        seed=SEED,
+        sample_prompts="\n".join(subject.prompts[:PREVIEWED]),
+        sample_every=PREVIEW_EVERY,
+    ).weights
 
     _say("Drawing the same prompts before and after")
     predictor = Predictor()
@@ -44,6 +51,7 @@ def main() -> None:
     _say(
         f"Done in {time.perf_counter() - start:.0f} seconds.",
         f"{picture}: the pictures, before and after, at a glance",
+        f"{OUTPUTS / 'report.html'}: how the training went and how it was judged, on one page",
         f"{weights}: the LoRA and the new word, to predict with",
         f"{OUTPUTS / 'before'}, {OUTPUTS / 'after'}: every picture by itself",
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cog import FieldInfo, current_scope
+from coglet import server
 
 from inference.console import log_to_console
 
@@ -27,6 +28,11 @@ def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def metric(name: str, value: float) -> None:
     """Records a metric of the running prediction or training; outside of one it does nothing."""
     current_scope().record_metric(name, value)  # type: ignore[attr-defined]
+
+
+def served() -> bool:
+    """Whether Cog's server runs this call, for who knows whom, rather than plain Python."""
+    return bool(server.active)
 
 
 @contextmanager

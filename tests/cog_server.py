@@ -122,6 +122,11 @@ class CogServer:
         """Wait until the server takes requests again: it frees its slot a moment after replying."""
         self._wait_for("READY", while_in=("BUSY",), timeout=timeout)
 
+    @property
+    def session(self) -> int:
+        """The id of the session that the server and all it has started belong to."""
+        return self._process.pid
+
     def log(self) -> str:
         """Everything the server and its worker have printed so far."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")

@@ -162,7 +162,7 @@ def test_the_environment_asks_how_prompts_are_tokenised(
     training: Training, predictor: CogServer
 ) -> None:
     """LOG_PROMPT_IDS=1, since an operator wants to know what no user is asked for."""
-    drawn = run(predictor, PROMPT | {"replicate_weights": str(training.saved)})
+    drawn = run(predictor, PROMPT | {"replicate_weights": training.weights})
     shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new words: <zwx> at \[7\]"
     assert re.search(shown, training.report["logs"])
     assert re.search(shown, drawn["logs"])
@@ -306,6 +306,9 @@ def test_a_prompt_alone_will_do(predictor: CogServer) -> None:
         {"aspect_ratio": "2:1"},
         {"output_format": "gif"},
         {"prompt": 3},
+        {"prompt_strength": 1.5},
+        {"extra_lora_scale": 4},
+        {"go_fast": "yes"},
     ],
     ids=str,
 )
@@ -319,9 +322,10 @@ def test_a_value_no_prediction_takes_is_refused_by_name(
 
 
 def test_no_weights_draws_the_untouched_base_whatever_came_before(
-    predictor: CogServer, training: Training
+    predictor: CogServer, training: Training, code: Path
 ) -> None:
     """With weights by value, by path, broken, cut short, and without: in one server, in a row."""
+    shutil.copy(training.saved, code / "mine.zip")
 
     def draw(**inputs: Any) -> bytes:
         report = run(predictor, PROMPT | inputs)
@@ -339,7 +343,9 @@ def test_no_weights_draws_the_untouched_base_whatever_came_before(
     trained = draw(replicate_weights=training.weights)
     assert trained != untouched
     assert draw() == untouched
-    assert draw(replicate_weights=str(training.saved)) == trained
+    assert draw(replicate_weights="mine.zip") == trained
+    assert draw(lora_weights=str(code / "mine.zip")) == trained
+    assert draw(lora_weights=training.weights) == trained
 
     whole = training.saved.read_bytes()
     assert "BrokenArchive" in refused(whole[: len(whole) // 2])
@@ -360,3 +366,42 @@ def without_up_matrix(weights: Path) -> bytes:
                 content = save(tensors)
             target.writestr(name, content)
     return result.getvalue()
+
+
+def test_a_stranger_reaches_no_other_file_of_the_server_and_no_machine_behind_it(
+    predictor: CogServer, training: Training
+) -> None:
+    """The weights lie beside the working folder; the address is this very server's."""
+    for source, reason in {
+        str(training.saved): "outside of the working folder",
+        "../weights.zip": "outside of the working folder",
+        predictor.url.replace("http:", "https:"): "not on the public internet",
+        predictor.url: "over https only",
+    }.items():
+        report = run(predictor, PROMPT | {"lora_weights": source, "hf_api_token": "hf_secret"})
+        assert report["status"] == "failed"
+        assert reason in report["error"]
+        assert "hf_secret" not in json.dumps(report) + predictor.log()
+
+
+def test_an_image_is_drawn_anew_and_the_file_says_how(predictor: CogServer) -> None:
+    start = io.BytesIO()
+    Image.new("RGB", (128, 64), "orange").save(start, "PNG")
+    inputs = {"image": data_url("image/png", start.getvalue()), "prompt_strength": 0.5}
+    report = run(predictor, PROMPT | inputs)
+    assert report["status"] == "succeeded", report
+    drawn = picture(report["output"][0])
+    assert drawn.size == (88, 48)  # 2:1, as the image, of the area of 64 x 64
+    facts = json.loads(drawn.info["zeroprior"])
+    assert (facts["prompt"], facts["seed"], facts["prompt_strength"]) == (PROMPT["prompt"], 7, 0.5)
+    silent = picture(run(predictor, PROMPT | {"output_metadata": False})["output"][0])
+    assert "zeroprior" not in silent.info
+
+
+def test_the_server_starts_with_the_weights_that_the_environment_names(
+    env: dict[str, str], code: Path, training: Training, predictor: CogServer
+) -> None:
+    """COG_WEIGHTS, as a model that was pushed together with its weights."""
+    wanted = run(predictor, PROMPT | {"replicate_weights": training.weights})["output"]
+    with CogServer("predict", env | {"COG_WEIGHTS": str(training.saved)}, code) as server:
+        assert run(server, PROMPT)["output"] == wanted

@@ -59,7 +59,7 @@ def test_a_placeholder_is_trained_only_where_the_file_asks_for_it(read: Read) ->
 def test_what_is_left_out_or_left_empty_suits_the_base(read: Read) -> None:
     settings = read("train: {rank: , steps: ~, resolution: null}\nsample:\ndebug:\n")
     assert settings.rank == settings.base.rank
-    assert settings.steps == settings.base.training_steps
+    assert settings.for_pictures(1).steps == settings.base.training_steps.least
     assert settings.resolutions == (settings.base.training_resolution,)
     assert settings.training_mode == "baseline"
 

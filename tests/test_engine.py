@@ -1,13 +1,20 @@
 """What one request does is over when the next one begins."""
 
 import logging
+import os
+import shutil
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from cog import Secret
+from PIL import Image
 
 from adapters.archive import Archive, BrokenArchive, write_archive
 from adapters.factors import Factors, LoraMismatch
@@ -15,8 +22,12 @@ from adapters.placeholder import Placeholder
 from families.bases import BASES, UnknownBase
 from families.family import Family
 from families.loading import load_family
+from families.repository import MissingModel
+from inference import acceleration
+from inference.drawing import draw
 from inference.engine import Engine
 from inference.request import ASPECT_RATIOS, Drawing, Request, settle
+from inference.text_cache import TextCache
 
 CPU = torch.device("cpu")
 TURBO, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen-Image"
@@ -242,6 +253,204 @@ def test_a_prompt_and_weights_that_do_not_go_together_are_a_warning(
     assert (warning in "\n".join(said)) if warning else not said
 
 
+# Several weights at once.
+
+
+@pytest.fixture(scope="module")
+def second(turbo: Family) -> Archive:
+    """Weights with a placeholder of their own."""
+    row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(9))
+    return Archive(lora(turbo, 3, 9), Placeholder("<abc>", row), {"base_model": TURBO})
+
+
+def test_two_archives_are_laid_over_each_other_with_both_their_words(
+    engine: Engine, trained: Archive, second: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = asked("<abc> beside <zwx>", lora_scale=0.8, extra_lora_scale=-0.5)
+    both = pixels(engine, request, trained, "auto", second)
+    assert "not trained" not in caplog.text and "does not hold" not in caplog.text
+    ours, theirs = trained.factors, second.factors
+    stacked = {
+        name: (
+            torch.cat([ours[name][0], theirs[name][0]]),
+            torch.cat([0.8 * ours[name][1], -0.5 * theirs[name][1]], dim=1),
+        )
+        for name in ours
+    }
+    assert trained.placeholder and second.placeholder
+    words = {each.token: each.vectors for each in (trained.placeholder, second.placeholder)}
+    family = load_family(BASES["z-image-turbo"], CPU, torch.float32)
+    for name, (down, up) in stacked.items():
+        family.transformer.get_submodule(name).weight.add_(up @ down)
+    with torch.inference_mode():
+        drawn = draw(family, settle(request, family.base, family.resolution_multiple), words)
+    summed, laid = (
+        np.frombuffer(each, np.uint8).astype(int) for each in (drawn[0].tobytes(), both[0])
+    )
+    assert np.abs(summed - laid).max() <= 1  # the sums were rounded in another order
+
+    alone = {pixels(engine, request, each)[0] for each in (trained, second)}
+    assert len(alone | {both[0]}) == 3
+    assert pixels(engine, request, trained, "auto", second) == both
+
+
+def test_a_word_cannot_come_twice(
+    engine: Engine, first: list[bytes], trained: Archive, second: Archive
+) -> None:
+    assert second.placeholder
+    again = replace(second, placeholder=Placeholder("<zwx>", second.placeholder.vectors))
+    with pytest.raises(LoraMismatch, match="in extra_lora bring the placeholder <zwx> a second"):
+        engine.draw(asked("<zwx>"), trained, "auto", again)
+    assert pixels(engine, asked()) == first
+
+
+def test_weights_of_two_families_do_not_go_together(
+    engine: Engine, trained: Archive, plain: Archive
+) -> None:
+    other = replace(plain, meta={"base_model": QWEN})
+    with pytest.raises(LoraMismatch, match="in extra_lora were trained on qwen-image and cannot"):
+        engine.draw(asked(), trained, "auto", other)
+
+
+# Warm and quick.
+
+
+def test_a_repeated_prompt_spends_no_time_in_the_text_encoder(
+    bases: None, trained: Archive, second: Archive
+) -> None:
+    engine = Engine(CPU, torch.float32)
+    engine.warm_up()
+    assert engine._family is not None
+    read = []
+    engine._family.text_encoder.register_forward_hook(lambda *_: read.append(1))
+
+    def times(prompt: str, *weights: Any, **options: Any) -> int:
+        before = len(read)
+        engine.draw(asked(prompt, **options), *weights)
+        return len(read) - before
+
+    assert times("a cat") == 1
+    assert times("a cat", seed=8, width=32, height=32, num_inference_steps=1) == 0
+    assert times("a cat", trained) == 0  # the LoRA is the transformer's alone
+    assert times("a dog", guidance_scale=2) == 2  # and the empty prompt
+    assert times("a cat", guidance_scale=2) == 0
+    assert times("<zwx>", trained) == 1
+    assert times("<zwx>", trained, lora_scale=0.5) == 0
+    assert times("<zwx>") == 1  # as plain text
+    moved = Placeholder("<zwx>", torch.ones(1, 64))
+    assert times("<zwx>", replace(trained, placeholder=moved)) == 1
+    assert times("<zwx>", trained) == 0
+
+
+def test_features_leave_the_cache_when_it_is_full(turbo: Family) -> None:
+    texts = TextCache(budget=10_000)
+    first = texts.encode(turbo, "a cat", {})
+    assert texts.encode(turbo, "a cat", {}) is first
+    for number in range(8):
+        texts.encode(turbo, f"a dog and {number} birds", {})
+    assert texts._bytes <= 10_000
+    anew = texts.encode(turbo, "a cat", {})
+    assert anew is not first and torch.equal(anew, first)
+
+
+def test_another_base_takes_the_place_of_the_first_in_memory(
+    bases: None, plain: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = Engine(CPU, torch.float32)
+    engine.draw(asked(), plain)
+    assert engine._family is not None
+    gone = [weakref.ref(getattr(engine._family, part)) for part in ("transformer", "vae")]
+    engine.draw(asked(), None, "z-image")
+    assert [each() for each in gone] == [None, None]
+    assert "z-image-turbo leaves memory; loading z-image" in caplog.text
+
+
+def test_an_unknown_base_leaves_the_present_one_in_memory(engine: Engine, tmp_path: Path) -> None:
+    here = engine._family
+    shutil.copytree(Path(os.environ["MODEL_VAULT"]) / TURBO, tmp_path / "torn")
+    shutil.rmtree(tmp_path / "torn" / "vae")
+    with pytest.raises(MissingModel):
+        engine.draw(asked(), None, str(tmp_path / "torn"))
+    assert engine._family is here
+
+
+def test_default_weights_stand_in_where_a_request_brings_none(
+    bases: None, trained: Archive, plain: Archive, tmp_path: Path
+) -> None:
+    file = write_archive(
+        replace(trained, meta={"base_model": "Tongyi-MAI/Z-Image"}), tmp_path / "w"
+    )
+    engine = Engine(CPU, torch.float32)
+    engine.warm_up(str(file))
+    assert engine._family is not None and engine._family.base.name == "z-image"
+    subject, own = asked("a photo of <zwx>"), engine.read(file)
+    by_default = pixels(engine, subject)
+    assert by_default == pixels(engine, subject, own)
+    assert pixels(engine, subject, plain, "z-image") != by_default
+    assert pixels(engine, subject) == by_default
+
+
+def test_compiled_blocks_draw_the_same_and_are_compiled_once_for_all_loras(
+    bases: None, trained: Archive, plain: Archive, first: list[bytes]
+) -> None:
+    """With the compiler's front half, which is what decides whether to compile again."""
+    engine = Engine(CPU, torch.float32)
+    engine.warm_up()
+    family = engine._family
+    assert family is not None
+    engine._prepared(family)
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    acceleration.compile_blocks(family.transformer, backend)
+    try:
+        assert pixels(engine, asked()) == first
+        pixels(engine, asked(width=96))
+        count = len(compiled)
+        assert count > 0
+        for archive, scale in ((trained, 1.0), (plain, -0.5), (trained, 0.3), (None, 1.0)):
+            pixels(engine, asked(lora_scale=scale), archive)
+            pixels(engine, asked(width=32, height=80, lora_scale=scale), archive)
+        assert pixels(engine, asked()) == first
+        assert len(compiled) == count
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "wanted"),
+    [("cpu", None, False), ("cuda", None, True), ("cuda", "0", False), ("cuda", "1", True)],
+)
+def test_only_a_gpu_is_compiled_for_and_the_environment_may_say_no(
+    device: str, compile: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMPILE", raising=False)
+    if compile is not None:
+        monkeypatch.setenv("COMPILE", compile)
+    assert acceleration.wanted(torch.device(device)) == wanted
+
+
+def test_go_fast_saves_a_quarter_of_the_passes(bases: None) -> None:
+    family = load_family(BASES["z-image"], CPU, torch.float32)
+    passes = []
+    family.transformer.register_forward_hook(lambda *_: passes.append(1))
+
+    def count(**options: Any) -> int:
+        passes.clear()
+        request = asked(num_inference_steps=8, **options)
+        with torch.inference_mode():
+            draw(family, settle(request, family.base, family.resolution_multiple))
+        return len(passes)
+
+    assert count() == 16
+    assert count(go_fast=True) == 12
+    assert count(go_fast=True, guidance_scale=1) == 8
+
+
 # Number and size.
 
 
@@ -307,6 +516,8 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"height": None}, "width and height go together"),
         ({"aspect_ratio": "5:7"}, "aspect_ratio '5:7' is not one of 1:1"),
         ({"num_outputs": 0}, "num_outputs is 0"),
+        ({"prompt_strength": 0.5}, "prompt_strength says how far to leave an image; give one"),
+        ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom wants width and"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) -> None:
@@ -314,9 +525,66 @@ def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) ->
         asked(**options)
 
 
-def test_a_face_gets_picture_files(engine: Engine, first: list[bytes]) -> None:
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("option", "warning"),
+    [
+        ({"go_fast": True}, "go_fast has no effect: it saves guidance, which is off"),
+        ({"negative_prompt": "blur"}, "negative_prompt has no effect: guidance_scale is 1"),
+    ],
+)
+def test_an_option_without_effect_is_a_warning(
+    option: dict, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle(asked(**option), BASES["z-image-turbo"], 16)
+    assert warning in caplog.text
+    caplog.clear()
+    settle(asked(**option), BASES["z-image"], 16)
+    assert caplog.text == ""
 
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"extra_lora_scale": 0.5}, "extra_lora_scale is the strength of extra_lora, which is not"),
+        ({"replicate_weights": "a", "lora_weights": "b"}, "both say which LoRA to draw with"),
+        ({"lora_weights": "/etc/hostname"}, "'/etc/hostname' is outside of the working folder"),
+        ({"replicate_weights": "/etc/hostname"}, "outside of the working folder"),
+        ({"image": "/etc/hostname"}, "outside of the working folder"),
+        ({"extra_lora": "http://weights.example/a"}, "over https only"),
+    ],
+)
+def test_a_face_refuses_inputs_that_make_no_sense_or_reach_too_far(
+    engine: Engine, inputs: dict, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        engine.predict(prompt="a cat", **inputs)
+
+
+def test_a_face_draws_with_two_loras_by_name(
+    engine: Engine, trained: Archive, plain: Archive, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A string names a file of the working folder; a token that is not needed does no harm."""
+    write_archive(trained, tmp_path / "one.zip")
+    write_archive(plain, tmp_path / "two.zip")
+    monkeypatch.chdir(tmp_path)
+    small = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7}
+    (path,) = engine.predict(
+        prompt="a photo of <zwx>",
+        lora_weights="one.zip",
+        extra_lora="two.zip",
+        extra_lora_scale=0.5,
+        hf_api_token=Secret("hf_secret"),
+        output_format="png",
+        **small,
+    )
+    request = asked("a photo of <zwx>", extra_lora_scale=0.5)
+    read = (engine.read(tmp_path / name) for name in ("one.zip", "two.zip"))
+    wanted = pixels(engine, request, next(read), "auto", next(read))
+    with Image.open(path) as opened:
+        assert [opened.tobytes()] == wanted
+
+
+def test_a_face_gets_picture_files(engine: Engine, first: list[bytes]) -> None:
     told = {}
     request = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7, "num_outputs": 2}
     paths = engine.predict(

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adapters.factors import LoraMismatch, check_fits
-from adapters.lora_file import BrokenLora, parse_lora, read_tensors
+from adapters.layout import Layout
+from adapters.lora_file import BrokenLora, parse_deltas, parse_lora, read_tensors
 
 LAYER = "transformer_blocks.0.attn.to_out.0"  # the word "transformer" belongs to the name
 RANK, ALPHA = 4, 6.0
@@ -79,17 +80,12 @@ def test_the_header_speaks_for_the_layers_without_an_alpha_of_their_own() -> Non
 @pytest.mark.parametrize(
     "key",
     [
-        "x.lora_magnitude_vector",
-        "x.lora_magnitude_vector.weight",
-        "x.dora_scale",
-        "x.lokr_w1",
-        "x.hada_w1_a",
-        "x.diff",
-        "x.diff_b",
-        "x.lora_B.bias",
         "x.lora_A",
         "x.lora_A.second.weight",
-        "x.lora.down.weight",
+        "x.lora_mid.weight",
+        "x.lokr_t2",
+        "x.hada_t1",
+        "x.oft_diag",
         "x.alpha.weight",
         "lora_A.weight",
         "lora_token_embedding.zwx",
@@ -104,19 +100,26 @@ def test_an_unknown_key_is_refused_by_name(key: str) -> None:
     assert f"{key} is not a LoRA tensor this reader knows" in str(caught.value)
 
 
-@pytest.mark.parametrize("layer", ["lora_unet_blocks_0", "base_model.model.blocks.0", "blocks.7"])
+@pytest.mark.parametrize("layer", ["lora_unet_blocks_7", "unet.blocks.0", "blocks.7"])
 def test_a_layer_the_model_has_not_is_refused_by_name(layer: str) -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(16, 24)])})
     down, up = matrices()
     factors = parse_lora({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, {}, "f")
-    with pytest.raises(LoraMismatch, match=f"do not exist in small: {layer}"):
-        check_fits(factors, model, "f", "small")
+    for check in (
+        lambda: Layout.of(model, "small").fit(factors, "f"),
+        lambda: check_fits(factors, model, "f", "small"),
+    ):
+        with pytest.raises(LoraMismatch, match=f"1 of 1 layers do not exist in small: {layer}"):
+            check()
 
 
 def test_a_layer_of_another_size_is_refused_with_both_sizes() -> None:
     factors = {"0": (torch.zeros(2, 16), torch.zeros(24, 2))}
+    model = nn.Sequential(nn.Linear(8, 24))
     with pytest.raises(LoraMismatch, match=r"0 \(LoRA 24x16, model 24x8\)"):
-        check_fits(factors, nn.Sequential(nn.Linear(8, 24)), "f", "small")
+        check_fits(factors, model, "f", "small")
+    with pytest.raises(LoraMismatch, match=r"0 \(LoRA 24x16, model 24x8\)"):
+        Layout.of(model, "small").fit(factors, "f")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,27 @@ def test_a_layer_of_another_size_is_refused_with_both_sizes() -> None:
         ({"x.lora_A.weight": torch.ones(4, 16, dtype=torch.int8)}, "not floating point numbers"),
         ({"x.lora_A.weight": torch.ones(4, 2, 8)}, r"x has the shapes \(4, 2, 8\)"),
         ({"x.lora_B.weight": torch.full((24, 4), 3e38), "x.alpha": torch.tensor(9e9)}, "infinity"),
+        ({"x.lora_A.weight": torch.ones(1025, 16)}, r"x has the shapes \(1025, 16\) and"),
+        ({"x.lokr_w1": torch.ones(4, 4)}, "x has LoRA together with lokr_w1"),
+        ({"x.diff_b": torch.ones(24)}, "x has LoRA together with diff_b"),
+        ({"x.dora_scale": torch.ones(23, 1)}, r"x has DoRA magnitudes of the shape \(23, 1\)"),
+        ({"x.dora_scale": torch.full((24,), torch.nan)}, "x holds NaN or infinity"),
+        ({"y.dora_scale": torch.ones(24)}, "y has magnitude alone"),
+        ({"y.lora_B.bias": torch.ones(24)}, "y has lora_B.bias alone"),
+        ({"y.lokr_w1": torch.ones(4, 4)}, "y has lokr_w1 but no lokr_w2"),
+        (
+            {f"y.lokr_{part}": torch.ones(4, 4) for part in ("w1", "w1_a", "w2")},
+            "y has lokr_w1 both whole and as factors",
+        ),
+        (
+            {f"y.lokr_{part}": torch.ones(4, 4) for part in ("w1", "w2_a")},
+            "y has lokr_w2_a but no lokr_w2_b",
+        ),
+        ({"y.hada_w1_a": torch.ones(24, 4)}, "y has hada_w1_a but no hada_w1_b, hada_w2_a"),
+        (
+            {f"y.hada_w{n}_{p}": torch.ones(4 * n, 4 * n) for n in (1, 2) for p in "ab"},
+            r"y has two products of the shapes \(4, 4\) and \(8, 8\)",
+        ),
     ],
 )
 def test_a_layer_with_odd_parts_is_refused(extra: dict[str, torch.Tensor], fault: str) -> None:
@@ -148,9 +172,12 @@ def test_a_layer_with_odd_parts_is_refused(extra: dict[str, torch.Tensor], fault
         (header(alpha="much"), "lora_alpha 'much'"),
         (header(rank=0), "has r 0"),
         (header(alpha=float("nan")), "lora_alpha nan"),
-        (header(rank_pattern={"x": 2}), "rank_pattern is not read yet"),
-        (header(alpha_pattern={"x": 2}), "alpha_pattern is not read yet"),
-        (header(use_rslora=True), "use_rslora is not read yet"),
+        (header(rank_pattern={"x": 2}), "x has rank 4, the file's header says 2"),
+        (header(rank_pattern={"(a+)+": 2}), r"rank_pattern '\(a\+\)\+', not a layer's plain name"),
+        (header(alpha_pattern={"x": -2}), "alpha_pattern that is not a table of positive numbers"),
+        (header(alpha_pattern=[2]), "alpha_pattern that is not a table of positive numbers"),
+        (header(peft_type="LOKR"), "is about 'LOKR', not LoRA"),
+        (header(use_dora=True), "x has no lora_magnitude_vector, the file's header says DoRA"),
     ],
 )
 def test_a_header_that_cannot_be_followed_is_refused(metadata: dict[str, str], fault: str) -> None:
@@ -159,13 +186,54 @@ def test_a_header_that_cannot_be_followed_is_refused(metadata: dict[str, str], f
         parse_lora({"x.lora_A.weight": down, "x.lora_B.weight": up}, metadata, "file")
 
 
+def test_the_longest_name_in_the_header_s_patterns_counts() -> None:
+    down, up = matrices()
+    layers = ("b.0.to_q", "b.1.to_q", "b.1.to_k")
+    tensors = {f"{n}.lora_{m}.weight": t for n in layers for m, t in (("A", down), ("B", up))}
+    alphas = {"to_q": 2.0, "^transformer\\.b\\.1\\.to_q$": 8.0}
+    factors = parse_lora(tensors, header(alpha_pattern=alphas), "lora")
+    for layer, scale in zip(layers, (0.5, 2.0, 1.5), strict=True):
+        assert torch.equal(factors[layer][1], up * scale)
+
+
+def test_an_alpha_in_every_layer_leaves_a_broken_header_unread() -> None:
+    down, up = matrices()
+    tensors = {"x.lora_A.weight": down, "x.lora_B.weight": up, "x.alpha": torch.tensor(2.0)}
+    factors = parse_lora(tensors, header(rank_pattern={".*": 2}), "lora")
+    assert torch.equal(factors["x"][1], up * 0.5)
+
+
+def test_every_rank_above_the_limit_is_refused() -> None:
+    tensors = {"x.lora_A.weight": torch.ones(1025, 2), "x.lora_B.weight": torch.ones(2, 1025)}
+    with pytest.raises(BrokenLora, match="x has rank 1025; 1024 is the most"):
+        parse_lora(tensors, {}, "file")
+
+
+def test_a_file_above_the_size_limit_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.lora_file.MAX_BYTES", 1000)
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(bytes(1001))
+    with pytest.raises(BrokenLora, match="lora has 1,001 bytes; 1,000 is the most"):
+        read_tensors(file, "lora")
+
+
+def test_what_is_no_plain_lora_is_not_given_as_one() -> None:
+    down, up = matrices()
+    tensors = {"x.lora_A.weight": down, "x.lora_B.weight": up, "y.diff": up}
+    assert parse_deltas(tensors, {}, "file").keys() == {"x", "y"}
+    with pytest.raises(BrokenLora, match="file is not plain LoRA in 1 layers: y"):
+        parse_lora(tensors, {}, "file")
+
+
 def test_every_fault_is_told_at_once() -> None:
     down, up = matrices()
-    tensors = {"a.lora_A.weight": down, "b.lora_B.weight": up, "c.diff": up}
+    tensors = {"a.lora_A.weight": down, "b.lora_B.weight": up, "c.scale": up}
     with pytest.raises(BrokenLora) as caught:
         parse_lora(tensors, {}, "file")
     assert str(caught.value) == (
-        "file: c.diff is not a LoRA tensor this reader knows; a has lora_A but no lora_B; "
+        "file: c.scale is not a LoRA tensor this reader knows; a has lora_A but no lora_B; "
         "b has lora_B but no lora_A"
     )
 

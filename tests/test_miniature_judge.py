@@ -3,11 +3,12 @@
 import pytest
 
 from miniature.drawing import render
-from miniature.judge import WEIGHTS, held_out_accuracy, load_judge
+from miniature.judge import held_out_accuracy, load_judge
 from miniature.likeness import likeness
+from miniature.weights import JUDGE, WEIGHTS
 from miniature.world import SUBJECTS, sample_scene, subject_scene
 
-needs_judge = pytest.mark.skipif(not WEIGHTS.exists(), reason="no trained judge yet")
+needs_judge = pytest.mark.skipif(not (WEIGHTS / JUDGE).exists(), reason="no trained judge yet")
 
 
 @needs_judge

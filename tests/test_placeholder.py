@@ -17,7 +17,7 @@ from families.family import Family
 from families.loading import load_family
 
 BASE_NAMES = ("z-image-turbo", "qwen-image")
-ODD_WORDS = ("<zwx>", "<a.*b>", "[x]", "(y)", "<zwx>2", "$^", "\\d+", "<größe>", "<cafe\u0301>")
+ODD_WORDS = ("<zwx>", "<a.*b>", "[x]", "(y)", "<zwx>+", "$^", "\\d+", "<größe>", "<cafe\u0301>")
 PIECES = (
     *("a photo of", "cat", "Smiling", "35mm f/1.4 — 2024!", "it's", "tab's", "I'll", "123456"),
     *(

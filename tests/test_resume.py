@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from loops import make_loop
 
 from adapters.archive import Archive, read_archive
 from trainer import run
-from trainer.checkpoint import BrokenCheckpoint, read_checkpoint
+from trainer.checkpoint import BrokenCheckpoint, Checkpoint, read_checkpoint, write_checkpoint
+from trainer.dataset import read_dataset
 from trainer.loop import Diverged, Loop
+from trainer.optimizers import OPTIMIZERS
+from trainer.resume import data_identity, exactness, identity, read_resume
 from trainer.settings import Settings, SettingsError, settle
 
 
@@ -34,6 +38,7 @@ def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
         lr_warmup_steps=2,
         learning_rate=1e-3,
         seed=11,
+        validation_every=0,
         output_dir=tmp_path / "whole",
     )
 
@@ -59,22 +64,77 @@ def assert_same(one: Archive, other: Archive) -> None:
     assert torch.equal(one.placeholder.vectors, other.placeholder.vectors)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 8])
 def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
-    stop: int, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_archive(run.train(settings))
     broken_off = replace(settings, output_dir=tmp_path / "parts")
     with monkeypatch.context() as patch:
-        cancel_after(patch, stop)
+        cancel_after(patch, 4)
         with pytest.raises(Cancelled):
             run.train(broken_off)
-    folder = tmp_path / "parts"
-    assert [p.name for p in folder.rglob("*") if p.is_file()] == [f"step-{stop:06d}.safetensors"]
+    folder = tmp_path / "parts" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-000004.safetensors"]
+    assert not (tmp_path / "parts" / "weights.zip").exists()
 
-    resumed = read_archive(run.train(replace(broken_off, resume_from=folder / "checkpoints")))
+    resumed = read_archive(run.train(replace(broken_off, resume_from=folder)))
     assert_same(resumed, whole)
     assert resumed.meta["training"]["loss_last"] == whole.meta["training"]["loss_last"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_accumulation_averages_and_every_optimiser_are_resumed_bit_for_bit(
+    optimizer: str, settings: Settings, tmp_path: Path
+) -> None:
+    """8-bit states begin at 4096 entries, so the rank is high."""
+    settings = replace(
+        settings,
+        optimizer=optimizer,
+        learning_rate=1.0 if OPTIMIZERS[optimizer].finds_rate else 1e-3,
+        resolutions=(64,),
+        batch_size=1,
+        steps=3,
+        rank=64,
+        gradient_accumulation=2,
+        ema_decay=0.9,
+        timestep_sampling="shift",
+    )
+    whole, resumed = make_loop(settings), make_loop(settings)
+    for step in range(3):
+        if step == 2:
+            resumed.restore(read_checkpoint(whole._save(tmp_path)))
+        whole.step(step)
+    resumed.step(2)
+    for name, parameter in whole.named.items():
+        assert torch.equal(parameter, resumed.named[name]), name
+    ours, theirs = ((*loop.shipped()[0].values(),) for loop in (whole, resumed))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(ours, theirs, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    assert not torch.equal(ours[0][1], whole.lora_parameters[1])  # averages are shipped
+    assert resumed.history.plain() == whole.history.plain()
+
+
+def test_going_on_with_changed_pictures_is_said_and_with_others_refused(
+    settings: Settings, tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples = read_dataset(photos, "a photo of TOK", "<zwx>")
+    examples = [examples[0], replace(examples[1], caption="<zwx>, told anew")]
+    now = data_identity(examples)
+    path = tmp_path / "step-000001.safetensors"
+    kept = {**identity(settings), "settings": exactness(settings), "data": now}
+    write_checkpoint(Checkpoint(1, kept, {}, {}, {}, {}), tmp_path)
+    resumed = replace(settings, resume_from=path)
+
+    assert read_resume(resumed, examples) is not None
+    assert "another dataset" not in caplog.text
+    changed = read_dataset(photos, "a photo of TOK", "<zwx>")[:3]
+    assert read_resume(resumed, changed) is not None
+    assert "1 pictures new, 0 gone, 1 captions changed" in caplog.text
+    with pytest.raises(SettingsError, match="trained on other pictures.*weights.zip"):
+        read_resume(resumed, [replace(each, data=b"") for each in examples])
 
 
 def test_checkpoints_come_every_so_many_steps_and_the_last_two_stay(
@@ -103,11 +163,15 @@ def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
     assert not (tmp_path / "whole" / "weights.zip").exists()
 
 
+def checkpoint_of(settings: Settings, step: int, folder: Path) -> Path:
+    """A checkpoint that says all that is asked of one before a model is loaded."""
+    facts = {**identity(settings), "settings": exactness(settings)}
+    return write_checkpoint(Checkpoint(step, facts, {}, {}, {}, {}), folder)
+
+
 def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:
-    run.train(replace(settings, checkpoint_every=4))
-    again = settle(
-        dataset=photos, base_model="z-image", resume_from=tmp_path / "whole" / "checkpoints"
-    )
+    checkpoint_of(settings, 4, tmp_path)
+    again = settle(dataset=photos, base_model="z-image", resume_from=tmp_path)
     assert again.seed == settings.seed
 
 
@@ -120,8 +184,8 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
         replace(
             settings,
             steps=1,
-            learning_rate=1e-12,
-            placeholder_learning_rate=1e-12,
+            learning_rate=1e-20,
+            placeholder_learning_rate=1e-20,
             output_dir=tmp_path / "more",
             resume_from=first,
         )
@@ -138,6 +202,8 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
         ({"base_model": "qwen-image"}, "has base_model 'Tongyi-MAI/Z-Image', this training 'Qwen"),
         ({"placeholder_token": "<other>"}, "has placeholder_token '<zwx>'"),
         ({"train_placeholder_token": False}, "has placeholder_token '<zwx>'"),
+        ({"optimizer": "adafactor"}, "has optimizer 'adamw', this training 'adafactor'"),
+        ({"lora_targets": "attention"}, "has lora_targets 'auto', this training 'attention'"),
         ({"steps": 4}, "has done 8 steps; set steps above that"),
     ],
 )
@@ -149,17 +215,16 @@ def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run.train(replace(settings, checkpoint_every=8))
+    checkpoint_of(settings, 8, tmp_path)
     given = {"base_model": "z-image", "rank": 2, "steps": 9, "resolution": "64"} | changes
-    wrong = settle(dataset=photos, resume_from=tmp_path / "whole" / "checkpoints", seed=11, **given)
+    wrong = settle(dataset=photos, resume_from=tmp_path, seed=11, **given)
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
         run.train(wrong)
 
 
 def test_a_damaged_checkpoint_is_refused(settings: Settings, tmp_path: Path) -> None:
-    run.train(replace(settings, checkpoint_every=8))
-    path = tmp_path / "whole" / "checkpoints" / "step-000008.safetensors"
+    path = checkpoint_of(settings, 8, tmp_path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BrokenCheckpoint, match="not a whole checkpoint"):
         read_checkpoint(path)

@@ -25,7 +25,10 @@ from trainer.batches import Batches
 from trainer.dataset import DatasetError, read_dataset
 from trainer.features import Captions, encode_pictures
 from trainer.loop import Diverged, Loop
-from trainer.loss import draw_sigma, flow_loss
+from trainer.loss import flow_loss
+from trainer.noise_levels import NoiseLevels
+from trainer.optimizers import OPTIMIZERS, rate_at
+from trainer.presets import PRESETS, find_preset, steps_for
 from trainer.randomness import generator
 from trainer.run import train
 from trainer.settings import Settings, SettingsError
@@ -75,7 +78,7 @@ def test_a_base_given_by_its_folder_draws_its_samples_from_there(
             sample_options={"width": 64, "height": 64, "num_inference_steps": 2},
         )
     )
-    assert (path.parent / "samples" / "00" / "image-0.png").is_file()
+    assert (path.parent / "samples" / "step-000003" / "00.png").is_file()
 
 
 # What is learned.
@@ -151,7 +154,7 @@ def test_near_zero_rows_do_not_swallow_the_loras_gradient(
             grads = [p.grad for p in loop.lora_parameters if p.grad is not None]
             seen.append(torch.nn.utils.get_total_norm(grads).item())
 
-        loop.optimizer.register_step_pre_hook(note)
+        loop.optimizers["lora"].register_step_pre_hook(note)
         loop.step(0)
         norms += seen
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-3)
@@ -319,25 +322,224 @@ def test_every_epoch_shows_every_sample_and_batches_hold_one_shape() -> None:
     assert [batches.at(k) for k in range(6)] != [batches.at(6 + k) for k in range(6)]
 
 
-def test_sigma_follows_the_shifted_sigmoid_of_a_normal() -> None:
-    draws = torch.tensor([draw_sigma(3.0, generator(0, "sigma", k)) for k in range(4000)])
-    assert 0 < draws.min() and draws.max() < 1
-    # The median of sigmoid(normal) is 1/2; shift 3 moves it to 3/4.
-    assert draws.median().item() == pytest.approx(0.75, abs=0.02)
+def test_sigma_follows_its_density_and_shift(use_vault: Path) -> None:
+    """The median of each density is 1/2; shift 3 moves it to 3/4. The normal's sigmoid keeps to
+    the middle: sigmoid(0.674), 0.662, is its upper quartile, and 0.75 the uniform one's."""
+    family = load_family(BASES["z-image"])
+    for sampling, quartile in (("uniform", 0.75), ("sigmoid", 0.662), ("logit_normal", 0.662)):
+        for shift, median in ((1.0, 0.5), (3.0, 0.75)):
+            levels = NoiseLevels(family, sampling, shift)
+            draws = torch.tensor(
+                [levels.draw((4, 8, 8), generator(0, "sigma", k)) for k in range(4000)]
+            )
+            assert 0 <= draws.min() and draws.max() < 1
+            assert draws.median().item() == pytest.approx(median, abs=0.02)
+            if shift == 1:
+                assert draws.quantile(0.75).item() == pytest.approx(quartile, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image"])
+def test_shift_draws_the_noise_levels_of_the_bases_own_schedule(name: str, use_vault: Path) -> None:
+    """Qwen-Image's depends on the size: e^mu is 1.71 at 512 pixels and 2.00 at 1024, and its
+    last level is 0.02."""
+    family = load_family(BASES[name])
+    for edge in (512, 1024):
+        rows = edge // family.vae_factor
+        levels = NoiseLevels(family, "shift", 1.0)
+        draws = [levels.draw((4, rows, rows), generator(0, "sigma", k)) for k in range(2000)]
+        schedule = family.sigmas(1000, edge, edge).tolist()
+        assert set(draws) <= set(schedule[:-1])
+        assert len(set(draws)) > 800
+        median = torch.tensor(draws).median().item()
+        assert median == pytest.approx(schedule[500], abs=0.03)
+        assert (min(draws) >= 0.0199) is (name == "qwen-image")
 
 
 def test_the_rate_warms_up_and_falls_as_asked(small: Callable[..., Settings]) -> None:
-    settings = small(steps=20, lr_scheduler="cosine", lr_warmup_steps=4, learning_rate=1e-3, rank=1)
-    _, loop, _ = prepare(settings, True, False)
-    rates = []
-    for _ in range(20):
-        rates.append(loop.optimizer.param_groups[0]["lr"])
-        loop.optimizer.step()
-        loop.schedule.step()
-    assert rates[:4] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4])
-    assert rates[4] == pytest.approx(1e-3)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert rates[-1] < 1e-4
+    def shares(**given: Any) -> list[float]:
+        settings = small(**({"steps": 20, "lr_warmup_steps": 4} | given))
+        schedule, warmup, steps = settings.lr_scheduler, settings.warmup, settings.steps
+        return [rate_at(step, schedule, warmup, steps) for step in range(20)]
+
+    for schedule in ("cosine", "linear"):
+        rates = shares(lr_scheduler=schedule)
+        assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert rates[4:] == sorted(rates[4:], reverse=True)
+        assert 0 < rates[-1] < 0.1
+    assert shares(lr_scheduler="linear")[12] == pytest.approx(0.5)
+    assert shares(lr_scheduler="constant")[4:] == [1.0] * 16
+    assert shares(lr_scheduler="constant", lr_warmup_steps=None)[:3] == [1 / 3, 2 / 3, 1.0]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimiser_follows_the_schedule_in_both_groups(
+    optimizer: str, small: Callable[..., Settings]
+) -> None:
+    settings = small(steps=10, lr_warmup_steps=1, lr_scheduler="linear", caption_dropout=0.0)
+    settings = replace(settings, optimizer=optimizer)
+    _, loop, _ = prepare(settings, True, True)
+    start = [value.detach().clone() for value in loop.parameters]
+    full = {
+        "lora": settings.learning_rate,
+        "placeholder": settings.placeholder_learning_rate,
+    }
+    for step, share in enumerate((0.5, 1.0)):
+        loop.step(step)
+        for name, each in loop.optimizers.items():
+            assert each.param_groups[0]["lr"] == pytest.approx(full[name] * share)
+    pairs = zip(start, loop.parameters, strict=True)
+    *lora, row = (not torch.equal(before, after) for before, after in pairs)
+    assert any(lora) and row
+
+
+def test_prodigy_finds_the_rate_of_the_lora_and_the_placeholder_keeps_its_own(
+    small: Callable[..., Settings],
+) -> None:
+    settings = small(optimizer="prodigy", steps=20, caption_dropout=0.0, rank=4)
+    assert (settings.learning_rate, settings.warmup) == (1.0, 0)
+    assert settings.placeholder_learning_rate == settings.base.placeholder_learning_rate
+    _, loop, _ = prepare(settings, True, True)
+    for step in range(12):
+        loop.step(step)
+    assert isinstance(loop.optimizers["placeholder"], torch.optim.AdamW)
+    assert loop.rates["lora"] > 2e-6  # it begins at 1e-6
+    assert loop.rates["placeholder"] == settings.placeholder_learning_rate
+
+
+def test_accumulated_batches_give_the_gradient_of_their_mean(
+    small: Callable[..., Settings],
+) -> None:
+    """One picture, so that two batches of one stack to a batch of two."""
+    settings = small(steps=1, gradient_accumulation=2, max_grad_norm=1e6, caption_dropout=0.0)
+    family, loop, _ = prepare(settings, True, True)
+    parts = [loop.batch(number) for number in range(2)]
+    latents, noise, sigma = (torch.cat([part[k] for part in parts]) for k in range(3))
+    text = loop.captions.features([caption for part in parts for caption in part[3]])
+    loss = flow_loss(family, latents, noise, sigma, text)
+    wanted = torch.autograd.grad(loss, loop.parameters)
+
+    found: list[torch.Tensor] = []
+    for each in loop.optimizers.values():
+        each.register_step_pre_hook(
+            lambda optimizer, *_: found.extend(
+                value.grad.clone() for value in optimizer.param_groups[0]["params"]
+            )
+        )
+    loop.step(0)
+    assert loop.history.losses[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_shipped_weights_are_running_averages_where_they_are_asked_for(
+    small: Callable[..., Settings],
+) -> None:
+    """The decay warms up, min(0.5, (1 + n) / (10 + n)), so that the start is soon forgotten."""
+    _, loop, _ = prepare(small(steps=3, ema_decay=0.5, learning_rate=1e-2), True, True)
+    seen = []
+    for step in range(3):
+        loop.step(step)
+        seen.append([value.detach().clone() for value in loop.parameters])
+    average = seen[0]
+    for decay, present in ((2 / 11, seen[1]), (3 / 12, seen[2])):
+        average = [
+            decay * old + (1 - decay) * new for old, new in zip(average, present, strict=True)
+        ]
+    with loop.averaged():
+        for wanted, value in zip(average, loop.parameters, strict=True):
+            assert torch.allclose(wanted, value, rtol=1e-5, atol=1e-8)
+        assert loop.placeholder is not None
+        shipped = loop.placeholder.detached()
+    for last, value in zip(seen[2], loop.parameters, strict=True):
+        assert torch.equal(last, value)  # training goes on from where it was
+    factors, placeholder = loop.shipped()
+    assert placeholder is not None and torch.equal(placeholder.vectors, shipped.vectors)
+    assert torch.allclose(next(iter(factors.values()))[0], average[0], rtol=1e-5, atol=1e-8)
+
+
+def test_who_watches_is_called_after_every_step_before_its_checkpoint(
+    small: Callable[..., Settings], tmp_path: Path
+) -> None:
+    _, loop, _ = prepare(small(steps=3, checkpoint_every=1), True, True)
+    seen: list[tuple[int, int]] = []
+    loop.run(None, tmp_path, [lambda loop: seen.append((loop.done, len(list(tmp_path.iterdir()))))])
+    assert seen == [(1, 0), (2, 1), (3, 2)]
+
+
+# Presets and the numbers of a base.
+
+
+def test_steps_grow_with_the_pictures_between_two_bounds() -> None:
+    base, plain = BASES["z-image-turbo"], find_preset(None)
+    found = [steps_for(base, plain, pictures) for pictures in (1, 10, 20, 30, 500)]
+    assert found == [1000, 1000, 2000, 3000, 3000]
+    quick = [steps_for(base, PRESETS["quick_test"], pictures) for pictures in (10, 20)]
+    assert quick == [200, 400]
+
+
+def test_steps_that_are_given_stay(small: Callable[..., Settings]) -> None:
+    assert small(steps=7).for_pictures(40).steps == 7
+    assert small(steps=None).for_pictures(20).steps == 2000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("base", BASES)
+def test_every_preset_suits_every_base_and_yields_to_what_is_given(
+    base: str, preset: str, small: Callable[..., Settings]
+) -> None:
+    row, values = BASES[base], PRESETS[preset]
+    given = {"base_model": base, "preset": preset, "rank": None, "steps": None}
+    settings = small(**given, resolution=None)
+    assert settings.rank == row.rank * values.rank
+    assert settings.learning_rate == row.learning_rate * values.learning_rate
+    assert settings.resolutions[0] <= row.training_resolution
+    assert small(**{**given, "rank": 3}, learning_rate=1e-5).rank == 3
+
+
+def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., Settings]) -> None:
+    shift = BASES["z-image"].training_shift
+    assert small().training_shift == shift != 1
+    assert small(timestep_sampling="uniform").training_shift == 1
+    assert small(timestep_sampling="uniform", training_shift=2.5).training_shift == 2.5
+
+
+# What a LoRA adapts.
+
+
+def test_lora_targets_are_named_by_group_by_name_or_by_pattern(use_vault: Path) -> None:
+    family = load_family(BASES["z-image"])
+    attention, feed_forward = family.lora_targets("attention"), family.lora_targets("feed_forward")
+    assert set(family.lora_targets()) == {*attention, *feed_forward}
+    assert {name.split(".")[2] for name in attention} == {"attention"}
+    ends = {name.rpartition(".")[2] for name in family.lora_targets("to_q, feed_forward.w2")}
+    assert ends == {"to_q", "w2"}
+    assert family.lora_targets("layers.1.*.to_?") == [
+        f"layers.1.attention.to_{each}" for each in "qkv"
+    ]
+    everything = family.lora_targets("all")
+    assert set(everything) > set(family.lora_targets())
+    assert any("adaLN" in name for name in everything)
+
+
+def test_every_layer_of_all_can_learn(use_vault: Path) -> None:
+    for name in ("z-image", "qwen-image"):
+        family = load_family(BASES[name])
+        layers = dict(family.transformer.named_modules())
+        targets = family.lora_targets("all")
+        for target in targets:
+            layers[target].weight.requires_grad_(True)
+        with torch.no_grad():
+            text = family.encode_prompts(["a cat"])
+        shape = (1, family.latent_channels, 8, 8)
+        family.velocity(torch.randn(shape), torch.tensor([0.5]), text).square().sum().backward()
+        assert [each for each in targets if layers[each].weight.grad is None] == []
+
+
+def test_lora_targets_that_fit_no_layer_are_refused_before_the_pictures_are_encoded(
+    small: Callable[..., Settings],
+) -> None:
+    with pytest.raises(ValueError, match="'atention.to_q' fits no.*did you mean 'attention.to_q'"):
+        train(small(lora_targets="atention.to_q"))
 
 
 # What is refused, and when.
@@ -381,7 +583,21 @@ def test_a_word_the_tokenizer_knows_is_refused_before_the_pictures_are_encoded(
         ({"rank": 0}, "rank is 0; it lies between 1 and 256"),
         ({"steps": -1, "caption_dropout": 2.0}, "steps is -1.*; caption_dropout is 2"),
         ({"resolution": "64,big"}, "resolution"),
-        ({"lr_scheduler": "cosin"}, "lr_scheduler is 'cosin'; constant and cosine are known"),
+        ({"lr_scheduler": "cosin"}, "lr_scheduler 'cosin' is not one of.*did you mean 'cosine'"),
+        ({"preset": "charcter"}, "preset 'charcter' is not one of.*did you mean 'character'"),
+        ({"optimizer": "adam"}, "optimizer 'adam' is not one of.*did you mean 'adamw'"),
+        ({"optimizer": "adamw8bit"}, "adamw8bit is for a GPU.*use adamw"),
+        (
+            {"optimizer": "prodigy", "learning_rate": 1e-4},
+            "learning_rate is 0.0001, but prodigy finds the rate by itself.*leave it out",
+        ),
+        ({"timestep_sampling": "sigmoidal"}, "did you mean 'sigmoid'"),
+        ({"timestep_sampling": "shift", "training_shift": 3.0}, "leave training_shift out"),
+        ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it lies between 1 and"),
+        ({"ema_decay": 1.0}, "ema_decay is 1; it lies between 0 and"),
+        ({"quantize": "int4"}, "quantize 'int4' is not one of auto, none, fp8, int8, nf4"),
+        ({"trackers": "wandb,tensorbord"}, "trackers 'tensorbord'.*did you mean 'tensorboard'"),
+        ({"steps": 0}, "steps is 0; leave it out"),
         ({"placeholder_token": "a b"}, "white space"),
         ({"base_model": "z-image-trubo"}, "did you mean 'z-image-turbo'"),
     ],

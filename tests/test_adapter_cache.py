@@ -1,0 +1,103 @@
+"""Adapters are read once for as long as there is room, by what is in the file."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.archive import Archive, BrokenArchive, write_archive
+from adapters.cache import AdapterCache
+from adapters.layout import Layout
+from adapters.overlay import Overlay
+from benchmarks.models import MODELS, block_linears
+
+SIZE = 4 * (4 * 64 + 64 * 4) * 3  # bytes of one adapter's factors
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    names = [f"layers.0.attention.to_{x}" for x in "qkv"]
+    assert set(names) <= set(block_linears(MODELS["Z-Image"]()))
+    return [
+        write_archive(
+            Archive({n: (torch.randn(4, 64), torch.randn(64, 4)) for n in names}, None, {}),
+            tmp_path / f"{number}.zip",
+        )
+        for number in range(3)
+    ]
+
+
+def test_the_same_content_is_the_same_adapter_whatever_its_name(
+    files: list[Path], tmp_path: Path
+) -> None:
+    cache = AdapterCache()
+    found = cache.get(files[0])
+    copy = shutil.copy(files[0], tmp_path / "other name")
+    assert cache.get(copy) is found
+    assert cache.get(files[1]) is not found
+    assert cache.size == 2 * SIZE
+
+
+def test_a_file_that_was_replaced_is_read_anew(files: list[Path]) -> None:
+    cache = AdapterCache()
+    first, times = cache.get(files[0]), os.stat(files[0])
+    os.replace(files[1], files[0])
+    os.utime(files[0], ns=(times.st_atime_ns, times.st_mtime_ns))  # as some copiers do
+    assert cache.get(files[0]) is not first
+
+
+def test_the_longest_unused_leaves_first(files: list[Path]) -> None:
+    cache = AdapterCache(budget=2 * SIZE)
+    kept = [cache.get(file) for file in files[:2]]
+    assert cache.get(files[0]) is kept[0]
+    cache.get(files[2])
+    assert cache.size == 2 * SIZE
+    assert cache.get(files[0]) is kept[0]
+    assert cache.get(files[1]) is not kept[1]
+
+
+def test_one_larger_than_the_budget_is_kept_alone(files: list[Path]) -> None:
+    cache = AdapterCache(budget=10)
+    assert cache.get(files[0]) is cache.get(files[0])
+    cache.get(files[1])
+    assert cache.size == SIZE
+
+
+def test_a_broken_or_missing_file_is_refused_and_not_kept(files: list[Path]) -> None:
+    cache = AdapterCache()
+    whole = files[0].read_bytes()
+    files[0].write_bytes(whole[:-99])
+    for _ in range(2):
+        with pytest.raises(BrokenArchive, match="0.zip is a zip that was cut short"):
+            cache.get(files[0])
+    assert cache.size == 0
+    files[0].write_bytes(whole)
+    assert cache.get(files[0]).factors
+    with pytest.raises(BrokenArchive, match="gone.zip: no such file"):
+        cache.get(files[0].with_name("gone.zip"))
+
+
+def test_the_same_weights_again_are_fitted_and_laid_only_once(files: list[Path]) -> None:
+    cache, transformer = AdapterCache(), MODELS["Z-Image"]()
+    layout, overlay = Layout.of(transformer, "Z-Image"), Overlay(transformer)
+
+    def request(file: Path, scale: float) -> None:
+        overlay.apply([(cache.fit(cache.get(file), layout), scale)])
+
+    def writes() -> int:
+        return sum(parameter._version for parameter in transformer.parameters())
+
+    request(files[0], 1.0)
+    before = writes()
+    request(files[0], 1.0)
+    assert writes() == before
+    request(files[0], 0.5)
+    request(files[1], 0.5)
+    assert writes() > before
+    # Another model of the same layers has a layout of its own.
+    other = Layout.of(MODELS["Z-Image"](seed=1), "other")
+    archive = cache.get(files[0])
+    assert cache.fit(archive, other) is cache.fit(archive, other)
+    assert cache.fit(archive, layout) is not cache.fit(archive, other)

@@ -1,0 +1,78 @@
+"""Several processes under `accelerate launch` train what one would train."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trainer.checkpoint import Checkpoint, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+# What `accelerate launch` runs for several GPUs; for CPUs alone it would ask for an MPI.
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+STEPS = 3
+
+
+def train(
+    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: int
+) -> str:
+    """What a training from a YAML file prints; its result lies in the folder."""
+    folder.mkdir()
+    train = {
+        "train_placeholder_token": True,
+        "resolution": "64",
+        "rank": 2,
+        "steps": STEPS,
+        "gradient_accumulation": 2,
+        "caption_dropout": 0.5,  # so that a process may miss the word that the other sees
+        "ema_decay": 0.9,
+        "checkpoint_every": STEPS,
+        "validation_every": 0,
+        "gradient_checkpointing": False,
+    }
+    config = {"base_model": "z-image", "dataset": str(photos), "output_dir": str(folder)}
+    (folder / "run.yaml").write_text(yaml.safe_dump({**config, "train": train | changes}))
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MODEL_VAULT": str(vault),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "trainer", str(folder / "run.yaml")],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def state(folder: Path) -> Checkpoint:
+    """The float32 state after the last step."""
+    return read_checkpoint(folder / "checkpoints" / f"step-{STEPS:06d}.safetensors")
+
+
+def test_two_processes_train_what_one_does_with_the_doubled_batch(
+    tmp_path: Path, photos: Path, vault: Path
+) -> None:
+    """The processes agree on a seed, which the run by one process is told."""
+    told = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1)
+    assert told.count("wrote ") == 2  # weights.zip and report.html, by the main process alone
+    two = state(tmp_path / "two")
+    assert two.identity["settings"]["processes"] == 2
+    seed = two.identity["settings"]["seed"]
+    train((), tmp_path / "one", photos, vault, batch_size=2, seed=seed)
+    one = state(tmp_path / "one")
+    assert one.history["losses"] == pytest.approx(two.history["losses"], rel=1e-5)
+    for kind in ("parameters", "averages"):
+        ours, theirs = getattr(one, kind), getattr(two, kind)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name

@@ -1,0 +1,192 @@
+"""Gates let good weights through, name what is odd, and never let worthless weights take over."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.factors import Factors
+from adapters.placeholder import Placeholder
+from trainer import gates
+from trainer.gates import FAILED, PASSED, REPORTED, SKIPPED, Gate, Worthless
+from trainer.judging import without_subject
+from trainer.loop import Loop
+from trainer.run import train
+from trainer.settings import Settings
+from trainer.validation import Curves
+
+
+@pytest.fixture
+def factors() -> Factors:
+    random = torch.Generator().manual_seed(1)
+    return {
+        name: (torch.randn(2, 6, generator=random), torch.randn(4, 2, generator=random))
+        for name in ("one", "two", "three")
+    }
+
+
+@pytest.fixture
+def archive(factors: Factors) -> Archive:
+    word = Placeholder("<zwx>", torch.randn(1, 8, generator=torch.Generator().manual_seed(2)))
+    return Archive(factors, word, {"base_model": "here/base"})
+
+
+# What was learned.
+
+
+def test_every_layer_must_change_its_weight(factors: Factors) -> None:
+    gate = gates.learned(factors)
+    assert (gate.state, gate.value, gate.worthless) == (PASSED, 1, False)
+
+    factors["two"] = (factors["two"][0], torch.zeros(4, 2))
+    gate = gates.learned(factors)
+    assert (gate.state, gate.worthless) == (FAILED, False)
+    assert "1 of 3 LoRA layers (two) change nothing" in gate.sentence
+
+    nothing = {name: (down, torch.zeros_like(up)) for name, (down, up) in factors.items()}
+    assert gates.learned(nothing).worthless
+
+
+def test_an_update_that_rounding_takes_away_counts_as_none(factors: Factors) -> None:
+    tiny = {name: (down, up * 1e-42) for name, (down, up) in factors.items()}
+    assert all(up.abs().sum() > 0 for _, up in tiny.values())  # as trained, in float32
+    assert gates.learned(tiny).worthless  # as written, in bfloat16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_make_weights_worthless(factors: Factors, value: float) -> None:
+    factors["two"][1][3, 1] = value
+    gate = gates.learned(factors)
+    assert (gate.state, gate.worthless) == (FAILED, True)
+    assert "1 of 3 LoRA layers (two) hold NaN or infinity" in gate.sentence
+
+
+def test_the_norm_of_an_update_is_that_of_the_product(factors: Factors) -> None:
+    for down, up in factors.values():
+        assert gates.update_norm(down, up) == pytest.approx((up @ down).norm().item())
+
+
+# What is in the file.
+
+
+def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
+    archive: Archive, tmp_path: Path
+) -> None:
+    path = write_archive(archive, tmp_path / "weights.zip")
+    assert gates.reloads(archive, path).state == PASSED
+
+    down, up = archive.factors["two"]
+    other = dict(archive.factors) | {"two": (down, up + up.abs().max() / 64)}
+    gate = gates.reloads(Archive(other, archive.placeholder, {}), path)
+    assert gate.worthless
+    assert "1 of 3 LoRA layers (two) differ" in gate.sentence
+
+    fewer = {name: pair for name, pair in archive.factors.items() if name != "one"}
+    assert "(one) are not in both" in gates.reloads(Archive(fewer, None, {}), path).sentence
+    assert "placeholder differs" in gates.reloads(replace(archive, placeholder=None), path).sentence
+
+    path.write_bytes(path.read_bytes()[:-100])
+    gate = gates.reloads(archive, path)
+    assert gate.worthless
+    assert "the file is refused" in gate.sentence
+
+
+# What is drawn.
+
+
+def test_a_preview_must_equal_the_prediction() -> None:
+    one = Image.new("RGB", (8, 8), (100, 100, 100))
+    other = one.copy()
+    other.putpixel((3, 3), (100, 101, 100))
+    assert gates.previews_match(one, one.copy(), exact=True).state == PASSED
+    gate = gates.previews_match(one, other, exact=True)
+    assert (gate.state, gate.value) == (FAILED, 1)
+    # A GPU may round in another order; another picture is another picture there, too.
+    assert gates.previews_match(one, other, exact=False).state == PASSED
+    far = Image.new("RGB", (8, 8), (104, 100, 100))
+    assert gates.previews_match(one, far, exact=False).state == FAILED
+    assert gates.previews_match(one, one.resize((9, 8)), exact=False).state == FAILED
+
+
+def test_drift_is_told_in_numbers_and_asks_for_nothing() -> None:
+    base, moved = Image.new("RGB", (8, 8), (100,) * 3), Image.new("RGB", (8, 8), (125,) * 3)
+    gate = gates.drift_of_pictures(base, moved, "a landscape")
+    assert (gate.state, gate.value) == (REPORTED, pytest.approx(20.17, abs=0.01))
+    assert gates.drift_of_pictures(base, base.copy(), "a landscape").value is None
+    assert "3.00 %" in gates.drift_of_velocity(0.03, "a landscape").sentence
+
+
+@pytest.mark.parametrize(
+    ("prompt", "neutral"),
+    [
+        ("a photo of <zwx>", "a photo of something"),
+        ("a <zwx> beside a dog", "something beside a dog"),
+        ("a cat", "a landscape"),
+    ],
+)
+def test_the_prompt_without_the_subject_is_about_something_else(prompt: str, neutral: str) -> None:
+    assert without_subject(prompt, "<zwx>") == neutral
+    assert without_subject(prompt, None) == "a landscape"
+
+
+def test_a_validation_loss_that_rises_is_a_failed_gate() -> None:
+    curves = Curves([0.2, 0.8], [], [0, 5, 10], [[1.0, 1.0], [0.5, 0.5], [0.9, 0.9]])
+    gate = gates.validation_fell(curves)
+    assert (gate.state, gate.value) == (PASSED, 0.9)
+    assert "the lowest was 0.5000 at step 5" in gate.sentence
+    risen = replace(curves, losses=[*curves.losses[:2], [1.1, 1.1]])
+    assert gates.validation_fell(risen).state == FAILED
+    assert gates.validation_fell(Curves([0.2], [], [], [])).state == SKIPPED
+
+
+def test_a_failed_gate_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    gates.say([Gate("one", PASSED, "well"), Gate("two", FAILED, "not well")])
+    levels = {record.getMessage(): record.levelname for record in caplog.records}
+    assert levels == {"gate passed: one: well": "INFO", "gate failed: two: not well": "WARNING"}
+
+
+# In a training.
+
+
+def test_the_gates_of_a_training_are_in_its_archive(small: Callable[..., Settings]) -> None:
+    found = read_archive(train(small(learning_rate=1e-3))).meta["gates"]
+    assert {gate["name"]: gate["state"] for gate in found} == {
+        "every layer has learned": PASSED,
+        "the archive reads back": PASSED,
+        "the validation loss fell": PASSED,
+        "the preview is what is drawn": SKIPPED,  # no sample_prompts
+    }
+
+
+def test_worthless_weights_never_replace_good_ones(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(steps=1, train_placeholder_token=False)
+    folder = settings.output_dir
+    assert folder is not None
+    folder.mkdir(parents=True)
+    (folder / "weights.zip").write_bytes(b"of an earlier training")
+    monkeypatch.setattr(Loop, "step", lambda self, step: _nothing(self, step))
+    with pytest.raises(Worthless, match="none of .* LoRA layers changes anything"):
+        train(settings)
+
+    assert (folder / "weights.zip").read_bytes() == b"of an earlier training"
+    with zipfile.ZipFile(folder / "weights-failed.zip") as kept:
+        assert json.loads(kept.read("meta.json"))["base_model"] == settings.base.hub_id
+    assert "changes anything" in (folder / "report-failed.html").read_text()
+    assert not (folder / "weights-unchecked.zip").exists()
+    assert not (folder / "report.html").exists()
+
+
+def _nothing(loop: Loop, step: int) -> None:
+    """A step that learns nothing."""
+    loop.history.losses.append(torch.tensor(1.0))
+    loop.done = step + 1

@@ -1,0 +1,297 @@
+"""The plan: counted on sketches, held against real steps, and what it chooses."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adapters.lora import Lora
+from families.bases import find_base
+from families.family import Family
+from families.loading import load_family
+from families.quantization import QUANTIZATIONS
+from families.sketch import sketch
+from trainer.fitting import free_memory
+from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
+from trainer.plan import LADDER, RESERVE, Choice, Figures, Mode, Wishes, choose
+from trainer.speed import CARDS, UTILISATION, step_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+GB = 10**9
+
+
+# What is counted.
+
+
+def of_depth(family: Family, blocks: int) -> Family:
+    """The family with a transformer of so many blocks in its trunk, everything else as it is."""
+    config = dict(family.transformer.config)
+    config["n_layers" if "n_layers" in config else "num_layers"] = blocks
+    with torch.device(family.device):
+        transformer = family.transformer_class.from_config(config)
+    family.transformer_config = config
+    vars(family)["transformer"] = nn.Module.to(transformer, family.dtype).requires_grad_(False)
+    return family
+
+
+def saved_bytes(family: Family, lora: Lora, shape: Shape) -> int:
+    """What autograd keeps after a real forward pass, weights left out: PyTorch's own account."""
+    from trainer.loss import flow_loss
+
+    weights = {each.untyped_storage().data_ptr() for each in family.transformer.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    rows, columns = family.latent_size(shape.width, shape.height)
+    latents = torch.randn(shape.batch_size, family.latent_channels, rows, columns)
+    text = [torch.randn(shape.text_tokens, 64, dtype=family.dtype)] * shape.batch_size
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = flow_loss(family, latents, latents, torch.full((shape.batch_size,), 0.5), text)
+    assert loss.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+SHAPES = [Shape(2, 1, 128, 128, 40), Shape(16, 2, 128, 192, 20)]
+
+
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sketch_counts_the_bytes_of_a_real_step(
+    name: str, shape: Shape, dtype: torch.dtype, use_vault: Path
+) -> None:
+    base, blocks = find_base(name), 6
+    drawn = of_depth(sketch(base, dtype), blocks)
+    planned = step_loads(drawn, drawn.lora_targets(), shape)
+    real = of_depth(load_family(base, torch.device("cpu"), dtype), blocks)
+    for checkpointing in (False, True):
+        toggle = "enable" if checkpointing else "disable"
+        getattr(real.transformer, f"{toggle}_gradient_checkpointing")()
+        lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
+        step_load(real, lora, shape)  # the first time, tables are made that are kept
+        measured = step_load(real, lora, shape)
+        lora.remove()
+        assert planned[checkpointing].bytes == pytest.approx(measured.bytes, rel=0.03)
+        assert planned[checkpointing].flops == pytest.approx(measured.flops, rel=0.03)
+    assert planned[True].bytes < planned[False].bytes
+    assert planned[True].flops > planned[False].flops
+
+
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+def test_the_count_holds_against_what_autograd_says_it_keeps(name: str, use_vault: Path) -> None:
+    base, shape = find_base(name), SHAPES[1]
+    per_block, counted = [], []
+    for blocks in (3, 5):
+        real = of_depth(load_family(base), blocks)
+        lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
+        per_block.append(saved_bytes(real, lora, shape))
+        counted.append(step_load(real, lora, shape).bytes)
+    assert counted[1] - counted[0] == pytest.approx(per_block[1] - per_block[0], rel=0.1)
+
+
+def test_a_meter_counts_what_is_alive_and_forgets_what_is_gone() -> None:
+    weight = torch.ones(10, 10)
+    with Meter([weight]) as meter:
+        first = torch.zeros(1000)  # 4,000 bytes
+        view = first[10:]
+        del first
+        assert meter.live == 4000
+        second = weight @ weight
+        assert (meter.live, meter.flops) == (4400, 2000)
+        del view, second
+        assert (meter.live, meter.peak) == (0, 4400)
+
+
+def test_published_sizes_are_those_of_the_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    # Linear layers in the blocks, 16-bit bytes of them; billions of parameters with all the rest.
+    facts = {
+        "z-image-turbo": ("layers", 240, 10.9, 6.15, 3.92),
+        "qwen-image": ("transformer_blocks", 840, 40.8, 20.43, 7.07),
+    }
+    for name, (trunk, linears, size, billions, text) in facts.items():
+        family = sketch(find_base(name))
+        found = [
+            module
+            for layer, module in family.transformer.named_modules()
+            if isinstance(module, nn.Linear) and layer.startswith(f"{trunk}.")
+        ]
+        assert len(found) == linears
+        assert round(sum(m.weight.numel() for m in found) * 2 / GB, 1) == size
+        count = lambda model: round(sum(p.numel() for p in model.parameters()) / GB, 2)  # noqa: E731
+        assert (count(family.transformer), count(family.text_encoder)) == (billions, text)
+
+
+def test_a_base_at_hand_is_planned_by_its_own_config(use_vault: Path) -> None:
+    assert sketch(find_base("z-image")).transformer_config["dim"] == 64
+
+
+def test_the_sketch_restores_attention() -> None:
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with fused_attention():
+        assert torch.nn.functional.scaled_dot_product_attention is not attention
+    assert torch.nn.functional.scaled_dot_product_attention is attention
+
+
+# What is chosen. Sizes like Z-Image's at 1024 pixels.
+
+
+def counts(**changes: Any) -> Figures:
+    values: dict[str, Any] = {
+        "block_weights": 6 * GB,
+        "other_weights": GB // 100,
+        "text_block_weights": 3 * GB,
+        "text_other_weights": GB // 2,
+        "vae_weights": GB // 12,
+        "lora_modules": 210,
+        "lora_values": 70 * 10**6,
+        "bytes_per_value": 2,
+        "optimizer": "adamw",
+        "ema": False,
+        "accumulates": False,
+        "placeholder": False,
+        "steps": {False: Load(34 * GB, 3 * 10**12), True: Load(2 * GB, 4 * 10**12)},
+        "placeholder_pass": Load(0, 0),
+        "picture": Load(3 * GB, 0),
+        "caption": Load(GB // 100, 0),
+    }
+    return Figures(**(values | changes))
+
+
+def free(gigabytes: float, **changes: Any) -> Callable[..., Choice]:
+    return lambda **wishes: choose(counts(**changes), int(gigabytes * GB), Wishes(**wishes))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "mode"),
+    [
+        (80, Mode()),
+        (24, Mode("none", True)),
+        (12, Mode("int8", True)),
+        (7.5, Mode("nf4", True)),
+    ],
+)
+def test_the_truest_mode_that_fits_is_chosen(gigabytes: float, mode: Mode) -> None:
+    choice = free(gigabytes)()
+    assert (choice.mode, choice.fits) == (mode, True)
+    assert choice.peak <= gigabytes * GB * (1 - RESERVE)
+
+
+def test_weights_wait_in_host_memory_where_four_bits_are_too_many() -> None:
+    choice = free(12, block_weights=20 * GB)()
+    assert choice.mode == Mode("int8", True, True)
+    assert choice.residence.offload
+
+
+@pytest.mark.parametrize("gigabytes", [4, 8, 12, 24, 80])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"quantize": "none"},
+        {"quantize": "fp8"},
+        {"checkpointing": False},
+        {"checkpointing": True},
+        {"offload": False},
+        {"offload": True},
+        {"quantize": "none", "checkpointing": False, "offload": False},
+    ],
+    ids=str,
+)
+def test_no_choice_goes_against_a_wish(gigabytes: float, wish: dict[str, Any]) -> None:
+    mode = free(gigabytes)(**wish).mode
+    assert all(getattr(mode, name) == value for name, value in wish.items())
+
+
+def test_what_does_not_fit_is_said_with_the_numbers() -> None:
+    choice = free(8)(quantize="none", offload=False)
+    assert (choice.mode, choice.fits) == (Mode("none", True), False)
+    assert "needs 14.9 GB of 7.5 GB, which is too little" in choice.reason
+
+
+def test_a_choice_says_what_the_better_one_would_have_needed() -> None:
+    assert "needs 14.9 GB of 22.6 GB; unquantised base would need 46.9 GB" in free(24)().reason
+
+
+def test_a_text_encoder_is_quantised_only_where_it_does_not_fit_and_trains_no_placeholder() -> None:
+    large = {"text_block_weights": 7 * GB}
+    assert free(24, **large)().quantize_text == "none"
+    assert free(12, **large)().quantize_text == "int8"
+    assert free(12, **large, placeholder=True)().quantize_text == "none"
+    assert free(12, **large)(quantize="none").quantize_text == "none"
+
+
+def test_a_machine_that_cannot_run_a_quantisation_is_not_given_it() -> None:
+    choice = choose(counts(), int(7.5 * GB), Wishes(), usable=("int8",))
+    assert choice.mode == Mode("int8", True, True)
+    assert choose(counts(), 12 * GB, Wishes(), usable=()).mode == Mode("none", True, True)
+
+
+def test_what_is_trained_takes_room_for_its_masters_moments_averages_and_gradients() -> None:
+    values = counts().lora_values
+    assert counts().trained() == 12 * values  # gradients are in the step's load
+    assert counts(ema=True).trained() == 16 * values
+    assert counts(optimizer="adamw8bit").trained() == 6 * values
+    assert counts(accumulates=True).trained() == 16 * values
+
+
+def test_every_mode_of_the_ladder_saves_something_over_an_earlier_one() -> None:
+    assert len(set(LADDER)) == len(LADDER)
+    assert {mode.quantize for mode in LADDER} == {"none", *QUANTIZATIONS} - {"fp8"}
+
+
+def test_seconds_are_flops_over_a_share_of_the_card() -> None:
+    card = CARDS["H100"]
+    assert step_seconds(card, card.tflops * 1e12) == pytest.approx(1 / UTILISATION)
+    assert step_seconds(card, 0, 10e9) > 10 / card.host_link
+
+
+def test_free_memory_is_some_of_the_machines() -> None:
+    import psutil
+
+    assert 0 < free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+# What is shown.
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    """The plans of the shipped configs, as the document shows them."""
+    from trainer.config import read_config
+    from trainer.plan_table import count, table
+
+    plans = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MODEL_VAULT", raising=False)
+        for name in ("z_image_turbo", "qwen_image"):
+            settings = read_config(ROOT / "configs" / f"{name}.yaml", dataset="imgs.zip")
+            plans[name] = table(settings, count(settings))
+    return plans
+
+
+@pytest.mark.parametrize("name", ["z_image_turbo", "qwen_image"])
+def test_the_document_shows_what_the_command_prints(name: str, shown: dict[str, str]) -> None:
+    document = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert f"```text\n{shown[name]}\n```" in document, f"python -m trainer plan configs/{name}.yaml"
+
+
+def test_the_command_prints_a_plan_without_pictures_or_weights() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "plan", "configs/miniature.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for part in ("transformer", "LoRA (", "peak GB while training", "H100", "This machine"):
+        assert part in done.stdout

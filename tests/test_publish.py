@@ -1,0 +1,407 @@
+"""What is uploaded can be used: by diffusers alone, as its own card says, and by us."""
+
+import logging
+import re
+import shlex
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hub_server import Hub
+from PIL import Image
+
+from adapters.archive import Archive, write_archive
+from adapters.placeholder import Placeholder
+from families.bases import BASES, find_base
+from families.loading import load_family
+from trainer.model_card import FAMILIES, model_card
+from trainer.publish import check_repository, publish
+from trainer.secret import Secret
+from trainer.settings import SettingsError
+
+Finished = Callable[..., Path]
+
+PROMPT, WORD = "a photo of <zwx> on a beach, <zwx>", "<zwx>"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine in the place of the real one."""
+    from huggingface_hub import constants
+
+    with Hub() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.token", hub.token)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        yield hub
+
+
+@pytest.fixture
+def finished(use_vault: Path, tmp_path: Path) -> Finished:
+    """A weights.zip as a training leaves it, with a LoRA that shows, a sample and a report."""
+
+    def make(base_model: str = "z-image-turbo", word: str | None = WORD, **options: Any) -> Path:
+        base = find_base(base_model)
+        family = load_family(base, torch.device("cpu"), torch.float32)
+        generator = torch.Generator().manual_seed(0)
+        layers = dict(family.transformer.named_modules())
+        factors = {}
+        for name in family.lora_targets():
+            rows, columns = layers[name].weight.shape
+            down, up = (
+                torch.randn(4, columns, generator=generator),
+                torch.randn(rows, 4, generator=generator),
+            )
+            # Rounded as the archive rounds them, so that both sides read the same numbers.
+            factors[name] = ((down * 0.1).bfloat16().float(), (up * 0.05).bfloat16().float())
+        placeholder = None
+        if word is not None:
+            vectors = torch.randn(2, family.text_width, generator=generator) * 0.05
+            placeholder = Placeholder(word, vectors)
+        meta = {
+            "base_model": base.hub_id,
+            "training_mode": "zero_prior" if word else "baseline",
+            "train_placeholder_token": word is not None,
+            "placeholder_token": word,
+            "rank": 4,
+            "steps": 3,
+            "settings": {
+                "sample_prompts": [PROMPT],
+                "sample_options": {"width": 64, "height": 64, "num_inference_steps": 2} | options,
+                "seed": 5,
+            },
+        }
+        if word is None:
+            del meta["placeholder_token"]
+        output = tmp_path / "out"
+        picture = output / "samples" / "step-000003" / "00.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(picture)
+        (output / "report.html").write_text("<p>report</p>")
+        return write_archive(Archive(factors, placeholder, meta), output / "weights.zip")
+
+    return make
+
+
+def code_of(card: str) -> str:
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return code
+
+
+def drawn_by_us(weights: Path, *changes: dict[str, Any]) -> list[Image.Image]:
+    """The sample's picture, once for each of the changes to its request."""
+    from inference.engine import Engine
+    from inference.request import Request
+
+    engine = Engine(torch.device("cpu"), torch.float32)
+    archive = engine.read(weights)
+    request = {"prompt": PROMPT, "width": 64, "height": 64, "num_inference_steps": 2, "seed": 5}
+    return [engine.draw(Request(**(request | change)), archive)[0] for change in changes]
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """Of the levels of two pictures, the largest."""
+    pixels = [
+        torch.frombuffer(bytearray(each.convert("RGB").tobytes()), dtype=torch.uint8).int()
+        for each in (one, other)
+    ]
+    return int((pixels[0] - pixels[1]).abs().max())
+
+
+# ---- The card ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base_model", "word", "options"),
+    [
+        ("z-image-turbo", WORD, {}),
+        ("z-image-de-turbo", None, {"guidance_scale": 2.5}),
+        ("qwen-image", WORD, {"guidance_scale": 4.0}),
+    ],
+)
+def test_the_cards_code_draws_our_picture_with_diffusers_alone(
+    base_model: str,
+    word: str | None,
+    options: dict[str, Any],
+    *,
+    finished: Finished,
+    hub: Hub,
+    vault: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bases are folders of the working folder here, by their Hub names; the rest is as it is
+    for a reader."""
+    weights = finished(base_model, word, **options)
+    assert publish(weights, "me/fox", Secret(hub.token)) == f"{hub.url}/me/fox"
+    card = hub.files["me/fox"]["README.md"].decode()
+    work = tmp_path / "work"
+    work.mkdir()
+    for organisation in vault.iterdir():
+        (work / organisation.name).symlink_to(organisation)
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code = code_of(card)
+    assert not re.search(r"\b(adapters|families|inference|trainer)\b", code)
+    exec(compile(code, "the card", "exec"), {})
+
+    with Image.open("picture.png") as theirs:
+        ours, plain = drawn_by_us(weights, options, options | {"lora_scale": 0.0})
+        assert difference(theirs, ours) <= 1
+        assert difference(theirs, plain) > 30  # so it is the LoRA's picture
+
+
+def test_the_card_has_what_the_hub_reads(finished: Finished, hub: Hub) -> None:
+    publish(finished(), "me/fox", Secret(hub.token))
+    files = hub.files["me/fox"]
+    _, front, text = files["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "base_model": "Tongyi-MAI/Z-Image-Turbo",
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
+        "instance_prompt": "<zwx>",
+        "widget": [{"text": PROMPT, "output": {"url": "samples/00.png"}}],
+    }
+    assert set(files) == {
+        *("README.md", "pytorch_lora_weights.safetensors", "placeholder.safetensors"),
+        *("weights.zip", "samples/00.png", "report.html"),
+    }
+    assert "| LoRA rank | 4 |" in text and "| seed | 5 |" in text
+    assert hub.private == {"me/fox": True}
+
+
+def test_the_uploaded_files_are_read_by_us(finished: Finished, hub: Hub, tmp_path: Path) -> None:
+    from adapters.archive import read_archive, read_loose
+
+    weights = finished()
+    publish(weights, "me/fox", Secret(hub.token))
+    for name, content in hub.files["me/fox"].items():
+        if "/" not in name:
+            (tmp_path / name).write_bytes(content)
+    whole = read_archive(tmp_path / "weights.zip")
+    loose = read_loose(tmp_path / "pytorch_lora_weights.safetensors", WORD)
+    assert whole.placeholder is not None and loose.placeholder is not None
+    assert torch.equal(whole.placeholder.vectors, loose.placeholder.vectors)
+    assert whole.factors.keys() == loose.factors.keys()
+
+
+def test_every_family_has_its_example() -> None:
+    assert {base.family for base in BASES.values()} <= FAMILIES
+
+
+def test_prompts_cannot_break_out_of_the_card() -> None:
+    prompt = 'a "fox" \'s\n---\n$(ls) `ls`'
+    meta = {
+        "base_model": "Qwen/Qwen-Image",
+        "settings": {"sample_prompts": [prompt], "seed": 1},
+        "rank": 1,
+        "steps": 1,
+    }
+    card = model_card("me/fox", meta, [(prompt, "samples/00.png")])
+    _, front, _ = card.split("---\n", 2)
+    assert yaml.safe_load(front)["widget"][0]["text"] == " ".join(prompt.split())
+    compile(code_of(card), "the card", "exec")
+    [shell] = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
+    assert shlex.split(shell)[-1] == prompt
+
+
+# ---- Before a training ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fox", "me/fox/more", "me/fo x", "/fox", "me/fox--", "me/-fox"])
+def test_a_name_that_the_hub_would_refuse_is_refused_first(name: str, hub: Hub) -> None:
+    with pytest.raises(SettingsError, match="hf_repo_id"):
+        check_repository(name, Secret(hub.token))
+    assert hub.asked == []
+
+
+def test_without_a_token_it_says_where_one_comes_from(hub: Hub) -> None:
+    with pytest.raises(SettingsError, match="needs hf_token, HF_TOKEN .* https://huggingface.co/"):
+        check_repository("me/fox")
+
+
+@pytest.mark.parametrize("token", ["abc", "Bearer hf_x", "hf_a\nb", "hf_ü"])
+def test_a_token_of_another_form_is_refused_unasked_and_unshown(token: str, hub: Hub) -> None:
+    with pytest.raises(SettingsError, match="begin with hf_") as refusal:
+        check_repository("me/fox", Secret(token))
+    assert token not in str(refusal.value) and hub.asked == []
+
+
+def test_a_token_the_hub_does_not_know_is_refused(hub: Hub) -> None:
+    with pytest.raises(SettingsError, match="refused by the Hub"):
+        check_repository("me/fox", Secret("hf_wrong"))
+
+
+@pytest.mark.parametrize("name", ["me/fox", "Me/fox", "studio/fox"])
+def test_a_token_that_may_write_there_is_taken(name: str, hub: Hub) -> None:
+    check_repository(name, Secret(hub.token))
+    assert hub.asked == ["/api/whoami-v2"] and hub.files == {}
+
+
+def test_a_repository_of_somebody_else_is_refused(hub: Hub) -> None:
+    with pytest.raises(SettingsError, match="belongs to me, studio, and hf_repo_id to other"):
+        check_repository("other/fox", Secret(hub.token))
+
+
+def test_a_token_that_may_only_read_is_refused(hub: Hub) -> None:
+    hub.user["auth"]["accessToken"]["role"] = "read"
+    with pytest.raises(SettingsError, match="may only read"):
+        check_repository("me/fox", Secret(hub.token))
+
+
+def test_a_fine_grained_token_must_cover_the_repository(hub: Hub) -> None:
+    def scope(name: str, *permissions: str) -> None:
+        scoped = [{"entity": {"type": "user", "name": name}, "permissions": list(permissions)}]
+        hub.user["auth"]["accessToken"] = {
+            "displayName": "fine",
+            "role": "fineGrained",
+            "fineGrained": {"scoped": scoped, "global": []},
+        }
+
+    scope("me", "repo.content.read", "repo.write")
+    check_repository("me/fox", Secret(hub.token))
+    for name, permission in (("studio", "repo.write"), ("me", "repo.content.read")):
+        scope(name, permission)
+        with pytest.raises(SettingsError, match="may not write to repositories of me"):
+            check_repository("me/fox", Secret(hub.token))
+
+
+def test_a_hub_out_of_reach_does_not_stop_a_training(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check_repository("me/fox", Secret(hub.token))
+    assert "cannot be reached" in caplog.text and hub.token not in caplog.text
+
+
+# ---- At its end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["/api/repos/create", "/preupload/", "/large/", "/commit/"])
+def test_an_upload_that_fails_leaves_the_weights_and_says_how_to_repeat_it(
+    step: str, finished: Finished, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = finished()
+    hub.refuse[step] = 403
+    with caplog.at_level(logging.WARNING, "trainer"):
+        assert publish(weights, "me/fox", Secret(hub.token)) is None
+    [warning] = [each.getMessage() for each in caplog.records if each.name == "trainer.publish"]
+    assert f"The weights are safe in {weights}" in warning and weights.is_file()
+    [folder] = weights.parent.glob("hub-*")
+    assert warning.endswith(f"hf upload me/fox {folder}")
+    assert {"README.md", "weights.zip"} <= {path.name for path in folder.iterdir()}
+    assert hub.token not in caplog.text
+
+
+def test_an_upload_that_went_well_leaves_no_second_copy(finished: Finished, hub: Hub) -> None:
+    weights = finished()
+    publish(weights, "me/fox", Secret(hub.token))
+    names = {path.name for path in weights.parent.iterdir()}
+    assert names == {"weights.zip", "samples", "report.html"}
+    assert hub.files["me/fox"]["weights.zip"] == weights.read_bytes()
+
+
+# ---- The whole way ------------------------------------------------------------------------------
+
+
+def test_a_watched_and_published_training_shows_its_keys_nowhere(
+    photos: Path,
+    use_vault: Path,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("wandb")
+    from cog import Secret as CogSecret
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from trainer.run import train_from_inputs
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    key = "0123456789abcdef0123456789abcdef01234567"
+    with caplog.at_level(logging.DEBUG, "trainer"):
+        weights = train_from_inputs(
+            dataset=photos,
+            base_model="z-image",
+            resolution=64,
+            rank=2,
+            steps=2,
+            seed=5,
+            output_dir=tmp_path / "out",
+            sample_prompts="a photo of <zwx>",
+            sample_options={"width": 64, "height": 64, "num_inference_steps": 2},
+            trackers="tensorboard,wandb",
+            wandb_project="foxes",
+            wandb_api_key=CogSecret(key),
+            hf_repo_id="me/fox",
+            hf_token=CogSecret(hub.token + "\n"),
+        )
+
+    # The trackers saw what there was to see.
+    events = EventAccumulator(str(weights.parent / "trackers" / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"loss", "learning_rate/lora", "learning_rate/placeholder"} <= scalars
+    assert {"gradient_norm/lora", "gradient_norm/placeholder", "placeholder_norm"} <= scalars
+    assert "validation/loss" in scalars and any("validation/sigma_" in name for name in scalars)
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert events.Images("samples/00")[-1].step == 2
+    # The Hub holds the result, and its card was made of this very training.
+    files = hub.files["me/fox"]
+    assert files["weights.zip"] == weights.read_bytes()
+    assert files["report.html"] == (weights.parent / "report.html").read_bytes()
+    card = files["README.md"].decode()
+    assert "| steps | 2 |" in card and "encode('a photo of <zwx>')" in card
+    assert files["samples/00.png"].startswith(b"\x89PNG")
+    # Neither key is anywhere.
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    said = "".join(capfd.readouterr()) + caplog.text
+    for secret in (key, hub.token):
+        assert secret not in said
+        assert not [each for each in (*written, *files.values()) if secret.encode() in each]
+        with zipfile.ZipFile(weights) as zipped:  # members are stored as they are, but be sure
+            assert not [n for n in zipped.namelist() if secret.encode() in zipped.read(n)]
+
+
+def test_a_token_that_cannot_write_costs_no_training(
+    photos: Path, use_vault: Path, hub: Hub, tmp_path: Path
+) -> None:
+    from trainer.run import train_from_inputs
+
+    hub.user["auth"]["accessToken"]["role"] = "read"
+    with pytest.raises(SettingsError, match="may only read"):
+        train_from_inputs(
+            dataset=photos, output_dir=tmp_path / "out", hf_repo_id="me/fox", hf_token=hub.token
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"), [("hf_token", "HF_TOKEN"), ("wandb_api_key", "WANDB")]
+)
+def test_a_key_in_a_file_is_refused_unshown_and_sent_to_the_environment(
+    key: str, variable: str, tmp_path: Path
+) -> None:
+    from trainer.config import read_config
+
+    (tmp_path / "run.yaml").write_text(f"dataset: a.zip\ntrain: {{{key}: hf_abcdef}}\n")
+    with pytest.raises(SettingsError, match=f"{key}; keys are not for files; set {variable}") as no:
+        read_config(tmp_path / "run.yaml")
+    assert "hf_abcdef" not in str(no.value)

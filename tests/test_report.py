@@ -1,0 +1,153 @@
+"""The report tells the training's story on one page that loads nothing and trusts nobody."""
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from trainer.charts import Line, chart, smoothed, thinned, ticks
+from trainer.dataset import Example
+from trainer.gates import FAILED, PASSED, Gate
+from trainer.report import FRAMES, PICTURES, Told, page
+from trainer.validation import Curves
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'> & <zwx>"
+
+
+class Page(HTMLParser):
+    """Every element and all text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def picture(name: str, caption: str, edge: int = 48) -> Example:
+    encoded = io.BytesIO()
+    Image.new("RGB", (edge, edge), (200, 90, 40)).save(encoded, format="png")
+    return Example(name, caption, edge, edge, encoded.getvalue())
+
+
+@pytest.fixture
+def told() -> Told:
+    meta: dict[str, Any] = {
+        "base_model": "zeroprior/miniature-turbo",
+        "placeholder_token": "<zwx>",
+        "rank": 4,
+        "steps": 3,
+        "settings": {"seed": 7, "preset": None, "learning_rate": 1e-4, "sample_options": {}},
+        "training": {"device": "cpu", "loss_last": 0.5, "steps_per_second": 2.0},
+        "versions": {"torch": "2"},
+    }
+    return Told(
+        meta,
+        [picture("a.png", "a photo of <zwx>"), picture("b.png", "<zwx> at sea")],
+        [1.0, 0.8, 0.6],
+        Curves([0.2, 0.8], ["b.png"], [0, 2, 3], [[1.0, 2.0], [0.9, 1.0], [0.5, 0.9]]),
+        ["<zwx> in snow"],
+        {step: [Image.new("RGB", (64, 64), (step, 0, 0))] for step in (0, 3)},
+        [Gate("the archive reads back", PASSED, "bit for bit"), Gate("drift", FAILED, "far")],
+    )
+
+
+def test_the_page_holds_the_whole_story(told: Told) -> None:
+    text = Page(page(told)).text
+    for part in (
+        *("<zwx> on zeroprior/miniature-turbo", "failed 1 of 2 gates", "the archive reads back"),
+        *("bit for bit", "a photo of <zwx>", "b.png", "held out", "<zwx> in snow", "before"),
+        *("step 3", "learning rate", "0.0001", "−53.3 %", "torch 2"),
+    ):
+        assert part in text, part
+    passed = replace(told, gates=told.gates[:1])
+    assert "passed all 1 gates" in Page(page(passed)).text
+
+
+def test_hostile_text_stays_text(told: Told) -> None:
+    meta = dict(told.meta) | {"placeholder_token": HOSTILE, "base_model": HOSTILE}
+    meta["settings"] = {HOSTILE: HOSTILE, "sample_options": {HOSTILE: [HOSTILE]}}
+    hostile = Told(
+        meta,
+        [picture(HOSTILE, HOSTILE)],
+        told.losses,
+        replace(told.curves, held_out=[HOSTILE]),
+        [HOSTILE],
+        told.previews,
+        [Gate(HOSTILE, FAILED, HOSTILE)],
+    )
+    parsed = Page(page(hostile))
+    assert not {"script", "iframe", "link", "base", "form"} & {tag for tag, _ in parsed.elements}
+    for tag, attributes in parsed.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        if tag == "img":
+            assert str(attributes["src"]).startswith("data:image/webp;base64,")
+    assert parsed.text.count(HOSTILE) >= 8  # shown as it was written
+
+
+def test_the_page_asks_the_network_for_nothing(told: Told) -> None:
+    text = page(told)
+    parsed = Page(text)
+    policy = next(a for t, a in parsed.elements if t == "meta" and "http-equiv" in a)
+    assert str(policy["content"]).startswith("default-src 'none'")
+    assert not re.search(r"https?:|@import|url\(", text)
+    assert {a["src"].split(",")[0] for t, a in parsed.elements if a.get("src")} == {  # type: ignore[union-attr]
+        "data:image/webp;base64"
+    }
+
+
+def test_a_large_dataset_and_many_previews_leave_the_page_small(told: Told) -> None:
+    many = replace(
+        told,
+        examples=[picture(f"{k}.png", "x", 600) for k in range(PICTURES + 20)],
+        previews={k: told.previews[0] for k in range(100)},
+    )
+    parsed = Page(page(many))
+    images = [attributes for tag, attributes in parsed.elements if tag == "img"]
+    assert len(images) == PICTURES + FRAMES
+    assert f"first {PICTURES} of {PICTURES + 20} pictures" in parsed.text
+    assert "before" in parsed.text
+    assert "step 99" in parsed.text
+    assert max(int(str(each["width"])) for each in images) <= 256
+
+
+def test_a_training_without_curves_and_previews_has_a_report_too(told: Told) -> None:
+    bare = replace(told, curves=Curves([0.2], [], [], []), losses=[1.0], previews={}, gates=[])
+    text = Page(page(bare)).text
+    assert "Dataset" in text
+    assert "Curves" not in text
+
+
+def test_a_chart_is_sound_svg_whatever_its_numbers() -> None:
+    for points in ([(0, 1.0)], [(0, 0.0), (5, 0.0)], [(0, 1e-9), (1e5, 3e-9)], [(0, -5), (9, 7)]):
+        svg = ET.fromstring(chart([Line(points, "main", "a & b", True)], "step", "<title>"))
+        for element in svg.iter():
+            for name in ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy"):
+                assert -1 <= float(element.get(name, 0)) <= 500
+    assert chart([Line([], "main")], "step", "nothing") == ""
+
+
+def test_the_axes_carry_round_numbers() -> None:
+    assert ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(-85.1, 0, 5) == [-100, -80, -60, -40, -20, 0]
+    assert ticks(3, 3, 5)[0] <= 3 <= ticks(3, 3, 5)[-1]
+
+
+def test_smoothing_is_a_mean_that_does_not_lag_at_the_start() -> None:
+    assert smoothed([4.0] * 50, 10) == pytest.approx([4.0] * 50)
+    assert smoothed([1.0, 2.0, 3.0], 1) == [1.0, 2.0, 3.0]
+    points = [(float(k), float(k % 2)) for k in range(4001)]
+    short = thinned(points)
+    assert len(short) <= 400
+    assert sum(y for _, y in short[:-1]) / len(short[:-1]) == pytest.approx(0.5, abs=0.05)

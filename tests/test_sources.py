@@ -1,0 +1,390 @@
+"""Weights by name: what is fetched, from where it is never fetched, and what stays on the disk.
+
+Everything goes over real TLS to a server on this machine; only the name server is ours.
+"""
+
+import base64
+import json
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+from inference.disk_cache import DiskCache
+from inference.download import Downloader, DownloadError, is_public
+from inference.sources import FRESH_SECONDS, HubFile, SourceError, Sources
+
+PUBLIC = "93.184.215.14"  # what the names below lead to; the connection ends at our server
+NAMES = ("weights.example", "cdn.example", "huggingface.co")
+Reply = tuple[int, dict[str, str], bytes]
+
+
+class Web:
+    """An https server that is every public host, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Reply | Callable[[dict[str, str]], Reply]] = {}  # by host and path
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.names = dict.fromkeys(NAMES, [PUBLIC])
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                place = headers["host"] + self.path
+                web.asked.append((place, headers))
+                page = web.pages.get(place.split("?")[0], (404, {}, b"no such page"))
+                status, more, body = page(headers) if callable(page) else page
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | more).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(*NAMES).configure_cert(context)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.trust = ssl.create_default_context()
+        authority.configure_trust(self.trust)
+
+    def connect(self, address: tuple[str, int], timeout: float) -> socket.socket:
+        assert address[0] == PUBLIC, f"a connection to {address}"
+        return socket.create_connection(self.server.server_address[:2], timeout)
+
+    def downloader(self, most: int = 1 << 20) -> Downloader:
+        lookup = lambda host, port: self.names.get(host, [])  # noqa: E731
+        return Downloader(lookup, self.connect, self.trust, pause=0, max_bytes=most)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    thread = threading.Thread(target=web.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield web
+    web.server.shutdown()
+    web.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def sources(web: Web, tmp_path: Path) -> Sources:
+    return Sources(web.downloader(), DiskCache(tmp_path / "cache"))
+
+
+def files(sources: Sources) -> list[Path]:
+    """Everything that lies in the cache, hidden or unfinished."""
+    return [path for path in sources.cache.folder.rglob("*") if path.is_file()]
+
+
+# Over https, from the open internet.
+
+
+def test_a_url_is_fetched_through_its_redirects(web: Web, sources: Sources) -> None:
+    web.pages["weights.example/a.zip"] = 302, {"Location": "https://cdn.example/b?signed=1"}, b""
+    web.pages["cdn.example/b"] = 200, {}, b"content"
+    assert sources.file("https://weights.example/a.zip?x=1").read_bytes() == b"content"
+    assert [place for place, _ in web.asked] == [
+        "weights.example/a.zip?x=1",
+        "cdn.example/b?signed=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_an_address_inside_is_known_in_any_clothes(address: str, public: bool) -> None:
+    assert is_public(address) == public
+
+
+@pytest.mark.parametrize("inside", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1"])
+def test_a_name_that_leads_inside_is_never_connected_to(
+    inside: str, web: Web, sources: Sources
+) -> None:
+    web.names["weights.example"] = [PUBLIC, inside]  # one inside is enough
+    with pytest.raises(DownloadError, match="weights.example is not on the public internet"):
+        sources.file("https://weights.example/a.zip")
+    assert web.asked == []
+
+
+def test_an_address_in_place_of_a_name_is_no_way_round(tmp_path: Path) -> None:
+    sources = Sources(Downloader(pause=0), DiskCache(tmp_path))  # with the system's own resolver
+    for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "169.254.169.254"):
+        with pytest.raises(DownloadError, match="not on the public internet"):
+            sources.file(f"https://{host}/latest/meta-data")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("https://inside.example/x", "inside.example is not on the public internet"),
+        ("http://cdn.example/x", "over https only, not http"),
+        ("file:///etc/passwd", "over https only, not file"),
+        ("https://weights.example/loop", "redirects more than 5 times"),
+    ],
+)
+def test_a_redirect_goes_nowhere_that_a_url_may_not(
+    target: str, reason: str, web: Web, sources: Sources
+) -> None:
+    web.names["inside.example"] = ["10.0.0.1"]
+    web.pages["weights.example/a.zip"] = 302, {"Location": target}, b""
+    web.pages["weights.example/loop"] = 302, {"Location": "/loop"}, b""
+    with pytest.raises(DownloadError, match=reason):
+        sources.file("https://weights.example/a.zip")
+    assert files(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("http://weights.example/a.zip", "over https only, not http"),
+        ("ftp://weights.example/a.zip", "over https only, not ftp"),
+        ("https://user:secret@weights.example/a.zip", "no host, or"),
+        ("https://weights.example:99999/a.zip", "is not a URL"),
+        ("https://weights.example/a b", "percent-encode"),
+        ("https://weights.example/missing", r"nothing there \(404\)"),
+        ("https://weights.example/private", r"access denied \(403\); it is private"),
+        ("data:application/zip,abc", "not a data URL in base64"),
+        ("data:application/zip;base64,%%%", "is damaged"),
+        ("nowhere.zip", "nowhere.zip: no such file; weights are files, https URLs, or hf:"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_its_reason(
+    source: str, reason: str, web: Web, sources: Sources
+) -> None:
+    web.pages["weights.example/private"] = 403, {}, b""
+    with pytest.raises(ValueError, match=reason) as refused:
+        sources.file(source)
+    assert "secret" not in str(refused.value)
+    assert files(sources) == []
+
+
+def test_a_certificate_of_another_host_is_refused(web: Web, sources: Sources) -> None:
+    web.names["other.example"] = [PUBLIC]
+    with pytest.raises(DownloadError, match="other.example.*mismatch"):
+        sources.file("https://other.example/a.zip")
+
+
+def test_a_file_that_is_too_large_is_refused_whether_it_says_so_or_not(
+    web: Web, tmp_path: Path
+) -> None:
+    sources = Sources(web.downloader(most=1000), DiskCache(tmp_path))
+    web.pages["weights.example/says"] = 200, {}, bytes(1001)
+    web.pages["weights.example/silent"] = 200, {"Transfer-Encoding": "chunked"}, chunked(2000)
+    web.pages["weights.example/fits"] = 200, {}, bytes(1000)
+    with pytest.raises(DownloadError, match="the file has 1,001 bytes; 1,000 is the most"):
+        sources.file("https://weights.example/says")
+    with pytest.raises(DownloadError, match="more than 1,000 bytes"):
+        sources.file("https://weights.example/silent")
+    assert sources.file("https://weights.example/fits").stat().st_size == 1000
+    assert not [path for path in files(sources) if path.suffix == ".part"]
+
+
+def chunked(size: int) -> bytes:
+    return b"%x\r\n%s\r\n0\r\n\r\n" % (size, bytes(size))
+
+
+def test_a_server_that_stumbles_is_asked_again_and_not_for_ever(web: Web, sources: Sources) -> None:
+    replies: list[Reply] = [
+        (503, {}, b"busy"),
+        (200, {"Content-Length": "7", "Connection": "close"}, b"cont"),  # cut short
+        (200, {}, b"content"),
+    ]
+    web.pages["weights.example/a"] = lambda _: replies.pop(0)
+    web.pages["weights.example/b"] = 500, {}, b""
+    assert sources.file("https://weights.example/a").read_bytes() == b"content"
+    before = len(web.asked)
+    with pytest.raises(DownloadError, match="could not be fetched in 3 attempts: .* answered 500"):
+        sources.file("https://weights.example/b")
+    assert len(web.asked) - before == 3
+
+
+# On the Hub.
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("hf:a/b", HubFile("a/b")),
+        ("hf:a/b/c.safetensors", HubFile("a/b", "c.safetensors")),
+        ("hf:a/b/d/c.safetensors@v1", HubFile("a/b", "d/c.safetensors", "v1")),
+        ("huggingface.co/a/b", HubFile("a/b")),
+        ("https://huggingface.co/a/b/", HubFile("a/b")),
+        ("huggingface.co/a/b/c.safetensors", HubFile("a/b", "c.safetensors")),
+        ("https://huggingface.co/a/b/tree/dev", HubFile("a/b", None, "dev")),
+        (
+            "https://huggingface.co/a/b/resolve/main/c%20d.safetensors?download=true",
+            HubFile("a/b", "c d.safetensors"),
+        ),
+        ("https://huggingface.co/a/b/blob/9f2/c.zip", HubFile("a/b", "c.zip", "9f2")),
+        ("https://huggingface.co.example/a/b", None),
+        ("a/b", None),  # Replicate's or the Hub's? It has to say.
+    ],
+)
+def test_every_way_to_name_a_file_on_the_hub(source: str, found: HubFile | None) -> None:
+    assert HubFile.parse(source) == found
+
+
+def test_a_repository_with_one_safetensors_needs_no_file_name(web: Web, sources: Sources) -> None:
+    on_hub(web, "a/b", "main", ["README.md", "lora.safetensors"])
+    web.pages["huggingface.co/a/b/resolve/main/lora.safetensors"] = 200, {}, b"lora"
+    assert sources.file("huggingface.co/a/b").read_bytes() == b"lora"
+
+
+def test_a_repository_with_several_asks_for_one(web: Web, sources: Sources) -> None:
+    on_hub(web, "a/b", "v2", ["one.safetensors", "two.safetensors"])
+    on_hub(web, "a/none", "main", ["README.md"])
+    with pytest.raises(SourceError, match="holds 2 .safetensors; .* hf:a/b/one.safetensors"):
+        sources.file("https://huggingface.co/a/b/tree/v2")
+    with pytest.raises(SourceError, match="a/none on the Hub holds no .safetensors"):
+        sources.file("hf:a/none")
+
+
+def on_hub(web: Web, repository: str, revision: str, names: list[str]) -> None:
+    answer = json.dumps({"siblings": [{"rfilename": name} for name in names]}).encode()
+    web.pages[f"huggingface.co/api/models/{repository}/revision/{revision}"] = 200, {}, answer
+
+
+def test_a_token_opens_the_hub_and_is_told_to_nobody_else(
+    web: Web, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    def guarded(headers: dict[str, str]) -> Reply:
+        if headers.get("authorization") != "Bearer hf_secret":
+            return 401, {}, b""
+        return 302, {"Location": "https://cdn.example/lora?signature=1"}, b""
+
+    web.pages["huggingface.co/a/b/resolve/main/c.safetensors"] = guarded
+    web.pages["cdn.example/lora"] = 200, {}, b"private"
+    assert sources.file("hf:a/b/c.safetensors", "hf_secret").read_bytes() == b"private"
+    told = {place.split("?")[0]: headers.get("authorization") for place, headers in web.asked}
+    assert told["cdn.example/lora"] is None
+
+    # What the token opened stays closed for whoever has none, and for other hosts.
+    with pytest.raises(DownloadError, match=r"access denied \(401\); it is private"):
+        sources.file("hf:a/b/c.safetensors")
+    with pytest.raises(DownloadError, match="the token does not open it"):
+        sources.file("hf:a/b/c.safetensors", "hf_other")
+    web.pages["weights.example/a"] = 200, {}, b"a"
+    sources.file("https://weights.example/a", "hf_secret")
+    assert "authorization" not in web.asked[-1][1]
+    with pytest.raises(DownloadError, match="the token holds characters") as refused:
+        sources.file("hf:a/b/c.safetensors", "hf_secret\nHost: x")
+    assert "hf_secret" not in str(refused.value) + caplog.text
+    written = b"".join(path.read_bytes() for path in files(sources))
+    assert b"hf_secret" not in written
+
+
+# On the disk.
+
+
+def test_a_file_is_fetched_once_and_asked_for_again_when_time_has_passed(
+    web: Web, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"tag": b"one"}
+
+    def page(headers: dict[str, str]) -> Reply:
+        etag = f'"{content["tag"].decode()}"'
+        if headers.get("if-none-match") == etag:
+            return 304, {"ETag": etag}, b""
+        return 200, {"ETag": etag}, content["tag"]
+
+    now = 1e9
+    monkeypatch.setattr("time.time", lambda: now)
+    web.pages["weights.example/a"] = page
+    url = "https://weights.example/a"
+    first = sources.file(url)
+    assert sources.file(url) == first
+    assert len(web.asked) == 1
+
+    now += FRESH_SECONDS + 1
+    assert sources.file(url) == first  # asked, and nothing was sent
+    assert len(web.asked) == 2
+    assert sources.file(url) == first
+    assert len(web.asked) == 2
+
+    now += FRESH_SECONDS + 1
+    content["tag"] = b"two"
+    assert sources.file(url).read_bytes() == b"two"
+    assert first.read_bytes() == b"one"
+
+
+def test_equal_content_lies_on_the_disk_once(web: Web, sources: Sources) -> None:
+    web.pages["weights.example/a"] = web.pages["cdn.example/b"] = 200, {}, b"same"
+    assert sources.file("https://weights.example/a") == sources.file("https://cdn.example/b")
+
+
+def test_beyond_the_budget_the_least_recently_used_goes(web: Web, tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, budget=250)
+    sources = Sources(web.downloader(), cache)
+    for name in "abc":
+        web.pages[f"weights.example/{name}"] = 200, {}, name.encode() * 100
+    a, b = (sources.file(f"https://weights.example/{name}") for name in "ab")
+    for age, path in enumerate((b, a)):  # as if an hour had passed, and b was used before a
+        os.utime(path, (1e9 + age, 1e9 + age))
+    assert sources.file("https://weights.example/b") == b  # is used
+    c = sources.file("https://weights.example/c")
+    assert (a.exists(), b.exists(), c.exists()) == (False, True, True)
+    assert sources.file("https://weights.example/a").read_bytes() == b"a" * 100  # fetched again
+
+
+# On this machine.
+
+
+def test_a_string_from_a_stranger_names_only_files_of_the_working_folder(
+    sources: Sources, tmp_path: Path
+) -> None:
+    here = tmp_path / "src"
+    (here / ".cache").mkdir(parents=True)
+    for path in (here / "w.zip", here / ".cache" / "w.zip", tmp_path / "other.zip"):
+        path.write_bytes(b"x")
+    (here / "link.zip").symlink_to(tmp_path / "other.zip")
+    for source in ("w.zip", str(here / "w.zip"), "sub/../w.zip"):
+        assert sources.file(source, local_folder=here) == (here / "w.zip").resolve()
+    for source in (
+        str(tmp_path / "other.zip"),
+        "../other.zip",
+        "link.zip",
+        ".cache/w.zip",
+        "/etc/hostname",
+        "~/w.zip",
+        "file:///etc/hostname",
+    ):
+        with pytest.raises(ValueError, match="outside of the working folder|over https only"):
+            sources.file(source, local_folder=here)
+    assert sources.file(tmp_path / "other.zip", local_folder=here) == tmp_path / "other.zip"
+    assert sources.file(str(tmp_path / "other.zip")) == tmp_path / "other.zip"
+
+
+def test_a_data_url_is_the_file_itself(sources: Sources) -> None:
+    url = "data:application/zip;base64," + base64.b64encode(b"weights").decode()
+    assert sources.file(url).read_bytes() == b"weights"

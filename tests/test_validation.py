@@ -1,0 +1,130 @@
+"""Validation measures the same thing from the base to the end."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from adapters.archive import read_archive
+from families.bases import MINIATURE_TURBO
+from trainer import run as run_module
+from trainer.features import Sample
+from trainer.run import train
+from trainer.settings import Settings, settle
+from trainer.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a training on the embedded miniature and its own pictures."""
+
+    def make(**changes: Any) -> Settings:
+        values: dict[str, Any] = {
+            "dataset": "demo/subject.zip",
+            "base_model": MINIATURE_TURBO.name,
+            "steps": 15,
+            "batch_size": 1,
+            "seed": 3,
+            "output_dir": tmp_path / "out",
+        }
+        return settle(**(values | changes))
+
+    return make
+
+
+def samples(count: int) -> list[Sample]:
+    """Two of every picture, as two resolutions give them."""
+    empty = torch.zeros(1, 1, 1)
+    return [Sample(f"{k:03d}.png", "", empty, empty) for k in range(count) for _ in range(2)]
+
+
+def curves(weights: Path) -> Curves:
+    return Curves(**read_archive(weights).meta["validation"])
+
+
+@pytest.mark.parametrize(("count", "held"), [(ENOUGH - 1, 0), (ENOUGH, 2), (59, 5), (500, MOST)])
+def test_few_pictures_are_all_trained_on(
+    count: int, held: int, settings: Callable[..., Settings]
+) -> None:
+    training, held_out = hold_out(samples(count), settings())
+    assert len({sample.name for sample in held_out}) == held
+    assert len(training) + len(held_out) == 2 * count
+    assert not {sample.name for sample in training} & {sample.name for sample in held_out}
+    assert hold_out(samples(count), settings())[1] == held_out  # the seed's choice
+    assert hold_out(samples(count), settings(validation_every=0))[1] == []
+
+
+def test_the_loss_is_measured_about_ten_times_from_the_base_on(
+    settings: Callable[..., Settings],
+) -> None:
+    measured = curves(train(settings()))
+    assert measured.steps == [0, 2, 4, 6, 8, 10, 12, 14, 15]
+    assert measured.held_out == []
+    assert measured.sigmas == sorted(measured.sigmas)
+    assert 0 < measured.sigmas[0] < measured.sigmas[-1] < 1
+    assert all(len(losses) == len(QUANTILES) for losses in measured.losses)
+    # What is measured is fixed, so that even fifteen steps show in every one of its parts.
+    falls = [
+        last < first for first, last in zip(measured.losses[0], measured.losses[-1], strict=True)
+    ]
+    assert all(falls)
+
+
+def test_a_training_that_learns_nothing_measures_the_same_loss_every_time(
+    settings: Callable[..., Settings],
+) -> None:
+    """The base is measured without the adapter, so a start that learns nothing equals it."""
+    rates = {"learning_rate": 1e-30, "placeholder_learning_rate": 0.0, "placeholder_init_std": 0.0}
+    path = settings(steps=2, validation_every=1, **rates)
+    try:
+        weights = train(path)
+    except RuntimeError:  # nothing was learned, which a gate refuses; what is written is kept
+        assert path.output_dir is not None
+        weights = path.output_dir / "weights-failed.zip"
+    measured = curves(weights)
+    assert measured.steps == [0, 1, 2]
+    assert measured.losses[0] == measured.losses[1] == measured.losses[2]
+
+
+def test_a_resumed_run_keeps_the_curve_of_its_first_part(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    common = {"lr_scheduler": "constant", "validation_every": 2}
+    whole = curves(train(settings(steps=6, **common)))
+    first = settings(steps=4, checkpoint_every=4, output_dir=tmp_path / "first", **common)
+    train(first)
+    resumed = settings(steps=6, resume_from=tmp_path / "first" / "checkpoints", **common)
+    assert curves(train(resumed)) == whole
+
+
+def test_pictures_that_are_held_out_are_not_trained_on(
+    settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = tmp_path / "many.zip"
+    with zipfile.ZipFile(dataset, "w") as archive:
+        for number in range(ENOUGH):
+            encoded = io.BytesIO()
+            Image.new("RGB", (64, 64), (10 * number, 90, 90)).save(encoded, format="png")
+            archive.writestr(f"{number:02d}.png", encoded.getvalue())
+
+    trained_on: set[str] = set()
+
+    class Watched(run_module.Loop):  # type: ignore[name-defined, misc]
+        def step(self, step: int) -> None:
+            trained_on.update(sample.name for sample in self.samples)
+            super().step(step)
+
+    monkeypatch.setattr(run_module, "Loop", Watched)
+    weights = train(settings(dataset=dataset, steps=1))
+    measured = curves(weights)
+    assert len(measured.held_out) == 2
+    assert len(trained_on) == ENOUGH - 2
+    assert not trained_on & set(measured.held_out)
+    text = json.dumps(read_archive(weights).meta["gates"])
+    assert "on 2 pictures held out" in text

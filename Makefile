@@ -4,12 +4,17 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 HOST ?= 127.0.0.1
 PORT ?= 5000
+FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 3600
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # dashscope is here for one data file of Qwen's tokenizers, never imported: it needs nothing else.
 DATA_ONLY := dashscope==2.0.2
+# Tools of one target each, installed by it.
+FUZZER := atheris==3.0.0
+AUDITOR := pip-audit==2.10.1
 # What was installed, and for which torch: asking for another one installs again.
 READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 
@@ -17,23 +22,43 @@ READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint serve serve-train clean
+.PHONY: help setup demo test lint bench fuzz soak audit serve serve-train clean
 
 help: ## Say what there is to make
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) HOST=$(HOST) PORT=$(PORT)"
+	@echo "Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) HOST=$(HOST) PORT=$(PORT) FUZZ_SECONDS=$(FUZZ_SECONDS) SOAK_SECONDS=$(SOAK_SECONDS)"
 
 demo: setup ## Train on sixteen small pictures, draw before and after: outputs/demo.png
 	@$(BIN)/python -m demo
 
+# A file of tests to a process, each of one thread.
 test: lint ## Check the style and the types, then run every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## Check the style and the types alone
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
+
+fuzz: setup ## Feed mutated input to every reader, for FUZZ_SECONDS each; a finding fails
+	@$(PIP) $(FUZZER)
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
+soak: setup ## Kill trainings, and keep a Cog server busy for SOAK_SECONDS; whatever is lost fails
+	@$(BIN)/python -m benchmarks.kill
+	@$(BIN)/python -m benchmarks.soak
+	@$(BIN)/python -m benchmarks.server_soak --seconds $(SOAK_SECONDS)
+
+# In an environment of its own, so that its packages are not among those that it looks at.
+audit: setup ## Look for known vulnerabilities in the pins and in all that is installed
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip install -q --disable-pip-version-check $(AUDITOR); }
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt
+	$(VENV)/audit/bin/pip-audit --strict --path $(VENV)/lib/python3*/site-packages
+
+bench: setup ## Measure: a training step, a whole training, a change of LoRA; a GPU if there is one
+	@$(BIN)/python -m benchmarks
 
 serve: setup ## Serve predictions over HTTP, the way the Cog image does
 	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)
@@ -44,7 +69,7 @@ serve-train: setup ## Serve trainings over HTTP, the way the Cog image does
 setup: $(READY) ## Make .venv with all that is needed; nothing is done when it is there
 
 clean: ## Remove .venv and what can be made again; outputs and downloaded models stay
-	rm -rf $(VENV) .cog .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cog .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The pins of requirements.txt without its torch, which is the container's. torch goes first and is

@@ -26,13 +26,16 @@ from experiments.turbo_retention.results import Results
 from experiments.turbo_retention.study import RESULTS, Study
 from experiments.turbo_retention.training import training_adapter
 from experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
-from experiments.zero_prior.compare import METRICS, compare, metrics
 from experiments.zero_prior.compare import Results as ZeroPriorResults
+from experiments.zero_prior.compare import compare, metrics
+from experiments.zero_prior.design import CLASS_WORDS
 from experiments.zero_prior.design import CONDITIONS as WORDS
 from experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
 from experiments.zero_prior.figures import draw_metrics, draw_pictures
+from experiments.zero_prior.metrics import WORLD
 from experiments.zero_prior.study import UNTRAINED
 from experiments.zero_prior.study import Study as ZeroPriorStudy
+from experiments.zero_prior.world import World
 from inference.engine import Engine
 from inference.request import Request
 from miniature.drawing import render
@@ -202,7 +205,7 @@ def test_the_adapter_is_gone_exactly_and_not_by_subtraction() -> None:
 
 
 def test_captions_of_two_conditions_differ_in_the_word_alone(tmp_path: Path) -> None:
-    words = {condition.name: condition.word_for(SUBJECT) for condition in WORDS}
+    words = {condition.name: condition.word_for(CLASS_WORDS[SUBJECT]) for condition in WORDS}
     captions = {
         name: [
             file.read_text()
@@ -220,7 +223,7 @@ def test_captions_of_two_conditions_differ_in_the_word_alone(tmp_path: Path) -> 
 
 
 def test_a_lora_that_draws_the_words_old_look_leaks() -> None:
-    leak = next(metric for metric in METRICS if metric.name == "leak")
+    leak = next(metric for metric in WORLD if metric.name == "leak")
     untrained = {
         "repeats_looks": ["star purple", "star purple", "circle green"],
         "rendered_looks": ["square blue", "square blue"],
@@ -233,14 +236,15 @@ def test_the_zero_prior_study_runs_resumes_and_compares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MODEL_VAULT", raising=False)
-    study = ZeroPriorStudy(tmp_path, ZERO_PRIOR_SMALL)
+    study = ZeroPriorStudy(tmp_path, World(ZERO_PRIOR_SMALL))
     study.run()
     rows = [json.loads(line) for line in (tmp_path / RESULTS).read_text().splitlines()]
-    trained = [(row["point"], row["condition"]) for row in rows if row["point"] != UNTRAINED]
+    trained = [(row["point"], row["condition"]) for row in rows if row["point"] != UNTRAINED.name]
     assert trained == [
         *(("converged", condition.name) for condition in WORDS),
         ("2 vectors", "zero_prior"),
         ("placeholder alone", "zero_prior"),
+        ("rate 2e-3", "zero_prior"),
     ]
     study.run()
     assert len((tmp_path / RESULTS).read_text().splitlines()) == len(rows)

@@ -17,8 +17,10 @@ import torch
 from experiments.document import rewrite
 from experiments.zero_prior.captions import make_captions
 from experiments.zero_prior.compare import Results, compare, metrics
-from experiments.zero_prior.design import CONDITIONS, SMALL, Size
+from experiments.zero_prior.design import CLASS_WORDS, CONDITIONS, SMALL, Size
+from experiments.zero_prior.photographs import Photographs
 from experiments.zero_prior.study import RESULTS, Study
+from experiments.zero_prior.world import World
 from miniature.world import SUBJECTS
 
 FOLDER = Path("outputs/zero_prior")
@@ -41,6 +43,8 @@ def main() -> None:
     run = commands.add_parser("run_experiment")
     run.add_argument("--part", default="1/1", help="1/2 and 2/2 share the work of two processes")
     run.add_argument("--small", action="store_true", help="seconds, to see that it works")
+    run.add_argument("--photographs", type=Path, help="a folder of CLASS-NAME folders of pictures")
+    run.add_argument("--base", default="z-image-turbo", help="for photographs; %(default)s")
     for command in (run, *map(commands.add_parser, ("metrics", "compare", "report"))):
         command.add_argument("--folder", type=Path, default=FOLDER, help="%(default)s")
     options = parser.parse_args()
@@ -49,11 +53,17 @@ def main() -> None:
     torch.set_num_threads(1)  # for models this small, sharing the work out costs more
     if options.command == "make_captions":
         condition = next(c for c in CONDITIONS if c.name == options.condition)
-        word = condition.word_for(options.subject)
+        word = condition.word_for(CLASS_WORDS[options.subject])
         print(make_captions(options.subject, options.seed, word, options.folder))
     elif options.command == "run_experiment":
         part, parts = map(int, options.part.split("/"))
-        Study(options.folder, SMALL if options.small else Size()).run(part - 1, parts)
+        size = SMALL if options.small else Size()
+        ground = (
+            Photographs(options.photographs, options.base, size)
+            if options.photographs
+            else World(size)
+        )
+        Study(options.folder, ground).run(part - 1, parts)
     elif options.command == "report":
         from experiments.zero_prior.figures import draw_metrics, draw_pictures
 

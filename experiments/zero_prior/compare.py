@@ -1,66 +1,16 @@
 """From the table to numbers per run, and to paired comparisons."""
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
 from experiments.document import table as markdown
 from experiments.statistics import Estimate, Values, estimate
-from experiments.table import Row, Table
+from experiments.table import Table
 from experiments.zero_prior.design import CHOICES, CONDITIONS, CONVERGED, POINTS, ZERO_PRIOR
+from experiments.zero_prior.metrics import PHOTOGRAPHS, WORLD, Metric
 from experiments.zero_prior.study import UNTRAINED
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number per run, from its row and the row of the same word on the untrained base."""
-
-    name: str
-    title: str
-    better: str  # higher, lower, or neither: ""
-    digits: int
-    of: Callable[[Row, Row], float]
-
-
-def _right(row: Row, prefix: str = "") -> float:
-    return 100 * sum(row[f"{prefix}right"]) / sum(row[f"{prefix}asked"])
-
-
-def _leak(row: Row, untrained: Row) -> float:
-    """How often the word's old look shows, in percent; what the subject looks like is not leak.
-
-    The old look is the shape and colour that the untrained base draws most often for the word.
-    """
-    drawn: list[str] = untrained["repeats_looks"]
-    old = Counter(drawn).most_common(1)[0][0]
-    shown = fmean(look == old for look in row["looks"])
-    innocent = fmean(look == old for look in untrained["rendered_looks"])
-    return 100 * (shown - innocent)
-
-
-METRICS = (
-    Metric("fidelity", "likeness to the subject", "higher", 3, lambda r, _: fmean(r["likeness"])),
-    Metric("adherence", "attributes right, %", "higher", 1, lambda r, _: _right(r)),
-    Metric("leak", "prior leak, %", "lower", 1, _leak),
-    Metric("drift", "drift on other prompts", "lower", 3, lambda r, _: fmean(r["free_pixels"])),
-    Metric("free", "other prompts right, %", "higher", 1, lambda r, _: _right(r, "free_")),
-    Metric(
-        "bleed",
-        "bleed into the class word",
-        "lower",
-        3,
-        lambda r, u: fmean(r["class_likeness"]) - fmean(u["class_likeness"]),
-    ),
-    Metric("class", "class word right, %", "higher", 1, lambda r, _: _right(r, "class_")),
-    Metric("diversity", "diversity", "higher", 2, lambda r, _: r["diversity"]),
-    Metric("sharpness", "sharpness", "", 4, lambda r, _: fmean(r["sharpness"])),
-    Metric("contrast", "contrast", "", 3, lambda r, _: fmean(r["contrast"])),
-    Metric("brightness", "brightness", "", 3, lambda r, _: fmean(r["brightness"])),
-)
 
 
 @dataclass(frozen=True)
@@ -85,6 +35,11 @@ class Results:
     def read(cls, path: Path) -> "Results":
         return cls(Table(path))
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those of the ground that the table was measured on."""
+        return PHOTOGRAPHS if "old_look" in self.table.rows[0] else WORLD
+
     def pairs(self, *runs: tuple[str, str]) -> tuple[list[int], list[str]]:
         """Seeds and subjects for which all (point, condition) of `runs` are there."""
         found = [
@@ -102,7 +57,7 @@ class Results:
         """One number per seed and subject."""
         key = {"condition": condition}
         untrained = {
-            subject: self.table.find(point=UNTRAINED, subject=subject, **key)[0]
+            subject: self.table.find(point=UNTRAINED.name, subject=subject, **key)[0]
             for subject in subjects
         }
         return np.array(
@@ -136,17 +91,19 @@ class Results:
 def metrics(results: Results) -> str:
     """Means of every condition at every point, as Markdown."""
     parts = []
-    for point in POINTS:
+    for point in (UNTRAINED, *POINTS):
         have = [c for c in CONDITIONS if results.table.find(point=point.name, condition=c.name)]
         rows = [
             [metric.title]
             + [results.mean(metric, point.name, each.name).text(metric.digits) for each in have]
-            for metric in METRICS
+            for metric in results.metrics
         ]
         if have:
-            parts.append(
-                markdown(f"At the {point.name} point", ["", *(c.title for c in have)], rows)
-            )
+            title = "The untrained base" if point is UNTRAINED else f"At the {point.name} point"
+            parts.append(markdown(title, ["", *(c.title for c in have)], rows))
+    by = {row["apart_by"] for row in results.table.rows if "apart_by" in row}
+    if by:
+        parts.append(f"Distances are {' or '.join(sorted(by))}'s.")
     return "\n\n".join(parts)
 
 
@@ -167,14 +124,14 @@ def compare(results: Results) -> str:
                 ).text(metric.digits)
                 for each in others
             ]
-            for metric in METRICS
+            for metric in results.metrics
         ]
         if others:
             title = f"The placeholder minus each other word, at the {point.name} point"
             parts.append(markdown(title, ["", *(c.title for c in others)], rows))
     tried = [each for each in CHOICES if results.table.find(point=each.name)]
     if tried:
-        chosen = METRICS[:8]
+        chosen = results.metrics[:8]
         rows = [
             [each.name]
             + [

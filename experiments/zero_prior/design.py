@@ -28,9 +28,9 @@ class Condition:
     def zero_prior(self) -> bool:
         return self.word == PLACEHOLDER
 
-    def word_for(self, subject: str) -> str:
-        """The word in the captions of this subject."""
-        return self.word or CLASS_WORDS[subject]
+    def word_for(self, class_word: str) -> str:
+        """The word in the captions of a subject of this class."""
+        return self.word or class_word
 
 
 ZERO_PRIOR = Condition("zero_prior", "placeholder", PLACEHOLDER)
@@ -82,28 +82,32 @@ class Size:
 
     subjects: tuple[str, ...] = SUBJECTS
     seeds: tuple[int, ...] = SEEDS
-    choice_seeds: tuple[int, ...] = SEEDS[:2]
+    choice_seeds: tuple[int, ...] = SEEDS[:1]
     points: tuple[Point, ...] = POINTS
     choices: tuple[Point, ...] = CHOICES
     subject_prompts: int = 32
     free_prompts: int = 32
     class_prompts: int = 16
     repeats: int = 16  # pictures of one prompt, for diversity
-    steps: int = 8  # of drawing
+    steps: int | None = None  # of drawing; None is the base's own
+    pixels: int | None = None  # of the side of photographs' pictures; None is the base's own
 
 
+_SHORT = {"steps": 1, "batch_size": 1, "resolution": "64"}
 SMALL = Size(
     subjects=SUBJECTS[:1],
     seeds=SEEDS[:1],
     choice_seeds=SEEDS[:1],
-    points=(replace(CONVERGED, settings={"steps": 1, "batch_size": 1}),),
+    points=(replace(CONVERGED, settings=_SHORT),),
     choices=(
-        Point("2 vectors", {"steps": 1, "batch_size": 1}, {"vectors": 2, "start": "class"}),
-        Point("placeholder alone", {"steps": 1, "batch_size": 1}, {"train_lora": False}),
+        Point("2 vectors", _SHORT, {"vectors": 2, "start": "class"}),
+        Point("placeholder alone", _SHORT, {"train_lora": False}),
+        Point("rate 2e-3", _SHORT | {"placeholder_learning_rate": 2e-3}),
     ),
     subject_prompts=4,
     free_prompts=2,
     class_prompts=2,
     repeats=2,
     steps=1,
+    pixels=64,
 )

@@ -10,21 +10,21 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from demo.grid import Row, draw_grid
-from experiments.zero_prior.compare import METRICS, Results
+from experiments.zero_prior.compare import Results
 from experiments.zero_prior.design import CONDITIONS, POINTS
 from experiments.zero_prior.study import UNTRAINED, run_name
 from miniature.models import PIXELS
 
 COLOURS = {"class_word": "#3a5a9b", "wrong_prior": "#c1121f", "rare_string": "#b8860b",
            "zero_prior": "#0b6e4f"}  # fmt: skip
-PLOTTED = METRICS[:8]
+PLOTTED = 8  # metrics, the first ones
 SHOWN_PICTURE = 0  # of each run
 
 
 def draw_metrics(results: Results, path: Path) -> None:
     """One panel per metric: every condition at every point, with its interval."""
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
-    for axis, metric in zip(axes.flat, PLOTTED, strict=True):
+    for axis, metric in zip(axes.flat, results.metrics[:PLOTTED], strict=True):
         for place, point in enumerate(POINTS):
             for number, condition in enumerate(CONDITIONS):
                 if not results.table.find(point=point.name, condition=condition.name):
@@ -52,18 +52,16 @@ def draw_metrics(results: Results, path: Path) -> None:
 def draw_pictures(results: Results, folder: Path, path: Path) -> None:
     """The first picture of every subject, untrained and at every point, by condition."""
     rows = []
-    for point in (UNTRAINED, *(point.name for point in POINTS)):
+    for point in (UNTRAINED, *POINTS):
         for condition in CONDITIONS:
-            found = results.table.find(point=point, condition=condition.name)
-            first = {row["subject"]: row["seed"] for row in reversed(found)}
-            names = {subject: run_name(point, condition, subject, first[subject])
-                     for subject in sorted(first)}  # fmt: skip
+            found = results.table.find(point=point.name, condition=condition.name)
+            first = {row["subject"]: row for row in reversed(found)}
             cells = [
-                (_picture(folder / "pictures" / f"{name}.png"), subject)
-                for subject, name in names.items()
+                (_picture(folder / "pictures" / f"{run_name(row)}.png"), subject)
+                for subject, row in sorted(first.items())
             ]
             if cells:
-                rows.append(Row(f"{point}: {condition.title}", cells))
+                rows.append(Row(f"{point.name}: {condition.title}", cells))
     draw_grid(rows).quantize(128).save(path, optimize=True)
 
 

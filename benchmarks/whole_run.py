@@ -32,6 +32,8 @@ from miniature.models import write_random
 
 PICTURES, EDGE = 8, 256
 CAPTION = "a photo of a cat"
+PEER = "diffusers' script"
+FIELDS = ("wall", "processor", "memory")  # of `Cost`
 # Plain trainings, so that neither side is charged for what the other lacks.
 OURS = {
     "train_placeholder_token": False,
@@ -112,12 +114,15 @@ def peer_command(
     return [*start, *given, "--cache_latents", "--skip_final_inference"]
 
 
-def cost(command: list[str], log: Path) -> Cost:
+def cost(command: list[str], log: Path, environment: dict[str, str]) -> Cost:
     """Runs a command to its end; raises SystemExit with the end of what it said if it fails."""
     start = time.perf_counter()
     with log.open("wb") as said:
         child = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "DTYPE": "bfloat16"}
+            command,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "DTYPE": "bfloat16", **environment},
         )
         _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - start
@@ -127,41 +132,78 @@ def cost(command: list[str], log: Path) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+def show(steps: int, costs: dict[str, list[Cost]]) -> None:
+    """A row for each who trained so many steps."""
+    for who, each in costs.items():
+        wall, processor, memory = (
+            statistics.median(getattr(one, name) for one in each)
+            for name in ("wall", "processor", "memory")
+        )
+        figures = f"{wall:.1f} s | {processor:.1f} s | {memory / 1e9:.2f} GB"
+        print(f"| {steps} | {who} | {figures} | {to_peer(costs, who)} |", flush=True)
+
+
+def show_step(costs: dict[int, dict[str, list[Cost]]]) -> None:
+    """What one step takes: the longest trainings less the shortest, by the steps between."""
+    short, long = min(costs), max(costs)
+    apart = {
+        who: [
+            Cost(*((getattr(b, name) - getattr(a, name)) / (long - short) for name in FIELDS))
+            for a, b in zip(costs[short][who], costs[long][who], strict=True)
+        ]
+        for who in costs[short]
+    }
+    for who, each in apart.items():
+        wall, processor = (statistics.median(getattr(one, n) for one in each) for n in FIELDS[:2])
+        figures = f"{1e3 * wall:.0f} ms | {1e3 * processor:.0f} ms | "
+        print(f"| one of {long - short} | {who} | {figures} | {to_peer(apart, who)} |")
+
+
+def to_peer(costs: dict[str, list[Cost]], who: str) -> str:
+    """The median ratio to the script, by the clock and by the processor, round by round."""
+    pairs = list(zip(costs[who], costs.get(PEER, []), strict=False))
+    if not pairs:
+        return "not measured |"
+    clock = statistics.median(a.wall / b.wall for a, b in pairs)
+    processor = statistics.median(a.processor / b.processor for a, b in pairs)
+    return f"{clock:.2f} | {processor:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_run", description=__doc__)
     parser.add_argument("--peer-script", type=Path)
     parser.add_argument("--peer-python", default=sys.executable, help="that has torchvision")
     parser.add_argument("--steps", type=int, nargs="*", default=[30, 200])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks, too")
     given = parser.parse_args()
     print(machine())
-    print("| steps | who | clock | processor | peak memory | clock, to the script |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| steps | who | clock | processor | peak memory | to the script, clock | processor |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        log = folder / "log.txt"
         base, pictures = write_inputs(folder)
         targets = load_family(find_base(str(base))).lora_targets()
+        costs: dict[int, dict[str, list[Cost]]] = {}
+        for _ in range(given.rounds):
+            for steps in given.steps:
+                ways = {"ours": (our_command(folder, base, pictures, steps), {"COMPILE": "0"})}
+                if given.compile:
+                    ways["ours, compiled"] = ways["ours"][0], {"COMPILE": "1"}
+                if given.peer_script is not None:
+                    start = [given.peer_python, str(given.peer_script.resolve())]
+                    peer = peer_command(start, folder, base, pictures, steps, targets)
+                    ways[PEER] = peer, {}
+                if given.compile and not costs:
+                    cost(ways["ours"][0], log, {"COMPILE": "1"})  # fills its cache
+                for who, (command, environment) in ways.items():
+                    each = cost(command, log, environment)
+                    costs.setdefault(steps, {}).setdefault(who, []).append(each)
         for steps in given.steps:
-            commands = {"ours": our_command(folder, base, pictures, steps)}
-            if given.peer_script is not None:
-                start = [given.peer_python, str(given.peer_script.resolve())]
-                commands["diffusers' script"] = peer_command(
-                    start, folder, base, pictures, steps, targets
-                )
-            costs: dict[str, list[Cost]] = {who: [] for who in commands}
-            for _ in range(given.rounds):
-                for who, command in commands.items():
-                    costs[who].append(cost(command, folder / "log.txt"))
-            peers = costs.get("diffusers' script", [])
-            for who, each in costs.items():
-                wall, processor, memory = (
-                    statistics.median(getattr(one, name) for one in each)
-                    for name in ("wall", "processor", "memory")
-                )
-                ratios = [a.wall / b.wall for a, b in zip(each, peers, strict=False)]
-                ratio = f"{statistics.median(ratios):.2f}" if ratios else "not measured"
-                figures = f"{wall:.1f} s | {processor:.1f} s | {memory / 1e9:.2f} GB"
-                print(f"| {steps} | {who} | {figures} | {ratio} |", flush=True)
+            show(steps, costs[steps])
+        if len(costs) > 1:
+            show_step(costs)
     if given.peer_script is None:
         print("with --peer-script PATH the same trainings run in diffusers' script, in turns")
 

@@ -32,7 +32,8 @@ def sample(
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
     guided_steps = math.ceil((len(sigmas) - 1) * guided_share)
-    steps = tqdm(range(len(sigmas) - 1), desc="drawing", unit="step")
+    # Inside another bar, such as a training's, it goes when it is done.
+    steps = tqdm(range(len(sigmas) - 1), desc="drawing", unit="step", leave=None)
     for step in steps:
         # Velocity of the picture, and away from the negative prompt.
         sigma_B = sigmas[step].expand(len(latents_BCHW))

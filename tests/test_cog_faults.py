@@ -107,12 +107,15 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
                 while not there() and time.monotonic() < deadline:
                     time.sleep(0.01)
                 assert there(), hooks.bodies[-1]
+                if phase == "download":
+                    time.sleep(0.5)  # not in its first instant, as docs/reliability.md says
                 assert server.post(f"/trainings/{phase}/cancel").status_code == 200
                 if phase == "download":  # which Cog 0.23.1 may not hear: it is said again
                     time.sleep(4)  # by then all has come
                     server.post(f"/trainings/{phase}/cancel")
                 assert hooks.finished(60)["status"] == "canceled", phase
             server.wait_idle()
+            asked.clear()
             if phase == "download":  # Cog 0.23.1 leaves what it has of it: docs/reliability.md
                 for file in temporary.glob("tmp*imgs.zip"):
                     file.unlink()

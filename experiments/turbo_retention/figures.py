@@ -1,17 +1,14 @@
 """The plots and the picture grid of docs/turbo.md."""
 
-import io
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from demo.grid import Row as GridRow
 from demo.grid import draw_grid
+from experiments.plots import save_plot
 from experiments.table import Row
 from experiments.turbo_retention.curves import PLOTTED
 from experiments.turbo_retention.design import CONDITIONS, EIGHT, FEW, TURBO, WORD
@@ -29,17 +26,15 @@ PIXELS = 64  # edge of a picture of the miniature
 
 def draw_curves(results: Results, path: Path) -> None:
     """Six measures over the steps of training, with their intervals."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    axes = figure.subplots(2, 3)
     for axis, curve in zip(axes.flat, PLOTTED, strict=True):
         _draw_panel(axis, results, curve)
     for axis in axes[1]:
         axis.set_xlabel("steps of training")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
-    plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
+    save_plot(figure, path)
 
 
 def _draw_panel(axis: Axes, results: Results, curve: Curve) -> None:

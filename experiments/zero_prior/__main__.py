@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from experiments.document import rewrite
 from experiments.zero_prior.captions import make_captions
 from experiments.zero_prior.compare import Results, compare, metrics
 from experiments.zero_prior.design import CLASS_WORDS, CONDITIONS, SMALL, Size
@@ -25,7 +24,6 @@ from miniature.world import SUBJECTS
 
 FOLDER = Path("outputs/zero_prior")
 PUBLISHED = Path(__file__).parent / RESULTS
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "zero_prior.md"
 
 
 def main() -> None:
@@ -45,8 +43,11 @@ def main() -> None:
     run.add_argument("--small", action="store_true", help="seconds, to see that it works")
     run.add_argument("--photographs", type=Path, help="a folder of CLASS-NAME folders of pictures")
     run.add_argument("--base", default="z-image-turbo", help="for photographs; %(default)s")
-    for command in (run, *map(commands.add_parser, ("metrics", "compare", "report"))):
-        command.add_argument("--folder", type=Path, default=FOLDER, help="%(default)s")
+    run.add_argument("--folder", type=Path, default=FOLDER, help="of results (%(default)s)")
+    for command in map(commands.add_parser, ("metrics", "compare")):
+        command.add_argument("--folder", type=Path, help="of results; else the published ones")
+    report = commands.add_parser("report", help="needs matplotlib")
+    report.add_argument("--folder", type=Path, help="publish the results of this folder first")
     options = parser.parse_args()
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -65,18 +66,13 @@ def main() -> None:
         )
         Study(options.folder, ground).run(part - 1, parts)
     elif options.command == "report":
-        from experiments.zero_prior.figures import draw_metrics, draw_pictures
+        from experiments.zero_prior.report import DOCUMENT, write_report
 
-        shutil.copy(options.folder / RESULTS, PUBLISHED)
-        results = Results.read(PUBLISHED)
-        rewrite(DOCUMENT, "metrics", metrics(results))
-        rewrite(DOCUMENT, "compare", compare(results))
-        draw_metrics(results, DOCUMENT.parent / "images" / "zero_prior_metrics.png")
-        draw_pictures(
-            results, options.folder, DOCUMENT.parent / "images" / "zero_prior_pictures.png"
-        )
+        if options.folder:
+            shutil.copy(options.folder / RESULTS, PUBLISHED)
+        write_report(PUBLISHED, options.folder, DOCUMENT)
     else:
-        results = Results.read(options.folder / RESULTS)
+        results = Results.read(options.folder / RESULTS if options.folder else PUBLISHED)
         print({"metrics": metrics, "compare": compare}[options.command](results))
 
 

@@ -1,15 +1,12 @@
 """The plot and the picture grid of docs/zero_prior.md."""
 
-import io
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from demo.grid import Row, draw_grid
+from experiments.plots import save_plot
 from experiments.zero_prior.compare import Results
 from experiments.zero_prior.design import CONDITIONS, POINTS
 from experiments.zero_prior.study import UNTRAINED, run_name
@@ -23,7 +20,8 @@ SHOWN_PICTURE = 0  # of each run
 
 def draw_metrics(results: Results, path: Path) -> None:
     """One panel per metric: every condition at every point, with its interval."""
-    figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    axes = figure.subplots(2, 4)
     for axis, metric in zip(axes.flat, results.metrics[:PLOTTED], strict=True):
         for place, point in enumerate(POINTS):
             for number, condition in enumerate(CONDITIONS):
@@ -43,10 +41,7 @@ def draw_metrics(results: Results, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110)
-    plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
+    save_plot(figure, path)
 
 
 def draw_pictures(results: Results, folder: Path, path: Path) -> None:

@@ -27,9 +27,9 @@ from adapters.placeholder import PlaceholderError, check_token
 from families.bases import UnknownBase
 from families.tokens import PromptTokenizer, split_words
 from trainer.config import read_config
-from trainer.dataset import DatasetError, name_subject, read_dataset
+from trainer.dataset import DatasetError, Example, name_subject, read_dataset
 from trainer.members import Unusable
-from trainer.pictures import decode, probe
+from trainer.pictures import check, probe
 from trainer.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,10 +67,11 @@ def picture(data: bytes) -> bool:
     """A picture's file."""
     try:
         probe(data)
-        image = decode(data).image
+        found = check(data)
     except Unusable:
         return False
-    assert image.mode == "RGB" and min(image.size) > 0
+    image = Example("a", "", found.width, found.height, data).image()
+    assert image.mode == "RGB" and image.size == (found.width, found.height)
     return True
 
 

@@ -1,5 +1,6 @@
 """What may come in as a dataset, what becomes of it, and what is refused with which words."""
 
+import gc
 import gzip
 import logging
 import os
@@ -171,6 +172,20 @@ def test_all_problems_are_reported_together(tmp_path):
     assert len(problems) == 14
 
 
+def test_no_pixels_are_kept_of_what_was_read(tmp_path):
+    noise = Image.effect_noise((203, 107), 50)
+    files = {f"{i}.png": encoded(noise) for i in range(9)}
+    path = make_zip(tmp_path / "set.zip", files | {"cut.png": files["0.png"][:9000], "no.png": b""})
+    del noise
+    gc.disable()  # nor does anything wait to be collected
+    try:
+        assert len(read_dataset(path, "a photo", skip_bad_images=True)) == 9
+        images = [each for each in gc.get_objects() if issubclass(type(each), Image.Image)]
+    finally:
+        gc.enable()
+    assert (203, 107) not in [image.size for image in images]
+
+
 def test_other_files_are_only_worth_a_warning(tmp_path, caplog):
     files = {"a.png": picture(), "b.heic": b"x", "c.gif": b"x", "d.mp4": b"x", "README.txt": b"\0"}
     (example,) = read_dataset(make_zip(tmp_path / "a.zip", files), "a photo")
@@ -233,6 +248,17 @@ def test_limits_on_sums_hold(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "a.zip", {f"{i}.png": picture() for i in range(3)})
     monkeypatch.setattr(dataset, "MAX_TOTAL_PIXELS", 2 * 32 * 24)
     assert "more than 1,536 pixels up to 2.png" in problems_of(path)[0]
+    # What is wrong with the pictures before that one is told, too, in the order of the names.
+    files = {
+        "0.png": picture()[:60],
+        "1.png": picture(),
+        "1.txt": b"\0",
+        "3.png": b"",
+        "3.txt": b"\0",
+    }
+    starts = ["a.zip: 0.png: is truncated", "a.zip: 1.txt: is not text", "a.zip: holds more than"]
+    problems = problems_of(make_zip(tmp_path / "a.zip", files | {"2.png": picture()}))
+    assert len(problems) == 3 and all(map(str.startswith, problems, starts))
     monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 10)
     assert "0.png: has more than 10 bytes; save it smaller" in problems_of(path)[0]
 

@@ -1,5 +1,6 @@
 """Every picture that strangers send becomes upright 8-bit sRGB, or is refused with the reason."""
 
+import io
 import random
 import struct
 import zlib
@@ -12,8 +13,10 @@ from skimage import data as photographs
 from watched import watched
 
 from inference.images import BrokenImage, read_image
-from inference.upright import UPRIGHT
+from inference.upright import IMAGE_FORMATS, UPRIGHT, upright_srgb
 from trainer.dataset import DatasetError, read_dataset
+from trainer.members import Unusable
+from trainer.pictures import check
 
 # ---- Pictures become upright 8-bit RGB -----------------------------------------------------------
 
@@ -275,9 +278,10 @@ def test_the_subject_has_to_be_in_a_caption_of_a_picture_that_is_left(tmp_path):
         read_dataset(make_zip(tmp_path / "set.zip", files), "", "<zwx>", skip_bad_images=True)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "progressive JPEG", "PNG", "WEBP"])
 def test_a_picture_that_was_cut_anywhere_is_refused(tmp_path, format):
-    whole = encoded(Image.fromarray(photographs.chelsea()), format)
+    progressive = {"progressive": True} if format.startswith("progressive") else {}
+    whole = encoded(Image.fromarray(photographs.chelsea()), format.split()[-1], **progressive)
     path = tmp_path / "set.zip"
     # The last bytes may be missing: all pixels are there before JPEG's and PNG's end marks.
     for length in random.Random(0).sample(range(len(whole) - 100), 12):
@@ -285,6 +289,40 @@ def test_a_picture_that_was_cut_anywhere_is_refused(tmp_path, format):
         (problem,) = problems_of(path)
         assert problem.startswith("set.zip: a.png: ")
         assert "is truncated or damaged" in problem or "cannot be opened" in problem
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_a_damaged_jpeg_is_refused_where_decoding_it_whole_fails(progressive):
+    """It is checked at an eighth of its size; what passes there has to pass in the training."""
+    photo = Image.fromarray(photographs.chelsea()).crop((0, 0, 203, 131))
+    whole, chance = encoded(photo, "JPEG", progressive=progressive), random.Random(0)
+    outcomes = set()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 20))):
+            damaged[chance.randrange(2, len(damaged))] = chance.randrange(256)
+        try:
+            found = check(bytes(damaged))
+        except Unusable:
+            found = None
+        try:
+            with Image.open(io.BytesIO(damaged), formats=IMAGE_FORMATS) as image:
+                size = upright_srgb(image)[0].size
+        except Exception:
+            size = None
+        assert (found and (found.width, found.height)) == size
+        outcomes.add(size)
+    assert {None, (203, 131)} <= outcomes
+
+
+@pytest.mark.parametrize("size", [(200, 130), (131, 130), (130, 130)])
+def test_the_sizes_of_a_jpeg_on_its_side_are_told_apart(size):
+    """Of 131 and 130 pixels an eighth is the same."""
+    exif = Image.Exif()
+    for exif[0x0112] in range(1, 9):
+        found = check(picture(*size, format="JPEG", exif=exif))
+        upright = size if exif[0x0112] < 5 else size[::-1]
+        assert (found.width, found.height) == upright
 
 
 def test_a_strip_of_scans_within_reason_is_read(tmp_path):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from families.tokens import whole_word
 from inference.upright import IMAGE_FORMATS, upright_srgb
@@ -25,7 +26,8 @@ from trainer.members import (
     stem_of,
     suffix_of,
 )
-from trainer.pictures import decode, probe
+from trainer.pictures import Checked, check, probe
+from trainer.threads import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad picture
     files = read_files(path, problems, bad)
-    images = {name: data for name, data in files.items() if suffix_of(name) in IMAGE_SUFFIXES}
+    images = {name: files[name] for name in sorted(files) if suffix_of(name) in IMAGE_SUFFIXES}
     if not images and not problems and not bad:
         problems.append(
             f"holds no picture that can be read ({_listed(sorted(files)) or 'it is empty'}); "
@@ -93,9 +95,9 @@ def read_dataset(
         )
     captions = _captions_by_stem(files, problems)
 
+    checked = _check(images)
     examples, animated, silent, unmanaged = [], [], [], []
-    pixels = 0
-    for name, data in sorted(images.items()):
+    for name, data in images.items():
         caption = _one_line(default_caption)
         if stem_of(name) in captions:
             caption_name, caption_data = captions[stem_of(name)]
@@ -109,26 +111,23 @@ def read_dataset(
             if not mentions:
                 silent.append(name)
 
-        try:
-            width, height = probe(data)
-            pixels += width * height
-            if pixels > MAX_TOTAL_PIXELS:
-                problems.append(
-                    f"holds more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
-                    "use fewer pictures or scale them down"
-                )
-                break
-            image, moves, bad_profile = decode(data)
-        except Unusable as error:
-            bad.append(f"{name}: {error}")
+        if name not in checked:
+            problems.append(
+                f"holds more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
+                "use fewer pictures or scale them down"
+            )
+            break
+        found = checked[name]
+        if isinstance(found, str):
+            bad.append(f"{name}: {found}")
             if skip_bad_images and name in silent:
                 silent.remove(name)
             continue
-        if moves:
+        if found.moves:
             animated.append(name)
-        if bad_profile:
+        if found.bad_profile:
             unmanaged.append(name)
-        examples.append(Example(name, caption, image.width, image.height, data))
+        examples.append(Example(name, caption, found.width, found.height, data))
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, "holds no picture that can be used"]
@@ -173,6 +172,38 @@ def read_dataset(
 def name_subject(text: str, subject: str) -> str:
     """The text with the subject's token in place of every whole word TOK (case matters)."""
     return _place(subject, text)[0]
+
+
+def _check(images: dict[str, bytes]) -> dict[str, Checked | str]:
+    """What each picture is found to be, or why it cannot be used.
+
+    Ends before the picture with which all together have too many pixels.
+    """
+    found: dict[str, Checked | str] = {}
+    readable, pixels = [], 0
+    for name, data in images.items():
+        try:
+            width, height = probe(data)
+        except Unusable as error:
+            found[name] = str(error)
+            continue
+        pixels += width * height
+        if pixels > MAX_TOTAL_PIXELS:
+            break
+        readable.append(name)
+
+    def checked(name: str) -> Checked | str:
+        try:
+            return check(images[name])
+        except Unusable as error:
+            return str(error)  # not the error itself, which would hold on to the picture
+
+    # The bar is only for those who wait.
+    with tqdm(total=len(readable), desc="reading pictures", unit="picture", delay=2) as progress:
+        for name, result in zip(readable, in_threads(checked, readable), strict=True):
+            found[name] = result
+            progress.update()
+    return found
 
 
 # ---- Captions ------------------------------------------------------------------------------------

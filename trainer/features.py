@@ -5,13 +5,9 @@ Shapes: B images, C latent channels, H and W latent rows and columns, L text tok
 
 import logging
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +19,7 @@ from families.tokens import split_words
 from trainer.buckets import fit, nearest_bucket, warn_upscaled
 from trainer.dataset import Example
 from trainer.settings import Settings
+from trainer.threads import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +27,6 @@ BATCH_PIXELS = 1024**2  # for the VAE at once: what one picture of the usual siz
 # A JPEG decoded at a fraction of its size keeps so much more than its bucket, for the resampling.
 DECODED_SPARE = 2
 BATCH_TOKENS = 4096  # for the text encoder at once, padding included
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -91,19 +85,6 @@ def encode_pictures(
             progress.update(len(same))
     family.release("vae")
     return [samples[place] for place in range(count)]
-
-
-def in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """What `work` makes of each task, in order, a few of them ahead of whoever takes them."""
-    threads = min(4, os.cpu_count() or 1)  # each may hold a large photo
-    with ThreadPoolExecutor(threads) as pool:
-        begun: deque[Future[Result]] = deque()
-        for task in tasks:
-            begun.append(pool.submit(work, task))
-            if len(begun) > threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
 
 
 class Captions:

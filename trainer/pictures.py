@@ -1,4 +1,4 @@
-"""Decodes pictures as strangers send them: upright, sRGB, 8 bits, or refused with the reason."""
+"""Checks pictures as strangers send them: what they are, or the reason why they are refused."""
 
 import io
 from typing import NamedTuple
@@ -41,24 +41,31 @@ def probe(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-class Decoded(NamedTuple):
-    """A picture as `Example.image` will give it, and what is worth a warning."""
+class Checked(NamedTuple):
+    """What is known of a picture that can be used, and what is worth a warning."""
 
-    image: Image.Image
-    moves: bool  # an animation, of which this is the first frame
-    bad_profile: bool  # its colour profile is broken and was ignored
+    width: int  # pixels, upright
+    height: int  # pixels, upright
+    moves: bool  # an animation, of which the first frame is used
+    bad_profile: bool  # its colour profile is broken and is ignored
 
 
-def decode(data: bytes) -> Decoded:
-    """The whole picture. Raises Unusable with the reason where it cannot be had."""
+def check(data: bytes) -> Checked:
+    """Decodes the whole file and keeps no pixel. Raises Unusable where they cannot be had."""
     if has_too_many_scans(data):
         raise Unusable(f"has more than {MAX_JPEG_SCANS} scans; export it again or remove it")
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             # MPO is how phones store a photo with its depth map or a second view: not a film.
             moves = getattr(image, "is_animated", False) and image.format != "MPO"
+            width, height = image.size
+            # At an eighth of its size a JPEG is read to its end, too, and the same is refused.
+            if width == height or abs(width - height) >= 8:  # else both sides may become the same
+                image.draft(None, (1, 1))
             upright, bad_profile = upright_srgb(image)
-            return Decoded(upright, moves, bad_profile)
+            if upright.size != image.size:  # it lay on its side
+                width, height = height, width
+            return Checked(width, height, moves, bad_profile)
     except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
         raise Unusable(
             f"is truncated or damaged ({error}); export it again or remove it"

@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -215,4 +213,6 @@ def default_base() -> Base:
     named = os.environ.get("BASE_MODEL")
     if named:
         return find_base(named)
+    import torch  # takes a second, which a look into the table need not wait for
+
     return BASES["qwen-image" if torch.cuda.is_available() else "miniature-turbo"]

@@ -4,16 +4,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapters.archive import Archive, read_archive, read_loose
-from adapters.factors import LoraMismatch
 from families.bases import BASES, UnknownBase, find_base
 from families.repository import MissingModel
 from inference.console import log_to_console
-from inference.images import read_image, save_images
 from inference.request import ASPECT_RATIOS, CUSTOM, Request
-from inference.sources import Sources
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from adapters.archive import Archive
 
 EPILOG = """\
 Examples:
@@ -166,14 +167,16 @@ def main() -> None:
     try:
         if base_model != "auto":
             find_base(base_model)
-        request = Request(image=read_image(image) if image else None, **given)
-        archive = read_loose(lora, token) if token else _read(weights or lora)
-        second = _read(extra)
+        request = Request(image=_image(image), **given)
+        archive = _archive(weights or lora, token)
+        second = _archive(extra)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     # The libraries of the models take seconds to import, which a mistake need not wait for.
+    from adapters.factors import LoraMismatch
     from inference.engine import Engine
+    from inference.images import save_images
 
     try:
         images = Engine().draw(request, archive, base_model, second)
@@ -183,10 +186,26 @@ def main() -> None:
     print(*paths, sep="\n")
 
 
-def _read(source: str | Path | None) -> Archive | None:
-    """The archive of a file or a name; whoever types the command may read any file."""
+def _image(path: Path | None) -> "Image | None":
+    if not path:
+        return None
+    from inference.images import read_image
+
+    return read_image(path)
+
+
+def _archive(source: str | Path | None, token: str | None = None) -> "Archive | None":
+    """The archive of a file or a name; whoever types the command may read any file.
+
+    token: the placeholder of a LoRA that is a file by itself.
+    """
     if not source:
         return None
+    from adapters.archive import read_archive, read_loose
+    from inference.sources import Sources
+
+    if token:
+        return read_loose(source, token)
     return read_archive(Sources().file(source, os.environ.get("HF_TOKEN")))
 
 

@@ -64,9 +64,24 @@ def test_every_room_has_its_place() -> None:
     assert all(files(room) for room in MAY_IMPORT)
 
 
+HEAVY = ("torch", "diffusers", "transformers", "peft", "numpy")
+
+
+def heavy_after(program: str) -> list[str]:
+    """Which of the heavy libraries a program has imported."""
+    program += f"; import sys; print(*[m for m in {HEAVY + ('PIL',)} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
 def test_the_faces_are_imported_without_the_heavy_libraries() -> None:
     """Cog imports them to read the inputs, and to start; what is heavy waits for its use."""
-    heavy = ("torch", "diffusers", "transformers", "peft", "numpy", "PIL")
-    program = f"import sys, train, predict; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert heavy_after("import train, predict") == []
+
+
+@pytest.mark.parametrize("command", ["trainer", "inference"])
+def test_a_command_line_is_read_without_the_heavy_libraries(command: str) -> None:
+    """So --help comes at once, and what is wrong with the arguments."""
+    found = heavy_after(f"import {command}.__main__ as it; it.arguments_parser().format_help()")
+    assert not set(found) & set(HEAVY)

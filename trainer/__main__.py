@@ -4,13 +4,12 @@ import argparse
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from adapters.placeholder import PlaceholderError
-from families.repository import MissingModel
 from inference.console import log_to_console
-from trainer.config import read_config
-from trainer.dataset import DatasetError
-from trainer.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from trainer.settings import Settings
 
 DESCRIPTION = """\
 Train a LoRA, and with it a new word for its subject, from 10 to 40 pictures.
@@ -73,6 +72,11 @@ def main() -> None:
     overrides = {k: v for k, v in given.items() if v is not None}
     if planning:
         overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
+
+    # PyTorch takes a second to import, which --help need not wait for.
+    from trainer.config import read_config
+    from trainer.settings import SettingsError
+
     try:
         settings = read_config(config, **overrides)
     except SettingsError as error:
@@ -80,24 +84,28 @@ def main() -> None:
     show_plan(settings) if planning else run(settings)
 
 
-def show_plan(settings: Settings) -> None:
+def show_plan(settings: "Settings") -> None:
     """Prints what the training would take in memory and time."""
     from trainer.plan_table import plan
 
     print(plan(settings))
 
 
-def run(settings: Settings) -> None:
+def run(settings: "Settings") -> None:
     """Trains, and says what went wrong in one line where the user can mend it."""
     # The libraries of the models take seconds to import, which a mistyped setting need not wait.
     from adapters.factors import LoraMismatch
     from adapters.lora_file import BrokenLora
+    from adapters.placeholder import PlaceholderError
     from adapters.turbo import MergeFailed
     from families.quantization import QuantizationUnavailable
+    from families.repository import MissingModel
+    from trainer.dataset import DatasetError
     from trainer.fitting import TooLarge
     from trainer.gates import Worthless
     from trainer.loop import Diverged
     from trainer.run import train
+    from trainer.settings import SettingsError
     from trainer.zero_prior import ZeroPriorBroken
 
     mendable = (SettingsError, DatasetError, PlaceholderError, OSError)

@@ -168,7 +168,7 @@ class Client:
         """A request of many steps that is cancelled after so many seconds."""
         self.server.wait_idle()
         self.hooks.bodies.clear()
-        longer = ask | {"num_inference_steps": 50}
+        longer = ask | {"num_inference_steps": 200}
         request = {"input": longer, "webhook": self.hooks.url}
         started = self.server.post("/predictions", request, PREFER_ASYNC).json()
         time.sleep(after)

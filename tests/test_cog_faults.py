@@ -27,6 +27,7 @@ from trainer.checkpoint import read_checkpoint
 INPUTS = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
 LONG = {"steps": 20000, "validation_every": 0}
 PREVIEWS = {"sample_prompts": "a photo of <zwx>", "sample_every": 1}
+GROWTH = 90  # MB in two rounds; 139 and 170 were measured with trainings that keep their base
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,11 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
                 if phase == "download":
                     time.sleep(0.5)  # not in its first instant, as docs/reliability.md says
                 assert server.post(f"/trainings/{phase}/cancel").status_code == 200
-                if phase == "download":  # which Cog 0.23.1 may not hear: it is said again
-                    time.sleep(4)  # by then all has come
+                deadline = time.monotonic() + 60
+                while phase == "download" and time.monotonic() < deadline:
+                    time.sleep(2)  # Cog 0.23.1 may not hear it: docs/reliability.md
+                    if hooks.bodies and hooks.bodies[-1]["status"] == "canceled":
+                        break
                     server.post(f"/trainings/{phase}/cancel")
                 assert hooks.finished(60)["status"] == "canceled", phase
             server.wait_idle()
@@ -125,7 +129,7 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
 
         first = finish(**PREVIEWS)["output"]["weights"]
         after = []  # each round
-        for _ in range(2):
+        for _ in range(3):
             cancel("download", asked.is_set, dataset=address, **LONG)  # heard when all has come
             cancel("encode", r"encoding pictures: +[1-9]\d?%", dataset=str(whole), **LONG)
             cancel("loop", r"training: .*step/s", **LONG)
@@ -134,8 +138,10 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
             after.append(held(server))
         last = tensors(finish(**PREVIEWS)["output"]["weights"])
         assert all(torch.equal(last[name], tensor) for name, tensor in tensors(first).items())
-    assert after[1].threads <= after[0].threads + 8
-    assert after[1].files <= after[0].files + 8
+    print(*after, sep="\n")
+    assert after[-1].threads <= after[0].threads + 8
+    assert after[-1].files <= after[0].files + 8
+    assert after[-1].memory <= after[0].memory + GROWTH
 
 
 def tensors(weights: str) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ Processes are really killed and writes really fail. One thing is pretended: a GP
 import os
 import resource
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -159,6 +160,37 @@ def test_a_full_disk_while_weights_are_fetched_is_said_and_nothing_is_kept(
         sources.file("data:application/zip;base64," + "A" * 400_000)
     assert error.value.errno in FULL
     assert [each for each in (tmp_path / "cache").rglob("*") if each.is_file()] == []
+
+
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_nothing_of_a_training_stays_in_memory(
+    broken_off: bool, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while somebody still looks at the error that ended it."""
+    held: list[weakref.ref[torch.nn.Module]] = []
+
+    def fail(_: Loop) -> None:
+        raise ValueError
+
+    def hold(loop: Loop) -> None:
+        held.extend(map(weakref.ref, (loop.family.transformer, loop.family.text_encoder)))
+        if broken_off:
+            try:
+                fail(loop)
+            except ValueError as error:
+                raise KeyboardInterrupt from error
+
+    after_step(monkeypatch, 2, hold)
+    if broken_off:
+        with pytest.raises(KeyboardInterrupt) as error:
+            run.train(tiny())
+        assert error.traceback
+    else:
+        run.train(tiny())
+    assert [each() for each in held] == [None, None]
 
 
 # ---- Diverged ------------------------------------------------------------------------------------

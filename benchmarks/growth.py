@@ -1,55 +1,49 @@
-"""python -m benchmarks.growth: how time and memory grow with images, rank, resolution, batch, LoRAs.
+"""python -m benchmarks.growth: time and memory with more images, rank, resolution, batch or LoRAs.
 
 `images` prepares data sets for the miniature, each in a process of its own. The other parts use the
-small base of `benchmarks.training_step`: whole training steps beside the frozen base at the same
-shape, and LoRAs laid over it together. All times are of the processor, on one thread, so that other
-programs do not count.
+small base of `benchmarks.training_step`: whole steps beside the frozen base at the same shape, and
+LoRAs laid over it together. All times are of the processor, on one thread, so that other programs
+do not count.
 """
 
 import argparse
-import io
 import itertools
-import logging
 import re
 import statistics
 import tempfile
-import time
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from adapters.archive import Archive, write_archive
 from adapters.cache import AdapterCache
+from adapters.deltas import Deltas
 from adapters.layout import Layout
 from adapters.lora import Lora
 from adapters.overlay import Overlay
-from adapters.placeholder import Placeholder
 from benchmarks.machine import machine
+from benchmarks.preparation import (
+    CPU,
+    MEMORY,
+    TIME,
+    Row,
+    alone_and_quiet,
+    images,
+    in_a_process,
+    plain_settings,
+    seconds,
+)
 from benchmarks.soak import memory
-from benchmarks.training_step import RANK, RATE, SIZES, Size, Step, Ways, kept_bytes
+from benchmarks.training_step import RANK, SIZES, Size, Step, Ways, kept_bytes
 from families.bases import find_base
 from families.family import Family
 from families.loading import load_family
-from miniature.models import PIXELS, write_random
-from trainer.dataset import read_dataset
-from trainer.features import Captions, encode_pictures
+from trainer.features import Captions
 from trainer.loop import Loop
 from trainer.loss import flow_loss
-from trainer.members import MAX_MEMBERS
-from trainer.settings import Settings, settle
-
-CPU = torch.device("cpu")
-Row = dict[str, str | float]  # by the columns' titles
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Plan:
 
 FULL = Plan(
     SIZES["small"],
-    5,
+    7,
     (10, 100, 1_000, 10_000),
     {
         "rank": {rank: Shape(rank=rank) for rank in (4, 8, 16, 32, 64, 128, 256)},
@@ -95,117 +89,6 @@ QUICK = Plan(
     (1, 2),
 )
 VALUES = {"rank": "rank", "resolution": "tokens of picture", "batch": "batch"}  # titles
-
-
-def plain_settings(dataset: str | Path, base: Path, shape: Shape, **more: Any) -> Settings:
-    """Settings under which every step is like the last."""
-    return settle(
-        dataset=dataset,
-        base_model=str(base),
-        rank=shape.rank,
-        batch_size=shape.batch,
-        learning_rate=RATE,
-        steps=100_000,
-        caption_dropout=0.0,
-        seed=0,
-        **{"train_placeholder_token": False} | more,
-    )
-
-
-# ---- Images --------------------------------------------------------------------------------------
-
-# The same words for all, which are read once; a file beside each picture; and such files with the
-# placeholder, whose features are made in the steps.
-SAME, OWN, PLACEHOLDER = "one for all", "each its own", "each its own, with the placeholder"
-
-
-def images(plan: Plan, folder: Path) -> list[Row]:
-    """What it takes to prepare so many pictures, and a step with them."""
-    write_random(folder / "base", dtype=torch.float32)
-    rows: list[Row] = []
-    for captions in (SAME, OWN, PLACEHOLDER):
-        first: Row = {}
-        for wanted in plan.pictures:
-            count = min(wanted, MAX_MEMBERS // (1 if captions == SAME else 2))  # files in a zip
-            dataset = write_dataset(folder / "pictures.zip", count, captions)
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                row = pool.submit(prepare, dataset, folder / "base", captions).result()
-            first = first or row
-            more, above = (float(row[x]) - float(first[x]) for x in ("pictures", "peak, MB"))
-            row["above the first, kB per picture"] = 1e3 * above / more if more else ""
-            rows.append(row)
-    return rows
-
-
-def write_dataset(path: Path, count: int, captions: str) -> Path:
-    """Smooth random JPEGs of the miniature's size and, unless it is one for all, their captions."""
-    draw = np.random.default_rng(0)
-    subject = "TOK" if captions == PLACEHOLDER else "a cat"
-    with zipfile.ZipFile(path, "w") as zipped:
-        for number in range(count):
-            coarse = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            picture = Image.fromarray(coarse).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-            picture.save(encoded := io.BytesIO(), "JPEG")
-            zipped.writestr(f"{number}.jpg", encoded.getvalue())
-            if captions != SAME:
-                zipped.writestr(f"{number}.txt", f"a photo of {subject} beside number {number}")
-    return path
-
-
-def prepare(dataset: Path, base: Path, captions: str) -> Row:
-    """Reads and encodes a data set as `trainer.run` does, then takes a few steps with it."""
-    alone_and_quiet()
-    settings = plain_settings(
-        dataset,
-        base,
-        Shape(),
-        resolution=PIXELS,
-        default_caption="a photo of a cat",
-        train_placeholder_token=captions == PLACEHOLDER,
-    )
-    family = load_family(settings.base, CPU, torch.float32)
-
-    at = [time.process_time()]
-    examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
-    at.append(time.process_time())
-    samples = encode_pictures(family, examples, settings)
-    at.append(time.process_time())
-    word = None
-    if settings.subject is not None:
-        word = Placeholder.create(settings.subject, family.text_width, 1e-5, 0)
-    vectors = {word.token: word.vectors} if word is not None else {}
-    texts = Captions(family, [each.caption for each in samples], vectors)
-    at.append(time.process_time())
-    peak = peak_memory()
-
-    lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
-    loop = Loop(family, settings, samples, texts, lora, word)
-    steps = [seconds(partial(loop.step, number)) for number in range(9)]
-    count, kept = len(examples), {each.caption for each in examples} - texts.trained
-    held = {
-        "file": sum(len(each.data) for each in examples),
-        "latents": sum(each.mean_CHW.nbytes + each.std_CHW.nbytes for each in samples),
-        "text": sum(each.nbytes for each in texts.features(sorted(kept))),
-    }
-    taken = [after - before for before, after in zip(at, at[1:], strict=False)]
-    return {
-        "captions": captions,
-        "pictures": count,
-        **dict(zip(("reading, s", "pictures, s", "captions, s"), taken, strict=True)),
-        "together, s": sum(taken),
-        "ms per picture": 1e3 * sum(taken) / count,
-        "a step then, ms": 1e3 * statistics.median(steps[1:]),  # without what is loaded late
-        **{f"{what}, kB per picture": size / count / 1e3 for what, size in held.items()},
-        "peak, MB": peak / 1e6,
-    }
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has had resident."""
-    status = Path("/proc/self/status").read_text()  # getrusage counts the parent's, too
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) << 10
 
 
 # ---- Rank, resolution, batch ---------------------------------------------------------------------
@@ -247,7 +130,7 @@ class Shapes(Ways):
         """A training with kept text, whose whole step is measured."""
         family, mean = self.family(), self.latents(shape)[0]
         sample = replace(self.sample, caption=self.words, mean_CHW=mean, std_CHW=mean * 0)
-        settings = plain_settings("unread.zip", self.folder, shape)
+        settings = plain_settings("unread.zip", self.folder, shape.rank, shape.batch)
         captions = Captions(family, [self.words])
         lora = Lora(family.transformer, family.lora_targets(), shape.rank, 0)
         return Loop(family, settings, [sample], captions, lora, None)
@@ -301,17 +184,12 @@ def loras(plan: Plan, folder: Path) -> list[Row]:
     shapes = Shapes(plan.size, folder / "base")
     family = shapes.family()
     files = write_loras(family, max(plan.loras) + 1, folder)
-    (one := AdapterCache()).get(files[0])
-    bounded, cache = AdapterCache(BOUND * one.size), AdapterCache()
-    small, large = (reading(each, files, plan.loras) for each in (bounded, cache))
+    size, kept, bounded = in_a_process(holding, plan, files)
 
-    layout = Layout.of(family.transformer, family.base.name)
-    deltas = [cache.fit(cache.get(file), layout) for file in files]
-    overlay = Overlay(family.transformer)
-    before = memory()
-    overlay.apply([(deltas[0], 1.0)])  # takes copies of the pristine weights
-    copies = (memory() - before) * 2**20 / 1e6
+    overlay, deltas = Overlay(family.transformer), fitted(family, AdapterCache(), files)
     step = partial(shapes.loss, family, shapes.sample.mean_CHW[None])
+    overlay.apply([(deltas[0], 1.0)])  # takes copies of the pristine weights
+    copies = sum(family.transformer.get_submodule(name).weight.nbytes for name in deltas[0])
     changes: dict[int, list[float]] = {count: [] for count in plan.loras}
     steps: dict[int, list[float]] = {count: [] for count in (0, *plan.loras)}
     for _ in range(plan.rounds):
@@ -328,13 +206,28 @@ def loras(plan: Plan, folder: Path) -> list[Row]:
             "change of all, ms": 1e3 * statistics.median(changes[count]),
             "change to the first": ratio(changes[count], changes[plan.loras[0]]),
             "step to none": ratio(steps[count], steps[0]),
-            "copies of the base, MB": copies,
-            "factors, MB": count * one.size / 1e6,
-            "resident, MB": large[count],
-            f"resident, bound of {BOUND}, MB": small[count],
+            "factors, MB": count * size,
+            "kept, MB": kept[count],
+            f"kept, bound of {BOUND}, MB": bounded[count],
+            "copies of the base, MB": copies / 1e6,
         }
         for count in plan.loras
     ]
+
+
+def holding(plan: Plan, files: Sequence[Path]) -> tuple[float, dict[int, float], dict[int, float]]:
+    """MB of one LoRA's factors, as counted; and resident once so many were read, in a cache that
+    has room for all and in a bounded one."""
+    (one := AdapterCache()).get(files[0])
+    cache, bounded = AdapterCache(), AdapterCache(BOUND * one.size)
+    all_, few = (reading(each, files, plan.loras) for each in (cache, bounded))
+    return one.size / 1e6, all_, few
+
+
+def fitted(family: Family, cache: AdapterCache, files: Sequence[Path]) -> list[Deltas]:
+    """LoRAs as `inference.engine` reads them and lays them over."""
+    layout = Layout.of(family.transformer, family.base.name)
+    return [cache.fit(cache.get(file), layout) for file in files]
 
 
 def write_loras(family: Family, count: int, folder: Path) -> list[Path]:
@@ -365,11 +258,13 @@ def reading(cache: AdapterCache, files: Sequence[Path], counts: Sequence[int]) -
 # ---- Time, tables, plot --------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Of the processor."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def turns(work: Mapping[Shape, Step], rounds: int) -> dict[Shape, list[float]]:
+    """Seconds of each, round by round."""
+    taken: dict[Shape, list[float]] = {shape: [] for shape in work}
+    for _ in range(rounds):
+        for shape, step in work.items():
+            taken[shape].append(seconds(step))
+    return taken
 
 
 def ratio(ones: Sequence[float], others: Sequence[float]) -> float:
@@ -377,10 +272,10 @@ def ratio(ones: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Markdown."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[shown(each) for each in row.values()] for row in rows]
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[shown(row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -391,7 +286,7 @@ def shown(cell: str | float) -> str:
     return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
 
 
-# The panels of the plot: part, title, what goes along it, what is drawn, divided by its first or not.
+# Of the plot: part, title, what goes along it, what is drawn, and whether by its first value.
 PANELS = (
     ("images", "preparation, s", "pictures", ("together, s",), False),
     ("images", "peak memory, MB", "pictures", ("peak, MB",), False),
@@ -403,8 +298,9 @@ PANELS = (
 
 
 def draw_plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """A panel or two for each part that was measured, both axes logarithmic."""
-    from matplotlib.figure import Figure  # measuring needs neither
+    """A panel or two for each part that was measured; axes along which little happens are plain."""
+    from matplotlib.figure import Figure  # measuring needs no plots
+    from matplotlib.ticker import LogLocator
 
     from experiments.plots import save_plot
 
@@ -418,14 +314,23 @@ def draw_plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
             rows = [row for row in found[part] if row.get("captions", "") == kind]
             x, y = ([float(row[name]) for row in rows] for name in (along, column))
             y = [each / y[0] for each in y] if relative else y
-            axis.loglog(x, y, marker="o", markersize=4, label=kind or column.partition(",")[0])
+            axis.plot(x, y, marker="o", markersize=4, label=kind or column.partition(",")[0])
         if relative:
-            axis.loglog(x, [each / x[0] for each in x], ":", color="#555555", label="in proportion")
+            axis.plot(x, [each / x[0] for each in x], ":", color="#555555", label="in proportion")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(along)
-        axis.set_xticks(x, [f"{each:,.0f}" for each in x])
-        axis.minorticks_off()
+        axis.set_xscale("log")
+        ticks = sorted({float(row[along]) for row in found[part]})
+        axis.set_xticks(ticks, [re.sub("000$", "k", f"{each:.0f}") for each in ticks], fontsize=8)
+        low, high = axis.get_ylim()
+        if high > 2 * low:
+            axis.set_yscale("log")
+            fine = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+            axis.yaxis.set_major_locator(LogLocator(subs=fine))
+        else:
+            axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter("{x:,g}")
+        axis.minorticks_off()
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=7, frameon=False)
@@ -433,17 +338,10 @@ def draw_plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Plan, Path], list[Row]]] = {
-    "images": images,
+    "images": lambda plan, folder: images(plan.pictures, folder),
     **{axis: partial(training_steps, axis) for axis in VALUES},
     "loras": loras,
 }
-
-
-def alone_and_quiet() -> None:
-    """One thread, and no lines but the tables."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
 
 
 def main() -> None:
@@ -458,7 +356,8 @@ def main() -> None:
     for part in given.part:
         with tempfile.TemporaryDirectory() as scratch:
             found[part] = PARTS[part](QUICK if given.quick else FULL, Path(scratch))
-        print(f"\n{part}:\n\n{table(found[part])}", flush=True)
+        for columns in (TIME, MEMORY) if part == "images" else (list(found[part][0]),):
+            print(f"\n{part}:\n\n{table(found[part], columns)}", flush=True)
     if given.plot is not None:
         draw_plot(found, given.plot)
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.__main__ import SUITES, commands
 from benchmarks.gpu import Case, cases, main, measure
+from benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
+from benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
 from benchmarks.training_step import SIZES, Ways
 from benchmarks.whole_run import our_command
+from miniature.models import write_random
 from trainer.config import read_config
 
 
@@ -51,3 +55,38 @@ def test_the_training_that_is_measured_is_one_that_can_be_asked_for(tmp_path: Pa
     config = our_command(tmp_path, Path("miniature-turbo"), tmp_path, steps=30)[-1]
     settings = read_config(config)
     assert (settings.steps, settings.batch_size, settings.subject) == (30, 1, None)
+
+
+def test_preparing_pictures_keeps_the_text_that_the_steps_do_not_make(tmp_path: Path) -> None:
+    write_random(tmp_path / "base", dtype=torch.float32)
+    text = {}
+    for captions in (SAME, OWN, PLACEHOLDER):
+        dataset = write_dataset(tmp_path / "pictures.zip", 4, captions)
+        row = prepare(dataset, tmp_path / "base", captions)
+        assert row["pictures"] == 4 and float(row["peak, MB"]) > 0
+        text[captions] = float(row["text, kB each"])
+    assert text[OWN] > 3 * text[SAME] > 0 and text[PLACEHOLDER] == 0
+
+
+def test_a_step_keeps_more_with_rank_and_batch(tmp_path: Path) -> None:
+    for axis in ("rank", "batch"):
+        few, many = training_steps(axis, QUICK, tmp_path)
+        assert float(many["kept, MB"]) > float(few["kept, MB"])
+
+
+def test_the_training_whose_growth_is_measured_has_the_shape_that_is_named(tmp_path: Path) -> None:
+    shapes = Shapes(QUICK.size, tmp_path / "base")
+    loop = shapes.training(Shape(rank=3, side=6, batch=2))
+    latents_BCHW, _, _, captions = loop.batch(0)
+    assert latents_BCHW.shape[0] == len(captions) == 2
+    assert latents_BCHW.shape[2] == 6 * loop.family.patch_size
+    assert min(min(each.shape) for each in loop.parameters) == 3
+
+
+def test_loras_laid_at_once_are_measured_and_drawn(tmp_path: Path) -> None:
+    rows = loras(QUICK, tmp_path)
+    assert [row["LoRAs"] for row in rows] == list(QUICK.loras) == [1, 2]
+    assert float(rows[1]["factors, MB"]) == 2 * float(rows[0]["factors, MB"]) > 0
+    draw_plot({"loras": rows}, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as plot:
+        assert len(plot.getcolors()) > 2  # not an empty page

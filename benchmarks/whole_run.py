@@ -200,6 +200,7 @@ def main() -> None:
                 for who, (command, environment) in ways.items():
                     each = cost(command, log, environment)
                     costs.setdefault(steps, {}).setdefault(who, []).append(each)
+                    print(f"{who}, {steps} steps: {each.wall:.1f} s", file=sys.stderr, flush=True)
         for steps in given.steps:
             show(steps, costs[steps])
         if len(costs) > 1:

@@ -1,6 +1,7 @@
 """Experiments: their instruments measure what they say, and their small versions run."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,17 @@ from experiments.turbo_retention.report import DOCUMENT, parts, write_report
 from experiments.turbo_retention.results import Results
 from experiments.turbo_retention.study import RESULTS, Study
 from experiments.turbo_retention.training import training_adapter
+from experiments.zero_prior.__main__ import PUBLISHED as ZERO_PRIOR_PUBLISHED
 from experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
 from experiments.zero_prior.compare import Results as ZeroPriorResults
 from experiments.zero_prior.compare import compare, metrics
-from experiments.zero_prior.design import CLASS_WORDS
+from experiments.zero_prior.design import CLASS_WORDS, POINTS, SEEDS
 from experiments.zero_prior.design import CONDITIONS as WORDS
 from experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
 from experiments.zero_prior.figures import draw_metrics, draw_pictures
 from experiments.zero_prior.metrics import WORLD
+from experiments.zero_prior.report import DOCUMENT as ZERO_PRIOR_DOCUMENT
+from experiments.zero_prior.report import parts as zero_prior_parts
 from experiments.zero_prior.study import UNTRAINED
 from experiments.zero_prior.study import Study as ZeroPriorStudy
 from experiments.zero_prior.world import World
@@ -40,7 +44,7 @@ from inference.engine import Engine
 from inference.request import Request
 from miniature.drawing import render
 from miniature.pictures import to_tensor
-from miniature.world import evaluation_prompts
+from miniature.world import SUBJECTS, evaluation_prompts
 
 EIGHT = Way("8 steps", 8)
 
@@ -230,6 +234,20 @@ def test_a_lora_that_draws_the_words_old_look_leaks() -> None:
     }
     assert leak.of({"looks": ["star purple", "square blue"]}, untrained) == 50
     assert leak.of({"looks": ["square blue", "square blue"]}, untrained) == 0
+
+
+def test_every_figure_of_the_zero_prior_document_comes_from_the_published_table() -> None:
+    text = ZERO_PRIOR_DOCUMENT.read_text(encoding="utf-8")
+    for part in zero_prior_parts(ZeroPriorResults.read(ZERO_PRIOR_PUBLISHED)).values():
+        assert part in text
+
+
+def test_the_published_study_has_five_seeds_of_every_word_and_point() -> None:
+    table = Table(ZERO_PRIOR_PUBLISHED)
+    for point in POINTS:
+        for word in WORDS:
+            found = table.find(point=point.name, condition=word.name)
+            assert {(row["subject"], row["seed"]) for row in found} == set(product(SUBJECTS, SEEDS))
 
 
 def test_the_zero_prior_study_runs_resumes_and_compares(

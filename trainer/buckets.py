@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from trainer.dataset import Example
+from trainer.members import listed
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def warn_upscaled(examples: Sequence[Example], resolution: int, multiple: int) -
             len(enlarged),
             len(examples),
             resolution,
-            ", ".join(enlarged),
+            listed(enlarged),
         )
 
 

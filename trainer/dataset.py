@@ -22,6 +22,7 @@ from trainer.members import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     Unusable,
+    listed,
     read_files,
     stem_of,
     suffix_of,
@@ -90,7 +91,7 @@ def read_dataset(
     images = {name: files[name] for name in sorted(files) if suffix_of(name) in IMAGE_SUFFIXES}
     if not images and not problems and not bad:
         problems.append(
-            f"holds no picture that can be read ({_listed(sorted(files)) or 'it is empty'}); "
+            f"holds no picture that can be read ({listed(sorted(files)) or 'it is empty'}); "
             "put JPEG, PNG or WebP pictures in it"
         )
     captions = _captions_by_stem(files, problems)
@@ -154,17 +155,17 @@ def read_dataset(
     _warn_left_out(path, files, captions)
     if unmanaged:
         log.warning(
-            "%s: colour profiles that are broken are ignored: %s", path.name, _listed(unmanaged)
+            "%s: colour profiles that are broken are ignored: %s", path.name, listed(unmanaged)
         )
     if animated:
-        log.warning("%s: only the first frame is used of: %s", path.name, _listed(animated))
+        log.warning("%s: only the first frame is used of: %s", path.name, listed(animated))
     if silent:
         log.warning(
             "%s: %d of %d captions do not mention the subject: %s",
             path.name,
             len(silent),
             len(examples),
-            _listed(silent),
+            listed(silent),
         )
     return examples
 
@@ -254,11 +255,6 @@ def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _listed(names: list[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _warn_left_out(
     path: Path, files: dict[str, bytes], captions: dict[str, tuple[str, bytes]]
 ) -> None:
@@ -267,9 +263,9 @@ def _warn_left_out(
         log.warning(
             "%s: left out, because only JPEG, PNG and WebP are read: %s",
             path.name,
-            _listed(unread),
+            listed(unread),
         )
     stems = {stem_of(name) for name in files if suffix_of(name) in IMAGE_SUFFIXES}
     orphans = sorted(name for stem, (name, _) in captions.items() if stem not in stems)
     if orphans:
-        log.warning("%s: captions without a picture: %s", path.name, _listed(orphans))
+        log.warning("%s: captions without a picture: %s", path.name, listed(orphans))

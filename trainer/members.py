@@ -158,3 +158,9 @@ def what_is(data: bytes) -> str:
         if signature.match(data):
             return f"it begins like {what}"
     return "its content is unknown"
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,7 +1,5 @@
 """Work in threads comes in order, runs only a little ahead, and ends with whoever takes it."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -42,7 +40,8 @@ def test_what_is_wrong_with_a_task_reaches_whoever_takes_it() -> None:
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_ended_early_no_further_task_is_begun(interrupted: bool) -> None:
-    before, begun, taken = threading.active_count(), [], 0
+    before = threading.active_count()
+    begun: list[int] = []
 
     def work(number: int) -> int:
         begun.append(number)
@@ -50,16 +49,11 @@ def test_ended_early_no_further_task_is_begun(interrupted: bool) -> None:
         return number
 
     results = in_threads(work, range(1000))
+    next(results)
     if interrupted:
-        ctrl_c = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        ctrl_c.start()
         with pytest.raises(KeyboardInterrupt):
-            for _ in results:
-                taken += 1
-        ctrl_c.join()
+            results.throw(KeyboardInterrupt)
     else:
-        next(results)
-        taken += 1
         results.close()
     assert threading.active_count() == before
-    assert len(begun) <= taken + 1 + AHEAD
+    assert len(begun) <= 2 + AHEAD

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+def in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result]:
     """What `work` makes of each task, in order, a few of them ahead of whoever takes them.
 
     Ended early, by an exception or because nobody takes more, it starts no further task and waits

@@ -57,7 +57,7 @@ def draw_pictures(results: Results, folder: Path, path: Path) -> None:
             ]
             if cells:
                 rows.append(Row(f"{point.name}: {condition.title}", cells))
-    draw_grid(rows).quantize(128).save(path, optimize=True)
+    draw_grid(rows).quantize(256, Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 
 def _picture(path: Path) -> Image.Image:

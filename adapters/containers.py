@@ -22,7 +22,7 @@ GZIP_START = b"\x1f\x8b"
 JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 MAX_NAME_LENGTH = 1000  # characters
-MAX_READ_BYTES = 4 << 20  # one read by a parser; a zip directory of 10,000 members needs half
+MAX_READ_BYTES = 8 << 20  # one read by a parser; a zip directory of 40,000 members needs most
 MAX_PACKING_RATIO = 100  # unpacked / packed; neither photographs nor weights shrink like that
 RATIO_FREE_BYTES = 1 << 20  # of one member; a plain drawing or blank text may be packed better
 GZIP_FREE_BYTES = 32 << 20  # the same of a whole tar.gz, with the padding around its members

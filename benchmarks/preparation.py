@@ -1,4 +1,4 @@
-"""What it takes to prepare a data set, and what of it stays in memory: for `benchmarks.growth`."""
+"""What it takes to prepare a data set, in time, memory and disk: for `benchmarks.growth`."""
 
 import io
 import logging
@@ -26,7 +26,6 @@ from miniature.models import PIXELS, write_random
 from trainer.dataset import read_dataset
 from trainer.features import Captions, encode_pictures
 from trainer.loop import Loop
-from trainer.members import MAX_MEMBERS
 from trainer.settings import Settings, settle
 
 CPU = torch.device("cpu")
@@ -41,7 +40,7 @@ TIME = (
 )
 MEMORY = (
     *_WHAT,
-    *("peak, MB", "above the first, kB per picture"),
+    *("peak, MB", "own memory then, MB", "above the first, kB per picture"),
     *("file, kB each", "latents, kB each", "text, kB each"),
 )
 
@@ -57,11 +56,12 @@ def images(counts: Sequence[int], folder: Path) -> list[Row]:
     for captions in (SAME, OWN, PLACEHOLDER):
         first: Row = {}
         for wanted in counts:
-            count = min(wanted, MAX_MEMBERS // (1 if captions == SAME else 2))  # files in a zip
-            dataset = write_dataset(folder / "pictures.zip", count, captions)
+            dataset = write_dataset(folder / "pictures.zip", wanted, captions)
             row = in_a_process(prepare, dataset, folder / "base", captions)
             first = first or row
-            more, above = (float(row[x]) - float(first[x]) for x in ("pictures", "peak, MB"))
+            more, above = (
+                float(row[x]) - float(first[x]) for x in ("pictures", "own memory then, MB")
+            )
             row["above the first, kB per picture"] = 1e3 * above / more if more else ""
             rows.append(row)
     return rows
@@ -106,7 +106,7 @@ def prepare(dataset: Path, base: Path, captions: str) -> Row:
     vectors = {word.token: word.vectors} if word is not None else {}
     texts = Captions(family, [each.caption for each in samples], vectors)
     at.append(time.process_time())
-    peak = peak_memory()
+    peak, own = resident("VmHWM"), resident("RssAnon")
 
     lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
     loop = Loop(family, settings, samples, texts, lora, word)
@@ -127,13 +127,14 @@ def prepare(dataset: Path, base: Path, captions: str) -> Row:
         "a step then, ms": 1e3 * statistics.median(steps[1:]),  # without what is loaded late
         **{f"{what}, kB each": size / count / 1e3 for what, size in held.items()},
         "peak, MB": peak / 1e6,
+        "own memory then, MB": own / 1e6,
     }
 
 
-def peak_memory() -> int:
-    """The most bytes that this process has had resident."""
+def resident(kind: str) -> int:
+    """Bytes that this process has resident: at the most (VmHWM), or now and in no file (RssAnon)."""
     status = Path("/proc/self/status").read_text()  # getrusage counts the parent's, too
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    found = re.search(rf"{kind}:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) << 10
 

@@ -32,6 +32,7 @@ from families.quantization import (
 )
 from families.repository import component_folder, transformer_source
 from families.tokens import PromptTokenizer, TokenizedPrompt
+from families.transfer import onto
 from families.weights import from_one_file, whole
 
 
@@ -197,11 +198,11 @@ class Family(ABC):
             assert all(each.ids[: len(prefix.ids)] == prefix.ids for each in tokenized)
             ids_BL = ids_BL[:, len(prefix.ids) :]
             columns = [column - len(prefix.ids) for column in columns]
-        embeds_BLD = embed(ids_BL.to(self.device))
+        embeds_BLD = embed(onto(self.device, ids_BL))
         if values:
-            at = (torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device))
+            at = onto(self.device, torch.tensor((rows, columns)))
             new = torch.stack(values).to(embeds_BLD)
-            embeds_BLD = embeds_BLD.index_put(at, new)
+            embeds_BLD = embeds_BLD.index_put(tuple(at), new)
         before = prefix.cache(len(prompts)) if prefix is not None else None
         hidden_BLD = self.text_encoder(
             inputs_embeds=embeds_BLD, past_key_values=before, use_cache=prefix is not None

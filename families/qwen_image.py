@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from families.family import Family
 from families.tokens import TokenizedPrompt
+from families.transfer import onto
 
 # The system prompt that Qwen-Image was trained with, word for word (QwenImagePipeline).
 TEMPLATE = (
@@ -81,7 +82,7 @@ class QwenImage(Family):
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         rows, columns = (side // self.patch_size for side in latents_BCHW.shape[-2:])
-        lengths = torch.tensor([len(each) for each in text], device=self.device)
+        lengths = onto(self.device, torch.tensor([len(each) for each in text]))
         text_BLD = pad_sequence(list(text), batch_first=True)
         mask_BL = torch.arange(text_BLD.shape[1], device=self.device) < lengths[:, None]
         packed = self.transformer(

@@ -6,6 +6,7 @@ Nothing here or in any test reaches beyond this machine.
 import importlib.util
 import io
 import os
+import resource
 import shutil
 import socket
 import zipfile
@@ -140,3 +141,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if caption is not None:
                 archive.writestr(Path(name).stem + ".txt", caption + "\n")
     return file
+
+
+@pytest.fixture
+def fill_the_disk() -> Iterator[Callable[[], None]]:
+    """From its call on, until the test ends, no file can grow beyond 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -4,6 +4,7 @@ import gc
 import gzip
 import logging
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -184,6 +185,17 @@ def test_no_pixels_are_kept_of_what_was_read(tmp_path):
     finally:
         gc.enable()
     assert (203, 107) not in [image.size for image in images]
+
+
+def test_ten_thousand_pictures_with_captions_that_a_mac_has_packed(tmp_path):
+    files, contents = {}, {"jpg": picture(8, 8, format="JPEG"), "txt": b"a photo"}
+    for number in range(10_000):
+        for name, content in contents.items():
+            files[f"my pictures of a holiday/{number:05}.{name}"] = content
+            files[f"__MACOSX/my pictures of a holiday/._{number:05}.{name}"] = b"Mac OS X"
+    path = make_zip(tmp_path / "set.zip", files, zipfile.ZIP_STORED)
+    examples = read_dataset(path, "a drawing")
+    assert [len(examples), examples[9_999].caption] == [10_000, "a photo"]
 
 
 def test_other_files_are_only_worth_a_warning(tmp_path, caplog):

@@ -4,10 +4,9 @@ Processes are really killed and writes really fail. One thing is pretended: a GP
 """
 
 import os
-import resource
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,14 +34,6 @@ def tiny(
     """Settings of a short training on the embedded miniature, with nothing measured."""
     monkeypatch.delenv("MODEL_VAULT")
     return partial(small, base_model="miniature", validation_every=0, batch_size=1)
-
-
-@pytest.fixture
-def fill_the_disk() -> Iterator[Callable[[], None]]:
-    """From its call on, until the test ends, no file can grow beyond 100 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def after_step(

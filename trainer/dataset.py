@@ -1,9 +1,8 @@
 """Reads a dataset: an archive or a folder of pictures and captions becomes checked examples.
 
 Everything that can be wrong with it is found here, before any model is loaded, and reported
-together. Archives come from strangers: nothing is ever extracted to disk, members are read into
-memory one by one, and the limits below bound what a hostile one can cost. Knows nothing of
-buckets or latents.
+together. Archives come from strangers: `trainer.members` reads them, and the limits there and below
+bound what a hostile one can cost. Knows nothing of buckets or latents.
 """
 
 import io
@@ -28,6 +27,7 @@ from trainer.members import (
     suffix_of,
 )
 from trainer.pictures import Checked, check, probe
+from trainer.spool import Content
 from trainer.threads import in_threads
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Example:
     caption: str  # the subject's token is already in its place
     width: int  # pixels, upright
     height: int  # pixels, upright
-    data: bytes = field(repr=False)  # the encoded file as it lay in the archive
+    data: Content = field(repr=False)  # the encoded file as it lay in the archive
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """The picture, upright, sRGB with 8 bits, alpha laid over white.
@@ -82,7 +82,8 @@ def read_dataset(
     skip_bad_images: leave out pictures that cannot be read or used, with a warning that counts
         them. Everything else that is wrong is still an error.
 
-    Raises DatasetError that lists every problem. What does no harm is logged as a warning.
+    Raises DatasetError that lists every problem, and NoRoom where the pictures cannot be put aside
+    on disk. What does no harm is logged as a warning.
     """
     path = Path(os.path.abspath(archive))  # so that a folder given as . has a name
     problems: list[str] = []
@@ -175,7 +176,7 @@ def name_subject(text: str, subject: str) -> str:
     return _place(subject, text)[0]
 
 
-def _check(images: dict[str, bytes]) -> dict[str, Checked | str]:
+def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
     """What each picture is found to be, or why it cannot be used.
 
     Ends before the picture with which all together have too many pixels.
@@ -184,7 +185,7 @@ def _check(images: dict[str, bytes]) -> dict[str, Checked | str]:
     readable, pixels = [], 0
     for name, data in images.items():
         try:
-            width, height = probe(data)
+            width, height = probe(bytes(data))
         except Unusable as error:
             found[name] = str(error)
             continue
@@ -195,7 +196,7 @@ def _check(images: dict[str, bytes]) -> dict[str, Checked | str]:
 
     def checked(name: str) -> Checked | str:
         try:
-            return check(images[name])
+            return check(bytes(images[name]))
         except Unusable as error:
             return str(error)  # not the error itself, which would hold on to the picture
 
@@ -218,7 +219,9 @@ def _place(subject: str, text: str) -> tuple[str, bool]:
     return text, mentions > 0
 
 
-def _captions_by_stem(files: dict[str, bytes], problems: list[str]) -> dict[str, tuple[str, bytes]]:
+def _captions_by_stem(
+    files: dict[str, Content], problems: list[str]
+) -> dict[str, tuple[str, bytes]]:
     """Caption files as (name, content), by folder and name without the suffix."""
     captions: dict[str, tuple[str, bytes]] = {}
     for name in sorted(files):
@@ -227,7 +230,7 @@ def _captions_by_stem(files: dict[str, bytes], problems: list[str]) -> dict[str,
         if stem_of(name) in captions:
             first, _ = captions[stem_of(name)]
             problems.append(f"{name}: is a second caption beside {first}; remove one of them")
-        captions[stem_of(name)] = name, files[name]
+        captions[stem_of(name)] = name, bytes(files[name])
     return captions
 
 
@@ -256,7 +259,7 @@ def _one_line(text: str) -> str:
 
 
 def _warn_left_out(
-    path: Path, files: dict[str, bytes], captions: dict[str, tuple[str, bytes]]
+    path: Path, files: dict[str, Content], captions: dict[str, tuple[str, bytes]]
 ) -> None:
     unread = sorted(name for name in files if suffix_of(name) in UNREAD_IMAGE_SUFFIXES)
     if unread:

@@ -1,5 +1,6 @@
-"""Latents and text features, encoded once and kept, so that the encoders can leave memory.
+"""Latents and text features, encoded once and put aside, so that the encoders can leave memory.
 
+Both lie on disk (`trainer.spool`): memory is the same for ten pictures and for ten thousand.
 Shapes: B images, C latent channels, H and W latent rows and columns, L text tokens, D features.
 """
 
@@ -16,9 +17,11 @@ from tqdm import tqdm
 from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
+from families.transfer import onto
 from trainer.buckets import fit, nearest_bucket, warn_upscaled
 from trainer.dataset import Example
 from trainer.settings import Settings
+from trainer.spool import Tensors
 from trainer.threads import in_threads
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ class Sample:
 
     name: str
     caption: str
-    mean_CHW: Tensor  # of the VAE's posterior, normalised, float32 on the CPU
+    mean_CHW: Tensor  # of the VAE's posterior, normalised, float32, read from disk
     std_CHW: Tensor
 
 
@@ -45,7 +48,8 @@ def encode_pictures(
 ) -> list[Sample]:
     """Every picture at every resolution, in its bucket. The VAE is released afterwards.
 
-    Threads decode ahead while the VAE works; pictures of one bucket share its batches.
+    Threads decode ahead while the VAE works; pictures of one bucket share its batches. Raises
+    `NoRoom` where the disk is too full for what is encoded.
     """
     multiple = family.resolution_multiple
     for resolution in settings.resolutions:
@@ -59,18 +63,15 @@ def encode_pictures(
         image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
         return [fit(image, bucket) for bucket in buckets]
 
-    samples: dict[int, Sample] = {}  # by place among all
+    latents = Tensors[int]("latents")  # mean and deviation, by place among all
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     count = len(examples) * len(settings.resolutions)
 
     def encode(shape: torch.Size) -> None:
         places, pixels = zip(*waiting.pop(shape), strict=True)
-        means, stds = (each.cpu() for each in family.encode_images(torch.stack(pixels)))
-        for place, mean_CHW, std_CHW in zip(places, means, stds, strict=True):
-            example = examples[place // len(settings.resolutions)]
-            # Copies, since a part of a batch would be kept with the whole of it.
-            latents = mean_CHW.clone(), std_CHW.clone()
-            samples[place] = Sample(example.name, example.caption, *latents)
+        both_B2CHW = torch.stack(family.encode_images(torch.stack(pixels)), dim=1).cpu()
+        for place, both_2CHW in zip(places, both_B2CHW, strict=True):
+            latents.add(place, both_2CHW)
 
     with tqdm(total=count, desc="encoding pictures", unit="picture") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
@@ -84,7 +85,12 @@ def encode_pictures(
             encode(shape)
             progress.update(len(same))
     family.release("vae")
-    return [samples[place] for place in range(count)]
+    kept, repeats = latents.mapped(), len(settings.resolutions)
+    return [
+        Sample(example.name, example.caption, *kept[number * repeats + repeat])
+        for number, example in enumerate(examples)
+        for repeat in range(repeats)
+    ]
 
 
 class Captions:
@@ -103,15 +109,15 @@ class Captions:
             text for text in distinct if set(self.vectors) & set(split_words(text, self.vectors))
         }
         constant = [text for text in distinct if text not in self.trained]
-        self._kept: dict[str, Tensor] = {}
+        kept = Tensors[str]("text features")
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
             with tqdm(total=len(texts), desc="encoding captions") as progress:
                 for batch in self._alike(texts):
-                    # Copies, since a part of a batch would be kept with the whole of it.
-                    features = [each.clone() for each in family.encode_prompts(batch)]
-                    self._kept |= zip(batch, features, strict=True)
+                    for text, features in zip(batch, family.encode_prompts(batch), strict=True):
+                        kept.add(text, features)
                     progress.update(len(batch))
+        self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:
             family.release("text_encoder")
@@ -123,10 +129,13 @@ class Captions:
     def features(self, captions: Sequence[str]) -> list[Tensor]:
         """text_LD of each caption; gradients reach the placeholder in those that hold it."""
         trained = [text for text in captions if text in self.trained]
-        if not trained:
-            return [self._kept[text] for text in captions]
-        made = iter(self.family.encode_prompts(trained, self.vectors, self._prefix))
-        return [next(made) if text in self.trained else self._kept[text] for text in captions]
+        made = iter(
+            self.family.encode_prompts(trained, self.vectors, self._prefix) if trained else ()
+        )
+        return [
+            next(made) if text in self.trained else onto(self.family.device, self._kept[text])
+            for text in captions
+        ]
 
     def _alike(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """The texts in batches of about equal lengths, so that little of one is padding."""

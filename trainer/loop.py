@@ -18,6 +18,7 @@ from adapters.factors import Factors
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
+from families.transfer import onto
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpoint, write_checkpoint
 from trainer.distributed import processes
@@ -150,8 +151,9 @@ class Loop:
             random = generator(settings.seed, "sigma", number, row)
             sigmas.append(self.noise_levels.draw(shape, random))
             captions.append(self._caption(number, row))
-        sigma_B = torch.tensor(sigmas, device=device)
-        return torch.stack(latents).to(device), torch.stack(noises).to(device), sigma_B, captions
+        made = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
+        latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in made)
+        return latents_BCHW, noise_BCHW, sigma_B, captions
 
     def _caption(self, number: int, row: int) -> str:
         """What a row of a batch is told of its picture: its caption or, by chance, nothing."""

@@ -1,7 +1,7 @@
-"""Reads the files of a dataset, from an archive or a folder, into memory.
+"""Reads the files of a dataset, from an archive or a folder.
 
-Archives come from strangers: nothing is ever extracted to disk, members are read one by one, and
-the limits here and in `adapters.containers` bound what a hostile one can cost.
+Archives come from strangers: no file is ever made under a name that they give, members are read one
+by one, and the limits here and in `adapters.containers` bound what a hostile one can cost.
 """
 
 import os
@@ -22,13 +22,16 @@ from adapters.containers import (
     safe_parts,
     within,
 )
+from trainer.spool import Content, NoRoom, Spool
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp"}
 
 # Limits. LoRA datasets have tens to hundreds of pictures; these are far above, and small enough
 # that the worst archive within them costs minutes and a few GB, not the machine.
-MAX_MEMBERS = 10_000  # files and folders in the archive, skipped ones included
-MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; pictures stay in memory until encoded
+# Files and folders in the archive, skipped ones included: 10,000 pictures with their captions, and
+# the two files beside each of both that a Mac packs.
+MAX_MEMBERS = 40_100
+MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; pictures are put aside on disk
 MAX_MEMBER_BYTES = 256 << 20  # unpacked, one picture
 MAX_CAPTION_BYTES = 64 << 10  # many times what a text encoder reads
 
@@ -53,15 +56,17 @@ SIGNATURES = (
 )
 
 
-def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, bytes]:
+def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Content]:
     """The files of an archive or folder by their cleaned names, without junk.
 
     What is wrong is added to `problems`, a line each; to `bad` where it is one picture's fault.
 
     Pictures and texts come with their content, of which at most one byte more than allowed; other
-    files, which are never opened, with none.
+    files, which are never opened, with none. Pictures are read from disk as they are looked at.
+    Raises `NoRoom` where they cannot be put there.
     """
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
+    pictures, spool = dict[str, slice](), Spool("pictures")
     try:
         with _open(path) as members:
             for member in members:
@@ -77,15 +82,20 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, byt
                     problems.append(f"{name}: {error}")
                     continue
                 try:
-                    files[name] = _read(member, suffix_of(name))
+                    files[name] = data = _read(member, suffix_of(name))
+                    if suffix_of(name) in IMAGE_SUFFIXES:
+                        pictures[name], files[name] = spool.add(data), b""
                 except Unusable as error:
                     lines = bad if suffix_of(name) in IMAGE_SUFFIXES else problems
                     lines.append(f"{name}: {error}")
     except Unusable as error:
         problems.append(str(error))
+    except NoRoom:
+        raise
     except Exception as error:  # hostile structures make the parsers raise whatever they trip over
         problems.append(f"is damaged or cut off ({error}); make or upload it again")
-    return files
+    mapped = spool.mapped()
+    return files | {name: mapped[place] for name, place in pictures.items()}
 
 
 def _read(member: Member, suffix: str) -> bytes:

@@ -132,7 +132,8 @@ def prepare(dataset: Path, base: Path, captions: str) -> Row:
 
 
 def resident(kind: str) -> int:
-    """Bytes that this process has resident: at the most (VmHWM), or now and in no file (RssAnon)."""
+    """Bytes that this process has resident: the most so far (VmHWM), or now outside of files
+    (RssAnon)."""
     status = Path("/proc/self/status").read_text()  # getrusage counts the parent's, too
     found = re.search(rf"{kind}:\s+(\d+) kB", status)
     assert found is not None

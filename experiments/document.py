@@ -1,20 +1,26 @@
 """The measured parts of a document: Markdown between two marks, written by a script."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
-def rewrite(document: Path, part: str, text: str) -> None:
-    """Puts text in the place of what stood between the marks of a part.
+def rewrite(document: Path, parts: Mapping[str, str]) -> Path:
+    """Puts texts in the place of what stood between the marks of their parts.
 
-    Raises ValueError where the document lacks them.
+    Returns the folder of the document's pictures. Raises ValueError where it lacks the marks.
     """
-    begin, end = marks(part)
-    before, found, rest = document.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{document} lacks the lines {begin} and {end}")
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
+    for part, written in parts.items():
+        begin, end = marks(part)
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{document} lacks the lines {begin} and {end}")
+        text = f"{before}{begin}\n{written}\n{end}{after}"
+    document.write_text(text, encoding="utf-8")
+    images = document.parent / "images"
+    images.mkdir(exist_ok=True)
+    return images
 
 
 def marks(part: str) -> tuple[str, str]:

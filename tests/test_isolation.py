@@ -3,10 +3,7 @@
 import logging
 import multiprocessing
 import os
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from hypothesis.strategies import integers, sampled_from
-from test_sources import Web
+from web_server import served
 
 from adapters.archive import Archive, BrokenArchive, read_archive, write_archive
 from benchmarks.kill import learned, write_pictures
@@ -53,18 +50,6 @@ LEFT = {  # all that each of them leaves in the folder, beside weights and repor
 
 
 DENIED = (403, {}, b"not yours")
-
-
-@contextmanager
-def served() -> Iterator[Web]:
-    """An https server that is huggingface.co."""
-    web = Web()
-    thread = threading.Thread(target=web.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield web
-    web.server.shutdown()
-    web.server.server_close()
-    thread.join()
 
 
 class Cancelled(BaseException):

@@ -33,10 +33,7 @@ def write_report(published: Path, folder: Path | None, document: Path) -> None:
     from experiments.turbo_retention.figures import draw_curves, draw_pictures
 
     results = Results.read(published)
-    for part, text in parts(results).items():
-        rewrite(document, part, text)
-    images = document.parent / "images"
-    images.mkdir(exist_ok=True)
+    images = rewrite(document, parts(results))
     draw_curves(results, images / "turbo_retention.png")
     if folder is not None:
         draw_pictures(results, folder, images / "turbo_pictures.png")

@@ -64,10 +64,7 @@ def write_report(published: Path, folder: Path | None, document: Path) -> None:
     from experiments.zero_prior.figures import draw_metrics, draw_pictures
 
     results = Results.read(published)
-    for part, text in parts(results).items():
-        rewrite(document, part, text)
-    images = document.parent / "images"
-    images.mkdir(exist_ok=True)
+    images = rewrite(document, parts(results))
     draw_metrics(results, images / "zero_prior_metrics.png")
     if folder is not None:
         draw_pictures(results, folder, images / "zero_prior_pictures.png")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from cog import Secret
+from loras import random_lora
 from PIL import Image
 
 from adapters.archive import Archive, BrokenArchive, write_archive
-from adapters.factors import Factors, LoraMismatch
+from adapters.factors import LoraMismatch
 from adapters.placeholder import Placeholder
 from families.bases import BASES, UnknownBase
 from families.family import Family
@@ -26,7 +27,7 @@ from families.repository import MissingModel
 from inference import acceleration
 from inference.drawing import draw
 from inference.engine import Engine
-from inference.request import ASPECT_RATIOS, Drawing, Request, settle
+from inference.request import Request, settle
 from inference.text_cache import TextCache
 
 CPU = torch.device("cpu")
@@ -75,27 +76,25 @@ def pixels(engine: Engine, *request: Any) -> list[bytes]:
     return [image.tobytes() for image in engine.draw(*request)]
 
 
-def lora(family: Family, rank: int, seed: int, targets: slice = slice(None)) -> Factors:
-    generator = torch.Generator().manual_seed(seed)
-    factors = {}
-    for target in family.lora_targets()[targets]:
-        rows, columns = family.transformer.get_submodule(target).weight.shape
-        down = torch.randn(rank, columns, generator=generator) / columns**0.5
-        factors[target] = (down, torch.randn(rows, rank, generator=generator) * 0.2)
-    return factors
-
-
 @pytest.fixture(scope="module")
 def trained(turbo: Family) -> Archive:
     """Weights with a placeholder, of rank 4, over every layer."""
     row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(1))
-    return Archive(lora(turbo, 4, 1), Placeholder("<zwx>", row), {"base_model": TURBO})
+    return Archive(
+        random_lora(turbo.transformer, turbo.lora_targets(), 4, 1, 0.2),
+        Placeholder("<zwx>", row),
+        {"base_model": TURBO},
+    )
 
 
 @pytest.fixture(scope="module")
 def plain(turbo: Family) -> Archive:
     """Weights without a placeholder, of another rank, over some of the layers."""
-    return Archive(lora(turbo, 2, 2, slice(0, 5)), None, {"base_model": TURBO})
+    return Archive(
+        random_lora(turbo.transformer, turbo.lora_targets()[:5], 2, 2, 0.2),
+        None,
+        {"base_model": TURBO},
+    )
 
 
 # Isolation.
@@ -260,7 +259,11 @@ def test_a_prompt_and_weights_that_do_not_go_together_are_a_warning(
 def second(turbo: Family) -> Archive:
     """Weights with a placeholder of their own."""
     row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(9))
-    return Archive(lora(turbo, 3, 9), Placeholder("<abc>", row), {"base_model": TURBO})
+    return Archive(
+        random_lora(turbo.transformer, turbo.lora_targets(), 3, 9, 0.2),
+        Placeholder("<abc>", row),
+        {"base_model": TURBO},
+    )
 
 
 def test_two_archives_are_laid_over_each_other_with_both_their_words(
@@ -464,13 +467,6 @@ def test_picture_n_is_the_single_picture_of_the_seed_plus_n(
     assert len(set(together)) == 3
 
 
-def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
-    base = BASES["z-image-turbo"]
-    assert settle(asked(seed=0), base, 16).seeds == (0,)
-    drawn = {settle(asked(seed=None), base, 16).seeds for _ in range(3)}
-    assert len(drawn) == 3
-
-
 def test_a_size_is_rounded_to_what_the_base_can_draw(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -479,67 +475,6 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
     assert "70x41 is drawn as 64x48: sides are multiples of 16" in caplog.text
     with pytest.raises(ValueError, match="width is 1; it lies between 32 and 2048"):
         asked(width=1, height=32)
-
-
-@pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "miniature-turbo"])
-def test_an_aspect_ratio_keeps_the_area_of_the_bases_own_resolution(name: str) -> None:
-    base = BASES[name]
-    for ratio in ASPECT_RATIOS:
-        drawing = settle(Request(prompt="x", aspect_ratio=ratio), base, 16)
-        across, down = map(int, ratio.split(":"))
-        assert drawing.width % 16 == drawing.height % 16 == 0
-        tolerance = 32 / base.default_resolution  # half a multiple on either side
-        assert drawing.width / drawing.height == pytest.approx(across / down, rel=tolerance)
-        area = drawing.width * drawing.height
-        assert area == pytest.approx(base.default_resolution**2, rel=tolerance)
-
-
-def test_what_a_request_leaves_out_suits_the_base() -> None:
-    request = Request(prompt="x", seed=1)
-    assert settle(request, BASES["qwen-image"], 16) == Drawing(
-        prompt="x",
-        negative_prompt="",
-        width=1328,
-        height=1328,
-        steps=50,
-        guidance_scale=4.0,
-        seeds=(1,),
-    )
-    turbo = settle(request, BASES["z-image-turbo"], 16)
-    assert (turbo.width, turbo.steps, turbo.guidance_scale) == (1024, 8, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"prompt": "  "}, "prompt is empty"),
-        ({"height": None}, "width and height go together"),
-        ({"aspect_ratio": "5:7"}, "aspect_ratio '5:7' is not one of 1:1"),
-        ({"num_outputs": 0}, "num_outputs is 0"),
-        ({"prompt_strength": 0.5}, "prompt_strength says how far to leave an image; give one"),
-        ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom wants width and"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        asked(**options)
-
-
-@pytest.mark.parametrize(
-    ("option", "warning"),
-    [
-        ({"go_fast": True}, "go_fast has no effect: it saves guidance, which is off"),
-        ({"negative_prompt": "blur"}, "negative_prompt has no effect: guidance_scale is 1"),
-    ],
-)
-def test_an_option_without_effect_is_a_warning(
-    option: dict, warning: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settle(asked(**option), BASES["z-image-turbo"], 16)
-    assert warning in caplog.text
-    caplog.clear()
-    settle(asked(**option), BASES["z-image"], 16)
-    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def draw_plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
         ticks = sorted({float(row[along]) for row in found[part]})
         axis.set_xticks(ticks, [re.sub("000$", "k", f"{each:.0f}") for each in ticks], fontsize=8)
         low, high = axis.get_ylim()
-        if high > 2 * low:
+        if high > 3 * low:
             axis.set_yscale("log")
             fine = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
             axis.yaxis.set_major_locator(LogLocator(subs=fine))

@@ -102,7 +102,8 @@ QWEN_IMAGE = Base(
 )
 
 # The embedded bases are small and run on a CPU: higher rates, fewer and larger steps. Found by
-# trial on the demo's subject, a handful of runs; no grid was searched.
+# trial on the demo's subject, a handful of runs; the placeholder's rate may be ten times less or
+# five times more (docs/zero_prior.md).
 MINIATURE_TURBO = Base(
     name="miniature-turbo",
     hub_id="zeroprior/miniature-turbo",

@@ -30,10 +30,10 @@ from experiments.zero_prior.__main__ import PUBLISHED as ZERO_PRIOR_PUBLISHED
 from experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
 from experiments.zero_prior.compare import Results as ZeroPriorResults
 from experiments.zero_prior.compare import compare, metrics
-from experiments.zero_prior.design import CLASS_WORDS, POINTS, SEEDS
+from experiments.zero_prior.design import CHOICES, CLASS_WORDS, POINTS, SEEDS
 from experiments.zero_prior.design import CONDITIONS as WORDS
 from experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
-from experiments.zero_prior.figures import draw_metrics, draw_pictures
+from experiments.zero_prior.figures import draw_choices, draw_metrics, draw_pictures
 from experiments.zero_prior.metrics import WORLD
 from experiments.zero_prior.report import DOCUMENT as ZERO_PRIOR_DOCUMENT
 from experiments.zero_prior.report import parts as zero_prior_parts
@@ -248,6 +248,9 @@ def test_the_published_study_has_five_seeds_of_every_word_and_point() -> None:
         for word in WORDS:
             found = table.find(point=point.name, condition=word.name)
             assert {(row["subject"], row["seed"]) for row in found} == set(product(SUBJECTS, SEEDS))
+    for choice in CHOICES:
+        found = table.find(point=choice.name)
+        assert {row["subject"] for row in found} == set(SUBJECTS)
 
 
 def test_the_zero_prior_study_runs_resumes_and_compares(
@@ -271,7 +274,8 @@ def test_the_zero_prior_study_runs_resumes_and_compares(
     assert "| likeness to the subject | " in metrics(results)
     assert "| placeholder alone | " in compare(results)
     draw_metrics(results, tmp_path / "metrics.png")
+    draw_choices(results, tmp_path / "choices.png")
     draw_pictures(results, tmp_path, tmp_path / "pictures.png")
-    for name in ("metrics.png", "pictures.png"):
+    for name in ("metrics.png", "choices.png", "pictures.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 200

@@ -8,7 +8,14 @@ import numpy as np
 from experiments.document import table as markdown
 from experiments.statistics import Estimate, Values, estimate
 from experiments.table import Table
-from experiments.zero_prior.design import CHOICES, CONDITIONS, CONVERGED, POINTS, ZERO_PRIOR
+from experiments.zero_prior.design import (
+    CHOICES,
+    CONDITIONS,
+    CONVERGED,
+    POINTS,
+    ZERO_PRIOR,
+    Point,
+)
 from experiments.zero_prior.metrics import PHOTOGRAPHS, WORLD, Metric
 from experiments.zero_prior.study import UNTRAINED
 
@@ -20,9 +27,13 @@ class Difference:
     mean: Estimate
     effect: float  # mean over standard deviation of the differences (Cohen's d for pairs)
 
+    def signed(self, digits: int) -> str:
+        """`+0.02 (0.01 to 0.03)`"""
+        return ("+" if round(self.mean.mean, digits) > 0 else "") + self.mean.text(digits)
+
     def text(self, digits: int) -> str:
-        sign = "+" if round(self.mean.mean, digits) > 0 else ""
-        return f"{sign}{self.mean.text(digits)}, d {self.effect:.1f}".replace("d -", "d −")
+        """The same with the size of the effect."""
+        return f"{self.signed(digits)}, d {self.effect:.1f}".replace("d -", "d −")
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,11 @@ class Results:
     def metrics(self) -> tuple[Metric, ...]:
         """Those of the ground that the table was measured on."""
         return PHOTOGRAPHS if "old_look" in self.table.rows[0] else WORLD
+
+    @property
+    def choices(self) -> list[Point]:
+        """What was tried of the placeholder."""
+        return [each for each in CHOICES if self.table.find(point=each.name)]
 
     def pairs(self, *runs: tuple[str, str]) -> tuple[list[int], list[str]]:
         """Seeds and subjects for which all (point, condition) of `runs` are there."""
@@ -87,6 +103,13 @@ class Results:
         mean = estimate(apart)
         return Difference(mean, mean.mean / spread if spread else 0.0)
 
+    def choice(self, metric: Metric, name: str) -> Difference:
+        """What a choice makes of the placeholder, minus what the defaults do."""
+        return self.difference(metric, (name, ZERO_PRIOR.name), (CONVERGED.name, ZERO_PRIOR.name))
+
+
+TOLD = 8  # metrics that are told of choices and drawn, the first ones
+
 
 def metrics(results: Results) -> str:
     """Means of every condition at every point, as Markdown."""
@@ -109,6 +132,11 @@ def metrics(results: Results) -> str:
 
 def compare(results: Results) -> str:
     """The placeholder against every other word, and every choice against the defaults."""
+    return "\n\n".join(filter(None, (compare_words(results), compare_choices(results))))
+
+
+def compare_words(results: Results) -> str:
+    """The placeholder against every other word."""
     parts = []
     for point in POINTS:
         others = [
@@ -129,19 +157,15 @@ def compare(results: Results) -> str:
         if others:
             title = f"The placeholder minus each other word, at the {point.name} point"
             parts.append(markdown(title, ["", *(c.title for c in others)], rows))
-    tried = [each for each in CHOICES if results.table.find(point=each.name)]
-    if tried:
-        chosen = results.metrics[:8]
-        rows = [
-            [each.name]
-            + [
-                results.difference(
-                    metric, (each.name, ZERO_PRIOR.name), (CONVERGED.name, ZERO_PRIOR.name)
-                ).text(metric.digits)
-                for metric in chosen
-            ]
-            for each in tried
-        ]
-        title = "Each choice minus the defaults, at the converged point"
-        parts.append(markdown(title, ["", *(metric.title for metric in chosen)], rows))
     return "\n\n".join(parts)
+
+
+def compare_choices(results: Results) -> str:
+    """Every choice against the defaults; nothing where none was tried."""
+    chosen = results.metrics[:TOLD]
+    rows = [
+        [each.name] + [results.choice(metric, each.name).text(metric.digits) for metric in chosen]
+        for each in results.choices
+    ]
+    title = "Each choice minus the defaults, at the converged point"
+    return markdown(title, ["", *(metric.title for metric in chosen)], rows) if rows else ""

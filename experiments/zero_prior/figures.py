@@ -7,14 +7,13 @@ from PIL import Image
 
 from demo.grid import Row, draw_grid
 from experiments.plots import save_plot
-from experiments.zero_prior.compare import Results
+from experiments.zero_prior.compare import TOLD, Results
 from experiments.zero_prior.design import CONDITIONS, POINTS
 from experiments.zero_prior.study import UNTRAINED, run_name
 from miniature.models import PIXELS
 
 COLOURS = {"class_word": "#3a5a9b", "wrong_prior": "#c1121f", "rare_string": "#b8860b",
            "zero_prior": "#0b6e4f"}  # fmt: skip
-PLOTTED = 8  # metrics, the first ones
 SHOWN_PICTURE = 0  # of each run
 
 
@@ -22,7 +21,7 @@ def draw_metrics(results: Results, path: Path) -> None:
     """One panel per metric: every condition at every point, with its interval."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     axes = figure.subplots(2, 4)
-    for axis, metric in zip(axes.flat, results.metrics[:PLOTTED], strict=True):
+    for axis, metric in zip(axes.flat, results.metrics[:TOLD], strict=True):
         for place, point in enumerate(POINTS):
             for number, condition in enumerate(CONDITIONS):
                 if not results.table.find(point=point.name, condition=condition.name):
@@ -41,6 +40,27 @@ def draw_metrics(results: Results, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    save_plot(figure, path)
+
+
+def draw_choices(results: Results, path: Path) -> None:
+    """One panel per metric: what every choice changes of what the defaults give."""
+    names = [each.name for each in reversed(results.choices)]
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    axes = figure.subplots(2, 4, sharey=True)
+    for axis, metric in zip(axes.flat, results.metrics[:TOLD], strict=True):
+        for place, name in enumerate(names):
+            found = results.choice(metric, name).mean
+            below, above = found.mean - found.low, found.high - found.mean
+            axis.errorbar(
+                found.mean, place, xerr=[[below], [above]], fmt="o", markersize=4, capsize=3,
+                color=COLOURS["zero_prior"],
+            )  # fmt: skip
+        axis.axvline(0, color="#555555", linewidth=1)
+        axis.set_title(metric.title, fontsize=10)
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(axis="x", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
     save_plot(figure, path)
 
 

@@ -26,7 +26,6 @@ from adapters.lora import Lora
 from adapters.overlay import Overlay
 from benchmarks.machine import machine
 from benchmarks.preparation import (
-    CPU,
     MEMORY,
     TIME,
     Row,
@@ -38,9 +37,7 @@ from benchmarks.preparation import (
 )
 from benchmarks.soak import memory
 from benchmarks.training_step import RANK, SIZES, Size, Step, Ways, kept_bytes
-from families.bases import find_base
 from families.family import Family
-from families.loading import load_family
 from trainer.features import Captions
 from trainer.loop import Loop
 from trainer.loss import flow_loss
@@ -96,17 +93,6 @@ VALUES = {"rank": "rank", "resolution": "tokens of picture", "batch": "batch"}  
 
 class Shapes(Ways):
     """Steps of other shapes than the one that `benchmarks.training_step` measures."""
-
-    def __init__(self, size: Size, folder: Path) -> None:
-        super().__init__(size, folder)
-        self.frozen.clear()  # what was loaded to find the words is gone again
-
-    def family(self) -> Family:
-        """The base, loaded anew. Its text encoder has no part in a step."""
-        family = load_family(find_base(str(self.folder)), CPU, self.size.dtype)
-        weights = family.transformer.parameters()
-        self.frozen |= {each.untyped_storage().data_ptr() for each in weights}
-        return family
 
     def latents(self, shape: Shape) -> torch.Tensor:
         """Random latents_BCHW."""

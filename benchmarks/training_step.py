@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -81,7 +82,7 @@ class Ways:
     def __init__(self, size: Size, folder: Path) -> None:
         write_random(folder, dtype=size.dtype, arch=size.architecture)
         self.size, self.folder = size, folder
-        self.frozen: set[int] = set()  # where the bases' weights lie
+        self.weights: list[weakref.ref[Tensor]] = []  # of the bases
         family = self.family()
         side = size.image_rows * family.patch_size
         generator = torch.Generator().manual_seed(0)
@@ -95,8 +96,14 @@ class Ways:
         """The base, loaded anew."""
         family = load_family(find_base(str(self.folder)), torch.device("cpu"), self.size.dtype)
         for model in (family.transformer, family.text_encoder):
-            self.frozen |= {each.untyped_storage().data_ptr() for each in model.parameters()}
+            self.weights += map(weakref.ref, model.parameters())
         return family
+
+    @property
+    def frozen(self) -> set[int]:
+        """Where the bases' weights lie that are still there."""
+        there = [weights for each in self.weights if (weights := each()) is not None]
+        return {weights.untyped_storage().data_ptr() for weights in there}
 
     def _words(self, family: Family, start: str) -> str:
         """A caption of as many tokens as the size has, its template included."""

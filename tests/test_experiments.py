@@ -30,7 +30,7 @@ from experiments.zero_prior.__main__ import PUBLISHED as ZERO_PRIOR_PUBLISHED
 from experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
 from experiments.zero_prior.compare import Results as ZeroPriorResults
 from experiments.zero_prior.compare import compare, metrics
-from experiments.zero_prior.design import CHOICES, CLASS_WORDS, POINTS, SEEDS
+from experiments.zero_prior.design import CHOICES, CLASS_WORDS, POINTS, SEEDS, Size
 from experiments.zero_prior.design import CONDITIONS as WORDS
 from experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
 from experiments.zero_prior.figures import draw_choices, draw_metrics, draw_pictures
@@ -250,7 +250,8 @@ def test_the_published_study_has_five_seeds_of_every_word_and_point() -> None:
             assert {(row["subject"], row["seed"]) for row in found} == set(product(SUBJECTS, SEEDS))
     for choice in CHOICES:
         found = table.find(point=choice.name)
-        assert {row["subject"] for row in found} == set(SUBJECTS)
+        asked = set(product(SUBJECTS, Size().choice_seeds))
+        assert {(row["subject"], row["seed"]) for row in found} == asked
 
 
 def test_the_zero_prior_study_runs_resumes_and_compares(

@@ -82,7 +82,7 @@ class Size:
 
     subjects: tuple[str, ...] = SUBJECTS
     seeds: tuple[int, ...] = SEEDS
-    choice_seeds: tuple[int, ...] = SEEDS[:1]
+    choice_seeds: tuple[int, ...] = SEEDS[:2]
     points: tuple[Point, ...] = POINTS
     choices: tuple[Point, ...] = CHOICES
     subject_prompts: int = 32

@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bases", nargs="+", default=[TURBO, OTHER])
     options = parser.parse_args()
+    torch.set_num_threads(1)  # as the server has: with another number some pixels round otherwise
     with tempfile.TemporaryDirectory() as folder:
         found = soak(**vars(options), folder=Path(folder))
     answers = ", ".join(f"{count} {what}" for what, count in found.answers.items())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import prepare
+from loops import make_loop
 
 from adapters.archive import read_archive
 from families.bases import BASES
@@ -54,7 +54,7 @@ def test_lora_and_placeholder_each_learn_alone(
         caption_dropout=0.0,
         gradient_checkpointing=False,
     )
-    _, loop, _ = prepare(settings, what == "lora", what == "placeholder")
+    loop = make_loop(settings, 1, what == "lora", what == "placeholder")
     before = fixed_loss(loop)
     loop.run()
     after = fixed_loss(loop)
@@ -68,7 +68,7 @@ def test_near_zero_rows_do_not_swallow_the_loras_gradient(
     settings = small(steps=1, max_grad_norm=1e-3)
     norms = []
     for with_placeholder in (True, False):
-        _, loop, _ = prepare(settings, True, with_placeholder)
+        loop = make_loop(settings, 1, with_placeholder=with_placeholder)
         seen: list[float] = []
 
         def note(*_: Any, loop: Loop = loop, seen: list[float] = seen) -> None:
@@ -112,7 +112,7 @@ def test_a_seed_that_was_left_out_is_drawn_and_written_down(
 
 def test_a_batch_depends_on_its_step_alone(small: Callable[..., Settings]) -> None:
     settings = small(batch_size=2, steps=10)
-    _, loop, _ = prepare(settings, False, True)
+    loop = make_loop(settings, 1, with_lora=False)
     late = loop.batch(7)
     for step in range(7):
         loop.batch(step)
@@ -187,7 +187,7 @@ def test_every_optimiser_follows_the_schedule_in_both_groups(
 ) -> None:
     settings = small(steps=10, lr_warmup_steps=1, lr_scheduler="linear", caption_dropout=0.0)
     settings = replace(settings, optimizer=optimizer)
-    _, loop, _ = prepare(settings, True, True)
+    loop = make_loop(settings, 1)
     start = [value.detach().clone() for value in loop.parameters]
     full = {
         "lora": settings.learning_rate,
@@ -208,7 +208,7 @@ def test_prodigy_finds_the_rate_of_the_lora_and_the_placeholder_keeps_its_own(
     settings = small(optimizer="prodigy", steps=20, caption_dropout=0.0, rank=4)
     assert (settings.learning_rate, settings.warmup) == (1.0, 0)
     assert settings.placeholder_learning_rate == settings.base.placeholder_learning_rate
-    _, loop, _ = prepare(settings, True, True)
+    loop = make_loop(settings, 1)
     for step in range(12):
         loop.step(step)
     assert isinstance(loop.optimizers["placeholder"], torch.optim.AdamW)
@@ -221,11 +221,11 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(
 ) -> None:
     """One picture, so that two batches of one stack to a batch of two."""
     settings = small(steps=1, gradient_accumulation=2, max_grad_norm=1e6, caption_dropout=0.0)
-    family, loop, _ = prepare(settings, True, True)
+    loop = make_loop(settings, 1)
     parts = [loop.batch(number) for number in range(2)]
     latents, noise, sigma = (torch.cat([part[k] for part in parts]) for k in range(3))
     text = loop.captions.features([caption for part in parts for caption in part[3]])
-    loss = flow_loss(family, latents, noise, sigma, text)
+    loss = flow_loss(loop.family, latents, noise, sigma, text)
     wanted = torch.autograd.grad(loss, loop.parameters)
 
     found: list[torch.Tensor] = []
@@ -245,7 +245,7 @@ def test_the_shipped_weights_are_running_averages_where_they_are_asked_for(
     small: Callable[..., Settings],
 ) -> None:
     """The decay warms up, min(0.5, (1 + n) / (10 + n)), so that the start is soon forgotten."""
-    _, loop, _ = prepare(small(steps=3, ema_decay=0.5, learning_rate=1e-2), True, True)
+    loop = make_loop(small(steps=3, ema_decay=0.5, learning_rate=1e-2), 1)
     seen = []
     for step in range(3):
         loop.step(step)
@@ -270,14 +270,14 @@ def test_the_shipped_weights_are_running_averages_where_they_are_asked_for(
 def test_who_watches_is_called_after_every_step_before_its_checkpoint(
     small: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    _, loop, _ = prepare(small(steps=3, checkpoint_every=1), True, True)
+    loop = make_loop(small(steps=3, checkpoint_every=1), 1)
     seen: list[tuple[int, int]] = []
     loop.run(None, tmp_path, [lambda loop: seen.append((loop.done, len(list(tmp_path.iterdir()))))])
     assert seen == [(1, 0), (2, 1), (3, 2)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small: Callable[..., Settings]) -> None:
-    _, loop, _ = prepare(small(steps=5), True, False)
+    loop = make_loop(small(steps=5), 1, with_placeholder=False)
     loop.samples[0].mean_CHW.fill_(float("nan"))
     with pytest.raises(Diverged, match="lower learning_rate"):
         loop.run()

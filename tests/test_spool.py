@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_files import encoded, make_zip
-from loops import make_loop
 from PIL import Image
 
 from adapters.atomic import FULL
+from families.loading import load_family
 from trainer.dataset import read_dataset
 from trainer.features import Captions, encode_pictures
 from trainer.settings import Settings
@@ -33,7 +33,7 @@ def test_tensors_come_back_as_they_were() -> None:
 
 def test_what_is_kept_of_each_picture_lies_on_disk(small: Callable[..., Settings]) -> None:
     settings = small(resolution="32,64")
-    family = make_loop(settings).family
+    family = load_family(settings.base)
     examples = read_dataset(settings.dataset, settings.default_caption)
     samples = encode_pictures(family, examples, settings)
     captions = [each.caption for each in samples]

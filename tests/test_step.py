@@ -167,7 +167,7 @@ def test_pictures_and_captions_are_encoded_in_batches_as_each_alone(
     name: str, small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small(base_model=name, resolution="32,64")
-    family = make_loop(settings).family
+    family = load_family(settings.base)
     examples = read_dataset(settings.dataset, settings.default_caption)
     texts = [example.caption for example in examples]
 

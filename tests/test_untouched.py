@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import prepare
+from loops import make_loop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.lora import Lora
@@ -20,7 +20,8 @@ from trainer.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
 
 def test_only_the_placeholders_own_row_changes(small: Callable[..., Settings]) -> None:
     settings = small(steps=4, learning_rate=1e-2, caption_dropout=0.0)
-    family, loop, placeholder = prepare(settings, True, True)
+    loop = make_loop(settings, 1)
+    family, placeholder = loop.family, loop.placeholder
     assert placeholder is not None
     before = {name: value.clone() for name, value in family.text_encoder.state_dict().items()}
     row = placeholder.vectors.detach().clone()
@@ -68,7 +69,8 @@ def test_the_frozen_part_is_one_bfloat16_copy_without_gradients(
 ) -> None:
     monkeypatch.setattr("families.loading.default_dtype", lambda device: torch.bfloat16)
     settings = small(steps=1)
-    family, loop, _ = prepare(settings, True, True)
+    loop = make_loop(settings, 1)
+    family = loop.family
     lora = {id(p) for p in loop.lora_parameters}
     frozen = [p for p in family.transformer.parameters() if id(p) not in lora]
     floor = sum(p.numel() * 2 for p in frozen)

@@ -22,7 +22,7 @@ READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench fuzz soak audit serve serve-train clean
+.PHONY: help setup demo test test-all lint bench fuzz soak audit serve serve-train clean
 
 help: ## Say what there is to make
 	@echo "make TARGET, where TARGET is one of"
@@ -33,8 +33,12 @@ demo: setup ## Train on sixteen small pictures, draw before and after: outputs/d
 	@$(BIN)/python -m demo
 
 # A file of tests to a process, each of one thread.
-test: lint ## Check the style and the types, then run every test
+test: lint ## Check the style and the types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# With those that compile, kill and fill disks: marked `slow`, and left out of `make test`.
+test-all: lint ## Run every test, the slow ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## Check the style and the types alone
 	$(BIN)/ruff check --quiet .

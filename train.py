@@ -74,5 +74,5 @@ def train(
     with logged():
         from trainer.run import train_from_inputs
 
-        return TrainingOutput(weights=Path(train_from_inputs(metric, alone=served(), **inputs)))
+        return TrainingOutput(weights=Path(train_from_inputs(metric, served=served(), **inputs)))
 # fmt: on

@@ -60,21 +60,28 @@ class Trainings:
     def __init__(self, folder: Path, steps: int) -> None:
         folder.mkdir()
         self.steps = steps
-        self.folder, self.checkpoints = folder, folder / "checkpoints"
+        self.folder, self.output = folder, folder / "0"
         # One process imports the libraries, and each training is a fork of it.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["trainer.run"])
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.output / "checkpoints"
+
     def start(self, dies_at: tuple[str, int] | None = None) -> Any:
         """The next process."""
         train: dict[str, Any] = {**TRAIN, "steps": self.steps}
-        if self.checkpoints.exists() and latest(self.checkpoints) is not None:
+        if latest(self.checkpoints) is not None:
             train["resume_from"] = str(self.checkpoints)
+        elif self.output.exists():  # killed before its first checkpoint: another run begins anew
+            self.output = self.folder / str(int(self.output.name) + 1)
         dataset = write_pictures(self.folder / "pictures.zip")
         config = self.folder / "run.yaml"
         values = {"base_model": "miniature-turbo", "dataset": str(dataset), "train": train}
         config.write_text(yaml.safe_dump(values))
-        process = self._context.Process(target=_train, args=(config, self.folder, dies_at))
+        arguments = (config, self.output, self.folder / "log.txt", dies_at)
+        process = self._context.Process(target=_train, args=arguments)
         process.start()
         return process
 
@@ -88,8 +95,8 @@ class Trainings:
         return max((file.name for file in self.checkpoints.glob("step-*")), default="")
 
     def parts(self) -> list[Path]:
-        """Files that are half written."""
-        return list(self.folder.rglob("*.part"))
+        """Files of the run that are half written."""
+        return list(self.output.rglob("*.part"))
 
     def finish(self) -> Archive:
         """What a last process, which nobody disturbs, makes of it."""
@@ -97,14 +104,14 @@ class Trainings:
         process.join()
         if process.exitcode != 0:
             raise RuntimeError((self.folder / "log.txt").read_text())
-        return read_archive(self.folder / "weights.zip")
+        return read_archive(self.output / "weights.zip")
 
 
-def _train(config: Path, folder: Path, dies_at: tuple[str, int] | None) -> None:
+def _train(config: Path, folder: Path, said: Path, dies_at: tuple[str, int] | None) -> None:
     """`python -m trainer CONFIG --output_dir FOLDER`, in a process that is this function's own."""
     from trainer.__main__ import main
 
-    with (folder / "log.txt").open("ab") as log:
+    with said.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.pop("MODEL_VAULT", None)

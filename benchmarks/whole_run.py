@@ -67,12 +67,13 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
 
 
 def our_command(folder: Path, base: Path, pictures: Path, steps: int) -> list[str]:
-    """`python -m trainer` with a file of settings in `folder`."""
-    config = folder / "config.yaml"
+    """`python -m trainer` with a file of settings in `folder`, to be run once."""
+    output = Path(tempfile.mkdtemp(prefix="ours-", dir=folder))
+    config = output.with_suffix(".yaml")
     settings = {
         "base_model": str(base),
         "dataset": str(pictures),
-        "output_dir": str(folder / "ours"),
+        "output_dir": str(output),
         "train": OURS
         | {
             "default_caption": CAPTION,
@@ -188,15 +189,18 @@ def main() -> None:
         costs: dict[int, dict[str, list[Cost]]] = {}
         for _ in range(given.rounds):
             for steps in given.steps:
-                ways = {"ours": (our_command(folder, base, pictures, steps), {"COMPILE": "0"})}
-                if given.compile:
-                    ways["ours, compiled"] = ways["ours"][0], {"COMPILE": "1"}
+                names = {"ours": "0"} | ({"ours, compiled": "1"} if given.compile else {})
+                ways = {
+                    name: (our_command(folder, base, pictures, steps), {"COMPILE": value})
+                    for name, value in names.items()
+                }
                 if given.peer_script is not None:
                     start = [given.peer_python, str(given.peer_script.resolve())]
                     peer = peer_command(start, folder, base, pictures, steps, targets)
                     ways[PEER] = peer, {}
                 if given.compile and not costs:
-                    cost(ways["ours"][0], log, {"COMPILE": "1"})  # fills its cache
+                    first = our_command(folder, base, pictures, steps)
+                    cost(first, log, {"COMPILE": "1"})  # fills its cache
                 for who, (command, environment) in ways.items():
                     each = cost(command, log, environment)
                     costs.setdefault(steps, {}).setdefault(who, []).append(each)

@@ -6,6 +6,7 @@ The pictures are scenes of the miniature's own world; with `--photographs` they 
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,8 +29,13 @@ def main() -> None:
     # For models this small, sharing the work out costs more than it brings.
     torch.set_num_threads(1)
     os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
-    subject = photographs(OUTPUTS) if "--photographs" in sys.argv[1:] else scenes()
-    _say(f"The pictures: {subject.dataset}", subject.credit)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = "--photographs" in sys.argv[1:]
+        _show(photographs(Path(folder)) if wanted else scenes(), start)
+
+
+def _show(subject: Subject, start: float) -> None:
+    _say(f"The training images: {subject.dataset}", subject.credit)
 
     _say("Training a LoRA and the new word <zwx>")
     weights = train(
@@ -43,24 +49,24 @@ def main() -> None:
     _say("Drawing the same prompts before and after")
     predictor = Predictor()
     predictor.setup()
-    before = _draw(predictor, subject, OUTPUTS / "before", None)
-    after = _draw(predictor, subject, OUTPUTS / "after", weights)
+    run = weights.parent  # a new folder, in which nothing is overwritten
+    before = _draw(predictor, subject, run / "before", None)
+    after = _draw(predictor, subject, run / "after", weights)
 
     picture = OUTPUTS / "demo.png"
     draw_grid(_rows(subject, before, after)).save(picture)
     _say(
         f"Done in {time.perf_counter() - start:.0f} seconds.",
         f"{picture}: the pictures, before and after, at a glance",
-        f"{OUTPUTS / 'report.html'}: how the training went and how it was judged, on one page",
+        f"{run / 'report.html'}: how the training went and how it was judged, on one page",
         f"{weights}: the LoRA and the new word, to predict with",
-        f"{OUTPUTS / 'before'}, {OUTPUTS / 'after'}: every picture by itself",
+        f"{run / 'before'}, {run / 'after'}: every picture by itself",
     )
 
 
 def _draw(predictor: Predictor, subject: Subject, folder: Path, weights: Path | None) -> list[Path]:
     """One picture of every prompt, as files in the folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     files = []
     for number, prompt in enumerate(subject.prompts):
         drawn = predictor.predict(

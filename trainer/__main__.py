@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from inference.console import log_to_console
+from trainer.lock import FolderRefused, claim_handed_down
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -20,7 +21,7 @@ EPILOG = """\
 Example:
   python -m trainer plan configs/z_image_turbo.yaml     memory and time, no GPU needed
   python -m trainer configs/z_image_turbo.yaml --dataset imgs.zip
-  python -m inference --weights outputs/weights.zip --prompt "a photo of <zwx>"
+  python -m inference --weights outputs/latest/weights.zip --prompt "a photo of <zwx>"
 
 A dataset is a zip, a tar or a folder of pictures, with an optional caption in
 NAME.txt beside NAME.jpg; TOK in a caption stands for your subject. For other
@@ -32,8 +33,10 @@ shows how captions are read.
 Several GPUs, each with batch_size pictures of every step:
   accelerate launch --multi_gpu -m trainer CONFIG.yaml
 
-Stopped by Ctrl-C or SIGTERM, it leaves a checkpoint; to go on, under `train`:
-  resume_from: outputs/checkpoints
+Every run has a folder of its own, such as outputs/2026-11-26-imgs-01, which the
+log names; outputs/latest is the last one with a complete weights.zip. A stopped
+run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, set under `train`:
+  resume_from: outputs/2026-11-26-imgs-01/checkpoints
 """
 
 # The launcher's number of this process; only the first of several speaks.
@@ -51,7 +54,8 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG.yaml", help="settings; see the files in configs/")
     for name, metavar, help in (
         ("dataset", "PATH", "pictures to train on, in place of the file's"),
-        ("output_dir", "FOLDER", "where weights.zip is written, in place of the file's"),
+        ("output_dir", "FOLDER", "the run's own folder (default: a new one below outputs/)"),
+        ("name", "NAME", "in the new folder's name, outputs/DATE-NAME-NN (default: the dataset's)"),
         ("base_model", "NAME", "model to train on, in place of the file's"),
     ):
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
@@ -60,6 +64,10 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    try:
+        claim_handed_down()
+    except FolderRefused as error:
+        sys.exit(f"error: {error}")
     words = sys.argv[1:]
     planning = words[:1] == ["plan"]
     given = vars(arguments_parser().parse_args(words[planning:]))
@@ -108,7 +116,7 @@ def run(settings: "Settings") -> None:
     from trainer.settings import SettingsError
     from trainer.zero_prior import ZeroPriorBroken
 
-    mendable = (SettingsError, DatasetError, PlaceholderError, OSError)
+    mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)

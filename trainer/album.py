@@ -6,20 +6,19 @@ samples/sheet.png            all of them at a glance: a row per step, a column p
 """
 
 import logging
-import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from inference.request import Drawing
+from trainer.run_files import PREVIEW, SAMPLES, SHEET, STEP, listed
 from trainer.sheet import draw_sheet, save_png, thumbnail
 
 log = logging.getLogger(__name__)
 
-FOLDER, SHEET = "samples", "sheet.png"
-_STEP = re.compile(r"step-(\d{6,})")
-_PICTURE = re.compile(r"\d{2,}(-\d+)?\.png")
+FOLDER = SAMPLES
 
 
 class Album:
@@ -36,19 +35,14 @@ class Album:
         self.last: list[Image.Image] = []
 
     def begin(self, done: int) -> None:
-        """Makes room for a run that goes on after `done` steps.
+        """Takes over the previews up to step `done` that the resumed run has made here.
 
-        What was drawn up to there is kept; other pictures in the folder are of another run, and
-        are removed.
+        Those of later steps stay on the disk until the run makes the same ones again.
         """
         for step, files in _found(self.folder):
             if 0 < done and step <= done and len(files) == len(self.columns):
-                self.thumbnails[step] = [thumbnail(Image.open(file)) for file in files]
-                continue
-            for file in files:
-                file.unlink()
-            if not any(files[0].parent.iterdir()):
-                files[0].parent.rmdir()
+                with suppress(OSError):  # damaged, or not an image
+                    self.thumbnails[step] = [thumbnail(Image.open(file)) for file in files]
 
     def add(self, step: int, pictures: Sequence[Sequence[Image.Image]]) -> None:
         """Writes the pictures of every prompt after a step, and the sheet anew."""
@@ -69,11 +63,11 @@ def step_label(step: int) -> str:
 
 
 def _found(folder: Path) -> list[tuple[int, list[Path]]]:
-    """The pictures of earlier previews, by step; a folder without any is not ours."""
+    """The files of earlier previews, by step."""
     found = []
-    for entry in sorted(folder.glob("step-*")):
-        match = _STEP.fullmatch(entry.name)
-        files = [file for file in sorted(entry.glob("*.png")) if _PICTURE.fullmatch(file.name)]
+    for entry in listed(folder):
+        match = STEP.fullmatch(entry.name)
+        files = [file for file in listed(entry) if PREVIEW.fullmatch(file.name)]
         if match is not None and files:
             found.append((int(match[1]), sorted(files, key=_place)))
     return found

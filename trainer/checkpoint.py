@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapters.atomic import atomic_file
+from trainer.run_files import checkpoints_in
 
 FORMAT_VERSION = 2
 _HEADER = "zeroprior.checkpoint"
@@ -42,7 +43,9 @@ class Checkpoint:
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     """Writes `step-NNNNNN.safetensors` into the folder atomically.
 
-    The last `KEPT` up to this one stay; those of more steps are of a run that was given up.
+    The last `KEPT` up to this one stay. Those of more steps are removed: in a run's own folder they
+    are of the part that a resumed run has given up. Files with other names stay, and so do links
+    and what is behind them.
     """
     tensors: dict[str, Tensor] = {}
     state = {
@@ -64,10 +67,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     }
     with atomic_file(path) as file:
         file.write(save(copies, metadata={_HEADER: json.dumps(header)}))
-    kept = sorted(folder.glob("step-*.safetensors"))
-    last = kept.index(path) + 1
-    for old in (*kept[:last][:-KEPT], *kept[last:]):
-        old.unlink()
+    if not folder.is_symlink():
+        found = [each for each in checkpoints_in(folder) if not each.is_symlink()]
+        last = found.index(path) + 1
+        for old in (*found[:last][:-KEPT], *found[last:]):
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -131,4 +135,4 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in a folder, or None."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+    return next(reversed(checkpoints_in(folder)), None)

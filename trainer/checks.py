@@ -10,6 +10,7 @@ import torch
 from families.tokens import check_unicode
 from trainer.noise_levels import SCHEDULED, TIMESTEP_SAMPLINGS
 from trainer.optimizers import OPTIMIZERS, SCHEDULES, is_installed
+from trainer.outputs import is_safe_name
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -50,6 +51,7 @@ def faults(settings: "Settings") -> list[str]:
         *_out_of_range(settings),
         *_unknown(settings),
         *_at_odds(settings),
+        *_unsafe(settings),
     ]
 
 
@@ -92,6 +94,14 @@ def _unknown(settings: "Settings") -> Iterator[str]:
         yield (
             f"turbo_adapter is {wanted!r}; for {settings.base.name} it is one of {known}, or a "
             "LoRA file"
+        )
+
+
+def _unsafe(settings: "Settings") -> Iterator[str]:
+    if settings.name is not None and not is_safe_name(str(settings.name)):
+        yield (
+            f"name is {settings.name!r}; it becomes part of a folder's name: use up to 64 letters "
+            "(a to z), digits, '.', '-' and '_', with a letter or digit first"
         )
 
 

@@ -2,7 +2,7 @@
 
 base_model: z-image-turbo
 dataset: imgs.zip
-output_dir: outputs
+output_dir: outputs/robot   the run's own folder; name: robot gives it a new one, with the date
 train:   every other setting of `trainer.settings`
 sample:  prompts to draw every so many steps and with the finished weights, and how
 debug:   log_prompt_ids
@@ -20,8 +20,8 @@ from inference.request import Request
 from trainer.ai_toolkit import is_ai_toolkit, read_job
 from trainer.settings import Settings, SettingsError, settle
 
-_TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir"), str)
-_NOT_IN_TRAIN = {"base", "dataset", "output_dir", "resolutions", "log_prompt_ids"}
+_TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir", "name"), str)
+_NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", *_TOP}
 _TRAIN: dict[str, Any] = {
     name: wanted
     for name, wanted in typing.get_type_hints(Settings).items()

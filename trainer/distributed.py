@@ -1,11 +1,15 @@
 """Several processes that train as one: accelerate's, where `accelerate launch` started them."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from families.loading import default_device
+
+Value = TypeVar("Value")
 
 # The others wait while the main process draws previews and judges the result.
 PATIENCE = timedelta(hours=3)
@@ -16,9 +20,23 @@ def processes() -> PartialState:
     return PartialState(cpu=default_device().type == "cpu", timeout=PATIENCE)
 
 
-def same_for_all(value: int) -> int:
+def same_for_all(value: Value) -> Value:
     """The main process's value in every process."""
     processes()
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+def by_main(call: Callable[[], Value]) -> Value:
+    """What the main process gets from a call that it alone makes; its error is raised in all."""
+    made: tuple[Any, Exception | None] = (None, None)
+    if processes().is_main_process:
+        try:
+            made = call(), None
+        except Exception as error:
+            made = None, error
+    value, failed = same_for_all(made)
+    if failed is not None:
+        raise failed
+    return value

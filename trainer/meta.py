@@ -1,8 +1,9 @@
-"""What `meta.json` says, so that a run can be understood and repeated."""
+"""What `meta.json` and `run.json` say, so that a run can be understood and repeated."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,80 @@ import torch
 
 from adapters.archive import content_hash
 from adapters.turbo import TurboAdapter
-from trainer.dataset import Example
+from trainer.dataset import DatasetError, Example
 from trainer.loop import Trained
+from trainer.resume import data_identity
 from trainer.settings import Settings
 from trainer.validation import Curves
 
 _LIBRARIES = ("diffusers", "peft", "safetensors", "torch", "transformers")
 
 
+class DatasetFile:
+    """The dataset's file as it was when it was read; a folder has no hash of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Made before the dataset is read."""
+        self._path, self._before = path, _state(path)
+
+    def describe(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Name, hash, images and captions, made as soon as the dataset has been read.
+
+        Raises `DatasetError` if the file was changed while it was read.
+        """
+        sha256 = content_hash(self._path) if self._path.is_file() else None
+        if self._before != _state(self._path):
+            raise DatasetError(
+                f"{self._path.name}: was changed while it was read; start again when it is complete"
+            )
+        return {
+            "name": self._path.name,
+            "sha256": sha256,
+            "pictures": [
+                {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
+                for each in examples
+            ],
+        }
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes with a file's content; None for a folder, or for nothing."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def describe_run(
+    settings: Settings, examples: Sequence[Example], dataset: Mapping[str, Any], served: bool
+) -> dict[str, Any]:
+    """The content of `run.json`, for the person whose machine it is on: it names local paths.
+
+    The settings hold no keys of accounts; those travel apart (`trainer.secret`).
+    """
+    used = asdict(settings) | {"base": settings.base.name}
+    return {
+        "served": served,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": {"given": used.pop("given"), "used": used},
+        "dataset": {
+            "path": settings.dataset.absolute(),
+            "sha256": dataset["sha256"],
+            "images": data_identity(examples),  # by name: hashes of the image and of its caption
+        },
+        "versions": _versions(),
+    }
+
+
 def describe(
     settings: Settings,
-    examples: Sequence[Example],
+    dataset: Mapping[str, Any],
     trained: Trained,
     zero_prior: dict[str, float] | None,
     adapter: TurboAdapter | None,
     curves: Curves,
 ) -> dict[str, Any]:
-    """The content of `meta.json`, JSON types alone."""
+    """The content of `meta.json`, JSON types alone; `dataset` is what `DatasetFile` describes."""
     meta: dict[str, Any] = {
         "base_model": settings.base.hub_id,
         "training_mode": settings.training_mode,
@@ -36,14 +94,7 @@ def describe(
         "steps": settings.steps,
         "turbo_adapter": {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
         "settings": _plain(settings),
-        "dataset": {
-            "name": settings.dataset.name,
-            "sha256": content_hash(settings.dataset) if settings.dataset.is_file() else None,
-            "pictures": [
-                {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
-                for each in examples
-            ],
-        },
+        "dataset": dict(dataset),
         "training": {
             "loss_first": _mean(trained.losses[:10]),
             "loss_last": _mean(trained.losses[-10:]),
@@ -51,8 +102,7 @@ def describe(
             "device": _device_name(),
         },
         "validation": curves.plain(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _LIBRARIES},
+        "versions": _versions(),
     }
     if zero_prior is not None:
         meta |= {
@@ -64,12 +114,16 @@ def describe(
     return meta
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
 def _plain(settings: Settings) -> dict[str, Any]:
     values = asdict(settings)
     values["base"] = settings.base.name
     if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
         values["turbo_adapter"] = Path(settings.turbo_adapter).name
-    for local in ("dataset", "output_dir"):  # where things lay on one machine
+    for local in ("dataset", "output_dir", "name", "given"):  # of one machine
         values.pop(local)
     return {
         name: value.name if isinstance(value, Path) else value for name, value in values.items()

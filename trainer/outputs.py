@@ -1,50 +1,326 @@
-"""The folder that a training writes into, and what earlier ones left there."""
+"""A run's folder: which one it is, and who may write into it. No PyTorch here.
 
+    outputs/2026-11-26-robot-01/
+      run.json     settings, hashes of the dataset, versions; written once, at the start
+      run.lock     held while the run writes here (`trainer.lock`)
+      checkpoints/  samples/  trackers/  weights.zip  report.html
+    outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete
+
+A run never deletes or overwrites what another run or a person has put there (`trainer.run_files`).
+"""
+
+import json
+import logging
 import os
-import shutil
+import re
+import secrets
 import tempfile
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-WEIGHTS = "weights.zip"
-CHECKPOINTS = "checkpoints"
-
-# All that a training writes, by its own names: whatever else lies in the folder is not ours.
-_WRITTEN = (
-    "weights*.zip",
-    "report*.html",
-    "hub-*",
-    "trackers",
-    "samples/step-*",
-    "samples/sheet.png",
-    f"{CHECKPOINTS}/step-*.safetensors",
+from adapters.atomic import atomic_file
+from trainer import lock
+from trainer.lock import FolderRefused, Lock
+from trainer.run_files import (
+    CHECKPOINTS,
+    PROGRAM,
+    RECORD,
+    REPORT,
+    SAMPLES,
+    TRACKERS,
+    WEIGHTS,
+    found_in,
+    listed,
+    record_of,
+    refuse_another_run,
+    remove_if_empty,
+    remove_parts,
+    remove_run,
 )
-# Files that a process was writing when it was killed (`adapters.atomic`).
-_PARTS = (".weights*.part", ".report*.part", "samples/**/.*.part", f"{CHECKPOINTS}/.step-*.part")
+
+log = logging.getLogger(__name__)
+
+OUTPUTS = Path("outputs")  # in the working folder
+LATEST = "latest"
+
+# Which old runs a server keeps, besides the newest complete one. A day, so that a client that did
+# not wait for the answer can collect the result. Twenty, so that the disk does not fill: weights of
+# rank 32 for the 20 B model have 0.6 GB, more with checkpoints.
+KEPT_SECONDS = 24 * 3600
+KEPT_RUNS = 20
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
 
-def default_folder() -> Path:
-    """`outputs/` in the working folder where that can be written, else a temporary folder."""
-    folder = Path("outputs")
-    writable = os.access(folder if folder.exists() else Path.cwd(), os.W_OK)
-    return folder if writable else _temporary()
+def is_safe_name(name: str) -> bool:
+    """Whether a name may become part of a folder's name."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+class Run:
+    """The folder of one run, held from before anything is written until all is written.
+
+    A copy in another process of the same launch knows the folder, but does not hold the lock, and
+    its methods do nothing.
+    """
+
+    def __init__(self, folder: Path, held: Lock | None = None, made: Sequence[Path] = ()) -> None:
+        """`made` are the folders that were made for it, itself first."""
+        self.folder = folder
+        self._lock, self._made = held, list(made)
+        self._outputs = OUTPUTS.resolve()  # now, should the working folder change
+        self._described = False
+
+    @property
+    def weights(self) -> Path:
+        """The result, there as soon as it is complete."""
+        return self.folder / WEIGHTS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of states to resume from."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def samples(self) -> Path:
+        """The folder of previews."""
+        return self.folder / SAMPLES
+
+    @property
+    def report(self) -> Path:
+        """The report, written after the weights."""
+        return self.folder / REPORT
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Writes run.json. One that is there already stays: it is of the run's first part."""
+        path = self.folder / RECORD
+        if self._lock is None or os.path.lexists(path):
+            return
+        text = json.dumps({"program": PROGRAM, **facts}, indent=2, ensure_ascii=False, default=str)
+        with atomic_file(path) as file:
+            file.write(text.encode())
+        self._described = True
+
+    def complete(self) -> None:
+        """Points `outputs/latest` to this run, whose weights.zip is complete by now."""
+        outputs, folder = self._outputs, self.folder.resolve()
+        link = outputs / LATEST
+        if self._lock is None or outputs not in folder.parents or folder == link:
+            return
+        if os.path.lexists(link) and not _is_our_link(link):
+            log.warning("%s is not a link that a run made; it stays as it is", _shown(link))
+            return
+        new = outputs / f".{LATEST}.{secrets.token_hex(4)}.part"
+        try:
+            new.symlink_to(folder.relative_to(outputs), target_is_directory=True)
+            os.replace(new, link)
+        except OSError as error:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            log.warning("no link %s (%s); the result is in %s", _shown(link), error, self.folder)
+
+    def close(self) -> None:
+        """Frees the lock. A run that has written no result takes its folder back."""
+        held, self._lock = self._lock, None
+        if held is None:
+            return
+        try:
+            kept = found_in(self.folder, RECORD) or os.path.lexists(self.folder / TRACKERS)
+            if held.is_new and not kept:
+                if self._described:
+                    (self.folder / RECORD).unlink(missing_ok=True)
+                held.remove()
+                if self._made:
+                    for folder in (self.checkpoints, self.samples, *self._made):
+                        remove_if_empty(folder)
+        except OSError as error:  # how the run itself ended is what matters
+            log.warning("%s could not be cleaned up: %s", self.folder, error)
+        finally:
+            held.release()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type["Run"], tuple[Path]]:
+        return Run, (self.folder,)
+
+
+def open_run(
+    dataset: Path,
+    output_dir: Path | None = None,
+    resume_from: Path | None = None,
+    name: str | None = None,
+    served: bool = False,
+) -> Run:
+    """The folder of a new run, or of the run that `resume_from` continues; locked.
+
+    `output_dir` is the run's own folder. Without it, a checkpoint of one of our runs continues in
+    that run's folder; anything else gets `outputs/DATE-NAME-NN`. A run that a server makes
+    (`served`) always gets a new folder, and old ones that a server made are removed first.
+
+    Raises `FolderRefused` if the folder holds another run, or another process writes into it, and
+    OSError if it cannot be written.
+    """
+    continued = _continued(resume_from) if resume_from is not None and not served else []
+    own = next((each for each in continued if record_of(each)), None)
+    root = None
+    if output_dir is not None:
+        folder = _without_links(output_dir)
+        made = _make(folder)
+    elif own is not None:
+        folder, made = _shown(own), []
+    else:
+        root = _root()
+        folder, made = _new_folder(root, name or _name_of(dataset))
+    held = None
+    try:
+        if not folder.is_dir():
+            raise FolderRefused(f"output_dir: {folder} is not a folder; choose another")
+        held = Lock.take(folder, served)
+        if folder.resolve() in continued:
+            remove_parts(folder)
+        else:
+            refuse_another_run(folder, RECORD if held.handed_down else None)
+        if served and root is not None:
+            remove_old_runs(root, but=folder)
+    except BaseException:
+        if held is not None:
+            if held.is_new:
+                held.remove()
+            held.release()
+        for each in made:
+            remove_if_empty(each)
+        raise
+    return Run(folder, held, made)
+
+
+def remove_old_runs(root: Path, but: Path) -> None:
+    """Removes runs that a server made, beyond the limits above; never one that is in use.
+
+    The newest complete one stays. Whatever else is in a run's folder stays, and the folder with it.
+    """
+    ours = []
+    for folder in listed(root):
+        if folder.is_symlink() or folder == but:
+            continue
+        with suppress(OSError):  # not readable for us, or removed by another server
+            files = listed(folder)
+            unfinished = [each.name for each in files] == [lock.NAME]  # killed at its start
+            if record_of(folder).get("served") is True or unfinished:
+                ours.append((max(each.lstat().st_mtime for each in (folder, *files)), folder))
+    ours.sort(reverse=True)
+    newest = next((folder for _, folder in ours if (folder / WEIGHTS).is_file()), None)
+    for number, (last, folder) in enumerate(ours, start=2):  # `but` is the first
+        old = number > KEPT_RUNS or time.time() - last > KEPT_SECONDS
+        held = Lock.take_free(folder) if old and folder != newest else None
+        if held is None:
+            continue
+        try:
+            if held.holder().get("served") is True:  # and nobody has continued it by hand
+                remove_run(folder)
+                log.info("removed the old run %s", folder)
+        except OSError as error:
+            log.warning("the old run %s cannot be removed: %s", folder, error)
+        finally:
+            held.release()
+
+
+# ---- Which folder --------------------------------------------------------------------------------
+
+
+def _root() -> Path:
+    """`outputs/`, made later, or a temporary folder where the working folder cannot be written."""
+    if os.path.lexists(OUTPUTS) and not OUTPUTS.is_dir():
+        raise FolderRefused(f"{OUTPUTS} is not a folder; move it away, or give output_dir")
+    place = OUTPUTS if OUTPUTS.is_dir() else Path()
+    if os.access(place, os.W_OK | os.X_OK):
+        return OUTPUTS
+    folder = _temporary()
+    log.warning("%s cannot be written; the results go to %s", place.resolve(), folder)
+    return folder
 
 
 @cache
 def _temporary() -> Path:
-    """One for all trainings of this process, so that they do not pile up."""
+    """One for all runs of this process."""
     return Path(tempfile.mkdtemp(prefix="zeroprior-training-"))
 
 
-def make_room(folder: Path, alone: bool = False) -> None:
-    """Makes the folder, and removes from it what killed trainings left half written.
+def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
+    """A new folder `DATE-NAME-NN`, and all folders that were made for it, itself first."""
+    stem = f"{time.strftime('%Y-%m-%d')}-{name}-"
+    counted = re.compile(re.escape(stem) + r"(\d+)", re.ASCII)
+    numbers = [int(found[1]) for each in listed(root) if (found := counted.fullmatch(each.name))]
+    number = max(numbers, default=0) + 1
+    parents: list[Path] = []
+    while True:
+        folder = root / f"{stem}{number:02d}"
+        try:
+            folder.mkdir()  # by one process alone
+            return folder, [folder, *parents]
+        except FileExistsError:
+            number += 1
+        except FileNotFoundError:
+            parents = _make(root)
 
-    `alone` removes all that an earlier training wrote: on a server it was another customer's.
+
+def _make(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; gives the ones that were not there, itself first."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    with suppress(FileExistsError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _name_of(dataset: Path) -> str:
+    """The dataset's name in ASCII letters, digits and hyphens."""
+    name = Path(os.path.abspath(dataset)).name
+    while Path(name).suffix.lower() in _ARCHIVES:
+        name = Path(name).stem
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40].rstrip("-") or "run"
+
+
+def _continued(resume_from: Path) -> list[Path]:
+    """Folders whose `checkpoints/` holds what is resumed; none where that is weights.
+
+    Two, where `checkpoints` is a link to another disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (*_PARTS, *(_WRITTEN if alone else ())):
-        for found in folder.glob(pattern):
-            if found.is_dir() and not found.is_symlink():
-                shutil.rmtree(found)
-            else:
-                found.unlink(missing_ok=True)
+    named, real = Path(os.path.abspath(resume_from)), resume_from.resolve()
+    found = []
+    for path in (real, named) if named.is_dir() or not named.is_symlink() else (real,):
+        if path.name == CHECKPOINTS and path.is_dir():
+            found.append(path.parent.resolve())
+        elif path.suffix == ".safetensors" and path.parent.name == CHECKPOINTS:
+            found.append(path.parent.parent.resolve())
+    return found
+
+
+def _without_links(folder: Path) -> Path:
+    """The folder itself, should a link such as `outputs/latest` move on while the run lasts."""
+    real = folder.resolve()
+    return folder if real == Path(os.path.abspath(folder)) else real
+
+
+def _shown(path: Path) -> Path:
+    """The path from the working folder where it is below."""
+    here = Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _is_our_link(link: Path) -> bool:
+    """Whether `outputs/latest` is a link to a run below `outputs`, or to one that is gone."""
+    if not link.is_symlink():
+        return False
+    target = Path(os.readlink(link))
+    inside = not target.is_absolute() and ".." not in target.parts
+    return inside and (not link.exists() or bool(record_of(link)))

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from adapters import archive
 from trainer.album import FOLDER as SAMPLES
 from trainer.model_card import LORA, PLACEHOLDER, WEIGHTS, model_card
 from trainer.report import NAME as REPORT
+from trainer.run_files import UPLOAD
 from trainer.secret import Secret, hidden
 from trainer.settings import SettingsError
 
@@ -70,8 +70,11 @@ def publish(weights: Path, repo_id: str, hf_token: Secret | None = None) -> str 
     A new repository is private. Returns its address; None, with a warning, where that failed.
     """
     token = _token(hf_token)
-    folder = Path(tempfile.mkdtemp(prefix="hub-", dir=weights.parent))
+    folder = weights.parent / UPLOAD  # of this run alone, which holds the lock
     try:
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)  # of an earlier upload of this run, which failed
+        folder.mkdir()
         collect(weights, repo_id, folder)
         api = HfApi(token=token.reveal())
         address = api.create_repo(repo_id, private=True, exist_ok=True).url

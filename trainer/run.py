@@ -28,12 +28,12 @@ from inference import acceleration
 from trainer import meta
 from trainer.checkpoint import Checkpoint
 from trainer.dataset import Example, read_dataset
-from trainer.distributed import processes, same_for_all
+from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
 from trainer.fitting import RanOut, TooLarge, fit, running_out
 from trainer.judging import Outcome, hand_over, judge
 from trainer.loop import Diverged, Loop, Report
-from trainer.outputs import CHECKPOINTS, WEIGHTS, default_folder, make_room
+from trainer.outputs import Run, open_run
 from trainer.previews import Previews
 from trainer.publish import check_repository, publish
 from trainer.report import Told
@@ -88,18 +88,18 @@ def _give_back_memory() -> None:
 def train_from_inputs(
     report: Report | None = None,
     *,
-    alone: bool = False,
+    served: bool = False,
     wandb_api_key: Any = None,
     hf_token: Any = None,
     **inputs: Any,
 ) -> Path:
     """Trains with the inputs of the Cog face, None standing for what was left out.
 
-    With `alone`, what an earlier training has left in the folder is removed first, unless this
-    one goes on from there: on a server it may be another customer's.
+    `served` means that a server trains for somebody else: the run always gets a new folder, and
+    old runs of the server are removed (`trainer.outputs`).
     """
     secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token))
-    return train(settle(**inputs), report, secrets, alone)
+    return train(settle(**inputs), report, secrets, served)
 
 
 @_given_back()
@@ -107,13 +107,14 @@ def train(
     settings: Settings,
     report: Report | None = None,
     secrets: Secrets | None = None,
-    alone: bool = False,
+    served: bool = False,
 ) -> Path:
     """Trains and returns the path of the finished weights.zip, which appears all at once.
 
     Everything that can be wrong with settings, data and accounts is found before a model is
     loaded. Out of a GPU's memory, it is tried once more in the next leaner mode, and `TooLarge`
-    is raised where that does not help. `alone` keeps nothing of an earlier training's files.
+    is raised where that does not help. Raises `FolderRefused` if the run's folder holds another
+    run or another process writes into it. `served`: see `train_from_inputs`.
     """
     secrets = secrets or Secrets()
     if settings.hf_repo_id:
@@ -121,12 +122,22 @@ def train(
     settings = replace(settings, seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
         _give_back_memory()  # of what came before, since a GPU's free memory is counted
+    where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
+    with by_main(lambda: open_run(*where, served)) as run:
+        return _train_in(run, settings, report, secrets, served)
+
+
+def _train_in(
+    run: Run, settings: Settings, report: Report | None, secrets: Secrets, served: bool
+) -> Path:
+    """The training in the folder that is held for it."""
     tried: list[str] = []
     while True:
         try:
             with ExitStack() as until_written:
-                path, outcome = _train(settings, report, secrets, until_written, alone)
+                path, outcome = _train(settings, report, secrets, until_written, run, served)
                 if outcome is not None:  # all else that the training held in memory is gone by now
+                    run.complete()
                     hand_over(outcome)
             break
         except RanOut as short:
@@ -136,7 +147,7 @@ def train(
                     f"out of memory, tried with: {'; '.join(tried)}. Lower resolution, batch_size "
                     "or rank, leave quantize and low_memory on auto, or take a larger GPU"
                 ) from short.__cause__
-            settings, alone = short.leaner, False
+            settings = short.leaner
         _give_back_memory()  # only here, where no frame of the first attempt is left
         log.warning("trying once more in the next leaner mode")
     processes().wait_for_everyone()
@@ -150,10 +161,12 @@ def _train(
     report: Report | None,
     secrets: Secrets,
     until_written: ExitStack,
-    alone: bool,
+    run: Run,
+    served: bool,
 ) -> tuple[Path, Outcome | None]:
     """The weights' place and, in the main process of several, what is left to be judged."""
     # What can be checked without a model.
+    file = meta.DatasetFile(settings.dataset)
     examples = read_dataset(
         settings.dataset,
         settings.default_caption,
@@ -163,12 +176,12 @@ def _train(
         settings.skip_bad_images,
     )
     examples = name_trigger(examples, settings.trigger_word)
+    dataset = file.describe(examples)
     settings = settings.for_pictures(len(examples))
     resume = read_resume(settings, examples)
     adapter = _turbo_adapter(settings)
-    folder = settings.output_dir or default_folder()
-    make_room(folder, alone and not _goes_on_from(folder, settings.resume_from))
-    trackers = until_written.enter_context(Trackers(settings, folder, secrets.wandb_api_key))
+    run.describe(meta.describe_run(settings, examples, dataset, served))
+    trackers = until_written.enter_context(Trackers(settings, run.folder, secrets.wandb_api_key))
     family = load_family(settings.base)
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)
@@ -176,7 +189,7 @@ def _train(
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
     family.reside(memory.residence)
-    until_written.enter_context(running_out(settings, family, memory.mode, folder / CHECKPOINTS))
+    until_written.enter_context(running_out(settings, family, memory.mode, run.checkpoints))
 
     # Encode, once.
     samples = encode_pictures(family, examples, settings)
@@ -225,7 +238,7 @@ def _train(
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, stage, folder)
+    previews = Previews(family, settings, stage, run.folder)
     watching = Watching(trackers, validation.curves, previews.album)
     until_written.callback(watching.send)  # what is drawn with the finished weights
     watchers = (validation, previews, watching)
@@ -233,7 +246,7 @@ def _train(
         for each in watchers:
             each.begin(loop)
     with _heard_out():
-        trained = loop.run(report, folder / CHECKPOINTS, [each.after_step for each in watchers])
+        trained = loop.run(report, run.checkpoints, [each.after_step for each in watchers])
 
     # Prove and write.
     with loop.averaged():
@@ -242,10 +255,9 @@ def _train(
         log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
     if not loop.finite():
         raise Diverged("what was trained holds NaN or infinity; lower learning_rate")
-    facts = meta.describe(settings, examples, trained, zero_prior, adapter, validation.curves)
-    path = folder / WEIGHTS
+    facts = meta.describe(settings, dataset, trained, zero_prior, adapter, validation.curves)
     if not loop.processes.is_main_process:
-        return path, None
+        return run.weights, None
     told = Told(
         facts,
         examples,
@@ -254,7 +266,7 @@ def _train(
         previews.album.columns,
         previews.thumbnails,
     )
-    return path, judge(loop, told, previews.album, path)
+    return run.weights, judge(loop, told, previews.album, run.weights)
 
 
 def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
@@ -290,11 +302,6 @@ def _heard_out() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _goes_on_from(folder: Path, resume_from: Path | None) -> bool:
-    """Whether what is resumed lies in the folder."""
-    return resume_from is not None and resume_from.resolve().is_relative_to(folder.resolve())
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

@@ -70,7 +70,8 @@ class Settings:
     checkpoint_every: int = 0  # steps; 0 writes a checkpoint only where a run is cancelled
 
     # What is shown and written.
-    output_dir: Path | None = None  # None: outputs/ where it can be written
+    output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
+    name: str | None = None  # in the new folder's name; None: the dataset's
     sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
     sample_every: int = 0  # steps; 0 draws them at the end alone
     validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
@@ -81,6 +82,7 @@ class Settings:
     hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
     sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
     log_prompt_ids: bool = False  # print how every distinct caption is tokenised
+    given: dict[str, Any] = field(default_factory=dict, repr=False)  # to `settle`, for the record
 
     @property
     def subject(self) -> str | None:
@@ -126,6 +128,8 @@ def settle(
     `sample_prompts` may be text with one prompt per line, `trackers` text with commas. Raises
     `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
     """
+    named = {name: value for name, value in locals().items() if name != "given"}
+    entered = {name: value for name, value in (named | given).items() if value is not None}
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
     base = default_base() if base_model in (None, "auto") else find_base(str(base_model))
@@ -170,6 +174,7 @@ def settle(
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
         sample_prompts=_parts(sample_prompts, "\n"),
         trackers=_parts(trackers, ","),
+        given=entered,
         **values,
     )
     wrong = faults(settings)

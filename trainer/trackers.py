@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PROJECT = "zeroprior"  # where none is named
 FOLDER = "trackers"  # of what TensorBoard and wandb write, beside weights.zip
 PATIENCE = 60.0  # seconds that a tracker may take to send what is left when all is done
-_LOCAL = {"dataset", "output_dir", "resume_from"}  # where things lie on one machine
+_LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # what is of one machine
 
 
 def _tensorboard(settings: Settings, folder: Path, key: Secret | None) -> GeneralTracker:

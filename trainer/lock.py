@@ -1,0 +1,195 @@
+"""The lock of a run's folder: one process writes into it at a time. No PyTorch here.
+
+The lock is `flock` on `run.lock`. The system frees it when the process ends, however it ends. The
+file's text says who holds the lock, for messages only.
+
+A parent can take the lock first and hand it to the training that it starts: it opens `run.lock`,
+locks it, and starts the child with `pass_fds=[fd]` and `ZEROPRIOR_RUN_LOCK_FD=fd`. The lock belongs
+to the open file, so there is no moment without an owner, even if the parent is killed.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+NAME = "run.lock"
+HANDED_DOWN = "ZEROPRIOR_RUN_LOCK_FD"
+PATIENCE = 0.5  # seconds; whoever only asks for the lock's state holds it for an instant
+_NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+_handed_down: int | None = None
+
+
+class FolderRefused(ValueError):
+    """A folder that this run may not write into. The message says why and what to do."""
+
+
+def claim_handed_down() -> None:
+    """Keeps a lock that the parent process has handed down, and keeps it from our children.
+
+    Called first thing by a program that may be started so; `Lock.take` calls it as well.
+    """
+    global _handed_down
+    value = os.environ.pop(HANDED_DOWN, None)
+    if value is None:
+        return
+    try:
+        os.set_inheritable(int(value), False)
+    except (ValueError, OverflowError, OSError) as error:
+        raise FolderRefused(
+            f"{HANDED_DOWN} is {value!r}, which is no open file; start the training with "
+            "pass_fds, or unset the variable"
+        ) from error
+    _handed_down = int(value)
+
+
+class Lock:
+    """The held lock of one folder."""
+
+    def __init__(self, path: Path, fd: int, handed_down: bool) -> None:
+        self.path, self.handed_down = path, handed_down
+        self._fd = fd
+        # Made by us, since every holder writes its text.
+        self.is_new = not handed_down and os.fstat(fd).st_size == 0
+
+    @classmethod
+    def take(cls, folder: Path, served: bool = False) -> "Lock":
+        """Locks the folder, which exists. Raises `FolderRefused` while another process holds it."""
+        global _handed_down
+        claim_handed_down()
+        path, fd = folder / NAME, _handed_down
+        _handed_down = None
+        if fd is not None:
+            if not _is_at(fd, path):
+                raise FolderRefused(
+                    f"{HANDED_DOWN} is {fd}, which is not {path}; lock that file, or unset the "
+                    "variable"
+                )
+            if not _try(fd):
+                raise FolderRefused(_in_use(folder, fd))
+            lock = cls(path, fd, True)
+        else:
+            lock = cls(path, _wait_for(path), False)
+        try:
+            lock._sign(served)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    @classmethod
+    def take_free(cls, folder: Path) -> "Lock | None":
+        """The lock of a folder where a run has been, if nobody holds it. Writes nothing."""
+        path = folder / NAME
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        if _try(fd) and _is_at(fd, path):
+            return cls(path, fd, False)
+        os.close(fd)
+        return None
+
+    def holder(self) -> dict[str, Any]:
+        """Who took the lock last: pid, host, start and served; empty where it is not written."""
+        return _text(self._fd)
+
+    def remove(self) -> None:
+        """Removes the lock's file while it is held; `_wait_for` notices."""
+        self.path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Frees the lock, also for children that were forked from this process."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        finally:
+            os.close(self._fd)
+
+    def _sign(self, served: bool) -> None:
+        if os.fstat(self._fd).st_size > 0 and not self.holder():
+            raise FolderRefused(
+                f"{self.path} is not a lock of ours; move it away, or choose another output_dir"
+            )
+        start = datetime.now().astimezone().isoformat(timespec="seconds")
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "start": start, "served": served}
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, (json.dumps(facts) + "\n").encode(), 0)
+
+
+def _wait_for(path: Path) -> int:
+    """The file, open and locked. Raises `FolderRefused` after `PATIENCE`."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        fd = _open(path)
+        try:
+            locked = _try(fd)
+            if locked and _is_at(fd, path):  # not removed by its last holder in the meantime
+                return fd
+            said = _in_use(path.parent, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        if not locked and time.monotonic() > deadline:
+            raise FolderRefused(said)
+        time.sleep(0.02)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise FolderRefused(f"{path} is a link; remove it, or choose another output_dir") from error
+
+
+def _try(fd: int) -> bool:
+    """Locks an open file if nobody else has; where the file system cannot lock, it warns."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        log.warning(
+            "this file system cannot lock files (%s); make sure that no second training writes "
+            "into the same folder",
+            error.strerror,
+        )
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the open file is the one that has this name."""
+    try:
+        named = os.stat(path, follow_symlinks=False)
+        return os.path.samestat(os.fstat(fd), named)
+    except OSError:
+        return False
+
+
+def _text(fd: int) -> dict[str, Any]:
+    try:
+        facts = json.loads(os.pread(fd, 4096, 0))
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) and "pid" in facts else {}
+
+
+def _in_use(folder: Path, fd: int) -> str:
+    holder = _text(fd)
+    who = "by another training"
+    if holder:
+        who += f" (process {holder['pid']} on {holder.get('host')}, since {holder.get('start')})"
+    return f"{folder} is in use {who}; wait until it ends, or choose another output_dir"

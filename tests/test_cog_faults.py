@@ -4,6 +4,7 @@ A worker that runs has to be stopped at its next line of Python, wherever that i
 """
 
 import base64
+import json
 import re
 import threading
 import time
@@ -158,6 +159,10 @@ def assert_whole(file: Path) -> None:
         read_archive(file)
     elif file.suffix == ".png":
         Image.open(file).load()
+    elif file.suffix == ".json":
+        assert json.loads(file.read_text())["program"] == "zeroprior"
+    elif file.name == "run.lock":
+        assert json.loads(file.read_text())["served"] is True
     else:
         assert file.name == "report.html", file
         assert file.read_text().rstrip().endswith("</html>")

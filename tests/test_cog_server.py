@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code
+from foreign_files import Foreign
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
@@ -76,9 +77,12 @@ def training(
     trainer: CogServer, code: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Training:
     dataset = data_url("application/zip", photos.read_bytes())
+    foreign = Foreign(code / "outputs", tmp_path_factory.mktemp("photos"))
     report = run(trainer, {"dataset": dataset, **SMALL})
     assert report["status"] == "succeeded", report
-    saved = shutil.copy(code / "outputs" / "weights.zip", tmp_path_factory.mktemp("saved"))
+    foreign.assert_untouched()
+    latest = code / "outputs" / "latest" / "weights.zip"
+    saved = shutil.copy(latest, tmp_path_factory.mktemp("saved"))
     return Training(dataset, report, Path(saved))
 
 
@@ -105,6 +109,11 @@ def picture(url: str) -> Image.Image:
     image = Image.open(io.BytesIO(content_of(url)))
     image.load()
     return image
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def meta_of(weights: str) -> dict[str, Any]:
@@ -224,8 +233,8 @@ def test_a_training_without_a_dataset_is_refused(trainer: CogServer) -> None:
 
 
 def test_a_failed_training_says_why(trainer: CogServer, code: Path, photos: Path) -> None:
-    """The message in `error`, the traceback in the log, and no weights."""
-    shutil.rmtree(code / "outputs", ignore_errors=True)
+    """The message in `error`, the traceback in the log, no weights, and no other file touched."""
+    before = files_in(code / "outputs")
     torn = data_url("application/zip", photos.read_bytes()[:100_000])
     report = run(trainer, {"dataset": torn, **SMALL})
     assert report["status"] == "failed"
@@ -233,7 +242,22 @@ def test_a_failed_training_says_why(trainer: CogServer, code: Path, photos: Path
     assert "zip" in report["error"]
     assert "Traceback (most recent call last)" in report["logs"]
     assert "read_dataset" in report["logs"]
-    assert not (code / "outputs").exists()
+    assert files_in(code / "outputs") == before
+
+
+def test_every_training_has_a_folder_of_its_own(
+    training: Training, trainer: CogServer, code: Path, photos: Path
+) -> None:
+    """One after the other; the result of the first stays where its client may collect it."""
+    before = files_in(code / "outputs")
+    report = run(trainer, {"dataset": str(photos), **SMALL, "steps": 1})
+    after = files_in(code / "outputs")
+    assert {name: after[name] for name in before} == before
+    [record] = [name for name in after if name not in before and name.endswith("run.json")]
+    assert json.loads(after[record])["served"] is True
+    assert json.loads(after[record])["settings"]["used"]["steps"] == 1
+    weights = after[record.replace("run.json", "weights.zip")]
+    assert weights == content_of(report["output"]["weights"])
 
 
 def test_a_placeholder_with_a_space_fails_before_any_model_is_loaded(
@@ -266,10 +290,11 @@ def test_a_cancelled_training_leaves_nothing_half_written_and_the_next_one_runs(
         report = hooks.finished(timeout=60)
     assert report["status"] == "canceled"
     left = [file for file in (code / "outputs").rglob("*") if file.is_file()]  # hidden ones, too
+    left = [file for file in left if file.name not in ("run.json", "run.lock")]
     assert all(file.suffix == ".safetensors" and load_file(file) for file in left), left
 
     assert run(trainer, {"dataset": str(photos), **SMALL, "steps": 1})["status"] == "succeeded"
-    assert (code / "outputs" / "weights.zip").is_file()
+    assert (code / "outputs" / "latest" / "weights.zip").is_file()
 
 
 # ---- Prediction ----------------------------------------------------------------------------------

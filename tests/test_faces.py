@@ -31,7 +31,7 @@ def tensors(archive: Archive) -> list[torch.Tensor]:
 
 def test_the_example_of_the_readme(photos: Path, working_folder: Path) -> None:
     result = train(dataset=photos, placeholder_token="<zwx>", rank=2, steps=2)
-    assert Path(result.weights).resolve() == working_folder / "outputs" / "weights.zip"
+    assert Path(result.weights).samefile(working_folder / "outputs" / "latest" / "weights.zip")
 
     p = Predictor()
     p.setup()

@@ -88,14 +88,33 @@ def test_a_polite_end_leaves_a_checkpoint_even_where_none_was_asked_for(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_new_training_beside_old_checkpoints_keeps_its_own(
-    tiny: Callable[..., Settings],
+def test_a_resumed_run_gives_up_later_checkpoints_in_its_own_folder_alone(
+    tiny: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Those of an earlier and longer one do not push them out, nor are they taken for newer."""
-    run.train(tiny(steps=6, checkpoint_every=3))
-    settings = tiny(steps=3, checkpoint_every=1)
+    """What it resumes must be the newest again when it is resumed once more."""
+    settings = tiny(steps=6, checkpoint_every=2)
     run.train(settings)
-    assert checkpoints(settings) == [2, 3]
+    first = folder_of(settings) / "checkpoints"
+    late, behind = first / "step-000006.safetensors", tmp_path / "behind.safetensors"
+    late.rename(behind)
+    for name in ("step-000007.safetensors", "step-000006-good.safetensors"):
+        (first / name).write_bytes(behind.read_bytes())
+    late.symlink_to(behind)
+    before = {file: file.read_bytes() for file in (*first.iterdir(), behind)}
+
+    early = first / "step-000004.safetensors"
+    shorter = {"steps": 5, "checkpoint_every": 1, "resume_from": early}
+    run.train(tiny(**shorter, output_dir=tmp_path / "other"))
+    assert {file: file.read_bytes() for file in before} == before
+
+    run.train(tiny(**shorter))
+    assert sorted(each.name for each in first.iterdir()) == [
+        "step-000004.safetensors",
+        "step-000005.safetensors",
+        "step-000006-good.safetensors",
+        "step-000006.safetensors",  # a link, and so a person's
+    ]
+    assert behind.read_bytes() == before[behind]
 
 
 # ---- A full disk ---------------------------------------------------------------------------------
@@ -103,7 +122,7 @@ def test_a_new_training_beside_old_checkpoints_keeps_its_own(
 
 @pytest.mark.parametrize(
     ("step", "file", "kept"),
-    [(4, "step-000004.safetensors", [2]), (5, "weights-unchecked.zip", [2, 4])],
+    [(4, "step-000004.safetensors", [1, 2]), (5, "weights-unchecked.zip", [2, 4])],
 )
 def test_a_full_disk_costs_no_earlier_file(
     step: int,
@@ -115,7 +134,8 @@ def test_a_full_disk_costs_no_earlier_file(
 ) -> None:
     """While a checkpoint is written, and while the weights are."""
     settings = tiny(rank=64, steps=5, checkpoint_every=2)
-    before = run.train(replace(settings, steps=1)).read_bytes()
+    before = run.train(replace(settings, steps=1, checkpoint_every=1)).read_bytes()
+    settings = replace(settings, resume_from=folder_of(settings) / "checkpoints")
     after_step(monkeypatch, step, lambda _: fill_the_disk())
     with pytest.raises(OSError, match="no room to write it") as error:
         run.train(settings)
@@ -213,6 +233,7 @@ def full(_: Loop) -> None:
 
 def test_out_of_memory_a_training_goes_on_in_the_next_leaner_mode(
     tiny: Callable[..., Settings],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -220,7 +241,7 @@ def test_out_of_memory_a_training_goes_on_in_the_next_leaner_mode(
     settings = tiny(steps=4)
     wanted = learned(read_archive(run.train(settings)))
     after_step(monkeypatch, 2, full)
-    archive = read_archive(run.train(settings))
+    archive = read_archive(run.train(replace(settings, output_dir=tmp_path / "again")))
     assert "out of memory with the unquantised base: CUDA out of memory" in caplog.text
     assert "trying once more" in caplog.text
     assert "after 2 steps" in caplog.text
@@ -250,10 +271,9 @@ def test_out_of_memory_in_the_leanest_mode_is_not_tried_again(
         run.train(tiny(**wishes))
 
 
-def test_in_plain_python_an_earlier_result_outlives_a_training_that_fails(
+def test_an_earlier_result_outlives_a_training_that_fails(
     tiny: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a server it is removed, being another customer's; here it is the user's own."""
     dataset = tiny().dataset.resolve()
     monkeypatch.chdir(tmp_path)
     short = partial(
@@ -270,3 +290,4 @@ def test_in_plain_python_an_earlier_result_outlives_a_training_that_fails(
     with pytest.raises(RuntimeError, match="the power is out"):
         short()
     assert weights.read_bytes() == written
+    assert (tmp_path / "outputs" / "latest" / "weights.zip").samefile(weights)

@@ -16,7 +16,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -42,12 +41,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {"train_placeholder_token": False, "seed": 3, "sample_prompts": "a red circle"},
 }
 SMALL = {"steps": 2, "rank": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
-LEFT = {  # all that each of them leaves in the folder, beside weights and report
+LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`
     "cat": {"checkpoints/step-000001.safetensors", "checkpoints/step-000002.safetensors"},
     "dog": set(),
     "plain": {"samples/sheet.png", "samples/step-000002/00.png"},
 }
-
+ALWAYS = {"run.json", "run.lock", "weights.zip", "report.html"}
 
 DENIED = (403, {}, b"not yours")
 
@@ -80,7 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Archive]:
         process = context.Process(target=train_alone, args=(name, str(folder)))
         process.start()
         process.join()
-        archives[name] = read_archive(folder / "outputs" / "weights.zip")
+        archives[name] = read_archive(folder / "outputs" / "latest" / "weights.zip")
     return archives
 
 
@@ -103,7 +102,7 @@ def machine(alone: dict[str, Archive], broken: Path) -> type[RuleBasedStateMachi
         @initialize()
         def start(self) -> None:
             self.engine = Engine(CPU, torch.float32)
-            self.trained: str | None = None
+            self.runs: dict[Path, dict[str, bytes]] = {}  # the files of every training's folder
 
         @rule(
             prompt=sampled_from(["a red circle", "a photo of <cat> and <dog>"]),
@@ -140,9 +139,12 @@ def machine(alone: dict[str, Archive], broken: Path) -> type[RuleBasedStateMachi
 
         @rule(name=sampled_from(list(TRAININGS)))
         def train(self, name: str) -> None:
-            got = read_archive(train(name))
-            assert same(got, alone[name])
-            self.trained = name
+            weights = train(name)
+            assert same(read_archive(weights), alone[name])
+            assert weights.parent not in self.runs
+            self.runs[weights.parent] = files_in(weights.parent)
+            assert self.runs[weights.parent].keys() == ALWAYS | LEFT[name]
+            assert Path("outputs/latest").samefile(weights.parent)
 
         @rule()
         def train_on_a_broken_dataset(self) -> None:
@@ -150,18 +152,16 @@ def machine(alone: dict[str, Archive], broken: Path) -> type[RuleBasedStateMachi
             with pytest.raises(DatasetError):
                 train_from_inputs(dataset=Path("imgs.zip"), **SMALL)
 
-        @precondition(lambda self: self.trained is not None)
         @invariant()
-        def the_folder_holds_the_last_training_alone(self) -> None:
-            found = {
-                file.relative_to("outputs").as_posix()
-                for file in Path("outputs").rglob("*")
-                if file.is_file()
-            }
-            assert self.trained is not None
-            assert found == {"weights.zip", "report.html"} | LEFT[self.trained]
+        def no_training_touches_the_folder_of_another(self) -> None:
+            assert {folder: files_in(folder) for folder in self.runs} == self.runs
 
     return Requests
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def same(one: Archive, other: Archive) -> bool:

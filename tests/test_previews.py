@@ -172,13 +172,6 @@ def test_a_resumed_run_goes_on_with_the_sheet_of_its_first_part(
         assert sheet.height > 4 * CELL
         assert sheet.width > 2 * CELL
 
-    # A run of its own begins with an empty folder, but takes nothing that is not its kind.
-    (folder / "samples" / "step-000004" / "mine.txt").write_text("kept")
-    train(miniature(steps=2, **common))
-    steps = sorted(each.name for each in (folder / "samples").glob("step-*"))
-    assert steps == ["step-000000", "step-000002", "step-000004"]
-    assert [each.name for each in (folder / "samples" / "step-000004").iterdir()] == ["mine.txt"]
-
 
 def test_the_sheet_shows_every_picture_at_its_place() -> None:
     colours = [[(250, 0, 0), (0, 250, 0)], [(0, 0, 250), (250, 250, 0)]]

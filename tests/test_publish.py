@@ -301,10 +301,24 @@ def test_an_upload_that_fails_leaves_the_weights_and_says_how_to_repeat_it(
         assert publish(weights, "me/fox", Secret(hub.token)) is None
     [warning] = [each.getMessage() for each in caplog.records if each.name == "trainer.publish"]
     assert f"The weights are safe in {weights}" in warning and weights.is_file()
-    [folder] = weights.parent.glob("hub-*")
+    folder = weights.parent / "hub-upload"
     assert warning.endswith(f"hf upload me/fox {folder}")
     assert {"README.md", "weights.zip"} <= {path.name for path in folder.iterdir()}
     assert hub.token not in caplog.text
+
+
+def test_an_upload_is_repeated_in_the_place_of_the_one_that_failed(
+    finished: Finished, hub: Hub
+) -> None:
+    weights = finished()
+    written = weights.read_bytes()
+    hub.refuse["/commit/"] = 403
+    for _ in range(2):
+        assert publish(weights, "me/fox", Secret(hub.token)) is None
+    hub.refuse.clear()
+    assert publish(weights, "me/fox", Secret(hub.token)) is not None
+    assert hub.files["me/fox"]["weights.zip"] == weights.read_bytes() == written
+    assert not (weights.parent / "hub-upload").exists()
 
 
 def test_an_upload_that_went_well_leaves_no_second_copy(finished: Finished, hub: Hub) -> None:

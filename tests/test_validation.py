@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_resumed_run_keeps_the_curve_of_its_first_part(
     whole = curves(train(settings(steps=6, **common)))
     first = settings(steps=4, checkpoint_every=4, output_dir=tmp_path / "first", **common)
     train(first)
-    resumed = settings(steps=6, resume_from=tmp_path / "first" / "checkpoints", **common)
+    resumed = replace(first, steps=6, resume_from=tmp_path / "first" / "checkpoints")
     assert curves(train(resumed)) == whole
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from foreign_files import Foreign
 from PIL import Image
 
 from adapters.archive import read_archive
+from trainer.outputs import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,8 +79,10 @@ def shell(tmp_path_factory: pytest.TempPathFactory, miniature_vault: Path) -> Sh
 def training(shell: Shell, photos: Path) -> str:
     """What a training prints; its weights.zip lies in results/ of the working folder."""
     (shell.folder / "run.yaml").write_text(CONFIG)
+    foreign = Foreign(shell.folder / "results", shell.folder / "photos")
     done = shell.run("trainer", "run.yaml", "--dataset", str(photos), "--output-dir", "results")
     assert done.returncode == 0, done.stderr
+    foreign.assert_untouched()
     return done.stdout
 
 
@@ -120,6 +124,17 @@ def test_weights_draw_the_picture_that_training_drew(shell: Shell, training: str
     word = ("--placeholder-token", "<zwx>", "--output-dir", "loose")
     one = ("--seed", "1", "--num-inference-steps", "2", "--width", "64", "--height", "64")
     assert [pixels(each) for each in shell.draw(*lora, *word, *one)] == [sample]
+
+
+def test_a_folder_in_use_is_refused_in_one_line(shell: Shell, photos: Path) -> None:
+    (shell.folder / "held.yaml").write_text("train: {steps: 1}")
+    with open_run(photos, shell.folder / "held"):
+        arguments = ("held.yaml", "--dataset", str(photos), "--output_dir", "held")
+        done = shell.run("trainer", *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: held is in use by another training (process {os.getpid()} on ")
+    assert "pictures" not in done.stdout  # nothing was read
 
 
 def pixels(file: bytes) -> bytes:

@@ -20,7 +20,7 @@ STEPS = 3
 def train(
     launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: int
 ) -> str:
-    """What a training from a YAML file prints; its result lies in the folder."""
+    """What a training from a YAML file prints; `folder` is its working folder."""
     folder.mkdir()
     train = {
         "train_placeholder_token": True,
@@ -34,7 +34,7 @@ def train(
         "validation_every": 0,
         "gradient_checkpointing": False,
     }
-    config = {"base_model": "z-image", "dataset": str(photos), "output_dir": str(folder)}
+    config = {"base_model": "z-image", "dataset": str(photos)}
     (folder / "run.yaml").write_text(yaml.safe_dump({**config, "train": train | changes}))
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -56,7 +56,8 @@ def train(
 
 def state(folder: Path) -> Checkpoint:
     """The float32 state after the last step."""
-    return read_checkpoint(folder / "checkpoints" / f"step-{STEPS:06d}.safetensors")
+    (run,) = (folder / "outputs").glob("20*")  # of all processes
+    return read_checkpoint(run / "checkpoints" / f"step-{STEPS:06d}.safetensors")
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(

@@ -20,7 +20,7 @@ EPILOG = """\
 Examples:
   python -m inference --prompt "a photo of a red fox" --base_model z-image-turbo
   python -m inference --prompt "a photo of <zwx> on a beach" \\
-      --weights outputs/weights.zip --num_outputs 4 --seed 1
+      --weights outputs/latest/weights.zip --num_outputs 4 --seed 1
   python -m inference --prompt "a photo of <zwx> on a beach" \\
       --lora_path lora/lora_weights.safetensors --placeholder_token "<zwx>"
   python -m inference --prompt "a red fox as an oil painting" --image fox.jpg \\

@@ -5,7 +5,7 @@ https://huggingface.co/owner/name/resolve/main/file      so on the Hub, https://
 huggingface.co/owner/name                                the one .safetensors of a repository
 hf:owner/name[/file][@revision]                          the same in short
 data:application/zip;base64,…                            the file itself
-outputs/weights.zip                                      a file on this machine
+outputs/latest/weights.zip                               a file on this machine
 """
 
 import base64

@@ -1,7 +1,12 @@
 """What the demo ships and shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from foreign_files import Foreign
+
+from demo import __main__ as demo
 from demo.subject import SCENES, draw_scenes, photographs, scenes
 from trainer.dataset import read_dataset
 
@@ -22,3 +27,23 @@ def test_every_prompt_of_the_demo_holds_the_new_word(tmp_path: Path) -> None:
     for subject in (scenes(), photographs(tmp_path)):
         assert all("<zwx>" in prompt for prompt in subject.prompts)
         assert len(read_dataset(subject.dataset, "", "<zwx>")) >= len(subject.prompts)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_twice_and_overwrites_nothing_but_its_one_picture(
+    miniature_vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_VAULT", str(miniature_vault))
+    monkeypatch.setenv("BASE_MODEL", "miniature-turbo")
+    foreign = Foreign(tmp_path / "outputs", tmp_path / "photos")
+    subject = replace(scenes(), prompts=scenes().prompts[:1], steps=1)
+    for _ in range(2):
+        demo._show(subject, 0.0)
+    assert (tmp_path / "outputs" / "demo.png").is_file()
+    runs = sorted((tmp_path / "outputs").glob("*-subject-0[12]"))
+    assert len(runs) == 2
+    for run in runs:
+        for name in ("weights.zip", "report.html", "before/0.png", "after/0.png"):
+            assert (run / name).is_file()
+    foreign.assert_untouched()

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.outputs import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 # What `accelerate launch` runs for several GPUs; for CPUs alone it would ask for an MPI.
@@ -22,6 +23,14 @@ def train(
 ) -> str:
     """What a training from a YAML file prints; `folder` is its working folder."""
     folder.mkdir()
+    done = launch(launcher, folder, photos, vault, **changes)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def launch(
+    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, *given: str, **changes: int
+) -> subprocess.CompletedProcess[str]:
     train = {
         "train_placeholder_token": True,
         "resolution": "64",
@@ -42,16 +51,14 @@ def train(
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "trainer", str(folder / "run.yaml")],
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "trainer", str(folder / "run.yaml"), *given],
         cwd=folder,
         env=env,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
 
 
 def state(folder: Path) -> Checkpoint:
@@ -77,3 +84,14 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_the_folder_is_in_use(
+    tmp_path: Path, photos: Path, vault: Path
+) -> None:
+    """The main process alone asks; the others hear of it, and wait for nothing."""
+    with open_run(photos, tmp_path / "held"):
+        done = launch(LAUNCH, tmp_path, photos, vault, "--output_dir", "held")
+    assert done.returncode != 0
+    assert (done.stdout + done.stderr).count("error: held is in use by another training") == 1

@@ -121,8 +121,11 @@ class Lock:
             )
         start = datetime.now().astimezone().isoformat(timespec="seconds")
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "start": start, "served": served}
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, (json.dumps(facts) + "\n").encode(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, (json.dumps(facts) + "\n").encode(), 0)
+        except OSError as error:  # which does not know the file's name
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _wait_for(path: Path) -> int:

@@ -46,6 +46,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("trainer.lock.PATIENCE", 0.1)  # of this process; the others keep theirs
     return folder
 
 

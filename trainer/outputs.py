@@ -200,6 +200,7 @@ def open_run(
         for each in made:
             remove_if_empty(each)
         raise
+    log.info("the run's folder is %s", folder)
     return Run(folder, held, made)
 
 

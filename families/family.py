@@ -8,6 +8,7 @@ velocity is noise - x0 in float32. Latents are normalised as the family's pipeli
 Guidance is the usual scale, where 1 is off.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -34,6 +35,8 @@ from families.repository import component_folder, transformer_source
 from families.tokens import PromptTokenizer, TokenizedPrompt
 from families.transfer import onto
 from families.weights import from_one_file, whole
+
+log = logging.getLogger(__name__)
 
 
 class Family(ABC):
@@ -305,38 +308,45 @@ class Family(ABC):
         """Names of the transformer's linear layers that a LoRA adapts, as `wanted` asks.
 
         auto: attention and feed-forward of the blocks; attention or feed_forward: those alone;
-        all: every linear layer of the blocks, modulation included; else names or patterns with
-        commas, each the end of a layer's name (`attention.to_q`) or with `*` the whole of it
-        (`layers.2?.attention.*`). Raises ValueError for one that fits no layer.
+        all: every linear layer of the blocks, modulation included; else names or patterns, each
+        the end of a layer's name (`attention.to_q`) or with `*` the whole of it
+        (`layers.2?.attention.*`). Several are joined by commas; `!` before one takes its layers
+        away again (`all,!attention`). Raises ValueError for one that fits no layer.
         """
         groups = self.lora_groups()
-        if wanted == "auto":
-            return [name for names in groups.values() for name in names]
+        groups |= {"auto": [name for names in groups.values() for name in names]}
         if wanted in groups:
             return list(groups[wanted])
         learning = [name for name in self._linear_layers() if name not in self.idle_layers()]
-        if wanted == "all":
-            blocks = {name.split(".")[0] for names in groups.values() for name in names}
-            return [name for name in learning if name.split(".")[0] in blocks]
+        blocks = {name.split(".")[0] for name in groups["auto"]}
+        groups["all"] = [name for name in learning if name.split(".")[0] in blocks]
         found: dict[str, None] = {}
-        for pattern in filter(None, (part.strip() for part in wanted.split(","))):
-            fits = [
+        for part in filter(None, (part.strip() for part in wanted.split(","))):
+            pattern = part.removeprefix("!").strip()
+            fits = groups.get(pattern) or [
                 name
                 for name in learning
                 if name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
             ]
-            if not fits:
+            if not fits and part.startswith("!"):
+                log.warning("lora_targets: %s takes no layer away", part)
+            elif not fits:
                 ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in learning)
                 near = get_close_matches(pattern, filter(None, ends), n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(
                     f"lora_targets: {pattern!r} fits no linear layer of {self.base.name} that can "
-                    f"learn; {hint}auto, all, {', '.join(groups)} are known, else the end of a "
-                    f"layer's name such as {next(iter(groups.values()))[0]!r}, or a pattern with *"
+                    f"learn; {hint}{', '.join(groups)} are known, else the end of a layer's name "
+                    f"such as {groups['auto'][0]!r}, or a pattern with *"
                 )
-            found |= dict.fromkeys(fits)
+            if part.startswith("!"):
+                found = {name: None for name in found if name not in set(fits)}
+            else:
+                found |= dict.fromkeys(fits)
         if not found:
-            raise ValueError("lora_targets is empty; give auto, or names of layers")
+            raise ValueError(
+                f"lora_targets {wanted!r} names no layer; give auto, or names of layers"
+            )
         return list(found)
 
     def _linear_layers(self) -> list[str]:

@@ -2,15 +2,22 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from trainer.ai_toolkit import Translation, translate
+from families.bases import find_base
+from inference.request import Request
+from trainer import ai_toolkit_keys as keys
+from trainer.ai_toolkit import translate
+from trainer.ai_toolkit_rules import Translation
 from trainer.config import read_config
 from trainer.dataset import read_dataset
+from trainer.noise_levels import TIMESTEP_SAMPLINGS
+from trainer.optimizers import OPTIMIZERS
 from trainer.settings import Settings, SettingsError
 from trainer.trigger import name_trigger, with_trigger
 
@@ -196,7 +203,10 @@ def test_a_job_for_qwen_image_becomes_the_same_training(tmp_path: Path) -> None:
     assert (settings.batch_size, settings.gradient_accumulation) == (1, 2)
     assert (settings.caption_dropout, settings.checkpoint_every) == (0.05, 250)
     assert (settings.optimizer, settings.weight_decay) == ("adafactor", 0.0)
-    assert (settings.quantize, settings.low_memory) == ("nf4", True)
+    assert settings.max_grad_norm == 1e6  # theirs does not clip with adafactor
+    # Their low_vram is about loading; during training nothing is offloaded.
+    assert (settings.quantize, settings.low_memory) == ("nf4", None)
+    assert (settings.lora_targets, settings.gradient_checkpointing) == ("all", True)
     assert (settings.timestep_sampling, settings.training_shift) == ("sigmoid", 1.0)
     assert settings.sample_prompts == ("r3dfox asleep in the snow", "a horse at a night club")
     assert settings.sample_every == 250
@@ -237,10 +247,10 @@ def test_every_key_of_a_job_is_named_in_the_log(
 def test_what_differs_is_said_to_differ() -> None:
     near = "\n".join(translate(job()).near)
     assert "weighted becomes timestep_sampling uniform" in near
-    assert "walk_seed" in near and "number 2: drawn as the others, without seed" in near
+    assert "walk_seed" in near and "number 2: generated without its seed" in near
     near = "\n".join(translate(job(QWEN_IMAGE)).near)
     assert "uint3|ostris" in near and "quantize nf4" in near
-    assert "'a horse at a night club': drawn without --seed 7 --w 512" in near
+    assert "'a horse at a night club' is generated without" in near
 
 
 @pytest.mark.parametrize(
@@ -249,6 +259,14 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"network__type": "lokr"}, "network.type: lokr (only lora is known here)"),
         ({"network__dropout": 0.1}, "network.dropout: 0.1"),
         ({"train__optimizer": "automagic"}, "train.optimizer: automagic (known here: adamw"),
+        ({"train__lr_scheduler": "linear"}, "train.lr_scheduler: linear (theirs rises"),
+        ({"train__lr_scheduler_params": {"eta_min": 1e-6}}, "train.lr_scheduler_params.eta_min"),
+        ({"train__max_denoising_steps": 500}, "train.max_denoising_steps: 500"),
+        ({"train__optimizer_params": {"d_coef": 2}}, "train.optimizer_params.d_coef: 2"),
+        ({"train__do_guidance_loss": True}, "train.do_guidance_loss: True"),
+        ({"datasets__mask_path": "masks"}, "datasets.mask_path: masks"),
+        ({"datasets__num_frames": 33}, "datasets.num_frames: 33"),
+        ({"model__qtype": "bnb"}, "model.qtype: bnb"),
         ({"train__loss_type": "wavelet"}, "train.loss_type: wavelet (only mse"),
         ({"train__content_or_style": "style"}, "train.content_or_style: style"),
         ({"train__diff_output_preservation": True}, "train.diff_output_preservation: True"),
@@ -296,12 +314,164 @@ def test_a_job_without_any_optional_key_has_their_defaults() -> None:
         },
     }
     found: Translation = translate(content)
-    assert found.refused == [] and found.near == []
+    assert found.refused == []
+    assert found.near == [
+        "train.dtype (left out): theirs is float32; here the base is bfloat16 on a GPU"
+    ]
     values = found.settings
     assert (values["steps"], values["resolution"], values["batch_size"]) == (1000, 512, 1)
     assert (values["caption_dropout"], values["quantize"]) == (0.0, "none")
     assert (values["weight_decay"], values["lr_warmup_steps"]) == (0.01, 0)
     assert values["learning_rate"] == 1e-4 and values["output_dir"] == "output/bare"
+
+
+def test_a_rate_that_is_left_out_is_theirs_and_is_named() -> None:
+    content = job()
+    del content["config"]["process"][0]["train"]["lr"]
+    found = translate(content)
+    assert found.settings["learning_rate"] == 1e-6
+    assert "train.lr (left out): theirs is 1e-06, which hardly trains; 1e-4 is usual" in found.near
+
+
+@pytest.mark.parametrize(
+    ("given", "rate", "named"),
+    [(1e-4, 1.0, True), (0.05, 1.0, True), (None, 1.0, True), (0.5, 0.5, False), (1, 1, False)],
+)
+@pytest.mark.parametrize("name", ["prodigy", "prodigyopt", "Prodigy8bit"])
+def test_a_small_rate_of_prodigy_becomes_one_as_theirs_does(
+    name: str, given: float | None, rate: float, named: bool, tmp_path: Path
+) -> None:
+    content = job(train__optimizer=name, train__lr=given)
+    if given is None:
+        del content["config"]["process"][0]["train"]["lr"]
+    settings = read(tmp_path, yaml.safe_dump(content))
+    assert (settings.optimizer, settings.learning_rate) == ("prodigy", rate)
+    near = "\n".join(translate(content).near)
+    assert ("becomes 1.0, as theirs does" in near) is named
+    assert ("train.optimizer: prodigy8bit" in near) is (name == "Prodigy8bit")
+
+
+@pytest.mark.parametrize(
+    ("params", "steps"),
+    [({"num_warmup_steps": 60}, 60), ({"num_warmup_steps": "2e1"}, 20), ({}, 1000)],
+)
+def test_a_constant_rate_with_warm_up_has_their_number_of_steps(
+    params: dict[str, Any], steps: int
+) -> None:
+    found = translate(
+        job(train__lr_scheduler="constant_with_warmup", train__lr_scheduler_params=params)
+    )
+    assert (found.settings["lr_scheduler"], found.settings["lr_warmup_steps"]) == (
+        "constant",
+        steps,
+    )
+    assert found.refused == []
+
+
+@pytest.mark.parametrize(("every", "updates"), [(1, 3000), (2, 1500), (7, 428)])
+def test_steps_whose_gradients_are_thrown_away_are_not_counted(every: int, updates: int) -> None:
+    found = translate(job(train__gradient_accumulation_steps=every))
+    assert found.settings["steps"] == updates and found.refused == []
+    assert any("gradient_accumulation_steps" in line for line in found.near) is (every > 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "exact"),
+    [
+        *(("qfloat8", "fp8", True), ("float8", "fp8", True), ("int8", "int8", True)),
+        *(("convrot8", "int8", False), ("convrotint6", "int8", False), ("uint7", "int8", False)),
+        *(("convrot4", "nf4", False), ("nvfp4", "nf4", False), ("uint4", "nf4", False)),
+        *(("uint3|a/b.safetensors", "nf4", False), ("convrotbitnet", "nf4", False)),
+    ],
+)
+def test_their_number_types_become_the_nearest_of_ours(kind: str, ours: str, exact: bool) -> None:
+    found = translate(job(model__qtype=kind))
+    assert found.settings["quantize"] == ours
+    assert any(line.startswith(f"model.qtype: {kind}") for line in found.near) is not exact
+
+
+@pytest.mark.parametrize(
+    ("only", "without", "count"),
+    [
+        # Of each of the 30 blocks: 4 linears of the attention, 3 feed-forward, 1 of the modulation.
+        (None, None, 30 * 8),
+        (["feed_forward"], None, 30 * 3),
+        (["attention.to_q", "attention.to_k"], None, 30 * 2),
+        (["transformer.layers.1."], None, 8),
+        (["layers$$1$$"], None, 8),
+        (None, ["adaLN"], 30 * 7),
+        (["attention"], ["to_out", "layers.2."], 30 * 3 - 3),
+        (None, ["text_encoder"], 30 * 8),
+    ],
+)
+def test_parts_of_layers_names_choose_the_layers_that_theirs_choose(
+    only: list[str] | None, without: list[str] | None, count: int
+) -> None:
+    from families.sketch import sketch
+
+    kwargs = {"only_if_contains": only, "ignore_if_contains": without}
+    found = translate(job(network__network_kwargs=kwargs))
+    assert found.refused == []
+    family = sketch(find_base("z-image"))
+    names = family.lora_targets(found.settings["lora_targets"])
+    assert len(names) == len(set(names)) == count
+    parts = [part.replace("$$", ".").removeprefix("transformer.") for part in only or [""]]
+    assert all(any(part in name for part in parts) for name in names)
+    assert not any(part in name for name in names for part in without or [])
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [("Tongyi-MAI/Z-Image-Turbo", 240), ("Qwen/Qwen-Image-2512", 836)]
+)
+def test_their_layers_are_all_linears_of_the_blocks(model: str, count: int) -> None:
+    # Qwen-Image has 840, four of which change nothing: what they make is dropped.
+    from families.sketch import sketch
+
+    architecture = "zimage" if "Z-Image" in model else "qwen_image"
+    content = job(model__name_or_path=model, model__arch=architecture)
+    targets = translate(content).settings["lora_targets"]
+    assert len(sketch(find_base(model)).lora_targets(targets)) == count
+
+
+def test_keys_of_video_and_of_what_is_off_have_no_effect() -> None:
+    found = translate(
+        job(
+            datasets__do_i2v=True,
+            datasets__do_audio=True,
+            datasets__fps=24,
+            datasets__auto_frame_count=True,
+            train__audio_loss_multiplier=1.0,
+            train__guidance_loss_target=3.0,
+            train__differential_guidance_scale=3.0,
+            model__compile_mode="default",
+            sample__sample_start_step=100,
+        )
+    )
+    assert found.refused == []
+    for name in ("do_i2v", "do_audio", "fps", "auto_frame_count", "guidance_loss_target"):
+        assert any(name in line for line in found.without_effect)
+
+
+def test_guidance_of_the_previews_is_counted_as_theirs() -> None:
+    # Their Z-Image subtracts one for the pipeline, which counts from zero, and so do we.
+    for guidance, ours in ((4, 4), (1, 1), (0, 1), (3.5, 3.5)):
+        assert translate(job(sample__guidance_scale=guidance)).sample["guidance_scale"] == ours
+
+
+def test_every_row_of_the_tables_names_a_setting_of_ours() -> None:
+    names = {each.name for each in fields(Settings)} | {"base_model", "resolution"}
+    assert set(keys.SETTING.values()) | set(keys.DEFAULTS) <= names
+    assert set(keys.SAMPLE.values()) <= {each.name for each in fields(Request)}
+    assert {ours for ours, _ in keys.TIMESTEPS.values()} <= set(TIMESTEP_SAMPLINGS)
+    assert set(keys.WEIGHT_DECAY) <= set(OPTIMIZERS)
+    assert set(keys.GROUPS) == set(keys.ARCHITECTURES.values())
+
+
+@pytest.mark.parametrize("value", ["sigmoid", "linear", "weighted", "shift"])
+def test_every_timestep_type_of_theirs_is_accepted_by_the_settings(
+    value: str, tmp_path: Path
+) -> None:
+    read(tmp_path, yaml.safe_dump(job(train__timestep_type=value)))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Settings: what is left out suits the base, and what makes no sense is named."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from families.bases import BASES
 from trainer.presets import PRESETS, find_preset, steps_for
@@ -54,7 +56,6 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
         ({"lr_scheduler": "cosin"}, "lr_scheduler 'cosin' is not one of.*did you mean 'cosine'"),
         ({"preset": "charcter"}, "preset 'charcter' is not one of.*did you mean 'character'"),
         ({"optimizer": "adam"}, "optimizer 'adam' is not one of.*did you mean 'adamw'"),
-        ({"optimizer": "adamw8bit"}, "adamw8bit is for a GPU.*use adamw"),
         (
             {"optimizer": "prodigy", "learning_rate": 1e-4},
             "learning_rate is 0.0001, but prodigy finds the rate by itself.*leave it out",
@@ -76,3 +77,30 @@ def test_a_setting_out_of_range_is_named(
     with pytest.raises(ValueError, match=said):
         small(**given)
     assert issubclass(SettingsError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optimizer": "adamw8bit"}, "optimizer adamw8bit needs a GPU, and this machine has none"),
+        ({"quantize": "nf4"}, "quantize nf4 needs a GPU, and this machine has none"),
+    ],
+)
+def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_dataset_is_read(
+    given: dict[str, Any],
+    said: str,
+    small: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trainer.plan_table import plan
+    from trainer.run import train
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = small(**given, dataset=tmp_path / "nowhere.zip")
+    table = plan(settings)
+    assert "On an otherwise empty card" in table
+    assert f"This run cannot start here: {said}" in table
+    with pytest.raises(SettingsError, match=said):
+        train(settings)
+    assert "cannot start here" not in plan(small())

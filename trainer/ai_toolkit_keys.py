@@ -1,7 +1,8 @@
 """The keys of ai-toolkit's job files for Qwen-Image and Z-Image, and what each is here.
 
-A key is written with the sections it lies in: `train.lr`. Of the list of datasets it is the one
-dataset. Facts are those of ai-toolkit's example jobs and of its settings' defaults.
+A key is written with its sections: `train.lr`. `datasets` stands for the one dataset of the list.
+Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` for defaults,
+`toolkit/optimizer.py`, `toolkit/scheduler.py`, and `ui/src/app/jobs/new` for what its page writes.
 """
 
 from typing import Any
@@ -9,8 +10,18 @@ from typing import Any
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 ARCHITECTURES = {"zimage": "z_image", "qwen_image": "qwen_image"}  # theirs: our family
 
-# What a file leaves out: their default where ours differs. Weight decay is the optimiser's own.
+# By family: groups of `lora_targets` under the part of a name that their files use, and the list
+# of blocks, whose layers are theirs to train.
+GROUPS: dict[str, tuple[dict[str, str], str]] = {
+    "z_image": ({"feed_forward": "feed_forward", "attention": "attention"}, "layers"),
+    "qwen_image": ({}, "transformer_blocks"),
+}
+
+# What a file leaves out: their default where ours differs. Weight decay is the optimizer's own.
 DEFAULTS: dict[str, Any] = {
+    "lora_targets": "all",  # every linear layer of the blocks, modulation included
+    "lr_scheduler": "constant",
+    "gradient_checkpointing": True,
     "rank": 4,
     "resolution": 512,
     "batch_size": 1,
@@ -24,6 +35,10 @@ DEFAULTS: dict[str, Any] = {
     "quantize": "none",
 }
 WEIGHT_DECAY = {"prodigy": 0.0, "adafactor": 0.0}  # of the others 0.01, as torch has it
+LEARNING_RATE = 1e-6  # where a file has none
+PRODIGY_LEAST = 0.1  # below it their prodigy takes a rate of 1
+WARMUP = 1000  # steps of constant_with_warmup where a file has none
+UNCLIPPED = 1e6  # as max_grad_norm: their adafactor is not clipped
 
 # Keys with another name here, and the same meaning.
 SETTING = {
@@ -41,9 +56,6 @@ SETTING = {
     "train.steps": "steps",
     "train.gradient_accumulation": "gradient_accumulation",
     "train.gradient_checkpointing": "gradient_checkpointing",
-    "train.lr": "learning_rate",
-    "train.unet_lr": "learning_rate",
-    "train.max_grad_norm": "max_grad_norm",
     "train.optimizer_params.weight_decay": "weight_decay",
     "sample.sample_every": "sample_every",
     "logging.project_name": "wandb_project",
@@ -74,11 +86,10 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "train.loss_type": ("mse",),
     "train.loss_target": ("noise",),
     "train.content_or_style": ("balanced",),
-    "train.max_denoising_steps": (1000,),
-    "train.gradient_accumulation_steps": (1,),
+    "train.max_denoising_steps": (999, 1000),  # all noise levels; 999 is their default
+    "train.optimizer_params.d_coef": (1,),  # the optimizer's own default
     "train.noise_multiplier": (1,),
     "train.img_multiplier": (1,),
-    "train.dtype": ("bf16", "bfloat16"),
     "model.dtype": ("bf16", "bfloat16"),
     "sample.sampler": ("flowmatch",),
     "sample.num_frames": (1,),
@@ -89,20 +100,21 @@ ONLY: dict[str, tuple[Any, ...]] = {
 # here by itself.
 NO_EFFECT = {
     *("device", "performance_log_every", "sqlite_db_path"),
+    *("train.validation_config", "sample.sample_start_step", "datasets.cache_tensors_to_disk"),
+    *("datasets.cache_latents_num_workers", "datasets.cache_text_embeddings"),
+    *("model.block_compile", "model.compile_mode", "model.compile_fullgraph"),
+    *("model.compile_dynamic", "model.cache_size_limit"),
     *("network.linear_alpha", "network.alpha"),  # they set alpha to the rank for these models
     *("network.conv", "network.conv_alpha", "network.lokr_full_rank", "network.lokr_factor"),
     *("save.dtype", "save.max_step_saves_to_keep", "save.save_format", "save.push_to_hub"),
     *("save.hf_private",),
     *("datasets.cache_latents", "datasets.cache_latents_to_disk", "datasets.num_repeats"),
     *("datasets.bucket_tolerance", "datasets.type", "datasets.keep_tokens", "datasets.scale"),
-    *("datasets.fps", "datasets.shrink_video_to_frames", "datasets.num_workers"),
-    *("datasets.mask_min_value", "datasets.prefetch_factor"),
+    *("datasets.num_workers", "datasets.prefetch_factor"),
     *("train.cache_text_embeddings", "train.unload_text_encoder", "train.skip_first_sample"),
     *("train.force_first_sample", "train.switch_boundary_every"),
     *("train.xformers", "train.sdp", "train.attention_backend", "train.text_encoder_lr"),
     *("train.embedding_lr", "train.adapter_lr", "train.bypass_guidance_embedding"),
-    *("train.diff_output_preservation_multiplier", "train.diff_output_preservation_class"),
-    *("train.blank_prompt_preservation_multiplier",),
     *("model.quantize_te", "model.qtype_te", "model.extras_name_or_path", "model.compile"),
     *("model.layer_offloading_transformer_percent",),
     *("model.layer_offloading_text_encoder_percent",),
@@ -110,9 +122,36 @@ NO_EFFECT = {
     *("sample.format", "sample.ext", "sample.fps"),
 }
 
+# Keys that do nothing while another key is off. Where that one is on, it is refused itself.
+SWITCHED_BY = {
+    "train.diff_output_preservation_multiplier": "train.diff_output_preservation",
+    "train.diff_output_preservation_class": "train.diff_output_preservation",
+    "train.blank_prompt_preservation_multiplier": "train.blank_prompt_preservation",
+    "train.inverted_mask_prior_multiplier": "train.inverted_mask_prior",
+    "train.differential_guidance_scale": "train.do_differential_guidance",
+    "train.guidance_loss_target": "train.do_guidance_loss",
+    "train.guidance_loss_schedule": "train.do_guidance_loss",
+    "train.batch_noise_correction_scale": "train.do_batch_noise_correction",
+    "train.signal_amplification_strength": "train.do_signal_amplification",
+    "train.correct_pred_norm_multiplier": "train.correct_pred_norm",
+    "train.target_norm_std_value": "train.target_norm_std",
+    "train.paramiter_swapping_factor": "train.do_paramiter_swapping",
+    "train.merge_network_on_save_strength": "train.merge_network_on_save",
+    "datasets.mask_min_value": "datasets.mask_path",
+    "datasets.invert_mask": "datasets.mask_path",
+    "datasets.random_triggers_max": "datasets.random_triggers",
+}
+# Keys of video, which do nothing in a job whose datasets have one frame.
+VIDEO = {
+    *("datasets.do_i2v", "datasets.do_audio", "datasets.audio_normalize", "datasets.fps"),
+    *("datasets.audio_preserve_pitch", "datasets.shrink_video_to_frames"),
+    *("datasets.auto_frame_count", "datasets.trim_auto_frame_count_tail"),
+    *("train.audio_loss_multiplier",),
+}
+
 TIMESTEPS = {  # theirs: ours, and how that differs
     "sigmoid": ("sigmoid", None),
     "linear": ("uniform", None),
-    "weighted": ("uniform", "the same sigmas without their loss weights"),
-    "shift": ("shifted", "the shift of the model's own drawing schedule"),
+    "weighted": ("uniform", "the same noise levels, without their loss weights"),
+    "shift": ("shift", None),
 }

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from families.tokens import check_unicode
 from trainer.noise_levels import SCHEDULED, TIMESTEP_SAMPLINGS
 from trainer.optimizers import OPTIMIZERS, SCHEDULES, is_installed
@@ -108,13 +106,6 @@ def _unsafe(settings: "Settings") -> Iterator[str]:
 def _at_odds(settings: "Settings") -> Iterator[str]:
     name, kind = settings.optimizer, OPTIMIZERS.get(settings.optimizer)
     if kind is not None:
-        if kind.needs_gpu and not torch.cuda.is_available():
-            yield (
-                f"optimizer {name} is for a GPU, and there is none here; use adamw, which is "
-                "faster on a CPU"
-            )
-        if not is_installed(name):
-            yield f"optimizer {name} needs a package: pip install {kind.package}"
         if kind.finds_rate and settings.learning_rate < LEAST_FACTOR:
             yield (
                 f"learning_rate is {settings.learning_rate:g}, but {name} finds the rate by itself "
@@ -125,3 +116,29 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
             f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} has "
             "the shift of the base's own schedule; leave training_shift out"
         )
+
+
+def missing_here(settings: "Settings") -> list[str]:
+    """One line for each setting that needs a GPU or a package which this machine lacks.
+
+    Asked before a run, not of a plan, which may be for another machine.
+    """
+    # PyTorch takes a second to import, which a mistyped setting need not wait for.
+    import torch
+
+    from families.loading import default_device
+    from families.quantization import QuantizationUnavailable, check_available
+
+    name, kind, lacking = settings.optimizer, OPTIMIZERS[settings.optimizer], []
+    if kind.needs_gpu and not torch.cuda.is_available():
+        lacking.append(
+            f"optimizer {name} needs a GPU, and this machine has none; adamw is faster on a CPU"
+        )
+    if not is_installed(name):
+        lacking.append(f"optimizer {name} needs a package: pip install {kind.package}")
+    if settings.quantize != "auto":
+        try:
+            check_available(settings.quantize, default_device())
+        except QuantizationUnavailable as error:
+            lacking.append(str(error))
+    return lacking

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from families.loading import default_device
+from trainer.checks import missing_here
 from trainer.fitting import TEXT_TOKENS, figures_of, free_memory, usable, wishes_of
 from trainer.plan import LADDER, RESERVE, Figures, Mode, Wishes, choose
 from trainer.settings import Settings
@@ -18,7 +19,8 @@ forward pass is computed again for the backward pass; offloaded weights wait in 
 def plan(settings: Settings) -> str:
     """The whole text: what the training is made of, and what this machine would take."""
     counted = count(settings)
-    return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}"
+    lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
+    return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}{lacking}"
 
 
 def count(settings: Settings) -> Figures:

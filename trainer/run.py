@@ -27,6 +27,7 @@ from families.tokens import ids_wanted
 from inference import acceleration
 from trainer import meta
 from trainer.checkpoint import Checkpoint
+from trainer.checks import missing_here
 from trainer.dataset import Example, read_dataset
 from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
@@ -39,7 +40,7 @@ from trainer.publish import check_repository, publish
 from trainer.report import Told
 from trainer.resume import continue_weights, data_identity, read_resume
 from trainer.secret import Secret, Secrets
-from trainer.settings import Settings, settle
+from trainer.settings import Settings, SettingsError, settle
 from trainer.stage import SecondBase, Stage
 from trainer.trackers import Trackers
 from trainer.trigger import name_trigger
@@ -117,6 +118,8 @@ def train(
     run or another process writes into it. `served`: see `train_from_inputs`.
     """
     secrets = secrets or Secrets()
+    if lacking := missing_here(settings):
+        raise SettingsError("; ".join(lacking))
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token)
     settings = replace(settings, seed=same_for_all(settings.seed))

@@ -39,6 +39,10 @@ def describe(
         "dataset": {
             "name": settings.dataset.name,
             "sha256": content_hash(settings.dataset) if settings.dataset.is_file() else None,
+            "captions": {  # how many images have one of their own, and use default_caption
+                "own": sum(bool(each.caption_file) for each in examples),
+                "default": sum(not each.caption_file for each in examples),
+            },
             "pictures": [
                 {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
                 for each in examples

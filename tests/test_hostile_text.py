@@ -121,7 +121,7 @@ def test_a_configuration_file_is_read_by_the_rules_of_captions(
         said = f"{path} is not UTF-8 and is read as Windows-1252" in caplog.text
         assert said == (encoding == "cp1252")
     assert "dataset: größe.zip" in caplog.text
-    path.write_bytes(text.replace("größe", "красный").encode("cp1251"))
+    path.write_bytes(text.replace("größe", "красный автомобиль").encode("cp1251"))
     with pytest.raises(SettingsError, match="run.yaml: is not UTF-8 .it looks like Windows-1251"):
         read_config(path)
     job = "job: extension\nconfig: {process: красный}\n"

@@ -20,6 +20,7 @@ _LIKELY = {
     "cp1255": "Windows-1255",
     "cp1256": "Windows-1256",
 }
+_LATIN = ("cp1250", "cp1254")
 
 _ACCENTED = "À-ÖØ-öø-ÿŒœŠšŽžŸ"
 _PUNCTUATION = "‘’“”„‚‹›«»–—…•·¡¿\xa0\xad"
@@ -86,6 +87,8 @@ def _likely(data: bytes) -> str | None:
     """The name of the encoding that a file in none of ours is probably in."""
     from charset_normalizer import from_bytes  # tables of a few hundred encodings
 
-    lines = b"\n".join(line for line in data.splitlines() if not line.isascii())
-    best = from_bytes(lines, cp_isolation=list(_LIKELY)).best()
+    words = b" ".join(word for word in data.split() if not word.isascii())
+    runs = re.search(rb"[\x80-\xff]{4}", words) is not None  # rare in Latin letters
+    fitting = [name for name in _LIKELY if not (runs and name in _LATIN)]
+    best = from_bytes(words, cp_isolation=fitting).best()
     return _LIKELY.get(best.encoding) if best is not None else None

@@ -184,7 +184,7 @@ class Family(ABC):
         vectors = vectors or {}
         embed = self.text_encoder.get_input_embeddings()
         tokenized = [self.tokenize(prompt, vectors) for prompt in prompts]
-        limits = [min(len(each.ids), self._text_limit(each)) for each in tokenized]
+        limits = [min(len(each.ids), self.text_limit(each)) for each in tokenized]
 
         ids_BL = torch.zeros(len(prompts), max(limits), dtype=torch.long)
         rows, columns, values = [], [], []
@@ -218,7 +218,7 @@ class Family(ABC):
             for hidden_LD, each, limit in zip(hidden_BLD, tokenized, limits, strict=True)
         ]
 
-    def _text_limit(self, prompt: TokenizedPrompt) -> int:
+    def text_limit(self, prompt: TokenizedPrompt) -> int:
         """Ids kept of a prompt; as the pipelines do, features are cut at `max_text_tokens`."""
         return self.max_text_tokens + self._first_feature(prompt)
 

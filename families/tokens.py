@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+SUBJECT = "TOK"  # in captions and prompts it stands for the subject
+
 _PROMPT = "\x00prompt\x00"
 
 # Letters that make a word part of a longer one. Not \w: Chinese and Japanese put no space between.
@@ -26,12 +28,30 @@ class TokenizedPrompt:
     ids: tuple[int, ...]  # L ids; a new word's are beyond the tokenizer's last
     new: tuple[tuple[int, str, int], ...]  # (position in ids, new word, index of its vector)
     template_length: int  # ids before the first that belongs to the prompt
+    prompt_end: int  # ids up to the last that belongs to the prompt
 
     def explain(self) -> str:
         """Text and ids of the prompt, and where new words sit, on lines of their own."""
         places = {word: [at for at, name, _ in self.new if name == word] for _, word, _ in self.new}
         new = "; ".join(f"{word} at {at}" for word, at in places.items()) or "none"
         return f"  text: {self.text!r}\n  ids: {list(self.ids)}\n  new words: {new}"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A prompt that is longer than the text encoder reads."""
+
+    kept: str  # the part that is read
+    lost: str  # the rest, which has no effect; a word that is cut in two is in here whole
+
+    def keeps(self, word: str) -> bool:
+        """Whether the part that is read holds the word."""
+        return mentions(self.kept, word)
+
+    def first_lost(self, most: int = 60) -> str:
+        """The first words that are lost."""
+        words = " ".join(self.lost.split())
+        return words if len(words) <= most else words[:most].rsplit(" ", 1)[0] + " …"
 
 
 def ids_wanted() -> bool:
@@ -65,22 +85,44 @@ class PromptTokenizer:
         new = new or {}
         ids: list[int] = []
         found: list[tuple[int, str, int]] = []
-        template_length = 0
+        template_length = prompt_end = 0
         for piece in self._pieces:
             if isinstance(piece, int):
                 ids.append(piece)
             elif _PROMPT not in piece:
                 ids += self._plain(piece)
             else:
-                template_length = len(ids) + len(self._plain(piece.split(_PROMPT)[0]))
+                before, after = piece.split(_PROMPT)
+                template_length = len(ids) + len(self._plain(before))
                 for part in split_words(piece.replace(_PROMPT, prompt), new):
                     if part in new:
                         found += [(len(ids) + k, part, k) for k in range(new[part])]
                         ids += [self.known + list(new).index(part)] * new[part]
                     else:
                         ids += self._plain(part)
+                prompt_end = len(ids) - len(self._plain(after))
         text = self.template.replace("{}", prompt)
-        return TokenizedPrompt(text, tuple(ids), tuple(found), template_length)
+        return TokenizedPrompt(text, tuple(ids), tuple(found), template_length, prompt_end)
+
+    def cut(self, prompt: TokenizedPrompt, limit: int) -> Cut | None:
+        """What is kept and lost of a prompt of which `limit` ids are read; None if it fits."""
+        if prompt.prompt_end <= limit:
+            return None
+        kept = self._text(prompt, prompt.template_length, limit)
+        lost = self._text(prompt, limit, prompt.prompt_end)
+        half = re.search(f"{_LETTER}+$", kept) if re.match(_LETTER, lost) else None
+        if half is not None:
+            kept, lost = kept[: half.start()], half[0] + lost
+        return Cut(kept, lost)
+
+    def _text(self, prompt: TokenizedPrompt, start: int, end: int) -> str:
+        """The text of some of a prompt's ids, new words included."""
+        parts, at = [], start
+        for place, word, index in prompt.new:
+            if start <= place < end:
+                parts += [self.tokenizer.decode(prompt.ids[at:place]), "" if index else word]
+                at = place + 1
+        return "".join((*parts, self.tokenizer.decode(prompt.ids[at:end])))
 
     def _plain(self, text: str) -> list[int]:
         if not text:
@@ -110,6 +152,18 @@ def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str
     longest_first = sorted(words, key=len, reverse=True)
     pattern = "|".join(map(whole_word, longest_first))
     return [part for part in re.split(f"({pattern})", text) if part]
+
+
+def name_subject(text: str, subject: str) -> str:
+    """The text with the subject's token in place of every whole word TOK (case matters)."""
+    # The token is looked for first, so that the TOK within a token such as <TOK> is left alone.
+    pattern = f"{whole_word(subject)}|{whole_word(SUBJECT)}"
+    return re.sub(pattern, lambda _: subject, text)
+
+
+def mentions(text: str, word: str) -> bool:
+    """Whether the text holds the word as a word of its own."""
+    return re.search(whole_word(word), text) is not None
 
 
 def whole_word(word: str) -> str:

@@ -24,6 +24,7 @@ from inference import acceleration
 from inference.drawing import describe, draw
 from inference.images import fresh_folder, read_image, save_images
 from inference.making import making
+from inference.prompts import check_length, place_subject, prompts_of
 from inference.request import Request, settle
 from inference.sources import Sources
 from inference.text_cache import TextCache
@@ -131,9 +132,11 @@ class Engine:
         with self._lock, torch.inference_mode():
             base = choose_base(base_model, weights)
             family = self._load(base)
-            drawing = settle(request, base, family.resolution_multiple)
             vectors = vectors_of(weights, family)
+            request = place_subject(request, list(vectors))
+            drawing = settle(request, base, family.resolution_multiple)
             check_words(drawing.prompt, list(vectors))
+            check_length(family, prompts_of(drawing), vectors)
             self._lay(weights, family)
             log.info("%s", describe(drawing, base))
             if ids_wanted():

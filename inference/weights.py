@@ -12,6 +12,7 @@ from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.tokens import split_words
 from inference.making import LaidWeights
+from inference.prompts import check_syntax
 from inference.text_cache import digest
 
 log = logging.getLogger(__name__)
@@ -103,12 +104,13 @@ def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
 
 
 def check_words(prompt: str, words: Sequence[str]) -> None:
-    """Says in the log when prompt and placeholders do not go together."""
+    """Warns where prompt and tokens do not go together, and of syntax that is plain text here."""
     present = split_words(prompt, words)
     for word in words:
         if word not in present:
             log.warning("the prompt does not hold %s, the word the weights were trained with", word)
-    unknown = [word for word in _bracketed(prompt) if word not in words]
+    check_syntax("prompt", prompt)
+    unknown = [word for word in _bracketed(prompt) if word not in words and ":" not in word]
     if unknown:
         log.warning(
             "the prompt holds %s, which %s not trained: it is read as plain text",

@@ -62,8 +62,72 @@ def test_a_caption_is_read_as_written(tmp_path: Path, text: str, encoding: str) 
     assert read == " ".join(line.strip() for line in lines)
 
 
-def test_a_caption_in_latin_1_is_read(tmp_path: Path) -> None:
-    assert caption_of(tmp_path, "größe, déjà vu".encode("latin-1")) == "größe, déjà vu"
+WESTERN = (
+    "größe, déjà vu",
+    "TOK’s “big” day – yes…",
+    "TOK à côté, créée l’été",
+    "ações e a criança, “não”, 5 m² à 20°C",
+    "¿qué? ¡él! «señor» ½ £5",
+)
+
+
+@pytest.mark.parametrize("text", WESTERN)
+def test_a_caption_in_windows_1252_is_read_and_said(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert caption_of(tmp_path, text.encode("cp1252")) == text
+    assert "not UTF-8, read as Windows-1252" in caplog.text
+    assert f"a.txt ({text!r})" in caplog.text
+
+
+FOREIGN = [
+    ("TOK 赤い車", "shift_jis", "Shift-JIS"),
+    ("a photo of TOK, a very long text at night with ガンダム in it", "shift_jis", "Shift-JIS"),
+    ("TOK 红色的汽车", "gbk", "GBK"),
+    ("a photo of TOK, an English text with 红色的汽车 in it", "gbk", "GBK"),
+    ("a photo of TOK, an English text with one 车", "gbk", ""),
+    ("TOK 紅色的汽車", "big5", "Big5"),
+    ("TOK 빨간 자동차", "euc_kr", "EUC-KR"),
+    ("TOK красный", "cp1251", "Windows-1251"),
+    ("a photo of TOK, an English text and красный", "cp1251", ""),
+    ("TOK красный автомобиль", "koi8_r", ""),
+    ("TOK κόκκινο αυτοκίνητο", "cp1253", "Windows-1253"),
+    ("TOK, czerwony i mały samochód, żółty", "cp1250", "Windows-1250"),
+    ("TOK שלום", "cp1255", ""),
+    ("Ångström, café", "mac_roman", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "encoding", "likely"), FOREIGN)
+def test_a_caption_in_another_encoding_is_refused_by_name(
+    tmp_path: Path, text: str, encoding: str, likely: str
+) -> None:
+    path = make_zip(tmp_path / "a.zip", {"a.png": picture(), "a.txt": text.encode(encoding)})
+    (problem,) = problems_of(path)
+    assert problem.startswith("a.zip: a.txt: is not UTF-8")
+    assert problem.endswith("; save it as UTF-8")
+    assert f"(it looks like {likely}" in problem or not likely
+
+
+def test_a_configuration_file_is_read_by_the_rules_of_captions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.yaml"
+    text = "base_model: miniature\ndataset: größe.zip\ntrain: {seed: 1}\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        path.write_bytes(text.encode(encoding))
+        caplog.clear()
+        assert read_config(path).dataset == Path("größe.zip")
+        said = f"{path} is not UTF-8 and is read as Windows-1252" in caplog.text
+        assert said == (encoding == "cp1252")
+    assert "dataset: größe.zip" in caplog.text
+    path.write_bytes(text.replace("größe", "красный автомобиль").encode("cp1251"))
+    with pytest.raises(SettingsError, match="run.yaml: is not UTF-8 .it looks like Windows-1251"):
+        read_config(path)
+    job = "job: extension\nconfig: {process: красный}\n"
+    path.write_bytes(job.encode("cp1251"))
+    with pytest.raises(SettingsError, match="run.yaml: is not UTF-8"):
+        read_config(path)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "🐈", " "])
@@ -77,7 +141,7 @@ def test_a_caption_of_a_hundred_kilobytes_is_refused_by_name(tmp_path: Path, let
 def test_a_caption_that_is_no_text_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = make_zip(tmp_path / "a.zip", {"a.png": picture(), "a.txt": content})
     (problem,) = problems_of(path)
-    assert problem == "a.zip: a.txt: is not text; save the caption as a UTF-8 text file"
+    assert problem == "a.zip: a.txt: is not text; save it as a UTF-8 text file"
 
 
 # ---- Prompts -------------------------------------------------------------------------------------
@@ -207,7 +271,7 @@ YAMLS = {
     ),
     "bytes": ("dataset: !!binary aGk=", "dataset is b'hi'; expected text"),
     "a list for a key": ("? [a, b]\n: 1", "found unhashable key"),
-    "Latin-1": ("dataset: \udce9", "is not a YAML file: 'utf-8' codec can't decode"),
+    "another encoding": ("dataset: \udcba\udcec\udcc9\udcab", "run.yaml: is not UTF-8"),
     "half a character": ('dataset: a\ntrain: {default_caption: "\\ud800"}', "half a character"),
 }
 

@@ -14,7 +14,6 @@ from loops import make_loop
 from adapters.archive import read_archive
 from families.bases import BASES
 from families.loading import load_family
-from trainer.batches import Batches
 from trainer.loop import Diverged, Loop
 from trainer.loss import flow_loss
 from trainer.noise_levels import NoiseLevels
@@ -118,18 +117,6 @@ def test_a_batch_depends_on_its_step_alone(small: Callable[..., Settings]) -> No
         loop.batch(step)
     for ours, theirs in zip(loop.batch(7), late, strict=True):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
-
-
-def test_every_epoch_shows_every_sample_and_batches_hold_one_shape() -> None:
-    shapes = ["wide"] * 5 + ["tall"] * 3 + ["square"]
-    batches = Batches(shapes, batch_size=2, seed=0)
-    assert batches.per_epoch == 3 + 2 + 1
-    for epoch in range(3):
-        steps = [batches.at(epoch * 6 + k) for k in range(6)]
-        assert {index for batch in steps for index in batch} == set(range(9))
-        assert all(len(batch) == 2 for batch in steps)
-        assert all(len({shapes[index] for index in batch}) == 1 for batch in steps)
-    assert [batches.at(k) for k in range(6)] != [batches.at(6 + k) for k in range(6)]
 
 
 def test_sigma_follows_its_density_and_shift(use_vault: Path) -> None:

@@ -101,7 +101,7 @@ def test_nothing_is_compiled_again_after_the_first_epoch(
         loop.family.transformer.enable_gradient_checkpointing()
     counter = CompileCounter()
     compile_blocks(loop.family.transformer, backend=counter)
-    epoch = loop.batches.per_epoch
+    epoch = loop.batches.period
     counts = []
     for _ in range(2):
         for _ in range(epoch):

@@ -30,6 +30,8 @@ MIN_RESOLUTION, MAX_RESOLUTION = 16, 4096
 
 # Below this factor enlarging is not visible, and every second photo would be named.
 UPSCALING_WORTH_A_WARNING = 1.05
+# From this factor on, 15 of 16 pixels or more of the training image are interpolated.
+FAR_TOO_SMALL = 4
 
 
 @dataclass(frozen=True, order=True)
@@ -96,23 +98,27 @@ def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
 
 
 def warn_upscaled(examples: Sequence[Example], resolution: int, multiple: int) -> None:
-    """Log one warning that names the pictures which are smaller than their bucket at `resolution`,
-    each with the factor by which it will be enlarged. Silent when there are none."""
-    enlarged = []
+    """Names the images that are smaller than their bucket at `resolution`, smallest first, each
+    with the factor by which it will be enlarged. Those that are far too small come by themselves.
+    """
+    factors = []
     for example in examples:
         bucket = nearest_bucket(example.width, example.height, resolution, multiple)
-        factor = _cover(example.width, example.height, bucket)
-        if factor > UPSCALING_WORTH_A_WARNING:
-            enlarged.append(f"{example.name} ({example.width}x{example.height}, {factor:.2f}x)")
-    if enlarged:
-        log.warning(
-            "%d of %d images are smaller than resolution %d and will be enlarged: %s; "
-            "use larger originals or a lower resolution, or the result may look soft",
-            len(enlarged),
-            len(examples),
-            resolution,
-            listed(enlarged),
-        )
+        factors.append((_cover(example.width, example.height, bucket), example))
+    factors.sort(key=lambda each: -each[0])
+    far = [each for each in factors if each[0] >= FAR_TOO_SMALL]
+    enlarged = [each for each in factors if UPSCALING_WORTH_A_WARNING < each[0] < FAR_TOO_SMALL]
+    for few, consequence in (
+        (far, "far smaller than resolution %d and have next to no detail to learn; remove them"),
+        (enlarged, "smaller than resolution %d and will be enlarged, so the result may look soft"),
+    ):
+        if few:
+            log.warning(
+                f"%d of %d images are {consequence}, use larger originals or a lower resolution: "
+                "%s",
+                *(len(few), len(examples), resolution),
+                listed([f"{e.name} ({e.width}x{e.height}, {f:.2f}x)" for f, e in few]),
+            )
 
 
 def parse_resolutions(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ debug:   log_prompt_ids
 """
 
 import difflib
+import logging
 import os
 import typing
 from pathlib import Path
@@ -16,9 +17,13 @@ from typing import Any
 
 import yaml
 
+from adapters.containers import Unusable
 from inference.request import Request
 from trainer.ai_toolkit import is_ai_toolkit, read_job
+from trainer.encodings import decode
 from trainer.settings import Settings, SettingsError, settle
+
+log = logging.getLogger(__name__)
 
 _TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir", "name"), str)
 _NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", *_TOP}
@@ -57,14 +62,24 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text, guess = decode(path.read_bytes())
+        content = yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(
             f"{path}: {error.strerror}; give a YAML file such as configs/z_image_turbo.yaml"
         ) from error
+    except Unusable as error:
+        raise SettingsError(f"{path}: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path} is not a YAML file: {reason}") from error
+    if guess is not None:
+        beyond = [line.strip() for line in text.splitlines() if not line.isascii()]
+        log.warning(
+            "%s is not UTF-8 and is read as %s; if this is not what was written, save it as "
+            "UTF-8: %s",
+            *(path, guess, " | ".join(line[:80] for line in beyond[:5])),
+        )
     if _holds_more_than(MAX_VALUES, content):
         raise SettingsError(f"{path} holds more than {MAX_VALUES:,} values; it is no such file")
     if not isinstance(content, dict):

@@ -8,32 +8,34 @@ bound what a hostile one can cost. Knows nothing of buckets or latents.
 import io
 import logging
 import os
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from families.tokens import whole_word
+from families.tokens import mentions, name_subject
+from inference.prompts import foreign_syntax
 from inference.upright import IMAGE_FORMATS, upright_srgb
-from trainer.members import (
-    IMAGE_SUFFIXES,
-    MAX_CAPTION_BYTES,
-    Unusable,
-    listed,
-    read_files,
-    stem_of,
-    suffix_of,
+from trainer.auxiliary_images import Group, auxiliary
+from trainer.caption_files import (
+    CaptionFile,
+    captions_by_stem,
+    one_line,
+    read_caption,
+    unread_captions,
 )
+from trainer.left_out import left_out
+from trainer.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
 from trainer.pictures import Checked, check, probe
 from trainer.spool import Content
 from trainer.threads import in_threads
 
 log = logging.getLogger(__name__)
 
+TRIGGER_MARK = "[trigger]"  # ai-toolkit's, for the trigger word
 MAX_TOTAL_PIXELS = 30_000_000_000  # 1,250 photos of 24 megapixels; minutes of decoding
-UNREAD_IMAGE_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 class DatasetError(ValueError):
@@ -49,6 +51,7 @@ class Example:
     width: int  # pixels, upright
     height: int  # pixels, upright
     data: Content = field(repr=False)  # the encoded file as it lay in the archive
+    caption_file: str = ""  # its name in the archive; empty where default_caption is used
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """The picture, upright, sRGB with 8 bits, alpha laid over white.
@@ -74,8 +77,9 @@ def read_dataset(
     """The examples of a dataset, sorted by name.
 
     archive: a zip, tar or tar.gz file (told by its content, not its name) or a folder, flat or
-        nested. Pictures are jpg, jpeg, png or webp; the caption of `a.jpg` is `a.txt` beside it.
-    default_caption: for pictures without a caption file, or with an empty one.
+        nested. Images are jpg, jpeg, png or webp; the caption of `a.jpg` is `a.txt` beside it.
+        Masks, control images and the like are left out (`trainer.auxiliary_images`).
+    default_caption: for images without a caption file, or with an empty one.
     subject: the placeholder token in zero-prior mode. The word TOK and the token itself stand for
         it in captions. None in baseline mode, where captions stay as written.
     prefix, suffix: put before and after every caption, as they are: a space between is theirs.
@@ -89,28 +93,34 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad picture
     files = read_files(path, problems, bad)
-    images = {name: files[name] for name in sorted(files) if suffix_of(name) in IMAGE_SUFFIXES}
+    groups = auxiliary(files)
+    besides = {name for group in groups if not group.used for name in group.names}
+    images = {
+        name: files[name]
+        for name in sorted(files)
+        if suffix_of(name) in IMAGE_SUFFIXES and name not in besides
+    }
     if not images and not problems and not bad:
-        problems.append(
-            f"holds no picture that can be read ({listed(sorted(files)) or 'it is empty'}); "
-            "put JPEG, PNG or WebP pictures in it"
-        )
-    captions = _captions_by_stem(files, problems)
+        problems += _why_empty(files, groups)
+    captions = captions_by_stem(files, problems)
 
     checked = _check(images)
+    read: dict[str, CaptionFile] = {}
     examples, animated, silent, unmanaged = [], [], [], []
     for name, data in images.items():
-        caption = _one_line(default_caption)
-        if stem_of(name) in captions:
-            caption_name, caption_data = captions[stem_of(name)]
+        caption_file = captions.get(stem_of(name), "")
+        if caption_file and caption_file not in read:
             try:
-                caption = _caption_text(caption_data) or caption
+                read[caption_file] = read_caption(caption_file, files[caption_file])
             except Unusable as error:
-                problems.append(f"{caption_name}: {error}")
-        caption = _one_line(f"{prefix}{caption}{suffix}")
+                problems.append(f"{caption_file}: {error}")
+        caption = read[caption_file].text if caption_file in read else ""
+        if not caption:
+            caption, caption_file = one_line(default_caption), ""
+        caption = one_line(f"{prefix}{caption}{suffix}")
         if subject is not None:
-            caption, mentions = _place(subject, caption)
-            if not mentions:
+            caption = name_subject(caption, subject)
+            if not mentions(caption, subject):
                 silent.append(name)
 
         if name not in checked:
@@ -129,16 +139,18 @@ def read_dataset(
             animated.append(name)
         if found.bad_profile:
             unmanaged.append(name)
-        examples.append(Example(name, caption, found.width, found.height, data))
+        examples.append(Example(name, caption, found.width, found.height, data, caption_file))
 
     if skip_bad_images and bad and not examples:
-        problems += [*bad, "holds no picture that can be used"]
+        problems += [*bad, "holds no picture that can be used", *map(str, groups)]
     captioned = len(examples) if skip_bad_images else len(images)
     if captioned and len(silent) == captioned:
+        marked = any(TRIGGER_MARK in each.text for each in read.values())
         problems.append(
             f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
             "where it belongs, in the caption files or in default_caption "
             "('a photo of TOK'), or train without a placeholder token"
+            + ("; [trigger] in captions is plain text here" if marked else "")
         )
     if problems:
         # a.jpg and a.png share a.txt, whose problem is then found twice.
@@ -153,7 +165,12 @@ def read_dataset(
             len(bad) + len(examples),
             "\n".join(bad),
         )
-    _warn_left_out(path, files, captions)
+    for group in groups:
+        log.warning("%s: %s", path.name, group)
+    rest = {name: data for name, data in files.items() if not _beside(name, groups)}
+    for line in (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest)):
+        log.warning("%s: %s", path.name, line)
+    _say_captions(path.name, examples, read, default_caption, subject)
     if unmanaged:
         log.warning(
             "%s: colour profiles that are broken are ignored: %s", path.name, listed(unmanaged)
@@ -171,9 +188,66 @@ def read_dataset(
     return examples
 
 
-def name_subject(text: str, subject: str) -> str:
-    """The text with the subject's token in place of every whole word TOK (case matters)."""
-    return _place(subject, text)[0]
+def _why_empty(files: Mapping[str, Content], groups: Sequence[Group]) -> list[str]:
+    """What a dataset holds that has no image to train on, a line each."""
+    left = [group for group in groups if not group.used]
+    if any(suffix_of(name) in IMAGE_SUFFIXES for group in left for name in group.names):
+        lines = ["holds no image to train on; all that can be read look like something else"]
+        return lines + [str(group) for group in left] + [*left_out(files)]
+    return [
+        f"holds no image that can be read ({listed(sorted(files)) or 'it is empty'}); "
+        "put JPEG, PNG or WebP images in it"
+    ]
+
+
+def _beside(name: str, groups: Sequence[Group]) -> bool:
+    """Whether a file belongs to images that are left out."""
+    return any(
+        name in group.names or (group.folder and name.startswith(f"{group.folder}/"))
+        for group in groups
+        if not group.used
+    )
+
+
+def _say_captions(
+    dataset: str,
+    examples: Sequence[Example],
+    read: Mapping[str, CaptionFile],
+    default_caption: str,
+    subject: str | None,
+) -> None:
+    """Says how many images have a caption of their own, and what is odd about the captions."""
+    default = [each.name for each in examples if not each.caption_file]
+    use = f"{default_caption!r}" if default_caption.strip() else "no caption"
+    own = f"{len(examples) - len(default)} with a caption of their own"
+    names = f": {listed(default)}" if len(default) < len(examples) else ""
+    rest = f", {len(default)} use {use}{names}" if default else ""
+    log.info("%s: %d images: %s%s", dataset, len(examples), own, rest)
+    empty = sorted(name for name, each in read.items() if not each.text)
+    if empty:
+        log.warning(
+            "%s: empty caption files, for which %s is used: %s", dataset, use, listed(empty)
+        )
+    guessed = sorted(name for name, each in read.items() if each.guess and each.text)
+    if guessed:
+        log.warning(
+            "%s: not UTF-8, read as %s; if this is not what was written, save as UTF-8: %s",
+            *(dataset, read[guessed[0]].guess),
+            listed([f"{name} ({read[name].text[:80]!r})" for name in guessed]),
+        )
+    foreign = {
+        name: found
+        for name, each in sorted(read.items())
+        # [trigger] has a meaning where a trigger word is trained (`trainer.trigger`).
+        if (
+            found := [part for part in foreign_syntax(each.text) if subject or part != TRIGGER_MARK]
+        )
+    }
+    if foreign:
+        log.warning(
+            "%s: captions hold syntax of other programs, which is plain text here: %s",
+            *(dataset, listed([f"{name} ({found[0]})" for name, found in foreign.items()])),
+        )
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
@@ -206,69 +280,3 @@ def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
             found[name] = result
             progress.update()
     return found
-
-
-# ---- Captions ------------------------------------------------------------------------------------
-
-
-def _place(subject: str, text: str) -> tuple[str, bool]:
-    """The text with the subject in place of TOK, and whether it mentions the subject at all."""
-    # The token is looked for first, so that the TOK within a token such as <TOK> is left alone.
-    pattern = f"{whole_word(subject)}|{whole_word('TOK')}"
-    text, mentions = re.subn(pattern, lambda _: subject, text)
-    return text, mentions > 0
-
-
-def _captions_by_stem(
-    files: dict[str, Content], problems: list[str]
-) -> dict[str, tuple[str, bytes]]:
-    """Caption files as (name, content), by folder and name without the suffix."""
-    captions: dict[str, tuple[str, bytes]] = {}
-    for name in sorted(files):
-        if suffix_of(name) != ".txt":
-            continue
-        if stem_of(name) in captions:
-            first, _ = captions[stem_of(name)]
-            problems.append(f"{name}: is a second caption beside {first}; remove one of them")
-        captions[stem_of(name)] = name, bytes(files[name])
-    return captions
-
-
-def _caption_text(data: bytes) -> str:
-    """A caption file's text on one line; empty when there is none. Raises Unusable."""
-    if len(data) > MAX_CAPTION_BYTES:
-        raise Unusable(f"is longer than {MAX_CAPTION_BYTES:,} bytes; shorten this caption")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Notepad's "Unicode"
-        encodings = ["utf-16"]
-    else:
-        # Latin-1 knows every byte, so one of these always fits.
-        encodings = ["utf-8-sig", "cp1252", "latin-1"]
-    for encoding in encodings:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return _one_line(text)
-        break
-    raise Unusable("is not text; save the caption as a UTF-8 text file")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _warn_left_out(
-    path: Path, files: dict[str, Content], captions: dict[str, tuple[str, bytes]]
-) -> None:
-    unread = sorted(name for name in files if suffix_of(name) in UNREAD_IMAGE_SUFFIXES)
-    if unread:
-        log.warning(
-            "%s: left out, because only JPEG, PNG and WebP are read: %s",
-            path.name,
-            listed(unread),
-        )
-    stems = {stem_of(name) for name in files if suffix_of(name) in IMAGE_SUFFIXES}
-    orphans = sorted(name for stem, (name, _) in captions.items() if stem not in stems)
-    if orphans:
-        log.warning("%s: captions without a picture: %s", path.name, listed(orphans))

@@ -20,6 +20,7 @@ from adapters.overlay import Overlay
 from families.family import Family
 from families.loading import load_family
 from families.quantization import Residence
+from families.tokens import mentions, whole_word
 from inference.drawing import draw
 from trainer import gates, report
 from trainer.album import Album
@@ -84,9 +85,10 @@ def hand_over(outcome: Outcome) -> None:
 
 def without_subject(prompt: str, subject: str | None) -> str:
     """The prompt about something else; one that knows no subject becomes another prompt."""
-    if subject is None or subject not in prompt:
+    if subject is None or not mentions(prompt, subject):
         return "a landscape"
-    return re.sub(r"\b(an?) something\b", "something", prompt.replace(subject, "something"))
+    about = "something".join(re.split(whole_word(subject), prompt))
+    return re.sub(r"\b(an?) something\b", "something", about)
 
 
 def _drawn(outcome: Outcome) -> list[Gate]:

@@ -24,7 +24,20 @@ from adapters.containers import (
 )
 from trainer.spool import Content, NoRoom, Spool
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp"}
+RAW_SUFFIXES = {
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf"),
+    *(".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq"),
+}
+VIDEO_SUFFIXES = {
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp"),
+}
+UNREAD_IMAGE_SUFFIXES = RAW_SUFFIXES | {
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".apng"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".psd", ".psb", ".xcf", ".kra", ".clip", ".svg"),
+    *(".ico", ".tga", ".exr", ".hdr", ".dds", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".pdf"),
+    *(".eps", ".ai", ".mpo"),
+}
 
 # Limits. LoRA datasets have tens to hundreds of pictures; these are far above, and small enough
 # that the worst archive within them costs minutes and a few GB, not the machine.
@@ -34,6 +47,7 @@ MAX_MEMBERS = 40_100
 MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; pictures are put aside on disk
 MAX_MEMBER_BYTES = 256 << 20  # unpacked, one picture
 MAX_CAPTION_BYTES = 64 << 10  # many times what a text encoder reads
+HEAD_BYTES = 64  # of a file that is neither an image nor a caption: enough to tell what it is
 
 # What a file with a misleading name turns out to be, from its first bytes.
 SIGNATURES = (
@@ -62,7 +76,7 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
     What is wrong is added to `problems`, a line each; to `bad` where it is one picture's fault.
 
     Pictures and texts come with their content, of which at most one byte more than allowed; other
-    files, which are never opened, with none. Pictures are read from disk as they are looked at.
+    files with their first bytes. Pictures are read from disk as they are looked at.
     Raises `NoRoom` where they cannot be put there.
     """
     files: dict[str, Content] = {}
@@ -108,7 +122,7 @@ def _read(member: Member, suffix: str) -> bytes:
     elif suffix == ".txt":
         limit = MAX_CAPTION_BYTES + 1
     else:
-        return b""
+        return _head(member)
     data = bytearray()
     try:
         with member.open() as file:
@@ -119,6 +133,15 @@ def _read(member: Member, suffix: str) -> bytes:
     if len(data) < min(member.size, limit):
         raise Unusable(f"is cut off ({len(data):,} of {member.size:,} bytes); pack it again")
     return bytes(data)
+
+
+def _head(member: Member) -> bytes:
+    """The first bytes of a file that is not used; none where they cannot be read."""
+    try:
+        with member.open() as file:
+            return file.read(HEAD_BYTES)
+    except Exception:  # it is left out anyway
+        return b""
 
 
 @contextmanager

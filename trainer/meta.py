@@ -41,6 +41,10 @@ class DatasetFile:
         return {
             "name": self._path.name,
             "sha256": sha256,
+            "captions": {  # how many images have one of their own, and use default_caption
+                "own": sum(bool(each.caption_file) for each in examples),
+                "default": sum(not each.caption_file for each in examples),
+            },
             "pictures": [
                 {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
                 for each in examples

@@ -148,6 +148,7 @@ def _arguments(base: Base, meta: Mapping[str, Any]) -> list[str]:
     """The call that draws the first sample, guidance as the pipeline counts it."""
     settings = meta["settings"]
     options = settings.get("sample_options") or {}
+    options = options | next(iter(settings.get("sample_overrides") or ()), {})
     word = meta.get("placeholder_token")
     prompt = next(iter(settings.get("sample_prompts") or ()), f"a photo of {word or 'TOK'}")
     guidance = options.get("guidance_scale")

@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 def sample_drawings(settings: Settings, family: Family) -> list[Drawing]:
     """What the sample prompts ask for; without a seed of its own it is the training's."""
     options = {"seed": settings.seed, **settings.sample_options}
-    requests = [Request(prompt=prompt, **options) for prompt in settings.sample_prompts]
+    own = settings.sample_overrides or ({},) * len(settings.sample_prompts)
+    requests = [
+        Request(prompt=prompt, **(options | each))
+        for prompt, each in zip(settings.sample_prompts, own, strict=True)
+    ]
     return [settle(each, settings.base, family.resolution_multiple) for each in requests]
 
 

@@ -90,6 +90,8 @@ def _figures(told: Told) -> str:
     training, curves = told.meta["training"], told.curves
     figures = [("Pictures", f"{len(told.examples)}"), ("Steps", f"{told.meta['steps']:,}")]
     figures.append(("Rank", f"{told.meta['rank']}"))
+    if captions := told.meta.get("dataset", {}).get("captions"):
+        figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:
         change = 100 * (curves.means[-1] / curves.means[0] - 1)
         figures.append(("Validation loss", f"{change:+.1f} %".replace("-", "\u2212")))

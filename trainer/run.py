@@ -26,6 +26,8 @@ from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference import acceleration
 from trainer import meta
+from trainer.batches import warn_repeats
+from trainer.caption_length import check_texts
 from trainer.checkpoint import Checkpoint
 from trainer.checks import missing_here
 from trainer.dataset import Example, read_dataset
@@ -188,6 +190,7 @@ def _train(
     family = load_family(settings.base)
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)
+    check_texts(examples, family, settings)
     targets = family.lora_targets(settings.lora_targets)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
@@ -213,6 +216,7 @@ def _train(
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     captions = Captions(family, [sample.caption for sample in samples], vectors)
     trained_on, held_out = hold_out(samples, settings)
+    warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
     def merge(transformer: nn.Module) -> None:

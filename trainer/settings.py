@@ -13,6 +13,7 @@ from trainer.checkpoint import is_checkpoint, latest, read_checkpoint
 from trainer.checks import faults
 from trainer.optimizers import OPTIMIZERS
 from trainer.presets import find_preset, left_out, steps_for
+from trainer.sample_prompts import read_prompts
 
 
 class SettingsError(ValueError):
@@ -81,6 +82,7 @@ class Settings:
     wandb_entity: str | None = None
     hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
     sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
+    sample_overrides: tuple[dict[str, Any], ...] = ()  # the same, of each sample prompt by itself
     log_prompt_ids: bool = False  # print how every distinct caption is tokenised
     given: dict[str, Any] = field(default_factory=dict, repr=False)  # to `settle`, for the record
 
@@ -125,8 +127,9 @@ def settle(
 ) -> Settings:
     """Settings from what a user gave; what is left out or None comes from preset and base.
 
-    `sample_prompts` may be text with one prompt per line, `trackers` text with commas. Raises
-    `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
+    `sample_prompts` may be text with one prompt per line, each with options behind it
+    (`trainer.sample_prompts`), `trackers` text with commas. Raises `SettingsError`,
+    `PlaceholderError` or `UnknownBase` naming the setting.
     """
     named = {name: value for name, value in locals().items() if name != "given"}
     entered = {name: value for name, value in (named | given).items() if value is not None}
@@ -161,6 +164,12 @@ def settle(
     own = values["timestep_sampling"] == base.timestep_sampling
     values.setdefault("training_shift", base.training_shift if own else 1.0)
 
+    subject = placeholder_token if train_placeholder_token else given.get("trigger_word")
+    shared = given.get("sample_options", {})
+    try:
+        prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
@@ -172,7 +181,8 @@ def settle(
         placeholder_token=placeholder_token,
         train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
-        sample_prompts=_parts(sample_prompts, "\n"),
+        sample_prompts=prompts,
+        sample_overrides=options,
         trackers=_parts(trackers, ","),
         given=entered,
         **values,

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trainer.dataset import Example, name_subject
-
-MARK = "[trigger]"  # ai-toolkit's
+from families.tokens import mentions, name_subject
+from trainer.dataset import TRIGGER_MARK, Example
 
 
 def name_trigger(examples: Sequence[Example], word: str | None) -> list[Example]:
@@ -18,9 +17,11 @@ def name_trigger(examples: Sequence[Example], word: str | None) -> list[Example]
 def with_trigger(caption: str, word: str) -> str:
     """The caption with the word for [trigger] and TOK, and before it where it has neither.
 
+    It counts as present only as a word of its own: `fox` is not in `foxglove`.
+
     An empty word takes [trigger] out, as ai-toolkit does without a trigger word.
     """
     if not word:
-        return " ".join(caption.replace(MARK, "").split())
-    named = name_subject(caption.replace(MARK, word), word)
-    return named if word in named else f"{word} {named}".strip()
+        return " ".join(caption.replace(TRIGGER_MARK, "").split())
+    named = name_subject(caption.replace(TRIGGER_MARK, word), word)
+    return named if mentions(named, word) else f"{word} {named}".strip()

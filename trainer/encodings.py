@@ -1,0 +1,94 @@
+"""Text files as people save them: UTF-8, else an encoding that is certain enough, else an error."""
+
+import re
+
+from adapters.containers import Unusable
+
+# Encodings that editors outside of Western Europe save in, and how people call them. The order is
+# that of the guess where several fit.
+_LIKELY = {
+    "gb18030": "GBK",
+    "cp932": "Shift-JIS",
+    "big5": "Big5",
+    "cp949": "EUC-KR",
+    "euc_jp": "EUC-JP",
+    "cp1251": "Windows-1251",
+    "koi8_r": "KOI8-R",
+    "cp1253": "Windows-1253",
+    "cp1250": "Windows-1250",
+    "cp1254": "Windows-1254",
+    "cp1255": "Windows-1255",
+    "cp1256": "Windows-1256",
+}
+_LATIN = ("cp1250", "cp1254")
+
+_ACCENTED = "À-ÖØ-öø-ÿŒœŠšŽžŸ"
+_PUNCTUATION = "‘’“”„‚‹›«»–—…•·¡¿\xa0\xad"
+_SIGN = f"[^\\x00-\\x7f{_ACCENTED}{_PUNCTUATION}]"  # ° ² ½ € © …
+# What Western text does not have, but others read as Windows-1252 do.
+_FOREIGN = re.compile(
+    f"[{_ACCENTED}]{{3}}"
+    f"|(?<![A-Za-z])[{_ACCENTED}]{{2}}(?![A-Za-z])"
+    f"|[{_ACCENTED}]{_SIGN}|{_SIGN}[{_ACCENTED}]|{_SIGN}{{2}}"
+    f"|[A-Za-z](?:{_SIGN}|[¡¿])[A-Za-z]"
+)
+
+
+def decode(data: bytes) -> tuple[str, str | None]:
+    """The text of a file, and the encoding if it had to be guessed (None for UTF-8 and UTF-16).
+
+    UTF-8 with or without a byte order mark; UTF-16 with one; Windows-1252 where few letters are
+    beyond ASCII (`_is_western`). Raises `Unusable` for everything else, with the likely encoding.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Notepad's "Unicode"
+        try:
+            text = data.decode("utf-16")
+        except UnicodeDecodeError:
+            text = "\0"
+        guess = None
+    else:
+        try:
+            text, guess = data.decode("utf-8-sig"), None
+        except UnicodeDecodeError:
+            text, guess = _western(data), "Windows-1252"
+    if "\0" in text:
+        raise Unusable("is not text; save it as a UTF-8 text file")
+    return text, guess
+
+
+def _western(data: bytes) -> str:
+    """The text as Windows-1252. Raises `Unusable` where it is more likely another encoding."""
+    if b"\0" in data:
+        return "\0"
+    try:
+        text: str | None = data.decode("cp1252")
+    except UnicodeDecodeError:
+        text = None
+    if text is None or not _is_western(text):
+        likely = _likely(data)
+        looks = f" (it looks like {likely})" if likely else ""
+        raise Unusable(f"is not UTF-8{looks}; save it as UTF-8")
+    return text
+
+
+def _is_western(text: str) -> bool:
+    """Whether few letters are beyond ASCII, so that this can be Western European text.
+
+    Few: less than half of all, alone or in twos beside plain letters (créée, ações), and no sign
+    within a word. A Cyrillic or Greek word that is read as Windows-1252 has accents throughout; a
+    Chinese, Japanese or Korean character becomes two of them, or signs.
+    """
+    accented = len(re.findall(f"[{_ACCENTED}]", text))
+    plain = len(re.findall("[A-Za-z]", text))
+    return accented <= plain and _FOREIGN.search(text) is None
+
+
+def _likely(data: bytes) -> str | None:
+    """The name of the encoding that a file in none of ours is probably in."""
+    from charset_normalizer import from_bytes  # tables of a few hundred encodings
+
+    words = b" ".join(word for word in data.split() if not word.isascii())
+    runs = re.search(rb"[\x80-\xff]{4}", words) is not None  # rare in Latin letters
+    fitting = [name for name in _LIKELY if not (runs and name in _LATIN)]
+    best = from_bytes(words, cp_isolation=fitting).best()
+    return _LIKELY.get(best.encoding) if best is not None else None

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from adapters.placeholder import Placeholder
 from families.family import Family
+from families.tokens import split_words
+from trainer.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +45,8 @@ class ZeroPriorProof:
                 "no step saw %s, so it is as new as before; train for more steps",
                 self.placeholder.token,
             )
-        elif not max(row_norms) > 0:
-            raise ZeroPriorBroken(
-                f"the gradient of {self.placeholder.token} was zero in every step; is it within "
-                f"the first {self.family.max_text_tokens} tokens of the captions?"
-            )
+        else:
+            check_gradient(self.placeholder, row_norms)
         return {
             "placeholder_token_id": self.token_id,
             "norm_start": self.norm_start,
@@ -56,6 +55,36 @@ class ZeroPriorProof:
             "largest_gradient_norm": max(row_norms, default=0.0),
             "text_encoder_tensors_unchanged": len(after),
         }
+
+
+def check_gradient(placeholder: Placeholder, row_norms: Sequence[float]) -> None:
+    """Raises `ZeroPriorBroken` if the gradient was zero in all of the steps that saw the token."""
+    if not max(row_norms) > 0:
+        raise ZeroPriorBroken(
+            f"the gradient of {placeholder.token} was zero in every step that saw it "
+            f"({len(row_norms)} steps), so its embedding is not trained"
+        )
+
+
+def check_read(family: Family, token: str, captions: Sequence[str], source: str) -> None:
+    """Raises `SettingsError` if the text encoder reads the token in none of the captions.
+
+    It reads the first `max_text_tokens` tokens of a caption. Where some captions have the token
+    beyond that, it is a warning. Needs the tokenizer alone.
+    """
+    holding = [text for text in dict.fromkeys(captions) if token in split_words(text, [token])]
+    row = {token: torch.zeros(1, 1)}
+    unread = sum(not family.reads_new(family.tokenize(text, row)) for text in holding)
+    where = (
+        f"the text encoder reads the first {family.max_text_tokens} tokens of a caption, and "
+        f"{token} comes later in"
+    )
+    hint = "write it (or TOK) near the beginning, or shorten the caption"
+    if holding and unread == len(holding):
+        many = f"all {unread} captions that hold it" if unread > 1 else "the one that holds it"
+        raise SettingsError(f"{source}: {where} {many}; {hint}")
+    if unread:
+        log.warning("%s: %s %d of %d captions; %s", source, where, unread, len(holding), hint)
 
 
 def fingerprint(module: nn.Module) -> dict[str, int]:

@@ -58,7 +58,7 @@ def train(
     sample_prompts: Optional[str] = Input(description="Prompts to draw while training and with the result, one per line.", default=None, max_length=10000),
     sample_every: int = Input(description="Draw the sample prompts every so many steps. 0: at the end alone.", default=0, ge=0, le=20000),
     validation_every: Optional[int] = Input(description="Measure the loss on held-out pictures every so many steps. 0: never. Empty: about ten times.", default=None, ge=0, le=20000),
-    checkpoint_every: int = Input(description="Write a checkpoint every so many steps, to go on from. 0: only when cancelled.", default=0, ge=0, le=20000),
+    checkpoint_every: Optional[int] = Input(description="Write a checkpoint every so many steps, to resume from. 0: only at the end and when the run is stopped. Empty: ten times in a run, and at least every 10 minutes.", default=None, ge=0, le=20000),
     resume_from: Optional[Path] = Input(description="A checkpoint to go on from as if nothing had happened, or a weights.zip to continue with a fresh optimiser.", default=None),
     trackers: Optional[str] = Input(description="Where to follow the training, with commas: tensorboard, wandb, trackio.", default=None, max_length=64),
     wandb_api_key: Optional[Secret] = Input(description="Key of your Weights & Biases account.", default=None),

@@ -56,7 +56,8 @@ PLACEHOLDER = "embeddings/placeholder.safetensors"
 META = "meta.json"
 
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
-MAX_META_BYTES = 16 << 20
+MAX_META_BYTES = 16 << 20  # that are read
+MAX_WRITTEN_META_BYTES = 8 << 20  # what every reader of ours takes, in one piece
 
 # What the standard library raises over a damaged, encrypted or exotically packed archive.
 _DAMAGE = (
@@ -93,7 +94,10 @@ class Archive:
 
 
 def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
-    """Writes weights.zip atomically: the path holds the whole archive or what it held before."""
+    """Writes weights.zip atomically: the path holds the whole archive or what it held before.
+
+    Raises ValueError for more `meta` than can be read back.
+    """
     path = Path(path)
     meta = {"format_version": FORMAT_VERSION, **archive.meta}
     header = {
@@ -101,13 +105,19 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         for key in ("base_model", "training_mode", "placeholder_token", "steps")
         if key in meta
     }
+    text = json.dumps(meta, indent=2, sort_keys=True, ensure_ascii=False)
+    content = text.encode(errors="backslashreplace")  # half characters, as JSON escapes them
+    if len(content) > MAX_WRITTEN_META_BYTES:
+        raise ValueError(
+            f"{META} would have {len(content):,} bytes; {MAX_WRITTEN_META_BYTES:,} is the most"
+        )
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
         zipped.writestr(LORA, lora_bytes(archive.factors, header))
         if archive.placeholder is not None:
             token, vectors = archive.placeholder.token, archive.placeholder.vectors
             tensor = vectors.detach().float().cpu().contiguous()
             zipped.writestr(PLACEHOLDER, save({token: tensor}))
-        zipped.writestr(META, json.dumps(meta, indent=2, sort_keys=True))
+        zipped.writestr(META, content)
     return path
 
 

@@ -20,14 +20,22 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     what it held before. Nothing is left beside it unless the process is killed; that is a hidden
     `.part`. Raises OSError naming `path` where there is no room for it.
     """
+    with atomic_path(path) as part, part.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """The same as `atomic_file` for libraries that write to a path: that of an empty file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = None
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
     except OSError as error:
@@ -37,4 +45,4 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise OSError(error.errno, said, str(path)) from error
     finally:
         if part is not None:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)

@@ -218,6 +218,10 @@ class Family(ABC):
             for hidden_LD, each, limit in zip(hidden_BLD, tokenized, limits, strict=True)
         ]
 
+    def reads_new(self, prompt: TokenizedPrompt) -> bool:
+        """Whether any new word of the prompt lies within what is kept of it."""
+        return any(column < self.text_limit(prompt) for column, _, _ in prompt.new)
+
     def text_limit(self, prompt: TokenizedPrompt) -> int:
         """Ids kept of a prompt; as the pipelines do, features are cut at `max_text_tokens`."""
         return self.max_text_tokens + self._first_feature(prompt)

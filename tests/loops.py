@@ -1,11 +1,17 @@
 """The trainer's loop by itself, without what comes after it."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
+from trainer.checkpoint import write_checkpoint
 from trainer.dataset import read_dataset
 from trainer.features import Captions, encode_pictures
 from trainer.loop import Loop
+from trainer.saving import state_of
 from trainer.settings import Settings
 
 
@@ -30,3 +36,13 @@ def make_loop(
         targets = family.lora_targets(settings.lora_targets)
         lora = Lora(family.transformer, targets, settings.rank, settings.seed)
     return Loop(family, settings, samples, captions, lora, placeholder)
+
+
+def make_checkpoint(
+    settings: Settings, folder: Path, data: Mapping[str, Any] | None = None
+) -> Path:
+    """A real checkpoint of a run with these settings after its first step."""
+    loop = make_loop(settings)
+    loop.data = dict(data or {})
+    loop.step(0)
+    return write_checkpoint(state_of(loop), folder)

@@ -20,6 +20,7 @@ from trainer.noise_levels import NoiseLevels
 from trainer.optimizers import OPTIMIZERS, rate_at
 from trainer.randomness import generator
 from trainer.run import train
+from trainer.saving import Saver
 from trainer.settings import Settings
 
 
@@ -259,7 +260,12 @@ def test_who_watches_is_called_after_every_step_before_its_checkpoint(
 ) -> None:
     loop = make_loop(small(steps=3, checkpoint_every=1), 1)
     seen: list[tuple[int, int]] = []
-    loop.run(None, tmp_path, [lambda loop: seen.append((loop.done, len(list(tmp_path.iterdir()))))])
+    folder = tmp_path / "checkpoints"
+
+    def see(loop: Loop) -> None:
+        seen.append((loop.done, len(list(folder.glob("*.safetensors")))))
+
+    loop.run(None, Saver(folder), [see])
     assert seen == [(1, 0), (2, 1), (3, 2)]
 
 

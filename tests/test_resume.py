@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import make_loop
+from loops import make_checkpoint, make_loop
 
 from adapters.archive import Archive, read_archive
 from trainer import run
@@ -15,7 +15,8 @@ from trainer.checkpoint import BrokenCheckpoint, Checkpoint, read_checkpoint, wr
 from trainer.dataset import read_dataset
 from trainer.loop import Diverged, Loop
 from trainer.optimizers import OPTIMIZERS
-from trainer.resume import data_identity, exactness, identity, read_resume
+from trainer.resume import data_identity, read_resume
+from trainer.saving import state_of
 from trainer.settings import Settings, SettingsError, settle
 
 
@@ -40,6 +41,7 @@ def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
         seed=11,
         validation_every=0,
         output_dir=tmp_path / "whole",
+        checkpoint_every=0,
     )
 
 
@@ -102,7 +104,10 @@ def test_accumulation_averages_and_every_optimiser_are_resumed_bit_for_bit(
     whole, resumed = make_loop(settings), make_loop(settings)
     for step in range(3):
         if step == 2:
-            resumed.restore(read_checkpoint(whole._save(tmp_path)))
+            path = write_checkpoint(state_of(whole), tmp_path)
+            kept = read_resume(replace(settings, resume_from=path), [])
+            assert isinstance(kept, Checkpoint)
+            resumed.restore(kept)
         whole.step(step)
     resumed.step(2)
     for name, parameter in whole.named.items():
@@ -123,9 +128,7 @@ def test_going_on_with_changed_pictures_is_said_and_with_others_refused(
     examples = read_dataset(photos, "a photo of TOK", "<zwx>")
     examples = [examples[0], replace(examples[1], caption="<zwx>, told anew")]
     now = data_identity(examples)
-    path = tmp_path / "step-000001.safetensors"
-    kept = {**identity(settings), "settings": exactness(settings), "data": now}
-    write_checkpoint(Checkpoint(1, kept, {}, {}, {}, {}), tmp_path)
+    path = make_checkpoint(settings, tmp_path, now)
     resumed = replace(settings, resume_from=path)
 
     assert read_resume(resumed, examples) is not None
@@ -137,12 +140,12 @@ def test_going_on_with_changed_pictures_is_said_and_with_others_refused(
         read_resume(resumed, [replace(each, data=b"") for each in examples])
 
 
-def test_checkpoints_come_every_so_many_steps_and_the_last_two_stay(
+def test_checkpoints_come_every_so_many_steps_and_after_the_last_and_two_stay(
     settings: Settings, tmp_path: Path
 ) -> None:
     run.train(replace(settings, checkpoint_every=2))
     names = sorted(p.name for p in (tmp_path / "whole" / "checkpoints").iterdir())
-    assert names == ["step-000006.safetensors", "step-000008.safetensors"]
+    assert names == ["step-000008.safetensors", "step-000009.safetensors"]
 
 
 def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
@@ -163,14 +166,8 @@ def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
     assert not (tmp_path / "whole" / "weights.zip").exists()
 
 
-def checkpoint_of(settings: Settings, step: int, folder: Path) -> Path:
-    """A checkpoint that says all that is asked of one before a model is loaded."""
-    facts = {**identity(settings), "settings": exactness(settings)}
-    return write_checkpoint(Checkpoint(step, facts, {}, {}, {}, {}), folder)
-
-
 def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:
-    checkpoint_of(settings, 4, tmp_path)
+    make_checkpoint(settings, tmp_path)
     again = settle(dataset=photos, base_model="z-image", resume_from=tmp_path)
     assert again.seed == settings.seed
 
@@ -204,7 +201,7 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
         ({"train_placeholder_token": False}, "has placeholder_token '<zwx>'"),
         ({"optimizer": "adafactor"}, "has optimizer 'adamw', this training 'adafactor'"),
         ({"lora_targets": "attention"}, "has lora_targets 'auto', this training 'attention'"),
-        ({"steps": 4}, "has done 8 steps; set steps above that"),
+        ({"steps": 4}, "has done 8 steps, and this run has 4; set steps to 8 or more"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
@@ -215,7 +212,10 @@ def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint_of(settings, 8, tmp_path)
+    path = make_checkpoint(settings, tmp_path)
+    kept = read_checkpoint(path)
+    history = {"losses": [1.0] * 8, "row_norms": [1.0]}
+    write_checkpoint(replace(kept, step=8, history=history), tmp_path)
     given = {"base_model": "z-image", "rank": 2, "steps": 9, "resolution": "64"} | changes
     wrong = settle(dataset=photos, resume_from=tmp_path, seed=11, **given)
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
 
 
 def test_a_damaged_checkpoint_is_refused(settings: Settings, tmp_path: Path) -> None:
-    path = checkpoint_of(settings, 8, tmp_path)
+    path = make_checkpoint(settings, tmp_path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BrokenCheckpoint, match="not a whole checkpoint"):
         read_checkpoint(path)

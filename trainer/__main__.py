@@ -96,7 +96,10 @@ def show_plan(settings: "Settings") -> None:
     """Prints what the training would take in memory and time."""
     from trainer.plan_table import plan
 
-    print(plan(settings))
+    try:
+        print(plan(settings))
+    except ValueError as error:  # lora_targets that fit no layer
+        sys.exit(f"error: {error}")
 
 
 def run(settings: "Settings") -> None:

@@ -1,11 +1,13 @@
 """What can be wrong with settings by themselves, before data or models are looked at."""
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from families.tokens import check_unicode
+from trainer.checkpoint import MAX_STEPS
 from trainer.noise_levels import SCHEDULED, TIMESTEP_SAMPLINGS
 from trainer.optimizers import OPTIMIZERS, SCHEDULES, is_installed
 from trainer.outputs import is_safe_name
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS = ("auto", "none", "fp8", "int8", "nf4")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+
+MAX_TEXT_BYTES = 64 << 10  # of a setting, as JSON: meta.json holds them all
 
 LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for another optimiser
 
@@ -31,8 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_grad_norm": (1e-6, 1e6),
     "ema_decay": (0, 0.99999),
     "seed": (0, 2**63 - 1),
-    "checkpoint_every": (0, 100_000),
-    "sample_every": (0, 100_000),
+    "sample_every": (0, MAX_STEPS),
 }
 CHOICES: dict[str, Sequence[str]] = {
     "optimizer": tuple(OPTIMIZERS),
@@ -54,22 +57,29 @@ def faults(settings: "Settings") -> list[str]:
 
 
 def _unreadable(settings: "Settings") -> Iterator[str]:
-    texts = {name: each for name, each in vars(settings).items() if isinstance(each, str)}
+    samples = {f"sample.{name}": each for name, each in settings.sample_options.items()}
+    values = (vars(settings) | samples).items()
+    texts = {name: each for name, each in values if isinstance(each, str)}
     prompts = enumerate(settings.sample_prompts, start=1)
     for name, text in (texts | {f"sample prompt {n}": prompt for n, prompt in prompts}).items():
         try:
             check_unicode(name, text)
         except ValueError as error:
             yield str(error)
+    for name, value in (texts | {"sample_prompts": settings.sample_prompts}).items():
+        size = len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+        if size > MAX_TEXT_BYTES:
+            yield f"{name} has {size:,} bytes; {MAX_TEXT_BYTES:,} is the most, so shorten it"
 
 
 def _out_of_range(settings: "Settings") -> Iterator[str]:
     # 0 steps were left out.
-    ranges = ({"steps": (1, 100_000)} if settings.steps else {}) | RANGES
+    ranges = ({"steps": (1, MAX_STEPS)} if settings.steps else {}) | RANGES
     if settings.lr_warmup_steps is not None:
-        ranges["lr_warmup_steps"] = (0, settings.steps or 100_000)
-    if settings.validation_every is not None:
-        ranges["validation_every"] = (0, 100_000)
+        ranges["lr_warmup_steps"] = (0, settings.steps or MAX_STEPS)
+    for name in ("validation_every", "checkpoint_every"):
+        if getattr(settings, name) is not None:
+            ranges[name] = (0, MAX_STEPS)
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

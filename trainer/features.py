@@ -105,8 +105,12 @@ class Captions:
     ) -> None:
         self.family, self.vectors = family, vectors or {}
         distinct = sorted(set(captions))
+        # A word beyond what the encoder reads of a caption changes nothing in it.
         self.trained = {
-            text for text in distinct if set(self.vectors) & set(split_words(text, self.vectors))
+            text
+            for text in distinct
+            if set(self.vectors) & set(split_words(text, self.vectors))
+            and family.reads_new(family.tokenize(text, self.vectors))
         }
         constant = [text for text in distinct if text not in self.trained]
         kept = Tensors[str]("text features")
@@ -114,7 +118,8 @@ class Captions:
             texts = dict.fromkeys([family.empty_prompt, *constant])
             with tqdm(total=len(texts), desc="encoding captions") as progress:
                 for batch in self._alike(texts):
-                    for text, features in zip(batch, family.encode_prompts(batch), strict=True):
+                    made = family.encode_prompts(batch, self.vectors)
+                    for text, features in zip(batch, made, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
         self._kept = kept.mapped()

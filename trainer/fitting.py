@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,14 +10,15 @@ from pathlib import Path
 import torch
 
 from families.family import Family
+from families.out_of_memory import is_out_of_memory
 from families.quantization import (
     QUANTIZATIONS,
     QuantizationUnavailable,
     check_available,
 )
-from trainer.checkpoint import latest
 from trainer.memory import Shape
 from trainer.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
+from trainer.saving import Saver
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,30 +41,30 @@ class RanOut(Exception):
 
 @contextmanager
 def running_out(
-    settings: Settings, family: Family, mode: Mode, checkpoints: Path
+    settings: Settings, dtype: torch.dtype, device: torch.device, mode: Mode, saver: Saver
 ) -> Iterator[None]:
-    """Inside, a GPU that is out of memory raises `RanOut`.
+    """Inside, a device that is out of memory raises `RanOut`.
 
-    The leaner settings go on from the checkpoint that the loop has written on its way out.
+    The settings that need less memory resume from the checkpoint that `saver` has written last. It
+    holds nothing of the base model, which has to leave memory before the result is checked.
     """
-    began = time.time()
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
         # The caption's length weighs little in what the modes differ by.
-        counted = figures_of(settings, TEXT_TOKENS, family.dtype)
-        less = leaner(counted, mode, wishes_of(settings), usable(family.device))
+        counted = figures_of(settings, TEXT_TOKENS, dtype)
+        less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
-        newest = latest(checkpoints)
-        written = newest if newest is not None and newest.stat().st_mtime >= began else None
         changed = replace(
             settings,
             quantize=less.quantize,
             gradient_checkpointing=less.checkpointing,
             low_memory=less.offload,
-            resume_from=written or settings.resume_from,
+            resume_from=saver.newest or settings.resume_from,
         )
         raise RanOut(mode, changed) from error
 

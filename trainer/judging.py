@@ -1,14 +1,20 @@
 """From trained weights to a judged archive: what `trainer.gates` asks, in order.
 
-weights-unchecked.zip   while the gates that can reject it run; they take seconds
+weights-unchecked.zip   while the checks that can reject it run; they take seconds
 weights.zip             once they are passed, and again with all results in its meta.json
-weights-failed.zip      where they say that it is worthless; an earlier weights.zip stays
+weights-failed.zip      where they say that it is worthless, or where something else fails before
+                        weights.zip is written; an earlier weights.zip stays
+
+Once weights.zip is written, nothing fails any more: what cannot be checked, written or uploaded is
+a warning.
 """
 
 import gc
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +25,11 @@ from adapters.archive import Archive, read_archive, write_archive
 from adapters.overlay import Overlay
 from families.family import Family
 from families.loading import load_family
+from families.out_of_memory import free_frames, is_out_of_memory
 from families.quantization import Residence
 from families.tokens import mentions, whole_word
 from inference.drawing import draw
-from trainer import gates, report
+from trainer import gates, meta, report
 from trainer.album import Album
 from trainer.features import Sample
 from trainer.gates import SKIPPED, Gate, Worthless
@@ -31,6 +38,7 @@ from trainer.loss import draw as draw_noise
 from trainer.loss import noisy
 from trainer.previews import sample_drawings, sample_scale
 from trainer.report import Told
+from trainer.saving import Diverged
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,17 +60,18 @@ class Outcome:
 def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
     """Writes what the loop has learned to `path`, if it is worth it.
 
-    Raises `Worthless` if it is not; then it lies beside `path` as `…-failed.zip`, with a report.
+    Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
     archive = Archive(*loop.shipped(), dict(told.meta))
-    unchecked = write_archive(archive, path.with_stem(f"{path.stem}-unchecked"))
+    unchecked = write_archive(archive, _unchecked(path))
     found = [gates.learned(archive.factors), gates.reloads(archive, unchecked)]
     found.append(gates.validation_fell(told.curves))
     if any(gate.worthless for gate in found):
         failed = path.with_stem(f"{path.stem}-failed")
         os.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
-        report.write_report(replace(told, gates=found), page)
+        with _minor(f"{page} is not written"):
+            report.write_report(replace(told, gates=found), page)
         reasons = "; ".join(gate.sentence for gate in found if gate.worthless)
         raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
     os.replace(unchecked, path)
@@ -72,15 +81,57 @@ def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
     return Outcome(loop.settings, archive, path, told, album, loop.samples[0], crowded)
 
 
+@contextmanager
+def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
+    """What fails inside costs the run its weights.zip, but not what was trained.
+
+    It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
+    """
+    try:
+        yield
+    except (Worthless, Diverged):
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):  # else the run is about to be resumed
+            with _minor("what was trained cannot be kept as weights"):
+                _unchecked(path).unlink(missing_ok=True)
+                failed = path.with_stem(f"{path.stem}-failed")
+                archive = Archive(*loop.shipped(), meta.describe_weights(loop.settings))
+                write_archive(archive, failed)
+                log.warning("what was trained is kept as %s", failed)
+        raise
+    finally:
+        with suppress(OSError):
+            _unchecked(path).unlink(missing_ok=True)
+
+
 def hand_over(outcome: Outcome) -> None:
-    """Draws with the written archive, completes its meta.json, and writes the report."""
+    """Generates with the written archive, completes its meta.json, and writes the report.
+
+    Raises nothing that has to do with the result: weights.zip is complete before it begins.
+    """
     found = [*outcome.told.gates, *_drawn(outcome)]
     facts = {**outcome.told.meta, "gates": [gate.plain() for gate in found]}
-    write_archive(replace(outcome.archive, meta=facts), outcome.path)
-    told = replace(outcome.told, meta=facts, gates=found)
-    page = report.write_report(told, outcome.path.with_name(report.NAME))
+    with _minor(f"{outcome.path} stays without the results of its checks"):
+        write_archive(replace(outcome.archive, meta=facts), outcome.path)
+    page = outcome.path.with_name(report.NAME)
+    with _minor(f"{page} is not written"):
+        report.write_report(replace(outcome.told, meta=facts, gates=found), page)
+        log.info("wrote %s", page)
     gates.say(found)
-    log.info("wrote %s", page)
+
+
+@contextmanager
+def _minor(what: str) -> Iterator[None]:
+    """An error inside is a warning that says what is missing because of it."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, error)
+
+
+def _unchecked(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}-unchecked")
 
 
 def without_subject(prompt: str, subject: str | None) -> str:
@@ -92,20 +143,28 @@ def without_subject(prompt: str, subject: str | None) -> str:
 
 
 def _drawn(outcome: Outcome) -> list[Gate]:
-    """The gates that need pictures; a GPU that is too small for them costs nothing but these."""
+    """The checks that need images. One that cannot be made, for whatever reason, is skipped."""
     name = "the preview is what is drawn"
     if not outcome.settings.sample_prompts:
         return [Gate(name, SKIPPED, "give sample_prompts to have it checked")]
     gc.collect()  # of the training nothing may be left on the GPU
+    found: list[Gate] = []
     try:
-        return _redrawn(outcome)
-    except torch.OutOfMemoryError as error:
-        return [Gate(name, SKIPPED, f"out of memory ({error})")]
+        _redrawn(outcome, found)
+    except Exception as error:
+        short = "out of memory" if is_out_of_memory(error) else type(error).__name__
+        free_frames(error)
+        log.warning("a check of the result is skipped: %s (%s)", short, error)
+        found.append(Gate(name, SKIPPED, f"{short} ({error})"))
+    return found
 
 
 @torch.inference_mode()
-def _redrawn(outcome: Outcome) -> list[Gate]:
-    """Draws as a prediction does: a base loaded anew, the archive as it lies on the disk."""
+def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
+    """Generates as a prediction does: with a base loaded anew, and the archive from the disk.
+
+    Adds the checks to `found`, one by one.
+    """
     settings, album = outcome.settings, outcome.album
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
@@ -126,16 +185,16 @@ def _redrawn(outcome: Outcome) -> list[Gate]:
     after = _velocities(family, outcome, neutral.prompt)
     adapted = draw(family, neutral)[0]
     share = ((after - before).norm() / before.norm()).item()
-    found = [
-        gates.drift_of_velocity(share, neutral.prompt),
-        gates.drift_of_pictures(base, adapted, neutral.prompt),
-    ]
+    found.append(gates.drift_of_velocity(share, neutral.prompt))
+    found.append(gates.drift_of_pictures(base, adapted, neutral.prompt))
     overlay.apply([(archive.factors, sample_scale(settings))])
-    if settings.steps in album.thumbnails:
+    if settings.steps in album.thumbnails and album.last:
         drawn, exact = draw(family, first, vectors)[0], family.device.type == "cpu"
-        return [gates.previews_match(album.last[0], drawn, exact), *found]
-    album.add(settings.steps, [draw(family, drawing, vectors) for drawing in drawings])
-    return found
+        found.insert(0, gates.previews_match(album.last[0], drawn, exact))
+        return
+    pictures = [draw(family, drawing, vectors) for drawing in drawings]
+    with _minor("the images of the last step are not written"):
+        album.add(settings.steps, pictures)
 
 
 def _velocities(family: Family, outcome: Outcome, prompt: str) -> Tensor:

@@ -4,31 +4,31 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from adapters.factors import Factors
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
+from families.out_of_memory import free_frames
 from families.transfer import onto
 from trainer.batches import Batches
-from trainer.checkpoint import Checkpoint, write_checkpoint
+from trainer.checkpoint import Checkpoint
 from trainer.distributed import processes
 from trainer.features import Captions, Sample
+from trainer.history import History, Progress, Trained
 from trainer.loss import draw, flow_loss
 from trainer.noise_levels import NoiseLevels
-from trainer.optimizers import OPTIMIZERS, make_optimizer, rate_at
+from trainer.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.randomness import generator
-from trainer.resume import exactness, identity
+from trainer.saving import Diverged, Saver
 from trainer.settings import Settings
+from trainer.zero_prior import check_gradient
 
 log = logging.getLogger(__name__)
 
@@ -37,35 +37,8 @@ Report = Callable[[str, float], None]  # a metric's name and value, for whoever 
 
 # A model that answers nothing at all has the variance of noise and latents together, 2 or so.
 EXPLODED = 100.0
-
-
-class Diverged(RuntimeError):
-    """A loss that is no longer a number, or none that a working model has."""
-
-
-@dataclass
-class History:
-    """What the loop tells of itself, step by step."""
-
-    losses: list[Tensor] = field(default_factory=list)  # one per step, wherever they lie
-    row_norms: list[Tensor] = field(default_factory=list)  # gradient, where the word was seen
-    validation: list[list[float]] = field(default_factory=list)  # a step and its loss at each sigma
-
-    def plain(self) -> dict[str, list[Any]]:
-        """The same as numbers, oldest first."""
-        return {
-            name: torch.stack(values).tolist() if values else []
-            for name, values in (("losses", self.losses), ("row_norms", self.row_norms))
-        } | {"validation": self.validation}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What is left to tell when all steps are done."""
-
-    losses: list[float]  # one per step
-    steps_per_second: float
-    row_norms: list[float]  # of the placeholder's gradient, one per step that saw it
+# Steps with the placeholder until its gradient is looked at, once: reading it waits for the device.
+GRADIENT_STEPS = 5
 
 
 class Loop:
@@ -119,9 +92,10 @@ class Loop:
         }
         self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
         chosen = settings.optimizer
-        kinds = {"lora": chosen, "placeholder": OPTIMIZERS[chosen].for_rows or chosen}
+        kinds = {"lora": chosen, "placeholder": rows_optimizer(chosen)}
+        self.optimizer_kinds = {name: kinds[name] for name in self._full_rates}
         self.optimizers = {
-            name: make_optimizer(kinds[name], *groups[name]) for name in self._full_rates
+            name: make_optimizer(kind, *groups[name]) for name, kind in self.optimizer_kinds.items()
         }
         self.ema = (
             EMAModel(self.parameters, settings.ema_decay, foreach=True)
@@ -132,7 +106,9 @@ class Loop:
         self.done = 0  # steps
         self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before they were clipped
         self.history = History()
-        self._stepping = False  # an optimiser step is half done
+        self._stepping = False  # an optimizer step is half done
+        self._ending: BaseException | None = None  # to be raised when it is done
+        self._gradient_seen = False
 
     def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """latents_BCHW, noise_BCHW, sigma_B and captions of a batch, from its counters alone.
@@ -200,6 +176,17 @@ class Loop:
             self.history.row_norms.append(self.norms["placeholder"])
         self.done = step + 1
         self._stepping = False
+        if self._ending is not None:
+            raise self._ending
+
+    def stop(self, ending: BaseException) -> None:
+        """Raises `ending`, now or when the optimizer step that is half done is whole.
+
+        For signal handlers: a state in the middle of a step cannot be resumed.
+        """
+        if not self._stepping:
+            raise ending
+        self._ending = ending
 
     @property
     def rates(self) -> dict[str, float]:
@@ -243,50 +230,54 @@ class Loop:
     def run(
         self,
         report: Report | None = None,
-        checkpoints: Path | None = None,
+        saver: Saver | None = None,
         after_step: Sequence[Callable[["Loop"], None]] = (),
     ) -> Trained:
-        """The steps that are left, with a checkpoint every `checkpoint_every` of them.
+        """Does the steps that are left. `saver` writes checkpoints, the last one at the end.
 
-        Each of `after_step` is called after every optimiser step, before its checkpoint; what it
+        Each of `after_step` is called after every optimizer step, before its checkpoint; what it
         draws at random is its own affair, since the loop's draws are counter-based. Of several
         processes the main one alone shows, calls and writes.
 
-        Where the run is cancelled, its state is written as a checkpoint before the cancellation
-        goes on. Raises `Diverged`, naming the last good checkpoint, as soon as the loss
-        explodes.
+        Where the run is stopped, its state is saved before the error goes on. Raises `Diverged`,
+        naming the last good checkpoint, as soon as the loss explodes, and `ZeroPriorBroken` if the
+        first steps with the placeholder had no gradient for it.
         """
-        steps, every = self.settings.steps, self.settings.checkpoint_every
-        main = self.processes.is_main_process
+        steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
-            report, checkpoints, after_step = None, None, ()
+            report, saver, after_step = None, None, ()
         shown = max(1, steps // 200)  # reading a loss waits for the device
         start, begun = self.done, time.perf_counter()
-        saved: Path | None = None
-        progress = tqdm(total=steps, initial=start, desc="training", unit="step", disable=not main)
         try:
-            with progress:
+            if saver is not None and start < steps:
+                saver.begin(self)
+            with Progress(
+                total=steps, initial=start, desc="training", unit="step", disable=not main
+            ) as progress:
                 for step in range(start, steps):
                     self.step(step)
                     if self.done % shown == 0 or self.done in (1, steps):
-                        self._show(progress, report, shown)
+                        report = self._show(progress, report, shown)
+                    self._check_gradient()
                     progress.update()
                     paused = time.perf_counter()
                     for call in after_step:
                         call(self)
                     begun += time.perf_counter() - paused  # watching is not the steps' time
-                    if checkpoints is not None and every and self.done % every == 0:
-                        if not self.finite():  # before a good checkpoint makes room for it
-                            raise Diverged(f"what is trained holds NaN at step {self.done}")
-                        saved = self._save(checkpoints)
+                    if saver is not None:
+                        saver.after_step(self)
+            if not self.finite():
+                raise Diverged("what was trained holds NaN or infinity; lower learning_rate")
+            if saver is not None and start < steps:
+                saver.finish(self)
         except Diverged as error:
-            if saved is None:
+            if saver is None or saver.newest is None:
                 raise
-            raise Diverged(f"{error}; the last good checkpoint is {saved}") from error
-        except BaseException:
-            whole = self.done > start and not self._stepping and self.finite()
-            if checkpoints is not None and whole:
-                self._save_on_the_way_out(checkpoints)
+            raise Diverged(f"{error}; the last good checkpoint is {saver.newest}") from error
+        except BaseException as error:
+            free_frames(error)  # of the failed step, whose tensors may fill the device
+            if saver is not None and self.done > start:
+                self._save_on_the_way_out(saver)
             raise
         plain = self.history.plain()
         return Trained(
@@ -295,8 +286,9 @@ class Loop:
             row_norms=plain["row_norms"],
         )
 
-    def _show(self, progress: Any, report: Report | None, shown: int) -> None:
-        loss = torch.stack(self.history.losses[-shown:]).mean().item()
+    def _show(self, progress: Any, report: Report | None, shown: int) -> Report | None:
+        """Shows the mean loss of the last steps. Gives the report to go on with."""
+        loss = self.history.mean_loss(shown)
         if not loss < EXPLODED:  # NaN, too
             raise Diverged(
                 f"the loss is {loss} at step {self.done}; lower learning_rate "
@@ -304,35 +296,36 @@ class Loop:
             )
         progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if report is not None:
-            report("loss", loss)
-            report("step", float(self.done))
+            try:
+                report("loss", loss)
+                report("step", float(self.done))
+            except Exception as error:
+                log.warning("the progress is no longer reported (%s)", error)
+                return None
+        return report
+
+    def _check_gradient(self) -> None:
+        """Looks once, after a few steps, whether any of them had a gradient for the placeholder."""
+        if self._gradient_seen or len(self.history.row_norms) < GRADIENT_STEPS:
+            return
+        assert self.placeholder is not None
+        check_gradient(self.placeholder, self.history.plain()["row_norms"])
+        self._gradient_seen = True
 
     def finite(self) -> bool:
         """Whether all that is trained is still finite numbers."""
         return all(bool(value.isfinite().all()) for value in self.named.values())
 
-    def _save_on_the_way_out(self, folder: Path) -> None:
-        try:
-            log.info("stopped after %d steps; go on from %s", self.done, self._save(folder))
-        except OSError as error:  # what stopped the run is to be heard of, not this
-            log.warning("stopped after %d steps, of which no checkpoint is: %s", self.done, error)
-
-    def _save(self, folder: Path) -> Path:
-        facts = identity(self.settings) | {
-            "settings": exactness(self.settings),
-            "data": self.data,
-        }
-        averages = [] if self.ema is None else self.ema.shadow_params
-        checkpoint = Checkpoint(
-            step=self.done,
-            identity=facts,
-            parameters={name: value.detach() for name, value in self.named.items()},
-            optimizers={name: each.state_dict() for name, each in self.optimizers.items()},
-            history=self.history.plain(),
-            averages=dict(zip(self.named, averages, strict=False)),
-            averaged_steps=0 if self.ema is None else self.ema.optimization_step,
-        )
-        return write_checkpoint(checkpoint, folder)
+    def _save_on_the_way_out(self, saver: Saver) -> None:
+        if self._stepping:
+            log.warning(
+                "stopped in the middle of an optimizer step; the last checkpoint is %s",
+                saver.newest,
+            )
+            return
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)  # their memory is of use for the copies
+        saver.stopped(self)
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -347,12 +340,9 @@ class Loop:
                 average.copy_(kept[name])
             self.ema.optimization_step = checkpoint.averaged_steps
         self.done = checkpoint.step
-        losses, row_norms = (
-            [torch.tensor(value) for value in checkpoint.history[name]]
-            for name in ("losses", "row_norms")
-        )
+        past = checkpoint.history
         self.history = History(
-            losses=losses,
-            row_norms=row_norms,
-            validation=checkpoint.history.get("validation", []),
+            losses=list(past["losses"]),
+            row_norms=list(past["row_norms"]),
+            validation=[list(row) for row in past.get("validation", [])],
         )

@@ -1,5 +1,6 @@
 """What `meta.json` and `run.json` say, so that a run can be understood and repeated."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,11 @@ from trainer.loop import Trained
 from trainer.resume import data_identity
 from trainer.settings import Settings
 from trainer.validation import Curves
+
+# meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
+PICTURES_BYTES = 2 << 20  # of images and their captions
+CAPTION_LETTERS = 1000
+MEASUREMENTS = 1000  # of the validation
 
 _LIBRARIES = ("diffusers", "peft", "safetensors", "torch", "transformers")
 
@@ -81,6 +87,20 @@ def describe_run(
     }
 
 
+def describe_weights(settings: Settings) -> dict[str, Any]:
+    """What a prediction has to know about weights, and no more."""
+    meta: dict[str, Any] = {
+        "base_model": settings.base.hub_id,
+        "training_mode": settings.training_mode,
+        "train_placeholder_token": settings.train_placeholder_token,
+        "rank": settings.rank,
+        "steps": settings.steps,
+    }
+    if settings.subject is not None:
+        meta["placeholder_token"] = settings.subject
+    return meta
+
+
 def describe(
     settings: Settings,
     dataset: Mapping[str, Any],
@@ -91,11 +111,7 @@ def describe(
 ) -> dict[str, Any]:
     """The content of `meta.json`, JSON types alone; `dataset` is what `DatasetFile` describes."""
     meta: dict[str, Any] = {
-        "base_model": settings.base.hub_id,
-        "training_mode": settings.training_mode,
-        "train_placeholder_token": settings.train_placeholder_token,
-        "rank": settings.rank,
-        "steps": settings.steps,
+        **describe_weights(settings),
         "turbo_adapter": {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
         "settings": _plain(settings),
         "dataset": dict(dataset),
@@ -110,12 +126,50 @@ def describe(
     }
     if zero_prior is not None:
         meta |= {
-            "placeholder_token": settings.placeholder_token,
             "placeholder_token_id": zero_prior["placeholder_token_id"],
             "placeholder_init_std": settings.placeholder_init_std,
             "zero_prior": zero_prior,
         }
-    return meta
+    return bounded(meta)
+
+
+def bounded(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same, small enough to be read back, with a note where something is left out.
+
+    Long captions are cut, and images and measurements beyond a number are left out. Settings are
+    bounded when they enter (`trainer.checks`).
+    """
+    meta = {**meta, "dataset": dict(meta["dataset"]), "validation": dict(meta["validation"])}
+    left_out = {}
+
+    pictures = [dict(each) for each in meta["dataset"]["pictures"]]
+    if _size(pictures) > PICTURES_BYTES:
+        long = [each for each in pictures if len(each["caption"]) > CAPTION_LETTERS]
+        for each in long:
+            each["caption"] = each["caption"][:CAPTION_LETTERS] + "\u2026"
+        kept, size = [], 0
+        for each in pictures:
+            size += _size(each)
+            if size > PICTURES_BYTES:
+                break
+            kept.append(each)
+        left_out["captions"] = f"{len(long)} are cut after {CAPTION_LETTERS} characters"
+        left_out["pictures"] = f"{len(pictures) - len(kept)} of {len(pictures)} are left out"
+        meta["dataset"]["pictures"] = kept
+
+    steps, losses = meta["validation"]["steps"], meta["validation"]["losses"]
+    if len(steps) > MEASUREMENTS:
+        last = len(steps) - 1
+        chosen = sorted({round(k * last / (MEASUREMENTS - 1)) for k in range(MEASUREMENTS)})
+        meta["validation"]["steps"] = [steps[index] for index in chosen]
+        meta["validation"]["losses"] = [losses[index] for index in chosen]
+        left_out["validation"] = f"{len(steps) - len(chosen)} of {len(steps)} are left out"
+    return {**meta, "left_out": left_out} if left_out else meta
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value in the file, indentation included."""
+    return len(json.dumps(value, indent=8, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 def _versions() -> dict[str, str]:

@@ -4,8 +4,10 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -64,6 +66,26 @@ def make_optimizer(
     """The optimiser over one group of parameters; LoRA and placeholder get one each."""
     group = {"params": parameters, "lr": rate, "weight_decay": weight_decay}
     return OPTIMIZERS[name].make([group])
+
+
+def rows_optimizer(name: str) -> str:
+    """The optimizer of the placeholder where the LoRA has this one."""
+    return OPTIMIZERS[name].for_rows or name
+
+
+@cache
+def fresh_state(name: str, shape: tuple[int, ...], start: float = 1.0) -> dict[str, Any]:
+    """The optimizer's state_dict for one parameter of a shape, after one step.
+
+    It tells how large a state is, and what a state from a file has to look like. Of a parameter
+    that starts from zeros, as half of a LoRA does, prodigy keeps less.
+    """
+    device = "cuda" if OPTIMIZERS[name].needs_gpu and torch.cuda.is_available() else "cpu"
+    parameter = nn.Parameter(torch.full(shape, start, device=device))
+    optimizer = make_optimizer(name, [parameter], 1e-3, 0.0)
+    parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    return optimizer.state_dict()
 
 
 def is_installed(name: str) -> bool:

@@ -3,21 +3,28 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.factors import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import find_base
+from families.bases import BASES, by_hub_id
+from families.sketch import sketch
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, is_checkpoint, latest, read_checkpoint
 from trainer.dataset import Example
 from trainer.distributed import processes
+from trainer.optimizers import fresh_state, rows_optimizer
 from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
+
+NAME_LETTERS = 120  # of an image's name in a checkpoint
 
 
 def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
@@ -53,6 +60,8 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
         return archive
     except (BrokenCheckpoint, BrokenArchive) as error:
         raise SettingsError(f"resume_from: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"resume_from: {path} cannot be read ({error})") from error
 
 
 def identity(settings: Settings) -> dict[str, object]:
@@ -67,14 +76,21 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """A hash of the picture and one of the caption, by the picture's name."""
+    """A hash of the image and one of the caption, by the image's name."""
     return {
-        each.name: [
+        _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
             for content in (each.data, each.caption.encode())
         ]
         for each in examples
     }
+
+
+def _short(name: str) -> str:
+    """The name, or one of limited length: the header of a checkpoint may not grow without bound."""
+    if len(name) <= NAME_LETTERS:
+        return name
+    return f"{name[:NAME_LETTERS]} {hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def continue_weights(archive: Archive, lora: Lora, placeholder: Placeholder | None) -> None:
@@ -93,11 +109,12 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
                 f"resume_from: {path} has {name} {found!r}, this training {wanted!r}; "
                 f"set {name} to {found!r}, or start anew"
             )
-    if checkpoint.step >= settings.steps:
+    if checkpoint.step > settings.steps:
         raise SettingsError(
-            f"resume_from: {path} has done {checkpoint.step} steps; "
-            f"set steps above that (now {settings.steps})"
+            f"resume_from: {path} has done {checkpoint.step} steps, and this run has "
+            f"{settings.steps}; set steps to {checkpoint.step} or more"
         )
+    _check_state(checkpoint, settings, path)
     then, now = checkpoint.identity.get("settings", {}), exactness(settings)
     changed = [
         f"{name} {then[name]!r} -> {value!r}"
@@ -162,17 +179,137 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
     rank = rank_of(archive.factors)
     if rank != settings.rank:
         raise SettingsError(
-            f"resume_from: {path} has rank {rank}, this training {settings.rank}; "
-            f"set rank to {rank}"
+            f"resume_from: {path} has rank {rank}, this run {settings.rank}; set rank to {rank}"
         )
-    if archive.base_model and find_base(archive.base_model).family != settings.base.family:
+    base = archive.base_model
+    if base and base != settings.base.hub_id and _family(base, path) != settings.base.family:
         raise SettingsError(
-            f"resume_from: {path} was trained on {archive.base_model}, "
-            f"not on {settings.base.hub_id}"
+            f"resume_from: {path} was trained on {base}, not on {settings.base.hub_id}"
         )
     token = archive.placeholder.token if archive.placeholder else None
     if token is not None and token != settings.subject:
         raise SettingsError(
-            f"resume_from: {path} was trained with the placeholder {token!r}, this training "
+            f"resume_from: {path} was trained with the placeholder {token!r}, this run "
             f"has {settings.subject!r}; set placeholder_token to {token!r}"
         )
+    shapes = _trained_shapes(settings)
+    found = {
+        name: (tuple(down.shape), tuple(up.shape)) for name, (down, up) in archive.factors.items()
+    }
+    wanted = dict(shapes.lora)
+    if found.keys() != wanted.keys():
+        more, fewer = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+        said = [f"{len(more)} that this run does not train ({more[0]}, …)"] * bool(more)
+        said += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] * bool(fewer)
+        raise SettingsError(
+            f"resume_from: {path} holds other layers than lora_targets {settings.lora_targets!r} "
+            f"of {settings.base.name}: {' and '.join(said)}"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise SettingsError(
+                f"resume_from: {path} has shapes {found[name]} for {name}, and "
+                f"{settings.base.name} needs {shape}; it was trained on another model"
+            )
+    rows = archive.placeholder.vectors.shape if archive.placeholder else None
+    if rows is not None and tuple(rows) != shapes.rows:
+        raise SettingsError(
+            f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
+            f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
+        )
+
+
+def _family(base_model: str, path: Path) -> str:
+    """The family of a base model that a file names."""
+    base = BASES.get(base_model) or by_hub_id(base_model)
+    if base is None:
+        raise SettingsError(
+            f"resume_from: {path} was trained on {base_model[:200]!r}, which is not a known base "
+            "model; give weights of this base model"
+        )
+    return base.family
+
+
+# ---- The shapes of what is trained ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of what a run trains, known without the weights of its base model."""
+
+    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in their order
+    rows: tuple[int, int]  # of the placeholder
+
+
+def _trained_shapes(settings: Settings) -> Shapes:
+    """Counted on the model's structure alone. Raises `SettingsError` for wrong `lora_targets`."""
+    family = sketch(settings.base)
+    try:
+        targets = set(family.lora_targets(settings.lora_targets))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    lora = [
+        (name, ((settings.rank, module.in_features), (module.out_features, settings.rank)))
+        for name, module in family.transformer.named_modules()
+        if name in targets
+    ]
+    width = family.text_encoder.get_input_embeddings().weight.shape[1]
+    return Shapes(lora, (1, width))
+
+
+def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
+    """Whether the tensors have the shapes that this run's LoRA, placeholder and optimizer need."""
+    shapes = _trained_shapes(settings)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for number, (_, pair) in enumerate(shapes.lora):
+        wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
+    if settings.subject is not None:
+        wanted["placeholder.0"] = shapes.rows
+    found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            shape = found.get(name, "nothing")
+            raise SettingsError(
+                f"resume_from: {path} is of another model: parameters {name} has shape {shape}, "
+                f"and {settings.base.name} needs {wanted.get(name, 'nothing')}"
+            )
+    kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
+    for name, state in checkpoint.optimizers.items():
+        options = state["param_groups"][0] | {"params": []}
+        right = fresh_state(kinds[name], shapes.rows)["param_groups"][0] | {"params": []}
+        faults = [unlike(options, right, f"optimizers.{name}.param_groups[0]")]
+        for number, values in state["state"].items():
+            shape, part = found[f"{name}.{number}"], f"optimizers.{name}.state[{number}]"
+            rights = [fresh_state(kinds[name], shape, start)["state"][0] for start in (0.0, 1.0)]
+            unlikes = [unlike(values, right, part) for right in rights]
+            faults.append(unlikes[1] if all(unlikes) else None)
+        fault = next(filter(None, faults), None)
+        if fault is not None:
+            raise SettingsError(f"resume_from: {path} is damaged: {fault}")
+
+
+def unlike(found: Any, right: Any, part: str) -> str | None:
+    """How a part of an optimizer's state differs in structure from a right one; None: it doesn't.
+
+    Tensors must agree in shape and type, tables in their keys, other values in their type.
+    """
+    if isinstance(right, Tensor):
+        if not isinstance(found, Tensor):
+            return f"{part} is not a tensor"
+        if (found.shape, found.dtype) != (right.shape, right.dtype):
+            shapes = [f"{tuple(each.shape)} of {each.dtype}" for each in (found, right)]
+            return f"{part} has shape {shapes[0]}, not {shapes[1]}"
+        return None
+    if isinstance(right, dict):
+        if not isinstance(found, dict) or found.keys() != right.keys():
+            return f"{part} does not hold {', '.join(map(str, right))}"
+        parts = ((found[key], right[key], f"{part}.{key}") for key in right)
+    elif isinstance(right, (list, tuple)):
+        if not isinstance(found, list) or len(found) != len(right):
+            return f"{part} is not a list of {len(right)} values"
+        parts = ((found[k], each, f"{part}[{k}]") for k, each in enumerate(right))
+    else:
+        numbers = [isinstance(each, (int, float)) for each in (found, right)]
+        same = all(numbers) or type(found) is type(right)
+        return None if same else f"{part} is not like {right!r}"
+    return next((fault for each in parts if (fault := unlike(*each))), None)

@@ -4,9 +4,7 @@ import ctypes
 import gc
 import logging
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -21,6 +19,7 @@ from adapters.placeholder import Placeholder, check_token
 from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.loading import load_family
+from families.out_of_memory import free_frames
 from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
@@ -34,14 +33,15 @@ from trainer.dataset import Example, read_dataset
 from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
 from trainer.fitting import RanOut, TooLarge, fit, running_out
-from trainer.judging import Outcome, hand_over, judge
-from trainer.loop import Diverged, Loop, Report
+from trainer.judging import Outcome, hand_over, judge, kept_if_it_fails
+from trainer.loop import Loop, Report
 from trainer.outputs import Run, open_run
 from trainer.previews import Previews
 from trainer.publish import check_repository, publish
 from trainer.report import Told
 from trainer.resume import continue_weights, data_identity, read_resume
-from trainer.secret import Secret, Secrets
+from trainer.saving import Saver
+from trainer.secret import Secret, Secrets, hidden
 from trainer.settings import Settings, SettingsError, settle
 from trainer.stage import SecondBase, Stage
 from trainer.trackers import Trackers
@@ -57,22 +57,15 @@ log = logging.getLogger(__name__)
 def _given_back() -> Iterator[None]:
     """Whatever comes of what is done inside, the memory that it took is free when it ends.
 
-    An error's frames are emptied, since whoever hears of it would else keep all they worked with.
+    An error's frames are emptied, since they keep all that the failed functions worked with.
     """
     try:
         yield
     except BaseException as error:
-        _let_go(error)
+        free_frames(error)
         raise
     finally:
         _give_back_memory()
-
-
-def _let_go(error: BaseException) -> None:
-    """Empties the frames that an error has come through, and what it came from."""
-    traceback.clear_frames(error.__traceback__)
-    for earlier in filter(None, {error.__cause__, error.__context__}):  # often the same
-        _let_go(earlier)
 
 
 def _give_back_memory() -> None:
@@ -83,7 +76,10 @@ def _give_back_memory() -> None:
     """
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # after some errors the GPU answers nothing else
+            log.warning("the GPU's memory is not given back: %s", error)
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
@@ -155,9 +151,13 @@ def _train_in(
             settings = short.leaner
         _give_back_memory()  # only here, where no frame of the first attempt is left
         log.warning("trying once more in the next leaner mode")
-    processes().wait_for_everyone()
-    if outcome is not None and settings.hf_repo_id:
-        publish(path, settings.hf_repo_id, secrets.hf_token)
+    try:  # the weights are written, and nothing that fails now may withhold them
+        processes().wait_for_everyone()
+        if outcome is not None and settings.hf_repo_id:
+            publish(path, settings.hf_repo_id, secrets.hf_token)
+    except Exception as error:
+        said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
+        log.warning("%s is complete, but what comes after it failed (%s)", path, said)
     return path
 
 
@@ -187,15 +187,22 @@ def _train(
     adapter = _turbo_adapter(settings)
     run.describe(meta.describe_run(settings, examples, dataset, served))
     trackers = until_written.enter_context(Trackers(settings, run.folder, secrets.wandb_api_key))
-    family = load_family(settings.base)
+    try:
+        family = load_family(settings.base)  # its weights are loaded later
+        targets = family.lora_targets(settings.lora_targets)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)
     check_texts(examples, family, settings)
-    targets = family.lora_targets(settings.lora_targets)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
     family.reside(memory.residence)
-    until_written.enter_context(running_out(settings, family, memory.mode, run.checkpoints))
+    saver = Saver(run.checkpoints, run.weights)
+    until_written.callback(saver.release)
+    until_written.enter_context(
+        running_out(settings, family.dtype, family.device, memory.mode, saver)
+    )
 
     # Encode, once.
     samples = encode_pictures(family, examples, settings)
@@ -252,28 +259,28 @@ def _train(
     if loop.processes.is_main_process:
         for each in watchers:
             each.begin(loop)
-    with _heard_out():
-        trained = loop.run(report, run.checkpoints, [each.after_step for each in watchers])
+    with _stopped_by_signals(loop):
+        trained = loop.run(report, saver, [each.after_step for each in watchers])
 
-    # Prove and write.
-    with loop.averaged():
-        zero_prior = proof.result(trained.row_norms) if proof is not None else None
-    if zero_prior is not None:
-        log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
-    if not loop.finite():
-        raise Diverged("what was trained holds NaN or infinity; lower learning_rate")
-    facts = meta.describe(settings, dataset, trained, zero_prior, adapter, validation.curves)
+    # Prove and write. From here on the checkpoint of the last step is there to resume from.
     if not loop.processes.is_main_process:
         return run.weights, None
-    told = Told(
-        facts,
-        examples,
-        trained.losses,
-        validation.curves,
-        previews.album.columns,
-        previews.thumbnails,
-    )
-    return run.weights, judge(loop, told, previews.album, run.weights)
+    saver.release()
+    with kept_if_it_fails(loop, run.weights):
+        with loop.averaged():
+            zero_prior = proof.result(trained.row_norms) if proof is not None else None
+        if zero_prior is not None:
+            log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
+        facts = meta.describe(settings, dataset, trained, zero_prior, adapter, validation.curves)
+        told = Told(
+            facts,
+            examples,
+            trained.losses,
+            validation.curves,
+            previews.album.columns,
+            previews.thumbnails,
+        )
+        return run.weights, judge(loop, told, previews.album, run.weights)
 
 
 def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
@@ -294,21 +301,34 @@ def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
 
 
 @contextmanager
-def _heard_out() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as Ctrl-C does, by an exception that lets the loop save.
+def _stopped_by_signals(loop: Loop) -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end the run by an exception that lets the loop save its state.
 
-    Only there: before and after it there is nothing to save, and a library that is interrupted
-    within may call it a broken file. A program that has a handler of its own keeps it.
+    The first of them is the only one: a second one must not interrupt the saving. Before and
+    after the loop there is nothing to save, and a library that is interrupted may call a file
+    broken. A program that has handlers of its own keeps them.
     """
+    ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = {
+        each: handler
+        for each, handler in ours.items()
+        if main and signal.getsignal(each) == handler
+    }
+
+    def stop(number: int, _: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        interrupted = number == signal.SIGINT
+        loop.stop(KeyboardInterrupt() if interrupted else SystemExit(128 + number))
+
     try:
+        for each in before:
+            signal.signal(each, stop)
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

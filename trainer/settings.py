@@ -9,7 +9,7 @@ from typing import Any
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base
 from trainer.buckets import parse_resolutions
-from trainer.checkpoint import is_checkpoint, latest, read_checkpoint
+from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
 from trainer.checks import faults
 from trainer.optimizers import OPTIMIZERS
 from trainer.presets import find_preset, left_out, steps_for
@@ -68,7 +68,8 @@ class Settings:
 
     # Going on.
     resume_from: Path | None = None  # a checkpoint, a folder of them, or a weights.zip
-    checkpoint_every: int = 0  # steps; 0 writes a checkpoint only where a run is cancelled
+    # Steps. None: ten times in a run and at least every 10 minutes; 0: only when it ends or stops.
+    checkpoint_every: int | None = None
 
     # What is shown and written.
     output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
@@ -202,10 +203,15 @@ def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]
 
 
 def _seed(resume: Path | None) -> int:
-    """A resumed training keeps its seed; a new one draws one."""
+    """A resumed run keeps its seed; a new one draws one."""
     checkpoint = None
     if resume is not None:
         checkpoint = latest(resume) if resume.is_dir() else resume
     if checkpoint is not None and is_checkpoint(checkpoint):
-        return read_checkpoint(checkpoint).identity["settings"]["seed"]
+        try:
+            seed = read_header(checkpoint)["identity"].get("settings", {}).get("seed")
+        except BrokenCheckpoint as error:
+            raise SettingsError(f"resume_from: {error}") from error
+        if seed is not None:
+            return seed
     return secrets.randbelow(2**31)

@@ -1,7 +1,5 @@
 """What a training shows to its trackers, step by step."""
 
-import torch
-
 from trainer.album import Album
 from trainer.loop import Loop
 from trainer.trackers import Trackers
@@ -32,8 +30,7 @@ class Watching:
         steps = loop.settings.steps
         every = max(1, steps // MOMENTS)
         if loop.done % every == 0 or loop.done in (1, steps):
-            losses = torch.stack(list(loop.history.losses[-every:]))
-            values = {"loss": losses.mean().item()}
+            values = {"loss": loop.history.mean_loss(every)}
             for name, rate in loop.rates.items():
                 values[f"learning_rate/{name}"] = rate
                 values[f"gradient_norm/{name}"] = float(loop.norms[name])

@@ -43,11 +43,8 @@ class ZeroPriorProof:
                 "no step saw %s, so it is as new as before; train for more steps",
                 self.placeholder.token,
             )
-        elif not max(row_norms) > 0:
-            raise ZeroPriorBroken(
-                f"the gradient of {self.placeholder.token} was zero in every step; is it within "
-                f"the first {self.family.max_text_tokens} tokens of the captions?"
-            )
+        else:
+            check_gradient(self.placeholder, row_norms)
         return {
             "placeholder_token_id": self.token_id,
             "norm_start": self.norm_start,
@@ -56,6 +53,15 @@ class ZeroPriorProof:
             "largest_gradient_norm": max(row_norms, default=0.0),
             "text_encoder_tensors_unchanged": len(after),
         }
+
+
+def check_gradient(placeholder: Placeholder, row_norms: Sequence[float]) -> None:
+    """Raises `ZeroPriorBroken` if the gradient was zero in all of the steps that saw the token."""
+    if not max(row_norms) > 0:
+        raise ZeroPriorBroken(
+            f"the gradient of {placeholder.token} was zero in every step that saw it "
+            f"({len(row_norms)} steps), so its embedding is not trained"
+        )
 
 
 def fingerprint(module: nn.Module) -> dict[str, int]:

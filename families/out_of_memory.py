@@ -1,0 +1,33 @@
+"""Errors that mean that a device is out of memory, whichever library raises them."""
+
+import traceback
+
+import torch
+
+# PyTorch's allocator raises OutOfMemoryError. Others say it in their messages: the driver and the
+# allocator of pinned memory ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED),
+# cuDNN (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and PyTorch's CPU allocator.
+_SAID = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or in pinned host memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(said in message for said in _SAID)
+
+
+def free_frames(error: BaseException) -> None:
+    """Empties the frames that an error has come through, and those of the errors behind it.
+
+    They hold all tensors that the failed function was working with.
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and not any(each is other for other in seen):
+            seen.append(each)
+            traceback.clear_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]

@@ -234,16 +234,89 @@ def test_without_a_token_it_says_where_one_comes_from(hub: Hub) -> None:
         check_repository("me/fox")
 
 
-@pytest.mark.parametrize("token", ["abc", "Bearer hf_x", "hf_a\nb", "hf_ü"])
-def test_a_token_of_another_form_is_refused_unasked_and_unshown(token: str, hub: Hub) -> None:
-    with pytest.raises(SettingsError, match="begin with hf_") as refusal:
+@pytest.mark.parametrize("token", ["Bearer hf_x", "hf_a\nb", "hf_ü", "hf_\x00"])
+def test_a_token_that_no_header_can_hold_is_refused_unasked_and_unshown(
+    token: str, hub: Hub
+) -> None:
+    with pytest.raises(SettingsError, match="characters that no token has") as refusal:
         check_repository("me/fox", Secret(token))
     assert token not in str(refusal.value) and hub.asked == []
 
 
-def test_a_token_the_hub_does_not_know_is_refused(hub: Hub) -> None:
+@pytest.mark.parametrize("token", ["hf_wrong", "api_org_wrong", "abc"])
+def test_a_token_the_hub_does_not_know_is_refused(token: str, hub: Hub) -> None:
     with pytest.raises(SettingsError, match="refused by the Hub"):
-        check_repository("me/fox", Secret("hf_wrong"))
+        check_repository("me/fox", Secret(token))
+    assert hub.asked == ["/api/whoami-v2"]
+
+
+def test_the_hub_decides_what_a_token_looks_like(hub: Hub) -> None:
+    hub.token = "oauth-0123456789"
+    check_repository("me/fox", Secret(hub.token))
+
+
+OPERATOR = "hf_operator" + "y" * 20
+
+
+@pytest.fixture
+def operators_login(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The Hub, on a machine whose operator is logged in everywhere, and may write everywhere."""
+    from huggingface_hub import constants
+
+    hub.token = OPERATOR
+    login, netrc = tmp_path / "login", tmp_path / "netrc"
+    login.write_text(OPERATOR)
+    netrc.write_text(f"machine 127.0.0.1 login me password {OPERATOR}\n")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(login))
+    monkeypatch.setenv("HF_TOKEN", OPERATOR)
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", OPERATOR)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setattr("huggingface_hub.hf_api.api.token", OPERATOR)
+    return hub
+
+
+@pytest.mark.parametrize("repository", ["me/fox", "other/fox"])
+@pytest.mark.parametrize("token", [None, " \n"])
+def test_a_request_without_a_token_is_refused_before_its_dataset_is_read(
+    repository: str, token: str | None, operators_login: Hub, tmp_path: Path
+) -> None:
+    from trainer.run import train_from_inputs
+
+    with pytest.raises(SettingsError, match="hf_repo_id needs hf_token in the same req") as refusal:
+        train_from_inputs(
+            alone=True,
+            dataset=tmp_path / "is-not-there.zip",
+            output_dir=tmp_path / "out",
+            hf_repo_id=repository,
+            hf_token=token,
+        )
+    said = str(refusal.value)
+    assert operators_login.asked == [] and not (tmp_path / "out").exists()
+    assert not any(name in said for name in ("me", "studio", "HF_TOKEN") if name in said.split())
+
+
+def test_a_request_uploads_with_its_own_token_alone(
+    operators_login: Hub, finished: Finished, tmp_path: Path
+) -> None:
+    hub = operators_login
+    hub.token = "hf_customer" + "z" * 20
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert publish(finished(), "me/fox", Secret(hub.token), from_request=True) is not None
+    assert {each for each in hub.authorizations if each} == {f"Bearer {hub.token}"}
+
+
+def test_on_the_command_line_the_login_counts(operators_login: Hub, finished: Finished) -> None:
+    check_repository("me/fox")
+    assert publish(finished(), "me/fox") is not None
+
+
+def test_no_cookie_of_one_request_is_sent_with_the_next(hub: Hub, finished: Finished) -> None:
+    hub.set_cookie = "session=anna; Path=/"
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert publish(finished(), "me/fox", Secret(hub.token), from_request=True) is not None
+    hub.cookies.clear()
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert hub.cookies == [None]
 
 
 @pytest.mark.parametrize("name", ["me/fox", "Me/fox", "studio/fox"])

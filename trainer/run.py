@@ -41,7 +41,7 @@ from trainer.resume import continue_weights, data_identity, read_resume
 from trainer.secret import Secret, Secrets
 from trainer.settings import Settings, settle
 from trainer.stage import SecondBase, Stage
-from trainer.trackers import Trackers
+from trainer.trackers import Trackers, check_trackers
 from trainer.trigger import name_trigger
 from trainer.validation import Validation, hold_out
 from trainer.watching import Watching
@@ -95,10 +95,11 @@ def train_from_inputs(
 ) -> Path:
     """Trains with the inputs of the Cog face, None standing for what was left out.
 
-    With `alone`, what an earlier training has left in the folder is removed first, unless this
-    one goes on from there: on a server it may be another customer's.
+    With `alone`, the call is a request to a server: what an earlier training has left in the
+    folder is removed first, unless this one goes on from there, since it may be another
+    customer's; and only the request's own keys are used.
     """
-    secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token))
+    secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token), from_request=alone)
     return train(settle(**inputs), report, secrets, alone)
 
 
@@ -116,8 +117,9 @@ def train(
     is raised where that does not help. `alone` keeps nothing of an earlier training's files.
     """
     secrets = secrets or Secrets()
+    check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
-        check_repository(settings.hf_repo_id, secrets.hf_token)
+        check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     settings = replace(settings, seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
         _give_back_memory()  # of what came before, since a GPU's free memory is counted
@@ -141,7 +143,7 @@ def train(
         log.warning("trying once more in the next leaner mode")
     processes().wait_for_everyone()
     if outcome is not None and settings.hf_repo_id:
-        publish(path, settings.hf_repo_id, secrets.hf_token)
+        publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     return path
 
 
@@ -168,7 +170,9 @@ def _train(
     adapter = _turbo_adapter(settings)
     folder = settings.output_dir or default_folder()
     make_room(folder, alone and not _goes_on_from(folder, settings.resume_from))
-    trackers = until_written.enter_context(Trackers(settings, folder, secrets.wandb_api_key))
+    trackers = until_written.enter_context(
+        Trackers(settings, folder, secrets.wandb_api_key, secrets.from_request)
+    )
     family = load_family(settings.base)
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)

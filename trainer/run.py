@@ -25,8 +25,10 @@ from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference import acceleration
+from inference.request import check_length
 from trainer import meta
 from trainer.checkpoint import Checkpoint
+from trainer.checks import LENGTHS, too_much
 from trainer.dataset import Example, read_dataset
 from trainer.distributed import processes, same_for_all
 from trainer.features import Captions, encode_pictures
@@ -39,7 +41,7 @@ from trainer.publish import check_repository, publish
 from trainer.report import Told
 from trainer.resume import continue_weights, data_identity, read_resume
 from trainer.secret import Secret, Secrets
-from trainer.settings import Settings, settle
+from trainer.settings import Settings, SettingsError, settle
 from trainer.stage import SecondBase, Stage
 from trainer.trackers import Trackers, check_trackers
 from trainer.trigger import name_trigger
@@ -100,6 +102,9 @@ def train_from_inputs(
     customer's; and only the request's own keys are used.
     """
     secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token), from_request=alone)
+    for name in ("wandb_api_key", "hf_token"):
+        key = getattr(secrets, name)
+        check_length(name, key.reveal() if key is not None else "", LENGTHS[name])
     return train(settle(**inputs), report, secrets, alone)
 
 
@@ -117,6 +122,8 @@ def train(
     is raised where that does not help. `alone` keeps nothing of an earlier training's files.
     """
     secrets = secrets or Secrets()
+    if secrets.from_request and (costs := too_much(settings)):
+        raise SettingsError("; ".join(costs))
     check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)

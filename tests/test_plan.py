@@ -325,7 +325,8 @@ def test_a_run_that_a_cpus_memory_does_not_hold_is_refused_before_it_starts(
     given: dict[str, Any], free: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "free_memory", lambda device: free * GB)
-    settings = settle(**{"dataset": "x", "base_model": "miniature-turbo", "seed": 1} | given)
+    asked: dict[str, Any] = {"dataset": "x", "base_model": "miniature-turbo", "seed": 1} | given
+    settings = settle(**asked)
     with pytest.raises(TooLarge, match=said):
         check_host_memory(settings, Mode(), torch.float32)
 

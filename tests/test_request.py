@@ -143,4 +143,4 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
         engine.predict(**given, width=256, height=256, num_outputs=8, num_inference_steps=20)
     for name in ("lora_weights", "extra_lora", "hf_api_token"):
         with pytest.raises(ValueError, match=f"{name} has .* characters; at most"):
-            engine.predict(**given, **{name: "x" * (LENGTHS[name] + 1)})
+            engine.predict(**given | {name: "x" * (LENGTHS[name] + 1)})

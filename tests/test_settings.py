@@ -115,7 +115,7 @@ def test_a_text_beyond_its_bound_is_refused_by_name(name: str, tmp_path: Path) -
     from trainer.run import train_from_inputs
 
     text = "x" * (LENGTHS[name] + 1)
-    given = {"dataset": tmp_path / "none.zip", "base_model": "z-image"} | {name: text}
+    given: dict[str, Any] = {"dataset": tmp_path / "none.zip", "base_model": "z-image", name: text}
     with pytest.raises(ValueError, match=rf"{name}.* has [0-9,]+ ") as refusal:
         train_from_inputs(**given)
     assert len(str(refusal.value)) < 1000

@@ -413,6 +413,44 @@ def test_a_request_without_a_key_is_refused_before_its_dataset_is_read(
     assert OPERATOR not in str(refusal.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_a_real_server_uses_each_customers_key_and_never_the_operators(
+    server: WandB, miniature_vault: Path, photos: Path, tmp_path: Path
+) -> None:
+    from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code
+
+    env = {
+        **{"MODEL_VAULT": str(miniature_vault), "BASE_MODEL": "miniature-turbo"},
+        **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_operator"},
+        **{"WANDB_BASE_URL": server.url, "WANDB_MODE": "online", "WANDB_API_KEY": OPERATOR},
+    }
+    small = {"rank": 2, "steps": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
+    small |= {"dataset": str(photos), "trackers": "wandb"}
+
+    with CogServer("train", env, copy_of_the_code(tmp_path)) as cog:
+
+        def train(inputs: dict[str, Any]) -> dict[str, Any]:
+            server.keys.clear()
+            with Webhooks() as hooks:
+                cog.wait_idle()
+                request = {"input": inputs, "webhook": hooks.url}
+                assert cog.post("/trainings", request, PREFER_ASYNC).status_code == 202
+                return hooks.finished()
+
+        for key in (ANNA, BERT):
+            report = train(small | {"wandb_api_key": key})
+            assert report["status"] == "succeeded", report
+            assert set(server.keys) == {key}
+        for inputs, said in (
+            (small, "wandb needs wandb_api_key in the same request"),
+            (small | {"trackers": "", "hf_repo_id": "me/fox"}, "hf_repo_id needs hf_token in the"),
+        ):
+            report = train(inputs)
+            assert report["status"] == "failed" and said in report["error"]
+            assert server.keys == []
+            assert OPERATOR not in str(report) and "hf_operator" not in str(report)
+
+
 # ---- What breaks ---------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import WandBTracker
 
@@ -48,7 +49,7 @@ class WandBRun(WandBTracker):
         self._folder, self._from_request, self._killed = folder, from_request, False
         # A session that a program began before belongs to it.
         self._own = from_request or wandb_setup._singleton is None
-        options = {} if key is None else {"api_key": key.reveal()}
+        options: dict[str, Any] = {} if key is None else {"api_key": key.reveal()}
         if from_request:
             options |= {"x_disable_meta": True, "x_disable_machine_info": True, "host": "server"}
         super().__init__(

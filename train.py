@@ -28,9 +28,9 @@ class TrainingOutput(BaseModel):
 
 # fmt: off
 def train(
-    dataset: Path = Input(description="Zip or tar of 10 to 40 pictures (jpg, png, webp), with an optional caption in NAME.txt beside each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar"),
+    dataset: Path = Input(description="Zip or tar of 10 to 40 pictures (jpg, png, webp), with an optional caption in NAME.txt beside each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar", max_length=104857600),
     base_model: str = Input(description="Model to train on. auto takes $BASE_MODEL, else qwen-image on a GPU and the embedded miniature without one.", default="auto", choices=BASE_MODELS),
-    default_caption: str = Input(description="Caption of pictures that have none of their own. TOK stands for your subject.", default="a photo of TOK"),
+    default_caption: str = Input(description="Caption of pictures that have none of their own. TOK stands for your subject.", default="a photo of TOK", max_length=10000),
     skip_bad_images: bool = Input(description="Leave out pictures that are broken or of no use, and say which. Off: refuse the dataset and name them all.", default=False),
     train_placeholder_token: bool = Input(description="Teach a new word without any prior meaning for your subject. Off: train the LoRA alone, with the captions as written.", default=True),
     placeholder_token: str = Input(description="The new word, to be used in prompts later.", default="<zwx>", max_length=64),
@@ -55,18 +55,18 @@ def train(
     ema_decay: Optional[float] = Input(description="Ship a running average of the weights with this decay, such as 0.99. 0 ships the last ones. Empty: what suits the preset.", default=None, ge=0, le=0.99999),
     quantize: str = Input(description="Type of the frozen model's weights, to save memory. auto: chosen by the free memory.", default="auto", choices=["auto", "none", "fp8", "int8", "nf4"]),
     low_memory: Optional[bool] = Input(description="Move what is not in use to main memory: slower, for small cards. Empty: decided by the free memory.", default=None),
-    sample_prompts: Optional[str] = Input(description="Prompts to draw while training and with the result, one per line.", default=None, max_length=10000),
+    sample_prompts: Optional[str] = Input(description="Prompts to draw while training and with the result, one per line.", default=None, max_length=20000),
     sample_every: int = Input(description="Draw the sample prompts every so many steps. 0: at the end alone.", default=0, ge=0, le=20000),
     validation_every: Optional[int] = Input(description="Measure the loss on held-out pictures every so many steps. 0: never. Empty: about ten times.", default=None, ge=0, le=20000),
     checkpoint_every: Optional[int] = Input(description="Write a checkpoint every so many steps, to resume from. 0: only at the end and when the run is stopped. Empty: ten times in a run, and at least every 10 minutes.", default=None, ge=0, le=20000),
-    resume_from: Optional[Path] = Input(description="A checkpoint to go on from as if nothing had happened, or a weights.zip to continue with a fresh optimiser.", default=None),
+    resume_from: Optional[Path] = Input(description="A checkpoint to go on from as if nothing had happened, or a weights.zip to continue with a fresh optimiser.", default=None, max_length=104857600),
     trackers: Optional[str] = Input(description="Where to follow the training, with commas: tensorboard, wandb, trackio.", default=None, max_length=64),
-    wandb_api_key: Optional[Secret] = Input(description="Key of your Weights & Biases account.", default=None),
+    wandb_api_key: Optional[Secret] = Input(description="Key of your Weights & Biases account.", default=None, max_length=1000),
     wandb_project: Optional[str] = Input(description="Project that the run belongs to, in wandb or trackio. Empty: zeroprior.", default=None, max_length=128),
     wandb_run: Optional[str] = Input(description="Name of the run, in wandb or trackio. Empty: drawn by it.", default=None, max_length=128),
     wandb_entity: Optional[str] = Input(description="Weights & Biases user or team that the run belongs to. Empty: the key's own.", default=None, max_length=128),
     hf_repo_id: Optional[str] = Input(description="OWNER/NAME of a Hugging Face repository that the result is uploaded to, with a model card.", default=None, max_length=128),
-    hf_token: Optional[Secret] = Input(description="Hugging Face token with write access, for hf_repo_id.", default=None),
+    hf_token: Optional[Secret] = Input(description="Hugging Face token with write access, for hf_repo_id.", default=None, max_length=1000),
     seed: Optional[int] = Input(description="The same seed and inputs give the same weights. Empty: drawn at random and written into meta.json.", default=None, ge=0),
 ) -> TrainingOutput:
     """Train a LoRA, and with it a new word for the subject, from a zip of pictures."""

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.bases import BASES, UnknownBase, find_base
+from families.bases import BASES, find_base
 from families.repository import MissingModel
 from inference.console import log_to_console
 from inference.request import ASPECT_RATIOS, CUSTOM, Request
@@ -181,7 +181,7 @@ def main() -> None:
     try:
         images = Engine().draw(request, archive, base_model, second)
         paths = save_images(images, folder, file_format, quality, metadata)
-    except (LoraMismatch, UnknownBase, MissingModel, OSError) as error:
+    except (LoraMismatch, MissingModel, OSError, ValueError) as error:  # UnknownBase among them
         sys.exit(f"error: {error}")
     print(*paths, sep="\n")
 

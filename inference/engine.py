@@ -24,8 +24,16 @@ from inference import acceleration
 from inference.drawing import describe, draw
 from inference.images import fresh_folder, read_image, save_images
 from inference.making import making
-from inference.prompts import check_length, place_subject, prompts_of
-from inference.request import Request, settle
+from inference.prompts import check_length as check_text_length
+from inference.prompts import place_subject, prompts_of
+from inference.request import (
+    LENGTHS,
+    Request,
+    check_length,
+    check_size,
+    check_work,
+    settle,
+)
 from inference.sources import Sources
 from inference.text_cache import TextCache
 from inference.weights import Weights, check_words, choose_base, vectors_of
@@ -93,7 +101,10 @@ class Engine:
             )
         if request.get("extra_lora_scale") is not None and not extra_lora:
             raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
+        for name, source in (("lora_weights", lora_weights), ("extra_lora", extra_lora)):
+            check_length(name, str(source or ""), LENGTHS[name])
         here, token = Path.cwd(), _revealed(hf_api_token)
+        check_length("hf_api_token", token or "", LENGTHS["hf_api_token"])
         if image:
             request["image"] = read_image(self.sources.file(image, None, here))
         asked = Request(**request)
@@ -102,7 +113,7 @@ class Engine:
             self.read(self.sources.file(source, token, here)) if source else None
             for source in (replicate_weights or lora_weights, extra_lora)
         )
-        images = self.draw(asked, first, base_model, second)
+        images = self.draw(asked, first, base_model, second, from_request=True)
         if report is not None:
             report("seconds_per_picture", (time.perf_counter() - start) / len(images))
         with fresh_folder() as folder:
@@ -121,22 +132,27 @@ class Engine:
         archive: Archive | None = None,
         base_model: str = "auto",
         extra: Archive | None = None,
+        from_request: bool = False,
     ) -> list[Image.Image]:
         """Pictures of the request, with the archives laid over its base for this request.
 
-        What made a picture is in its `info` (`inference.making`). Raises `LoraMismatch`,
-        `UnknownBase` or `MissingModel` with the reason, before any weight is touched.
+        With `from_request` all of its images together have a limit, too. What made a picture is in
+        its `info` (`inference.making`). Raises `LoraMismatch`, `UnknownBase` or `MissingModel` with
+        the reason, before any weight is touched.
         """
         extra_scale = 1.0 if request.extra_lora_scale is None else request.extra_lora_scale
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)
         with self._lock, torch.inference_mode():
             base = choose_base(base_model, weights)
+            check_size(request, base)
+            if from_request:
+                check_work(request, base)
             family = self._load(base)
             vectors = vectors_of(weights, family)
             request = place_subject(request, list(vectors))
             drawing = settle(request, base, family.resolution_multiple)
             check_words(drawing.prompt, list(vectors))
-            check_length(family, prompts_of(drawing), vectors)
+            check_text_length(family, prompts_of(drawing), vectors)
             self._lay(weights, family)
             log.info("%s", describe(drawing, base))
             if ids_wanted():

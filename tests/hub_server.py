@@ -21,7 +21,11 @@ LARGE = (".safetensors", ".zip", ".png")
 
 
 class Hub:
-    """Repositories in memory, one user, one token. Every request's path is in `asked`."""
+    """Repositories in memory, one user, one token.
+
+    Every request's path is in `asked`, its Authorization in `authorizations`, its Cookie in
+    `cookies`; with `set_cookie`, every answer sets it.
+    """
 
     def __init__(self) -> None:
         self.token = "hf_" + "x" * 34
@@ -34,6 +38,9 @@ class Hub:
         self.files: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.asked: list[str] = []
+        self.authorizations: list[str | None] = []
+        self.cookies: list[str | None] = []
+        self.set_cookie: str | None = None
         self.refuse: dict[str, int] = {}  # status by a part of the path
         self._large: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -113,6 +120,8 @@ class Hub:
             def _do(self) -> None:
                 path = urlsplit(self.path).path
                 hub.asked.append(path)
+                hub.authorizations.append(self.headers.get("Authorization"))
+                hub.cookies.append(self.headers.get("Cookie"))
                 body = self._body()
                 writes = self.command in ("POST", "PUT") or path.startswith("/api/whoami")
                 known = self.headers.get("Authorization") == f"Bearer {hub.token}"
@@ -127,6 +136,8 @@ class Hub:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.send_header("X-Repo-Commit", COMMIT)
+                if hub.set_cookie:
+                    self.send_header("Set-Cookie", hub.set_cookie)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 self.end_headers()
                 if self.command != "HEAD":

@@ -87,7 +87,7 @@ def test_a_count_is_a_whole_number_however_it_is_written(read: Read) -> None:
     "several", ["[512, 768]", "512,768", '"768, 512"', "\n    - 768\n    - 512"]
 )
 def test_several_resolutions_are_a_list_or_have_commas(read: Read, several: str) -> None:
-    assert read(f"train:\n  resolution: {several}").resolutions == (512, 768)
+    assert read(f"base_model: z-image\ntrain:\n  resolution: {several}").resolutions == (512, 768)
     assert read("train: {resolution: 64}").resolutions == (64,)
 
 

@@ -16,9 +16,11 @@ from families.family import Family
 from families.loading import load_family
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
-from trainer.fitting import free_memory
+from trainer import fitting
+from trainer.fitting import TooLarge, check_host_memory, free_memory
 from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
 from trainer.plan import LADDER, RESERVE, Choice, Figures, Mode, Wishes, choose
+from trainer.settings import Settings, settle
 from trainer.speed import CARDS, UTILISATION, step_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,3 +297,54 @@ def test_the_command_prints_a_plan_without_pictures_or_weights() -> None:
     assert done.returncode == 0, done.stderr
     for part in ("transformer", "LoRA (", "peak GB while training", "H100", "This machine"):
         assert part in done.stdout
+
+
+# On a CPU.
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "said"),
+    [
+        (
+            {"batch_size": 64, "resolution": 256},
+            4,
+            r"needs about 7\.. GB of memory, and 4.0 GB are free; lower batch_size \(64\) or "
+            r"resolution \(256\), or set gradient_checkpointing, which needs about 2\.",
+        ),
+        pytest.param(
+            *({"batch_size": 64, "resolution": 256}, 1, r"resolution \(256\)$"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *({"base_model": "z-image", "resolution": 64}, 30, "and 30.0 GB are free"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_run_that_a_cpus_memory_does_not_hold_is_refused_before_it_starts(
+    given: dict[str, Any], free: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "free_memory", lambda device: free * GB)
+    asked: dict[str, Any] = {"dataset": "x", "base_model": "miniature-turbo", "seed": 1} | given
+    settings = settle(**asked)
+    with pytest.raises(TooLarge, match=said):
+        check_host_memory(settings, Mode(), torch.float32)
+
+
+def test_a_run_that_a_cpus_memory_holds_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 4 * GB)
+    monkeypatch.setattr(fitting, "figures_of", lambda *_: pytest.fail("counted"))
+    settings = settle(dataset="x", base_model="miniature-turbo", seed=1)
+    check_host_memory(settings, Mode(), torch.float32)
+
+
+def test_a_training_asks_for_the_memory_before_it_loads_weights(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.run import train
+
+    settings = small(base_model="miniature-turbo", resolution=256, batch_size=64)
+    monkeypatch.setattr(fitting, "free_memory", lambda device: GB)
+    monkeypatch.setattr(Family, "load_transformer", lambda *_: pytest.fail("weights are loaded"))
+    with pytest.raises(TooLarge, match="1.0 GB are free"):
+        train(settings)

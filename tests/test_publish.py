@@ -1,10 +1,12 @@
 """What is uploaded can be used: by diffusers alone, as its own card says, and by us."""
 
+import ast
 import logging
 import re
 import shlex
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +205,76 @@ def test_every_family_has_its_example() -> None:
     assert {base.family for base in BASES.values()} <= FAMILIES
 
 
-def test_prompts_cannot_break_out_of_the_card() -> None:
-    prompt = 'a "fox" \'s\n---\n$(ls) `ls`'
-    meta = {
-        "base_model": "Qwen/Qwen-Image",
-        "settings": {"sample_prompts": [prompt], "seed": 1},
+CANARY = "Zqxv"  # in every text below, and in nothing else
+HOSTILE = [
+    *("'{0}' \"{0}\" \\\\{0}", "{0}`{0}", "``{0}``", "```{0}", "{0}````````{0}", "`{0}`", "\\`{0}"),
+    *("{0}|{0}", "|---|{0}|", "[{0}](https://x.example)", "![{0}](x)", "<b>{0}</b>", "<!--{0}"),
+    *("<script>{0}</script>", "--- {0}", "{0} ---", "{0}: {{a: *b}} #", "%{0}", "&{0};", "~~~{0}"),
+    *("{{}}{0}{{text}}", "%s{0}", "${{{0}}}$(ls)", "{0}\u202e", "#{0}", "{0}\\"),
+]
+LINE_ENDS = ["\n", "\r", "\r\n", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\0", "\n\n"]
+PROMPTS = [text.format(CANARY) for text in HOSTILE] + [
+    f"{CANARY}{end}{line}{end}# {CANARY}{end}[{CANARY}](https://x.example)"
+    for end in LINE_ENDS
+    for line in ("```", "---", "</x>", "````", "~~~", "    x")
+]
+TOKENS = ["<zwx>"] + [
+    token for text in HOSTILE if (token := text.format(CANARY).replace(" ", "")).isprintable()
+]
+
+
+def card_of(prompt: str, word: str | None, base_model: str) -> str:
+    meta: dict[str, Any] = {
+        "base_model": base_model,
+        "settings": {
+            "sample_prompts": [prompt],
+            "sample_options": {"negative_prompt": prompt, "guidance_scale": 4.0},
+            "seed": 1,
+        },
         "rank": 1,
         "steps": 1,
     }
-    card = model_card("me/fox", meta, [(prompt, "samples/00.png")])
-    _, front, _ = card.split("---\n", 2)
-    assert yaml.safe_load(front)["widget"][0]["text"] == " ".join(prompt.split())
-    compile(code_of(card), "the card", "exec")
-    [shell] = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
-    assert shlex.split(shell)[-1] == prompt
+    if word is not None:
+        meta["placeholder_token"] = word
+    return model_card("me/fox", meta, [(prompt, "samples/00.png")])
+
+
+def outline(markdown: str) -> list[str]:
+    """What a Markdown text is made of, without its code; asserts that the canary is only there."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    found = []
+    for block in parser.parse(markdown):
+        for token in [block, *(block.children or [])]:
+            found.append(token.type)
+            if token.type not in ("fence", "code_inline", "inline"):
+                assert CANARY not in f"{token.content} {token.attrs}", (token.type, token.content)
+    return found
+
+
+def test_no_prompt_and_no_token_breaks_out_of_the_card() -> None:
+    pairs: list[tuple[str, str | None]] = list(zip(PROMPTS, cycle([*TOKENS, None]), strict=False))
+    pairs += [("a photo", word) for word in TOKENS]
+    bases = cycle(["Qwen/Qwen-Image", "Tongyi-MAI/Z-Image-Turbo"])
+    for (prompt, word), base_model in zip(pairs, bases, strict=False):
+        card = card_of(prompt, word, base_model)
+        assert re.match(r"---\n", card)
+        _, front, body = card.split("---\n", 2)  # as careless readers do it
+        parsed = yaml.safe_load(front)
+        assert parsed["widget"][0]["text"] == " ".join(prompt.split())
+        assert parsed.get("instance_prompt") == word
+        # The Python compiles, and says what was asked for.
+        code = code_of(card)
+        tree = ast.parse(code)
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert prompt in texts and (word is None or word in texts)
+        [shell] = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
+        if "\0" not in prompt:
+            assert shlex.split(shell)[-1] == prompt
+        # And everything else is as it is for harmless texts.
+        plain = card_of("a photo", "<zwx>" if word else None, base_model).split("---\n", 2)[2]
+        if word is not None and "|" in word:  # has no row in the table
+            plain = re.sub(r"\n\| placeholder token \|.*", "", plain)
+        assert outline(body) == outline(plain), (prompt, word)
 
 
 # ---- Before a training ---------------------------------------------------------------------------
@@ -234,16 +292,89 @@ def test_without_a_token_it_says_where_one_comes_from(hub: Hub) -> None:
         check_repository("me/fox")
 
 
-@pytest.mark.parametrize("token", ["abc", "Bearer hf_x", "hf_a\nb", "hf_ü"])
-def test_a_token_of_another_form_is_refused_unasked_and_unshown(token: str, hub: Hub) -> None:
-    with pytest.raises(SettingsError, match="begin with hf_") as refusal:
+@pytest.mark.parametrize("token", ["Bearer hf_x", "hf_a\nb", "hf_ü", "hf_\x00"])
+def test_a_token_that_no_header_can_hold_is_refused_unasked_and_unshown(
+    token: str, hub: Hub
+) -> None:
+    with pytest.raises(SettingsError, match="characters that no token has") as refusal:
         check_repository("me/fox", Secret(token))
     assert token not in str(refusal.value) and hub.asked == []
 
 
-def test_a_token_the_hub_does_not_know_is_refused(hub: Hub) -> None:
+@pytest.mark.parametrize("token", ["hf_wrong", "api_org_wrong", "abc"])
+def test_a_token_the_hub_does_not_know_is_refused(token: str, hub: Hub) -> None:
     with pytest.raises(SettingsError, match="refused by the Hub"):
-        check_repository("me/fox", Secret("hf_wrong"))
+        check_repository("me/fox", Secret(token))
+    assert hub.asked == ["/api/whoami-v2"]
+
+
+def test_the_hub_decides_what_a_token_looks_like(hub: Hub) -> None:
+    hub.token = "oauth-0123456789"
+    check_repository("me/fox", Secret(hub.token))
+
+
+OPERATOR = "hf_operator" + "y" * 20
+
+
+@pytest.fixture
+def operators_login(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The Hub, on a machine whose operator is logged in everywhere, and may write everywhere."""
+    from huggingface_hub import constants
+
+    hub.token = OPERATOR
+    login, netrc = tmp_path / "login", tmp_path / "netrc"
+    login.write_text(OPERATOR)
+    netrc.write_text(f"machine 127.0.0.1 login me password {OPERATOR}\n")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(login))
+    monkeypatch.setenv("HF_TOKEN", OPERATOR)
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", OPERATOR)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setattr("huggingface_hub.hf_api.api.token", OPERATOR)
+    return hub
+
+
+@pytest.mark.parametrize("repository", ["me/fox", "other/fox"])
+@pytest.mark.parametrize("token", [None, " \n"])
+def test_a_request_without_a_token_is_refused_before_its_dataset_is_read(
+    repository: str, token: str | None, operators_login: Hub, tmp_path: Path
+) -> None:
+    from trainer.run import train_from_inputs
+
+    with pytest.raises(SettingsError, match="hf_repo_id needs hf_token in the same req") as refusal:
+        train_from_inputs(
+            alone=True,
+            dataset=tmp_path / "is-not-there.zip",
+            output_dir=tmp_path / "out",
+            hf_repo_id=repository,
+            hf_token=token,
+        )
+    said = str(refusal.value)
+    assert operators_login.asked == [] and not (tmp_path / "out").exists()
+    assert not any(name in said for name in ("me", "studio", "HF_TOKEN") if name in said.split())
+
+
+def test_a_request_uploads_with_its_own_token_alone(
+    operators_login: Hub, finished: Finished, tmp_path: Path
+) -> None:
+    hub = operators_login
+    hub.token = "hf_customer" + "z" * 20
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert publish(finished(), "me/fox", Secret(hub.token), from_request=True) is not None
+    assert {each for each in hub.authorizations if each} == {f"Bearer {hub.token}"}
+
+
+def test_on_the_command_line_the_login_counts(operators_login: Hub, finished: Finished) -> None:
+    check_repository("me/fox")
+    assert publish(finished(), "me/fox") is not None
+
+
+def test_no_cookie_of_one_request_is_sent_with_the_next(hub: Hub, finished: Finished) -> None:
+    hub.set_cookie = "session=anna; Path=/"
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert publish(finished(), "me/fox", Secret(hub.token), from_request=True) is not None
+    hub.cookies.clear()
+    check_repository("me/fox", Secret(hub.token), from_request=True)
+    assert hub.cookies == [None]
 
 
 @pytest.mark.parametrize("name", ["me/fox", "Me/fox", "studio/fox"])

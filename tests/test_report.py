@@ -75,25 +75,40 @@ def test_the_page_holds_the_whole_story(told: Told) -> None:
     assert "passed all 1 gates" in Page(page(passed)).text
 
 
-def test_hostile_text_stays_text(told: Told) -> None:
-    meta = dict(told.meta) | {"placeholder_token": HOSTILE, "base_model": HOSTILE}
-    meta["settings"] = {HOSTILE: HOSTILE, "sample_options": {HOSTILE: [HOSTILE]}}
-    hostile = Told(
+HOSTILES = [
+    HOSTILE,
+    *("<!-- <zwx>", "--> ]]> <zwx>", "</main></body></html><zwx>", "</style><zwx>", "<zwx>`|`---"),
+    *(f"<zwx>{end}</title>{end}<h1>x</h1>" for end in ("\n", "\u2028", "\x85", "\x0b", "\x1c")),
+    *("<svg/onload=x>", "&lt;b&gt; &#60; &amp", "{0} %s <zwx>", "'\u202e<zwx>\""),
+]
+
+
+def told_of(told: Told, text: str) -> Told:
+    """A report in which everything that may come from outside is this text."""
+    meta = dict(told.meta) | {"placeholder_token": text, "base_model": text}
+    meta["settings"] = {text: text, "sample_options": {text: [text]}}
+    return Told(
         meta,
-        [picture(HOSTILE, HOSTILE)],
+        [picture(text, text)],
         told.losses,
-        replace(told.curves, held_out=[HOSTILE]),
-        [HOSTILE],
+        replace(told.curves, held_out=[text]),
+        [text],
         told.previews,
-        [Gate(HOSTILE, FAILED, HOSTILE)],
+        [Gate(text, FAILED, text)],
     )
-    parsed = Page(page(hostile))
+
+
+@pytest.mark.parametrize("text", HOSTILES, ids=ascii)
+def test_hostile_text_stays_text(text: str, told: Told) -> None:
+    parsed = Page(page(told_of(told, text)))
+    harmless = Page(page(told_of(told, "x")))
+    assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in harmless.elements]
     assert not {"script", "iframe", "link", "base", "form"} & {tag for tag, _ in parsed.elements}
     for tag, attributes in parsed.elements:
         assert not [name for name in attributes if name.startswith("on")], tag
         if tag == "img":
             assert str(attributes["src"]).startswith("data:image/webp;base64,")
-    assert parsed.text.count(HOSTILE) >= 8  # shown as it was written
+    assert parsed.text.count(text) >= 8  # shown as it was written
 
 
 def test_the_page_asks_the_network_for_nothing(told: Told) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from families.bases import BASES
-from inference.request import ASPECT_RATIOS, Drawing, Request, settle
+from inference.request import ASPECT_RATIOS, LENGTHS, Drawing, Request, check_work, settle
 
 
 def asked(**options: Any) -> Request:
@@ -53,7 +53,12 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"prompt": "  "}, "prompt is empty"),
         ({"height": None}, "width and height go together"),
         ({"aspect_ratio": "5:7"}, "aspect_ratio '5:7' is not one of 1:1"),
-        ({"num_outputs": 0}, "num_outputs is 0"),
+        ({"num_outputs": 0}, "num_outputs is 0; it must be between 1 and 8"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be between 0 and {2**63 - 1}"),
+        ({"seed": 10**5000}, "seed is a number beyond 1000 bits; it must be between"),
+        ({"num_inference_steps": "8"}, "num_inference_steps is '8', not a number"),
+        ({"prompt": "x" * 10_001}, "prompt has 10,001 characters; at most 10,000 are accepted"),
+        ({"negative_prompt": "x" * 10_001}, "negative_prompt has 10,001 characters; at most"),
         ({"prompt_strength": 0.5}, "prompt_strength says how far to leave an image; give one"),
         ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom wants width and"),
     ],
@@ -78,3 +83,64 @@ def test_an_option_without_effect_is_a_warning(
     caplog.clear()
     settle(asked(**option), BASES["z-image"], 16)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_an_image_beyond_the_largest_of_its_base_is_refused_with_that_size(name: str) -> None:
+    base = BASES[name]
+    most = base.largest_resolution
+    for width, height in ((most, most), (most // 2, most)):
+        assert settle(asked(width=width, height=height), base, 16).width == width
+    for width, height in ((most, most + 1), (2048, most + 8)):
+        if max(width, height) <= 2048:
+            said = f"{width}x{height} is too large for {name}, which .* at most {most}x{most}"
+            with pytest.raises(ValueError, match=said):
+                settle(asked(width=width, height=height), base, 16)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_shape_of_every_base_is_accepted_eight_times(name: str) -> None:
+    base = BASES[name]
+    for ratio in ASPECT_RATIOS:
+        request = Request(prompt="x", aspect_ratio=ratio, num_outputs=8)
+        settle(request, base, 16)
+        check_work(request, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "qwen-image",
+            {"width": 2048, "height": 2048, "num_outputs": 8, "num_inference_steps": 60},
+            "8 images of 2048x2048 in 60 steps with guidance, .* 960 steps, .* at most 840 at",
+        ),
+        ("z-image", {"num_inference_steps": 200, "num_outputs": 8}, "3,200 steps.*at most 2,000"),
+        (
+            "miniature-turbo",
+            {"width": 256, "height": 256, "num_outputs": 8, "num_inference_steps": 200},
+            "8 images of 256x256 in 200 steps are too much for one request: 1,600 .* at most 125",
+        ),
+    ],
+)
+def test_the_work_of_all_images_together_is_bounded(name: str, options: dict, said: str) -> None:
+    request = Request(prompt="x", **options)
+    with pytest.raises(ValueError, match=said):
+        check_work(request, BASES[name])
+
+
+def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from inference.engine import Engine
+
+    engine = Engine()
+    monkeypatch.setattr(engine, "_load", lambda base: pytest.fail("a model is loaded"))
+    given: dict[str, Any] = {"prompt": "x", "base_model": "miniature-turbo"}
+    with pytest.raises(ValueError, match="1000x1000 is too large for miniature-turbo"):
+        engine.predict(**given, width=1000, height=1000)
+    with pytest.raises(ValueError, match="too much for one request"):
+        engine.predict(**given, width=256, height=256, num_outputs=8, num_inference_steps=20)
+    for name in ("lora_weights", "extra_lora", "hf_api_token"):
+        with pytest.raises(ValueError, match=f"{name} has .* characters; at most"):
+            engine.predict(**given | {name: "x" * (LENGTHS[name] + 1)})

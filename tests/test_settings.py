@@ -1,5 +1,7 @@
 """Settings: what is left out suits the base, and what makes no sense is named."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 from families.bases import BASES
+from inference.request import LENGTHS as PROMPT_LENGTHS
+from trainer.checks import LENGTHS, NAMES, fault_of_name, too_much
 from trainer.presets import PRESETS, find_preset, steps_for
 from trainer.settings import Settings, SettingsError
 
@@ -50,7 +54,7 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
     ("given", "said"),
     [
         ({"dataset": None}, "dataset is missing"),
-        ({"rank": 0}, "rank is 0; it lies between 1 and 256"),
+        ({"rank": 0}, "rank is 0; it must be between 1 and 256"),
         ({"steps": -1, "caption_dropout": 2.0}, "steps is -1.*; caption_dropout is 2"),
         ({"resolution": "64,big"}, "resolution"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler 'cosin' is not one of.*did you mean 'cosine'"),
@@ -62,8 +66,8 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
         ),
         ({"timestep_sampling": "sigmoidal"}, "did you mean 'sigmoid'"),
         ({"timestep_sampling": "shift", "training_shift": 3.0}, "leave training_shift out"),
-        ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it lies between 1 and"),
-        ({"ema_decay": 1.0}, "ema_decay is 1; it lies between 0 and"),
+        ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it must be between 1 and"),
+        ({"ema_decay": 1.0}, "ema_decay is 1; it must be between 0 and"),
         ({"quantize": "int4"}, "quantize 'int4' is not one of auto, none, fp8, int8, nf4"),
         ({"trackers": "wandb,tensorbord"}, "trackers 'tensorbord'.*did you mean 'tensorboard'"),
         ({"steps": 0}, "steps is 0; leave it out"),
@@ -104,3 +108,210 @@ def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_d
     with pytest.raises(SettingsError, match=said):
         train(settings)
     assert "cannot start here" not in plan(small())
+
+
+# ---- Texts ---------------------------------------------------------------------------------------
+
+
+def text_inputs(component: str) -> dict[str, dict[str, Any]]:
+    """The inputs of a Cog entry point that are texts without a list of choices."""
+    from serving import schema
+
+    inputs = json.loads(schema.render())["components"]["schemas"][component]["properties"]
+    return {name: each for name, each in inputs.items() if each.get("type") == "string"}
+
+
+# A file arrives as a path, an address, or a data URL as long as Cog takes a request: 100 MiB.
+FILE = 100 * 2**20
+
+
+def test_every_text_input_has_a_bound_which_is_that_of_plain_python() -> None:
+    for component, lengths in (("TrainingInput", LENGTHS), ("Input", PROMPT_LENGTHS)):
+        inputs = text_inputs(component)
+        unbounded = {name for name, each in inputs.items() if "maxLength" not in each}
+        assert unbounded <= {"replicate_weights"}
+        for name, each in inputs.items():
+            if each.get("format") == "uri":
+                assert each.get("maxLength", FILE) == FILE
+            else:
+                assert each["maxLength"] == lengths[name], name
+
+
+@pytest.mark.parametrize("name", [name for name in LENGTHS if name != "name"])
+def test_a_text_beyond_its_bound_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    from trainer.run import train_from_inputs
+
+    text = "x" * (LENGTHS[name] + 1)
+    given: dict[str, Any] = {"dataset": tmp_path / "none.zip", "base_model": "z-image", name: text}
+    with pytest.raises(ValueError, match=rf"{name}.* has [0-9,]+ ") as refusal:
+        train_from_inputs(**given)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("prompts", [65, 2000])
+def test_sample_prompts_are_counted(prompts: int, small: Callable[..., Settings]) -> None:
+    with pytest.raises(SettingsError, match=f"sample_prompts are {prompts:,}; at most 64 are"):
+        small(sample_prompts=["a"] * prompts)
+
+
+# What could lead out of a folder, or be no file name somewhere.
+WAYS_OUT = (
+    *("../../x", "..", ".", "/tmp/x", "a/b", "a\\b", "\\\\host\\x", "C:x", "c:\\x", "x\0y", "\0"),
+    *(
+        "a\nb",
+        "a\rb",
+        "a\u2028b",
+        "a\x1b[31mb",
+        "a\u202eb",
+        ".hidden",
+        "~",
+        "~root",
+        "",
+        " x",
+        "x ",
+    ),
+    *("CON", "nul", "Com1", "LPT9.txt", "aux.zip", "x.", "x" * 129, "\U0001f98a" * 60, "\ud800"),
+)
+
+
+@pytest.mark.parametrize("text", WAYS_OUT, ids=ascii)
+def test_a_text_that_is_no_plain_file_name_is_refused(
+    text: str, small: Callable[..., Settings]
+) -> None:
+    assert fault_of_name(text) is not None
+    for name in NAMES:
+        if name in Settings.__dataclass_fields__:
+            with pytest.raises(SettingsError, match=name) as refusal:
+                small(**{name: text})
+            assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["red-fox", "Fox 2", "x", "a..b", "console", "füchse, die 2.", "狐狸"]
+)
+def test_a_plain_name_is_accepted(text: str, small: Callable[..., Settings]) -> None:
+    text = text.rstrip(".")
+    assert small(wandb_run=text).wandb_run == text
+
+
+def below(folder: Path) -> set[str]:
+    found = (Path(parent, name) for parent, *names in os.walk(folder) for name in sum(names, []))
+    return {str(path.relative_to(folder)) for path in found}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "../../x",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("/tmp/zeroprior-was-here/x", "..", "x\0y")
+        ),
+    ],
+)
+def test_no_text_of_a_request_leads_out_of_its_folder(
+    text: str, photos: Path, use_vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each text is tried alone; those that are accepted are trained with, all together."""
+    from trainer.run import train_from_inputs
+    from trainer.settings import settle
+
+    pytest.importorskip("tensorboard")
+    work = tmp_path / "a" / "b"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    given: dict[str, Any] = {
+        **{"dataset": photos, "base_model": "z-image", "resolution": "64", "rank": 2, "steps": 1},
+        **{"seed": 5, "validation_every": 0, "trackers": "tensorboard", "output_dir": "out"},
+    }
+    accepted: dict[str, str] = {}
+    for name in text_inputs("TrainingInput"):
+        if name in LENGTHS and name not in ("hf_token", "wandb_api_key", "hf_repo_id"):
+            try:
+                settle(**given | {name: text})
+            except ValueError:
+                continue
+            accepted[name] = text
+    assert "default_caption" in accepted and not accepted.keys() & {*NAMES, "turbo_adapter"}
+    accepted.pop("lora_targets", None)  # names layers, which are looked up
+    if "sample_prompts" in accepted:
+        given["sample_options"] = {"width": 64, "height": 64, "num_inference_steps": 1}
+    given["wandb_run"] = "a-plain-name"
+    train_from_inputs(served=True, **given | accepted)
+    found = below(tmp_path)
+    assert {"a/b/out/weights.zip", "a/b/out/trackers/a-plain-name"} <= found
+    outside = {name for name in found if not name.startswith("a/b/out/")}
+    assert outside == {"a", "a/b", "a/b/out"}
+    assert not Path("/tmp/zeroprior-was-here").exists()
+
+
+# ---- Costs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_largest_resolution_is_accepted_and_the_next_is_not(
+    base: str, small: Callable[..., Settings]
+) -> None:
+    most = BASES[base].largest_resolution
+    assert small(base_model=base, resolution=most).resolutions == (most,)
+    said = f"resolution {most + 1} is too large for {base}; at most {most} is accepted"
+    with pytest.raises(SettingsError, match=said):
+        small(base_model=base, resolution=most + 1)
+
+
+def test_previews_are_no_larger_than_the_base_generates(small: Callable[..., Settings]) -> None:
+    options = {"width": 2048, "height": 2048}
+    assert small(sample_prompts="a", sample_options=options).sample_options == options
+    with pytest.raises(SettingsError, match="2048x2048 is too large for miniature-turbo"):
+        small(base_model="miniature-turbo", sample_prompts="a", sample_options=options)
+
+
+def test_resolutions_are_counted(small: Callable[..., Settings]) -> None:
+    edges = [64 + 16 * n for n in range(9)]
+    with pytest.raises(SettingsError, match="resolution has 9 edge lengths; at most 8"):
+        small(resolution=",".join(map(str, edges)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 20_000, "batch_size": 64}, "train on 1,280,000 images.*at most 200,000 are"),
+        ({"steps": 1000, "gradient_accumulation": 1000}, "train on 1,000,000 images"),
+        ({"steps": 20_000, "batch_size": 4, "resolution": 2048}, "at most 50,000 are accepted at"),
+        (
+            {"steps": 1000, "sample_every": 1, "sample_prompts": ["a"] * 64},
+            "64 sample_prompts every 1 of 1,000 steps are 64,128 images.* at most 500 are",
+        ),
+    ],
+)
+def test_the_product_of_what_a_request_enlarges_is_bounded(
+    given: dict[str, Any], said: str, photos: Path, tmp_path: Path
+) -> None:
+    from trainer.run import train_from_inputs
+
+    inputs: dict[str, Any] = {"base_model": "z-image", "resolution": "1024", "rank": 2} | given
+    missing = tmp_path / "none.zip"  # what is refused is refused before this is looked for
+    with pytest.raises(SettingsError, match=said):
+        train_from_inputs(served=True, dataset=missing, output_dir=tmp_path / "out", **inputs)
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("base", BASES)
+def test_usual_trainings_are_far_below_the_bounds(
+    base: str, preset: str | None, small: Callable[..., Settings]
+) -> None:
+    settings = small(base_model=base, preset=preset, steps=None, rank=None, resolution=None)
+    assert too_much(settings) == []
+    steps = settings.for_pictures(40).steps
+    previewed = small(
+        **{"base_model": base, "steps": steps, "sample_every": steps // 20},
+        sample_prompts=["a"] * 8,
+    )
+    assert too_much(previewed) == []
+
+
+def test_whole_numbers_in_messages_have_all_their_digits(small: Callable[..., Settings]) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        small(seed=2**63, steps=12_345_678)
+    for number in (2**63, 2**63 - 1, 12_345_678, 100_000):
+        assert str(number) in str(refusal.value)

@@ -1,18 +1,25 @@
 """Trackers show a training, cost it nothing when they break, and no key of theirs is ever seen."""
 
+import base64
 import copy
 import importlib.util
 import json
 import logging
+import os
 import pickle
+import signal
+import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from PIL import Image
+from wandb_server import WandB
 
 from trainer.secret import Secret, Secrets, hidden
 from trainer.settings import Settings, SettingsError, settle
@@ -79,8 +86,39 @@ def test_cogs_secrets_and_plain_text_become_secrets_and_empty_ones_none() -> Non
     assert [Secret.of(nothing) for nothing in (None, "", " \n", CogSecret(""))] == [None] * 4
 
 
-def test_a_message_of_another_library_loses_the_key() -> None:
-    assert hidden(f"401 for {KEY}!", Secret(KEY), None) == "401 for **********!"
+AWKWARD = "hf_Aa/9+Zz=?" + KEY  # with characters that URLs quote
+
+
+@pytest.mark.parametrize("key", [KEY, AWKWARD])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda key: key,
+        lambda key: quote(key, safe=""),
+        lambda key: quote(key, safe="").lower(),
+        quote_plus,
+        lambda key: base64.b64encode(f"api:{key}".encode()).decode(),
+        lambda key: base64.b64encode(f"me:{key}".encode()).decode(),
+        lambda key: base64.urlsafe_b64encode(f"user:{key}".encode()).decode(),
+        lambda key: key[:12] + "...",
+        lambda key: "..." + key[-9:],
+        lambda key: f"{key[:8]}***{key[-8:]}",
+        lambda key: key + key[:20],
+    ],
+)
+def test_a_message_of_another_library_loses_the_key(
+    key: str, written: Callable[[str], str]
+) -> None:
+    shown = hidden(f"401 for {written(key)}!", Secret(key), None)
+    assert shown.startswith("401 for ") and shown.endswith("!") and "**********" in shown
+    for start in range(len(key) - 5):
+        assert key[start : start + 6].lower() not in shown.lower()
+
+
+def test_a_short_key_takes_nothing_else_from_a_message() -> None:
+    assert hidden("401 for abc: YWJj is unknown", Secret("abc")) == (
+        "401 for **********: YWJj is unknown"
+    )
 
 
 # ---- What is asked for ---------------------------------------------------------------------------
@@ -166,6 +204,253 @@ def test_trackio_holds_numbers_and_pictures(small: Small, tmp_path: Path) -> Non
     assert [path.suffix for path in (tmp_path / "trackio").rglob("*.png")] == [".png"]
 
 
+# ---- Whose key ----------------------------------------------------------------------------------
+
+ANNA, BERT, OPERATOR = "a" * 40, "b" * 40, "c" * 40
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandB]:
+    """A W&B server on this machine in the place of the real one."""
+    pytest.importorskip("wandb")
+    with WandB() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        yield server
+
+
+def run_for(key: str | None, settings: Settings, folder: Path, from_request: bool = True) -> None:
+    """A run of one step with wandb."""
+    settings = replace(settings, trackers=("wandb",))
+    with Trackers(settings, folder, Secret.of(key), from_request) as trackers:
+        trackers.log({"loss": 0.5}, 1)
+
+
+def wandb_cores() -> list[int]:
+    """Living wandb-core processes of this one."""
+    listed = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,stat=,comm="], capture_output=True, text=True
+    )
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, state, name in rows if "wandb" in name and "Z" not in state]
+
+
+def test_each_requests_run_carries_its_own_key_alone(
+    small: Small, tmp_path: Path, server: WandB
+) -> None:
+    for key in (ANNA, BERT, ANNA):
+        server.keys.clear()
+        run_for(key, small(), tmp_path)
+        assert set(server.keys) == {key} and len(server.keys) > 2
+
+
+def test_nothing_of_a_run_is_left_in_the_process(
+    small: Small, tmp_path: Path, server: WandB
+) -> None:
+    import wandb
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    before = dict(os.environ)
+    run_for(ANNA, small(), tmp_path)
+    assert wandb.run is None and wandb_setup._singleton is None and wandb_cores() == []
+    assert wbauth.session_credentials(host=server.url) is None
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("place", ["environment and files", "login", "identity token"])
+def test_the_operators_own_account_is_no_part_of_a_requests_run(
+    place: str, small: Small, tmp_path: Path, server: WandB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    if place == "login":
+        wandb.login(key=OPERATOR)
+    elif place == "identity token":
+        (home / "token").write_text(OPERATOR)
+        monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(home / "token"))
+    else:
+        monkeypatch.setenv("WANDB_API_KEY", OPERATOR)
+        for name in ("ENTITY", "RUN_ID", "NOTES", "PROJECT", "TAGS", "RUN_GROUP", "USERNAME"):
+            monkeypatch.setenv(f"WANDB_{name}", "operator-of-this")
+        (home / ".netrc").write_text(f"machine 127.0.0.1 login user password {OPERATOR}\n")
+        for folder in (home / ".config" / "wandb", home / "wandb", home / ".wandb"):
+            folder.mkdir(parents=True)
+            (folder / "settings").write_text(
+                f"[default]\napi_key = {OPERATOR}\nentity = operator-of-this\n"
+            )
+    server.keys.clear()
+    server.bodies.clear()
+    run_for(ANNA, small(), tmp_path)
+    assert set(server.keys) == {ANNA}
+    sent = b"".join(server.bodies).decode(errors="replace")
+    for private in ("operator-of-this", str(tmp_path)):
+        assert private not in sent
+
+
+def test_on_the_command_line_the_environment_counts(
+    small: Small, tmp_path: Path, server: WandB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", OPERATOR)
+    run_for(None, small(), tmp_path, from_request=False)
+    assert set(server.keys) == {OPERATOR}
+
+
+def test_a_session_that_the_program_began_before_stays(
+    small: Small, tmp_path: Path, server: WandB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", BERT)
+    wandb.setup()
+    try:
+        run_for(None, small(), tmp_path, from_request=False)
+        run_for(None, small(), tmp_path, from_request=False)
+        assert set(server.keys) == {BERT} and len(wandb_cores()) == 1
+    finally:
+        wandb.teardown()
+
+
+def test_after_wandbs_own_process_died_the_next_run_starts(
+    small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb")
+    settings = replace(small(), trackers=("wandb",))
+    for number in range(2):
+        with Trackers(settings, tmp_path, Secret(KEY), True) as trackers:
+            [core] = wandb_cores()
+            os.kill(core, signal.SIGKILL)
+            trackers.log({"loss": 0.5}, number)
+        assert wandb_cores() == []
+    caplog.clear()
+    with Trackers(settings, tmp_path, Secret(KEY), True) as trackers:
+        trackers.log({"loss": 0.5}, 1)
+    assert [each for each in caplog.records if each.name.startswith("trainer")] == []
+
+
+def test_a_server_that_never_answers_leaves_nothing_to_the_next_run(
+    small: Small, tmp_path: Path, server: WandB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import trackers as module
+
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    settings = replace(small(), trackers=("wandb",))
+    with Trackers(settings, tmp_path, Secret(ANNA), True):
+        server.answers.clear()
+    assert wandb_cores() == []
+    server.answers.set()
+    server.keys.clear()
+    run_for(BERT, small(), tmp_path)
+    assert BERT in server.keys
+
+
+class Cancelled(BaseException):
+    """What the runtime throws into a request that is cancelled."""
+
+
+@pytest.mark.parametrize("moment", ["start", "close"])
+def test_a_cancellation_is_heard_while_a_tracker_waits(
+    moment: str, small: Small, tmp_path: Path, server: WandB
+) -> None:
+    import ctypes
+
+    settings = replace(small(), trackers=("wandb",))
+    ended: list[BaseException] = []
+
+    def training() -> None:
+        try:
+            if moment == "start":
+                server.answers.clear()
+            with Trackers(settings, tmp_path, Secret(ANNA), True):
+                server.answers.clear()
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=training)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while server.answers.is_set() or not server.waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Cancelled)
+    )
+    thread.join(10)
+    server.answers.set()
+    assert not thread.is_alive() and isinstance(ended[0], Cancelled)
+    server.keys.clear()
+    run_for(BERT, small(), tmp_path)
+    assert BERT in server.keys
+
+
+@pytest.mark.parametrize(
+    ("tracker", "key", "said"),
+    [
+        ("wandb", None, "wandb needs wandb_api_key in the same request"),
+        ("tensorboard,wandb", " ", "wandb needs wandb_api_key in the same request"),
+        ("trackio", KEY, "trackio is not available on a server"),
+    ],
+)
+def test_a_request_without_a_key_is_refused_before_its_dataset_is_read(
+    tracker: str, key: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.run import train_from_inputs
+
+    monkeypatch.setenv("WANDB_API_KEY", OPERATOR)
+    monkeypatch.setenv("HF_TOKEN", "hf_operator")
+    with pytest.raises(SettingsError, match=said) as refusal:
+        train_from_inputs(
+            alone=True,
+            dataset=tmp_path / "is-not-there.zip",
+            output_dir=tmp_path / "out",
+            trackers=tracker,
+            wandb_api_key=key,
+        )
+    assert OPERATOR not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_real_server_uses_each_customers_key_and_never_the_operators(
+    server: WandB, miniature_vault: Path, photos: Path, tmp_path: Path
+) -> None:
+    from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code
+
+    env = {
+        **{"MODEL_VAULT": str(miniature_vault), "BASE_MODEL": "miniature-turbo"},
+        **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_operator"},
+        **{"WANDB_BASE_URL": server.url, "WANDB_MODE": "online", "WANDB_API_KEY": OPERATOR},
+    }
+    small = {"rank": 2, "steps": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
+    small |= {"dataset": str(photos), "trackers": "wandb"}
+
+    with CogServer("train", env, copy_of_the_code(tmp_path)) as cog:
+
+        def train(inputs: dict[str, Any]) -> dict[str, Any]:
+            server.keys.clear()
+            with Webhooks() as hooks:
+                cog.wait_idle()
+                request = {"input": inputs, "webhook": hooks.url}
+                assert cog.post("/trainings", request, PREFER_ASYNC).status_code == 202
+                return hooks.finished()
+
+        for key in (ANNA, BERT):
+            report = train(small | {"wandb_api_key": key})
+            assert report["status"] == "succeeded", report
+            assert set(server.keys) == {key}
+        for inputs, said in (
+            (small, "wandb needs wandb_api_key in the same request"),
+            (small | {"trackers": "", "hf_repo_id": "me/fox"}, "hf_repo_id needs hf_token in the"),
+        ):
+            report = train(inputs)
+            assert report["status"] == "failed" and said in report["error"]
+            assert server.keys == []
+            assert OPERATOR not in str(report) and "hf_operator" not in str(report)
+
+
 # ---- What breaks ---------------------------------------------------------------------------------
 
 
@@ -233,8 +518,6 @@ def test_a_tracker_that_does_not_start_stops_the_training_before_it_costs_anythi
 def test_a_tracker_that_never_finishes_sending_is_left_behind(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import threading
-
     from trainer import trackers as module
 
     never = threading.Event()

@@ -1,16 +1,17 @@
 """What can be wrong with settings by themselves, before data or models are looked at."""
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.placeholder import MAX_LENGTH
 from families.tokens import check_unicode
+from inference.request import LENGTHS as PROMPT_LENGTHS
+from inference.request import Request, check_length, check_size, out_of_range
 from trainer.checkpoint import MAX_STEPS
 from trainer.noise_levels import SCHEDULED, TIMESTEP_SAMPLINGS
 from trainer.optimizers import OPTIMIZERS, SCHEDULES, is_installed
-from trainer.outputs import is_safe_name
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("auto", "none", "fp8", "int8", "nf4")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
-MAX_TEXT_BYTES = 64 << 10  # of a setting, as JSON: meta.json holds them all
 
 LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for another optimiser
 
@@ -43,16 +43,53 @@ CHOICES: dict[str, Sequence[str]] = {
     "timestep_sampling": TIMESTEP_SAMPLINGS,
     "quantize": QUANTIZATIONS,
 }
+# Characters, the same as in train.py. `sample_prompts` counts all of them, with line ends.
+LENGTHS: dict[str, int] = {
+    "default_caption": PROMPT_LENGTHS["prompt"],
+    "placeholder_token": MAX_LENGTH,
+    "trigger_word": 1_000,
+    "caption_prefix": 1_000,
+    "caption_suffix": 1_000,
+    "lora_targets": 1_000,
+    "turbo_adapter": 1_000,  # the longest path that systems commonly take is 1,024
+    "resolution": 64,
+    "trackers": 64,
+    "sample_prompts": 20_000,
+    "name": 64,
+    "wandb_project": 128,
+    "wandb_run": 128,
+    "wandb_entity": 128,
+    "hf_repo_id": 128,
+    "wandb_api_key": 1_000,
+    "hf_token": 1_000,
+}
+MOST_SAMPLE_PROMPTS = 64
+MOST_RESOLUTIONS = 8  # all images are encoded at each of them
+
+# Settings that become part of a path or file name, here or in a library.
+NAMES = ("name", "wandb_project", "wandb_run", "wandb_entity")
+NAME_BYTES = 200  # file systems take 255, and some is put before and after
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
+    f"{x}{n}" for x in ("COM", "LPT") for n in "123456789¹²³"
+}
+
+# What one request to a server may cost. Training: images at the base's own resolution, counted as
+# often as a step sees them; 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100.
+# Previews: passes of such an image through the transformer.
+MOST_TRAINED = 200_000
+MOST_PREVIEWED = 50_000
 
 
 def faults(settings: "Settings") -> list[str]:
     """One line for each setting that is out of range or does not go with another."""
     return [
         *_unreadable(settings),
+        *_too_long(settings),
+        *_not_names(settings),
+        *_too_large(settings),
         *_out_of_range(settings),
         *_unknown(settings),
         *_at_odds(settings),
-        *_unsafe(settings),
     ]
 
 
@@ -66,10 +103,98 @@ def _unreadable(settings: "Settings") -> Iterator[str]:
             check_unicode(name, text)
         except ValueError as error:
             yield str(error)
-    for name, value in (texts | {"sample_prompts": settings.sample_prompts}).items():
-        size = len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
-        if size > MAX_TEXT_BYTES:
-            yield f"{name} has {size:,} bytes; {MAX_TEXT_BYTES:,} is the most, so shorten it"
+
+
+def _too_long(settings: "Settings") -> Iterator[str]:
+    texts = {name: getattr(settings, name, None) for name in LENGTHS}
+    texts["sample_prompts"] = "\n".join(settings.sample_prompts)
+    for name, text in texts.items():
+        if isinstance(text, str) and name not in NAMES:  # names have a sentence of their own
+            try:
+                check_length(name, text, LENGTHS[name])
+            except ValueError as error:
+                yield str(error)
+    for number, prompt in enumerate(settings.sample_prompts, start=1):
+        if len(prompt) > PROMPT_LENGTHS["prompt"]:
+            yield (
+                f"sample prompt {number} has {len(prompt):,} characters; at most "
+                f"{PROMPT_LENGTHS['prompt']:,} are accepted"
+            )
+    if len(settings.sample_prompts) > MOST_SAMPLE_PROMPTS:
+        yield (
+            f"sample_prompts are {len(settings.sample_prompts):,}; at most {MOST_SAMPLE_PROMPTS} "
+            "are accepted"
+        )
+
+
+def _not_names(settings: "Settings") -> Iterator[str]:
+    for name in NAMES:
+        text = getattr(settings, name, None)
+        if text is not None and (fault := fault_of_name(text, LENGTHS[name])):
+            yield f"{name} {text[:80]!r} {fault}; use a plain name such as red-fox"
+
+
+def fault_of_name(text: str, most: int = 128) -> str | None:
+    """Why a text is not a plain name, which is a file name on every system; None where it is."""
+    if not 1 <= len(text) <= most:
+        return f"has {len(text)} characters, not 1 to {most}"
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text) or not text.isprintable():
+        return "contains characters that do not print"
+    if any(character in text for character in "/\\:"):
+        return "contains a slash, a backslash or a colon"
+    if text.startswith((".", "~")) or text.endswith(".") or text != text.strip():
+        return "begins with a dot, ~ or a space, or ends with a dot or a space"
+    if text.partition(".")[0].strip().upper() in _RESERVED:
+        return "is reserved by Windows"
+    if len(text.encode()) > NAME_BYTES:
+        return f"has {len(text.encode())} bytes, more than {NAME_BYTES}"
+    return None
+
+
+def _too_large(settings: "Settings") -> Iterator[str]:
+    base, edges = settings.base, settings.resolutions
+    if max(edges) > base.largest_resolution:
+        yield (
+            f"resolution {max(edges)} is too large for {base.name}; at most "
+            f"{base.largest_resolution} is accepted"
+        )
+    if len(edges) > MOST_RESOLUTIONS:
+        yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
+    if settings.sample_prompts and settings.sample_options:
+        try:
+            check_size(Request(prompt="-", **settings.sample_options), base)
+        except ValueError as error:
+            yield f"sample options: {error}"
+
+
+def too_much(settings: "Settings") -> list[str]:
+    """One line for each product of settings that is more than one request to a server may cost."""
+    found, base = [], settings.base
+    steps = settings.steps or base.training_steps.most
+    relative = max(settings.resolutions) ** 2 / base.training_resolution**2
+    each_step = settings.batch_size * settings.gradient_accumulation
+    if steps * each_step * relative > MOST_TRAINED:
+        found.append(
+            f"{steps:,} steps of batch_size {settings.batch_size} with gradient_accumulation "
+            f"{settings.gradient_accumulation} train on {steps * each_step:,} images, which is too "
+            f"much for one request: at most {int(MOST_TRAINED / relative):,} are accepted at "
+            f"resolution {max(settings.resolutions)} on {base.name}"
+        )
+    every = settings.sample_every
+    times = 2 + steps // every if every else 1
+    options = Request(prompt="-", **settings.sample_options)
+    passes = base.inference_steps if options.num_inference_steps is None else 0
+    passes = passes or options.num_inference_steps or 0
+    guidance = base.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    passes *= options.num_outputs * (2 if guidance > 1 else 1)
+    images = len(settings.sample_prompts) * times
+    if images * passes > MOST_PREVIEWED:
+        found.append(
+            f"{len(settings.sample_prompts):,} sample_prompts every {every or steps:,} of "
+            f"{steps:,} steps are {images:,} images, which is too much for one request: at most "
+            f"{MOST_PREVIEWED // passes:,} are accepted on {base.name}; raise sample_every"
+        )
+    return found
 
 
 def _out_of_range(settings: "Settings") -> Iterator[str]:
@@ -81,11 +206,9 @@ def _out_of_range(settings: "Settings") -> Iterator[str]:
         if getattr(settings, name) is not None:
             ranges[name] = (0, MAX_STEPS)
     for name, (low, high) in ranges.items():
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            yield f"{name} is {value!r}, not a number"
-        elif not low <= value <= high:
-            yield f"{name} is {value:g}; it lies between {low:g} and {high:g}"
+        fault = out_of_range(name, getattr(settings, name), low, high)
+        if fault is not None:
+            yield fault
 
 
 def _unknown(settings: "Settings") -> Iterator[str]:
@@ -95,22 +218,21 @@ def _unknown(settings: "Settings") -> Iterator[str]:
         if value not in known:
             near = difflib.get_close_matches(str(value), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            yield f"{name} {value!r} is not one of {', '.join(known)}{hint}"
+            yield f"{name} {str(value)[:80]!r} is not one of {', '.join(known)}{hint}"
     wanted, versions = settings.turbo_adapter, settings.base.training_adapters
-    if wanted not in ("auto", "none", *versions) and not Path(wanted).expanduser().is_file():
+    if wanted not in ("auto", "none", *versions) and not _is_file(wanted):
         known = ", ".join(("auto", "none", *versions))
         yield (
-            f"turbo_adapter is {wanted!r}; for {settings.base.name} it is one of {known}, or a "
-            "LoRA file"
+            f"turbo_adapter is {wanted[:80]!r}; for {settings.base.name} it is one of {known}, "
+            "or a LoRA file"
         )
 
 
-def _unsafe(settings: "Settings") -> Iterator[str]:
-    if settings.name is not None and not is_safe_name(str(settings.name)):
-        yield (
-            f"name is {settings.name!r}; it becomes part of a folder's name: use up to 64 letters "
-            "(a to z), digits, '.', '-' and '_', with a letter or digit first"
-        )
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, RuntimeError):  # too long for a file system; ~ of somebody who is not there
+        return False
 
 
 def _at_odds(settings: "Settings") -> Iterator[str]:

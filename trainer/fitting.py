@@ -16,6 +16,7 @@ from families.quantization import (
     QuantizationUnavailable,
     check_available,
 )
+from families.sketch import sketch
 from trainer.memory import Shape
 from trainer.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
 from trainer.saving import Saver
@@ -24,6 +25,8 @@ from trainer.settings import Settings
 log = logging.getLogger(__name__)
 
 TEXT_TOKENS = 128  # of a caption inside its template, where the captions are not known yet
+# More than the activations of one pixel in float32: 52 kB for Qwen-Image, the largest base.
+_PIXEL_BYTES = 64_000
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -77,7 +80,9 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
     if settings.quantize not in ("auto", "none"):
         check_available(settings.quantize, family.device)
     if family.device.type == "cpu":
-        return _as_wished(settings)
+        choice = _as_wished(settings)
+        check_host_memory(settings, choice.mode, family.dtype)
+        return choice
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype)
     choice = choose(counted, free_memory(family.device), wishes_of(settings), usable(family.device))
@@ -96,6 +101,36 @@ def _as_wished(settings: Settings) -> Choice:
     log.info("memory: %s", choice.reason)
     _tell_of_text(settings, choice)
     return choice
+
+
+def check_host_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None:
+    """Raises `TooLarge` where a run on a CPU needs more memory than is free.
+
+    There, running out does not raise an error: the system ends the process. The count takes a
+    second, so it is left out where an upper bound from the sizes alone is below what is free.
+    """
+    free, edge = free_memory(torch.device("cpu")), max(settings.resolutions)
+    family = sketch(settings.base, dtype)
+    parts = (family.transformer, family.text_encoder, family.vae)
+    values = sum(each.numel() for part in parts for each in part.parameters())
+    # An optimizer's state and copies beside the LoRA, which is smaller than the model.
+    bound = 8 * 4 * values + _PIXEL_BYTES * settings.batch_size * edge**2
+    if bound < free:
+        return
+    counted = figures_of(settings, TEXT_TOKENS, dtype)
+    need = counted.peak(mode)
+    if need <= free:
+        return
+    less = counted.peak(replace(mode, checkpointing=True))
+    raise TooLarge(
+        f"this run needs about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+        f"lower batch_size ({settings.batch_size}) or resolution ({edge})"
+        + (
+            f", or set gradient_checkpointing, which needs about {less / 1e9:.1f} GB"
+            if less <= free and not mode.checkpointing
+            else ""
+        )
+    )
 
 
 def _tell_of_text(settings: Settings, choice: Choice) -> None:

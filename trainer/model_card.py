@@ -4,6 +4,8 @@ Everything it says comes from the archive's `meta.json`. The examples repeat the
 reader can hold the picture against the one that is shown.
 """
 
+import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -88,14 +90,15 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     base = find_base(meta["base_model"])
     word = meta.get("placeholder_token")
     name = repository.split("/")[-1]
-    front = yaml.safe_dump(
-        _front_matter(base, word, samples), sort_keys=False, allow_unicode=True, width=1000
+    front = yaml.dump(
+        _front_matter(base, word, samples),
+        **{"Dumper": _Dumper, "sort_keys": False, "allow_unicode": True, "width": math.inf},
     )
     about = (
-        f"A LoRA for {base.hub_id}, together with the new word `{word}` for its subject. The word "
-        "began as an almost empty embedding and was trained with the LoRA, so it carries nothing "
-        "from pre-training. It is no part of the tokenizer: its vectors are put in where the word "
-        "stands, as the code below does."
+        f"A LoRA for {base.hub_id} with the placeholder token {_span(word)} for its subject. The "
+        "token's embedding started near zero and was trained with the LoRA, so it carries no "
+        "meaning from pre-training. The token is not part of the tokenizer: the code below inserts "
+        "its embedding where the token stands in the prompt."
         if word
         else f"A LoRA for {base.hub_id}. Prompts are plain text, worded as the training's captions."
     )
@@ -134,7 +137,7 @@ def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
         more_imports=extra if word else "",
         word_name=", word" if word else "",
         repository=repository,
-        word_value=f", {word!r}" if word else "",
+        word_value=f", {_literal(word)}" if word else "",
         pipeline=load,
     )
     if word:
@@ -155,12 +158,11 @@ def _arguments(base: Base, meta: Mapping[str, Any]) -> list[str]:
     guidance = base.guidance_scale if guidance is None else guidance
     negative = options.get("negative_prompt") or {"qwen_image": " "}.get(base.family, "")
     plain = not word
-    lines = [f"prompt={prompt!r}" if plain else f"prompt_embeds=encode({prompt!r})"]
+    prompt, negative = _literal(prompt), _literal(negative)
+    lines = [f"prompt={prompt}" if plain else f"prompt_embeds=encode({prompt})"]
     if guidance > 1:
         lines.append(
-            f"negative_prompt={negative!r}"
-            if plain
-            else f"negative_prompt_embeds=encode({negative!r})"
+            f"negative_prompt={negative}" if plain else f"negative_prompt_embeds=encode({negative})"
         )
     if base.family == "z_image":
         lines.append(f"guidance_scale={guidance - 1:g},  # 0 is off here")
@@ -181,7 +183,7 @@ def _zeroprior_example(repository: str, meta: Mapping[str, Any]) -> str:
     prompt = next(iter(prompts), f"a photo of {meta.get('placeholder_token') or 'TOK'}")
     return (
         f"hf download {repository} {WEIGHTS} --local-dir .\n"
-        f"python -m inference --weights {WEIGHTS} --prompt {shlex.quote(prompt)}\n"
+        f"python -m inference --weights {WEIGHTS} --prompt {_shell(prompt)}\n"
     )
 
 
@@ -197,11 +199,11 @@ def _front_matter(
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
     }
     if word:
-        front["instance_prompt"] = word
+        front["instance_prompt"] = _Quoted(word)
     if samples:
         front["widget"] = [
             # On one line: a line of dashes in a prompt would end the front matter.
-            {"text": " ".join(prompt.split()), "output": {"url": path}}
+            {"text": _Quoted(" ".join(prompt.split())), "output": {"url": path}}
             for prompt, path in samples
         ]
     return front
@@ -209,19 +211,19 @@ def _front_matter(
 
 def _table(base: Base, meta: Mapping[str, Any]) -> str:
     settings, training = meta["settings"], meta.get("training", {})
-    adapter = meta.get("turbo_adapter")
+    adapter, word = meta.get("turbo_adapter"), meta.get("placeholder_token")
     rows = {
         "base model": base.hub_id,
         "pictures": len(meta.get("dataset", {}).get("pictures", [])) or None,
-        "new word": f"`{meta['placeholder_token']}`" if meta.get("placeholder_token") else None,
+        "placeholder token": _span(word)
+        if word and "|" not in word
+        else None,  # it would end the cell
         "LoRA rank": meta.get("rank"),
         "steps": meta.get("steps"),
         "batch size": settings.get("batch_size"),
         "optimizer": settings.get("optimizer"),
         "learning rate": settings.get("learning_rate"),
-        "learning rate of the word": (
-            settings.get("placeholder_learning_rate") if meta.get("placeholder_token") else None
-        ),
+        "learning rate of the token": settings.get("placeholder_learning_rate") if word else None,
         "resolution": ", ".join(map(str, settings.get("resolutions") or ())) or None,
         "turbo adapter while training": adapter["name"] if adapter else None,
         "loss, first and last steps": (
@@ -230,17 +232,56 @@ def _table(base: Base, meta: Mapping[str, Any]) -> str:
         "seed": settings.get("seed"),
         "device": training.get("device"),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _files(word: str | None) -> str:
     rows = [
         f"- `{LORA}`: the LoRA as diffusers reads it",
-        f"- `{PLACEHOLDER}`: the vectors of `{word}`" if word else "",
+        f"- `{PLACEHOLDER}`: the vectors of {_span(word)}" if word else "",
         f"- `{WEIGHTS}`: all of it for zeroprior, with every setting in its `meta.json`",
     ]
     return "## Files\n\n" + "\n".join(row for row in rows if row) + "\n"
+
+
+# ---- Text that is not ours -----------------------------------------------------------------------
+
+
+class _Quoted(str):
+    """Text for the front matter, written in double quotes whatever it holds."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes `_Quoted`, so that no reader takes a part of it for the end."""
+
+
+_Dumper.add_representer(
+    _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
+def _literal(text: str) -> str:
+    """A Python string on one line, without backticks, which could end the block of code."""
+    return repr(text).replace("`", r"\x60")
+
+
+def _shell(text: str) -> str:
+    """One word for the shell, never with three backticks in a row, which could end the block."""
+    return shlex.quote(text).replace("``", "`''`")  # the quotes end and begin again
+
+
+def _span(text: str) -> str:
+    """Markdown that shows the text as code: in more backticks than it holds in a row."""
+    text = " ".join(text.split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    padding = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{ticks}{padding}{text}{padding}{ticks}"
+
+
+def _cell(value: object) -> str:
+    """A value in one cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _where(base: Base) -> str:

@@ -54,13 +54,7 @@ LATEST = "latest"
 KEPT_SECONDS = 24 * 3600
 KEPT_RUNS = 20
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether a name may become part of a folder's name."""
-    return _SAFE_NAME.fullmatch(name) is not None
 
 
 class Run:

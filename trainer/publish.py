@@ -9,11 +9,12 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, close_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -28,11 +29,14 @@ from trainer.settings import SettingsError
 log = logging.getLogger(__name__)
 
 
-def check_repository(repo_id: str, hf_token: Secret | None = None) -> None:
+def check_repository(
+    repo_id: str, hf_token: Secret | None = None, from_request: bool = False
+) -> None:
     """Raises `SettingsError` where an upload at the end could not succeed.
 
     Asks the Hub who the token belongs to and whether it may write there. Where the Hub cannot be
-    reached this is a warning: by the end of the training it may be.
+    reached this is a warning: by the end of the training it may be. With `from_request` the token
+    is the customer's, and no token of the server's operator takes its place.
     """
     try:
         validate_repo_id(repo_id)
@@ -40,10 +44,10 @@ def check_repository(repo_id: str, hf_token: Secret | None = None) -> None:
         raise SettingsError(f"hf_repo_id: {error}") from error
     if repo_id.count("/") != 1:
         raise SettingsError(f"hf_repo_id is {repo_id!r}; write it as OWNER/NAME")
-    token = _token(hf_token)
-    api = HfApi(token=token.reveal())
+    token = _token(hf_token, from_request)
     try:
-        user = api.whoami()
+        with _session_of_its_own(from_request):
+            user = HfApi(token=token.reveal()).whoami()
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
@@ -64,12 +68,14 @@ def check_repository(repo_id: str, hf_token: Secret | None = None) -> None:
         raise SettingsError(f"hf_token {fault}")
 
 
-def publish(weights: Path, repo_id: str, hf_token: Secret | None = None) -> str | None:
-    """Uploads a finished weights.zip, what lies beside it and a model card, in one commit.
+def publish(
+    weights: Path, repo_id: str, hf_token: Secret | None = None, from_request: bool = False
+) -> str | None:
+    """Uploads a finished weights.zip, the files next to it and a model card, in one commit.
 
     A new repository is private. Returns its address; None, with a warning, where that failed.
     """
-    token = _token(hf_token)
+    token = _token(hf_token, from_request)
     folder = weights.parent / UPLOAD  # of this run alone, which holds the lock
     try:
         if folder.is_dir() and not folder.is_symlink():
@@ -77,8 +83,9 @@ def publish(weights: Path, repo_id: str, hf_token: Secret | None = None) -> str 
         folder.mkdir()
         collect(weights, repo_id, folder)
         api = HfApi(token=token.reveal())
-        address = api.create_repo(repo_id, private=True, exist_ok=True).url
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Trained weights")
+        with _session_of_its_own(from_request):
+            address = api.create_repo(repo_id, private=True, exist_ok=True).url
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Trained weights")
     except Exception as error:
         log.warning(
             "the upload to %s failed (%s). The weights are safe in %s; to repeat it: "
@@ -129,8 +136,26 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _token(hf_token: Secret | None) -> Secret:
-    """The token that was given, else that of HF_TOKEN or `hf auth login`."""
+@contextmanager
+def _session_of_its_own(from_request: bool) -> Iterator[None]:
+    """Inside, huggingface_hub has no cookies of earlier calls, and afterwards none of these."""
+    if not from_request:
+        yield
+        return
+    close_session()
+    try:
+        yield
+    finally:
+        close_session()
+
+
+def _token(hf_token: Secret | None, from_request: bool) -> Secret:
+    """The token that was given; outside of requests else that of HF_TOKEN or `hf auth login`."""
+    if hf_token is None and from_request:
+        raise SettingsError(
+            "hf_repo_id needs hf_token in the same request; make one with write access at "
+            "https://huggingface.co/settings/tokens"
+        )
     if hf_token is None:
         kept = get_token()
         if not kept:
@@ -139,9 +164,9 @@ def _token(hf_token: Secret | None) -> Secret:
                 "make one with write access at https://huggingface.co/settings/tokens"
             )
         hf_token = Secret(kept)
-    value = hf_token.reveal()
-    if not value.startswith("hf_") or not value.isascii() or not value.isprintable():
-        raise SettingsError("hf_token is no token of the Hub's, which begin with hf_; copy it anew")
+    value = hf_token.reveal()  # whether it is a token is for the Hub to say
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise SettingsError("hf_token holds characters that no token has; copy it again")
     return hf_token
 
 

@@ -46,7 +46,7 @@ class Told:
 def write_report(told: Told, path: Path) -> Path:
     """Writes the page all at once."""
     with atomic_file(path) as file:
-        file.write(page(told).encode())
+        file.write(page(told).encode(errors="replace"))  # a file's name may be no Unicode
     return path
 
 

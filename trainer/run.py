@@ -24,11 +24,12 @@ from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference import acceleration
+from inference.request import check_length
 from trainer import meta
 from trainer.batches import warn_repeats
 from trainer.caption_length import check_texts
 from trainer.checkpoint import Checkpoint
-from trainer.checks import missing_here
+from trainer.checks import LENGTHS, missing_here, too_much
 from trainer.dataset import Example, read_dataset
 from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
@@ -44,7 +45,7 @@ from trainer.saving import Saver
 from trainer.secret import Secret, Secrets, hidden
 from trainer.settings import Settings, SettingsError, settle
 from trainer.stage import SecondBase, Stage
-from trainer.trackers import Trackers
+from trainer.trackers import Trackers, check_trackers
 from trainer.trigger import name_trigger
 from trainer.validation import Validation, hold_out
 from trainer.watching import Watching
@@ -94,11 +95,14 @@ def train_from_inputs(
 ) -> Path:
     """Trains with the inputs of the Cog face, None standing for what was left out.
 
-    `served` means that a server trains for somebody else: the run always gets a new folder, and
-    old runs of the server are removed (`trainer.outputs`).
+    `served` means that a server trains for somebody else: the run always gets a new folder, old
+    runs of the server are removed (`trainer.outputs`), and only the request's own keys are used.
     """
-    secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token))
-    return train(settle(**inputs), report, secrets, served)
+    secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token), from_request=served)
+    for name in ("wandb_api_key", "hf_token"):
+        key = getattr(secrets, name)
+        check_length(name, key.reveal() if key is not None else "", LENGTHS[name])
+    return train(settle(**inputs), report, secrets)
 
 
 @_given_back()
@@ -106,37 +110,37 @@ def train(
     settings: Settings,
     report: Report | None = None,
     secrets: Secrets | None = None,
-    served: bool = False,
 ) -> Path:
     """Trains and returns the path of the finished weights.zip, which appears all at once.
 
     Everything that can be wrong with settings, data and accounts is found before a model is
     loaded. Out of a GPU's memory, it is tried once more in the next leaner mode, and `TooLarge`
     is raised where that does not help. Raises `FolderRefused` if the run's folder holds another
-    run or another process writes into it. `served`: see `train_from_inputs`.
+    run or another process writes into it.
     """
     secrets = secrets or Secrets()
+    if secrets.from_request and (costs := too_much(settings)):
+        raise SettingsError("; ".join(costs))
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
+    check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
-        check_repository(settings.hf_repo_id, secrets.hf_token)
+        check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     settings = replace(settings, seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
         _give_back_memory()  # of what came before, since a GPU's free memory is counted
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
-    with by_main(lambda: open_run(*where, served)) as run:
-        return _train_in(run, settings, report, secrets, served)
+    with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:
+        return _train_in(run, settings, report, secrets)
 
 
-def _train_in(
-    run: Run, settings: Settings, report: Report | None, secrets: Secrets, served: bool
-) -> Path:
+def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secrets) -> Path:
     """The training in the folder that is held for it."""
     tried: list[str] = []
     while True:
         try:
             with ExitStack() as until_written:
-                path, outcome = _train(settings, report, secrets, until_written, run, served)
+                path, outcome = _train(settings, report, secrets, until_written, run)
                 if outcome is not None:  # all else that the training held in memory is gone by now
                     run.complete()
                     hand_over(outcome)
@@ -154,7 +158,7 @@ def _train_in(
     try:  # the weights are written, and nothing that fails now may withhold them
         processes().wait_for_everyone()
         if outcome is not None and settings.hf_repo_id:
-            publish(path, settings.hf_repo_id, secrets.hf_token)
+            publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)
@@ -167,7 +171,6 @@ def _train(
     secrets: Secrets,
     until_written: ExitStack,
     run: Run,
-    served: bool,
 ) -> tuple[Path, Outcome | None]:
     """The weights' place and, in the main process of several, what is left to be judged."""
     # What can be checked without a model.
@@ -185,8 +188,10 @@ def _train(
     settings = settings.for_pictures(len(examples))
     resume = read_resume(settings, examples)
     adapter = _turbo_adapter(settings)
-    run.describe(meta.describe_run(settings, examples, dataset, served))
-    trackers = until_written.enter_context(Trackers(settings, run.folder, secrets.wandb_api_key))
+    run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
+    trackers = until_written.enter_context(
+        Trackers(settings, run.folder, secrets.wandb_api_key, secrets.from_request)
+    )
     try:
         family = load_family(settings.base)  # its weights are loaded later
         targets = family.lora_targets(settings.lora_targets)

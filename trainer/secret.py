@@ -1,9 +1,15 @@
 """Keys and tokens of a user's accounts, which no log, file, error or repr ever shows."""
 
+import base64
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import quote, quote_plus
 
 _HIDDEN = "**********"
+_CUT = 8  # characters; a piece of a key that is this long is redacted, too
+_ESCAPE = re.compile("%[0-9A-F]{2}")
 
 
 class Secret:
@@ -31,8 +37,41 @@ class Secret:
         return self._value
 
     def hide_in(self, text: str) -> str:
-        """The text with the key painted over, for messages that another library wrote."""
-        return text.replace(self._value, _HIDDEN)
+        """The text with the key redacted, for messages that another library wrote.
+
+        Also redacts the key in URLs (percent-encoded), in base64 (as in `Authorization: Basic`,
+        whatever user name stands before it), and pieces of these of `_CUT` characters or more.
+        """
+        secret = bytearray(len(text))  # 1 for every character to redact
+        for piece in {piece for form in self._forms() for piece in _pieces(form)}:
+            start = text.find(piece)
+            while start >= 0:
+                secret[start : start + len(piece)] = b"\1" * len(piece)
+                start = text.find(piece, start + 1)
+        shown, inside = [], False
+        for character, redact in zip(text, secret, strict=True):
+            if not redact:
+                shown.append(character)
+            elif not inside:
+                shown.append(_HIDDEN)
+            inside = bool(redact)
+        return "".join(shown)
+
+    def _forms(self) -> set[str]:
+        """The key as it may be written."""
+        if not self._value:
+            return set()
+        raw = self._value.encode(errors="replace")
+        forms = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
+        forms |= {_ESCAPE.sub(lambda escape: escape[0].lower(), form) for form in forms}
+        for before in range(3):  # base64 depends on how many bytes stand before, modulo three
+            padded = b"\0" * before + raw
+            whole = base64.b64encode(padded).decode().rstrip("=")
+            # Characters at the ends that hold bits of the neighbours, too.
+            inner = whole[-(-before * 8 // 6) : len(padded) * 8 // 6]
+            forms |= {inner, inner.translate(str.maketrans("+/", "-_"))}
+        # Short forms are found in ordinary text, too.
+        return {self._value, *(form for form in forms if len(form) >= _CUT)}
 
     def __repr__(self) -> str:
         return _HIDDEN
@@ -41,8 +80,14 @@ class Secret:
         raise TypeError("a secret is not to be stored")
 
 
+def _pieces(form: str) -> Iterator[str]:
+    """All pieces of `_CUT` characters; of a shorter form the whole."""
+    for start in range(max(1, len(form) - _CUT + 1)):
+        yield form[start : start + _CUT]
+
+
 def hidden(text: object, *secrets: Secret | None) -> str:
-    """`text` with every secret painted over."""
+    """`text` with every secret redacted."""
     shown = str(text)
     for secret in secrets:
         if secret is not None:
@@ -52,7 +97,12 @@ def hidden(text: object, *secrets: Secret | None) -> str:
 
 @dataclass(frozen=True)
 class Secrets:
-    """The keys a training is given. They travel beside the settings and never among them."""
+    """The keys a training is given. They travel beside the settings and never among them.
+
+    With `from_request` they are a customer's, and the only ones that count: keys of the server's
+    environment, logins and files belong to its operator. Otherwise those fill in what is missing.
+    """
 
     wandb_api_key: Secret | None = None
     hf_token: Secret | None = None
+    from_request: bool = False

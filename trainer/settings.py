@@ -8,9 +8,10 @@ from typing import Any
 
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base
+from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
-from trainer.checks import faults
+from trainer.checks import LENGTHS, faults
 from trainer.optimizers import OPTIMIZERS
 from trainer.presets import find_preset, left_out, steps_for
 from trainer.sample_prompts import read_prompts
@@ -147,6 +148,8 @@ def settle(
         "max_grad_norm": 1.0,
     }
     try:
+        for name, text in (("resolution", resolution), ("trackers", trackers)):
+            check_length(name, text if isinstance(text, str) else "", LENGTHS[name])
         values |= left_out(base, find_preset(preset))
         edge = values.pop("resolution")
         resolutions = parse_resolutions(str(edge if resolution in (None, "") else resolution))

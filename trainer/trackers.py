@@ -11,9 +11,9 @@ never the training. Only the main process of several tracks.
 import importlib.util
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,84 +23,108 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
-from trainer.secret import Secret, hidden
+from trainer.in_thread import InThread
+from trainer.secret import Secret, Secrets, hidden
 from trainer.settings import Settings, SettingsError
+from trainer.wandb_run import WandBRun
 
 log = logging.getLogger(__name__)
 
 PROJECT = "zeroprior"  # where none is named
 FOLDER = "trackers"  # of what TensorBoard and wandb write, beside weights.zip
 PATIENCE = 60.0  # seconds that a tracker may take to send what is left when all is done
+_NO_SECRETS = Secrets()
 _LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # what is of one machine
 
 
-def _tensorboard(settings: Settings, folder: Path, key: Secret | None) -> GeneralTracker:
+def _tensorboard(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
     return TensorBoardTracker(settings.wandb_run or "tensorboard", folder)
 
 
-def _wandb(settings: Settings, folder: Path, key: Secret | None) -> GeneralTracker:
-    import wandb
-
-    # Given to the run alone: wandb.login would write it into the home folder.
-    options: dict[str, Any] = {} if key is None else {"api_key": key.reveal()}
-    return WandBTracker(
+def _wandb(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
+    return WandBRun(
         settings.wandb_project or PROJECT,
-        name=settings.wandb_run,
-        entity=settings.wandb_entity,
-        dir=str(folder),
-        settings=wandb.Settings(console="off", disable_git=True, save_code=False, **options),
+        settings.wandb_run,
+        settings.wandb_entity,
+        folder,
+        secrets.wandb_api_key,
+        secrets.from_request,
     )
 
 
-def _trackio(settings: Settings, folder: Path, key: Secret | None) -> GeneralTracker:
+def _trackio(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
     return TrackioTracker(settings.wandb_project or PROJECT, name=settings.wandb_run)
 
 
-TRACKERS: dict[str, Callable[[Settings, Path, Secret | None], GeneralTracker]] = {
+TRACKERS: dict[str, Callable[[Settings, Path, Secrets], GeneralTracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
 }
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises `SettingsError` for a tracker that is unknown or not installed; imports none."""
+def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None:
+    """Raises `SettingsError` for a tracker that is unknown, not installed or has no key.
+
+    Imports none. A request's tracker must have the request's own key, since the server's keys and
+    logins are its operator's.
+    """
     for name in names:
         if name not in TRACKERS:
             raise SettingsError(f"trackers: {name!r} is not one of {', '.join(TRACKERS)}")
+    if secrets.from_request and "wandb" in names and secrets.wandb_api_key is None:
+        raise SettingsError(
+            "trackers: wandb needs wandb_api_key in the same request; a server uses no other key"
+        )
+    if secrets.from_request and "trackio" in names:  # it writes with the operator's rights
+        raise SettingsError(
+            "trackers: trackio is not available on a server, since a request brings no key for "
+            "it; use tensorboard or wandb"
+        )
     missing = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(
             f"trackers: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
-            f"installed; pip install {' '.join(missing)}, or leave out of trackers"
+            f"installed; pip install {' '.join(missing)}, or remove from trackers"
         )
 
 
 class Trackers:
     """The trackers of one training, open from before the base is loaded until all is written."""
 
-    def __init__(self, settings: Settings, folder: Path, wandb_api_key: Secret | None = None):
-        """Starts them. Raises `SettingsError` for one that cannot be, without its key."""
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        wandb_api_key: Secret | None = None,
+        from_request: bool = False,
+    ) -> None:
+        """Starts them. Raises `SettingsError` for one that does not start, without its key."""
+        secrets = Secrets(wandb_api_key=wandb_api_key, from_request=from_request)
         self._secrets = (wandb_api_key, Secret.of(os.environ.get("WANDB_API_KEY")))
         self._open: dict[str, GeneralTracker] = {}
-        check_trackers(settings.trackers)
+        self._broken: dict[str, GeneralTracker] = {}
+        check_trackers(settings.trackers, secrets)
         if not settings.trackers or not PartialState().is_main_process:
             return
         folder = folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         for name in dict.fromkeys(settings.trackers):
             try:
-                tracker = TRACKERS[name](settings, folder, wandb_api_key)
-                tracker.start()
-                tracker.store_init_configuration(configuration(settings))
+                tracker = TRACKERS[name](settings, folder, secrets)
+                self._broken[name] = tracker  # until it has started
+                InThread(partial(_start, tracker, settings)).result()
             except Exception as error:
                 self.close()
                 raise SettingsError(
-                    f"trackers: {name} does not start ({self._said(error)}); mend that or leave "
-                    f"it out of trackers"
+                    f"trackers: {name} does not start ({self._said(error)}); fix that or remove "
+                    f"it from trackers"
                     + (". WANDB_MODE=offline needs neither key nor network" * (name == "wandb"))
                 ) from None
-            self._open[name] = tracker
+            except BaseException:  # a cancellation waits for nobody
+                _stop([*self._open.values(), *self._broken.values()])
+                raise
+            self._open[name] = self._broken.pop(name)
 
     def __bool__(self) -> bool:
         return bool(self._open)
@@ -128,30 +152,32 @@ class Trackers:
 
     def close(self) -> None:
         """Sends what is left. A tracker that takes longer than `PATIENCE` is left behind."""
-        for name, tracker in list(self._open.items()):
-            failed: list[Exception] = []
-
-            def finish(tracker: GeneralTracker = tracker, failed: list = failed) -> None:
+        closing = [(name, each, each.finish) for name, each in self._open.items()]
+        closing += [
+            (name, each, each.forget)
+            for name, each in self._broken.items()
+            if isinstance(each, WandBRun)
+        ]
+        self._open, self._broken = {}, {}
+        try:
+            for name, tracker, finish in closing:
                 try:
-                    tracker.finish()
+                    InThread(finish).result(PATIENCE)
+                except TimeoutError:
+                    log.warning("%s is still sending after %g s; it is left behind", name, PATIENCE)
+                    _stop([tracker])
                 except Exception as error:
-                    failed.append(error)
-
-            worker = threading.Thread(target=finish, daemon=True)
-            worker.start()
-            worker.join(PATIENCE)
-            if worker.is_alive():
-                log.warning("%s is still sending after %g s; it is left behind", name, PATIENCE)
-            elif failed:
-                log.warning("%s did not close well: %s", name, self._said(failed[0]))
-        self._open = {}
+                    log.warning("%s did not close well: %s", name, self._said(error))
+        except BaseException:  # a cancellation waits for nobody
+            _stop([tracker for _, tracker, _ in closing])
+            raise
 
     def _each(self, what: str, call: Callable[[GeneralTracker], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 call(tracker)
             except Exception as error:  # whatever it is, hours of training are worth more
-                del self._open[name]
+                self._broken[name] = self._open.pop(name)
                 log.warning(
                     "%s could not %s (%s); the training goes on without it",
                     *(name, what, self._said(error)),
@@ -170,6 +196,22 @@ class Trackers:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _start(tracker: GeneralTracker, settings: Settings) -> None:
+    tracker.start()
+    tracker.store_init_configuration(configuration(settings))
+
+
+def _stop(trackers: Sequence[GeneralTracker]) -> None:
+    """Ends at once what runs outside of this process, so that the next training finds nothing."""
+    for tracker in trackers:
+        if isinstance(tracker, WandBRun):
+            tracker.kill()
+            try:
+                InThread(tracker.forget).result(5)
+            except Exception as error:
+                log.debug("a stopped tracker: %s", type(error).__name__)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:

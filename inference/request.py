@@ -94,7 +94,7 @@ class Drawing:
 
 def settle(request: Request, base: Base, multiple: int) -> Drawing:
     """Fills in what the request left out; sizes are rounded to `multiple` pixels."""
-    width, height = _size(request, base.default_resolution)
+    width, height = wanted_size(request, base.default_resolution)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
         log.warning(
@@ -127,8 +127,8 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
     )
 
 
-def _size(request: Request, resolution: int) -> tuple[float, float]:
-    """Width and height before rounding."""
+def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
+    """Width and height before rounding; `resolution` is the base's own."""
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio is not None:

@@ -15,9 +15,9 @@ from adapters.lora import Lora
 from families.bases import find_base
 from families.family import Family
 from families.loading import load_family
+from families.memory import free_memory
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
-from trainer.fitting import free_memory
 from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
 from trainer.plan import LADDER, RESERVE, Choice, Figures, Mode, Wishes, choose
 from trainer.speed import CARDS, UTILISATION, step_seconds

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from families.loading import default_device
 
@@ -22,3 +22,9 @@ def same_for_all(value: int) -> int:
     values = [value]
     broadcast_object_list(values)
     return values[0]
+
+
+def least_of_all(value: int) -> int:
+    """The smallest value of all processes."""
+    processes()
+    return min(gather_object([value]))

@@ -230,8 +230,8 @@ def placeholder_load(family: Family, shape: Shape) -> Load:
 
 @torch.no_grad()
 def caption_load(family: Family, shape: Shape) -> Load:
-    """Encoding one caption whose features are kept."""
-    text = _embeddings(family, 1, shape.text_tokens)
+    """Encoding a batch of captions whose features are kept."""
+    text = _embeddings(family, shape.batch_size, shape.text_tokens)
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
@@ -243,8 +243,8 @@ def caption_load(family: Family, shape: Shape) -> Load:
 
 @torch.no_grad()
 def picture_load(family: Family, shape: Shape) -> Load:
-    """Encoding one picture with the VAE."""
-    pixels = torch.zeros(1, 3, shape.height, shape.width, device=family.device)
+    """Encoding a batch of images with the VAE."""
+    pixels = torch.zeros(shape.batch_size, 3, shape.height, shape.width, device=family.device)
     with fused_attention(), Meter(_tensors(family.vae)) as meter:
         family.encode_images(pixels)
     return Load(meter.peak, meter.flops)

@@ -13,8 +13,10 @@ from PIL import Image
 
 from adapters.lora_file import as_written
 from families.family import Family
+from families.tokens import split_words
 from inference.drawing import draw
 from inference.request import Drawing, Request, settle
+from inference.text_cache import TextCache
 from trainer.album import Album
 from trainer.loop import Loop
 from trainer.settings import Settings
@@ -35,6 +37,26 @@ def sample_scale(settings: Settings) -> float:
     return float(settings.sample_options.get("lora_scale", 1.0))
 
 
+@torch.no_grad()
+def prompt_features(settings: Settings, family: Family) -> TextCache:
+    """The text features of all sample prompts without the placeholder, which never change.
+
+    They are made while the text encoder is there for the captions, so that it need not be loaded
+    again for every preview. A quantized one is not what a prediction uses: it makes none.
+    """
+    texts, word = TextCache(), settings.subject
+    if family.residence.quantize_text != "none":
+        return texts
+    for drawing in sample_drawings(settings, family) if settings.sample_prompts else ():
+        prompts = [drawing.prompt]
+        if drawing.guidance_scale > 1:
+            prompts.append(drawing.negative_prompt or family.empty_prompt)
+        for prompt in prompts:
+            if word is None or word not in split_words(prompt, [word]):
+                texts.encode(family, prompt, {})
+    return texts
+
+
 class Previews:
     """Draws the sample prompts of one training, before it, every `sample_every` steps, at its end.
 
@@ -42,8 +64,18 @@ class Previews:
     draws from the finished archive.
     """
 
-    def __init__(self, family: Family, settings: Settings, stage: Stage, output: Path) -> None:
+    def __init__(
+        self,
+        family: Family,
+        settings: Settings,
+        stage: Stage,
+        output: Path,
+        texts: TextCache | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """`texts` are known features of the prompts; where not `enabled`, nothing is generated."""
         self.family, self.settings, self.stage = family, settings, stage
+        self.texts, self.enabled = texts or TextCache(), enabled
         self.drawings = sample_drawings(settings, family)
         self.album = Album(output, self.drawings)
 
@@ -73,6 +105,8 @@ class Previews:
             self._draw(loop)
 
     def _draw(self, loop: Loop) -> None:
+        if not self.enabled:
+            return
         assert loop.lora is not None
         factors, placeholder = loop.shipped()
         vectors = {}
@@ -80,7 +114,10 @@ class Previews:
             vectors = {placeholder.token: placeholder.vectors.to(self.family.device)}
         try:
             with self.stage.holding(loop.lora, as_written(factors), sample_scale(self.settings)):
-                pictures = [draw(self.family, drawing, vectors) for drawing in self.drawings]
+                pictures = [
+                    draw(self.family, drawing, vectors, texts=self.texts)
+                    for drawing in self.drawings
+                ]
         except torch.OutOfMemoryError as error:  # hours of training are worth more than a preview
             log.warning("no preview at step %d: out of memory (%s)", loop.done, error)
         else:

@@ -138,7 +138,10 @@ class Engine:
             log.info("%s", describe(drawing, base))
             if ids_wanted():
                 log.info("%s", family.tokenize(drawing.prompt, vectors).explain())
-            images = draw(family, drawing, vectors, request.image, self._texts)
+            images = acceleration.with_fallback(
+                family.transformer,
+                lambda: draw(family, drawing, vectors, request.image, self._texts),
+            )
         laid = [each.laid() for each in weights]
         for image, seed in zip(images, drawing.seeds, strict=True):
             image.info.update(making(drawing, seed, base, laid))

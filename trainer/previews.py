@@ -6,6 +6,7 @@ on the pristine base: the last preview is what a prediction with the archive dra
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 from adapters.lora_file import as_written
 from families.family import Family
 from families.tokens import split_words
+from inference.acceleration import with_fallback
 from inference.drawing import draw
 from inference.request import Drawing, Request, settle
 from inference.text_cache import TextCache
@@ -115,7 +117,10 @@ class Previews:
         try:
             with self.stage.holding(loop.lora, as_written(factors), sample_scale(self.settings)):
                 pictures = [
-                    draw(self.family, drawing, vectors, texts=self.texts)
+                    with_fallback(
+                        self.family.transformer,
+                        partial(draw, self.family, drawing, vectors, texts=self.texts),
+                    )
                     for drawing in self.drawings
                 ]
         except torch.OutOfMemoryError as error:  # hours of training are worth more than a preview

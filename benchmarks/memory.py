@@ -16,14 +16,14 @@ from torch import nn
 
 from adapters.lora import Lora
 from families.family import Family
-from families.memory import free_memory
+from families.memory import RESERVE, free_memory
 from families.quantization import Residence, quantize_transformer, settle_linears
 from families.sketch import configs, sketch
 from trainer.config import read_config
 from trainer.fitting import TEXT_TOKENS, figures_of, usable
 from trainer.loss import flow_loss
 from trainer.optimizers import make_optimizer
-from trainer.plan import LADDER, RESERVE, Mode
+from trainer.plan import LADDER, Mode
 from trainer.settings import Settings
 
 STEPS = 3

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import torch
 
+# Of a GPU's free memory, beside what tensors hold: workspaces of kernels and libraries, and gaps
+# between blocks.
+RESERVE = 0.06
+
 _CGROUP = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")

@@ -12,11 +12,11 @@ import torch
 
 from families.family import Family
 from families.loading import load_family
-from families.memory import free_and_total, is_out_of_memory
+from families.memory import RESERVE, free_and_total, is_out_of_memory
 from trainer import fitting
 from trainer.fitting import fit
 from trainer.memory import NOTHING
-from trainer.plan import RESERVE, Choice, Mode
+from trainer.plan import Choice, Mode
 from trainer.settings import Settings, settle
 from trainer.speed import CARDS
 

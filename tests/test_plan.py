@@ -15,11 +15,11 @@ from adapters.lora import Lora
 from families.bases import find_base
 from families.family import Family
 from families.loading import load_family
-from families.memory import free_memory
+from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
 from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
-from trainer.plan import LADDER, RESERVE, Choice, Figures, Mode, Wishes, choose
+from trainer.plan import LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.speed import CARDS, UTILISATION, step_seconds
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,6 +11,7 @@ import torch
 
 from families.bases import Base
 from families.family import Family
+from families.memory import RESERVE
 from families.quantization import QUANTIZATIONS, Residence, block_linears
 from families.sketch import sketch
 from trainer.memory import (
@@ -25,8 +26,6 @@ from trainer.memory import (
     velocity_load,
 )
 
-# Beside what tensors hold: workspaces of kernels and libraries, and gaps between blocks.
-RESERVE = 0.06
 # Bytes per trained value between steps: AdamW's two moments, the same in 8 bits, Prodigy's two and
 # its start and distance; Adafactor keeps sums of rows and columns only.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "prodigy": 16.0, "adafactor": 0.1}

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from families.loading import default_device
-from families.memory import free_memory
+from families.memory import RESERVE, free_memory
 from trainer.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
-from trainer.plan import LADDER, RESERVE, Figures, Mode, Wishes, choose
+from trainer.plan import LADDER, Figures, Mode, Wishes, choose
 from trainer.settings import Settings
 from trainer.speed import CARDS, UTILISATION, step_seconds
 

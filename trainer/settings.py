@@ -128,7 +128,7 @@ def settle(
     """
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
-    base = default_base() if base_model in (None, "auto") else find_base(str(base_model))
+    base = default_base("training") if base_model in (None, "auto") else find_base(str(base_model))
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,

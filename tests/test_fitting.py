@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from families.family import Family
-from families.loading import load_family
+from families.loading import default_device, load_family
 from families.memory import RESERVE, free_and_total, is_out_of_memory
 from trainer import fitting
 from trainer.fitting import fit
@@ -200,7 +200,7 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
     script = tmp_path / "choose.py"
     script.write_text(
         "import os, torch\n"
-        "from families.loading import load_family\n"
+        "from families.loading import default_device, load_family\n"
         "from trainer.fitting import fit\n"
         "from trainer.settings import settle\n"
         "free = (80, 24)[int(os.environ['RANK'])] * 10**9\n"
@@ -223,3 +223,28 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
     assert done.returncode == 0, done.stderr
     modes = [line for line in done.stdout.splitlines() if line.startswith("mode:")]
     assert modes == ["mode: int8 + checkpointing"] * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "own"),
+    [("families", None), ("families", "backend:native"), ("adapters.lora", None)],
+)
+def test_cudas_allocator_gets_growing_segments_before_it_is_made(
+    module: str, own: str | None
+) -> None:
+    """However a program begins; a choice of its own is kept."""
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    if own:
+        env["PYTORCH_CUDA_ALLOC_CONF"] = own
+    script = f"import os, {module}; print(os.environ['PYTORCH_CUDA_ALLOC_CONF'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == (own or "expandable_segments:True"), done.stderr
+
+
+def test_a_gpu_multiplies_float32_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert default_device().type == "cuda"
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -50,7 +50,10 @@ class FrozenLinear(nn.Linear):
     def offload(self) -> None:
         """Leaves the weight in host memory, pinned where a GPU will read it."""
         scales = getattr(self.weight, "quant_state", None)
-        self.weight.data = self.weight.data.to("cpu")
+        if hasattr(self.weight, "__tensor_flatten__"):  # `.data` would leave its parts in place
+            self.weight = nn.Parameter(self.weight.to("cpu"), requires_grad=False)
+        else:
+            self.weight.data = self.weight.data.to("cpu")
         if scales is not None:  # of bitsandbytes: small, and they travel with no one
             scales.to(self.device)
         if self.device.type == "cuda":

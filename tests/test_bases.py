@@ -66,8 +66,7 @@ def test_a_base_that_is_named_comes_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert default_base().name == settle(dataset="x", seed=1).base.name == "z-image"
 
 
-def test_without_a_gpu_the_miniature_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_without_a_gpu_the_miniature_is_the_default(no_gpu: None) -> None:
     assert default_base("generation").name == default_base("training").name == "miniature-turbo"
 
 

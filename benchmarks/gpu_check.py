@@ -61,9 +61,10 @@ class Row:
     note: str = ""
 
     def cells(self) -> list[str]:
+        """The row as cells of a Markdown table."""
         value = "" if self.value is None else f"{self.value:.4g} {self.unit}".strip()
         planned = "" if self.planned is None else f"{self.planned:.4g} {self.unit}".strip()
-        return [self.part, self.what, self.state, value, planned, self.note]
+        return [self.part, self.what, self.state, value, planned, self.note.replace("|", "\\|")]
 
 
 @dataclass(frozen=True)

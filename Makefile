@@ -22,7 +22,7 @@ READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench fuzz soak audit serve serve-train clean
+.PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train clean
 
 help: ## Say what there is to make
 	@echo "make TARGET, where TARGET is one of"
@@ -63,6 +63,9 @@ audit: setup ## Look for known vulnerabilities in the pins and in all that is in
 
 bench: setup ## Measure: a training step, a whole training, a change of LoRA; a GPU if there is one
 	@$(BIN)/python -m benchmarks
+
+gpu-check: setup ## Check on a GPU what only a GPU reaches, in minutes; writes gpu_check.json
+	@$(BIN)/python -m benchmarks.gpu_check
 
 serve: setup ## Serve predictions over HTTP, the way the Cog image does
 	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)

@@ -29,7 +29,7 @@ class TrainingOutput(BaseModel):
 # fmt: off
 def train(
     dataset: Path = Input(description="Zip or tar of 10 to 40 pictures (jpg, png, webp), with an optional caption in NAME.txt beside each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar", max_length=104857600),
-    base_model: str = Input(description="Model to train on. auto takes $BASE_MODEL, else qwen-image on a GPU and the embedded miniature without one.", default="auto", choices=BASE_MODELS),
+    base_model: str = Input(description="Model to train on. auto takes $BASE_MODEL, else the largest that fits the GPU, and the included miniature without a GPU.", default="auto", choices=BASE_MODELS),
     default_caption: str = Input(description="Caption of pictures that have none of their own. TOK stands for your subject.", default="a photo of TOK", max_length=10000),
     skip_bad_images: bool = Input(description="Leave out pictures that are broken or of no use, and say which. Off: refuse the dataset and name them all.", default=False),
     train_placeholder_token: bool = Input(description="Teach a new word without any prior meaning for your subject. Off: train the LoRA alone, with the captions as written.", default=True),

@@ -5,7 +5,6 @@ GPU), else not at all, and read again from the checkpoint, which safetensors map
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_CGROUP = Path("/sys/fs/cgroup")
+from families.memory import free_and_total
 
 
 class PristineWeights:
@@ -99,30 +98,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes for copies, with a fifth of the memory left to the activations of a picture."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-    else:
-        free, total = _host_memory()
+    """Bytes for copies, with a fifth of the memory left to the activations of an image."""
+    free, total = free_and_total(device)
     return free - total // 5
-
-
-def _host_memory() -> tuple[int, int]:
-    """Free and total bytes of host memory for this process: the machine's or its container's."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    free, total = (os.sysconf(f"SC_{name}") * page for name in ("AVPHYS_PAGES", "PHYS_PAGES"))
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # counts what the page cache would give back
-                free = int(line.split()[1]) << 10
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max" and int(limit) < total:
-            total = int(limit)
-            used = int((_CGROUP / "memory.current").read_text())
-            cached = dict(
-                line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines()
-            )
-            free = min(free, total - used + int(cached.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass  # no Linux, or no container: what sysconf says
-    return free, total

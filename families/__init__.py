@@ -1,6 +1,11 @@
 """The base models: one file for what is special about each family, one table for their data."""
 
 import logging
+import os
+
+# Read when CUDA is first used. Without it memory falls into pieces of fixed size, and a plan's
+# reserve is too small.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 # At import they warn of optional kernels that a machine lacks and that are not used here: weights
 # are unpacked by plain tensor operations.

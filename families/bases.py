@@ -6,9 +6,12 @@ leave out (steps, rates, guidance) come from this table; each column names its s
 
 import difflib
 import json
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,12 @@ class Base:
     # subject, and decoding takes more than 29 GB.
     largest_resolution: int = 2048
 
+    # GB of memory that `auto` asks a GPU for, by the same count as a plan (`tests/test_bases.py`):
+    # to generate an image of the default resolution with the whole model in 16 bits; and to train
+    # with this table's settings and a placeholder, in int8 with gradient checkpointing.
+    generation_memory: float
+    training_memory: float
+
     # Training. LoRA targets are the family's (`Family.lora_targets`): attention and feed-forward
     # of the blocks, as musubi-tuner and OneTrainer train both models. Alpha is the rank.
     training_resolution: int  # pixels; the size that trainers' examples for these models use
@@ -90,6 +99,8 @@ Z_IMAGE_TURBO = Base(
     inference_steps=8,
     guidance_scale=1.0,
     default_resolution=1024,
+    generation_memory=23.8,
+    training_memory=17.9,
     training_resolution=1024,
     training_shift=2.0,
 )
@@ -101,6 +112,8 @@ QWEN_IMAGE = Base(
     inference_steps=50,
     guidance_scale=4.0,
     default_resolution=1328,
+    generation_memory=56.8,
+    training_memory=40.2,
     training_resolution=1024,
     training_shift=2.2,
 )
@@ -126,6 +139,8 @@ MINIATURE_TURBO = Base(
     default_resolution=64,
     # Four times its own edge: 1 s a step on one CPU core, where 1000 pixels take 47 s.
     largest_resolution=256,
+    generation_memory=0.1,
+    training_memory=0.5,
     training_resolution=64,
     learning_rate=4e-3,
     placeholder_learning_rate=2e-2,
@@ -214,14 +229,37 @@ def by_hub_id(hub_id: str) -> Base | None:
     return _BY_HUB_ID.get(hub_id)
 
 
-def default_base() -> Base:
-    """What `auto` means when no weights say otherwise.
+# What `auto` chooses from on a GPU, the largest first.
+_AUTOMATIC = (QWEN_IMAGE, Z_IMAGE_TURBO)
 
-    `$BASE_MODEL`, else Qwen-Image on a GPU and the embedded miniature without one.
+
+def default_base(purpose: str = "generation") -> Base:
+    """What `auto` means when no weights say otherwise; the log says what and why.
+
+    `$BASE_MODEL`; else the largest base that fits the GPU's free memory for the purpose,
+    generation or training; the embedded miniature without a GPU.
     """
     named = os.environ.get("BASE_MODEL")
     if named:
-        return find_base(named)
+        base, why = find_base(named), "$BASE_MODEL"
+    else:
+        base, why = _by_memory(purpose)
+    log.info("base_model auto: %s (%s)", base.name, why)
+    return base
+
+
+def _by_memory(purpose: str) -> tuple[Base, str]:
     import torch  # takes a second, which a look into the table need not wait for
 
-    return BASES["qwen-image" if torch.cuda.is_available() else "miniature-turbo"]
+    from families.memory import RESERVE, free_memory
+
+    if not torch.cuda.is_available():
+        return MINIATURE_TURBO, "no GPU"
+    room = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
+    needs = [(base, getattr(base, f"{purpose}_memory")) for base in _AUTOMATIC]
+    told = ", ".join(f"{base.name} {need:.1f} GB" for base, need in needs)
+    told = f"of {room:.1f} GB, {purpose} needs: {told}"
+    for base, need in needs:
+        if need <= room:
+            return base, told
+    return _AUTOMATIC[-1], f"{told}; none fits, and this is the smallest"

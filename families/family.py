@@ -50,6 +50,8 @@ class Family(ABC):
     transformer_class: ClassVar[Any]
     vae_class: ClassVar[Any]
     text_encoder_class: ClassVar[Any]
+    trunk: ClassVar[str]  # the transformer's list of equal blocks that is nearly all of it
+    text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
     max_text_tokens: ClassVar[int] = 512  # the pipelines' own limit
     empty_prompt: ClassVar[str] = ""  # what no caption and no negative prompt stand for
     # Names of the model's first release that LoRA files still use, and ours in their place;

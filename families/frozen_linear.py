@@ -50,7 +50,7 @@ class FrozenLinear(nn.Linear):
     def offload(self) -> None:
         """Leaves the weight in host memory, pinned where a GPU will read it."""
         scales = getattr(self.weight, "quant_state", None)
-        self.weight.data = self.weight.data.to("cpu")
+        self.weight = moved(self.weight, torch.device("cpu"))
         if scales is not None:  # of bitsandbytes: small, and they travel with no one
             scales.to(self.device)
         if self.device.type == "cuda":
@@ -70,6 +70,14 @@ class _FetchedProduct(torch.autograd.Function):
         (grad,) = grads
         layer = ctx.layer
         return grad @ layer.fetch(layer.weight, grad.device, grad.dtype), None
+
+
+def moved(weight: Any, device: torch.device) -> Any:
+    """The frozen weight on another device, with every part of a quantized one."""
+    if hasattr(weight, "__tensor_flatten__"):  # setting `.data` would leave its parts in place
+        return nn.Parameter(weight.to(device), requires_grad=False)
+    weight.data = weight.data.to(device)
+    return weight
 
 
 def _pin(weight: Any) -> None:

@@ -7,15 +7,28 @@ import torch
 # PyTorch's allocator raises OutOfMemoryError. Others say it in their messages: the driver and the
 # allocator of pinned memory ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED),
 # cuDNN (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and PyTorch's CPU allocator.
-_SAID = ("out of memory", "alloc_failed", "allocation_failed", "can't allocate memory")
+_SAID = (
+    "out of memory",
+    "alloc_failed",
+    "allocation_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on a GPU or in pinned host memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(said in message for said in _SAID)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a device or pinned memory is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        message = str(error).lower()
+        if isinstance(error, RuntimeError) and any(said in message for said in _SAID):
+            return True
+        inner = getattr(error, "inner_exception", None)  # of a failed compilation
+        error = inner or error.__cause__ or error.__context__
+    return False
 
 
 def free_frames(error: BaseException) -> None:

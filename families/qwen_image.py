@@ -6,17 +6,25 @@ features are the encoder's last, without those of the system prompt (diffusers,
 """
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from families.family import Family
+from families.tiles import in_tiles, split_decoder, split_encoder, through
 from families.tokens import TokenizedPrompt
 from families.transfer import onto
+
+# Images of more pixels go through the VAE in tiles, which costs next to nothing here.
+WHOLE_PIXELS = 640 * 640
 
 # The system prompt that Qwen-Image was trained with, word for word (QwenImagePipeline).
 TEMPLATE = (
@@ -33,6 +41,7 @@ class QwenImage(Family):
     vae_class = AutoencoderKLQwenImage
     # The whole class, because only it reads every key layout its checkpoints were saved in.
     text_encoder_class = Qwen2_5_VLForConditionalGeneration
+    trunk = "transformer_blocks"
     empty_prompt = " "  # as on the model's card
 
     @property
@@ -62,7 +71,10 @@ class QwenImage(Family):
 
     def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
         frames = pixels_B3PP.to(self.device, torch.float32).unsqueeze(2)
-        posterior = self.vae.encode(frames).latent_dist
+        if frames[0, 0, 0].numel() <= WHOLE_PIXELS:
+            posterior = self.vae.encode(frames).latent_dist
+        else:
+            posterior = DiagonalGaussianDistribution(self._encoded_in_tiles(frames))
         mean_C11, std_C11 = self._statistics()
         mean_BCHW, std_BCHW = posterior.mean.squeeze(2), posterior.std.squeeze(2)
         return (mean_BCHW - mean_C11) / std_C11, std_BCHW / std_C11
@@ -70,7 +82,27 @@ class QwenImage(Family):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         mean_C11, std_C11 = self._statistics()
         latents_BCFHW = (latents_BCHW.float() * std_C11 + mean_C11).unsqueeze(2)
-        return self.vae.decode(latents_BCFHW, return_dict=False)[0].squeeze(2)
+        if latents_BCHW[0, 0].numel() * self.vae_factor**2 <= WHOLE_PIXELS:
+            return self.vae.decode(latents_BCFHW, return_dict=False)[0].squeeze(2)
+        return self._decoded_in_tiles(latents_BCFHW).clamp_(-1, 1).squeeze(2)
+
+    def _decoded_in_tiles(self, latents_BCFHW: Tensor) -> Tensor:
+        """What the VAE's decoder gives for one frame, with its last blocks in tiles."""
+        decoder = self.vae.decoder
+        blocks = [[*block.resnets, *(block.upsamplers or ())] for block in decoder.up_blocks]
+        last = [decoder.norm_out, decoder.nonlinearity, decoder.conv_out]
+        first, tiled, scale = split_decoder([*chain(*blocks), *last], QwenImageResample)
+        values = decoder.mid_block(decoder.conv_in(self.vae.post_quant_conv(latents_BCFHW)))
+        return in_tiles(partial(through, tiled), (), through(first, values), cell=1, scale=scale)
+
+    def _encoded_in_tiles(self, pixels_B3FPP: Tensor) -> Tensor:
+        """What the VAE's encoder gives for one frame, with its first blocks in tiles."""
+        encoder = self.vae.encoder
+        layers = [encoder.conv_in, *encoder.down_blocks]
+        tiled, rest, cell = split_encoder(layers, QwenImageResample)
+        values = in_tiles(partial(through, tiled), (), pixels_B3FPP, cell=cell, scale=1 / cell)
+        last = [encoder.mid_block, encoder.norm_out, encoder.nonlinearity, encoder.conv_out]
+        return self.vae.quant_conv(through([*rest, *last], values))
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel, from the VAE's config."""

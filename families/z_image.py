@@ -6,15 +6,31 @@ with learned tokens inside the transformer (diffusers, `pipelines/z_image`).
 """
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from transformers import Qwen3Model
 
 from families.family import Family
+from families.tiles import (
+    group_norms,
+    in_tiles,
+    split_decoder,
+    split_encoder,
+    through,
+)
 from families.tokens import TokenizedPrompt
+
+# Images of more pixels go through the VAE in tiles: those of the usual 1024 x 1024 do not, since
+# its group norms make tiles cost several passes.
+WHOLE_PIXELS = 1152 * 1024
 
 
 class ZImage(Family):
@@ -23,6 +39,7 @@ class ZImage(Family):
     transformer_class = ZImageTransformer2DModel
     vae_class = AutoencoderKL
     text_encoder_class = Qwen3Model
+    trunk = "layers"
     original_names = {
         "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
         "attention.out": ("attention.to_out.0",),
@@ -60,13 +77,43 @@ class ZImage(Family):
         return 0
 
     def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(pixels_B3PP.to(self.device, torch.float32)).latent_dist
+        pixels_B3PP = pixels_B3PP.to(self.device, torch.float32)
+        if pixels_B3PP[0, 0].numel() <= WHOLE_PIXELS:
+            posterior = self.vae.encode(pixels_B3PP).latent_dist
+        else:
+            posterior = DiagonalGaussianDistribution(self._encoded_in_tiles(pixels_B3PP))
         scale, shift = self.vae_config["scaling_factor"], self.vae_config["shift_factor"]
         return (posterior.mean - shift) * scale, posterior.std * scale
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         scale, shift = self.vae_config["scaling_factor"], self.vae_config["shift_factor"]
-        return self.vae.decode(latents_BCHW.float() / scale + shift, return_dict=False)[0]
+        latents_BCHW = latents_BCHW.float() / scale + shift
+        if latents_BCHW[0, 0].numel() * self.vae_factor**2 <= WHOLE_PIXELS:
+            return self.vae.decode(latents_BCHW, return_dict=False)[0]
+        return self._decoded_in_tiles(latents_BCHW)
+
+    def _decoded_in_tiles(self, latents_BCHW: Tensor) -> Tensor:
+        """What the VAE's decoder gives, with its last blocks in tiles."""
+        decoder = self.vae.decoder
+        if self.vae.post_quant_conv is not None:
+            latents_BCHW = self.vae.post_quant_conv(latents_BCHW)
+        blocks = [[*block.resnets, *(block.upsamplers or ())] for block in decoder.up_blocks]
+        last = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
+        first, tiled, scale = split_decoder([*chain(*blocks), *last], Upsample2D)
+        values = through(first, decoder.mid_block(decoder.conv_in(latents_BCHW)))
+        return in_tiles(partial(through, tiled), group_norms(tiled), values, cell=1, scale=scale)
+
+    def _encoded_in_tiles(self, pixels_B3PP: Tensor) -> Tensor:
+        """What the VAE's encoder gives, with its first blocks in tiles."""
+        encoder = self.vae.encoder
+        blocks = [[*block.resnets, *(block.downsamplers or ())] for block in encoder.down_blocks]
+        tiled, rest, cell = split_encoder([encoder.conv_in, *chain(*blocks)], Downsample2D)
+        values = in_tiles(
+            partial(through, tiled), group_norms(tiled), pixels_B3PP, cell=cell, scale=1 / cell
+        )
+        last = [encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out]
+        values = through([*rest, *last], values)
+        return values if self.vae.quant_conv is None else self.vae.quant_conv(values)
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         # One frame per picture, as a list: the transformer takes pictures of any size.

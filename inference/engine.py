@@ -15,7 +15,7 @@ from adapters.archive import Archive
 from adapters.cache import AdapterCache
 from adapters.layout import Layout
 from adapters.overlay import Overlay
-from families.bases import Base
+from families.bases import Base, default_base
 from families.family import Family
 from families.loading import default_device, default_dtype, load_family
 from families.repository import transformer_source
@@ -58,6 +58,7 @@ class Engine:
         self._lock = threading.Lock()
         self._family: Family | None = None
         self._over: tuple[Overlay, Layout] | None = None  # of the family's transformer
+        self._auto: Base | None = None
         self._adapters = AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests that bring none
@@ -71,7 +72,8 @@ class Engine:
         if default_weights:
             self._default = self.read(self.sources.file(default_weights))
         with self._lock:
-            family = self._load(choose_base("auto", self._wanted(None, None, 1.0, 1.0)))
+            weights = self._wanted(None, None, 1.0, 1.0)
+            family = self._load(choose_base("auto", weights, self._automatic))
             _ = family.prompts, family.text_encoder, family.transformer, family.vae
 
     def predict(
@@ -143,7 +145,7 @@ class Engine:
         extra_scale = 1.0 if request.extra_lora_scale is None else request.extra_lora_scale
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)
         with self._lock, torch.inference_mode():
-            base = choose_base(base_model, weights)
+            base = choose_base(base_model, weights, self._automatic)
             check_size(request, base)
             if from_request:
                 check_work(request, base)
@@ -157,7 +159,10 @@ class Engine:
             log.info("%s", describe(drawing, base))
             if ids_wanted():
                 log.info("%s", family.tokenize(drawing.prompt, vectors).explain())
-            images = draw(family, drawing, vectors, request.image, self._texts)
+            images = acceleration.with_fallback(
+                family.transformer,
+                lambda: draw(family, drawing, vectors, request.image, self._texts),
+            )
         laid = [each.laid() for each in weights]
         for image, seed in zip(images, drawing.seeds, strict=True):
             image.info.update(making(drawing, seed, base, laid))
@@ -172,6 +177,12 @@ class Engine:
         if extra is not None:
             wanted.append(Weights(extra, extra_scale, "weights in extra_lora"))
         return wanted
+
+    def _automatic(self) -> Base:
+        """What `auto` means, decided once: what is loaded then takes of the free memory."""
+        if self._auto is None:
+            self._auto = default_base("generation")
+        return self._auto
 
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""

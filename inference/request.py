@@ -103,7 +103,7 @@ def check_length(name: str, text: str, most: int) -> None:
 
 def check_size(request: Request, base: Base) -> None:
     """Raises ValueError for an image that is larger than the base generates."""
-    width, height = map(round, _size(request, base.default_resolution))
+    width, height = map(round, wanted_size(request, base.default_resolution))
     most = base.largest_resolution
     if width * height > most**2:
         raise ValueError(
@@ -114,7 +114,7 @@ def check_size(request: Request, base: Base) -> None:
 
 def check_work(request: Request, base: Base) -> None:
     """Raises ValueError for a request that would keep a server busy for too long."""
-    width, height = map(round, _size(request, base.default_resolution))
+    width, height = map(round, wanted_size(request, base.default_resolution))
     wanted = request.num_inference_steps
     steps = base.inference_steps if wanted is None else wanted
     guidance = base.guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -161,7 +161,7 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
     Raises ValueError for an image that is too large for the base.
     """
     check_size(request, base)
-    width, height = _size(request, base.default_resolution)
+    width, height = wanted_size(request, base.default_resolution)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
         log.warning(
@@ -194,8 +194,8 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
     )
 
 
-def _size(request: Request, resolution: int) -> tuple[float, float]:
-    """Width and height before rounding."""
+def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
+    """Width and height before rounding; `resolution` is the base's own."""
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio is not None:

@@ -1,7 +1,7 @@
 """The trained weights of one request: which base they ask for and which words they bring."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,7 +37,9 @@ class Weights:
         )
 
 
-def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
+def choose_base(
+    base_model: str, weights: Sequence[Weights], default: Callable[[], Base] = default_base
+) -> Base:
     """The base a request is drawn on: as asked, else the weights' own, else the default.
 
     Raises `LoraMismatch` for weights of another family than that base.
@@ -60,7 +62,7 @@ def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
                 "%s trained on %s are drawn on %s: expect a weaker likeness",
                 *(each.name, trained_on.name, base.name),
             )
-    return base or default_base()
+    return base or default()
 
 
 def _trained_on(weights: Weights, asked: Base | None) -> Base | None:

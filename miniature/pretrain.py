@@ -121,7 +121,7 @@ def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> 
         ids_BL, mask_BL = tokenize(tokenizer, prompts, 32)
         text = encode_ids(text_encoder, ids_BL.to(DEVICE), mask_BL.to(DEVICE))
         loss = torch.zeros((), device=DEVICE)
-        for key, logits in zip(values, probe(text.text_BLD, mask_BL), strict=True):
+        for key, logits in zip(values, probe(text.text_BLD, text.mask_BL), strict=True):
             targets = [values[key].index(a[key]) if key in a else -100
                        for a in map(attributes, scenes)]  # fmt: skip
             loss = loss + F.cross_entropy(logits, torch.tensor(targets, device=DEVICE))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # huggingface_hub reads it once, when it is imported; so fixtures import the libraries late.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests are about the CPU, where results are equal bit for bit, on a machine with a GPU too; what
+# needs one is in `make gpu-check`. Read when CUDA is first used; processes of tests inherit it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)  # the models are so small that a second thread costs more than it brings
 
 # Photographs inside scikit-image's wheel, all in the public domain (NASA, SpaceX, S. van der Walt)
@@ -54,6 +57,12 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_here)
         yield
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is said where there is no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The benchmarks run on this machine, and say what they would run on another."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import gpu_check
 from benchmarks.__main__ import SUITES, commands
 from benchmarks.gpu import Case, cases, main, measure
 from benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
@@ -35,6 +37,30 @@ def test_without_a_gpu_its_suite_says_what_it_would_run(
     main()
     said = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert said[1:] == [str(case) for case in cases()]
+
+
+def test_without_a_gpu_the_check_says_what_it_would_run(
+    no_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick"])
+    gpu_check.main()
+    said = capsys.readouterr().out
+    for part in ("packages:", "product:", "memory:", "decoding:", "speed:"):
+        assert part in said
+    assert "z-image-turbo: a step, 1024 pixels" in said
+
+
+@pytest.mark.slow
+def test_the_check_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "check.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick", "--cpu", "--json", str(file)])
+    gpu_check.main()
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["part"] for row in rows} == {"packages", "product", "memory", "decoding", "speed"}
+    states = {(row["part"], row["what"]): row["state"] for row in rows}
+    assert states["product", "resumed weights differ by"] == "passed"
+    assert states["product", "predict"] == "passed"
+    assert "failed" not in states.values()
 
 
 @pytest.mark.parametrize("work", ["step", "draw", "swap"])

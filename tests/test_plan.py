@@ -1,5 +1,6 @@
 """The plan: counted on sketches, held against real steps, and what it chooses."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from adapters.lora import Lora
 from families.bases import find_base
 from families.family import Family
 from families.loading import load_family
+from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
 from trainer import fitting
-from trainer.fitting import TooLarge, check_host_memory, free_memory
+from trainer.fitting import TooLarge, check_host_memory
 from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
-from trainer.plan import LADDER, RESERVE, Choice, Figures, Mode, Wishes, choose
+from trainer.plan import LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.settings import Settings, settle
 from trainer.speed import CARDS, UTILISATION, step_seconds
 
@@ -89,12 +91,84 @@ def test_a_sketch_counts_the_bytes_of_a_real_step(
     assert planned[True].flops > planned[False].flops
 
 
+# `lora_targets` that leave some blocks, or all of them, without a LoRA.
+PARTS = {
+    "z-image": [
+        "attention",
+        "feed_forward",
+        "all",
+        "attention.to_q",
+        "layers.?.attention.*",
+        "layers.[135].*",  # every other block
+        "layers.4.*",  # one that a sketch of two or three blocks lacks
+        "layers.0.attention.*",
+        "noise_refiner.*",
+        "context_refiner.*",
+        "all_final_layer.*",
+        "*embedder*",
+        "noise_refiner.*,layers.5.feed_forward.w2",
+    ],
+    "qwen-image": [
+        "attention",
+        "feed_forward",
+        "all",
+        "attn.to_q",
+        "transformer_blocks.[024].*",
+        "transformer_blocks.4.attn.*",
+        "transformer_blocks.0.img_mlp.*",
+        "img_in, txt_in",
+        "time_text_embed.*",
+        "norm_out.linear, proj_out",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [(name, wanted) for name, all in PARTS.items() for wanted in all]
+)
+def test_a_sketch_counts_a_step_whose_lora_is_in_some_blocks_only(
+    name: str, wanted: str, use_vault: Path
+) -> None:
+    """The same bytes as over real tensors, where the sketch counts a part of the blocks or all."""
+    base, shape, blocks = find_base(name), SHAPES[0], 6
+    drawn = of_depth(sketch(base, torch.float32), blocks)
+    targets = drawn.lora_targets(wanted)
+    planned = step_loads(drawn, targets, shape)
+    assert all(
+        isinstance(each, nn.Linear) for each in map(drawn.transformer.get_submodule, targets)
+    )
+    real = of_depth(load_family(base, torch.device("cpu"), torch.float32), blocks)
+    for checkpointing in (False, True):
+        toggle = "enable" if checkpointing else "disable"
+        getattr(real.transformer, f"{toggle}_gradient_checkpointing")()
+        lora = Lora(real.transformer, real.lora_targets(wanted), shape.rank, 0)
+        step_load(real, lora, shape)
+        measured = step_load(real, lora, shape)
+        lora.remove()
+        assert planned[checkpointing].bytes == pytest.approx(measured.bytes, rel=0.03)
+        assert planned[checkpointing].flops == pytest.approx(measured.flops, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+def test_every_layer_that_can_be_named_can_be_counted(
+    name: str, depth: int, use_vault: Path
+) -> None:
+    """In models so shallow that other lists of modules are as long as the trunk."""
+    family = of_depth(sketch(find_base(name)), depth)
+    kinds = {re.sub(r"\d+", "", each): each for each in family.lora_targets("*")}
+    for target in kinds.values():  # in the last block that has it
+        loads = step_loads(family, family.lora_targets(target), SHAPES[0])
+        assert all(load.bytes > 0 and load.flops > 0 for load in loads.values()), target
+
+
 @pytest.mark.parametrize("name", ["z-image", "qwen-image"])
 def test_the_count_holds_against_what_autograd_says_it_keeps(name: str, use_vault: Path) -> None:
     base, shape = find_base(name), SHAPES[1]
     per_block, counted = [], []
     for blocks in (3, 5):
-        real = of_depth(load_family(base), blocks)
+        real = of_depth(load_family(base, torch.device("cpu")), blocks)
         lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
         per_block.append(saved_bytes(real, lora, shape))
         counted.append(step_load(real, lora, shape).bytes)

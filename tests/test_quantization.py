@@ -16,7 +16,7 @@ from adapters.lora import Lora
 from adapters.turbo import TurboAdapter
 from families.bases import find_base
 from families.family import Family
-from families.frozen_linear import FrozenLinear
+from families.frozen_linear import FrozenLinear, moved
 from families.loading import load_family
 from families.quantization import QUANTIZATIONS, QuantizationUnavailable, Residence
 from families.repository import adapter_path
@@ -228,6 +228,17 @@ def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_bas
     drawn = Engine().draw(request, archive)[0].convert("RGB")
     last = sorted(path.parent.glob("samples/step-*/00.png"))[-1]
     assert ImageChops.difference(drawn, Image.open(last).convert("RGB")).getbbox() is None
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_weight_that_is_offloaded_moves_with_all_its_parts(name: str, use_vault: Path) -> None:
+    """Wherever it was quantized; a part that stays on a GPU cannot be pinned."""
+    transformer = family_in("z-image", Residence(name)).transformer
+    weight = transformer.layers[0].attention.to_q.weight
+    away = moved(weight, torch.device("meta"))
+    parts = away.__tensor_flatten__()[0]
+    assert [getattr(away, part).device.type for part in parts] == ["meta"] * len(parts)
+    assert not away.requires_grad
 
 
 @pytest.mark.parametrize("name", ["fp8", "nf4"])

@@ -76,7 +76,7 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
     ],
 )
 def test_a_setting_out_of_range_is_named(
-    given: dict[str, Any], said: str, small: Callable[..., Settings]
+    given: dict[str, Any], said: str, small: Callable[..., Settings], no_gpu: None
 ) -> None:
     with pytest.raises(ValueError, match=said):
         small(**given)

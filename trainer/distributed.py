@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from families.loading import default_device
 
@@ -40,3 +40,9 @@ def by_main(call: Callable[[], Value]) -> Value:
     if failed is not None:
         raise failed
     return value
+
+
+def least_of_all(value: int) -> int:
+    """The smallest value of all processes."""
+    processes()
+    return min(gather_object([value]))

@@ -1,15 +1,15 @@
 """Fits a training into this machine: what is free, what is needed, and the choice said aloud."""
 
 import logging
-import os
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from families.family import Family
+from families.memory import free_memory
 from families.out_of_memory import is_out_of_memory
 from families.quantization import (
     QUANTIZATIONS,
@@ -17,6 +17,9 @@ from families.quantization import (
     check_available,
 )
 from families.sketch import sketch
+from inference.request import Request, wanted_size
+from trainer.distributed import least_of_all
+from trainer.features import BATCH_PIXELS, BATCH_TOKENS
 from trainer.memory import Shape
 from trainer.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
 from trainer.saving import Saver
@@ -24,10 +27,10 @@ from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
+ROUNDED_TO = 32  # pixels: a multiple of every base's own
 TEXT_TOKENS = 128  # of a caption inside its template, where the captions are not known yet
 # More than the activations of one pixel in float32: 52 kB for Qwen-Image, the largest base.
 _PIXEL_BYTES = 64_000
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class TooLarge(RuntimeError):
@@ -85,8 +88,12 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
         return choice
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype)
-    choice = choose(counted, free_memory(family.device), wishes_of(settings), usable(family.device))
+    # The same number in every process, so that all of them train in the same way.
+    free = least_of_all(free_memory(family.device))
+    choice = choose(counted, free, wishes_of(settings), usable(family.device))
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
+    if choice.no_previews:
+        log.warning("no preview images while training: %s", choice.no_previews)
     _tell_of_text(settings, choice)
     return choice
 
@@ -144,22 +151,49 @@ def _tell_of_text(settings: Settings, choice: Choice) -> None:
 
 def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figures:
     """The numbers of a training at its largest resolution."""
-    edge = max(settings.resolutions)
+    rank, edge = settings.rank, max(settings.resolutions)
+    pictures = [
+        Shape(rank, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
+        for side in settings.resolutions
+    ]
+    preview = None
+    if settings.sample_prompts:
+        width, height = preview_size(settings)
+        preview = Shape(rank, 1, width, height, text_tokens)
     return figures(
         settings.base,
         settings.lora_targets,
-        Shape(settings.rank, settings.batch_size, edge, edge, text_tokens),
+        Shape(rank, settings.batch_size, edge, edge, text_tokens),
         placeholder=settings.subject is not None,
         optimizer=settings.optimizer,
         ema=settings.ema_decay > 0,
         accumulates=settings.gradient_accumulation > 1,
+        pictures=pictures,
+        captions=max(1, BATCH_TOKENS // text_tokens),
+        preview=preview,
         dtype=dtype,
     )
 
 
+def preview_size(settings: Settings) -> tuple[int, int]:
+    """Width and height in pixels of the preview images, before they are rounded up."""
+    request = Request(prompt=settings.sample_prompts[0], **settings.sample_options)
+    width, height = wanted_size(request, settings.base.default_resolution)
+    return _rounded(width), _rounded(height)
+
+
+def _rounded(side: float) -> int:
+    return math.ceil(side / ROUNDED_TO) * ROUNDED_TO
+
+
 def wishes_of(settings: Settings) -> Wishes:
     """What the settings ask for."""
-    return Wishes(settings.quantize, settings.gradient_checkpointing, settings.low_memory)
+    return Wishes(
+        settings.quantize,
+        settings.gradient_checkpointing,
+        settings.low_memory,
+        previews=bool(settings.sample_prompts and settings.sample_every),
+    )
 
 
 def usable(device: torch.device) -> list[str]:
@@ -172,17 +206,3 @@ def usable(device: torch.device) -> list[str]:
             continue
         names.append(name)
     return names
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a training may take: the GPU's, or what a container or machine has left."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # which also counts what the system would give back
-        line = next(x for x in meminfo.read_text().splitlines() if x.startswith("MemAvailable:"))
-        free = int(line.split()[1]) * 1024
-    limits = [Path(each) for each in _CGROUP_LIMITS]
-    given = [each.read_text().strip() for each in limits if each.is_file()]
-    return min([free, *(int(each) for each in given if each.isdigit())])

@@ -18,9 +18,16 @@ from torch import Tensor
 from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.factors import Factors
 from adapters.lora_file import as_written
+from families.family import Family
+from inference.acceleration import is_compiled
 from trainer.validation import Curves
 
 log = logging.getLogger(__name__)
+
+# Levels of 255, mean over an image, between a preview by compiled blocks and the prediction. On an
+# H100 it was 0.5 (Z-Image-Turbo at its published size, random weights, 1024 pixels, 8 steps, 25
+# November 2026); another image differs by tens.
+PREVIEW_LIMIT = 1.0
 
 PASSED, FAILED, REPORTED, SKIPPED = "passed", "failed", "reported", "skipped"
 
@@ -110,11 +117,34 @@ def reloads(archive: Archive, path: Path) -> Gate:
     return Gate(name, PASSED, sentence)
 
 
-def previews_match(preview: Image.Image, drawn: Image.Image, exact: bool) -> Gate:
-    """Whether the last preview is what a prediction with the archive draws.
+@dataclass(frozen=True)
+class Kernels:
+    """What an image was computed with: equal ones give equal images on a CPU.
 
-    `value` is the largest difference of a pixel's level, of 255. Where kernels may round in
-    another order (`exact` is false, on a GPU) a mean of less than one level passes.
+    On a GPU not even these do, since its libraries choose algorithms by the memory that is free.
+    """
+
+    device: str  # its type
+    dtype: torch.dtype
+    compiled: bool = False
+
+    @classmethod
+    def of(cls, family: Family) -> "Kernels":
+        """Those of a family as it is now."""
+        return cls(family.device.type, family.dtype, is_compiled(family.transformer))
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.device}, {dtype}{', compiled' * self.compiled}"
+
+
+def previews_match(
+    preview: Image.Image, drawn: Image.Image, made_by: Kernels, drawn_by: Kernels
+) -> Gate:
+    """Whether the last preview is what a prediction with the archive generates.
+
+    `value` is the largest difference of a pixel's level, of 255. It must be 0 where both images
+    come from the same kernels on a CPU; else the mean difference must be below `PREVIEW_LIMIT`.
     """
     name = "the preview is what is drawn"
     if preview.size != drawn.size:
@@ -125,8 +155,15 @@ def previews_match(preview: Image.Image, drawn: Image.Image, exact: bool) -> Gat
     if largest == 0:
         sentence = "the last preview equals the prediction with the archive, pixel for pixel"
         return Gate(name, PASSED, sentence, largest)
+    exact = made_by == drawn_by and made_by.device == "cpu"
     sentence = f"preview and prediction differ by {mean:.3f} levels of 255 on average"
-    return Gate(name, FAILED if exact or mean >= 1 else PASSED, sentence, largest)
+    if exact:
+        sentence += f"; both are from the same kernels ({made_by}), so they should be equal"
+        return Gate(name, FAILED, sentence, largest)
+    sentence += (
+        f"; the limit is {PREVIEW_LIMIT:g}, since kernels round differently ({made_by}; {drawn_by})"
+    )
+    return Gate(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
 
 
 def drift_of_pictures(base: Image.Image, adapted: Image.Image, prompt: str) -> Gate:

@@ -32,7 +32,7 @@ from inference.drawing import draw
 from trainer import gates, meta, report
 from trainer.album import Album
 from trainer.features import Sample
-from trainer.gates import SKIPPED, Gate, Worthless
+from trainer.gates import SKIPPED, Gate, Kernels, Worthless
 from trainer.loop import Loop
 from trainer.loss import draw as draw_noise
 from trainer.loss import noisy
@@ -54,6 +54,7 @@ class Outcome:
     told: Told
     album: Album
     sample: Sample  # one of the training's, to measure the drift on
+    kernels: Kernels  # of the training, which made the previews
     crowded: bool  # the base did not fit as it is while it was trained on
 
 
@@ -78,7 +79,8 @@ def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     told = replace(told, gates=found)
     crowded = loop.family.residence != Residence()
-    return Outcome(loop.settings, archive, path, told, album, loop.samples[0], crowded)
+    kernels = Kernels.of(loop.family)
+    return Outcome(loop.settings, archive, path, told, album, loop.samples[0], kernels, crowded)
 
 
 @contextmanager
@@ -189,8 +191,8 @@ def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
     found.append(gates.drift_of_pictures(base, adapted, neutral.prompt))
     overlay.apply([(archive.factors, sample_scale(settings))])
     if settings.steps in album.thumbnails and album.last:
-        drawn, exact = draw(family, first, vectors)[0], family.device.type == "cpu"
-        found.insert(0, gates.previews_match(album.last[0], drawn, exact))
+        drawn, kernels = draw(family, first, vectors)[0], Kernels.of(family)
+        found.insert(0, gates.previews_match(album.last[0], drawn, outcome.kernels, kernels))
         return
     pictures = [draw(family, drawing, vectors) for drawing in drawings]
     with _minor("the images of the last step are not written"):

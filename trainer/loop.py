@@ -17,6 +17,7 @@ from adapters.placeholder import Placeholder
 from families.family import Family
 from families.out_of_memory import free_frames
 from families.transfer import onto
+from inference.acceleration import with_fallback
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpoint
 from trainer.distributed import processes
@@ -142,15 +143,9 @@ class Loop:
         """One optimiser step, noted in the history."""
         parts = self.settings.gradient_accumulation
         numbers = range(step * parts, (step + 1) * parts)
-        losses = []
-        for number in numbers:
-            latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
-            text = self.captions.features(captions)
-            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / parts
-            if loss.requires_grad:  # not where the placeholder is trained alone and was dropped
-                loss.backward()
-            losses.append(loss.detach())
-        loss = torch.stack(losses).sum()
+        loss = with_fallback(
+            self.family.transformer, lambda: self._gradients(numbers), self._drop_gradients
+        )
 
         # Whether any process saw the word is known without asking: captions are counter-based.
         rows = range(self.settings.batch_size * self.processes.num_processes)
@@ -187,6 +182,22 @@ class Loop:
         if not self._stepping:
             raise ending
         self._ending = ending
+
+    def _gradients(self, numbers: Sequence[int]) -> Tensor:
+        """Adds the gradients of these batches, and gives their mean loss."""
+        losses = []
+        for number in numbers:
+            latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
+            text = self.captions.features(captions)
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / len(numbers)
+            if loss.requires_grad:  # not where the placeholder is trained alone and was dropped
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _drop_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
     @property
     def rates(self) -> dict[str, float]:

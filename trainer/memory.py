@@ -131,37 +131,64 @@ class Shape:
 def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[bool, Load]:
     """The load of a step without (False) and with (True) gradient checkpointing.
 
-    On the backward way each block frees its activations and leaves its gradients, so the peak is
-    where that way begins or where it ends. Either grows by the same for every block of the trunk,
-    and is counted at two depths.
+    `targets` may be in any of the model's blocks, or in none. Where all blocks of the trunk have
+    the same ones, two and three blocks are counted and the rest follows: in the backward pass each
+    block frees its activations and leaves its gradients, so the peak is at the beginning or at the
+    end of that pass, and both grow by the same amount for every block. Otherwise all blocks are
+    counted.
     """
     transformer = family.transformer
-    name, _ = _trunk(transformer)
+    _make_tables(family, shape)
 
     def count(checkpointing: bool) -> tuple[int, ...]:
         inside = {each for each, _ in transformer.named_modules()}
         lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
         toggle = "enable" if checkpointing else "disable"
         getattr(transformer, f"{toggle}_gradient_checkpointing")()
-        meter = _step(family, lora, shape, name)
+        meter = _step(family, lora, shape)
         lora.remove()
         return meter.early or 0, meter.peak, meter.flops
 
     loads = {}
     for checkpointing in (False, True):
-        early, late, flops = _by_depth(transformer, partial(count, checkpointing))
+        counted = partial(count, checkpointing)
+        alike = _alike(targets, family.trunk, len(transformer.get_submodule(family.trunk)))
+        numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
+        early, late, flops = numbers
         loads[checkpointing] = Load(max(early, late), flops)
     return loads
 
 
+def _alike(targets: Sequence[str], trunk: str, depth: int) -> bool:
+    """Whether all blocks of the trunk have the same targets; the last one may lack some."""
+    found: list[set[str]] = [set() for _ in range(depth)]
+    for name in targets:
+        if name.startswith(f"{trunk}."):
+            block, _, layer = name.removeprefix(f"{trunk}.").partition(".")
+            found[int(block)].add(layer)
+    return all(each == found[0] for each in found[:-1]) and found[-1] <= found[0]
+
+
+@torch.no_grad()
+def _make_tables(family: Family, shape: Shape) -> None:
+    """One pass through a shallow model, so that what it makes once and keeps is there."""
+    blocks = family.transformer.get_submodule(family.trunk)
+    setattr(family.transformer, family.trunk, blocks[:1])
+    velocity_load(family, shape)
+    setattr(family.transformer, family.trunk, blocks)
+
+
 def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
     """One step of the transformer and its LoRA as they stand, real or a sketch."""
-    meter = _step(family, lora, shape, _trunk(family.transformer)[0])
+    meter = _step(family, lora, shape)
     return Load(max(meter.early or 0, meter.peak), meter.flops)
 
 
-def _step(family: Family, lora: Lora, shape: Shape, trunk: str) -> Meter:
-    """The meter of one step, marked where the gradient has passed half of the trunk."""
+def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
+    """The meter of one step, marked where the gradient has passed half of the trunk.
+
+    It stays unmarked where no gradient gets that far.
+    """
     rows, columns = family.latent_size(shape.width, shape.height)
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(shape.batch_size, family.latent_channels, rows, columns, **options)
@@ -171,10 +198,12 @@ def _step(family: Family, lora: Lora, shape: Shape, trunk: str) -> Meter:
     meter = Meter(known)
 
     def mark_way_back(block: nn.Module, args: Any, kwargs: Any) -> None:
-        hidden = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        next(each for each in hidden if each.requires_grad).register_hook(lambda _: meter.mark())
+        given = tree_iter((args, kwargs))
+        inputs = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+        if inputs:
+            inputs[0].register_hook(lambda _: meter.mark())
 
-    blocks = list(family.transformer.get_submodule(trunk).children())
+    blocks = list(family.transformer.get_submodule(family.trunk).children())
     hook = blocks[len(blocks) // 2].register_forward_pre_hook(mark_way_back, with_kwargs=True)
     with fused_attention(), meter:
         flow_loss(family, latents, noise, sigma, text).backward()
@@ -196,48 +225,72 @@ def placeholder_load(family: Family, shape: Shape) -> Load:
         text.grad = None
         return kept, meter.flops
 
-    return Load(*_by_depth(family.text_encoder, count))
+    return Load(*_by_depth(family.text_encoder, family.text_trunk, count))
 
 
 @torch.no_grad()
 def caption_load(family: Family, shape: Shape) -> Load:
-    """Encoding one caption whose features are kept."""
-    text = _embeddings(family, 1, shape.text_tokens)
+    """Encoding a batch of captions whose features are kept."""
+    text = _embeddings(family, shape.batch_size, shape.text_tokens)
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
             _encode(family, text)
         return meter.peak, meter.flops
 
-    return Load(*_by_depth(family.text_encoder, count))
+    return Load(*_by_depth(family.text_encoder, family.text_trunk, count))
 
 
 @torch.no_grad()
 def picture_load(family: Family, shape: Shape) -> Load:
-    """Encoding one picture with the VAE."""
-    pixels = torch.zeros(1, 3, shape.height, shape.width, device=family.device)
+    """Encoding a batch of images with the VAE."""
+    pixels = torch.zeros(shape.batch_size, 3, shape.height, shape.width, device=family.device)
     with fused_attention(), Meter(_tensors(family.vae)) as meter:
         family.encode_images(pixels)
     return Load(meter.peak, meter.flops)
 
 
-def _trunk(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and blocks of a model's longest row of equal blocks."""
-    rows = [(n, each) for n, each in model.named_modules() if isinstance(each, nn.ModuleList)]
-    return max(rows, key=lambda row: len(row[1]))
+@torch.no_grad()
+def velocity_load(family: Family, shape: Shape) -> Load:
+    """One pass through the transformer without a gradient, as for generating an image."""
+    rows, columns = family.latent_size(shape.width, shape.height)
+    options: dict[str, Any] = {"device": family.device}
+    latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
+    text = list(_embeddings(family, 1, shape.text_tokens).unbind())
+    known = [*_tensors(family.transformer), latents, *text]
+
+    def count() -> tuple[int, ...]:
+        with fused_attention(), Meter(known) as meter:
+            family.velocity(latents, torch.full((1,), 0.5, **options), text)
+        return meter.peak, meter.flops
+
+    return Load(*_by_depth(family.transformer, family.trunk, count))
 
 
-def _by_depth(model: nn.Module, count: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+@torch.no_grad()
+def decode_load(family: Family, shape: Shape) -> Load:
+    """Decoding one image with the VAE."""
+    rows, columns = family.latent_size(shape.width, shape.height)
+    latents = torch.zeros(1, family.latent_channels, rows, columns, device=family.device)
+    with fused_attention(), Meter([*_tensors(family.vae), latents]) as meter:
+        family.decode(latents)
+    return Load(meter.peak, meter.flops)
+
+
+def _by_depth(
+    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]]
+) -> tuple[int, ...]:
     """Numbers at the model's full depth, from those with two and with three blocks of its trunk."""
-    name, blocks = _trunk(model)
+    blocks = model.get_submodule(trunk)
+    assert isinstance(blocks, nn.ModuleList)
     if len(blocks) <= 3:
         return count()
-    setattr(model, name, blocks[:2])
+    setattr(model, trunk, blocks[:2])
     count()  # the first time, tables are made that are kept
     two = count()
-    setattr(model, name, blocks[:3])
+    setattr(model, trunk, blocks[:3])
     three = count()
-    setattr(model, name, blocks)
+    setattr(model, trunk, blocks)
     return tuple(a + (b - a) * (len(blocks) - 2) for a, b in zip(two, three, strict=True))
 
 

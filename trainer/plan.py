@@ -4,12 +4,14 @@
 are bytes.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from families.bases import Base
+from families.family import Family
+from families.memory import RESERVE
 from families.quantization import QUANTIZATIONS, Residence, block_linears
 from families.sketch import sketch
 from trainer.memory import (
@@ -17,13 +19,13 @@ from trainer.memory import (
     Load,
     Shape,
     caption_load,
+    decode_load,
     picture_load,
     placeholder_load,
     step_loads,
+    velocity_load,
 )
 
-# Beside what tensors hold: workspaces of kernels and libraries, and gaps between blocks.
-RESERVE = 0.06
 # Bytes per trained value between steps: AdamW's two moments, the same in 8 bits, Prodigy's two and
 # its start and distance; Adafactor keeps sums of rows and columns only.
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "prodigy": 16.0, "adafactor": 0.1}
@@ -70,8 +72,10 @@ class Figures:
     placeholder: bool
     steps: dict[bool, Load]  # by gradient checkpointing
     placeholder_pass: Load
-    picture: Load
-    caption: Load
+    picture: Load  # of the largest batch that the VAE encodes at once
+    caption: Load  # of the largest batch that the text encoder encodes at once
+    preview: Load = NOTHING  # of one preview image; nothing where none is wanted
+    largest_linear: int = 0  # values of the block linear that has most
 
     @property
     def lora_file(self) -> int:
@@ -112,6 +116,26 @@ class Figures:
         """The peak while pictures are encoded, in float32."""
         return 4 * self.vae_weights + self.picture.bytes
 
+    def previews(self, mode: Mode, quantize_text: str = "none") -> int:
+        """The peak while a preview image is generated; 0 where none is wanted.
+
+        The training's weights stay where they are. A quantized base is no use for a preview, so an
+        unquantized one is beside it, whose block weights visit the device one at a time. Features
+        of the prompts were made before, unless they hold the placeholder or the captions' encoder
+        is quantized: these need the text encoder.
+        """
+        if not self.preview.bytes:
+            return 0
+        size = self.weights(mode.quantize, mode.offload) + self.trained()
+        size += 4 * self.vae_weights + self.preview.bytes
+        if self.placeholder or quantize_text != "none":
+            size += self.text_weights("none")
+        if mode.quantize != "none":
+            size += self.bytes_per_value * self.other_weights
+        if mode.quantize != "none" or mode.offload:
+            size += self.bytes_per_value * self.largest_linear
+        return size
+
     def peak(self, mode: Mode, quantize_text: str = "none") -> int:
         """The largest of all phases."""
         step = sum(self.parts(mode).values())
@@ -140,6 +164,7 @@ class Wishes:
     quantize: str = "auto"
     checkpointing: bool | None = None
     offload: bool | None = None
+    previews: bool = False  # preview images while training, in a mode that has room for them
 
 
 @dataclass(frozen=True)
@@ -151,6 +176,7 @@ class Choice:
     peak: int
     fits: bool
     reason: str
+    no_previews: str = ""  # why no preview image is generated while training; empty: they are
 
     @property
     def residence(self) -> Residence:
@@ -190,7 +216,12 @@ def choose(
         return (fitting or kinds[-1:])[0]
 
     needs = {mode: figures.peak(mode, text_for(mode)) for mode in ladder}
+    previews = {mode: figures.previews(mode, text_for(mode)) for mode in ladder}
     fitting = [mode for mode in ladder if needs[mode] <= room]
+    with_room = [mode for mode in fitting if previews[mode] <= room]
+    if wishes.previews and with_room:
+        fitting = with_room
+        needs = {mode: max(needs[mode], previews[mode]) for mode in ladder}
     mode = fitting[0] if fitting else min(ladder, key=lambda each: needs[each])
     need, better = needs[mode], [each for each in ladder[: ladder.index(mode)]]
     reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
@@ -198,7 +229,10 @@ def choose(
         reason += ", which is too little; expect to run out of memory"
     elif better:
         reason += f"; {better[-1]} would need {_gb(needs[better[-1]])}"
-    return Choice(mode, text_for(mode), need, bool(fitting), reason)
+    no_previews = ""
+    if previews[mode] > room:
+        no_previews = f"with the {mode}, one needs {_gb(previews[mode])} of {_gb(room)}"
+    return Choice(mode, text_for(mode), need, bool(fitting), reason, no_previews)
 
 
 def leaner(
@@ -245,9 +279,16 @@ def figures(
     optimizer: str,
     ema: bool,
     accumulates: bool,
+    pictures: Sequence[Shape] = (),
+    captions: int = 1,
+    preview: Shape | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Figures:
-    """The numbers of a training on a base, counted on its sketch."""
+    """The numbers of a training on a base, counted on its sketch.
+
+    `shape` is the step's; `pictures` are the batches that the VAE encodes, by default one image of
+    that shape; `captions` are encoded at once; `preview` is the largest preview image, if any.
+    """
     family = sketch(base, dtype)
     targets = family.lora_targets(lora_targets)
     linears = dict(family.transformer.named_modules())
@@ -269,9 +310,23 @@ def figures(
         placeholder=placeholder,
         steps=step_loads(family, targets, shape),
         placeholder_pass=placeholder_load(family, shape) if placeholder else NOTHING,
-        picture=picture_load(family, shape),
-        caption=caption_load(family, shape),
+        picture=max(
+            (picture_load(family, each) for each in pictures or [replace(shape, batch_size=1)]),
+            key=lambda load: load.bytes,
+        ),
+        caption=caption_load(family, replace(shape, batch_size=captions)),
+        preview=_preview_load(family, preview) if preview is not None else NOTHING,
+        largest_linear=max(
+            family.transformer.get_parameter(f"{name}.weight").numel()
+            for name in block_linears(family.transformer)
+        ),
     )
+
+
+def _preview_load(family: Family, shape: Shape) -> Load:
+    """One image: the transformer's pass or the VAE's, whichever takes more."""
+    passes = velocity_load(family, shape), decode_load(family, shape)
+    return Load(max(each.bytes for each in passes), sum(each.flops for each in passes))
 
 
 def _split(model: torch.nn.Module) -> tuple[int, int]:

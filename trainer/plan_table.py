@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 
 from families.loading import default_device
+from families.memory import RESERVE, free_memory
 from trainer.checks import missing_here
-from trainer.fitting import TEXT_TOKENS, figures_of, free_memory, usable, wishes_of
-from trainer.plan import LADDER, RESERVE, Figures, Mode, Wishes, choose
+from trainer.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
+from trainer.plan import LADDER, Figures, Mode, Wishes, choose
 from trainer.settings import Settings
 from trainer.speed import CARDS, UTILISATION, step_seconds
 
+KINDS = ("none", "int8", "nf4")
 _WORDS = """\
 Bits are those of the frozen block weights; fp8 takes what int8 takes. With checkpointing the
 forward pass is computed again for the backward pass; offloaded weights wait in host memory."""
@@ -93,6 +95,9 @@ def _memory(counted: Figures) -> str:
         before += (
             f" ({_gb(counted.captions('int8'))} in int8, {_gb(counted.captions('nf4'))} in nf4)"
         )
+    if counted.preview.bytes:
+        needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
+        before += f".\nA preview image while training needs {', '.join(needs)}"
     return f"{_aligned(rows)}\n\n{before}.\n{_WORDS}"
 
 

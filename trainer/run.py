@@ -37,7 +37,7 @@ from trainer.fitting import RanOut, TooLarge, fit, running_out
 from trainer.judging import Outcome, hand_over, judge, kept_if_it_fails
 from trainer.loop import Loop, Report
 from trainer.outputs import Run, open_run
-from trainer.previews import Previews
+from trainer.previews import Previews, prompt_features
 from trainer.publish import check_repository, publish
 from trainer.report import Told
 from trainer.resume import continue_weights, data_identity, read_resume
@@ -226,6 +226,7 @@ def _train(
             *(placeholder.token, proof.token_id, proof.norm_start),
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+    texts = prompt_features(settings, family)
     captions = Captions(family, [sample.caption for sample in samples], vectors)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
@@ -257,7 +258,7 @@ def _train(
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, stage, run.folder)
+    previews = Previews(family, settings, stage, run.folder, texts, enabled=not memory.no_previews)
     watching = Watching(trackers, validation.curves, previews.album)
     until_written.callback(watching.send)  # what is drawn with the finished weights
     watchers = (validation, previews, watching)

@@ -137,7 +137,7 @@ def settle(
     entered = {name: value for name, value in (named | given).items() if value is not None}
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
-    base = default_base() if base_model in (None, "auto") else find_base(str(base_model))
+    base = default_base("training") if base_model in (None, "auto") else find_base(str(base_model))
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,

@@ -10,11 +10,13 @@ Shapes: B items, C latent channels, H and W latent rows and columns.
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference.acceleration import with_fallback
 from trainer.features import Sample
 from trainer.loop import Loop
 from trainer.loss import draw, noisy
@@ -132,7 +134,10 @@ class Validation:
             sigma_B = torch.tensor([self.curves.sigmas[level] for level, _, _ in batch])
             here = [each.to(self.family.device) for each in (latents_BCHW, noise_BCHW, sigma_B)]
             text = self.captions.features([sample.caption for _, sample, _ in batch])
-            velocity_BCHW = self.family.velocity(noisy(*here), here[2], text)
+            velocity_BCHW = with_fallback(
+                self.family.transformer,
+                partial(self.family.velocity, noisy(*here), here[2], text),
+            )
             errors = (velocity_BCHW - (here[1] - here[0])).square().mean(dim=(1, 2, 3))
             for (level, _, _), error in zip(batch, errors.tolist(), strict=True):
                 totals[level] += error / ITEMS

@@ -69,6 +69,7 @@ class Engine:
         self,
         report: Callable[[str, float], None] | None = None,
         *,
+        any_file: bool = False,
         replicate_weights: Source | None = None,
         lora_weights: Source | None = None,
         extra_lora: Source | None = None,
@@ -80,25 +81,26 @@ class Engine:
         output_metadata: bool = True,
         **request: Any,
     ) -> list[Path]:
-        """Draws a request given as the Cog face's inputs and returns the picture files.
+        """Generates the images of a request, given as Cog's inputs, and returns their files.
 
-        A string may come from a stranger: of this machine's files it names only those in the
-        working folder. `report` is told the metric `seconds_per_picture`.
+        `any_file` says whether the strings come from a person who may read every file of this
+        machine; otherwise they name only files that `inference.sources.allowed_file` allows.
+        `report` receives the metric `seconds_per_picture`.
         """
         if replicate_weights and lora_weights:
             raise ValueError(
-                "replicate_weights and lora_weights both say which LoRA to draw with; give one, "
-                "and the other as extra_lora"
+                "replicate_weights and lora_weights both name the LoRA; give one of them, and the "
+                "other as extra_lora"
             )
         if request.get("extra_lora_scale") is not None and not extra_lora:
             raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
-        here, token = Path.cwd(), _revealed(hf_api_token)
+        token = _revealed(hf_api_token)
         if image:
-            request["image"] = read_image(self.sources.file(image, None, here))
+            request["image"] = read_image(self.sources.file(image, None, any_file))
         asked = Request(**request)
         start = time.perf_counter()
         first, second = (
-            self.read(self.sources.file(source, token, here)) if source else None
+            self.read(self.sources.file(source, token, any_file)) if source else None
             for source in (replicate_weights or lora_weights, extra_lora)
         )
         images = self.draw(asked, first, base_model, second)

@@ -15,7 +15,7 @@ from adapters.archive import Archive
 from adapters.cache import AdapterCache
 from adapters.layout import Layout
 from adapters.overlay import Overlay
-from families.bases import Base
+from families.bases import Base, find_base
 from families.family import Family
 from families.loading import default_device, default_dtype, load_family
 from families.repository import transformer_source
@@ -94,6 +94,8 @@ class Engine:
             )
         if request.get("extra_lora_scale") is not None and not extra_lora:
             raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
+        if base_model != "auto" and not any_file:
+            find_base(base_model)  # a folder is a name of files, too
         token = _revealed(hf_api_token)
         if image:
             request["image"] = read_image(self.sources.file(image, None, any_file))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adapters.archive import Archive
+from adapters.containers import printable
 from adapters.factors import LoraMismatch
-from families.bases import Base, UnknownBase, default_base, find_base
+from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
 from families.family import Family
 from families.tokens import split_words
 from inference.making import LaidWeights
@@ -41,7 +42,7 @@ def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
 
     Raises `LoraMismatch` for weights of another family than that base.
     """
-    asked = None if base_model == "auto" else find_base(base_model)
+    asked = None if base_model == "auto" else find_base_or_folder(base_model)
     base = asked
     for each in weights:
         trained_on = _trained_on(each, asked)
@@ -72,8 +73,8 @@ def _trained_on(weights: Weights, asked: Base | None) -> Base | None:
         if asked is not None:
             return None
         raise UnknownBase(
-            f"the {weights.name} were trained on {named}, which is not here; "
-            "name the base to draw with in base_model"
+            f"the {weights.name} were trained on {printable(named[:100])}, which is not a known "
+            "base model; name one in base_model"
         ) from error
 
 

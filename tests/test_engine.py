@@ -198,7 +198,7 @@ def test_weights_of_another_size_are_refused(
 
 def test_weights_of_an_unknown_base_ask_for_one(engine: Engine, plain: Archive) -> None:
     foreign = Archive(plain.factors, None, {"base_model": "someone/finetune"})
-    with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not here"):
+    with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not a known base"):
         engine.draw(asked(), foreign)
     assert pixels(engine, asked(), foreign, "z-image-turbo") == pixels(engine, asked(), plain)
 

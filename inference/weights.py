@@ -38,7 +38,7 @@ class Weights:
 
 
 def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
-    """The base a request is drawn on: as asked, else the weights' own, else the default.
+    """The base for a request: as asked, else what the weights were trained on, else the default.
 
     Raises `LoraMismatch` for weights of another family than that base.
     """
@@ -55,12 +55,18 @@ def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
                 f"the {each.name} were trained on {trained_on.name} and cannot be laid over "
                 f"{base.name}; {hint}"
             )
-        if trained_on.name != base.name:
+    return base or default_base()
+
+
+def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
+    """Warns of weights that were trained on another base of the same family."""
+    for each in weights:
+        trained_on = _trained_on(each, base)
+        if trained_on is not None and trained_on.name != base.name:
             log.warning(
-                "%s trained on %s are drawn on %s: expect a weaker likeness",
+                "%s trained on %s are used on %s: expect a weaker likeness",
                 *(each.name, trained_on.name, base.name),
             )
-    return base or default_base()
 
 
 def _trained_on(weights: Weights, asked: Base | None) -> Base | None:

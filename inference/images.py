@@ -1,7 +1,9 @@
 """From picture files to pixels, and from pixels to picture files."""
 
 import io
+import os
 import shutil
+import stat
 import tempfile
 import time
 import warnings
@@ -15,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from adapters.atomic import atomic_file, temporary_space
 from inference import making
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
@@ -71,7 +74,7 @@ def save_images(
     quality: int = 90,
     metadata: bool = True,
 ) -> list[Path]:
-    """Writes `image-0.png`, … into the folder, after those that are there already.
+    """Writes `image-0.png`, … into the folder, numbered after those that are there already.
 
     `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two. With
     `metadata` a file holds what `inference.making` knows of its picture.
@@ -88,27 +91,46 @@ def save_images(
                 key: image.info[key] for key in (making.TEXT, making.JSON) if key in image.info
             }
             options |= making.options(texts, file_format)
-        image.save(path, format="jpeg" if file_format == "jpg" else file_format, **options)
+        # Into memory first: of a full disk Pillow only says "encoder error".
+        encoded = io.BytesIO()
+        image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)
+        with atomic_file(path) as file:
+            file.write(encoded.getvalue())
         paths.append(path)
     return paths
 
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """A new temporary folder for one request's pictures, removed where the block fails.
+    """A new temporary folder for one request's images, removed where the block fails.
 
-    Those of an hour ago are removed, too.
+    Afterwards the folders that this user's requests made more than an hour ago are removed. Raises
+    OSError naming the temporary folder where there is no room.
     """
-    now = time.time()
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if now - old.stat().st_mtime > _KEPT_SECONDS:
-            for file in old.glob("image-*"):
-                file.unlink(missing_ok=True)
-            if not any(old.iterdir()):
-                old.rmdir()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with temporary_space("the images"):
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    _remove_old(folder.parent)
+
+
+def _remove_old(parent: Path) -> None:
+    """Never fails: the folder may be shared with other users, and other processes clean it too."""
+    latest = time.time() - _KEPT_SECONDS
     try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        folders = [each for each in os.scandir(parent) if each.name.startswith(_PREFIX)]
+    except OSError:
+        return
+    for each in folders:
+        try:
+            status = each.stat(follow_symlinks=False)
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if ours and status.st_mtime < latest:
+                for file in Path(each.path).glob("image-*"):
+                    file.unlink(missing_ok=True)
+                os.rmdir(each.path)  # fails where somebody has put another file
+        except OSError:
+            continue

@@ -110,7 +110,7 @@ MANY = {
 
 def test_more_tensors_than_a_model_has_are_refused_before_they_are_made(tmp_path: Path) -> None:
     count = tensor_file.MAX_TENSORS + 1
-    for header in (MANY, MANY | {str(number): None for number in range(60_000)}):
+    for header in (MANY, {str(number): None for number in range(60_000)}):
         file = saved(tmp_path, headed(header, bytes(count)))
         with watched(tmp_path / "own"), pytest.raises(BrokenArchive, match="20,000") as refused:
             read_archive(file)
@@ -245,7 +245,7 @@ def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
 
 def refused_weights(number: int, megabytes: int) -> str:
     """A data URL of a small zip, different for each number, that takes much and fits no request."""
-    notes = [[number + each] for each in range(90_000)]
+    notes = [[number + each] for each in range(9_000 * megabytes)]
     meta = {"base_model": BASE, "notes": notes, "text": "x" * (megabytes << 20)}
     wide = {"<zwx>": torch.randn(100, 9999)}  # of another model
     members = {LORA: lora(), PLACEHOLDER: save(wide), META: json.dumps(meta).encode()}

@@ -135,20 +135,16 @@ class Engine:
             request["image"] = read_image(self.sources.file(image, None, any_file))
         asked = Request(**request)
         start = time.perf_counter()
-        named = {
-            "weights": replicate_weights or lora_weights,
-            "weights in extra_lora": extra_lora,
-        }
-        alone = not all(named.values())
-        first, second = (
-            self.read(
-                self.sources.file(source, token, any_file),
-                lambda planned, name=name: self._check(planned, name, base_model, alone),  # type: ignore[misc]
-            )
-            if source
-            else None
-            for name, source in named.items()
-        )
+        main = replicate_weights or lora_weights
+        alone = not (main and extra_lora)
+
+        def read(source: Source | None, extra: bool) -> Archive | None:
+            if not source:
+                return None
+            file = self.sources.file(source, token, any_file)
+            return self.read(file, lambda planned: self._check(planned, base_model, extra, alone))
+
+        first, second = read(main, False), read(extra_lora, True)
         try:
             images = self.draw(asked, first, base_model, second)
         except (LoraMismatch, UnknownBase):
@@ -208,14 +204,17 @@ class Engine:
             wanted.append(Weights(extra, extra_scale, "weights in extra_lora"))
         return wanted
 
-    def _check(self, planned: Archive, name: str, base_model: str, alone: bool) -> None:
+    def _check(self, planned: Archive, base_model: str, extra: bool, alone: bool) -> None:
         """Refuses weights that don't fit their model, by their header, before they are read.
 
-        Of one of two LoRAs that does not name its model, the model may not be known yet.
+        Of two LoRAs, the other one may decide which model it is: then only one that names its
+        model, or comes with `base_model`, is checked.
         """
-        if planned.base_model or base_model != "auto" or alone:
-            base = choose_base(base_model, [Weights(planned, 1.0, name)])
-            self._outline(base).fit(planned.deltas, name)
+        first, second = (None, planned) if extra else (planned, None)
+        weights = self._wanted(first, second, 1.0, 1.0)
+        if alone or planned.base_model or base_model != "auto":
+            base = choose_base(base_model, weights if alone else weights[-1:])
+            self._outline(base).fit(planned.deltas, weights[-1].name)
 
     def _outline(self, base: Base) -> Layout:
         """The layers of a base, from the model in memory or else from its configuration."""

@@ -18,9 +18,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from adapters.atomic import atomic_file, temporary_space
+from adapters.containers import printable
 from inference import making
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
+MAX_BYTES = 256 << 20  # as in a dataset
 _PREFIX = "zeroprior-pictures-"
 _KEPT_SECONDS = 3600  # the runtime never deletes what it has sent
 
@@ -34,17 +36,19 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
 
     Raises `BrokenImage` with the reason.
     """
-    name = Path(path).name
+    name = printable(Path(path).name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            data = Path(path).read_bytes()
+            data = _bytes_of(Path(path))
             if has_too_many_scans(data):
                 raise ValueError("it has more scans than a picture needs")
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
-        raise BrokenImage(f"image {path}: no such file") from error
+        raise BrokenImage(f"image {printable(str(path)[:200])}: no such file") from error
+    except BrokenImage:
+        raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f"image {name} is no picture that is read: JPEG, PNG, WebP") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -52,6 +56,19 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
         raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
     except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
         raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The content of an ordinary file that is not too large; a device may have no end."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise BrokenImage(
+            f"image {printable(path.name)} has more than {MAX_BYTES:,} bytes; shrink it"
+        )
+    return data
 
 
 def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:

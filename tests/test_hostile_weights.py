@@ -225,6 +225,19 @@ def test_layers_that_the_model_lacks_are_refused_before_they_are_read(
             engine.predict(**SMALL, **inputs)
 
 
+def test_an_extra_lora_without_a_base_is_held_to_the_default_weights(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the request is theirs, not the default model."""
+    meta = json.dumps({"base_model": BASE}).encode()
+    own = saved(tmp_path, zipped({LORA: lora(), META: meta}), "own.zip")
+    extra = saved(tmp_path, lora(rank=2), "extra.safetensors")
+    monkeypatch.setenv("BASE_MODEL", "qwen-image")
+    monkeypatch.setattr(engine, "_default", engine.read(own))
+    assert engine.predict(**SMALL, extra_lora=extra)
+    assert engine.predict(**SMALL, extra_lora=extra, replicate_weights=own)
+
+
 def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
     engine: Engine, tmp_path: Path
 ) -> None:

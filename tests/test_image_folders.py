@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inference.images import fresh_folder, save_images
+from inference.images import BrokenImage, fresh_folder, read_image, save_images
 
 HOURS_AGO = time.time() - 7200
 
@@ -104,3 +104,21 @@ def test_without_any_temporary_folder_the_error_says_how_to_choose_one(
     with pytest.raises(OSError, match="no temporary folder for the images; set TMPDIR"):
         with fresh_folder():
             pass
+
+
+def test_an_image_that_is_a_device_or_a_pipe_is_not_read(temporary: Path) -> None:
+    os.mkfifo(temporary / "pipe")
+    for path in (temporary / "pipe", "/dev/zero", temporary, temporary / "none\x1b[31m.png"):
+        with pytest.raises(BrokenImage, match="no such file") as refused:
+            read_image(path)
+        assert str(refused.value).isprintable()
+
+
+def test_an_image_file_that_is_too_large_is_not_decoded(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.images.MAX_BYTES", 1000)
+    path = temporary / "large.png"
+    Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3)).save(path)
+    with pytest.raises(BrokenImage, match="large.png has more than 1,000 bytes; shrink it"):
+        read_image(path)

@@ -276,6 +276,57 @@ def test_beyond_the_budget_the_least_recently_used_goes(web: Web, tmp_path: Path
     assert sources.file("https://weights.example/a").read_bytes() == b"a" * 100  # fetched again
 
 
+ODD_SOURCES = [
+    *("https://weights.example/\x1b[31m.zip?sig=s3cret", "http://weights.example/a?sig=s3cret"),
+    *("https://weights.example:port/a?sig=s3cret", "https://[::1/a?sig=s3cret#s3cret"),
+    *("https://user:s3cret@weights.example/a", "https://weights.example\n/a?sig=s3cret"),
+    *("https://weights.example/missing?sig=s3cret", "https://weights.example/away?sig=s3cret"),
+    *("https://" + "a" * 300 + ".example/?sig=s3cret", "https://" + "a" * 9000 + "?s3cret"),
+    *(
+        "https://weights.example/odd?sig=s3cret",
+        "https://\udcff.example/?s3cret",
+        "https://?s3cret",
+    ),
+    *("hf:a/b/\x1b[31m.zip", "hf:a/\u0661/c@\udcff", "hf:a/b/" + "x" * 9000, "huggingface.co/a/b"),
+    *(
+        "data:\x1b[31m,x",
+        "data:;base64,\u00e9",
+        "\x1b[31m.zip",
+        "\udcff.zip",
+        "a" * 9000,
+        "\0",
+        "~x/y",
+    ),
+    *(
+        "javascript:alert(1)",
+        "file:///etc/passwd",
+        "https:weights.example",
+        "://",
+        "https://\u2028/",
+    ),
+]
+
+
+@pytest.mark.parametrize("source", ODD_SOURCES, ids=ascii)
+@pytest.mark.parametrize("any_file", [True, False])
+def test_no_refusal_shows_a_secret_or_a_control_character(
+    any_file: bool, source: str, web: Web, sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = "\x1b[31m" + "x" * 300
+    away = {"Location": "https://[" + "s3cret"}
+    web.pages["weights.example/away"] = 302, away, b""
+    web.pages["weights.example/odd"] = 418, {"ETag": strange}, b""
+    names = [{"rfilename": f"{strange}{number}.safetensors"} for number in range(20)]
+    answer = json.dumps({"siblings": [1, {}, {"rfilename": 3}, *names]}).encode()
+    web.pages["huggingface.co/api/models/a/b/revision/main"] = 200, {}, answer
+    with pytest.raises(ValueError) as refused:
+        sources.file(source, any_file=any_file)
+    assert isinstance(refused.value, DownloadError | SourceError)
+    message = str(refused.value) + caplog.text.replace("\n", "")
+    assert message.isprintable() and len(message) < 1700, message
+    assert "s3cret" not in message
+
+
 # By value.
 
 

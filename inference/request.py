@@ -30,8 +30,10 @@ RANGES: dict[str, tuple[float, float]] = {  # the same as in predict.py
 LENGTHS = {
     "prompt": 10_000,
     "negative_prompt": 10_000,
-    "lora_weights": 2_048,  # of an address, as browsers and proxies take it
-    "extra_lora": 2_048,
+    # Addresses, or data URLs, which can be as long as Cog takes a request: 100 MiB.
+    "replicate_weights": 100 << 20,
+    "lora_weights": 100 << 20,
+    "extra_lora": 100 << 20,
     "hf_api_token": 1_000,
 }
 # What one request to a server may cost: passes of one image of the base's own resolution through

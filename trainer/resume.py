@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.factors import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import BASES, by_hub_id
+from families.bases import UnknownBase, find_base
 from families.sketch import sketch
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, is_checkpoint, latest, read_checkpoint
 from trainer.dataset import Example
@@ -181,11 +180,16 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
         raise SettingsError(
             f"resume_from: {path} has rank {rank}, this run {settings.rank}; set rank to {rank}"
         )
-    base = archive.base_model
-    if base and base != settings.base.hub_id and _family(base, path) != settings.base.family:
-        raise SettingsError(
-            f"resume_from: {path} was trained on {base}, not on {settings.base.hub_id}"
-        )
+    named = archive.base_model
+    if named and named != settings.base.hub_id:  # the same, where both are one folder's name
+        try:
+            family = find_base(named).family
+        except UnknownBase as error:
+            raise SettingsError(f"resume_from: {path}: {error}") from error
+        if family != settings.base.family:
+            raise SettingsError(
+                f"resume_from: {path} was trained on {named}, not on {settings.base.hub_id}"
+            )
     token = archive.placeholder.token if archive.placeholder else None
     if token is not None and token != settings.subject:
         raise SettingsError(
@@ -217,28 +221,6 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
             f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
             f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
         )
-
-
-def _family(base_model: str, path: Path) -> str:
-    """The family of a base model that a file names."""
-    base = BASES.get(base_model) or by_hub_id(base_model)
-    if base is None:
-        raise SettingsError(
-            f"resume_from: {path} was trained on {base_model[:200]!r}, which is not a known base "
-            "model; give weights of this base model"
-        )
-    return base.family
-
-
-# ---- The shapes of what is trained ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The shapes of what a run trains, known without the weights of its base model."""
-
-    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in their order
-    rows: tuple[int, int]  # of the placeholder
 
 
 def _trained_shapes(settings: Settings) -> Shapes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.placeholder import check_token
-from families.bases import Base, default_base, find_base
+from families.bases import Base, default_base, find_base_or_folder
 from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
@@ -137,7 +137,11 @@ def settle(
     entered = {name: value for name, value in (named | given).items() if value is not None}
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
-    base = default_base("training") if base_model in (None, "auto") else find_base(str(base_model))
+    base = (
+        default_base("training")
+        if base_model in (None, "auto")
+        else find_base_or_folder(str(base_model))
+    )
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,

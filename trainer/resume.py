@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,17 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
             f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
             f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
         )
+
+
+# ---- The shapes of what is trained ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of what a run trains, known without the weights of its base model."""
+
+    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in their order
+    rows: tuple[int, int]  # of the placeholder
 
 
 def _trained_shapes(settings: Settings) -> Shapes:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapters.archive import content_hash
 from adapters.atomic import FULL
 
 BUDGET = 32 << 30  # bytes
@@ -78,6 +77,8 @@ class DiskCache:
 
     def keep(self, name: str, part: Path, etag: str | None) -> Path:
         """Keeps a whole `part` as what the name leads to."""
+        from adapters.archive import content_hash  # late: it imports PyTorch
+
         entry = Entry(content_hash(part), etag, time.time())
         os.replace(part, self.file(entry.sha256))
         path = self.use(name, entry)

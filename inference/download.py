@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from adapters.archive import MAX_BYTES
 from adapters.atomic import FULL
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,7 @@ ATTEMPTS = 3
 SECONDS = 30.0  # without a byte
 MAX_SECONDS = 900.0  # for a whole file
 MAX_JSON_BYTES = 8 << 20
+MAX_BYTES = 8 << 30  # of a file, as in adapters.lora_file, which would import PyTorch here
 _BLOCK = 1 << 20
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in the clothes of public IPv6 ones
 
@@ -112,6 +112,29 @@ class Downloader:
         except ValueError as error:
             raise DownloadError(f"{shown(url)} did not answer with JSON") from error
 
+    def check(self, url: str) -> None:
+        """Raises `DownloadError` for a URL that would not be followed; looks its host up."""
+        parts = _checked(url)
+        try:
+            self._public(parts)
+        except _Passing as error:
+            raise DownloadError(f"{shown(url)}: {error}") from error
+
+    def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        """Sends `body` once and returns the status of the answer; a redirect is not followed.
+
+        Raises `DownloadError` for a URL that must not be followed, else OSError or HTTPException.
+        """
+        parts = _checked(url)
+        try:
+            connection = self._connection(parts)
+        except _Passing as error:
+            raise OSError(str(error)) from error
+        with closing(connection):
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", target, body, {"User-Agent": "zeroprior"} | headers)
+            return connection.getresponse().status
+
     def _attempts(
         self,
         url: str,
@@ -167,7 +190,8 @@ class Downloader:
                 return
         raise DownloadError(f"{shown(url)} redirects more than {REDIRECTS} times")
 
-    def _connection(self, parts: SplitResult) -> http.client.HTTPSConnection:
+    def _public(self, parts: SplitResult) -> list[str]:
+        """The addresses of a URL's host. Raises `DownloadError` if one of them is not public."""
         host, port = parts.hostname or "", parts.port or 443
         found = self.addresses(host, port)
         inside = [address for address in found if not is_public(address)]
@@ -175,6 +199,11 @@ class Downloader:
             raise DownloadError(
                 f"{host} is not on the public internet; files are fetched from there alone"
             )
+        return found
+
+    def _connection(self, parts: SplitResult) -> http.client.HTTPSConnection:
+        host, port = parts.hostname or "", parts.port or 443
+        found = self._public(parts)
         connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=self.tls)
         plain = self._socket(found, port)
         try:

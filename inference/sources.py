@@ -151,10 +151,34 @@ def _data(source: str) -> bytes:
         raise SourceError(f"{source[:40]!r}… is damaged: {error}") from error
 
 
+def allowed_file(text: str) -> Path:
+    """The file or folder that a request names, below one of the folders in $ZEROPRIOR_FILES.
+
+    Raises `SourceError` for any other, in the same words whether it exists or not.
+    """
+    folders = os.environ.get("ZEROPRIOR_FILES", "").split(os.pathsep)
+    try:
+        path = Path(text).resolve()
+        for folder in (Path(each).resolve() for each in folders if each):
+            parts = path.relative_to(folder).parts if path.is_relative_to(folder) else None
+            if parts and not any(part.startswith(".") for part in parts) and path.exists():
+                return path
+    except (OSError, ValueError):  # too long, or with a null character
+        pass
+    raise SourceError(
+        "this server reads no files by their path, or not this one; send an https URL or the "
+        "file itself as a data URL"
+    )
+
+
 def _local(source: str, folder: Path | None) -> Path:
     """A file on this machine, below `folder` where one is given."""
     path = Path(source).expanduser()
     if folder is not None:
+        try:
+            return allowed_file(source)
+        except SourceError:
+            pass
         root, path = folder.resolve(), (folder / path).resolve()
         inside = path.is_relative_to(root)
         if not inside or any(part.startswith(".") for part in path.relative_to(root).parts):

@@ -20,7 +20,7 @@ POLL = 0.25  # seconds between two looks at the runtime
 TRIES = 3  # starts in a row that may fail
 PAUSE = 2.0  # seconds before another start, times the starts that have failed
 DEAF = 30.0  # seconds without an answer after which the runtime counts as dead
-PATIENCE = 12.0  # seconds for an orderly end; the runtime gives its worker 10
+PATIENCE = 2.0  # seconds for an orderly end of the runtime, when no request is running
 LONGEST_LINE = 4000  # characters of a line in the server's log
 FAILED = ("SETUP_FAILED", "UNHEALTHY", "DEFUNCT")
 

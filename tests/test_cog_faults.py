@@ -4,6 +4,7 @@ A worker that runs has to be stopped at its next line of Python, wherever that i
 """
 
 import base64
+import random
 import re
 import threading
 import time
@@ -28,6 +29,7 @@ from trainer.checkpoint import read_checkpoint
 INPUTS = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
 LONG = {"steps": 20000, "validation_every": 0}
 PREVIEWS = {"sample_prompts": "a photo of <zwx>", "sample_every": 1}
+CANCELLED = 100
 GROWTH = 90  # MB in two rounds; 139 and 170 were measured with trainings that keep their base
 
 
@@ -125,6 +127,33 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
     assert after[-1].threads <= after[0].threads + 8
     assert after[-1].files <= after[0].files + 8
     assert after[-1].memory <= after[0].memory + GROWTH
+
+
+@pytest.mark.slow
+def test_a_hundred_cancelled_trainings_each_end_within_ten_seconds(
+    dataset: bytes, tmp_path: Path
+) -> None:
+    """At random moments, while threads decode, models load, or weights are written."""
+    code, chance = copy_of_the_code(tmp_path), random.Random(5)
+    (code / "all.zip").write_bytes(dataset)
+    env = {"BASE_MODEL": "miniature-turbo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    inputs = {"dataset": "all.zip", **INPUTS, **PREVIEWS, "trackers": "tensorboard"}
+    taken = []
+    with CogServer("train", env | {"ZEROPRIOR_FILES": str(code)}, code) as server:
+        before = server.worker()
+        for number in range(CANCELLED):
+            request = {"input": inputs}
+            reply = server.put(f"/trainings/{number}", request, PREFER_ASYNC)
+            assert reply.status_code == 202, reply.text
+            time.sleep(chance.random() ** 2 * 4)
+            start = time.monotonic()
+            server.post(f"/trainings/{number}/cancel")
+            server.wait_idle(10)
+            taken.append(time.monotonic() - start)
+        assert server.worker() == before  # none was ended by force
+        done = server.post("/trainings", {"input": inputs})
+        assert done.json()["status"] == "succeeded"
+    print(f"cancelled {len(taken)} times, at most {max(taken):.1f} s")
 
 
 def tensors(weights: str) -> dict[str, torch.Tensor]:

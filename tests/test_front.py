@@ -163,6 +163,20 @@ def test_the_front_does_not_load_pytorch() -> None:
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
+def test_a_request_that_ignores_its_cancellation_is_ended_by_force(server: CogServer) -> None:
+    before = server.worker()
+    server.put(f"{PREDICT}/deaf", {"input": {"prompt": "deaf"}}, PREFER_ASYNC)
+    time.sleep(0.5)
+    server.post(f"{PREDICT}/deaf/cancel")
+    time.sleep(2)
+    assert server.health()["status"] == "BUSY"
+    until(lambda: server.health()["status"] == "STARTING", 90)
+    until(lambda: server.health()["status"] == "READY", 60)
+    assert server.worker() != before
+    assert ask(server)["status"] == "succeeded"
+
+
 # ---- Requests ------------------------------------------------------------------------------------
 
 
@@ -324,12 +338,8 @@ def addresses_inside() -> Iterator[tuple[Inside, list[str]]]:
     handler = page(redirect)
     handler.do_POST = handler.do_GET  # type: ignore[attr-defined]
     with LocalHost("redirect", handler) as host:
-        yield (
-            inside,
-            [f"{host.url}/{number}" for number in range(5, 10)]
-            + targets[::-1]
-            + [f"{host.url}/{number}" for number in range(5)],
-        )
+        by_redirect = [f"{host.url}/{number}" for number in range(len(targets))]
+        yield inside, [*by_redirect[:5], *targets, *by_redirect[5:]]
     inside.socket.close()
 
 
@@ -342,7 +352,7 @@ def test_no_input_and_no_webhook_reaches_the_servers_own_network(
     names = schemas["Input"]["properties"]
     assert {"image", "images", "prompt", "token"} <= names.keys()
     with addresses_inside() as (inside, addresses):
-        for address in addresses[::-1][:count]:
+        for address in addresses[:count]:
             bodies: list[dict[str, Any]] = [{"webhook": address, "input": {}}]
             for name, shape in names.items():
                 if shape.get("type") in ("string", "array"):

@@ -12,9 +12,6 @@ from typing import Any
 
 # C0 and C1 except line feed and tab, line separators, direction overrides, surrogates.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# A user or a password before the host, and the query: both may give access.
-_USER = re.compile(r"(\b\w[\w+.-]*://)[^\s/@?#'\"]*@")
-_QUERY = re.compile(r"(\b\w[\w+.-]*://[^\s?#]*)[?#]\S*?(?=['\")\],;:.!…]*(?:\s|$))")
 _QUOTED_PATH = re.compile(r"(['\"])(/[^'\"\n]+)(?=\1)")
 _PATH = re.compile(r"()((?<![\w.~</-])/(?!/)[^\s'\",;()<>|\[\]{}]+)")
 _FILE_URL = re.compile(r"file:/\S+")
@@ -27,9 +24,25 @@ def clean(text: str) -> str:
 
     Line feeds and tabs stay; other control characters are shown as escapes (`\\x1b`).
     """
-    text = _USER.sub(r"\1", _QUERY.sub(r"\1", text))
+    if "://" in text:
+        text = "".join(map(_without_query, re.split(r"(\s+)", text)))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _without_query(word: str) -> str:
+    """The word, if it holds an address, without user, password, query and fragment.
+
+    Not a pattern: one that finds these takes minutes on a long text that was made for it.
+    """
+    before, found, rest = word.partition("://")
+    if not found:
+        return word
+    bare = rest.rstrip("'\")],;:.!…")
+    end = min((place for mark in "?#" if (place := bare.find(mark)) >= 0), default=len(bare))
+    rest = bare[:end] + rest[len(bare) :]
+    parts = [re.sub(r"^[^/'\"]*@", "", part) for part in rest.split("://")]
+    return before + found + "://".join(parts)
 
 
 def clean_for(text: str, known: Iterable[str]) -> str:

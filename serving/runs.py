@@ -99,12 +99,14 @@ class Run:
         self._path = f"/{route}"
         self.reply = Reply(500, {"error": "the request did not end", "status": "failed"})
         self.done = asyncio.Event()
-        self.state: Json = {"logs": "", "metrics": {}, "status": "starting"}
+        self._state: Json = {"logs": "", "metrics": {}, "status": "starting"}
         self._cancelled = self._begun = self._handed_over = False
         self._cleaner = Cleaner(
             {"input": ask.inputs, "id": ask.id, "webhook": ask.webhook, "context": ask.context}
         )
-        self.webhook = Webhook(ask.webhook, ask.events, downloader) if ask.webhook else None
+        self.webhook = None
+        if ask.webhook:
+            self.webhook = Webhook(ask.webhook, ask.events, downloader, self._cleaner.reply)
         self._work = asyncio.create_task(self._serve())
         self._others: set[asyncio.Task[None]] = set()
         self.watcher: asyncio.Task[None] | None = None
@@ -175,25 +177,26 @@ class Run:
                 self._supervisor.restart("the process of the model ended unexpectedly")
                 if self._cancelled:
                     return self._ended("canceled")
-            return Reply(answer.status_code, self._cleaner.reply(reply))
+            cleaned = await in_thread(partial(self._cleaner.reply, reply))
+            return Reply(answer.status_code, cleaned)
 
     def _ended(self, status: str, error: str | None = None) -> Reply:
-        body = self.state | {"id": self.ask.id, "status": status}
+        body = self._cleaner.reply(self._state) | {"id": self.ask.id, "status": status}
         if error is not None:
             body["error"] = self._cleaner.error(error)
         return Reply(200, body)
 
     def event(self, event: Json) -> None:
-        """A webhook of the runtime."""
-        event = self._cleaner.reply(event)
+        """A webhook of the runtime; it is cleaned only if it is shown to somebody."""
         kept = ("logs", "metrics", "status")
-        self.state = self.state | {key: event[key] for key in kept if key in event}
+        self._state = self._state | {key: event[key] for key in kept if key in event}
         if self.webhook is not None:
             self.webhook.put(event)
 
     def shown(self, inputs: Inputs) -> Json:
         """The current state, for a repeated PUT."""
-        return {"id": self.ask.id, "input": inputs.hidden(self.ask.inputs), **self.state}
+        state = self._cleaner.reply(self._state)
+        return {"id": self.ask.id, "input": inputs.hidden(self.ask.inputs), **state}
 
     def cancel(self) -> None:
         """Cancels the request, once: a second cancellation would interrupt its orderly end."""

@@ -21,7 +21,7 @@ TRIES = 3  # starts in a row that may fail
 PAUSE = 2.0  # seconds before another start, times the starts that have failed
 DEAF = 30.0  # seconds without an answer after which the runtime counts as dead
 PATIENCE = 2.0  # seconds for an orderly end of the runtime, when no request is running
-LONGEST_LINE = 4000  # characters of a line in the server's log
+LONGEST_LINE = 4000  # bytes of a line in the server's log
 FAILED = ("SETUP_FAILED", "UNHEALTHY", "DEFUNCT")
 
 
@@ -150,9 +150,9 @@ async def _relay(stream: asyncio.StreamReader) -> None:
 
 
 def _print(line: bytes) -> None:
-    text = clean(line.decode(errors="replace"))
+    text = clean(line[:LONGEST_LINE].decode(errors="replace"))
     if text.strip():
-        sys.stdout.write(f"{text[:LONGEST_LINE]}\n")
+        sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
 

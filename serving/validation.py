@@ -26,7 +26,7 @@ class Refused(ValueError):
 
 def detail(location: list[str | int], message: str, kind: str = "value_error") -> Json:
     """One entry of a reply with status 422."""
-    message = " ".join(clean(message).split())
+    message = " ".join(clean(message[: 4 * LONGEST_MESSAGE]).split())
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE]} …"
     return {"loc": ["body", *location], "msg": message, "type": kind}

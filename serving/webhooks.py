@@ -9,9 +9,10 @@ import http.client
 import json
 import logging
 import os
+from collections.abc import Callable
 
 from inference.download import Downloader, DownloadError, shown
-from serving.fetching import Connections
+from serving.fetching import Connections, in_thread
 from serving.openapi import Json
 from serving.replies import OVER
 
@@ -23,11 +24,17 @@ SECONDS = 30.0  # for one event
 
 
 class Webhook:
-    """The webhook of one request."""
+    """The webhook of one request. Its events go through `clean` right before they are sent."""
 
-    def __init__(self, url: str, events: list[str] | None, downloader: Downloader) -> None:
+    def __init__(
+        self,
+        url: str,
+        events: list[str] | None,
+        downloader: Downloader,
+        clean: Callable[[Json], Json],
+    ) -> None:
         self.url, self.events = url, events or list(EVENTS)
-        self._downloader = downloader
+        self._downloader, self._clean = downloader, clean
         self._waiting: asyncio.Queue[Json] = asyncio.Queue()
         self._ended = False
         self.task = asyncio.create_task(self._send_all())
@@ -52,7 +59,7 @@ class Webhook:
                 return
 
     async def _send(self, event: Json, attempts: int) -> None:
-        body = json.dumps(event, ensure_ascii=False).encode()
+        body = await in_thread(lambda: json.dumps(self._clean(event), ensure_ascii=False).encode())
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get("WEBHOOK_AUTH_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"

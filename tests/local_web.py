@@ -5,6 +5,7 @@ serving` whose downloads and webhooks find those hosts; it is told the authority
 $TEST_AUTHORITY. Everything else, 127.0.0.1 included, is looked up and refused as always.
 """
 
+import atexit
 import functools
 import os
 import socket
@@ -25,6 +26,7 @@ def authority_file() -> str:
     handle, name = tempfile.mkstemp(suffix=".pem")
     os.write(handle, _authority().cert_pem.bytes())  # type: ignore[attr-defined]
     os.close(handle)
+    atexit.register(os.unlink, name)
     return name
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_other_characters_stay(text: str) -> None:
 )
 def test_addresses_lose_their_queries_and_passwords(text: str, shown: str) -> None:
     assert clean(text) == shown
+
+
+@pytest.mark.parametrize("piece", ["a.", "a://", "://", "?", "'/a", "/a ", "@", ")", "tmp", "\r"])
+def test_no_text_takes_long_to_clean(piece: str) -> None:
+    start = time.process_time()
+    clean_for("x://" + piece * 100_000, ["/known"])
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def test_an_idle_process_that_dies_is_replaced(server: CogServer, victim: str) -
     assert ask(server)["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_webhook_reports_the_death_of_the_worker(server: CogServer) -> None:
     with Webhooks() as hooks:
         body = {"input": {"prompt": "die"}, "webhook": hooks.url}
@@ -389,7 +390,7 @@ def endless(slow: bool, asked: threading.Event) -> Callable[[BaseHTTPRequestHand
     return answer
 
 
-@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("slow", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", ["cancel", "hanging up"])
 def test_a_download_ends_with_its_request(
     server: CogServer, temporary: Path, slow: bool, by: str

@@ -64,7 +64,7 @@ class Request:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+                raise ValueError(f"{name} is {value:g}; it lies between {low:g} and {high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -473,7 +473,7 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
     (image,) = engine.draw(asked(width=70, height=41))
     assert image.size == (64, 48)
     assert "70x41 is drawn as 64x48: sides are multiples of 16" in caplog.text
-    with pytest.raises(ValueError, match="width is 1; it must be between 32 and 2048"):
+    with pytest.raises(ValueError, match="width is 1; it lies between 32 and 2048"):
         asked(width=1, height=32)
 
 

@@ -287,7 +287,8 @@ def test_only_files_in_the_named_folder_are_read(server: CogServer, allowed: Pat
         for inputs in ({"image": path}, {"images": [str(allowed / "a.bin"), path]}):
             (fault,) = refused(server, {"input": inputs})
             assert fault["loc"] == ["body", "input", *inputs]
-            said.add(fault["msg"].partition(":")[2])
+            if path.isprintable() and len(path) < 200:
+                said.add(fault["msg"].replace(path, "").partition(":")[2])
     assert len(said) == 1  # the same words, whether there is such a file or not
 
 

@@ -203,7 +203,7 @@ YAMLS = {
     "infinity": ("train: {steps: .inf}", "train.steps is inf; expected a whole number"),
     "not a number": (
         "dataset: a\ntrain: {learning_rate: .nan}",
-        "learning_rate is nan; it must be between",
+        "learning_rate is nan; it lies between",
     ),
     "bytes": ("dataset: !!binary aGk=", "dataset is b'hi'; expected text"),
     "a list for a key": ("? [a, b]\n: 1", "found unhashable key"),

@@ -75,7 +75,7 @@ def _out_of_range(settings: "Settings") -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             yield f"{name} is {value!r}, not a number"
         elif not low <= value <= high:
-            yield f"{name} is {value}; it must be between {low} and {high}"
+            yield f"{name} is {value:g}; it lies between {low:g} and {high:g}"
 
 
 def _unknown(settings: "Settings") -> Iterator[str]:

@@ -29,7 +29,7 @@ class Predictor(BasePredictor):
         `weights` is what the runtime finds in $COG_WEIGHTS: those that a request draws with
         unless it brings its own.
         """
-        with logged():
+        with logged({}):
             from inference.engine import Engine
 
             self.engine = Engine()
@@ -63,6 +63,6 @@ class Predictor(BasePredictor):
     ) -> List[Path]:
         """Draw pictures of a prompt, with trained weights laid over the base for this request."""
         inputs = plain(locals())
-        with logged():
+        with logged(inputs):
             return [Path(path) for path in self.engine.predict(metric, any_file=not served(), **inputs)]
     # fmt: on

@@ -21,6 +21,10 @@ BASE_MODELS = [
     "miniature",
 ]
 
+if served():
+    # Imported before the first request: a cancellation could interrupt an import halfway.
+    import trainer.run  # noqa: F401
+
 
 class TrainingOutput(BaseModel):
     weights: Path
@@ -71,7 +75,7 @@ def train(
 ) -> TrainingOutput:
     """Train a LoRA, and with it a new word for the subject, from a zip of pictures."""
     inputs = plain(locals())
-    with logged():
+    with logged(inputs):
         from trainer.run import train_from_inputs
 
         return TrainingOutput(weights=Path(train_from_inputs(metric, served=served(), **inputs)))

@@ -205,6 +205,7 @@ def soak(
     finally:
         os.chdir(here)
     env = {"BASE_MODEL": TURBO, "HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary)}
+    env |= {"ZEROPRIOR_FILES": str(code)}  # the requests name their LoRAs by path
     env |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     env |= {"ZEROPRIOR_FILES": str(code)}  # the requests name files in it
     chance, start = random.Random(seed), time.monotonic()

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from inference.addresses import POLL_SECONDS
@@ -90,9 +91,11 @@ class Wire(io.RawIOBase):
         return int(self._patiently(lambda: self._socket.recv_into(buffer), "no byte"))
 
     def sendall(self, data: bytes) -> None:
-        """Sends a request's header, which is smaller than the system's buffer."""
-        self._deadline.left()
-        self._socket.sendall(data)
+        """Sends all of it, as much at a time as the system takes."""
+        left = memoryview(data)
+        while left:
+            send = partial(self._socket.send, left)
+            left = left[self._patiently(send, "no byte taken") :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self, _BUFFER)

@@ -1,17 +1,114 @@
-"""What the log looks like to a person: information plain, anything worse by its name."""
+"""The log on the console, and what must not be in any text that leaves the program.
+
+Everything is cleaned here, where it leaves, not where each message is written.
+"""
 
 import logging
+import os
+import re
 import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# C0 and C1 except line feed and tab, line separators, direction overrides, surrogates.
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_QUOTED_PATH = re.compile(r"(['\"])(/[^'\"\n]+)(?=\1)")
+_PATH = re.compile(r"()((?<![\w.~</-])/(?!/)[^\s'\",;()<>|\[\]{}]+)")
+_FILE_URL = re.compile(r"file:/\S+")
+_TEMPORARY = re.compile(r"\btmp[a-z0-9_]{8}[\w.-]*")
+LONGEST_KNOWN = 10_000  # characters; longer inputs are files, not text that a message repeats
+
+
+def clean(text: str) -> str:
+    """The text without control characters, and without the queries and passwords of addresses.
+
+    Line feeds and tabs stay; other control characters are shown as escapes (`\\x1b`).
+    """
+    if "://" in text:
+        text = "".join(map(_without_query, re.split(r"(\s+)", text)))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _without_query(word: str) -> str:
+    """The word, if it holds an address, without user, password, query and fragment.
+
+    Not a pattern: one that finds these takes minutes on a long text that was made for it.
+    """
+    before, found, rest = word.partition("://")
+    if not found:
+        return word
+    bare = rest.rstrip("'\")],;:.!…")
+    end = min((place for mark in "?#" if (place := bare.find(mark)) >= 0), default=len(bare))
+    rest = bare[:end] + rest[len(bare) :]
+    parts = [re.sub(r"^[^/'\"]*@", "", part) for part in rest.split("://")]
+    return before + found + "://".join(parts)
+
+
+def clean_for(text: str, known: Iterable[str]) -> str:
+    """The text as a customer may see it whose request consists of the `known` texts.
+
+    It holds no absolute path that the request did not contain, and no name of a temporary file.
+    Line feeds inside what the request contained are shown as escapes.
+    """
+    known = [each for each in known if len(each) <= LONGEST_KNOWN]
+    for each in known:
+        if "\n" in each or "\r" in each:
+            text = text.replace(each, each.replace("\r", "\\r").replace("\n", "\\n"))
+
+    def path(match: re.Match[str]) -> str:
+        whole = match[2]
+        bare = whole.rstrip(".:!?")
+        if any(bare in each for each in known):
+            return match[0]
+        return f"{match[1]}<path>{whole[len(bare) :]}"
+
+    text = clean(text)
+    if (here := os.getcwd()) != "/":
+        text = text.replace(f"{here}/", "")
+    text = _FILE_URL.sub("<path>", text)
+    text = _PATH.sub(path, _QUOTED_PATH.sub(path, text))
+    return _TEMPORARY.sub("<file>", text)
+
+
+def texts(value: Any) -> list[str]:
+    """All texts in a JSON value or in the inputs of a request, at any depth."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for each in value.values() for text in texts(each)]
+    if isinstance(value, (list, tuple)):
+        return [text for each in value for text in texts(each)]
+    return []
 
 
 class _Plain(logging.Formatter):
+    """Information as it is, anything worse after its level. Texts of a request are cleaned."""
+
+    known: list[str] | None = None  # the texts of the request; None where the log is the user's own
+
     def format(self, record: logging.LogRecord) -> str:
+        if self.known is not None:
+            record.exc_text = record.stack_info = None
         text = super().format(record)
+        text = clean(text) if self.known is None else clean_for(text, self.known)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802, the name is logging's
+        if self.known is None:
+            return super().formatException(ei)
+        return f"{ei[0].__name__}: {ei[1]}"  # the traceback is not the customer's
 
-def log_to_console() -> None:
-    """Sends the log to standard output, unless the program has set it up already."""
+
+_FORMAT = _Plain("%(message)s")
+
+
+def log_to_console(known: list[str] | None = None) -> None:
+    """Sends the log to standard output, unless the program has configured it already.
+
+    `known` are the texts of the request on a server, where a customer reads the log.
+    """
+    _FORMAT.known = known
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Plain("%(message)s"))
+    handler.setFormatter(_FORMAT)
     logging.basicConfig(level=logging.INFO, handlers=[handler])

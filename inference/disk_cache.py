@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapters.archive import content_hash
 from adapters.atomic import FULL
 
 BUDGET = 32 << 30  # bytes of files, incomplete ones included
@@ -86,6 +85,8 @@ class DiskCache:
 
     def keep(self, name: str | None, part: Path, etag: str | None) -> Path:
         """Keeps a complete `part`; with a name it is found again."""
+        from adapters.archive import content_hash  # late: it imports PyTorch
+
         entry = Entry(content_hash(part), etag, time.time())
         path = self.file(entry.sha256)
         os.replace(part, path)

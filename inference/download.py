@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from adapters.archive import MAX_BYTES
 from adapters.atomic import FULL
 from adapters.bounded_json import loads
 from adapters.containers import printable
@@ -36,6 +35,8 @@ MAX_JSON_VALUES = 400_000
 MAX_URL_LENGTH = 8000  # characters; with the token, less than one write to a socket takes
 MAX_TOKEN_LENGTH = 1000
 MAX_ETAG_LENGTH = 200
+MAX_BYTES = 8 << 30  # of a file, as in adapters.lora_file, which would import PyTorch here
+MAX_POST_SECONDS = 30.0
 _BLOCK = 1 << 16
 
 
@@ -95,6 +96,28 @@ class Downloader:
             return loads(bytes(content), MAX_JSON_VALUES)
         except ValueError as error:
             raise DownloadError(f"{shown(url)} did not answer with JSON") from error
+
+    def check(self, url: str) -> None:
+        """Raises `DownloadError` for a URL that would not be followed; looks its host up."""
+        parts = checked_url(url)
+        try:
+            self._public(parts, Deadline(MAX_POST_SECONDS))
+        except OSError as error:
+            raise DownloadError(f"{shown(url)}: {printable(str(error)[:200])}") from error
+
+    def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        """Sends `body` once and returns the status of the answer; a redirect is not followed.
+
+        Raises `DownloadError` for a URL that must not be followed, else OSError or HTTPException.
+        """
+        parts, deadline = checked_url(url), Deadline(MAX_POST_SECONDS)
+        try:
+            with self._connection(parts, deadline) as connection:
+                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("POST", target, body, {"User-Agent": "zeroprior"} | headers)
+                return connection.getresponse().status
+        except DeadlinePassed:
+            raise TimeoutError(f"no answer within {MAX_POST_SECONDS:g} seconds") from None
 
     def _attempts(
         self,
@@ -160,10 +183,8 @@ class Downloader:
                 return
         raise DownloadError(f"{shown(url)} redirects more than {REDIRECTS} times")
 
-    @contextmanager
-    def _connection(
-        self, parts: SplitResult, deadline: Deadline
-    ) -> Iterator[http.client.HTTPConnection]:
+    def _public(self, parts: SplitResult, deadline: Deadline) -> list[str]:
+        """The addresses of a URL's host. Raises `DownloadError` if one of them is not public."""
         host, port = parts.hostname or "", parts.port or 443
         found = self.addresses(host, port, deadline.step())
         if not found or not all(map(is_public, found)):
@@ -171,6 +192,14 @@ class Downloader:
                 f"{printable(host[:200])} is not a public address; files are fetched only from "
                 "public addresses"
             )
+        return found
+
+    @contextmanager
+    def _connection(
+        self, parts: SplitResult, deadline: Deadline
+    ) -> Iterator[http.client.HTTPConnection]:
+        host, port = parts.hostname or "", parts.port or 443
+        found = self._public(parts, deadline)
         wire = Wire(self._socket(found, port, deadline), self.tls, host, deadline)
         try:
             connection = http.client.HTTPSConnection(host, port, context=self.tls)

@@ -78,18 +78,20 @@ def default_cache() -> DiskCache:
     return DiskCache(Path(caches) / "zeroprior" / "weights")
 
 
-def allowed_file(text: str) -> Path:
+def allowed_file(text: str, or_folder: bool = False) -> Path:
     """The file that a request may name: one below the folders in `$ZEROPRIOR_FILES`.
 
     The variable lists folders, separated as in `$PATH`; it is empty by default, so that no file
-    may be named. A relative name is looked for in each of them. Refused are links that lead out,
-    names with a part that begins with a dot, and everything that is not an ordinary file. Raises
-    `SourceError`; its message is the same whether such a file exists or not.
+    may be named. A relative name is looked for in each of them, then in the working folder. Refused
+    are links that lead out, names with a part that begins with a dot, and everything that is not
+    an ordinary file or, if `or_folder`, a folder. Raises `SourceError`; its message is the same
+    whether such a file exists or not.
     """
     for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
-        file = _below(Path(folder), text) if folder and text else None
-        if file is not None:
-            return file
+        for named in (text, os.path.abspath(text)) if folder and text and "\0" not in text else ():
+            file = _below(Path(folder), named, or_folder)
+            if file is not None:
+                return file
     name = printable(text[:200])
     raise SourceError(
         f"'{name}' is not a file that a request may name; send the file itself, an https URL or "
@@ -97,7 +99,7 @@ def allowed_file(text: str) -> Path:
     )
 
 
-def _below(folder: Path, text: str) -> Path | None:
+def _below(folder: Path, text: str, or_folder: bool) -> Path | None:
     """The ordinary, visible file of that name below the folder, all links followed; else None."""
     try:
         folder = folder.expanduser().absolute()
@@ -107,7 +109,8 @@ def _below(folder: Path, text: str) -> Path | None:
         parts = named.relative_to(start).parts + file.relative_to(root).parts
         if any(part.startswith(".") for part in parts):  # hidden, or ..
             return None
-        return file if stat.S_ISREG(file.stat().st_mode) else None
+        mode = file.stat().st_mode
+        return file if stat.S_ISREG(mode) or (or_folder and stat.S_ISDIR(mode)) else None
     except (OSError, ValueError, RuntimeError):  # not there, not below, no valid name, a circle
         return None
 

@@ -1,9 +1,10 @@
-"""Start Cog's HTTP server on this repository, without Docker.
+"""Start a Cog server on this repository, without Docker.
 
-    python -m serving predict    POST /predictions, a prompt in, pictures out
+    python -m serving predict    POST /predictions, a prompt in, images out
     python -m serving train      POST /trainings, a dataset in, weights.zip out
 
-It is the server that runs inside the image: same runtime, same validation, same replies.
+Cog's runtime does the work, with the same validation and the same replies as in the Cog image. In
+front of it is a server that checks requests and starts the runtime again when it has died.
 """
 
 import argparse
@@ -17,26 +18,27 @@ from serving import cog_yaml
 
 EXAMPLES = {
     "predict": ("predictions", '{"input": {"prompt": "a photo of a red fox", "seed": 1}}'),
-    "train": ("trainings", '{"input": {"dataset": "/path/to/imgs.zip"}}'),
+    "train": ("trainings", '{"input": {"dataset": "https://example.com/imgs.zip"}}'),
 }
+PACKAGES = ("cog", "coglet", "httpx", "jsonschema", "starlette", "uvicorn")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m serving", description="Start Cog's HTTP server, without Docker."
+        prog="python -m serving", description="Start a Cog server, without Docker."
     )
     parser.add_argument("mode", choices=sorted(EXAMPLES), help="what the server does")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 accepts other machines")
     parser.add_argument("--port", type=int, default=5000)
     options = parser.parse_args()
 
     # What can be wrong is found before the runtime starts, which says less about it.
     config = cog_yaml.read()
-    version = config["build"]["sdk_version"]
-    if importlib.util.find_spec("cog") is None or importlib.util.find_spec("coglet") is None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
         sys.exit(
-            f"Cog is not installed for {sys.executable}; "
-            f"`pip install cog=={version} coglet=={version}` installs it"
+            f"not installed for {sys.executable}: {', '.join(missing)}; "
+            "`pip install -r requirements-dev.txt` installs the versions that this needs"
         )
     interpreter_folder = Path(sys.executable).parent
     if not (interpreter_folder / "python").exists():
@@ -44,39 +46,39 @@ def main() -> None:
             f"{interpreter_folder} has no `python`, the name under which Cog starts its worker; "
             "use a virtual environment"
         )
-    _require_free_port(options.host, options.port)
+    listener = _listen(options.host, options.port)
 
     from serving import schema
 
+    # The runtime resolves the entry points and `.cog` from its working folder.
     print(f"schema:  {schema.write()}")
     _print_examples(options.mode, options.host, options.port)
+    sys.stdout.flush()
+    os.chdir(cog_yaml.ROOT)
 
+    path = f"{interpreter_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     environment = os.environ | {
-        "PATH": f"{interpreter_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "PORT": str(options.port),
+        "PATH": path,
         "COG_PREDICT_TYPE_STUB": config["predict"],
         "COG_TRAIN_TYPE_STUB": config["train"],
     }
     environment.setdefault("LOG_FORMAT", "console")
+    environment.setdefault("NO_COLOR", "1")
     # Where others use the CPU too, OpenMP's idle threads would spin in the way of the busy ones:
     # up to 5 s for a step of the miniature in place of 0.1 s, on two cores with other work.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    server = [sys.executable, "-m", "cog.server.http", "--host", options.host]
-    # The runtime resolves the entry points and `.cog` from its working folder.
-    os.chdir(cog_yaml.ROOT)
-    sys.stdout.flush()
-    os.execve(sys.executable, [*server, "--x-mode", options.mode], environment)
+
+    from serving.server import run
+
+    sys.exit(run(options.mode, listener, environment))
 
 
-def _require_free_port(host: str, port: int) -> None:
-    """Exit with a sentence when nothing can listen at this address."""
-    with socket.socket() as probe:
-        # A port in TIME_WAIT is free for the runtime, so it must be free for the probe.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            sys.exit(f"cannot listen on {host}:{port} ({error.strerror}); try another --port")
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at this address; exits with a sentence where that is impossible."""
+    try:
+        return socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        sys.exit(f"cannot listen on {host}:{port} ({error.strerror}); try another --port")
 
 
 def _print_examples(mode: str, host: str, port: int) -> None:
@@ -89,7 +91,7 @@ def _print_examples(mode: str, host: str, port: int) -> None:
         f"-d '{body}' -o {mode}.json"
     )
     print(
-        f"The reply lands in {mode}.json, with files as data URLs. Breaking off the request "
+        f"The reply is saved in {mode}.json, with files as data URLs. Breaking off the request "
         "cancels it.\n"
     )
 

@@ -1,22 +1,35 @@
-"""What both Cog faces need around their one call."""
+"""What `train.py` and `predict.py` need around their one call."""
 
+import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from cog import FieldInfo, current_scope
 from coglet import server
 
-from inference.console import log_to_console
+from inference.console import clean, clean_for, log_to_console, texts
+from serving.processes import end_with_parent
+from serving.threads import start_threads_safely
+
+_OURS = ("adapters", "families", "inference", "trainer", "serving")
+_CACHED = re.compile(r"\b[0-9a-f]{64}\b")  # the name of a download in the cache
+
+
+class RequestError(Exception):
+    """Why a request failed, in one line for the customer who sent it."""
 
 
 def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a face as plain values, `self` left out.
+    """The inputs of `train` or `predict` as plain values, without `self`.
 
-    A face that is called as plain Python sees Cog's `FieldInfo` object in place of every input
-    that was left out; its default is what the caller meant.
+    Called as plain Python, the function gets Cog's `FieldInfo` object for every input that was not
+    given; its default is what the caller meant.
     """
     return {
         name: value.default if isinstance(value, FieldInfo) else value
@@ -31,20 +44,77 @@ def metric(name: str, value: float) -> None:
 
 
 def served() -> bool:
-    """Whether Cog's server runs this call, for who knows whom, rather than plain Python."""
+    """True inside the worker of Cog's server, False in plain Python."""
     return bool(server.active)
 
 
-@contextmanager
-def logged() -> Iterator[None]:
-    """Sends the log of the one call, and the traceback of its failure, to standard output.
+if served():
+    start_threads_safely()
+    end_with_parent()
 
-    The runtime collects what is printed; of a failure it shows only the last line by itself.
+
+@contextmanager
+def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Sends the log of one call to standard output, which the runtime collects for the customer.
+
+    In a server, a failure becomes a `RequestError`: one line without paths. Its traceback goes to
+    the server's own log only, which is the standard error that the process was started with.
     """
-    log_to_console()
+    if not served():
+        log_to_console()
+        yield
+        return
+    known = texts(inputs)
+    log_to_console(known)
     try:
         yield
-    except Exception:
-        traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-        raise
+        return
+    except Exception as error:
+        print(clean(traceback.format_exc()), file=sys.__stderr__, flush=True)
+        line = reason(error, inputs)
+    raise RequestError(line)
+
+
+def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
+    """One line that says why a request failed, with the names of inputs for those of files."""
+    expected = isinstance(error, (ValueError, OSError))
+    if expected or type(error).__module__.partition(".")[0] in _OURS:
+        text = str(error) or type(error).__name__
+    else:
+        text = f"{type(error).__name__}: {error}"
+    files = {n: Path(v) for n, v in inputs.items() if isinstance(v, PurePath | str) and _file(v)}
+    for name, path in files.items():
+        text = text.replace(str(path), name)
+        if "/" in str(path):
+            text = text.replace(path.name, name)
+        text = text.replace(f"{name} {name}", name)
+    named = {name: _shown(v) for name, v in inputs.items() if isinstance(v, str) and _address(v)}
+    if len(named) == 1:
+        text = _CACHED.sub(next(iter(named)), text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    text = clean_for("; ".join(lines).replace(":; ", ": "), texts(inputs))
+    if not text.startswith(tuple(inputs)):
+        about = [name for name, shown in named.items() if shown in text]
+        text = f"{about[0]}: {text}" if about else text
+    return text
+
+
+def _file(value: PurePath | str) -> bool:
+    """Whether an input is an absolute path: a file that was sent or downloaded."""
+    text = str(value)
+    return len(text) < 4096 and "\0" not in text and os.path.isabs(text)
+
+
+def _address(value: str) -> bool:
+    return value.startswith("data:") or (len(value) < 4096 and "/" in value and " " not in value)
+
+
+def _shown(value: str) -> str:
+    """The part of an address that a message may repeat."""
+    if value.startswith("data:"):
+        return value[:40]
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return value
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else value

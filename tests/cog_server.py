@@ -15,11 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Literal
 
 import requests
+from local_web import LocalHost, authority_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,8 @@ def copy_of_the_code(folder: Path) -> Path:
 
 class CogServer:
     """`python -m serving MODE` on a free port, ready when the `with` block begins.
+
+    Requests may name files in the folders of `env["ZEROPRIOR_FILES"]`, and `local_web`'s hosts.
 
     `cwd` is the repository or a copy of its code, `env` is added to this process's environment.
     Raises AssertionError with the end of the server's log when it does not become ready.
@@ -67,11 +70,12 @@ class CogServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="cog-server-")
         self._log_file = Path(self._folder.name) / "server.log"
-        command = [sys.executable, "-m", "serving", self.mode, "--port", str(self.port)]
-        # Webhooks and files come from this machine, past any proxy; a log is for searching.
-        local = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "NO_COLOR": "1"}
+        # `python -m serving`, for which the hosts of `local_web` are public.
+        script = str(ROOT / "tests" / "local_web.py")
+        command = [sys.executable, script, self.mode, "--port", str(self.port)]
+        local = {"TEST_AUTHORITY": authority_file(), "NO_COLOR": "1"}
         with self._log_file.open("wb") as log:
-            # A session of its own: the server, its worker and their children stop together.
+            # A session of its own, by which everything that the server has started is found.
             self._process = subprocess.Popen(
                 command,
                 cwd=self.cwd,
@@ -139,10 +143,31 @@ class CogServer:
             self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             pass
-        self._signal_all(signal.SIGKILL)
-        self._process.wait()
+        self.kill()
         self._session.close()
         self._folder.cleanup()
+
+    def kill(self) -> None:
+        """Kill the server itself, as the kernel does; its runtime and its worker end with it."""
+        self._signal_all(signal.SIGKILL)
+        self._process.wait()
+
+    def processes(self) -> dict[int, str]:
+        """The command lines of the server and of all it has started, by process id."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                command = (process / "cmdline").read_bytes()
+            except OSError:
+                continue  # gone meanwhile
+            if int(fields[3]) == self.session and fields[0] != "Z":
+                found[int(process.name)] = command.replace(b"\0", b" ").decode()
+        return found
+
+    def worker(self) -> int:
+        """The process id of the worker, which holds the model."""
+        return next(pid for pid, command in self.processes().items() if "_run_worker" in command)
 
     def _signal_all(self, number: signal.Signals) -> None:
         try:
@@ -196,17 +221,13 @@ class Webhooks:
             def log_message(self, *arguments: object) -> None:
                 """Say nothing: the test's output is for the test."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._host = LocalHost("hooks", Handler)
+        self._host.__enter__()
+        self.url = f"{self._host.url}/"
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._host.__exit__()
 
     def finished(self, timeout: float = 300) -> Json:
         """The body that reports the end of a run. Raises AssertionError if none comes in time."""

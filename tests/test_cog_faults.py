@@ -5,12 +5,13 @@ A worker that runs has to be stopped at its next line of Python, wherever that i
 
 import base64
 import json
+import random
 import re
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code
+from local_web import LocalHost, page
 from PIL import Image
 from safetensors.torch import load
 
@@ -28,6 +30,7 @@ from trainer.checkpoint import read_checkpoint
 INPUTS = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
 LONG = {"steps": 20000, "validation_every": 0}
 PREVIEWS = {"sample_prompts": "a photo of <zwx>", "sample_every": 1}
+CANCELLED = 100
 GROWTH = 90  # MB in two rounds; 139 and 170 were measured with trainings that keep their base
 
 
@@ -47,28 +50,17 @@ def drip(dataset: bytes) -> Iterator[tuple[str, threading.Event]]:
     """Where the dataset is sent drop by drop, and whether somebody has asked for it."""
     asked = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(dataset)))
-            self.end_headers()
-            asked.set()
-            try:
-                for start in range(0, len(dataset), len(dataset) // 30):
-                    self.wfile.write(dataset[start : start + len(dataset) // 30])
-                    time.sleep(0.1)
-            except OSError:
-                pass  # nobody listens any more
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(dataset)))
+        handler.end_headers()
+        asked.set()
+        for start in range(0, len(dataset), len(dataset) // 30):
+            handler.wfile.write(dataset[start : start + len(dataset) // 30])
+            time.sleep(0.1)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.block_on_close = True, False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/imgs.zip", asked
-    server.shutdown()
-    server.server_close()
+    with LocalHost("files", page(answer)) as host:
+        yield f"{host.url}/imgs.zip", asked
 
 
 def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
@@ -82,7 +74,11 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
         for name in archive.namelist()[:4]:
             smaller.writestr(name, archive.read(name))
     env = {"BASE_MODEL": "miniature-turbo", "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
-    env |= {"HF_HUB_OFFLINE": "1", "COG_THROTTLE_RESPONSE_INTERVAL": "0.02"}
+    env |= {
+        "ZEROPRIOR_FILES": str(code),
+        "HF_HUB_OFFLINE": "1",
+        "COG_THROTTLE_RESPONSE_INTERVAL": "0.02",
+    }
     address, asked = drip
 
     with CogServer("train", env, code) as server:
@@ -109,21 +105,10 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
                 while not there() and time.monotonic() < deadline:
                     time.sleep(0.01)
                 assert there(), hooks.bodies[-1]
-                if phase == "download":
-                    time.sleep(0.5)  # not in its first instant, as docs/reliability.md says
                 assert server.post(f"/trainings/{phase}/cancel").status_code == 200
-                deadline = time.monotonic() + 60
-                while phase == "download" and time.monotonic() < deadline:
-                    time.sleep(2)  # Cog 0.23.1 may not hear it: docs/reliability.md
-                    if hooks.bodies and hooks.bodies[-1]["status"] == "canceled":
-                        break
-                    server.post(f"/trainings/{phase}/cancel")
                 assert hooks.finished(60)["status"] == "canceled", phase
             server.wait_idle()
             asked.clear()
-            if phase == "download":  # Cog 0.23.1 leaves what it has of it: docs/reliability.md
-                for file in temporary.glob("tmp*imgs.zip"):
-                    file.unlink()
             assert [file for file in temporary.rglob("*") if file.is_file()] == [], phase
             for file in filter(Path.is_file, (code / "outputs").rglob("*")):
                 assert_whole(file)
@@ -131,7 +116,7 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
         first = finish(**PREVIEWS)["output"]["weights"]
         after = []  # each round
         for _ in range(3):
-            cancel("download", asked.is_set, dataset=address, **LONG)  # heard when all has come
+            cancel("download", asked.is_set, dataset=address, **LONG)
             cancel("encode", r"encoding pictures: +[1-9]\d?%", dataset=str(whole), **LONG)
             cancel("loop", r"training: .*step/s", **LONG)
             cancel("preview", "step 1: drew", **LONG, **PREVIEWS)
@@ -143,6 +128,33 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
     assert after[-1].threads <= after[0].threads + 8
     assert after[-1].files <= after[0].files + 8
     assert after[-1].memory <= after[0].memory + GROWTH
+
+
+@pytest.mark.slow
+def test_a_hundred_cancelled_trainings_each_end_within_ten_seconds(
+    dataset: bytes, tmp_path: Path
+) -> None:
+    """At random moments, while threads decode, models load, or weights are written."""
+    code, chance = copy_of_the_code(tmp_path), random.Random(5)
+    (code / "all.zip").write_bytes(dataset)
+    env = {"BASE_MODEL": "miniature-turbo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    inputs = {"dataset": "all.zip", **INPUTS, **PREVIEWS, "trackers": "tensorboard"}
+    taken = []
+    with CogServer("train", env | {"ZEROPRIOR_FILES": str(code)}, code) as server:
+        before = server.worker()
+        for number in range(CANCELLED):
+            request = {"input": inputs}
+            reply = server.put(f"/trainings/{number}", request, PREFER_ASYNC)
+            assert reply.status_code == 202, reply.text
+            time.sleep(chance.random() ** 2 * 4)
+            start = time.monotonic()
+            server.post(f"/trainings/{number}/cancel")
+            server.wait_idle(10)
+            taken.append(time.monotonic() - start)
+        assert server.worker() == before  # none was ended by force
+        done = server.post("/trainings", {"input": inputs})
+        assert done.json()["status"] == "succeeded"
+    print(f"cancelled {len(taken)} times, at most {max(taken):.1f} s")
 
 
 def tensors(weights: str) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ One real server per mode, on a copy of the code, over a small random model.
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import time
@@ -50,14 +51,14 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def env(miniature_vault: Path) -> dict[str, str]:
+def env(miniature_vault: Path, code: Path, photos: Path) -> dict[str, str]:
     return {
         "MODEL_VAULT": str(miniature_vault),
         "BASE_MODEL": "miniature-turbo",
         "HF_HUB_OFFLINE": "1",
         "LOG_PROMPT_IDS": "1",
         "OMP_NUM_THREADS": "1",
-        "ZEROPRIOR_FILES": "shelf",
+        "ZEROPRIOR_FILES": os.pathsep.join([str(code), str(photos.parent), "shelf"]),
     }
 
 
@@ -234,15 +235,16 @@ def test_a_training_without_a_dataset_is_refused(trainer: CogServer) -> None:
 
 
 def test_a_failed_training_says_why(trainer: CogServer, code: Path, photos: Path) -> None:
-    """The message in `error`, the traceback in the log, no weights, and no other file touched."""
+    """The reason in `error`, the traceback in the server's log alone, and no other file touched."""
     before = files_in(code / "outputs")
     torn = data_url("application/zip", photos.read_bytes()[:100_000])
     report = run(trainer, {"dataset": torn, **SMALL})
     assert report["status"] == "failed"
-    assert "DatasetError" in report["error"]
+    assert report["error"].startswith("dataset")
     assert "zip" in report["error"]
-    assert "Traceback (most recent call last)" in report["logs"]
-    assert "read_dataset" in report["logs"]
+    assert "Traceback" not in report["logs"]
+    assert "Traceback (most recent call last)" in trainer.log()
+    assert "read_dataset" in trainer.log()
     assert files_in(code / "outputs") == before
 
 
@@ -363,7 +365,7 @@ def test_no_weights_draws_the_untouched_base_whatever_came_before(
         inputs = {"replicate_weights": data_url("application/zip", weights)}
         report = run(predictor, PROMPT | inputs)
         assert report["status"] == "failed", report
-        assert "Traceback (most recent call last)" in report["logs"]
+        assert "Traceback" not in report["logs"]
         return report["error"]
 
     untouched = draw()
@@ -375,9 +377,9 @@ def test_no_weights_draws_the_untouched_base_whatever_came_before(
     assert draw(lora_weights=training.weights) == trained
 
     whole = training.saved.read_bytes()
-    assert "BrokenArchive" in refused(whole[: len(whole) // 2])
+    assert refused(whole[: len(whole) // 2]).startswith("replicate_weights")
     assert draw() == untouched
-    assert "BrokenArchive" in refused(without_up_matrix(training.saved))
+    assert refused(without_up_matrix(training.saved)).startswith("replicate_weights")
     assert draw() == untouched
 
 

@@ -34,6 +34,7 @@ from trainer.run_files import (
     SAMPLES,
     TRACKERS,
     WEIGHTS,
+    forget_if_nothing_was_done,
     found_in,
     listed,
     record_of,
@@ -182,8 +183,11 @@ def open_run(
         held = Lock.take(folder, served)
         if folder.resolve() in continued:
             remove_parts(folder)
+        elif held.handed_down:
+            refuse_another_run(folder, RECORD)
         else:
-            refuse_another_run(folder, RECORD if held.handed_down else None)
+            forget_if_nothing_was_done(folder)
+            refuse_another_run(folder)
         if served and root is not None:
             remove_old_runs(root, but=folder)
     except BaseException:

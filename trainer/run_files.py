@@ -83,6 +83,16 @@ def refuse_another_run(folder: Path, besides: str | None = None) -> None:
     raise FolderRefused(f"{folder} holds {found} of another run; choose another output_dir{hint}")
 
 
+def forget_if_nothing_was_done(folder: Path) -> None:
+    """Removes the run.json of a run that was killed before it had saved anything.
+
+    So the same command can be repeated. The run's lock must be held.
+    """
+    if record_of(folder) and found_in(folder, besides=RECORD) is None:
+        remove_parts(folder)
+        (folder / RECORD).unlink()
+
+
 def found_in(folder: Path, besides: str | None = None) -> str | None:
     """The name of something that a run has written in the folder, or None."""
     for name in (*RESULTS, UPLOAD):

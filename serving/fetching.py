@@ -1,0 +1,171 @@
+"""Fetches the files that a request names by address, and can be stopped at any moment."""
+
+import asyncio
+import fcntl
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from inference.download import Downloader, DownloadError
+from inference.sources import SourceError, allowed_file
+from serving.openapi import Json
+from serving.validation import Refused, detail
+
+T = TypeVar("T")
+_PREFIX = "zeroprior-inputs-"
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """The result of a blocking call. Nobody waits for its thread, neither here nor at the exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(set_result: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            set_result(value)
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:
+            answer: tuple[Any, Any] = (done.set_exception, error)
+        else:
+            answer = (done.set_result, result)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, *answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
+
+
+class Connections:
+    """A downloader whose connections can be shut from outside, whatever they are waiting for."""
+
+    def __init__(self, downloader: Downloader) -> None:
+        self._connect, self._lock = downloader.connect, threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._shut = False
+        self.downloader = replace(downloader, connect=self._connected)
+
+    def _connected(self, *address: Any) -> socket.socket:
+        self._check()
+        plain = self._connect(*address)
+        with self._lock:
+            # A second handle on the same connection, because TLS takes the first one over.
+            self._sockets.append(plain.dup())
+        if self._shut:
+            plain.close()
+        self._check()
+        return plain
+
+    def _check(self) -> None:
+        if self._shut:
+            self.shut()
+            raise DownloadError("the download was stopped")
+
+    def shut(self) -> None:
+        """Ends all connections, now and from now on."""
+        self._shut = True
+        with self._lock:
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            self._sockets = []
+
+    async def do(self, call: Callable[[Downloader], T]) -> T:
+        """The result of a call with the downloader; cancelled, its connections are shut."""
+        try:
+            return await in_thread(lambda: call(self.downloader))
+        finally:
+            self.shut()
+
+
+class Folder:
+    """The front's folder of fetched files; what killed servers have left is removed first."""
+
+    def __init__(self) -> None:
+        self._sweep()
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    @staticmethod
+    def _sweep() -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is in use
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a URL, rather than a file or its content."""
+    return "://" in text[:4096] and not text.startswith("data:")
+
+
+def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) -> None:
+    """Raises `Refused` for an address or a path that no request may name; no connection is made."""
+    faults = []
+    for name in names & inputs.keys():
+        for text in _strings(inputs[name]):
+            try:
+                if is_address(text):
+                    downloader.check(text)
+                elif not text.startswith("data:"):
+                    allowed_file(text, or_folder=True)
+            except (DownloadError, SourceError) as error:
+                faults.append(detail(["input", name], f"{name}: {error}"))
+    if faults:
+        raise Refused(*faults)
+
+
+async def fetched(
+    inputs: Json, names: frozenset[str], folder: Path, downloader: Downloader
+) -> Json:
+    """The inputs with a file in `folder` for each address. Raises `DownloadError` with the reason.
+
+    Whatever ends it, no connection stays open.
+    """
+
+    async def local(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [await local(f"{name}-{place}", each) for place, each in enumerate(value)]
+        if not isinstance(value, str) or value.startswith("data:"):
+            return value
+        if not is_address(value):
+            return str(allowed_file(value, or_folder=True))
+        suffix = re.search(r"(\.tar)?\.\w{1,12}$", unquote(urlsplit(value).path))
+        path = folder / f"{name}{suffix[0] if suffix else ''}"
+        try:
+            await Connections(downloader).do(lambda ours: ours.file(value, path))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise DownloadError(f"{name}: cannot be saved on the server ({reason})") from error
+        except DownloadError as error:
+            raise DownloadError(f"{name}: {error}") from error
+        return str(path)
+
+    return {n: await local(n, v) if n in names else v for n, v in inputs.items()}
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [text for each in value for text in _strings(each)]
+    return [value] if isinstance(value, str) else []

@@ -1,0 +1,9 @@
+"""python -m serving.runtime: Cog's own server, as a child that ends together with the front."""
+
+import runpy
+
+from serving.processes import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+    runpy.run_module("cog.server.http", run_name="__main__", alter_sys=True)

@@ -5,6 +5,8 @@
                                          only when a placeholder was trained
     meta.json                            how it was made
 
+Other programs' LoRAs may have PEFT's adapter_config.json beside them, in an archive or a folder; it
+says alpha where the LoRA does not.
 Members are stored, not deflated: weights hardly shrink, and deflating them takes seconds.
 """
 
@@ -48,6 +50,7 @@ from adapters.lora_file import (
     plain_factors,
     read_tensors,
 )
+from adapters.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 
 FORMAT_VERSION = 1
@@ -111,18 +114,19 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     return path
 
 
-def read_archive(path: str | PathLike[str]) -> Archive:
+def read_archive(path: str | PathLike[str], config: Path | None = None) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
     The kind is found by content, never by name. An archive whose LoRA lies elsewhere is taken as
-    long as it holds exactly one other `.safetensors`. Raises `BrokenArchive` with the reason;
-    nothing is unpacked but the members that are read, and those go into a temporary folder.
+    long as it holds exactly one other `.safetensors`. `config` is the adapter_config.json of a bare
+    LoRA, by default the one in its folder. Raises `BrokenArchive` with the reason; nothing is
+    unpacked but the members that are read, and those go into a temporary folder.
     """
     path = Path(path)
     if not path.is_file():
         raise BrokenArchive(f"{path}: no such file")
     try:
-        return _read(path)
+        return _read(path, config or config_beside(path))
     except BrokenArchive:
         raise
     except BrokenLora as error:
@@ -135,7 +139,7 @@ def read_archive(path: str | PathLike[str]) -> Archive:
         raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
 
 
-def _read(path: Path) -> Archive:
+def _read(path: Path, config: Path | None) -> Archive:
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -144,7 +148,11 @@ def _read(path: Path) -> Archive:
         with open_container(path, LIMITS) as members:
             return _read_members(_Members(members, path.name), path.name)
     tensors, metadata = read_tensors(path, path.name)
-    deltas = parse_deltas(tensors, metadata, path.name)
+    text = None
+    if config is not None:
+        with config.open("rb") as opened:
+            text = config_text(opened)
+    deltas = parse_deltas(tensors, metadata, path.name, text)
     ours = {
         key.removeprefix("zeroprior."): value
         for key, value in metadata.items()
@@ -230,7 +238,9 @@ def _read_members(members: _Members, source: str) -> Archive:
     lora_name = _lora_member(members, source)
     with _unpacked(members, lora_name, source) as file:
         tensors, metadata = read_tensors(file, f"{source}: {lora_name}")
-        deltas = parse_deltas(tensors, metadata, f"{source}: {lora_name}")
+        config = config_member(members.sizes, lora_name)
+        text = config_text(members.open(config)) if config else None
+        deltas = parse_deltas(tensors, metadata, f"{source}: {lora_name}", text)
         lora_sha256 = tensors_hash(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from adapters.archive import Archive, content_hash, read_archive
 from adapters.deltas import Delta, bytes_of
 from adapters.layout import Layout
+from adapters.peft_config import config_beside
 
 DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
 
@@ -40,18 +41,20 @@ class AdapterCache:
         """Bytes of the factors that are kept."""
         return sum(entry.size for entry in self._entries.values())
 
-    def get(self, path: str | PathLike[str]) -> Archive:
+    def get(self, path: str | PathLike[str], config: Path | None = None) -> Archive:
         """The checked archive of a weights file; the same object for the same content.
 
-        Raises `BrokenArchive` with the reason.
+        `config` is its adapter_config.json, as in `read_archive`. Raises `BrokenArchive` with the
+        reason.
         """
         with self._lock:
             if not Path(path).is_file():
                 return read_archive(path)  # says what is wrong
-            key = self._hash(Path(path))
+            config = config or config_beside(Path(path))
+            key = self._hash(Path(path)) + (self._hash(config) if config else "")
             entry = self._entries.get(key)
             if entry is None:
-                archive = read_archive(path)
+                archive = read_archive(path, config)
                 entry = self._entries[key] = _Entry(archive, bytes_of(archive.deltas))
             self._entries.move_to_end(key)
             while self.size > self.budget and len(self._entries) > 1:

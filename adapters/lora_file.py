@@ -3,9 +3,10 @@
 Written: `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
 into B, no alpha keys: the layout that diffusers, ComfyUI, ai-toolkit, musubi-tuner and OneTrainer
 all read at the right strength.
-Read: what `adapters.lora_formats` lists, alpha as a tensor, in the header (`adapters.lora_header`),
-or absent (then alpha = rank), under the names that `adapters.layout` finds in the model.
-`docs/formats.md` has the table. Anything else is refused by name; nothing is skipped.
+Read: what `adapters.lora_formats` lists, alpha as a tensor, in the header or in PEFT's
+adapter_config.json (`adapters.lora_header`), or absent (then alpha = rank), under the names that
+`adapters.layout` finds in the model. `docs/formats.md` has the table. Anything else is refused by
+name; nothing is skipped.
 """
 
 import json
@@ -22,8 +23,10 @@ from torch.nn.functional import pad
 
 from adapters.deltas import Delta, Deltas
 from adapters.factors import Factors, rank_of, shown
-from adapters.lora_formats import ALPHA, DOWN, MAGNITUDE, Fault, read_layer, split_key
-from adapters.lora_header import BadHeader, Header
+from adapters.file_kinds import CHECKPOINT_HEADER, Shapes, other_format, other_kind
+from adapters.lora_formats import Fault, read_layer, split_key, unread
+from adapters.lora_header import BadHeader
+from adapters.lora_strength import Strength
 
 _WRITTEN = torch.bfloat16
 MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
@@ -65,16 +68,13 @@ def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tens
     path = Path(file)
     size = path.stat().st_size
     if size > MAX_BYTES:
+        refuse_other_kinds(*_outline(path), source)
         raise BrokenLora(f"{source} has {size:,} bytes; {MAX_BYTES:,} is the most")
     with path.open("rb") as opened:
         start = opened.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        raise BrokenLora(f"{source} is a Git-LFS pointer, not the file itself; run `git lfs pull`")
-    # A safetensors file has the length of its header in front of "{", and may begin with any byte.
-    if start.lstrip()[:1] == b"<" and start[8:9] != b"{":
-        raise BrokenLora(f"{source} is a web page, not a LoRA; is the link public?")
-    if start[:1] == b"\x80" and start[8:9] != b"{":
-        raise BrokenLora(f"{source} is a pickle, which may run code; convert it to safetensors")
+    what = other_format(start)
+    if what is not None:
+        raise BrokenLora(f"{source} is {what}")
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -83,41 +83,37 @@ def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tens
         raise BrokenLora(f"{source} is not a whole safetensors file ({error})") from error
 
 
+def refuse_other_kinds(shapes: Shapes, metadata: Mapping[str, str], source: str) -> None:
+    """Raises `BrokenLora` that says what the file is, where nothing in it belongs to a LoRA."""
+    if not any(map(split_key, shapes)) or CHECKPOINT_HEADER in metadata:
+        kind = other_kind(shapes, metadata)
+        if kind is not None:
+            raise BrokenLora(f"{source} is {kind}")
+
+
 def parse_deltas(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    source: str,
+    config: str | bytes | None = None,
 ) -> dict[str, Delta]:
     """What a LoRA file changes, in float32, by the names it gives the layers.
 
-    Which layers of the model they are is told by `adapters.layout.Layout.fit`. Raises `BrokenLora`
-    naming every fault.
+    Which layers of the model they are is told by `adapters.layout.Layout.fit`. `config` is the
+    text of the adapter_config.json that came with it. Raises `BrokenLora` naming every fault.
     """
-    layers: dict[str, dict[str, Tensor]] = {}
-    faults = []
-    for key, tensor in tensors.items():
-        split = split_key(key)
-        if split is None:
-            faults.append(f"{key} is not a LoRA tensor this reader knows")
-            continue
-        layer, part = split
-        parts = layers.setdefault(layer, {})
-        if part in parts:
-            faults.append(f"{key} is the second {part} of {layer}")
-        parts[part] = tensor
-
+    refuse_other_kinds({key: each.shape for key, each in tensors.items()}, metadata, source)
+    layers, faults, kohya = _layers(tensors)
     try:
-        header = Header.read(metadata)
+        strength = Strength.read(metadata, config, layers, kohya)
     except BadHeader as error:
-        # Where every layer has an alpha of its own, nobody asks the header.
-        if not all(ALPHA in parts for parts in layers.values()):
-            raise BrokenLora(f"{source}: {error}") from error
-        header = Header()
+        raise BrokenLora(f"{source}: {error}") from error
     deltas: dict[str, Delta] = {}
     for layer, parts in sorted(layers.items()):
         try:
-            if header.dora and DOWN in parts and MAGNITUDE not in parts:
-                raise Fault("has no lora_magnitude_vector, the file's header says DoRA")
-            for kind, delta in read_layer(parts, partial(header.scale, layer)).items():
+            for kind, delta in read_layer(parts, partial(strength.scale, layer)).items():
                 deltas[layer + kind] = delta
+            strength.check(layer, parts)
         except (Fault, BadHeader) as error:
             faults.append(f"{layer} {error}")
     if faults:
@@ -125,6 +121,44 @@ def parse_deltas(
     if not deltas:
         raise BrokenLora(f"{source} holds no LoRA tensors")
     return deltas
+
+
+def _layers(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, dict[str, Tensor]], list[str], frozenset[str]]:
+    """The parts of every layer, the faults among the names, and the layers named kohya's way."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    faults: list[str] = []
+    kohya: set[str] = set()
+    adapters: dict[str, None] = {}
+    for key, tensor in tensors.items():
+        split = split_key(key)
+        if split is None:
+            faults.append(unread(key))
+            continue
+        parts = layers.setdefault(split.layer, {})
+        if split.adapter:
+            adapters[split.adapter] = None
+        if split.part in parts and len(adapters) < 2:
+            faults.append(f"{key} is the second {split.part} of {split.layer}")
+        if key.endswith(".lora_down.weight"):
+            kohya.add(split.layer)
+        parts[split.part] = tensor
+    if len(adapters) > 1:
+        faults.append(
+            f"it holds {len(adapters)} adapters ({shown(adapters)}); save each as a file of its own"
+        )
+    return layers, faults, frozenset(kohya)
+
+
+def _outline(path: Path) -> tuple[Shapes, Mapping[str, str]]:
+    """Names, shapes and metadata from a file's header; empty if it has none."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            shapes = {key: opened.get_slice(key).get_shape() for key in opened.keys()}
+            return shapes, opened.metadata() or {}
+    except (SafetensorError, OSError):
+        return {"": ()}, {}
 
 
 def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Factors:

@@ -10,6 +10,8 @@ outputs/weights.zip                                      a file on this machine
 
 import base64
 import binascii
+import logging
+import math
 import os
 import re
 import time
@@ -18,8 +20,11 @@ from os import PathLike
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from adapters.lora_header import CONFIG
 from inference.disk_cache import DiskCache
-from inference.download import Downloader
+from inference.download import Downloader, DownloadError
+
+log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
 SPELLINGS = "hf:owner/name/file.safetensors"
@@ -80,6 +85,10 @@ class Sources:
 
     downloader: Downloader = field(default_factory=Downloader)
     cache: DiskCache = field(default_factory=default_cache)
+    # Addresses of adapter_config.json, and when they were asked for.
+    _configs: dict[tuple[HubFile, str | None], tuple[float, str | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def file(
         self,
@@ -108,16 +117,39 @@ class Sources:
             return self._downloaded(source, None)
         return _local(source, local_folder)
 
-    def _named(self, hub: HubFile, token: str | None) -> HubFile:
-        """The file with its name, which the repository is asked for where it was left out."""
-        if hub.file is not None:
-            return hub
+    def config(self, source: str | PathLike[str], token: str | None = None) -> Path | None:
+        """PEFT's adapter_config.json beside a file in a repository of the Hub, or None.
+
+        Whether there is one is asked at most every `FRESH_SECONDS`.
+        """
+        hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
+        if hub is None:
+            return None
+        asked, url = self._configs.get((hub, token), (-math.inf, None))
+        if time.monotonic() - asked > FRESH_SECONDS:
+            try:
+                file = self._named(hub, token).file or ""
+                config = replace(hub, file="".join(file.rpartition("/")[:2]) + CONFIG)
+                url = config.url if config.file in self._files(hub, token) else None
+            except DownloadError as error:
+                log.warning("%s: not known whether it has %s (%s)", source, CONFIG, error)
+                return None
+            self._configs[hub, token] = time.monotonic(), url
+        return self._downloaded(url, token) if url else None
+
+    def _files(self, hub: HubFile, token: str | None) -> list[str]:
+        """Names of the files in a repository."""
         revision = quote(hub.revision, safe="")
         answer = self.downloader.json(
             f"{HUB}/api/models/{hub.repository}/revision/{revision}", token
         )
-        names = [each["rfilename"] for each in answer.get("siblings", [])]
-        files = [name for name in names if name.endswith(".safetensors")]
+        return [each["rfilename"] for each in answer.get("siblings", [])]
+
+    def _named(self, hub: HubFile, token: str | None) -> HubFile:
+        """The file with its name, which the repository is asked for where it was left out."""
+        if hub.file is not None:
+            return hub
+        files = [name for name in self._files(hub, token) if name.endswith(".safetensors")]
         if len(files) == 1:
             return replace(hub, file=files[0])
         if not files:

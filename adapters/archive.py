@@ -50,6 +50,7 @@ from adapters.lora_file import (
     plain_factors,
     read_tensors,
 )
+from adapters.lora_header import titles
 from adapters.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 
@@ -80,6 +81,7 @@ class Archive:
     placeholder: Placeholder | None
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensors_hash` of the file it was read from
+    names: tuple[str, ...] = ()  # of the LoRA: its file's, and the titles in its header
 
     @property
     def factors(self) -> Factors:
@@ -160,7 +162,7 @@ def _read(path: Path, config: Path | None) -> Archive:
     }
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     meta = {**ours, **({"rank": max(ranks)} if ranks else {})}
-    return Archive(deltas, None, meta, tensors_hash(path))
+    return Archive(deltas, None, meta, tensors_hash(path), (path.name, *titles(metadata)))
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -237,10 +239,10 @@ def _read_members(members: _Members, source: str) -> Archive:
     meta = _read_meta(members, source)
     lora_name = _lora_member(members, source)
     with _unpacked(members, lora_name, source) as file:
-        tensors, metadata = read_tensors(file, f"{source}: {lora_name}")
+        tensors, lora_metadata = read_tensors(file, f"{source}: {lora_name}")
         config = config_member(members.sizes, lora_name)
         text = config_text(members.open(config)) if config else None
-        deltas = parse_deltas(tensors, metadata, f"{source}: {lora_name}", text)
+        deltas = parse_deltas(tensors, lora_metadata, f"{source}: {lora_name}", text)
         lora_sha256 = tensors_hash(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
@@ -257,7 +259,8 @@ def _read_members(members: _Members, source: str) -> Archive:
         raise BrokenArchive(
             f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
         )
-    return Archive(deltas, placeholder, meta, lora_sha256)
+    names = (lora_name.rpartition("/")[2], source, *titles(lora_metadata))
+    return Archive(deltas, placeholder, meta, lora_sha256, names)
 
 
 def _read_meta(members: _Members, source: str) -> dict[str, Any]:

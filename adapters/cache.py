@@ -3,7 +3,8 @@
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from adapters.deltas import Delta, bytes_of
 from adapters.layout import Layout
 from adapters.peft_config import config_beside
 
+MOST_NOTES = 64  # of one archive, one for each scale and model
 DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
 
 
@@ -20,6 +22,7 @@ class _Entry:
     archive: Archive
     size: int
     fitted: tuple[Layout, dict[str, Delta]] | None = None  # to the model drawn with last
+    notes: dict[object, list[str]] = field(default_factory=dict)  # see `AdapterCache.noted`
 
 
 class AdapterCache:
@@ -67,12 +70,28 @@ class AdapterCache:
         Raises `LoraMismatch` with the reason.
         """
         with self._lock:
-            entry = next((e for e in self._entries.values() if e.archive is archive), None)
+            entry = self._entry(archive)
             if entry is None:
                 return layout.fit(archive.deltas, source)
             if entry.fitted is None or entry.fitted[0] is not layout:
                 entry.fitted = layout, layout.fit(archive.deltas, source)
             return entry.fitted[1]
+
+    def noted(self, archive: Archive, key: object, find: Callable[[], list[str]]) -> list[str]:
+        """What `find` answers about an archive, kept under `key` as long as the archive is."""
+        with self._lock:
+            entry = self._entry(archive)
+            if entry is None:
+                return find()
+            if key not in entry.notes:
+                if len(entry.notes) >= MOST_NOTES:
+                    entry.notes.clear()
+                entry.notes[key] = find()
+            return entry.notes[key]
+
+    def _entry(self, archive: Archive) -> _Entry | None:
+        entries = self._entries.values()
+        return next((each for each in entries if each.archive.deltas is archive.deltas), None)
 
     def _hash(self, path: Path) -> str:
         status = os.stat(path)

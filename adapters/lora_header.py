@@ -28,6 +28,12 @@ _HARMLESS = frozenset(
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+def titles(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """What trainers call a LoRA in its header."""
+    names = (metadata.get(key, "") for key in ("modelspec.title", "ss_output_name", "name"))
+    return tuple(name[:200] for name in names if name)
+
+
 class BadHeader(ValueError):
     """Settings that cannot be followed."""
 

@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from adapters.archive import Archive
 from adapters.cache import AdapterCache
+from adapters.deltas import Delta, is_zero
 from adapters.layout import Layout
 from adapters.overlay import Overlay
 from families.bases import Base
@@ -25,9 +27,17 @@ from inference.drawing import describe, draw
 from inference.images import fresh_folder, read_image, save_images
 from inference.making import making
 from inference.request import Request, settle
-from inference.sources import Sources
+from inference.sources import Sources, named
 from inference.text_cache import TextCache
-from inference.weights import Weights, check_words, choose_base, vectors_of
+from inference.weights import (
+    Weights,
+    check_words,
+    choose_base,
+    few_step_lora,
+    vectors_of,
+    warn_of_no_effect,
+    warn_of_untrained_placeholder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +70,7 @@ class Engine:
         name the default base, too. Unlike those of a request they may be any file.
         """
         if default_weights:
-            self._default = self.read(self.sources.file(default_weights))
+            self._default = self._read_named(default_weights, None, None)
         with self._lock:
             family = self._load(choose_base("auto", self._wanted(None, None, 1.0, 1.0)))
             _ = family.prompts, family.text_encoder, family.transformer, family.vae
@@ -98,7 +108,7 @@ class Engine:
         asked = Request(**request)
         start = time.perf_counter()
         first, second = (
-            self.read(self.sources.file(source, token, here)) if source else None
+            self._read_named(source, token, here) if source else None
             for source in (replicate_weights or lora_weights, extra_lora)
         )
         images = self.draw(asked, first, base_model, second)
@@ -107,12 +117,18 @@ class Engine:
         with fresh_folder() as folder:
             return save_images(images, folder, output_format, output_quality, output_metadata)
 
-    def read(self, weights: Source) -> Archive:
+    def read(self, weights: Source, config: Path | None = None) -> Archive:
         """The checked archive of a weights file; those read lately are kept.
 
-        Raises `BrokenArchive` with the reason.
+        `config` is its adapter_config.json where that is not in the same folder. Raises
+        `BrokenArchive` with the reason.
         """
-        return self._adapters.get(weights)
+        return self._adapters.get(weights, config)
+
+    def _read_named(self, source: Source, token: str | None, folder: Path | None) -> Archive:
+        """The archive of a source, which may be known by the source's name."""
+        file = self.sources.file(source, token, folder)
+        return named(self.read(file, self.sources.config(source, token)), source)
 
     def draw(
         self,
@@ -131,8 +147,11 @@ class Engine:
         with self._lock, torch.inference_mode():
             base = choose_base(base_model, weights)
             family = self._load(base)
-            drawing = settle(request, base, family.resolution_multiple)
+            few_steps = few_step_lora(weights, base)
+            drawing = settle(request, base, family.resolution_multiple, few_steps)
             vectors = vectors_of(weights, family)
+            for each in weights:
+                warn_of_untrained_placeholder(each)
             check_words(drawing.prompt, list(vectors))
             self._lay(weights, family)
             log.info("%s", describe(drawing, base))
@@ -186,10 +205,24 @@ class Engine:
             (self._adapters.fit(each.archive, layout, each.name), each.scale) for each in weights
         ]
         overlay.apply(loras)
-        for each, (deltas, _) in zip(weights, loras, strict=True):
-            if each.scale != 0:
-                total = len(deltas)
-                log.info("LoRA: applied %d of %d modules at scale %g", total, total, each.scale)
+        alone = sum(each.scale != 0 for each in weights) == 1
+        for each, (deltas, scale) in zip(weights, loras, strict=True):
+            if scale == 0:
+                continue
+            total = len(deltas)
+            log.info("LoRA: applied %d of %d modules at scale %g", total, total, scale)
+            find_zero = partial(_zero_layers, deltas)
+            zero = self._adapters.noted(each.archive, "zero", find_zero)
+            lost: list[str] = []
+            if alone and len(zero) < total:
+                key = layout.base_name, self.dtype, scale
+                find_lost = partial(overlay.lost, deltas, scale)
+                lost = self._adapters.noted(each.archive, key, find_lost)
+            warn_of_no_effect(each, total, zero, lost)
+
+
+def _zero_layers(deltas: Mapping[str, Delta]) -> list[str]:
+    return [name for name, delta in deltas.items() if is_zero(delta)]
 
 
 def _revealed(secret: Any) -> str | None:

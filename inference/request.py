@@ -2,11 +2,13 @@
 
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from families.bases import Base
+from families.few_steps import FewStepLora
 from families.tokens import check_unicode
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4"
 CUSTOM = "custom"  # what other services call a size given by width and height
 LONGEST = 3.0  # a picture that follows an image is at most this many times longer than wide
 DEFAULT_STRENGTH = 0.8
-RANGES = {  # the Cog face states the same
+RANGES = {  # the Cog face states the same, and takes guidance_scale from 0 to answer it here
     "lora_scale": (-3, 3),
     "extra_lora_scale": (-3, 3),
     "prompt_strength": (0, 1),
@@ -24,7 +26,20 @@ RANGES = {  # the Cog face states the same
     "num_outputs": (1, 8),
     "num_inference_steps": (1, 200),
     "guidance_scale": (1, 20),
+    "shift": (0, 20),
     "seed": (0, 2**63 - 1),
+}
+
+
+HINTS = {  # what to do instead
+    "lora_scale": "; 1 is as trained",
+    "extra_lora_scale": "; 1 is as trained",
+    "num_outputs": "; send several requests for more",
+    "num_inference_steps": "; leave it out for the model's own number",
+    "guidance_scale": "; 1 is off",
+    "shift": "; 0 is the model's own schedule",
+    "width": "; enlarge the image afterwards for more",
+    "height": "; enlarge the image afterwards for more",
 }
 
 
@@ -44,6 +59,7 @@ class Request:
     num_outputs: int = 1
     num_inference_steps: int | None = None
     guidance_scale: float | None = None  # 1 is off
+    shift: float | None = None  # static shift of the sigmas; 0: the model's own schedule
     go_fast: bool = False  # guidance in the first half of the steps only
     seed: int | None = None
 
@@ -61,10 +77,18 @@ class Request:
             raise ValueError("aspect_ratio custom wants width and height")
         if self.prompt_strength is not None and self.image is None:
             raise ValueError("prompt_strength says how far to leave an image; give one, or neither")
+        if self.guidance_scale is not None and 0 <= self.guidance_scale < 1:
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale:g}; 1 is off, so give 1 to turn guidance "
+                "off (some programs count from 0: their 0 is 1 here)"
+            )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} is {value:g}; it lies between {low:g} and {high:g}")
+                hint = HINTS.get(name, "")
+                raise ValueError(
+                    f"{name} is {value:g}; it must be between {low:g} and {high:g}{hint}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +104,7 @@ class Drawing:
     seeds: tuple[int, ...]  # one per picture
     go_fast: bool = False
     prompt_strength: float | None = None  # None: without an image
+    shift: float | None = None  # of `Family.sigmas`; None: the model's own schedule
 
     @property
     def first_step(self) -> int:
@@ -92,8 +117,14 @@ class Drawing:
         return int(self.steps - self.steps * self.prompt_strength)
 
 
-def settle(request: Request, base: Base, multiple: int) -> Drawing:
-    """Fills in what the request left out; sizes are rounded to `multiple` pixels."""
+def settle(
+    request: Request, base: Base, multiple: int, few_steps: FewStepLora | None = None
+) -> Drawing:
+    """Fills in what the request left out; sizes are rounded to `multiple` pixels.
+
+    A few-step LoRA brings its makers' steps, guidance and schedule; what the request says counts
+    before them.
+    """
     width, height = _size(request, base.default_resolution)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
@@ -101,7 +132,13 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
             "%dx%d is drawn as %dx%d: sides are multiples of %d for %s",
             *(request.width, request.height, *rounded, multiple, base.name),
         )
-    guidance = base.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    steps, guidance = request.num_inference_steps, request.guidance_scale
+    if steps is None:
+        steps = few_steps.steps if few_steps else base.inference_steps
+    if guidance is None:
+        guidance = (few_steps or base).guidance_scale
+    shift = few_steps.shift if few_steps and request.shift is None else request.shift or None
+    _warn_of_settings(base, few_steps, steps, guidance, shift, rounded)
     if request.negative_prompt and guidance <= 1:
         log.warning("negative_prompt has no effect: guidance_scale is %g, which is off", guidance)
     if request.go_fast and guidance <= 1:
@@ -117,14 +154,62 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
         negative_prompt=request.negative_prompt,
         width=rounded[0],
         height=rounded[1],
-        steps=base.inference_steps
-        if request.num_inference_steps is None
-        else request.num_inference_steps,
+        steps=steps,
         guidance_scale=guidance,
         seeds=tuple(seed + picture for picture in range(request.num_outputs)),
         go_fast=request.go_fast and guidance > 1,
         prompt_strength=strength,
+        shift=shift,
     )
+
+
+def _warn_of_settings(
+    base: Base,
+    few_steps: FewStepLora | None,
+    steps: int,
+    guidance: float,
+    shift: float | None,
+    size: Sequence[int],
+) -> None:
+    """Logs what a few-step LoRA brings, and values that are allowed but wrong for the model."""
+    if few_steps is not None:
+        taken = f"{steps} steps, guidance {guidance:g}, {_schedule(shift)}"
+        made = (
+            f"{few_steps.steps} steps, guidance {few_steps.guidance_scale:g}, "
+            f"{_schedule(few_steps.shift)}"
+        )
+        log.info("few-step LoRA %s: %s", few_steps.name, taken)
+        if taken != made:
+            log.warning("%s is made for %s; used: %s", few_steps.name, made, taken)
+    elif base.distilled and guidance > 1:
+        log.warning(
+            "guidance_scale %g: %s is distilled to run without guidance; its own values are "
+            "guidance_scale %g and %d steps. Guidance takes twice the time and burns the image",
+            *(guidance, base.name, base.guidance_scale, base.inference_steps),
+        )
+    if few_steps is None and base.distilled and steps > 2 * base.inference_steps:
+        log.warning(
+            "num_inference_steps %d: %s is distilled to %d steps; more take longer and do not "
+            "improve the image",
+            *(steps, base.name, base.inference_steps),
+        )
+    if few_steps is None and not base.distilled and steps < base.inference_steps / 3:
+        log.warning(
+            "num_inference_steps %d: %s is made for %d steps; fewer give blurred images, unless a "
+            "few-step LoRA is loaded",
+            *(steps, base.name, base.inference_steps),
+        )
+    share = size[0] * size[1] / base.default_resolution**2
+    if not 1 / 4 <= share <= 9 / 4:
+        log.warning(
+            "%dx%d is far from the %dx%d pixels that %s is made for; expect repeated or missing "
+            "parts",
+            *(*size, base.default_resolution, base.default_resolution, base.name),
+        )
+
+
+def _schedule(shift: float | None) -> str:
+    return "the model's own schedule" if shift is None else f"shift {shift:g}"
 
 
 def _size(request: Request, resolution: int) -> tuple[float, float]:

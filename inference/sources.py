@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
+from adapters.archive import Archive
 from adapters.lora_header import CONFIG
 from inference.disk_cache import DiskCache
 from inference.download import Downloader, DownloadError
@@ -170,6 +171,16 @@ class Sources:
             if entry is not None and answer.unchanged:
                 return self.cache.use(name, replace(entry, asked=time.time()))
             return self.cache.keep(name, part, answer.etag)
+
+
+def named(archive: Archive, source: str | PathLike[str]) -> Archive:
+    """The archive with the last part of its source's path as one more of its names."""
+    path = urlsplit(str(source)).path if "://" in str(source) else str(source)
+    name = "" if path.startswith("data:") else unquote(path).rstrip("/").rpartition("/")[2]
+    name = name.partition("@")[0]  # hf:owner/name/file@revision
+    return (
+        archive if name in ("", *archive.names) else replace(archive, names=(*archive.names, name))
+    )
 
 
 def _data(source: str) -> bytes:

@@ -103,6 +103,8 @@ class Names:
         if len(parts) > 1:
             return self._missing_child(parts)
         words = _words(_FLAT_WRAPPERS.sub("", written))
+        if words[:1] and words[0] not in _FLAT_FRONTS and not self._begins(words[:2]):
+            return f"the model has no layer {parts[0]}"
         while len(words) > 1 and words[0] in _FLAT_FRONTS and not self._begins(words[:1]):
             words = words[1:]
         known = 0
@@ -149,6 +151,6 @@ def _words(name: str) -> list[str]:
 
 def _listed(children: Iterable[str]) -> str:
     names = list(children)
-    if len(names) > 2 and all(name.isdigit() for name in names):
+    if len(names) > 1 and all(name.isdigit() for name in names):
         return f"{min(map(int, names))} to {max(map(int, names))}"
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

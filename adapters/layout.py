@@ -130,7 +130,7 @@ class Layout:
                 "they belong to a text encoder, which LoRAs do not change here; "
                 "save the LoRA without them"
             )
-        family = family_of(name for name in deltas if not is_text_encoder(name))
+        family = family_of(deltas)
         if family is not None and family != family_of(self.shapes):
             return f"the LoRA was made for another model: {family}"
         layer = next(name for name in absent if name not in texts)

@@ -249,6 +249,7 @@ def test_a_prompt_and_weights_that_do_not_go_together_are_a_warning(
 ) -> None:
     assert len(engine.draw(asked(prompt), trained if with_weights else None)) == 1
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [line for line in said if "pixels that" not in line]  # the tests' images are small
     assert (warning in "\n".join(said)) if warning else not said
 
 
@@ -473,7 +474,7 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
     (image,) = engine.draw(asked(width=70, height=41))
     assert image.size == (64, 48)
     assert "70x41 is drawn as 64x48: sides are multiples of 16" in caplog.text
-    with pytest.raises(ValueError, match="width is 1; it lies between 32 and 2048"):
+    with pytest.raises(ValueError, match="width is 1; it must be between 32 and 2048"):
         asked(width=1, height=32)
 
 

@@ -128,7 +128,8 @@ def read_archive(path: str | PathLike[str], config: Path | None = None) -> Archi
     if not path.is_file():
         raise BrokenArchive(f"{path}: no such file")
     try:
-        return _read(path, config or config_beside(path))
+        archive = _read(path, config or config_beside(path))
+        return replace(archive, names=(path.name, *archive.names))
     except BrokenArchive:
         raise
     except BrokenLora as error:
@@ -162,7 +163,7 @@ def _read(path: Path, config: Path | None) -> Archive:
     }
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     meta = {**ours, **({"rank": max(ranks)} if ranks else {})}
-    return Archive(deltas, None, meta, tensors_hash(path), (path.name, *titles(metadata)))
+    return Archive(deltas, None, meta, tensors_hash(path), titles(metadata))
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -259,7 +260,7 @@ def _read_members(members: _Members, source: str) -> Archive:
         raise BrokenArchive(
             f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
         )
-    names = (lora_name.rpartition("/")[2], source, *titles(lora_metadata))
+    names = (lora_name.rpartition("/")[2], *titles(lora_metadata))
     return Archive(deltas, placeholder, meta, lora_sha256, names)
 
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class AdapterCache:
             entry = self._entries.get(key)
             if entry is None:
                 archive = read_archive(path, config)
+                # Without the file's own name: another file may have the same content.
+                archive = replace(archive, names=archive.names[1:])
                 entry = self._entries[key] = _Entry(archive, bytes_of(archive.deltas))
             self._entries.move_to_end(key)
             while self.size > self.budget and len(self._entries) > 1:

@@ -123,7 +123,7 @@ class Engine:
         `config` is its adapter_config.json where that is not in the same folder. Raises
         `BrokenArchive` with the reason.
         """
-        return self._adapters.get(weights, config)
+        return named(self._adapters.get(weights, config), weights)
 
     def _read_named(self, source: Source, token: str | None, folder: Path | None) -> Archive:
         """The archive of a source, which may be known by the source's name."""

@@ -124,7 +124,7 @@ class Sources:
         Whether there is one is asked at most every `FRESH_SECONDS`.
         """
         hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
-        if hub is None:
+        if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
             return None
         asked, url = self._configs.get((hub, token), (-math.inf, None))
         if time.monotonic() - asked > FRESH_SECONDS:
@@ -133,7 +133,7 @@ class Sources:
                 config = replace(hub, file="".join(file.rpartition("/")[:2]) + CONFIG)
                 url = config.url if config.file in self._files(hub, token) else None
             except DownloadError as error:
-                log.warning("%s: not known whether it has %s (%s)", source, CONFIG, error)
+                log.warning("not known whether %s has %s: %s", hub.repository, CONFIG, error)
                 return None
             self._configs[hub, token] = time.monotonic(), url
         return self._downloaded(url, token) if url else None

@@ -5,6 +5,8 @@
                                          only when a placeholder was trained
     meta.json                            how it was made
 
+Other programs' LoRAs may have PEFT's adapter_config.json next to them, in an archive or a folder:
+it contains alpha, which the LoRA may lack.
 Members are stored, not deflated: weights hardly shrink, and deflating them takes seconds.
 """
 
@@ -46,10 +48,13 @@ from adapters.lora_file import (
     MAX_BYTES,
     BrokenLora,
     lora_bytes,
+    open_lora,
     open_tensors,
     plain_factors,
     read_deltas,
 )
+from adapters.lora_header import titles
+from adapters.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 from adapters.tensor_file import BrokenTensors
 
@@ -90,6 +95,7 @@ class Archive:
     placeholder: Placeholder | None
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensors_hash` of the file it was read from
+    names: tuple[str, ...] = ()  # of the LoRA: its file's, and the titles in its header
 
     @property
     def factors(self) -> Factors:
@@ -136,20 +142,24 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     return path
 
 
-def read_archive(path: str | PathLike[str], check: Check | None = None) -> Archive:
+def read_archive(
+    path: str | PathLike[str], check: Check | None = None, config: Path | None = None
+) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
     The kind is found by content, never by name. An archive with its LoRA in another place is read
     if it has exactly one other `.safetensors`. Names, types and shapes are checked from the headers
     before a tensor is read; `check` is given the archive as its header describes it, with changes
-    on the meta device, and raises for weights that are not wanted. Raises `BrokenArchive` with the
-    reason. Only the members that are read are unpacked, into files without names.
+    on the meta device, and raises for weights that are not wanted. `config` is the
+    adapter_config.json of a bare LoRA, by default the one in its folder. Raises `BrokenArchive`
+    with the reason. Only the members that are read are unpacked, into files without names.
     """
     path = Path(path)
     if not path.is_file():
         raise BrokenArchive(f"{path}: no such file")
     try:
-        return _read(path, check)
+        archive = _read(path, check, config)
+        return replace(archive, names=(path.name, *archive.names))
     except _Unwanted as error:
         raise error.reason from None
     except BrokenArchive:
@@ -164,7 +174,7 @@ def read_archive(path: str | PathLike[str], check: Check | None = None) -> Archi
         raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
 
 
-def _read(path: Path, check: Check | None) -> Archive:
+def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -173,16 +183,22 @@ def _read(path: Path, check: Check | None) -> Archive:
         with open_container(path, LIMITS) as members:
             return _read_members(_Members(members, path.name), path.name, check)
     with path.open("rb") as file:
-        tensors = open_tensors(file, path.stat().st_size, path.name)
+        tensors = open_lora(file, path.stat().st_size, path.name)
         meta = {
             key.removeprefix("zeroprior."): value
             for key, value in tensors.metadata.items()
             if key.startswith("zeroprior.")
         }
-        deltas = read_deltas(tensors, path.name, _of(meta, check))
+        settings = None
+        config = config or config_beside(path)
+        if config is not None:
+            with config.open("rb") as opened:
+                settings = config_text(opened)
+        deltas = read_deltas(tensors, path.name, _of(meta, check), settings)
         lora_sha256 = _tensors_hash(file)
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
-    return Archive(deltas, None, {**meta, **({"rank": max(ranks)} if ranks else {})}, lora_sha256)
+    facts: dict[str, Any] = {**meta, **({"rank": max(ranks)} if ranks else {})}
+    return Archive(deltas, None, facts, lora_sha256, titles(tensors.metadata))
 
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
@@ -278,9 +294,13 @@ def _read_members(members: _Members, source: str, check: Check | None) -> Archiv
         raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
     meta = _read_meta(members, source)
     lora_name = _lora_member(members, source)
+    settings, config = None, config_member(members.sizes, lora_name)
+    if config is not None:
+        with members.open(config) as opened:
+            settings = config_text(opened)
     with _unpacked(members, lora_name, source) as file:
-        tensors = open_tensors(file, members.sizes[lora_name], f"{source}: {lora_name}")
-        deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check))
+        tensors = open_lora(file, members.sizes[lora_name], f"{source}: {lora_name}")
+        deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check), settings)
         lora_sha256 = _tensors_hash(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
@@ -298,7 +318,8 @@ def _read_members(members: _Members, source: str, check: Check | None) -> Archiv
         raise BrokenArchive(
             f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
         )
-    return Archive(deltas, placeholder, meta, lora_sha256)
+    names = (lora_name.rpartition("/")[2], *titles(tensors.metadata))
+    return Archive(deltas, placeholder, meta, lora_sha256, names)
 
 
 def _read_meta(members: _Members, source: str) -> dict[str, Any]:

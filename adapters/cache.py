@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from adapters.archive import Archive, Check, content_hash, read_archive
 from adapters.deltas import Delta, as_delta, bytes_of
 from adapters.layout import Layout
+from adapters.peft_config import config_beside
 
+MOST_NOTES = 64  # of one archive, one for each scale and model
 DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
 BYTES_PER_TENSOR = 2000  # of the Python objects around a tensor: 1,800 measured
 
@@ -20,8 +23,9 @@ BYTES_PER_TENSOR = 2000  # of the Python objects around a tensor: 1,800 measured
 @dataclass
 class _Entry:
     archive: Archive
-    size: int
+    size: int  # bytes, with the notes
     fitted: tuple[Layout, dict[str, Delta]] | None = None  # to the model used last
+    notes: dict[object, list[str]] = field(default_factory=dict)  # see `AdapterCache.noted`
 
 
 class AdapterCache:
@@ -43,19 +47,24 @@ class AdapterCache:
         """Bytes of memory that the archives take, as `memory_of` counts them."""
         return sum(entry.size for entry in self._entries.values())
 
-    def get(self, path: str | PathLike[str], check: Check | None = None) -> Archive:
+    def get(
+        self, path: str | PathLike[str], check: Check | None = None, config: Path | None = None
+    ) -> Archive:
         """The checked archive of a weights file; the same object for the same content.
 
-        `check` is for a file that has to be read: see `read_archive`. Raises `BrokenArchive` with
-        the reason.
+        `check` is for a file that has to be read, `config` its adapter_config.json: see
+        `read_archive`. Raises `BrokenArchive` with the reason.
         """
         with self._lock:
             if not Path(path).is_file():
                 return read_archive(path)  # says what is wrong
-            key = self._hash(Path(path))
+            config = config or config_beside(Path(path))
+            key = self._hash(Path(path)) + (self._hash(config) if config else "")
             entry = self._entries.get(key)
             if entry is None:
-                archive = read_archive(path, check)
+                archive = read_archive(path, check, config)
+                # Without the file's own name: another file may have the same content.
+                archive = replace(archive, names=archive.names[1:])
                 entry = self._entries[key] = _Entry(archive, memory_of(archive))
             self._entries.move_to_end(key)
             while self.size > self.budget and len(self._entries) > 1:
@@ -68,19 +77,38 @@ class AdapterCache:
         Raises `LoraMismatch` with the reason.
         """
         with self._lock:
-            entry = next((e for e in self._entries.values() if e.archive is archive), None)
+            entry = self._entry(archive)
             if entry is None:
                 return layout.fit(archive.deltas, source)
             if entry.fitted is None or entry.fitted[0] is not layout:
                 entry.fitted = layout, layout.fit(archive.deltas, source)
             return entry.fitted[1]
 
+    def noted(self, archive: Archive, key: object, find: Callable[[], list[str]]) -> list[str]:
+        """What `find` answers about an archive, kept under `key` as long as the archive is."""
+        with self._lock:
+            entry = self._entry(archive)
+            if entry is None:
+                return find()
+            if key not in entry.notes:
+                if len(entry.notes) >= MOST_NOTES:
+                    entry.size -= sum(map(_json, entry.notes.values()))
+                    entry.notes.clear()
+                entry.notes[key] = find()
+                entry.size += _json(entry.notes[key])
+            return entry.notes[key]
+
     def drop(self, archive: Archive) -> None:
         """Forgets an archive that a request was refused for, unless it has been used before."""
         with self._lock:
             for key, entry in list(self._entries.items()):
-                if entry.archive is archive and entry.fitted is None:
+                if entry.archive.deltas is archive.deltas and entry.fitted is None:
                     del self._entries[key]
+
+    def _entry(self, archive: Archive) -> _Entry | None:
+        """The entry of an archive, which may have got more names since."""
+        entries = self._entries.values()
+        return next((each for each in entries if each.archive.deltas is archive.deltas), None)
 
     def _hash(self, path: Path) -> str:
         status = os.stat(path)
@@ -99,10 +127,11 @@ class AdapterCache:
 
 
 def memory_of(archive: Archive) -> int:
-    """Bytes of memory that an archive takes: tensors, the objects around them, and meta.json."""
+    """Bytes of memory that an archive takes: tensors, objects around them, meta.json and names."""
     tensors = sum(len(as_delta(delta).tensors()) for delta in archive.deltas.values())
     vectors = archive.placeholder.vectors.nbytes if archive.placeholder else 0
-    return bytes_of(archive.deltas) + BYTES_PER_TENSOR * tensors + vectors + _json(archive.meta)
+    text = _json(archive.meta) + sum(map(sys.getsizeof, archive.names))
+    return bytes_of(archive.deltas) + BYTES_PER_TENSOR * tensors + vectors + text
 
 
 def _json(value: Any) -> int:

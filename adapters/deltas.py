@@ -192,6 +192,15 @@ def as_delta(delta: Delta | tuple[Tensor, Tensor]) -> Delta:
     return LowRank(*delta) if isinstance(delta, tuple) else delta
 
 
+def is_zero(delta: Delta | tuple[Tensor, Tensor]) -> bool:
+    """Whether a change is zero because one of its factors is, as in a LoRA that learned nothing."""
+    if isinstance(delta, Rows):
+        return is_zero(delta.whole)
+    if isinstance(delta, Dora):
+        return False  # its magnitude may change the weight all the same
+    return not all(bool(tensor.any()) for tensor in as_delta(delta).tensors())
+
+
 def bytes_of(deltas: Deltas) -> int:
     """Memory that the factors take; what several layers share counts once."""
     storages = {

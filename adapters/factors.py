@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from adapters.layer_names import Names
+
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -26,9 +28,10 @@ def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name:
     layers = {name: module for name, module in transformer.named_modules() if _has_matrix(module)}
     absent = [name for name in factors if name not in layers]
     if absent:
+        names = Names({name: (name,) for name in layers})
         raise LoraMismatch(
             f"{source}: {len(absent)} of {len(factors)} layers do not exist in {base_name}: "
-            f"{shown(absent)}; the LoRA was made for another model"
+            f"{shown(absent)}; {shown([names.obstacle(absent[0])])}"
         )
     odd = []
     for name, (down, up) in factors.items():

@@ -1,9 +1,10 @@
 """A model's own names for its layers, and every name that LoRA files give them.
 
-Reading is driven by the model: a written name counts only if the model's names spell it, so
-nothing has to be guessed from underscores, and nothing is skipped.
+Reading is driven by the model: a written name counts only if it means exactly one of the model's
+layers (`adapters.layer_names`), and nothing is skipped.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from adapters.deltas import Delta, Deltas, as_delta
 from adapters.factors import LoraMismatch, shown
+from adapters.file_kinds import family_of, is_text_encoder
+from adapters.layer_names import Names, Targets
 from adapters.slots import SlotLinear, is_linear
 
-# What kohya, musubi-tuner, LyCORIS and OneTrainer put before a name flattened with underscores.
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 BIAS = ".bias"
 
 OriginalNames = Mapping[str, tuple[str, ...]]
@@ -27,7 +28,7 @@ class Layout:
 
     base_name: str
     shapes: Mapping[str, tuple[int, ...]]  # of weights by layer, and of biases as `<layer>.bias`
-    spellings: Mapping[str, tuple[str, ...]]  # a written name -> layers, one below the other
+    names: Names
 
     @classmethod
     def of(
@@ -50,20 +51,15 @@ class Layout:
                     targets = tuple(_renamed(name, parts[0], part) for part in parts)
                     if all(target in shapes for target in targets):
                         dotted.setdefault(_renamed(name, parts[0], written), targets)
-        flat: dict[str, tuple[str, ...]] = {}
-        for written, targets in dotted.items():
-            if flat.setdefault(written.replace(".", "_"), targets) != targets:
-                raise ValueError(f"{base_name}: two layers are {written!r} once flattened")
-        return cls(base_name, shapes, flat | dotted)
+        return cls(base_name, shapes, Names(dotted))
 
-    def find(self, written: str) -> tuple[str, ...] | None:
-        """The layers a written name stands for; several where a file keeps them fused."""
-        found = self.spellings.get(written)
-        if found is None:
-            for prefix in FLAT_PREFIXES:
-                if written.startswith(prefix):
-                    return self.spellings.get(written.removeprefix(prefix))
-        return found
+    def find(self, written: str) -> Targets | None:
+        """The layers a written name stands for; several where a file keeps them fused.
+
+        None where no layer is meant, or more than one.
+        """
+        meant = self.names.meant(written)
+        return meant[0] if len(meant) == 1 else None
 
     def fit(self, deltas: Deltas, source: str) -> dict[str, Delta]:
         """The same changes by the model's own names, fused ones split, every one of them.
@@ -75,10 +71,14 @@ class Layout:
         absent, odd, unclear = [], [], []
         for written, each in deltas.items():
             delta = as_delta(each)
-            targets = self._targets(written)
-            if targets is None:
-                absent.append(written)
+            meant = self._targets(written)
+            if len(meant) > 1:
+                both = " and ".join(", ".join(targets) for targets in meant)
+                unclear.append(f"{written} (it may mean {both})")
+            if len(meant) != 1:
+                absent += [written] if not meant else []
                 continue
+            targets = meant[0]
             shapes = [self.shapes[target] for target in targets]
             whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
             if tuple(delta.shape) != whole:
@@ -102,7 +102,7 @@ class Layout:
         if absent:
             raise LoraMismatch(
                 f"{source}: {len(absent)} {count} do not exist in {self.base_name}: "
-                f"{shown(absent)}; the LoRA was made for another model"
+                f"{shown(absent)}; {self._why(absent, deltas)}"
             )
         if odd:
             raise LoraMismatch(
@@ -111,18 +111,35 @@ class Layout:
             )
         if unclear:
             raise LoraMismatch(
-                f"{source}: {len(unclear)} {count} cannot be laid over {self.base_name}: "
+                f"{source}: {len(unclear)} {count} cannot be applied to {self.base_name}: "
                 f"{shown(unclear)}"
             )
         return fitted
 
-    def _targets(self, written: str) -> tuple[str, ...] | None:
-        found = self.find(written.removesuffix(BIAS))
-        if found is not None and written.endswith(BIAS):
-            found = tuple(f"{name}{BIAS}" for name in found)
-        if found is None or any(name not in self.shapes for name in found):
-            return None
-        return found
+    def _targets(self, written: str) -> list[Targets]:
+        """The readings of a written name, biases as `<layer>.bias`, that the model has."""
+        meant = self.names.meant(written.removesuffix(BIAS))
+        if written.endswith(BIAS):
+            meant = [tuple(f"{name}{BIAS}" for name in targets) for targets in meant]
+        return [targets for targets in meant if all(name in self.shapes for name in targets)]
+
+    def _why(self, absent: list[str], deltas: Deltas) -> str:
+        """What was found out about names that the model lacks."""
+        texts = [name for name in absent if is_text_encoder(name)]
+        if texts == absent:
+            return (
+                "they belong to a text encoder, which LoRAs do not change here; "
+                "save the LoRA without them"
+            )
+        family = family_of(deltas)
+        own = family_of(self.shapes) or self.base_name
+        if family is not None and own not in re.split(", | or ", family):
+            return f"the LoRA was made for another model: {family}"
+        layer = next(name for name in absent if name not in texts)
+        name = layer.removesuffix(BIAS)
+        if layer.endswith(BIAS) and self.names.meant(name):
+            return f"{shown([name])} has no bias"
+        return shown([self.names.obstacle(name)])
 
 
 def _shapes(name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:

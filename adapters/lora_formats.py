@@ -1,10 +1,11 @@
 """What the tensors of a LoRA file mean: from the parts of one layer to its change.
 
-lora_A, lora_B        also lora_down/up, lora.down/up, with PEFT's `.default`: LoRA
+lora_A, lora_B        also lora_down/up, lora.down/up, with a PEFT adapter's name behind: LoRA
 lokr_w1, lokr_w2      each also as w1_a, w1_b: LoKr
 hada_w1_a … w2_b      LoHa
-diff, diff_b          whole changes of weight and bias
-lora_B.bias           a change of the bias beside a LoRA
+diff, w_norm          the whole change of a weight, such as a norm's
+diff_b, b_norm        the whole change of a bias, alone or beside any of these
+lora_B.bias           a change of the bias that is scaled as the LoRA is
 alpha                 scales LoRA, LoKr and LoHa by alpha / rank
 lora_magnitude_vector, dora_scale   makes any of them a DoRA
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adapters.deltas import Delta, Dense, Dora, Hadamard, Kronecker, LowRank
+from adapters.layer_names import FRONTS, WRAPPERS, without_fronts, without_wrappers
 
 MAX_RANK = 1024  # the largest seen in the wild is 256
 MAX_CHANGE = 1e30  # norm of dW, far beyond any weight and far below float32's end
@@ -26,21 +28,41 @@ DOWN, UP, ALPHA, MAGNITUDE = "lora_A", "lora_B", "alpha", "magnitude"
 
 # How files spell a part, after the layer's name and a dot.
 SUFFIXES = {
-    **{f"{down}.weight": DOWN for down in ("lora_A", "lora_A.default", "lora_down", "lora.down")},
-    **{f"{up}.weight": UP for up in ("lora_B", "lora_B.default", "lora_up", "lora.up")},
-    **{f"lora_B{default}.bias": "lora_B.bias" for default in ("", ".default")},
-    **{
-        f"lora_magnitude_vector{rest}": MAGNITUDE
-        for rest in ("", ".weight", ".default", ".default.weight")
-    },
+    **{f"{down}.weight": DOWN for down in ("lora_A", "lora_down", "lora.down")},
+    **{f"{up}.weight": UP for up in ("lora_B", "lora_up", "lora.up")},
+    "lora_B.bias": "lora_B.bias",
+    **{f"lora_magnitude_vector{rest}": MAGNITUDE for rest in ("", ".weight")},
     "dora_scale": MAGNITUDE,
     **{name: name for name in ("alpha", "diff", "diff_b")},
+    "w_norm": "diff",
+    "b_norm": "diff_b",
     **{f"lokr_w{n}{rest}": f"lokr_w{n}{rest}" for n in (1, 2) for rest in ("", "_a", "_b")},
     **{f"hada_w{n}_{rest}": f"hada_w{n}_{rest}" for n in (1, 2) for rest in "ab"},
 }
-# What wraps a whole model's names; PEFT's may go around another.
-_PREFIX = r"(?:base_model\.model\.)?(?:transformer\.|diffusion_model\.)?"
-_KEY = re.compile(rf"{_PREFIX}(?P<layer>.+?)\.(?P<suffix>{'|'.join(map(re.escape, SUFFIXES))})")
+# PEFT puts the adapter's name between: lora_A.default.weight.
+_NAMED = {
+    ("lora_A", "weight"): DOWN,
+    ("lora_down", "weight"): DOWN,
+    ("lora_B", "weight"): UP,
+    ("lora_up", "weight"): UP,
+    ("lora_B", "bias"): "lora_B.bias",
+    ("lora_magnitude_vector", "weight"): MAGNITUDE,
+}
+# Parts of adapters that are known and not read.
+_UNREAD = (
+    (re.compile(r"\.(?:lokr_t[12]|hada_t[12]|lora_mid)(?:\.weight)?$"), "a Tucker factor"),
+    (re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.\w+)*$"), "a part of an OFT adapter"),
+    (re.compile(r"\.(?:on_input|ia3_l(?:\.\w+)*)$"), "a part of an IA3 adapter"),
+    (re.compile(r"\.(?:a1|a2|b1|b2)\.weight$"), "a part of a GLoRA adapter"),
+    (re.compile(r"\.vera_lambda_[bd](?:\.\w+)*$"), "a part of a VeRA adapter"),
+    (re.compile(r"\.lora_embedding_[AB](?:\.\w+)*$"), "a LoRA of an embedding layer"),
+    (re.compile(r"\.(?:set_weight|reshape_weight)$"), "a weight that replaces the model's"),
+    (re.compile(r"^bundle_emb\."), "a token's embedding"),
+    (
+        re.compile(r"\.(?:weight|bias)$"),
+        "a whole weight, and the file does not say whether to add it or to put it in place",
+    ),
+)
 
 Parts = Mapping[str, Tensor]  # of one layer, by what they are
 
@@ -49,10 +71,44 @@ class Fault(ValueError):
     """What is wrong with one layer; the layer's name goes before it."""
 
 
-def split_key(key: str) -> tuple[str, str] | None:
-    """The layer's name, as far as it can be told without the model, and the part; else None."""
-    match = _KEY.fullmatch(key)
-    return (match["layer"], SUFFIXES[match["suffix"]]) if match else None
+@dataclass(frozen=True)
+class Key:
+    """A tensor's name in a LoRA file, taken apart."""
+
+    layer: str  # as the file names it, without what stands for the whole model
+    part: str
+    adapter: str = ""  # PEFT's name for it
+
+
+def split_key(key: str) -> Key | None:
+    """The layer and the part that a tensor's name means; None if it is not known.
+
+    Which of a model's layers it is needs the model: see `adapters.layout.Layout.fit`.
+    """
+    parts = key.split(".")
+    for length in (1, 2, 3):  # of the suffix
+        found = SUFFIXES.get(".".join(parts[-length:])) if length < len(parts) else None
+        if found is not None:
+            return _key(parts[:-length], found, "")
+    if len(parts) > 3 and (parts[-3], parts[-1]) in _NAMED:
+        return _key(parts[:-3], _NAMED[parts[-3], parts[-1]], parts[-2])
+    if len(parts) > 2 and parts[-2] == "lora_magnitude_vector":
+        return _key(parts[:-2], MAGNITUDE, parts[-1])
+    return None
+
+
+def _key(layer: list[str], part: str, adapter: str) -> Key:
+    if layer[0] in FRONTS or not WRAPPERS.isdisjoint(layer):
+        layer = without_fronts(without_wrappers(layer)) or layer
+    return Key(".".join(layer), part, adapter)
+
+
+def unread(key: str) -> str:
+    """Why a tensor that `split_key` does not know is not read, for a message."""
+    for pattern, what in _UNREAD:
+        if pattern.search(key):
+            return f"{key} is {what}, which is not supported"
+    return f"{key} is not a LoRA tensor this reader knows"
 
 
 def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
@@ -70,9 +126,10 @@ def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
         if form.has & parts.keys():
             deltas = form.read(parts, header)
             strange = parts.keys() - form.may_have
-            if strange:
+            if strange or ("diff_b" in parts and ".bias" in deltas and form.name == "LoRA"):
+                strange = strange or {"diff_b", "lora_B.bias"}
                 raise Fault(f"has {form.name} together with {', '.join(sorted(strange))}")
-            return deltas
+            return {**deltas, **_bias_change(parts)}
     raise Fault(f"has {', '.join(sorted(parts))} alone")
 
 
@@ -128,12 +185,18 @@ def _read_loha(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
 
 
 def _read_diff(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
-    deltas: dict[str, Delta] = {}
-    for name, part in (("", "diff"), (".bias", "diff_b")):
-        if part in parts:
-            _check_change(parts, (part,), 1.0)
-            deltas[name] = Dense(_owned(parts, part))
-    return deltas
+    if "diff" not in parts:
+        return {}
+    _check_change(parts, ("diff",), 1.0)
+    return {"": Dense(_owned(parts, "diff"))}
+
+
+def _bias_change(parts: Parts) -> dict[str, Delta]:
+    """`diff_b`, which ComfyUI's extractions have beside a LoRA of the weight."""
+    if "diff_b" not in parts:
+        return {}
+    _check_change(parts, ("diff_b",), 1.0)
+    return {".bias": Dense(_owned(parts, "diff_b"))}
 
 
 @dataclass(frozen=True)
@@ -152,7 +215,7 @@ def _starting(prefix: str) -> frozenset[str]:
     return frozenset(part for part in SUFFIXES.values() if part.startswith(prefix))
 
 
-_SCALED = frozenset((ALPHA, MAGNITUDE))
+_SCALED = frozenset((ALPHA, MAGNITUDE, "diff_b"))
 _FORMS = (
     _Form("LoRA", frozenset((DOWN, UP)), _SCALED | {"lora_B.bias"}, _read_lora),
     _Form("LoKr", _starting("lokr"), _SCALED, _read_lokr),

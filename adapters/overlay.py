@@ -20,6 +20,9 @@ from adapters.layout import BIAS
 from adapters.pristine import PristineWeights
 from adapters.slots import put_slots
 
+FEW = 0.05  # share of a layer's entries
+SAMPLED = 16  # layers
+
 Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # what lies over one layer
 
 
@@ -78,6 +81,32 @@ class Overlay:
             raise
         self._state = loras
         return len(wanted)
+
+    @torch.no_grad()
+    def lost(self, deltas: Deltas, scale: float) -> list[str]:
+        """Layers in which the rounding of the weights' type has undone nearly all of a change.
+
+        To be asked while `deltas` is applied alone, at `scale`. Looks at a few layers, and at all
+        of them if half of those are lost.
+        """
+        merged = [name for name in deltas if name not in self._slots]
+        some = merged[:: max(1, len(merged) // SAMPLED)]
+        found = [name for name in some if self._is_lost(name, as_delta(deltas[name]), scale)]
+        if len(found) * 2 < len(some) or not found:
+            return []
+        rest = [name for name in merged if name not in some]
+        return found + [n for n in rest if self._is_lost(n, as_delta(deltas[n]), scale)]
+
+    def _is_lost(self, name: str, delta: Delta, scale: float) -> bool:
+        """Whether most entries that the change would move are where they were."""
+        weight = self._weight(name)
+        pristine = self._pristine.get(name, weight)
+        moved = (weight != pristine).sum().item()
+        if moved >= FEW * weight.numel():
+            return False
+        wanted = torch.zeros_like(weight, dtype=torch.float32)
+        delta.add_to(wanted, pristine, scale)
+        return moved < FEW * (wanted != 0).sum().item()
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -6,7 +6,7 @@ who converts them holds one layer and not the whole file in two types.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from adapters.containers import printable
 # The largest LoRA files in use have 7 tensors in each of Qwen-Image's 846 layers.
 MAX_TENSORS = 20_000
 MAX_HEADER_BYTES = 16 << 20  # kohya's trainer writes a megabyte of captions' words into it
+MAX_NAME_LENGTH = 1000  # characters; what is found out about a name may cost their square
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 31
 # In float32, as it is kept. A rank 256 LoRA of the 20 B model takes 10 GB.
@@ -40,6 +41,10 @@ _TYPES = {
 }
 
 
+# Is given the shapes by name and the metadata, and raises for a file that is not wanted.
+Look = Callable[[Mapping[str, Sequence[int]], Mapping[str, str]], None]
+
+
 class BrokenTensors(ValueError):
     """What is wrong with a safetensors file; the file's name goes before it."""
 
@@ -55,11 +60,12 @@ class _Place:
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of an open safetensors file by name, each read anew whenever it is asked for.
 
-    The file stays open and belongs to the caller. Raises `BrokenTensors` for a header that is
-    damaged or beyond the limits, and later for a tensor that is cut off.
+    The file stays open and belongs to the caller. `look` is called before the types and sizes of
+    the tensors are checked. Raises `BrokenTensors` for a header that is damaged or beyond the
+    limits, and later for a tensor that is cut off.
     """
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, look: Look | None = None) -> None:
         self._file = file
         file.seek(0)
         length = int.from_bytes(_exactly(file, 8), "little")
@@ -80,6 +86,14 @@ class TensorFile(Mapping[str, Tensor]):
         self.metadata = _metadata(header.pop("__metadata__", None))
         if len(header) > MAX_TENSORS:
             raise BrokenTensors(f"has {len(header):,} tensors; {MAX_TENSORS:,} is the limit")
+        longest = max(header, key=len, default="")
+        if len(longest) > MAX_NAME_LENGTH:
+            raise BrokenTensors(
+                f"has a tensor with a name of {len(longest):,} characters ({_shown(longest)}…); "
+                f"{MAX_NAME_LENGTH:,} is the limit"
+            )
+        if look is not None:
+            look({name: _shape(each) for name, each in header.items()}, self.metadata)
         self._places = {name: _place(name, each, 8 + length) for name, each in header.items()}
         end = 8 + length
         for name, place in sorted(self._places.items(), key=lambda item: item[1].start):
@@ -127,6 +141,12 @@ def _metadata(written: Any) -> dict[str, str]:
     if not texts:
         raise BrokenTensors("is not a whole safetensors file (metadata that are not text)")
     return dict(written)
+
+
+def _shape(entry: Any) -> list[int]:
+    """The shape in a tensor's entry, which is not checked yet; empty if there is none."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    return shape if isinstance(shape, list) and _whole(shape) else []
 
 
 def _place(name: str, entry: Any, start: int) -> _Place:

@@ -24,6 +24,7 @@ class LoraFile:
     after: dict[str, Tensor] = field(default_factory=dict)  # weights with it at scale 1
     metadata: dict[str, str] = field(default_factory=dict)
     spoil: Callable[[bytes], bytes] | None = None  # what happens to the file afterwards
+    config: dict | None = None  # the adapter_config.json beside it
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def low_rank(
     which: Callable[[str], bool] = attention,
     ranks: tuple[int, ...] = (4,),
     header: Callable[[dict[str, Layer]], dict] | None = None,
+    config: Callable[[dict[str, Layer]], dict] | None = None,
+    kohya_header: bool = False,
 ) -> Callable[[Weights], LoraFile]:
     """A LoRA whose layers are called `spell` (with {} for the name, {_} for it flattened)."""
 
@@ -118,13 +121,24 @@ def low_rank(
                 tensors[f"{written}.alpha"] = torch.tensor(layer.alpha)
         deltas = {name: layer.delta for name, layer in found.items()}
         metadata = settings(header(found)) if header else {}
-        return LoraFile(tensors, after(weights, deltas), metadata)
+        if kohya_header:
+            layer = next(iter(found.values()))
+            metadata |= {"ss_network_alpha": str(layer.alpha), "ss_network_dim": str(layer.rank)}
+        beside = config(found) if config else None
+        return LoraFile(tensors, after(weights, deltas), metadata, config=beside)
 
     return write
 
 
 def spelled(spell: str, name: str) -> str:
-    return spell.replace("{_}", name.replace(".", "_")).replace("{}", name)
+    block, number, rest = (name.split(".", 2) + ["", ""])[:3]
+    spell = spell.replace("{block}.{number}.", f"{block}.{number}.")
+    middle = f"{block}.{number}._orig_mod.{rest}"
+    return (
+        spell.replace("{wrapped}", middle)
+        .replace("{_}", name.replace(".", "_"))
+        .replace("{}", name)
+    )
 
 
 def settings(peft: dict) -> dict[str, str]:
@@ -136,6 +150,7 @@ AB = ("lora_A.weight", "lora_B.weight")
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
 DOTTED = ("lora.down.weight", "lora.up.weight")
 DEFAULT = ("lora_A.default.weight", "lora_B.default.weight")
+NAMED = ("lora_A.my_style.weight", "lora_B.my_style.weight")
 
 
 def one_alpha(found: dict[str, Layer]) -> dict:
@@ -212,6 +227,37 @@ def diff(weights: Weights) -> LoraFile:
     return LoraFile(tensors, after(weights, deltas))
 
 
+def norms(spell: str, key: str, names: Mapping[str, str] | None = None) -> Callable[..., LoraFile]:
+    """Changes of every norm's weight; `names` are other names of their last parts."""
+
+    def write(weights: Weights) -> LoraFile:
+        draw = torch.Generator().manual_seed(3)
+        tensors, deltas = {}, {}
+        for name, weight in weights.items():
+            if weight.ndim == 1 and not name.endswith((".bias", "_pad_token")):
+                front, _, last = name.rpartition(".")
+                written = f"{front}.{(names or {}).get(last, last)}" if front else last
+                value = torch.randn(weight.shape, generator=draw) / 8
+                tensors[f"{spelled(spell, written)}.{key}"] = value
+                deltas[name] = value.double()
+        return LoraFile(tensors, after(weights, deltas))
+
+    return write
+
+
+def with_biases(weights: Weights) -> LoraFile:
+    """A LoRA of weights with `diff_b` beside it, where the layer has a bias."""
+    file = low_rank("diffusion_model.{}", DOWN_UP, which=every)(weights)
+    moved = {}
+    for name in layers(weights, every):
+        bias = weights.get(f"{name}.bias")
+        if bias is not None:
+            value = torch.full_like(bias, 1 / 8)
+            file.tensors[f"diffusion_model.{name}.diff_b"] = value
+            moved[f"{name}.bias"] = bias.double() + value.double()
+    return LoraFile(file.tensors, file.after | moved)
+
+
 def dora(
     spell: str, parts: tuple[str, str], magnitude: str, column: bool = False
 ) -> Callable[[Weights], LoraFile]:
@@ -235,7 +281,7 @@ def dora(
 
 
 def fused(
-    spell: str, parts: tuple[str, str], redundant: bool = False
+    spell: str, parts: tuple[str, str], redundant: bool = False, alpha: bool = True
 ) -> Callable[[Weights], LoraFile]:
     """q, k and v as one layer; `redundant`: beside them as well, as Anime-Z has them."""
 
@@ -258,8 +304,10 @@ def fused(
                     down.clone(),
                     up.clone(),
                 )
-                tensors[f"{key}.alpha"] = torch.tensor(2.0)
-            deltas |= {name: 0.5 * (up.double() @ down.double()) for name, up in split.items()}
+                if alpha:
+                    tensors[f"{key}.alpha"] = torch.tensor(2.0)
+            scale = 0.5 if alpha else 1.0
+            deltas |= {name: scale * (up.double() @ down.double()) for name, up in split.items()}
         return LoraFile(tensors, after(weights, deltas))
 
     return write
@@ -314,10 +362,31 @@ def spoiled(spoil: Callable[[bytes], bytes]) -> Callable[[Weights], LoraFile]:
     return write
 
 
+def other_file(*names: str, metadata: dict[str, str] | None = None) -> Callable[..., LoraFile]:
+    """Not a LoRA: tensors of these names."""
+    return lambda _: LoraFile({name: torch.ones(4, 64) for name in names}, metadata=metadata or {})
+
+
+def foreign(*names: str) -> Callable[[Weights], LoraFile]:
+    """A LoRA of layers with these names."""
+    return lambda _: LoraFile(
+        {f"{name}.{part}": torch.ones(4, 4) for name in names for part in DOWN_UP}
+    )
+
+
+def with_config(config: dict, alpha: float = 1.0) -> Callable[[Weights], LoraFile]:
+    """A LoRA of rank 4 beside an adapter_config.json that is about another."""
+    return low_rank("base_model.model.{}", AB, alpha=alpha, config=lambda _: config)
+
+
 def _other_block(tensors: Tensors) -> None:
     for part in AB:
         key = first(tensors, part)
         tensors[key.replace(".0.", ".77.", 1)] = tensors[key].clone()
+
+
+def _block(tensors: Tensors) -> str:
+    return next(iter(tensors)).removesuffix(f".to_q.{AB[0]}")
 
 
 def _pickle(_: bytes) -> bytes:
@@ -382,6 +451,43 @@ CASES = (
     Case("… no alpha", "", low_rank("{}", DOWN_UP)),
     Case("`base_model.model.` A/B", "PEFT, ModelScope", low_rank("base_model.model.{}", AB)),
     Case(
+        "… alpha = 2 · rank in `adapter_config.json` beside it",
+        "PEFT",
+        low_rank("base_model.model.{}", AB, alpha=2.0, config=one_alpha),
+    ),
+    Case(
+        "… `rank_pattern` and `alpha_pattern` there",
+        "PEFT",
+        low_rank("base_model.model.{}", AB, alpha=1.5, ranks=_MIXED, config=patterns),
+    ),
+    Case(
+        "… every linear layer, `lora_A.default.weight`",
+        "PEFT",
+        low_rank("base_model.model.{}", DEFAULT, which=every),
+    ),
+    Case(
+        "`base_model.model.transformer.` `lora_A.my_style.weight`",
+        "PEFT",
+        low_rank("base_model.model.transformer.{}", NAMED, which=every),
+    ),
+    Case(
+        "`transformer.` `lora_A.my_style.weight`",
+        "musubi-tuner converted",
+        low_rank("transformer.{}", NAMED),
+    ),
+    Case("`model.diffusion_model.` A/B", "", low_rank("model.diffusion_model.{}", AB, which=every)),
+    Case(
+        "`transformer._orig_mod.` A/B",
+        "torch.compile",
+        low_rank("transformer._orig_mod.{}", AB, which=every),
+    ),
+    Case(
+        "`module.` in front, `_orig_mod.` within",
+        "DataParallel, compiled blocks",
+        low_rank("module.{wrapped}", AB),
+    ),
+    Case("`unet.`, `dit.` A/B", "", low_rank("unet.dit.{}", AB)),
+    Case(
         "`lora_unet_` down/up with `.alpha`, attention",
         "kohya, musubi-tuner",
         low_rank("lora_unet_{_}", DOWN_UP, alpha=0.5, alpha_tensor=True),
@@ -396,7 +502,22 @@ CASES = (
         "kohya, musubi-tuner",
         low_rank("lora_unet_{_}", DOWN_UP, alpha=0.5, alpha_tensor=True, which=every),
     ),
+    Case(
+        "… `.alpha` lost, `ss_network_alpha` in the header",
+        "kohya, musubi-tuner",
+        low_rank("lora_unet_{_}", DOWN_UP, alpha=0.5, kohya_header=True),
+    ),
     Case("`lora_unet_` A/B", "", low_rank("lora_unet_{_}", AB)),
+    Case(
+        "`lora_unet__` down/up with `.alpha`, every linear layer",
+        "VideoX-Fun",
+        low_rank("lora_unet__{_}", DOWN_UP, alpha=0.5, alpha_tensor=True, which=every),
+    ),
+    Case(
+        "`lora_unet__orig_mod_` down/up with `.alpha`",
+        "kohya, compiled",
+        low_rank("lora_unet__orig_mod_{_}", DOWN_UP, alpha=0.5, alpha_tensor=True),
+    ),
     Case(
         "`lycoris_` down/up with `.alpha`",
         "LyCORIS",
@@ -406,6 +527,11 @@ CASES = (
         "`lora_transformer_` down/up with `.alpha`",
         "OneTrainer",
         low_rank("lora_transformer_{_}", DOWN_UP, alpha=0.5, alpha_tensor=True),
+    ),
+    Case(
+        "… every linear layer",
+        "OneTrainer",
+        low_rank("lora_transformer_{_}", DOWN_UP, alpha=0.5, alpha_tensor=True, which=every),
     ),
     Case(
         "LoKr `diffusion_model.`, whole factors",
@@ -442,6 +568,15 @@ CASES = (
         dora("transformer.{}", AB, "dora_scale", column=True),
     ),
     Case("`.diff` and `.diff_b`", "ComfyUI extractions", diff),
+    Case("down/up with `.diff_b`", "ComfyUI extractions", with_biases),
+    Case("norms: `.diff`", "ComfyUI extractions", norms("diffusion_model.{}", "diff")),
+    Case("norms: `lycoris_` `.w_norm`", "LyCORIS", norms("lycoris_{_}", "w_norm")),
+    Case(
+        "norms: `q_norm`, `k_norm`",
+        "ComfyUI layout",
+        norms("diffusion_model.{}", "diff", {"norm_q": "q_norm", "norm_k": "k_norm"}),
+        only="Z-Image",
+    ),
     Case("one `lora_B.bias`", "PEFT's `lora_bias`", a_bias, only="Qwen-Image"),
     Case(
         "fused qkv, out: A/B with `.alpha`",
@@ -453,6 +588,13 @@ CASES = (
         "… down/up, dotted",
         "musubi-tuner for ComfyUI",
         fused("diffusion_model.{}", DOWN_UP),
+        only="Z-Image",
+    ),
+    Case("… bare", "OneTrainer's original names", fused("{}", DOWN_UP), only="Z-Image"),
+    Case(
+        "… A/B without alpha",
+        "diffusion-pipe",
+        fused("diffusion_model.{}", AB, alpha=False),
         only="Z-Image",
     ),
     Case("… lora.down/lora.up", "", fused("diffusion_model.{}", DOTTED), only="Z-Image"),
@@ -482,6 +624,56 @@ BROKEN = (
             ]
         ),
         refused="do not exist in",
+    ),
+    Case(
+        "a FLUX LoRA",
+        "",
+        foreign("lora_unet_single_blocks_3_linear1", "lora_unet_double_blocks_0_img_attn_qkv"),
+        refused="made for another model: FLUX",
+    ),
+    Case(
+        "a Stable Diffusion XL LoRA",
+        "",
+        foreign(
+            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", "lora_te2_x"
+        ),
+        refused="made for another model: Stable Diffusion XL",
+    ),
+    Case(
+        "a Wan LoRA",
+        "",
+        foreign("diffusion_model.blocks.0.self_attn.q"),
+        refused="made for another model: Wan",
+    ),
+    Case(
+        "a text encoder's layers beside it",
+        "",
+        broken(lambda t: t.update({f"lora_te1_x.{part}": torch.ones(4, 4) for part in DOWN_UP})),
+        refused="belong to a text encoder",
+    ),
+    Case(
+        "a layer that the block has not",
+        "",
+        broken(lambda t: t.update({f"{_block(t)}.to_x.{p}": torch.ones(4, 4) for p in DOWN_UP})),
+        refused="has no to_x, only",
+    ),
+    Case(
+        "two adapters in one file",
+        "",
+        broken(lambda t: t.update({f"x.lora_A.{n}.weight": torch.ones(4, 4) for n in "ab"})),
+        refused="it holds 2 adapters (a, b)",
+    ),
+    Case(
+        "another rank in `adapter_config.json`",
+        "",
+        with_config({"r": 8, "lora_alpha": 8}),
+        refused="has rank 4, adapter_config.json says 8",
+    ),
+    Case(
+        "PiSSA in `adapter_config.json`",
+        "",
+        with_config({"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa"}),
+        refused="changes the base model before the training",
     ),
     Case(
         "one layer of another size",
@@ -520,7 +712,35 @@ BROKEN = (
     Case(
         "cut short", "", spoiled(lambda whole: whole[:-9]), refused="not a whole safetensors file"
     ),
+    Case(
+        "a whole model",
+        "",
+        other_file("model.diffusion_model.layers.0.attention.qkv.weight"),
+        refused="is a whole model of Z-Image (1 tensors), not a LoRA",
+    ),
+    Case("a VAE", "", other_file("decoder.conv_in.weight"), refused="is a VAE"),
+    Case(
+        "a text encoder",
+        "",
+        other_file("model.layers.0.self_attn.q_proj.weight"),
+        refused="is a text encoder",
+    ),
+    Case("a ControlNet", "", other_file("control_layers.0.x.weight"), refused="is a ControlNet"),
+    Case("an embedding", "", other_file("<zwx>"), refused="is an embedding (textual inversion)"),
+    Case(
+        "a training checkpoint of this project",
+        "",
+        other_file("parameters.x", metadata={"zeroprior.checkpoint": "{}"}),
+        refused="is a training checkpoint, not weights; resume from it",
+    ),
     Case("a pickle", "", spoiled(_pickle), refused="pickle"),
+    Case(
+        "a Git-LFS pointer",
+        "",
+        spoiled(lambda _: b"version https://git-lfs.github.com/spec/v1"),
+        refused="is a Git-LFS pointer",
+    ),
+    Case("a GGUF file", "", spoiled(lambda _: b"GGUF" + bytes(60)), refused="is a GGUF file"),
     Case(
         "a web page in its place",
         "",

@@ -5,6 +5,7 @@ Every case is a real file, laid over a small model of the published class. Ours 
 What counts is the weights afterwards, against a float64 reference.
 """
 
+import json
 import logging
 import tempfile
 import warnings
@@ -34,28 +35,42 @@ HEAD = """# LoRA files
 Made by `python -m benchmarks.formats > docs/formats.md`; `tests/test_formats.py` makes our columns
 again and compares.
 
-A file is read by the model's own names: whatever a layer is called, it has to be spelled by a
-layer that the model has. `n of n` layers of a file are applied, or the file is refused with the
-names of those that were left over, are incomplete or do not fit, and no weight is touched. Only
-safetensors are read.
+A name is read if it means exactly one of the model's layers, whatever program wrote it. All layers
+of a file are applied (`n of n`), or the file is refused with the names of those that are unknown,
+incomplete or of another size, and no weight is changed. Only safetensors are read.
 
 **OK n of n**: every weight afterwards equals W0 + dW to float32 rounding, where dW is alpha/rank
-B A or what the format defines, computed apart in float64; no other weight has changed, and taking
-it off brings back every bit. For diffusers {diffusers} the same file went through
+B A or what the format defines, computed separately in float64; no other weight has changed, and
+removing the LoRA restores every bit. For diffusers {diffusers} the same file went through
 `load_lora_weights` and `fuse_lora` on the same model; **raises** is an exception, **no-op** leaves
 every weight as it was without one, **×k** is the wrong strength, **garbage** is computing with
 memory that nothing was ever written to.
 
 """
 NOTES = """
-- alpha belongs to a layer's own `.alpha`, else to the header's `lora_adapter_metadata`
-  (`rank_pattern`, `alpha_pattern`, `use_rslora` too), else it is the rank. It is applied once.
-  Where a trainer used another alpha and wrote it nowhere (×0.5 above), no reader can know: set the
+- **alpha** is a layer's own `.alpha`. Else it comes from `lora_adapter_metadata` in the header or
+  from PEFT's `adapter_config.json` in the same archive, folder or Hub repository (with
+  `rank_pattern`, `alpha_pattern`, `use_rslora`). Else, for kohya's names, it is `ss_network_alpha`
+  in the header. Else it is the rank. It is applied once. An `adapter_config.json` that contradicts
+  the file or the header is an error; settings that are not read are named in the log. In a folder
+  with several LoRAs it counts for `adapter_model.safetensors` alone.
+- `ss_network_alpha` is not applied to `lora_A`/`lora_B`: the converters that write these names have
+  multiplied it into the weights and leave the header as it was.
+- If a trainer used another alpha and wrote it nowhere (×0.5 above), no reader can know: set the
   scale by hand.
+- **Names**: `transformer.`, `diffusion_model.`, `model.`, `base_model.model.`, `unet.`, `dit.` and
+  the like in front; `_orig_mod.` and `module.` anywhere; any adapter name in `lora_A.NAME.weight`;
+  one or several underscores after `lora_unet`, `lora_transformer` and `lycoris`. Other parts in
+  front of a block's layer are accepted if they do not name another component (a text encoder, a
+  VAE, a ControlNet). A name that may mean two layers is refused with both.
+- Layers of a text encoder are not applied, so a LoRA with such layers is refused.
+- A plain `.weight` beside a LoRA is refused: the file does not say whether it is a change.
+- A LoRA whose layers are mostly zero, or too small for the base model's number type, is applied
+  with a warning.
 - A file that holds a layer twice, fused and apart, is read if both say the same, else refused.
 - DoRA is W = m (W0 + dV) / ‖W0 + dV‖ by row, or by column where `dora_scale` is [1, in]. A
   `lora_scale` goes in a straight line from W0 through W, as in ComfyUI.
-- LoKr, LoHa, DoRA and whole changes need an unquantised base.
+- LoKr, LoHa, DoRA and whole changes need an unquantized base model.
 - A `lora_A` of rank above 1024, or a file above 8 GiB, is refused.
 """
 
@@ -150,6 +165,8 @@ def _write(file: LoraFile, folder: Path) -> Path:
     tensors = {key: value.contiguous().clone() for key, value in file.tensors.items()}
     whole = save(tensors, metadata=file.metadata or None)
     path.write_bytes(file.spoil(whole) if file.spoil else whole)
+    if file.config is not None:
+        (folder / "adapter_config.json").write_text(json.dumps(file.config))
     return path
 
 

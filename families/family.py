@@ -254,8 +254,16 @@ class Family(ABC):
         ]
         return torch.stack(noise).to(self.device, torch.float32)
 
-    def sigmas(self, steps: int, width: int, height: int) -> Tensor:
-        """steps + 1 noise levels from 1 to 0: the pipeline's grid under the base's scheduler."""
+    def sigmas(self, steps: int, width: int, height: int, shift: float | None = None) -> Tensor:
+        """steps + 1 noise levels from 1 to 0: the pipeline's grid under the base's scheduler.
+
+        With `shift` the grid is shifted by that at every size, s -> shift s / (1 + (shift - 1) s)
+        (Esser et al. 2024, arXiv 2403.03206, equation 23), without a terminal shift.
+        """
+        if shift is not None:
+            even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)
+            shifted = shift * even / (1 - even + shift * even)  # finite for any shift above 0
+            return torch.cat([shifted, torch.zeros(1)]).float()
         if steps == 1:
             return torch.tensor([1.0, 0.0])  # a terminal shift would divide by zero
         config = self.scheduler.config

@@ -43,6 +43,8 @@ class ZImage(Family):
     original_names = {
         "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
         "attention.out": ("attention.to_out.0",),
+        "attention.q_norm": ("attention.norm_q",),
+        "attention.k_norm": ("attention.norm_k",),
         "final_layer": ("all_final_layer.2-1",),
         "x_embedder": ("all_x_embedder.2-1",),
     }

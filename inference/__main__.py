@@ -121,6 +121,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         **scale,
     )
     add(
+        "shift",
+        "shift of the sigma schedule, the same at every size, such as 3 for Qwen-Image-Lightning; "
+        "0 is the model's own schedule (default: a known few-step LoRA's, else the model's own)",
+        **scale,
+    )
+    add(
         "go_fast",
         "guide only the first half of the steps: a quarter fewer passes through the model",
         action="store_true",
@@ -202,11 +208,14 @@ def _archive(source: str | Path | None, token: str | None = None) -> "Archive | 
     if not source:
         return None
     from adapters.archive import read_archive, read_loose
-    from inference.sources import Sources
+    from inference.sources import Sources, named
 
     if token:
         return read_loose(source, token)
-    return read_archive(Sources().file(source, os.environ.get("HF_TOKEN")))
+    sources, secret = Sources(), os.environ.get("HF_TOKEN")
+    file, config = sources.file(source, secret), sources.config(source, secret)
+    archive = read_archive(file, config=config)
+    return named(archive, source)
 
 
 if __name__ == "__main__":

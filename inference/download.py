@@ -67,17 +67,23 @@ class Downloader:
     max_bytes: int = MAX_BYTES
 
     def file(
-        self, url: str, path: Path, token: str | None = None, etag: str | None = None
+        self,
+        url: str,
+        path: Path,
+        token: str | None = None,
+        etag: str | None = None,
+        most: int | None = None,
     ) -> Downloaded:
         """Writes the file at the URL to `path`.
 
         `token` is sent only to the URL's own host, never to where it redirects. With the `etag` of
-        a copy, the file is sent only if it differs. Raises `DownloadError` with the reason.
+        a copy, the file is sent only if it differs. The file may have `most` bytes, `max_bytes` by
+        default. Raises `DownloadError` with the reason.
         """
 
         def write(response: http.client.HTTPResponse) -> None:
             with path.open("wb") as file:
-                for block in _body(response, self.max_bytes):
+                for block in _body(response, self.max_bytes if most is None else most):
                     file.write(block)
 
         return self._attempts(url, token, etag, write, MAX_SECONDS)

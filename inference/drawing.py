@@ -33,7 +33,8 @@ def draw(
     if drawing.guidance_scale > 1:
         without = drawing.negative_prompt or family.empty_prompt
         negative = [texts.encode(family, without, vectors or {})]
-    sigmas = family.sigmas(drawing.steps, drawing.width, drawing.height)[drawing.first_step :]
+    sigmas = family.sigmas(drawing.steps, drawing.width, drawing.height, drawing.shift)
+    sigmas = sigmas[drawing.first_step :]
     share = FAST_GUIDED_SHARE if drawing.go_fast else 1.0
     clean_BCHW = None
     if image is not None and drawing.prompt_strength is not None:

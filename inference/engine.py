@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -15,6 +15,7 @@ from PIL import Image
 
 from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
+from adapters.deltas import Delta, is_zero
 from adapters.factors import LoraMismatch
 from adapters.layout import Layout
 from adapters.overlay import Overlay
@@ -38,14 +39,17 @@ from inference.request import (
     check_work,
     settle,
 )
-from inference.sources import Sources
+from inference.sources import Sources, named
 from inference.text_cache import TextCache
 from inference.weights import (
     Weights,
     check_words,
     choose_base,
+    few_step_lora,
     vectors_of,
+    warn_of_no_effect,
     warn_of_other_base,
+    warn_of_untrained_placeholder,
 )
 
 log = logging.getLogger(__name__)
@@ -103,7 +107,7 @@ class Engine:
         name the default base, too. Unlike those of a request they may be any file.
         """
         if default_weights:
-            self._default = self.read(self.sources.file(default_weights))
+            self._default = self._read_named(default_weights, None, any_file=True)
         with self._lock:
             weights = self._wanted(None, None, 1.0, 1.0)
             family = self._load(choose_base("auto", weights, self._automatic))
@@ -159,8 +163,10 @@ class Engine:
         def read(source: Source | None, extra: bool) -> Archive | None:
             if not source:
                 return None
-            file = self.sources.file(source, token, any_file)
-            return self.read(file, lambda planned: self._check(planned, base_model, extra, alone))
+            return self._read_named(
+                *(source, token, any_file),
+                lambda planned: self._check(planned, base_model, extra, alone),
+            )
 
         first, second = read(main, False), read(extra_lora, True)
         try:
@@ -174,12 +180,21 @@ class Engine:
         with fresh_folder() as folder:
             return save_images(images, folder, output_format, output_quality, output_metadata)
 
-    def read(self, weights: Source, check: Check | None = None) -> Archive:
+    def read(
+        self, weights: Source, check: Check | None = None, config: Path | None = None
+    ) -> Archive:
         """The checked archive of a weights file; those read lately are kept.
 
-        `check` is that of `read_archive`. Raises `BrokenArchive` with the reason.
+        `check` and `config` are those of `read_archive`. Raises `BrokenArchive` with the reason.
         """
-        return self._adapters.get(weights, check)
+        return named(self._adapters.get(weights, check, config), weights)
+
+    def _read_named(
+        self, source: Source, token: str | None, any_file: bool, check: Check | None = None
+    ) -> Archive:
+        """The archive of a source, which may be known by the source's name."""
+        file = self.sources.file(source, token, any_file)
+        return named(self.read(file, check, self.sources.config(source, token)), source)
 
     def draw(
         self,
@@ -201,12 +216,15 @@ class Engine:
             base = choose_base(base_model, weights, self._automatic)
             warn_of_other_base(base, weights)
             check_size(request, base)
+            few_steps = few_step_lora(weights, base)
             if from_request:
-                check_work(request, base)
+                check_work(request, base, few_steps)
             family = self._load(base)
             vectors = vectors_of(weights, family)
             request = place_subject(request, list(vectors))
-            drawing = settle(request, base, family.resolution_multiple)
+            drawing = settle(request, base, family.resolution_multiple, few_steps)
+            for each in weights:
+                warn_of_untrained_placeholder(each)
             check_words(drawing.prompt, list(vectors))
             check_text_length(family, prompts_of(drawing), vectors)
             self._lay(weights, family)
@@ -293,10 +311,24 @@ class Engine:
             (self._adapters.fit(each.archive, layout, each.name), each.scale) for each in weights
         ]
         overlay.apply(loras)
-        for each, (deltas, _) in zip(weights, loras, strict=True):
-            if each.scale != 0:
-                total = len(deltas)
-                log.info("LoRA: applied %d of %d modules at scale %g", total, total, each.scale)
+        alone = sum(each.scale != 0 for each in weights) == 1
+        for each, (deltas, scale) in zip(weights, loras, strict=True):
+            if scale == 0:
+                continue
+            total = len(deltas)
+            log.info("LoRA: applied %d of %d modules at scale %g", total, total, scale)
+            find_zero = functools.partial(_zero_layers, deltas)
+            zero = self._adapters.noted(each.archive, "zero", find_zero)
+            lost: list[str] = []
+            if alone and len(zero) < total:
+                key = layout.base_name, self.dtype, scale
+                find_lost = functools.partial(overlay.lost, deltas, scale)
+                lost = self._adapters.noted(each.archive, key, find_lost)
+            warn_of_no_effect(each, total, zero, lost)
+
+
+def _zero_layers(deltas: Mapping[str, Delta]) -> list[str]:
+    return [name for name, delta in deltas.items() if is_zero(delta)]
 
 
 def _revealed(secret: Any) -> str | None:

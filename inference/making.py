@@ -50,6 +50,8 @@ def making(
         "base_model": base.hub_id,
         "weights": [vars(each) for each in weights],
     }
+    if drawing.shift is not None:
+        facts["shift"] = drawing.shift
     if drawing.prompt_strength is not None:
         facts["prompt_strength"] = drawing.prompt_strength
     return {TEXT: _for_people(facts, base), JSON: json.dumps(facts)}
@@ -65,6 +67,8 @@ def _for_people(facts: Mapping[str, Any], base: Base) -> str:
         "Size": f"{facts['width']}x{facts['height']}",
         "Model": base.name,
     }
+    if "shift" in facts:
+        settings["Shift"] = f"{facts['shift']:g}"
     if "prompt_strength" in facts:
         settings["Denoising strength"] = f"{facts['prompt_strength']:g}"
     hashes = [

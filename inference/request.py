@@ -2,11 +2,13 @@
 
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from families.bases import Base
+from families.few_steps import FewStepLora
 from families.tokens import check_unicode
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,8 @@ ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4"
 CUSTOM = "custom"  # what other services call a size given by width and height
 LONGEST = 3.0  # a picture that follows an image is at most this many times longer than wide
 DEFAULT_STRENGTH = 0.8
-RANGES: dict[str, tuple[float, float]] = {  # the same as in predict.py
+RANGES: dict[str, tuple[float, float]] = {
+    # The same as in predict.py, but guidance_scale, which is checked here for a better message.
     "lora_scale": (-3, 3),
     "extra_lora_scale": (-3, 3),
     "prompt_strength": (0, 1),
@@ -24,7 +27,18 @@ RANGES: dict[str, tuple[float, float]] = {  # the same as in predict.py
     "num_outputs": (1, 8),
     "num_inference_steps": (1, 200),
     "guidance_scale": (1, 20),
+    "shift": (0, 20),
     "seed": (0, 2**63 - 1),
+}
+HINTS = {  # after a message about a value out of range
+    "lora_scale": "; 1 is as trained",
+    "extra_lora_scale": "; 1 is as trained",
+    "num_outputs": "; send several requests for more",
+    "num_inference_steps": "; leave it out for the model's own number",
+    "guidance_scale": "; 1 is off",
+    "shift": "; 0 is the model's own schedule",
+    "width": "; enlarge the image afterwards for more",
+    "height": "; enlarge the image afterwards for more",
 }
 # Characters, the same as in predict.py. The text encoders read 512 tokens, about 2,500 characters.
 LENGTHS = {
@@ -57,6 +71,7 @@ class Request:
     num_outputs: int = 1
     num_inference_steps: int | None = None
     guidance_scale: float | None = None  # 1 is off
+    shift: float | None = None  # static shift of the sigmas; 0: the model's own schedule
     go_fast: bool = False  # guidance in the first half of the steps only
     seed: int | None = None
 
@@ -76,10 +91,16 @@ class Request:
             raise ValueError("aspect_ratio custom wants width and height")
         if self.prompt_strength is not None and self.image is None:
             raise ValueError("prompt_strength says how far to leave an image; give one, or neither")
+        scale = self.guidance_scale
+        if isinstance(scale, int | float) and not isinstance(scale, bool) and scale < 1:
+            raise ValueError(
+                f"guidance_scale is {_digits(scale)}; 1 is off, so give 1 to turn guidance off "
+                "(some programs count from 0: their 0 is 1 here)"
+            )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and (fault := out_of_range(name, value, low, high)):
-                raise ValueError(fault)
+                raise ValueError(fault + HINTS.get(name, ""))
 
 
 def out_of_range(name: str, value: object, low: float, high: float) -> str | None:
@@ -114,12 +135,10 @@ def check_size(request: Request, base: Base) -> None:
         )
 
 
-def check_work(request: Request, base: Base) -> None:
+def check_work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> None:
     """Raises ValueError for a request that would keep a server busy for too long."""
     width, height = map(round, wanted_size(request, base.default_resolution))
-    wanted = request.num_inference_steps
-    steps = base.inference_steps if wanted is None else wanted
-    guidance = base.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    steps, guidance = _steps_and_guidance(request, base, few_steps)
     passes = request.num_outputs * steps * (2 if guidance > 1 else 1)
     relative = width * height / base.default_resolution**2
     if passes * relative > MOST_PASSES:
@@ -145,6 +164,7 @@ class Drawing:
     seeds: tuple[int, ...]  # one per picture
     go_fast: bool = False
     prompt_strength: float | None = None  # None: without an image
+    shift: float | None = None  # of `Family.sigmas`; None: the model's own schedule
 
     @property
     def first_step(self) -> int:
@@ -157,10 +177,13 @@ class Drawing:
         return int(self.steps - self.steps * self.prompt_strength)
 
 
-def settle(request: Request, base: Base, multiple: int) -> Drawing:
+def settle(
+    request: Request, base: Base, multiple: int, few_steps: FewStepLora | None = None
+) -> Drawing:
     """Fills in what the request left out; sizes are rounded to `multiple` pixels.
 
-    Raises ValueError for an image that is too large for the base.
+    A few-step LoRA has its makers' steps, guidance and schedule, which are used unless the request
+    sets others. Raises ValueError for an image that is too large for the base.
     """
     check_size(request, base)
     width, height = wanted_size(request, base.default_resolution)
@@ -170,7 +193,9 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
             "%dx%d is drawn as %dx%d: sides are multiples of %d for %s",
             *(request.width, request.height, *rounded, multiple, base.name),
         )
-    guidance = base.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    steps, guidance = _steps_and_guidance(request, base, few_steps)
+    shift = few_steps.shift if few_steps and request.shift is None else request.shift or None
+    _warn_of_settings(base, few_steps, steps, guidance, shift, rounded)
     if request.negative_prompt and guidance <= 1:
         log.warning("negative_prompt has no effect: guidance_scale is %g, which is off", guidance)
     if request.go_fast and guidance <= 1:
@@ -186,14 +211,72 @@ def settle(request: Request, base: Base, multiple: int) -> Drawing:
         negative_prompt=request.negative_prompt,
         width=rounded[0],
         height=rounded[1],
-        steps=base.inference_steps
-        if request.num_inference_steps is None
-        else request.num_inference_steps,
+        steps=steps,
         guidance_scale=guidance,
         seeds=tuple(seed + picture for picture in range(request.num_outputs)),
         go_fast=request.go_fast and guidance > 1,
         prompt_strength=strength,
+        shift=shift,
     )
+
+
+def _steps_and_guidance(
+    request: Request, base: Base, few_steps: FewStepLora | None
+) -> tuple[int, float]:
+    """As the request says, else as the few-step LoRA's makers do, else the base's own."""
+    steps, guidance = request.num_inference_steps, request.guidance_scale
+    if steps is None:
+        steps = few_steps.steps if few_steps else base.inference_steps
+    return steps, (few_steps or base).guidance_scale if guidance is None else guidance
+
+
+def _warn_of_settings(
+    base: Base,
+    few_steps: FewStepLora | None,
+    steps: int,
+    guidance: float,
+    shift: float | None,
+    size: Sequence[int],
+) -> None:
+    """Logs what a few-step LoRA brings, and values that are allowed but wrong for the model."""
+    if few_steps is not None:
+        taken = f"{steps} steps, guidance {guidance:g}, {_schedule(shift)}"
+        made = (
+            f"{few_steps.steps} steps, guidance {few_steps.guidance_scale:g}, "
+            f"{_schedule(few_steps.shift)}"
+        )
+        log.info("few-step LoRA %s: %s", few_steps.name, taken)
+        if taken != made:
+            log.warning("%s is made for %s; used: %s", few_steps.name, made, taken)
+    elif base.distilled and guidance > 1:
+        log.warning(
+            "guidance_scale %g: %s is distilled to run without guidance; its own values are "
+            "guidance_scale %g and %d steps. Guidance takes twice the time and burns the image",
+            *(guidance, base.name, base.guidance_scale, base.inference_steps),
+        )
+    if few_steps is None and base.distilled and steps > 2 * base.inference_steps:
+        log.warning(
+            "num_inference_steps %d: %s is distilled to %d steps; more take longer and do not "
+            "improve the image",
+            *(steps, base.name, base.inference_steps),
+        )
+    if few_steps is None and not base.distilled and steps < base.inference_steps / 3:
+        log.warning(
+            "num_inference_steps %d: %s is made for %d steps; fewer give blurred images, unless a "
+            "few-step LoRA is loaded",
+            *(steps, base.name, base.inference_steps),
+        )
+    share = size[0] * size[1] / base.default_resolution**2
+    if not 1 / 4 <= share <= 9 / 4:
+        log.warning(
+            "%dx%d is far from the %dx%d pixels that %s is made for; expect repeated or missing "
+            "parts",
+            *(*size, base.default_resolution, base.default_resolution, base.name),
+        )
+
+
+def _schedule(shift: float | None) -> str:
+    return "the model's own schedule" if shift is None else f"shift {shift:g}"
 
 
 def wanted_size(request: Request, resolution: int) -> tuple[float, float]:

@@ -10,6 +10,8 @@ outputs/latest/weights.zip                               a file on this machine
 
 import base64
 import binascii
+import logging
+import math
 import os
 import re
 import stat
@@ -17,15 +19,23 @@ import time
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
 
 from adapters.containers import printable
+from adapters.lora_header import CONFIG, MAX_CONFIG_BYTES
 from inference.disk_cache import DiskCache
-from inference.download import Downloader, checked_url
+from inference.download import Downloader, DownloadError, checked_url
+
+if TYPE_CHECKING:
+    from adapters.archive import Archive  # it imports PyTorch
+
+log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
 SPELLINGS = "hf:owner/name/file.safetensors"
 FRESH_SECONDS = 600  # a name that was looked up this recently is not looked up again
+MOST_CONFIGS = 1000  # repositories of which is known whether they have an adapter_config.json
 FOLDERS = "ZEROPRIOR_FILES"  # environment variable: the folders whose files a request may name
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -121,6 +131,10 @@ class Sources:
 
     downloader: Downloader = field(default_factory=Downloader)
     cache: DiskCache = field(default_factory=default_cache)
+    # Addresses of adapter_config.json, and when they were asked for.
+    _configs: dict[tuple[HubFile, str | None], tuple[float, str | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def file(
         self, source: str | PathLike[str], token: str | None = None, any_file: bool = True
@@ -146,14 +160,38 @@ class Sources:
             return self._downloaded(source, None)
         return _local(source) if any_file else allowed_file(source)
 
+    def config(self, source: str | PathLike[str], token: str | None = None) -> Path | None:
+        """PEFT's adapter_config.json beside a file in a repository of the Hub, or None.
+
+        The Hub is asked whether there is one every `FRESH_SECONDS` at most.
+        """
+        hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
+        if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
+            return None
+        asked, url = self._configs.get((hub, token), (-math.inf, None))
+        if time.monotonic() - asked > FRESH_SECONDS:
+            try:
+                file = self._named(hub, token).file or ""
+                config = replace(hub, file="".join(file.rpartition("/")[:2]) + CONFIG)
+                url = config.url if config.file in self._files(hub, token) else None
+            except DownloadError as error:
+                log.warning("not known whether %s has %s: %s", hub.repository, CONFIG, error)
+                return None
+            if len(self._configs) >= MOST_CONFIGS:
+                self._configs.clear()
+            self._configs[hub, token] = time.monotonic(), url
+        return self._downloaded(url, token, MAX_CONFIG_BYTES) if url else None
+
+    def _files(self, hub: HubFile, token: str | None) -> list[str]:
+        """Names of the files in a repository."""
+        address = f"{HUB}/api/models/{hub.repository}/revision/{_quoted(hub.revision)}"
+        return _file_names(self.downloader.json(address, token))
+
     def _named(self, hub: HubFile, token: str | None) -> HubFile:
         """The file with its name, which the repository is asked for if the source has none."""
         if hub.file is not None:
             return hub
-        address = f"{HUB}/api/models/{hub.repository}/revision/{_quoted(hub.revision)}"
-        answer = self.downloader.json(address, token)
-        names = _file_names(answer)
-        files = [name for name in names if name.endswith(".safetensors")]
+        files = [name for name in self._files(hub, token) if name.endswith(".safetensors")]
         if len(files) == 1:
             return replace(hub, file=files[0])
         if not files:
@@ -165,7 +203,8 @@ class Sources:
             f"({', '.join(first)}{', …' if files[8:] else ''})"
         )
 
-    def _downloaded(self, url: str, token: str | None) -> Path:
+    def _downloaded(self, url: str, token: str | None, most: int | None = None) -> Path:
+        """The local file of a URL; of `most` bytes, by default as many as the downloader takes."""
         checked_url(url)
         name = f"{url} {token or ''}"  # a private file is found again only with its token
         entry = self.cache.find(name)
@@ -174,12 +213,13 @@ class Sources:
             if kept is not None:
                 return kept
         with self.cache.part() as part:
-            answer = self.downloader.file(url, part, token, entry.etag if entry else None)
+            answer = self.downloader.file(url, part, token, entry.etag if entry else None, most)
             if entry is not None and answer.unchanged:
                 kept = self.cache.use(name, replace(entry, asked=time.time()))
                 if kept is not None:
                     return kept
-                answer = self.downloader.file(url, part, token)  # another process has removed it
+                # Another process has removed it.
+                answer = self.downloader.file(url, part, token, None, most)
             return self.cache.keep(name, part, answer.etag)
 
 
@@ -193,6 +233,19 @@ def _file_names(answer: object) -> list[str]:
     entries = siblings if isinstance(siblings, list) else []
     names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
     return [name for name in names if isinstance(name, str)]
+
+
+def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
+    """The archive with the last part of its source's path as one more of its names."""
+    text = str(source).strip()
+    if text[:5].lower() == "data:":
+        return archive
+    path = urlsplit(text).path if "://" in text else text
+    name = unquote(path).rstrip("/").rpartition("/")[2]
+    name = name.partition("@")[0][:200]  # hf:owner/name/file@revision
+    if name in ("", *archive.names):
+        return archive
+    return replace(archive, names=(*archive.names, name))
 
 
 def _data(source: str) -> bytes:

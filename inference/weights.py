@@ -1,6 +1,7 @@
 """The trained weights of one request: which base they ask for and which words they bring."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from adapters.containers import printable
 from adapters.factors import LoraMismatch
 from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
 from families.family import Family
+from families.few_steps import FewStepLora, find_few_step_lora
 from families.tokens import split_words
 from inference.making import LaidWeights
 from inference.prompts import check_syntax
@@ -35,6 +37,60 @@ class Weights:
             lora_sha256=self.archive.lora_sha256,
             placeholder=placeholder.token if placeholder else None,
             placeholder_sha256=digest(placeholder.vectors) if placeholder else None,
+        )
+
+
+def few_step_lora(weights: Sequence[Weights], base: Base) -> FewStepLora | None:
+    """The known few-step LoRA for this base among the weights, or None."""
+    found = []
+    for each in weights:
+        lora = find_few_step_lora(each.archive.names) if each.scale > 0 else None
+        if lora is not None and lora.family == base.family and not base.distilled:
+            found.append(lora)
+    if len(found) > 1 and found[0] != found[1]:
+        log.warning(
+            "two few-step LoRAs (%s, %s): the settings of the first are used",
+            *(found[0].name, found[1].name),
+        )
+    return found[0] if found else None
+
+
+def warn_of_no_effect(weights: Weights, total: int, zero: list[str], lost: list[str]) -> None:
+    """Logs a LoRA most of whose layers are zero, or are lost in the rounding of the base model."""
+    if len(zero) == total:
+        log.warning(
+            "the %s: none of its %d layers changes anything (a factor of each is zero); the "
+            "training that made it went wrong, or it was never trained",
+            *(weights.name, total),
+        )
+    elif len(zero) * 2 >= total:
+        log.warning(
+            "the %s: %d of %d layers change nothing (a factor of each is zero)",
+            *(weights.name, len(zero), total),
+        )
+    elif zero:
+        log.info("the %s: %d of %d layers are zero", weights.name, len(zero), total)
+    if lost:
+        log.warning(
+            "the %s: in %d of %d layers the change at scale %g is smaller than the base model's "
+            "number type can hold; raise lora_scale, or train for longer",
+            *(weights.name, len(lost), total, weights.scale),
+        )
+
+
+def warn_of_untrained_placeholder(weights: Weights) -> None:
+    """Logs a placeholder token that is as new as before its training."""
+    placeholder, facts = weights.archive.placeholder, weights.archive.meta.get("zero_prior")
+    if placeholder is None:
+        return
+    facts = facts if isinstance(facts, dict) else {}
+    norm, start = placeholder.norm(), facts.get("norm_start")
+    as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
+    if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
+        log.warning(
+            "the %s: the token %s is as new as before the training (norm %.3g), so it means "
+            "nothing in a prompt; train it again with captions that contain it",
+            *(weights.name, placeholder.token, norm),
         )
 
 

@@ -295,9 +295,12 @@ REFUSED: dict[str, tuple[Callable[[Members], object], str]] = {
     "rank 0": (with_lora(lambda t: t.update({A: t[A][:0], B: t[B][:, :0]})), r"shapes \(0, 16\)"),
     "an unknown key": (
         with_lora(lambda t: t.update({"x.oft_diag": t[A] + 1})),
-        "x.oft_diag is not",
+        "x.oft_diag is a part of an OFT adapter, which is not supported",
     ),
-    "no tensors": (with_lora(lambda t: t.clear()), "holds no LoRA tensors"),
+    "no tensors": (
+        with_lora(lambda t: t.clear()),
+        "a safetensors file without tensors, not a LoRA",
+    ),
     "a damaged LoRA": (
         lambda m: m.update({LORA: m[LORA][:-9]}),
         f"{LORA} is not a whole safetensors file",
@@ -348,8 +351,8 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a pickle": (lambda _: _pickled(True), "is a pickle, which may run code"),
     "an old pickle": (lambda _: _pickled(False), "is a pickle, which may run code"),
-    "an empty file": (lambda _: b"", "is not a whole safetensors file"),
-    "an error in JSON": (lambda _: b'{"error": "gated"}', "is not a whole safetensors file"),
+    "an empty file": (lambda _: b"", r"is empty \(0 bytes\)"),
+    "an error in JSON": (lambda _: b'{"error": "gated"}', "is JSON text, not a LoRA"),
     "a gzip cut short": (lambda _: b"\x1f\x8b\x08\x00", "is damaged"),
 }
 

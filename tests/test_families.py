@@ -1,6 +1,7 @@
 """Each family does what its stock pipeline does: same text, same loss, same pictures."""
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from families.bases import BASES, UnknownBase, find_base
 from families.family import Family
@@ -162,6 +163,24 @@ def test_eight_turbo_steps_are_eight_forwards_on_the_published_grid(use_vault: P
     family = load_family(BASES["z-image-turbo"])
     published = [1, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0]
     assert family.sigmas(8, 1024, 1024).tolist() == pytest.approx(published, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_a_shift_is_the_same_at_every_size_and_has_no_terminal_shift(
+    steps: int, use_vault: Path
+) -> None:
+    """As diffusers' scheduler gives it with the settings on Qwen-Image-Lightning's card."""
+    family = load_family(BASES["qwen-image"])
+    card = {"use_dynamic_shifting": True, "shift_terminal": None}
+    card |= {"base_shift": math.log(3), "max_shift": math.log(3)}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(family.scheduler.config, **card)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=math.log(3))
+    for width, height in ((1328, 1328), (256, 512)):
+        found = family.sigmas(steps, width, height, shift=3.0)
+        torch.testing.assert_close(found, scheduler.sigmas)
+    if steps == 8:
+        published = [1, 0.955, 0.9, 0.833, 0.75, 0.643, 0.5, 0.3, 0]
+        assert [round(sigma, 3) for sigma in found.tolist()] == published
 
 
 def test_one_step_goes_from_noise_to_the_picture(use_vault: Path) -> None:

@@ -149,10 +149,99 @@ def test_what_does_not_fit_is_named(deltas: dict, fault: str) -> None:
         layout_of(Block()).fit(deltas, "file")
 
 
-def test_two_layers_that_flatten_to_one_name_are_an_error() -> None:
+def test_a_name_that_may_mean_two_layers_is_refused_with_both() -> None:
     model = nn.ModuleDict({"a_b": nn.Linear(2, 2), "a": nn.ModuleDict({"b": nn.Linear(2, 2)})})
-    with pytest.raises(ValueError, match="two layers are 'a.b' once flattened"):
-        Layout.of(model, "odd")
+    layout, change = Layout.of(model, "odd"), Dense(torch.ones(2, 2))
+    with pytest.raises(LoraMismatch, match=r"lora_unet_a_b \(it may mean a_b and a\.b\)"):
+        layout.fit({"lora_unet_a_b": change}, "file")
+    for exact in ("a_b", "a.b"):
+        assert layout.fit({exact: change}, "file").keys() == {exact}
+
+
+FRONTS = (
+    *("", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model."),
+    *("base_model.model.transformer.", "transformer.base_model.model.", "module.", "_orig_mod."),
+    *("unet.", "dit.", "transformer._orig_mod.", "module.module.", "pipe.dit."),
+)
+FLAT_FRONTS = (
+    *("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "lora_unet__orig_mod_"),
+    *("lora_unet_module_", "lora_transformer_module_", "lycoris_transformer_", "lora_"),
+    "diffusion_model_",
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_is_found_behind_every_known_front_and_no_other(name: str) -> None:
+    layout = Layout.of(MODELS[name](), name, ORIGINAL_NAMES[name])
+    for layer in layout.shapes:
+        if layer.endswith(".bias"):
+            continue
+        flat = layer.replace(".", "_")
+        spelled = [f"{front}{layer}" for front in FRONTS]
+        spelled += [f"{front}{flat}" for front in FLAT_FRONTS]
+        spelled += [
+            layer.replace(".", "._orig_mod.", 1),
+            f"{layer}.module",
+            layer.replace(".", "$$"),
+        ]
+        wrong = [each for each in spelled if layout.find(each) != (layer,)]
+        assert not wrong
+
+
+@pytest.mark.parametrize(
+    "front", ["text_encoder.", "lora_te1_", "controlnet.", "vae.", "transformer_2.", "blocks.3."]
+)
+def test_a_layer_of_another_component_is_not_taken_for_the_model_s(front: str) -> None:
+    layout = Layout.of(MODELS["Z-Image"](), "Z-Image", ORIGINAL_NAMES["Z-Image"])
+    layer = "layers.0.attention.to_q"
+    assert layout.find(front + (layer.replace(".", "_") if front.endswith("_") else layer)) is None
+
+
+def test_unknown_parts_in_front_of_a_block_s_layer_mean_the_whole_model() -> None:
+    layout = Layout.of(MODELS["Qwen-Image"](), "Qwen-Image", ORIGINAL_NAMES["Qwen-Image"])
+    layer = "transformer_blocks.0.attn.to_q"
+    assert layout.find(f"student.backbone.{layer}") == (layer,)
+    # kohya's names of FLUX's single blocks end like Qwen-Image's blocks.
+    assert layout.find("lora_unet_single_transformer_blocks_0_attn_to_q") is None
+    assert layout.find("single_transformer_blocks.0.proj_out") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["layers.77.attention.to_q", "layers.0.attention.to_k"], "layers has no 77, only 0 to 1"),
+        (["layers.0.attention.to_x"], "layers.0.attention has no to_x, only norm_q, norm_k, to_q"),
+        (["lora_unet_layers_0_attention_to_x"], "no layer has x after layers_0_attention_to"),
+        (["blocks.3.layers.0.attention.to_q"], "blocks.3 in front of layers.0.attention.to_q"),
+        (["x_pad_token"], "the model has no layer x_pad_token"),
+        (["layers.0.attention.to_q.bias"], "layers.0.attention.to_q has no bias"),
+        (["lora_te1_text_model_encoder_layers_0_mlp_fc1"], "they belong to a text encoder"),
+        (
+            ["text_encoder.model.layers.0.self_attn.q_proj", "layers.0.attention.to_q"],
+            "1 of 2 layers do not exist .* they belong to a text encoder",
+        ),
+        (["single_transformer_blocks.3.attn.to_q"], "made for another model: FLUX"),
+        (["lora_unet_double_blocks_0_img_attn_qkv"], "made for another model: FLUX"),
+        (["transformer_blocks.0.attn.to_q"], "another model: Qwen-Image, FLUX or Stable"),
+        (["transformer_blocks.0.img_mlp.net.2"], "made for another model: Qwen-Image"),
+        (["blocks.0.self_attn.q"], "made for another model: Wan"),
+        (
+            ["lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"],
+            "made for another model: Stable Diffusion 1.5, 2 or XL",
+        ),
+        (
+            ["lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", "lora_te2_x"],
+            "made for another model: Stable Diffusion XL",
+        ),
+    ],
+)
+def test_a_name_that_means_no_layer_is_refused_for_its_true_reason(
+    names: list[str], reason: str
+) -> None:
+    layout = Layout.of(MODELS["Z-Image"](), "Z-Image", ORIGINAL_NAMES["Z-Image"])
+    with pytest.raises(LoraMismatch, match=reason) as caught:
+        layout.fit(dict.fromkeys(names, Dense(torch.ones(64, 64))), "file")
+    assert ("another model" in str(caught.value)) == ("another model" in reason)
 
 
 # Changes that a scale does not simply multiply, and parts of them.

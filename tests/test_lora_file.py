@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -78,29 +79,41 @@ def test_the_header_speaks_for_the_layers_without_an_alpha_of_their_own() -> Non
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("key", "reason"),
     [
-        "x.lora_A",
-        "x.lora_A.second.weight",
-        "x.lora_mid.weight",
-        "x.lokr_t2",
-        "x.hada_t1",
-        "x.oft_diag",
-        "x.alpha.weight",
-        "lora_A.weight",
-        "lora_token_embedding.zwx",
-        "text_model.embeddings.weight",
+        ("x.lora_A", "is not a LoRA tensor this reader knows"),
+        ("lora_token_embedding.zwx", "is not a LoRA tensor this reader knows"),
+        ("x.lora_mid.weight", "is a Tucker factor, which is not supported"),
+        ("x.lokr_t2", "is a Tucker factor, which is not supported"),
+        ("x.hada_t1", "is a Tucker factor, which is not supported"),
+        ("x.oft_diag", "is a part of an OFT adapter, which is not supported"),
+        ("x.set_weight", "is a weight that replaces the model's, which is not supported"),
+        ("x.alpha.weight", "is a whole weight, and the file does not say whether to add it"),
+        ("lora_A.weight", "is a whole weight, and the file does not say whether to add it"),
+        ("x.norm_q.weight", "is a whole weight, and the file does not say whether to add it"),
     ],
 )
-def test_an_unknown_key_is_refused_by_name(key: str) -> None:
+def test_an_unknown_key_is_refused_by_name_and_reason(key: str, reason: str) -> None:
     down, up = matrices()
     whole = {"x.lora_A.weight": down, "x.lora_B.weight": up}
     with pytest.raises(BrokenLora, match="file: ") as caught:
         parse_lora({**whole, key: down}, {}, "file")
-    assert f"{key} is not a LoRA tensor this reader knows" in str(caught.value)
+    assert f"{key} {reason}" in str(caught.value)
 
 
-@pytest.mark.parametrize("layer", ["lora_unet_blocks_7", "unet.blocks.0", "blocks.7"])
+def test_two_adapters_in_one_file_are_refused_by_their_names() -> None:
+    down, up = matrices()
+    names = ("default", "second")
+    tensors = {
+        f"x.lora_{m}.{name}.weight": t for name in names for m, t in (("A", down), ("B", up))
+    }
+    with pytest.raises(BrokenLora, match=r"it holds 2 adapters \(default, second\)"):
+        parse_lora(tensors, {}, "file")
+    one = {key: tensor for key, tensor in tensors.items() if "second" in key}
+    assert torch.equal(parse_lora(one, {}, "file")["x"][1], up)
+
+
+@pytest.mark.parametrize("layer", ["lora_unet_blocks_7", "te.blocks.0", "blocks.7"])
 def test_a_layer_the_model_has_not_is_refused_by_name(layer: str) -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(16, 24)])})
     down, up = matrices()
@@ -136,7 +149,11 @@ def test_a_layer_of_another_size_is_refused_with_both_sizes() -> None:
         ({"x.lora_B.weight": torch.full((24, 4), 3e38), "x.alpha": torch.tensor(9e9)}, "infinity"),
         ({"x.lora_A.weight": torch.ones(1025, 16)}, r"x has the shapes \(1025, 16\) and"),
         ({"x.lokr_w1": torch.ones(4, 4)}, "x has LoRA together with lokr_w1"),
-        ({"x.diff_b": torch.ones(24)}, "x has LoRA together with diff_b"),
+        (
+            {"x.diff_b": torch.ones(24), "x.lora_B.bias": torch.ones(24)},
+            "x has LoRA together with diff_b, lora_B.bias",
+        ),
+        ({"x.diff": torch.ones(24, 16)}, "x has LoRA together with diff"),
         ({"x.dora_scale": torch.ones(23, 1)}, r"x has DoRA magnitudes of the shape \(23, 1\)"),
         ({"x.dora_scale": torch.full((24,), torch.nan)}, "x holds NaN or infinity"),
         ({"y.dora_scale": torch.ones(24)}, "y has magnitude alone"),
@@ -225,6 +242,210 @@ def test_what_is_no_plain_lora_is_not_given_as_one() -> None:
     assert parse_deltas(tensors, {}, "file").keys() == {"x", "y"}
     with pytest.raises(BrokenLora, match="file is not plain LoRA in 1 layers: y"):
         parse_lora(tensors, {}, "file")
+
+
+# adapter_config.json, and what else is written beside the tensors.
+
+
+def plain(rank: int = RANK, layer: str = "x") -> dict[str, torch.Tensor]:
+    down, up = matrices(rank)
+    return {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+
+
+def strength(tensors: dict[str, torch.Tensor], metadata: dict, config: dict | None) -> float:
+    """alpha / rank as it was read."""
+    text = None if config is None else json.dumps(config)
+    deltas = parse_deltas(tensors, metadata, "file", text)
+    down, up = deltas["x"].tensors()[:2]
+    return float((up @ down).norm() / (matrices()[1] @ matrices()[0]).norm())
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 8}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": ["x"]}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
+        ({"r": 16, "lora_alpha": 8, "rank_pattern": {"x": 4}}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"x": 2}}, 0.5),
+        ({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "target_modules": ".*x", "init_lora_weights": "gaussian"}, 2.0),
+        (None, 1.0),
+    ],
+)
+def test_the_config_beside_the_weights_says_alpha(config: dict | None, scale: float) -> None:
+    assert strength(plain(), {}, config) == pytest.approx(scale)
+    if config and "use_rslora" not in config:
+        dotted = {f"base_model.model.{key}": tensor for key, tensor in plain().items()}
+        alpha = {"base_model.model.x.alpha": torch.tensor(scale * RANK)}
+        assert strength(dotted | alpha, header(alpha=scale * RANK), config) == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "metadata", "fault"),
+    [
+        ({"r": 8, "lora_alpha": 8}, {}, {}, "x has rank 4, adapter_config.json says 8"),
+        ({"r": 8}, {}, {}, "x has rank 4, adapter_config.json says 8"),
+        (
+            {"r": 4, "lora_alpha": 8},
+            {"x.alpha": torch.tensor(4.0)},
+            {},
+            "x has alpha 4, adapter_config.json says 8",
+        ),
+        (
+            {"r": 4, "lora_alpha": 8},
+            {},
+            header(alpha=2),
+            "x has alpha 2 by the file's header, 8 by adapter_config.json",
+        ),
+        ({"r": 4, "lora_alpha": 8, "peft_type": "LOKR"}, {}, {}, "config.json is about 'LOKR'"),
+        (
+            {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"]},
+            {},
+            {},
+            "1 layers are not among the target_modules of adapter_config.json: x;",
+        ),
+        ({"r": 4, "lora_alpha": 8, "use_dora": True}, {}, {}, "adapter_config.json says DoRA"),
+        (
+            {"r": 4, "lora_alpha": 8, "use_dora": False},
+            {"x.dora_scale": torch.ones(24)},
+            {},
+            "adapter_config.json says that it is not DoRA",
+        ),
+        ({"r": 4, "lora_alpha": 8, "init_lora_weights": "pissa"}, {}, {}, "changes the base model"),
+        ({"r": 4, "lora_alpha": 8, "fan_in_fan_out": True}, {}, {}, "has fan_in_fan_out"),
+        ({"r": 4, "lora_alpha": "big"}, {}, {}, "adapter_config.json has r 4 and lora_alpha 'big'"),
+        ({"r": True, "lora_alpha": 8}, {}, {}, "adapter_config.json has r True"),
+        ([4], {}, {}, "adapter_config.json is not a JSON object"),
+    ],
+)
+def test_a_config_that_contradicts_the_file_is_refused(
+    config: object, tensors: dict, metadata: dict, fault: str
+) -> None:
+    with pytest.raises(BrokenLora, match=re.escape(fault)):
+        parse_deltas(plain() | tensors, metadata, "file", json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"r": 4, "lora_alpha": 8, "kasa_config": {"a": 1}}, "not read: kasa_config"),
+        ({"r": 4, "lora_alpha": 8, "modules_to_save": ["norm"]}, "not read: modules_to_save"),
+        ({"r": 4, "lora_alpha": 8, "bias": "all"}, "not read: bias"),
+        ({"r": 4, "lora_alpha": 8, "target_modules": ".*x"}, "target_modules (a regular"),
+        ({"r": 4}, "does not say lora_alpha"),
+    ],
+)
+def test_what_is_not_read_of_a_config_is_said(
+    config: dict, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parse_deltas(plain(), {}, "file", json.dumps(config))
+    assert said in caplog.text
+
+
+def test_kohya_s_header_speaks_for_kohya_s_names_that_lost_their_alpha(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    down, up = matrices()
+    kohya = {"x.lora_down.weight": down, "x.lora_up.weight": up}
+    said = {"ss_network_alpha": "2.0", "ss_network_dim": "4"}
+    assert strength(kohya, said, None) == pytest.approx(0.5)
+    assert strength(kohya | {"x.alpha": torch.tensor(4.0)}, said, None) == pytest.approx(1)
+    with pytest.raises(
+        BrokenLora, match=r"x has rank 4, the file's header \(ss_network_dim\) says 8"
+    ):
+        strength(kohya, said | {"ss_network_dim": "8"}, None)
+    # musubi-tuner's converter to lora_A and lora_B multiplies alpha in and keeps the header.
+    with caplog.at_level("INFO"):
+        assert strength(plain(), said, None) == pytest.approx(1)
+    assert "ss_network_alpha 2 at rank 4" in caplog.text
+    assert strength(kohya, {"ss_network_alpha": "Dynamic", "ss_network_dim": "Dynamic"}, None) == 1
+    assert "ss_network_alpha Dynamic" in caplog.text
+
+
+# What a file is.
+
+
+def shapes_of(*names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(2, 2) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "what"),
+    [
+        (
+            shapes_of("model.diffusion_model.layers.0.attention.qkv.weight", "a.b.weight"),
+            {},
+            "is a whole model of Z-Image (2 tensors), not a LoRA",
+        ),
+        (
+            shapes_of("transformer_blocks.0.img_mlp.net.2.weight"),
+            {},
+            "is a whole model of Qwen-Image (1 tensors), not a LoRA",
+        ),
+        (
+            shapes_of(
+                "model.diffusion_model.input_blocks.1.0.in_layers.0.weight",
+                "first_stage_model.encoder.conv_in.weight",
+            ),
+            {},
+            "is a whole model of Stable Diffusion 1.5, 2 or XL",
+        ),
+        (shapes_of("double_blocks.0.img_attn.qkv.weight"), {}, "is a whole model of FLUX"),
+        (shapes_of("encoder.down_blocks.0.resnets.0.conv1.weight"), {}, "is a VAE (1 tensors)"),
+        (shapes_of("first_stage_model.decoder.conv_in.weight"), {}, "is a VAE"),
+        (shapes_of("decoder.middle.0.residual.0.gamma", "encoder.conv1.weight"), {}, "is a VAE"),
+        (shapes_of("model.layers.0.self_attn.q_proj.weight"), {}, "is a text encoder (1 tensors)"),
+        (shapes_of("encoder.block.0.layer.0.SelfAttention.q.weight"), {}, "is a text encoder"),
+        (shapes_of("control_layers.0.attention.to_q.weight"), {}, "is a ControlNet (1 tensors)"),
+        (shapes_of("controlnet_cond_embedding.conv_in.weight"), {}, "is a ControlNet"),
+        (shapes_of("<zwx>"), {}, "is an embedding (textual inversion), not a LoRA"),
+        (shapes_of("emb_params"), {}, "is an embedding (textual inversion)"),
+        (shapes_of("clip_g", "clip_l"), {}, "is an embedding (textual inversion)"),
+        (shapes_of("image_proj.proj.weight"), {}, "is an IP-Adapter"),
+        (shapes_of("state.0.exp_avg"), {}, "is the state of an optimizer"),
+        (
+            plain(),
+            {"zeroprior.checkpoint": "{}"},
+            "is a training checkpoint, not weights; resume from it with resume_from",
+        ),
+    ],
+)
+def test_a_refusal_says_what_the_file_is(tensors: dict, metadata: dict, what: str) -> None:
+    with pytest.raises(BrokenLora, match=re.escape(f"z.safetensors {what}")):
+        parse_deltas(tensors, metadata, "z.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git-LFS pointer"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "is a web page"),
+        (b"\x80\x02}q\x00.", "is a pickle"),
+        (b"GGUF\x03\0\0\0\0\0\0\0", "is a GGUF file"),
+        (b'{"error": "gated"}', "is JSON text"),
+        (b"\x89PNG\r\n\x1a\n0000", "is an image (PNG)"),
+        (b"Access to this model is gated\n", "is a text file"),
+    ],
+)
+def test_a_file_of_another_format_is_refused_as_what_it_is(
+    content: bytes, what: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(BrokenLora, match=re.escape(f"lora {what}")):
+        read_tensors(file, "lora")
+
+
+def test_a_whole_model_above_the_size_limit_is_told_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.lora_file.MAX_BYTES", 100)
+    file = tmp_path / "z.safetensors"
+    save_file(shapes_of("layers.0.attention.to_q.weight"), file)
+    with pytest.raises(BrokenLora, match="is a whole model of Z-Image"):
+        read_tensors(file, "z")
 
 
 def test_every_fault_is_told_at_once() -> None:

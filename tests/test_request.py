@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from families.bases import BASES
+from families.few_steps import find_few_step_lora
 from inference.request import ASPECT_RATIOS, LENGTHS, Drawing, Request, check_work, settle
 
 
@@ -78,10 +79,11 @@ def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) ->
 def test_an_option_without_effect_is_a_warning(
     option: dict, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settle(asked(**option), BASES["z-image-turbo"], 16)
+    size = {"width": 1024, "height": 1024}
+    settle(asked(**option, **size), BASES["z-image-turbo"], 16)
     assert warning in caplog.text
     caplog.clear()
-    settle(asked(**option), BASES["z-image"], 16)
+    settle(asked(**option, **size), BASES["z-image"], 16)
     assert caplog.text == ""
 
 
@@ -144,3 +146,78 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
     for name in ("lora_weights", "extra_lora", "hf_api_token"):
         with pytest.raises(ValueError, match=f"{name} has .* characters; at most"):
             engine.predict(**given | {name: "x" * (LENGTHS[name] + 1)})
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 0.99])
+def test_a_guidance_below_1_is_answered_with_what_off_is(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"guidance_scale is {scale:g}; 1 is off, so give 1"):
+        asked(guidance_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("option", "base", "warning"),
+    [
+        ({"guidance_scale": 5}, "z-image-turbo", "own values are guidance_scale 1 and 8 steps"),
+        (
+            {"guidance_scale": 5, "num_inference_steps": 20},
+            "miniature-turbo",
+            "miniature-turbo is distilled to run without guidance",
+        ),
+        ({"num_inference_steps": 40}, "z-image-turbo", "z-image-turbo is distilled to 8 steps"),
+        ({"num_inference_steps": 8}, "qwen-image", "qwen-image is made for 50 steps"),
+        ({"width": 2048, "height": 2048}, "z-image", "2048x2048 is far from the 1024x1024 pixels"),
+        ({"width": 256, "height": 256}, "qwen-image", "256x256 is far from the 1328x1328 pixels"),
+        ({"guidance_scale": 7}, "qwen-image", None),
+        ({"guidance_scale": 1}, "z-image-turbo", None),
+        ({"width": 1344, "height": 768}, "z-image-turbo", None),
+    ],
+)
+def test_values_that_are_wrong_for_the_base_are_a_warning(
+    option: dict, base: str, warning: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle(Request(**{"prompt": "a cat", **option}), BASES[base], 16)
+    assert (warning in caplog.text) if warning else caplog.text == ""
+
+
+# Few-step LoRAs.
+
+LIGHTNING = "Qwen-Image-Lightning-8steps-V1.1.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (LIGHTNING, ("qwen_image", 8, 1.0, 3.0)),
+        ("Qwen-Image-2512-Lightning-4steps-V1.0-bf16.safetensors", ("qwen_image", 4, 1.0, 3.0)),
+        ("qwen_image_lightning_8step.safetensors", ("qwen_image", 8, 1.0, 3.0)),
+        (
+            "Wuli-Qwen-Image-2512-Turbo-LoRA-4steps-V2.0-bf16.safetensors",
+            ("qwen_image", 4, 1.0, 3.0),
+        ),
+        ("Z-Image-Fun-Lora-Distill-8-Steps-2603-ComfyUI.safetensors", ("z_image", 8, 1.0, None)),
+        ("Qwen-Image-2.1-Lightning-4steps.safetensors", None),
+        ("qwen-lightning-storm-style.safetensors", None),
+        ("fox.safetensors", None),
+    ],
+)
+def test_a_few_step_lora_is_known_by_its_name(name: str, found: tuple | None) -> None:
+    lora = find_few_step_lora(["weights.zip", name])
+    values = lora and (lora.family, lora.steps, lora.guidance_scale, lora.shift)
+    assert values == found
+
+
+def test_a_few_step_lora_brings_its_settings_and_the_request_s_own_count_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lora, base = find_few_step_lora([LIGHTNING]), BASES["qwen-image"]
+    with caplog.at_level("INFO"):
+        drawing = settle(Request(prompt="x"), base, 16, lora)
+    assert (drawing.steps, drawing.guidance_scale, drawing.shift) == (8, 1.0, 3.0)
+    assert "Qwen-Image-Lightning: 8 steps, guidance 1, shift 3" in caplog.text
+    assert not [each for each in caplog.records if each.levelname == "WARNING"]
+    own = Request(prompt="x", num_inference_steps=6, guidance_scale=2, shift=2.5)
+    drawing = settle(own, base, 16, lora)
+    assert (drawing.steps, drawing.guidance_scale, drawing.shift) == (6, 2, 2.5)
+    assert "is made for 8 steps, guidance 1, shift 3; used: 6 steps" in caplog.text
+    assert settle(Request(prompt="x", shift=0), base, 16, lora).shift is None
+    assert settle(Request(prompt="x", shift=3), base, 16).shift == 3

@@ -15,6 +15,7 @@ from adapters.factors import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.bases import UnknownBase, find_base
+from families.few_steps import find_few_step_lora
 from families.sketch import sketch
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, is_checkpoint, latest, read_checkpoint
 from trainer.dataset import Example
@@ -52,6 +53,13 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
             return checkpoint
         archive = read_archive(path)
         _check_archive(archive, settings, path)
+        few_steps = find_few_step_lora(archive.names)
+        if few_steps is not None:
+            log.warning(
+                "resume_from: %s is %s, a few-step LoRA; training on top of it destroys the "
+                "%d-step quality. Train a LoRA of its own and load both when generating",
+                *(path.name, few_steps.name, few_steps.steps),
+            )
         log.info(
             "continuing the weights of %s, with a fresh optimiser and %d new steps",
             path,

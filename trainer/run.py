@@ -18,6 +18,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder, check_token
 from adapters.turbo import TurboAdapter
 from families.family import Family
+from families.few_steps import find_few_step_lora
 from families.loading import load_family
 from families.out_of_memory import free_frames
 from families.quantization import PLAIN
@@ -303,6 +304,13 @@ def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
             )
         return None
     file = base.training_adapters.get(wanted)
+    few_steps = None if file else find_few_step_lora([Path(wanted).name])
+    if few_steps is not None:
+        log.warning(
+            "turbo_adapter: %s is %s, which adds a distillation; a training adapter removes one. "
+            "Train without it and load it when generating",
+            *(Path(wanted).name, few_steps.name),
+        )
     return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
 
 

@@ -1,0 +1,151 @@
+"""What a file is that was given as a LoRA, told from its first bytes or the names in it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+Shapes = Mapping[str, Sequence[int]]
+
+# Model families by the names of their layers, in a LoRA or in a whole model; the first that fits.
+_FAMILIES = tuple(
+    (family, re.compile(pattern))
+    for family, pattern in (
+        ("HiDream", r"(?:double|single)_stream_blocks[._]\d"),
+        ("FLUX", r"single_transformer_blocks[._]\d|(?:double|single)_blocks[._]\d"),
+        ("Stable Diffusion 3", r"joint_blocks[._]\d"),
+        ("Qwen-Image-2.1", r"img_mlp[._](?:gate_layer|gate_up)\b"),
+        ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"),
+        ("FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]ff(?:_context)?[._]net"),
+        (
+            "Stable Diffusion XL",
+            r"lora_te2_|text_encoder_2|add_embedding|label_emb"
+            r"|(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)"
+            r"[._].*transformer_blocks[._][1-9]",
+        ),
+        (
+            "Stable Diffusion 1.5, 2 or XL",
+            r"(?:down_blocks|up_blocks|input_blocks|output_blocks)[._]\d"
+            r"|(?:mid_block|middle_block)[._]",
+        ),
+        ("LTX-Video or PixArt", r"transformer_blocks[._]\d+[._]attn[12][._]"),
+        ("Wan", r"blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]"),
+        ("Qwen-Image, FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]attn[._]"),
+        ("Z-Image", r"(?:layers|refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward)"),
+    )
+)
+_TEXT_ENCODER = re.compile(
+    r"(?:^|[._])(?:lora_te\d?|text_encoders?(?:_?\d)?|text_model|t5xxl|language_model)(?:[._]|$)"
+    r"|layers[._]\d+[._](?:self_attn|mlp)[._](?:[qkv]_proj|o_proj|out_proj|gate_proj|up_proj"
+    r"|down_proj|fc[12])|SelfAttention|DenseReluDense|(?:embed_tokens|lm_head)\.weight"
+)
+_CONTROLNET = re.compile(
+    r"^(?:control_model|controlnet)[._]|controlnet_|zero_convs|input_hint_block"
+    r"|^control_(?:layers|noise_refiner|blocks)[._]|^controlnet_blocks"
+)
+_ADAPTER = re.compile(r"^(?:image_proj|ip_adapter)[._]")
+_VAE = re.compile(
+    r"^(?:first_stage_model\.|vae\.)?(?:encoder|decoder)\.(?:conv_in|conv_out|conv1|mid|mid_block"
+    r"|down|up|down_blocks|up_blocks|downsamples|upsamples|middle)[._]|quant_conv\."
+)
+_MODEL_FRONT = re.compile(r"^(?:model\.)?diffusion_model\.")
+_UPSCALER = re.compile(r"RRDB_trunk|^body\.\d+\.rdb|^model\.1\.sub\.")
+_EMBEDDING = re.compile(r"^(?:emb_params|clip_[lg]|t5xxl|string_to_param.*|\*|<.+>|qwen.*)$")
+_OPTIMIZER = re.compile(r"exp_avg|(?:^|\.)momentum_buffer|^optimizers?\.")
+
+CHECKPOINT_HEADER = "zeroprior.checkpoint"
+_MOST_VECTORS = 128  # of an embedding
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """The model family whose layers have such names, or None."""
+    names = list(names)
+    for family, pattern in _FAMILIES:
+        if any(pattern.search(name) for name in names):
+            return family
+    return None
+
+
+def is_text_encoder(name: str) -> bool:
+    """Whether a layer's name belongs to a text encoder."""
+    return bool(_TEXT_ENCODER.search(name))
+
+
+def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """What a safetensors file without LoRA tensors is, as the end of "FILE is …"; else None."""
+    if CHECKPOINT_HEADER in metadata:
+        return (
+            "a training checkpoint, not weights; resume from it with resume_from, "
+            "or use the weights.zip of the run"
+        )
+    names, count = list(shapes), f"{len(shapes):,} tensors"
+
+    def has(pattern: re.Pattern[str]) -> bool:
+        return any(pattern.search(name) for name in names)
+
+    if not names:
+        return "a safetensors file without tensors, not a LoRA"
+    if len(names) <= 3 and all(_is_embedding(name, shapes[name]) for name in names):
+        return "an embedding (textual inversion), not a LoRA; the LoRA is another file"
+    if has(_OPTIMIZER):
+        return f"the state of an optimizer ({count}), not a LoRA"
+    if has(_CONTROLNET):
+        return f"a ControlNet ({count}), not a LoRA"
+    if has(_ADAPTER):
+        return f"an IP-Adapter ({count}), not a LoRA"
+    checkpoint = has(_MODEL_FRONT)  # may hold a VAE and a text encoder as well
+    if has(_VAE) and not checkpoint:
+        return f"a VAE ({count}), not a LoRA"
+    if has(_TEXT_ENCODER) and not checkpoint:
+        return f"a text encoder ({count}), not a LoRA"
+    family = family_of(names)
+    if family is not None or checkpoint:
+        of = f" of {family}" if family else ""
+        return f"a whole model{of} ({count}), not a LoRA; give the LoRA's file"
+    if has(_UPSCALER):
+        return f"an upscaler ({count}), not a LoRA"
+    return None
+
+
+def _is_embedding(name: str, shape: Sequence[int]) -> bool:
+    small = len(shape) == 1 or (len(shape) == 2 and shape[0] <= _MOST_VECTORS)
+    return small and bool(_EMBEDDING.match(name) or "." not in name)
+
+
+def other_format(start: bytes) -> str | None:
+    """What a file is by its first bytes, as the end of "FILE is …"; None if it may be safetensors.
+
+    A safetensors file has the length of its header in front of "{" and may begin with any byte.
+    """
+    if not start:
+        return "empty (0 bytes); download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git-LFS pointer, not the file itself; run `git lfs pull`"
+    if start[8:9] == b"{":
+        return None
+    if start.lstrip()[:1] == b"<":
+        return "a web page, not a LoRA; is the link public?"
+    if start[:1] == b"\x80":
+        return "a pickle, which may run code; convert it to safetensors"
+    for magic, what in _MAGIC:
+        if start.startswith(magic):
+            return what
+    if start.lstrip()[:1] in (b"{", b"["):
+        return "JSON text, not a LoRA; is it an index or a server's error message?"
+    if (
+        len(start) >= 8
+        and start.isascii()
+        and start.decode("ascii").replace("\n", "").isprintable()
+    ):
+        return "a text file, not a LoRA"
+    return None
+
+
+_MAGIC = (
+    (b"GGUF", "a GGUF file, which holds a whole quantized model, not a LoRA"),
+    (b"\x89PNG", "an image (PNG), not a LoRA"),
+    (b"\xff\xd8\xff", "an image (JPEG), not a LoRA"),
+    (b"RIFF", "an image (WebP) or a sound, not a LoRA"),
+    (b"%PDF", "a PDF, not a LoRA"),
+    (b"Rar!", "a RAR archive; unpack it and give the .safetensors"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it and give the .safetensors"),
+    (b"ggml", "a GGML file, which holds a whole quantized model, not a LoRA"),
+)

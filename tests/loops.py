@@ -42,7 +42,7 @@ def make_checkpoint(
     settings: Settings, folder: Path, data: Mapping[str, Any] | None = None
 ) -> Path:
     """A real checkpoint of a run with these settings after its first step."""
-    loop = make_loop(settings)
+    loop = make_loop(settings, 1)
     loop.data = dict(data or {})
     loop.step(0)
     return write_checkpoint(state_of(loop), folder)

@@ -8,7 +8,7 @@ from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, Secret
 
-from serving.inputs import logged, metric, plain
+from serving.inputs import logged, metric, plain, served
 
 BASE_MODELS = [
     "auto",
@@ -40,12 +40,12 @@ class Predictor(BasePredictor):
         self,
         prompt: str = Input(description="What to draw. Use the trained word, such as <zwx>, for your subject."),
         negative_prompt: str = Input(description="What to keep out of the picture. Only models with guidance above 1 read it.", default=""),
-        replicate_weights: Optional[Path] = Input(description="weights.zip of a training, a .tar of it, or any LoRA .safetensors. Empty: the base model as it is.", default=None),
-        lora_weights: Optional[str] = Input(description="In place of replicate_weights: an https URL, huggingface.co/owner/name, or hf:owner/name/file.safetensors@revision. Kept between requests.", default=None),
+        replicate_weights: Optional[str] = Input(description="LoRA: weights.zip of a training run, a .tar of it, or a LoRA .safetensors. An https URL, huggingface.co/owner/name, hf:owner/name/file.safetensors@revision, or the file itself as a data URL (@file with Cog). Default: the base model without a LoRA.", default=None),
+        lora_weights: Optional[str] = Input(description="The same as replicate_weights, under the name that other models use.", default=None),
         lora_scale: float = Input(description="Strength of the LoRA. 1 is as trained, 0 is off.", default=1.0, ge=-3, le=3),
-        extra_lora: Optional[str] = Input(description="A second LoRA over the first, named like lora_weights.", default=None),
+        extra_lora: Optional[str] = Input(description="A second LoRA that is combined with the first; the same spellings.", default=None),
         extra_lora_scale: Optional[float] = Input(description="Strength of the second LoRA. Empty: 1.", default=None, ge=-3, le=3),
-        hf_api_token: Optional[Secret] = Input(description="Hugging Face token for private repositories in lora_weights and extra_lora.", default=None),
+        hf_api_token: Optional[Secret] = Input(description="Hugging Face token for private repositories in replicate_weights, lora_weights and extra_lora.", default=None),
         base_model: str = Input(description="Model to draw with. auto takes the one the weights were trained on.", default="auto", choices=BASE_MODELS),
         image: Optional[Path] = Input(description="A picture to start from; see prompt_strength.", default=None),
         prompt_strength: Optional[float] = Input(description="How much of the image is drawn anew: 1 keeps nothing of it, 0 everything. Empty: 0.8.", default=None, ge=0, le=1),
@@ -64,5 +64,5 @@ class Predictor(BasePredictor):
         """Draw pictures of a prompt, with trained weights laid over the base for this request."""
         inputs = plain(locals())
         with logged(inputs):
-            return [Path(path) for path in self.engine.predict(metric, **inputs)]
+            return [Path(path) for path in self.engine.predict(metric, any_file=not served(), **inputs)]
     # fmt: on

@@ -10,14 +10,14 @@ Members are stored, not deflated: weights hardly shrink, and deflating them take
 
 import errno
 import hashlib
+import io
 import json
 import lzma
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -27,10 +27,12 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save
 
-from adapters.atomic import atomic_file
+from adapters import bounded_json
+from adapters.atomic import atomic_file, temporary_space
 from adapters.containers import (
     Limits,
     Member,
+    Unpacked,
     Unusable,
     is_container,
     is_junk,
@@ -44,11 +46,12 @@ from adapters.lora_file import (
     MAX_BYTES,
     BrokenLora,
     lora_bytes,
-    parse_deltas,
+    open_tensors,
     plain_factors,
-    read_tensors,
+    read_deltas,
 )
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
+from adapters.tensor_file import BrokenTensors
 
 FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
@@ -57,6 +60,8 @@ META = "meta.json"
 
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
 MAX_META_BYTES = 16 << 20
+MAX_META_VALUES = 200_000
+MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder
 
 # What the standard library raises over a damaged, encrypted or exotically packed archive.
 _DAMAGE = (
@@ -67,6 +72,13 @@ _DAMAGE = (
 
 class BrokenArchive(ValueError):
     """Weights that are damaged, incomplete, or of an unknown kind."""
+
+
+class _Unwanted(Exception):
+    """What a caller's check raised, so that it is not taken for damage of the file."""
+
+    def __init__(self, reason: Exception) -> None:
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,9 @@ class Archive:
         return self.meta.get("base_model")
 
 
+Check = Callable[[Archive], None]
+
+
 def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     """Writes weights.zip atomically: the path holds the whole archive or what it held before."""
     path = Path(path)
@@ -111,18 +126,22 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     return path
 
 
-def read_archive(path: str | PathLike[str]) -> Archive:
+def read_archive(path: str | PathLike[str], check: Check | None = None) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
-    The kind is found by content, never by name. An archive whose LoRA lies elsewhere is taken as
-    long as it holds exactly one other `.safetensors`. Raises `BrokenArchive` with the reason;
-    nothing is unpacked but the members that are read, and those go into a temporary folder.
+    The kind is found by content, never by name. An archive with its LoRA in another place is read
+    if it has exactly one other `.safetensors`. Names, types and shapes are checked from the headers
+    before a tensor is read; `check` is given the archive as its header describes it, with changes
+    on the meta device, and raises for weights that are not wanted. Raises `BrokenArchive` with the
+    reason. Only the members that are read are unpacked, into files without names.
     """
     path = Path(path)
     if not path.is_file():
         raise BrokenArchive(f"{path}: no such file")
     try:
-        return _read(path)
+        return _read(path, check)
+    except _Unwanted as error:
+        raise error.reason from None
     except BrokenArchive:
         raise
     except BrokenLora as error:
@@ -135,24 +154,39 @@ def read_archive(path: str | PathLike[str]) -> Archive:
         raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
 
 
-def _read(path: Path) -> Archive:
+def _read(path: Path, check: Check | None) -> Archive:
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
     if is_container(start):
         with open_container(path, LIMITS) as members:
-            return _read_members(_Members(members, path.name), path.name)
-    tensors, metadata = read_tensors(path, path.name)
-    deltas = parse_deltas(tensors, metadata, path.name)
-    ours = {
-        key.removeprefix("zeroprior."): value
-        for key, value in metadata.items()
-        if key.startswith("zeroprior.")
-    }
+            return _read_members(_Members(members, path.name), path.name, check)
+    with path.open("rb") as file:
+        tensors = open_tensors(file, path.stat().st_size, path.name)
+        meta = {
+            key.removeprefix("zeroprior."): value
+            for key, value in tensors.metadata.items()
+            if key.startswith("zeroprior.")
+        }
+        deltas = read_deltas(tensors, path.name, _of(meta, check))
+        lora_sha256 = _tensors_hash(file)
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
-    meta = {**ours, **({"rank": max(ranks)} if ranks else {})}
-    return Archive(deltas, None, meta, tensors_hash(path))
+    return Archive(deltas, None, {**meta, **({"rank": max(ranks)} if ranks else {})}, lora_sha256)
+
+
+def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
+    """The check of an archive as a check of its changes."""
+    if check is None:
+        return None
+
+    def checked(deltas: Deltas) -> None:
+        try:
+            check(Archive(deltas, None, meta))
+        except Exception as error:
+            raise _Unwanted(error) from None
+
+    return checked
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -173,7 +207,8 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
             f"the embedding of {token} is neither {looked}; give the weights.zip, which holds it"
         )
     try:
-        placeholder = _parse_placeholder(read_tensors(file, str(file))[0], str(file))
+        with file.open("rb") as opened:
+            placeholder = _read_placeholder(opened, file.stat().st_size, str(file))
     except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
     if placeholder.token != token:
@@ -194,8 +229,13 @@ def tensors_hash(path: str | PathLike[str]) -> str:
     know LoRAs by it.
     """
     with Path(path).open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _tensors_hash(file)
+
+
+def _tensors_hash(file: IO[bytes]) -> str:
+    file.seek(0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 class _Members:
@@ -223,20 +263,21 @@ class _Members:
         return self._files[name].open()
 
 
-def _read_members(members: _Members, source: str) -> Archive:
+def _read_members(members: _Members, source: str, check: Check | None) -> Archive:
     if any(name.endswith("/data.pkl") for name in members.sizes):
         raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
     meta = _read_meta(members, source)
     lora_name = _lora_member(members, source)
     with _unpacked(members, lora_name, source) as file:
-        tensors, metadata = read_tensors(file, f"{source}: {lora_name}")
-        deltas = parse_deltas(tensors, metadata, f"{source}: {lora_name}")
-        lora_sha256 = tensors_hash(file)
+        tensors = open_tensors(file, members.sizes[lora_name], f"{source}: {lora_name}")
+        deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check))
+        lora_sha256 = _tensors_hash(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
         with _unpacked(members, PLACEHOLDER, source) as file:
-            tensors, _ = read_tensors(file, f"{source}: {PLACEHOLDER}")
-        placeholder = _parse_placeholder(tensors, f"{source}: {PLACEHOLDER}")
+            placeholder = _read_placeholder(
+                file, members.sizes[PLACEHOLDER], f"{source}: {PLACEHOLDER}"
+            )
     expected = meta.get("placeholder_token")
     found = placeholder.token if placeholder else None
     if meta.get("train_placeholder_token") and placeholder is None:
@@ -258,8 +299,10 @@ def _read_meta(members: _Members, source: str) -> dict[str, Any]:
     with members.open(META) as file:
         text = file.read(MAX_META_BYTES + 1)
     try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        meta = bounded_json.loads(text, MAX_META_VALUES)
+    except bounded_json.TooLarge as error:
+        raise BrokenArchive(f"{source}: {META} is too large: {error}") from error
+    except ValueError as error:
         raise BrokenArchive(f"{source}: {META} is not JSON ({error})") from error
     if not isinstance(meta, dict):
         raise BrokenArchive(f"{source}: {META} is not a JSON object")
@@ -289,37 +332,37 @@ def _lora_member(members: _Members, source: str) -> str:
 
 
 @contextmanager
-def _unpacked(members: _Members, name: str, source: str) -> Iterator[Path]:
+def _unpacked(members: _Members, name: str, source: str) -> Iterator[IO[bytes]]:
     """One member as a file of its own, for as long as it is read."""
     size = members.sizes[name]
     if size > MAX_BYTES:
         raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the most")
-    with tempfile.TemporaryDirectory(prefix="zeroprior-") as folder:
-        file = Path(folder) / "member"
-        left = size  # the size its directory states bounds what is written, whatever the data says
-        with members.open(name) as packed, file.open("wb") as unpacked:
-            while block := packed.read(min(left, 1 << 20)):
-                unpacked.write(block)
-                left -= len(block)
-        if left:
-            raise BrokenArchive(
-                f"{source}: {name} is cut off ({size - left:,} of {size:,} bytes); pack it again"
-            )
-        yield file
+    try:
+        with members.open(name) as packed, temporary_space("the unpacked weights"):
+            with io.BufferedReader(Unpacked(packed, size)) as file:
+                yield file
+    except Unusable as error:
+        raise BrokenArchive(f"{source}: {name} {error}") from error
 
 
-def _parse_placeholder(tensors: dict[str, torch.Tensor], source: str) -> Placeholder:
+def _read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
+    if size > MAX_PLACEHOLDER_BYTES:
+        raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the most")
+    tensors = open_tensors(file, size, source)
     if len(tensors) != 1:
         raise BrokenArchive(f"{source} holds {len(tensors)} tensors; one is expected")
-    token, vectors = next(iter(tensors.items()))
-    if vectors.ndim != 2 or not len(vectors):
-        raise BrokenArchive(f"{source}: shape {tuple(vectors.shape)} is not [vectors, hidden]")
-    if not vectors.is_floating_point():
-        raise BrokenArchive(f"{source} holds {vectors.dtype}, not floating point numbers")
-    if not vectors.isfinite().all():
-        raise BrokenArchive(f"{source} holds NaN or infinity")
+    token = next(iter(tensors))
+    planned = tensors.planned()[token]
+    if planned.ndim != 2 or not len(planned):
+        raise BrokenArchive(f"{source}: shape {tuple(planned.shape)} is not [vectors, hidden]")
+    if not planned.is_floating_point():
+        raise BrokenArchive(f"{source} holds {planned.dtype}, not floating point numbers")
     try:
         check_token(token)
-    except PlaceholderError as error:
+        vectors = tensors[token]
+    except (PlaceholderError, BrokenTensors) as error:
         raise BrokenArchive(f"{source}: {error}") from error
-    return Placeholder(token, vectors.to(torch.float32, copy=True))
+    vectors = vectors.to(torch.float32, copy=True)
+    if not vectors.isfinite().all():
+        raise BrokenArchive(f"{source} holds NaN or infinity")
+    return Placeholder(token, vectors)

@@ -13,6 +13,22 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
+def temporary_space(what: str) -> Iterator[None]:
+    """Names the temporary folder and how to choose another where a block finds no room in it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            said = f"no room for {what} ({error.strerror}); free some, or set TMPDIR to a folder"
+            said += " that has more"
+            raise OSError(error.errno, said, tempfile.gettempdir()) from error
+        if error.errno == errno.ENOENT and error.filename is None:  # what `tempfile` itself raises
+            said = f"no temporary folder for {what}; set TMPDIR to one that can be written to"
+            raise OSError(error.errno, said) from error
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends well.
 

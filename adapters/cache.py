@@ -1,24 +1,27 @@
 """Adapters that were read lately, kept in host memory by the content of their files."""
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from adapters.archive import Archive, content_hash, read_archive
-from adapters.deltas import Delta, bytes_of
+from adapters.archive import Archive, Check, content_hash, read_archive
+from adapters.deltas import Delta, as_delta, bytes_of
 from adapters.layout import Layout
 
 DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
+BYTES_PER_TENSOR = 2000  # of the Python objects around a tensor: 1,800 measured
 
 
 @dataclass
 class _Entry:
     archive: Archive
     size: int
-    fitted: tuple[Layout, dict[str, Delta]] | None = None  # to the model drawn with last
+    fitted: tuple[Layout, dict[str, Delta]] | None = None  # to the model used last
 
 
 class AdapterCache:
@@ -30,20 +33,21 @@ class AdapterCache:
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
-        self.budget = budget  # bytes of factors
+        self.budget = budget  # bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._hashes: OrderedDict[tuple[object, ...], str] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
-        """Bytes of the factors that are kept."""
+        """Bytes of memory that the archives take, as `memory_of` counts them."""
         return sum(entry.size for entry in self._entries.values())
 
-    def get(self, path: str | PathLike[str]) -> Archive:
+    def get(self, path: str | PathLike[str], check: Check | None = None) -> Archive:
         """The checked archive of a weights file; the same object for the same content.
 
-        Raises `BrokenArchive` with the reason.
+        `check` is for a file that has to be read: see `read_archive`. Raises `BrokenArchive` with
+        the reason.
         """
         with self._lock:
             if not Path(path).is_file():
@@ -51,8 +55,8 @@ class AdapterCache:
             key = self._hash(Path(path))
             entry = self._entries.get(key)
             if entry is None:
-                archive = read_archive(path)
-                entry = self._entries[key] = _Entry(archive, bytes_of(archive.deltas))
+                archive = read_archive(path, check)
+                entry = self._entries[key] = _Entry(archive, memory_of(archive))
             self._entries.move_to_end(key)
             while self.size > self.budget and len(self._entries) > 1:
                 self._entries.popitem(last=False)
@@ -71,6 +75,13 @@ class AdapterCache:
                 entry.fitted = layout, layout.fit(archive.deltas, source)
             return entry.fitted[1]
 
+    def drop(self, archive: Archive) -> None:
+        """Forgets an archive that a request was refused for, unless it has been used before."""
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                if entry.archive is archive and entry.fitted is None:
+                    del self._entries[key]
+
     def _hash(self, path: Path) -> str:
         status = os.stat(path)
         seen = (
@@ -85,3 +96,20 @@ class AdapterCache:
             if len(self._hashes) > 1000:
                 self._hashes.popitem(last=False)
         return self._hashes[seen]
+
+
+def memory_of(archive: Archive) -> int:
+    """Bytes of memory that an archive takes: tensors, the objects around them, and meta.json."""
+    tensors = sum(len(as_delta(delta).tensors()) for delta in archive.deltas.values())
+    vectors = archive.placeholder.vectors.nbytes if archive.placeholder else 0
+    return bytes_of(archive.deltas) + BYTES_PER_TENSOR * tensors + vectors + _json(archive.meta)
+
+
+def _json(value: Any) -> int:
+    """Bytes of a JSON value with all that it contains; it is nested 50 levels deep at most."""
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        size += sum(_json(key) + _json(each) for key, each in value.items())
+    elif isinstance(value, list):
+        size += sum(map(_json, value))
+    return size

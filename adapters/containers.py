@@ -9,13 +9,14 @@ import io
 import re
 import stat
 import tarfile
+import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 GZIP_START = b"\x1f\x8b"
@@ -77,6 +78,51 @@ def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
         file = _BoundedReader(raw, most)
         with tarfile.open(fileobj=file, mode="r:") as tarred:
             yield within(_tar_members(tarred, file, reach), limits)
+
+
+class Unpacked(io.RawIOBase):
+    """A member that can be read in any order, unpacked as far as it was asked for.
+
+    It is kept in a file without a name, which is gone with the process, however that ends. Raises
+    `Unusable` where the member ends before the size that the container claims.
+    """
+
+    def __init__(self, packed: IO[bytes], size: int) -> None:
+        self._packed, self._size = packed, size
+        self._file = tempfile.TemporaryFile()
+        self._got, self._at = 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._unpack(min(self._at + len(buffer), self._size))
+        self._file.seek(self._at)
+        read = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._at += read
+        return int(read)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _unpack(self, until: int) -> None:
+        self._file.seek(self._got)
+        while self._got < until:  # never beyond the size that the container claims
+            block = self._packed.read(min(self._size - self._got, 1 << 20))
+            if not block:
+                raise Unusable(f"is cut off ({self._got:,} of {self._size:,} bytes); pack it again")
+            self._file.write(block)
+            self._got += len(block)
+        self._file.flush()
 
 
 def within(members: Iterable[Member], limits: Limits) -> Iterator[Member]:

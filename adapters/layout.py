@@ -154,7 +154,7 @@ def _split(
 
 def _contradicts(one: Delta | None, other: Delta) -> bool:
     """Whether a file says two things about one layer; some say the same thing twice."""
-    if one is None:
+    if one is None or any(tensor.is_meta for tensor in one.tensors()):  # no values to compare
         return False
     start = torch.ones(one.shape)  # DoRA asks for a weight
     ours, theirs = start.clone(), start.clone()

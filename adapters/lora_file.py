@@ -9,13 +9,13 @@ or absent (then alpha = rank), under the names that `adapters.layout` finds in t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,6 +24,7 @@ from adapters.deltas import Delta, Deltas
 from adapters.factors import Factors, rank_of, shown
 from adapters.lora_formats import ALPHA, DOWN, MAGNITUDE, Fault, read_layer, split_key
 from adapters.lora_header import BadHeader, Header
+from adapters.tensor_file import BrokenTensors, TensorFile
 
 _WRITTEN = torch.bfloat16
 MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
@@ -60,14 +61,12 @@ def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
     return save(tensors, metadata=header)
 
 
-def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tensor], dict]:
-    """All tensors of a safetensors file and its header's metadata. Raises `BrokenLora`."""
-    path = Path(file)
-    size = path.stat().st_size
+def open_tensors(file: IO[bytes], size: int, source: str) -> TensorFile:
+    """The tensors of an open safetensors file, none of them read yet. Raises `BrokenLora`."""
     if size > MAX_BYTES:
         raise BrokenLora(f"{source} has {size:,} bytes; {MAX_BYTES:,} is the most")
-    with path.open("rb") as opened:
-        start = opened.read(64)
+    file.seek(0)
+    start = file.read(min(size, 64))
     if start.startswith(b"version https://git-lfs"):
         raise BrokenLora(f"{source} is a Git-LFS pointer, not the file itself; run `git lfs pull`")
     # A safetensors file has the length of its header in front of "{", and may begin with any byte.
@@ -76,11 +75,39 @@ def read_tensors(file: str | PathLike[str], source: str) -> tuple[dict[str, Tens
     if start[:1] == b"\x80" and start[8:9] != b"{":
         raise BrokenLora(f"{source} is a pickle, which may run code; convert it to safetensors")
     try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata
-    except (SafetensorError, OSError) as error:
-        raise BrokenLora(f"{source} is not a whole safetensors file ({error})") from error
+        return TensorFile(file, size)
+    except BrokenTensors as error:
+        raise BrokenLora(f"{source} {error}") from error
+
+
+def read_tensors(
+    file: str | PathLike[str], source: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its header's metadata. Raises `BrokenLora`."""
+    path = Path(file)
+    with path.open("rb") as opened:
+        tensors = open_tensors(opened, path.stat().st_size, source)
+        try:
+            return dict(tensors), tensors.metadata
+        except BrokenTensors as error:
+            raise BrokenLora(f"{source} {error}") from error
+
+
+def read_deltas(
+    tensors: TensorFile, source: str, check: Callable[[Deltas], None] | None = None
+) -> dict[str, Delta]:
+    """`parse_deltas` of a file, by its header first, then layer by layer.
+
+    `check` is given the changes as the header describes them, on the meta device, before a tensor
+    is read, and raises for what is not wanted. Raises `BrokenLora`.
+    """
+    planned = parse_deltas(tensors.planned(), tensors.metadata, source)
+    if check is not None:
+        check(planned)
+    try:
+        return parse_deltas(tensors, tensors.metadata, source)
+    except BrokenTensors as error:
+        raise BrokenLora(f"{source} {error}") from error
 
 
 def parse_deltas(
@@ -88,34 +115,35 @@ def parse_deltas(
 ) -> dict[str, Delta]:
     """What a LoRA file changes, in float32, by the names it gives the layers.
 
-    Which layers of the model they are is told by `adapters.layout.Layout.fit`. Raises `BrokenLora`
-    naming every fault.
+    `adapters.layout.Layout.fit` finds the layers of the model. Each tensor is taken once, all of a
+    layer together. Raises `BrokenLora` naming every fault.
     """
-    layers: dict[str, dict[str, Tensor]] = {}
+    layers: dict[str, dict[str, str]] = {}
     faults = []
-    for key, tensor in tensors.items():
+    for key in tensors:
         split = split_key(key)
         if split is None:
             faults.append(f"{key} is not a LoRA tensor this reader knows")
             continue
         layer, part = split
-        parts = layers.setdefault(layer, {})
-        if part in parts:
+        keys = layers.setdefault(layer, {})
+        if part in keys:
             faults.append(f"{key} is the second {part} of {layer}")
-        parts[part] = tensor
+        keys[part] = key
 
     try:
         header = Header.read(metadata)
     except BadHeader as error:
         # Where every layer has an alpha of its own, nobody asks the header.
-        if not all(ALPHA in parts for parts in layers.values()):
+        if not all(ALPHA in keys for keys in layers.values()):
             raise BrokenLora(f"{source}: {error}") from error
         header = Header()
     deltas: dict[str, Delta] = {}
-    for layer, parts in sorted(layers.items()):
+    for layer, keys in sorted(layers.items()):
         try:
-            if header.dora and DOWN in parts and MAGNITUDE not in parts:
+            if header.dora and DOWN in keys and MAGNITUDE not in keys:
                 raise Fault("has no lora_magnitude_vector, the file's header says DoRA")
+            parts = {part: tensors[key] for part, key in keys.items()}
             for kind, delta in read_layer(parts, partial(header.scale, layer)).items():
                 deltas[layer + kind] = delta
         except (Fault, BadHeader) as error:

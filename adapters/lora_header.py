@@ -1,11 +1,13 @@
 """alpha in the header of a LoRA file: the settings that diffusers and PEFT write about it all."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.bounded_json import loads
+
+MAX_VALUES = 100_000  # four for each of the 20,000 tensors that a file may have
 _NAME = "lora_adapter_metadata"
 _PLAIN = {"\\.": ".", "\\-": "-"}
 
@@ -37,9 +39,9 @@ class Header:
         if not written:
             return cls()
         try:
-            settings = json.loads(written)
-        except (ValueError, RecursionError) as error:
-            raise BadHeader(f"header {_NAME} is not JSON ({error})") from error
+            settings = loads(written.encode(), MAX_VALUES)
+        except ValueError as error:
+            raise BadHeader(f"header {_NAME} is not JSON that can be read ({error})") from error
         if not isinstance(settings, dict):
             raise BadHeader(f"header {_NAME} is not a JSON object")
 

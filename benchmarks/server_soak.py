@@ -105,11 +105,8 @@ def drawable(loras: Sequence[Path], bases: Sequence[str], count: int, seed: int)
 
 def fresh(ask: Inputs) -> list[bytes] | None:
     """The pixels that an engine with no past draws; None where it refuses."""
-    inputs = dict(ask)
-    if "replicate_weights" in inputs:
-        inputs["replicate_weights"] = Path(inputs["replicate_weights"])
     try:
-        files = Engine(CPU, torch.float32).predict(None, **inputs)
+        files = Engine(CPU, torch.float32).predict(None, any_file=True, **ask)
     except ValueError:
         return None
     drawn = [pixels(file.read_bytes()) for file in files]
@@ -210,6 +207,7 @@ def soak(
     env = {"BASE_MODEL": TURBO, "HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary)}
     env |= {"ZEROPRIOR_FILES": str(code)}  # the requests name their LoRAs by path
     env |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    env |= {"ZEROPRIOR_FILES": str(code)}  # the requests name files in it
     chance, start = random.Random(seed), time.monotonic()
     with Webhooks() as hooks, CogServer("predict", env, code) as server:
         client = Client(server, hooks, wanted)

@@ -28,7 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from benchmarks.machine import machine
-from families.bases import find_base
+from families.bases import find_base_or_folder
 from families.family import Family
 from families.loading import load_family
 from inference.acceleration import compile_blocks
@@ -94,7 +94,9 @@ class Ways:
 
     def family(self) -> Family:
         """The base, loaded anew."""
-        family = load_family(find_base(str(self.folder)), torch.device("cpu"), self.size.dtype)
+        family = load_family(
+            find_base_or_folder(str(self.folder)), torch.device("cpu"), self.size.dtype
+        )
         for model in (family.transformer, family.text_encoder):
             self.weights += map(weakref.ref, model.parameters())
         return family

@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.machine import machine
 from benchmarks.training_step import RANK, SMALL
-from families.bases import find_base
+from families.bases import find_base_or_folder
 from families.loading import load_family
 from miniature.models import write_random
 
@@ -184,7 +184,7 @@ def main() -> None:
         folder = Path(scratch)
         log = folder / "log.txt"
         base, pictures = write_inputs(folder)
-        targets = load_family(find_base(str(base))).lora_targets()
+        targets = load_family(find_base_or_folder(str(base))).lora_targets()
         costs: dict[int, dict[str, list[Cost]]] = {}
         for _ in range(given.rounds):
             for steps in given.steps:

@@ -64,7 +64,10 @@ def _draw(predictor: Predictor, subject: Subject, folder: Path, weights: Path | 
     files = []
     for number, prompt in enumerate(subject.prompts):
         drawn = predictor.predict(
-            prompt=prompt, replicate_weights=weights, seed=SEED + number, output_format="png"
+            prompt=prompt,
+            replicate_weights=str(weights) if weights else None,
+            seed=SEED + number,
+            output_format="png",
         )
         files.append(Path(shutil.move(drawn[0], folder / f"{number}.png")))
     return files

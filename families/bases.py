@@ -168,11 +168,25 @@ _ALL = (
 
 BASES: dict[str, Base] = {base.name: base for base in _ALL}
 _BY_HUB_ID = {base.hub_id: base for base in _ALL}
+_MAX_INDEX_BYTES = 1 << 20
 _BY_PIPELINE_CLASS = {"ZImagePipeline": "z-image", "QwenImagePipeline": "qwen-image"}
 
 
 def find_base(name: str) -> Base:
-    """The base of a short name, a Hub id, or a local folder in the Hub's layout.
+    """The row of a short name or a Hub id. Raises `UnknownBase`.
+
+    For names from files: a weights file from an untrusted user cannot name a folder.
+    """
+    known = BASES.get(name) or _BY_HUB_ID.get(name)
+    if known is None:
+        raise UnknownBase(
+            f"base_model {_shown(name)} is not one of {', '.join(BASES)}{_hint(name)}"
+        )
+    return known
+
+
+def find_base_or_folder(name: str) -> Base:
+    """The base that a person names: as `find_base`, or a local folder in the Hub's layout.
 
     A folder whose last part is a published name (`…/Z-Image-Turbo`) takes that model's settings,
     any other folder those of its family's undistilled model. Raises `UnknownBase`.
@@ -180,25 +194,45 @@ def find_base(name: str) -> Base:
     known = BASES.get(name) or _BY_HUB_ID.get(name)
     if known is not None:
         return known
-    folder = Path(name).expanduser()
-    index = folder / "model_index.json"
-    if index.is_file():
-        by_folder_name = {base.hub_id.split("/")[1]: base for base in _ALL}
-        pipeline = json.loads(index.read_text()).get("_class_name")
-        if pipeline not in _BY_PIPELINE_CLASS:
-            known_classes = ", ".join(_BY_PIPELINE_CLASS)
-            raise UnknownBase(f"{index}: pipeline {pipeline!r} is not one of {known_classes}")
-        row = by_folder_name.get(folder.name)
-        if row is not None:  # a copy of a published model: its weights.zip is good anywhere
-            return replace(row, folder=folder)
-        row = BASES[_BY_PIPELINE_CLASS[pipeline]]
-        return replace(row, name=folder.name, hub_id=str(folder), folder=folder)
-    near = difflib.get_close_matches(name, [*BASES, *_BY_HUB_ID], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownBase(
-        f"base_model {name!r} is neither one of {', '.join(BASES)} "
-        f"nor a folder with a model_index.json{hint}"
-    )
+    try:
+        folder = Path(name).expanduser().absolute()
+        text = (folder / "model_index.json").read_bytes()[:_MAX_INDEX_BYTES]
+    except (OSError, ValueError, RuntimeError):  # not there, not a name, the home of nobody
+        raise UnknownBase(
+            f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
+            f"model_index.json{_hint(name)}"
+        ) from None
+    row = BASES[_BY_PIPELINE_CLASS[_pipeline(text, f"{_shown(name)}: model_index.json")]]
+    by_folder_name = {base.hub_id.split("/")[1]: base for base in _ALL}
+    published = by_folder_name.get(folder.name)
+    if published is not None:  # a copy of a published model: its weights.zip is good anywhere
+        return replace(published, folder=folder)
+    # Only the name, since it is written into files that are passed on.
+    return replace(row, name=folder.name, hub_id=folder.name, folder=folder)
+
+
+def _pipeline(index: bytes, source: str) -> str:
+    """The pipeline class in a model_index.json, one of those that are known."""
+    try:
+        content = json.loads(index)
+    except (ValueError, RecursionError) as error:
+        raise UnknownBase(f"{source} is not JSON; download the model again") from error
+    pipeline = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(pipeline, str) or pipeline not in _BY_PIPELINE_CLASS:
+        known = ", ".join(_BY_PIPELINE_CLASS)
+        raise UnknownBase(f"{source}: pipeline {_shown(pipeline)} is not one of {known}")
+    return pipeline
+
+
+def _shown(value: object) -> str:
+    """A name from a user or a file on one short line."""
+    text = value if isinstance(value, str) else type(value).__name__
+    return ascii(text[:100]) if not text[:100].isprintable() else repr(text[:100])
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name[:100], [*BASES, *_BY_HUB_ID], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def by_hub_id(hub_id: str) -> Base | None:
@@ -213,7 +247,7 @@ def default_base() -> Base:
     """
     named = os.environ.get("BASE_MODEL")
     if named:
-        return find_base(named)
+        return find_base_or_folder(named)
     import torch  # takes a second, which a look into the table need not wait for
 
     return BASES["qwen-image" if torch.cuda.is_available() else "miniature-turbo"]

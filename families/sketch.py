@@ -53,5 +53,14 @@ def sketch(base: Base, dtype: torch.dtype = torch.bfloat16) -> Family:
     return family
 
 
+def outline(base: Base) -> nn.Module:
+    """The base's transformer alone, on the meta device: its layers, their names and shapes."""
+    found = local_config(base, "transformer")
+    config = PUBLISHED[base.family]["transformer"] if found is None else found
+    with torch.device("meta"):
+        model: nn.Module = FAMILIES[base.family].transformer_class.from_config(config)
+    return model
+
+
 def _still(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(model, dtype).eval().requires_grad_(False)

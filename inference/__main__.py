@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.bases import BASES, UnknownBase, find_base
+from families.bases import BASES, UnknownBase, find_base_or_folder
 from families.repository import MissingModel
 from inference.console import log_to_console
 from inference.request import ASPECT_RATIOS, CUSTOM, Request
@@ -166,7 +166,7 @@ def main() -> None:
     log_to_console()
     try:
         if base_model != "auto":
-            find_base(base_model)
+            find_base_or_folder(base_model)
         request = Request(image=_image(image), **given)
         archive = _archive(weights or lora, token)
         second = _archive(extra)

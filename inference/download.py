@@ -1,37 +1,43 @@
-"""Files from the web, for requests that nobody has read: https alone, and public addresses alone.
+"""Files from the web, for requests from untrusted users: https only, public addresses only.
 
-A server that fetches what strangers name can be sent to its own network. Here every name is
-resolved once, every address it has must be public, and the connection goes to one of those very
-addresses; after each redirect anew. So neither a redirect nor a second answer of the name server
-leads inside.
+A server that fetches any address could be sent to its own network. Here every host name is resolved
+once, all its addresses must be public, and the connection goes to one of exactly these addresses;
+the same again after each redirect. So neither a redirect nor a second answer of the name server
+leads to an internal address.
 """
 
 import http.client
-import ipaddress
-import json
 import logging
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from adapters.atomic import FULL
+from adapters.bounded_json import loads
+from adapters.containers import printable
+from inference.addresses import is_public, look_up
+from inference.connection import Deadline, DeadlinePassed, Wire, connect_to
 
 log = logging.getLogger(__name__)
 
 REDIRECTS = 5
 ATTEMPTS = 3
-SECONDS = 30.0  # without a byte
-MAX_SECONDS = 900.0  # for a whole file
+MAX_SECONDS = 900.0  # for a whole file: names, connections, redirects and attempts included
+MAX_JSON_SECONDS = 60.0
 MAX_JSON_BYTES = 8 << 20
 MAX_BYTES = 8 << 30  # of a file, as in adapters.lora_file, which would import PyTorch here
-_BLOCK = 1 << 20
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in the clothes of public IPv6 ones
+MAX_JSON_VALUES = 400_000
+MAX_URL_LENGTH = 8000  # characters; with the token, less than one write to a socket takes
+MAX_TOKEN_LENGTH = 1000
+MAX_ETAG_LENGTH = 200
+MAX_POST_SECONDS = 30.0
+_BLOCK = 1 << 16
 
 
 class DownloadError(ValueError):
@@ -46,37 +52,16 @@ class _Passing(Exception):
 class Downloaded:
     """What a server said about the file it sent."""
 
-    unchanged: bool  # the file is the one whose etag was given; nothing was sent
+    unchanged: bool  # the file still has the etag that was given; nothing was sent
     etag: str | None
-
-
-def look_up(host: str, port: int) -> list[str]:
-    """The addresses of a host, as the system's resolver knows them."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise _Passing(f"{host} has no address ({error})") from error
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def is_public(address: str) -> bool:
-    """Whether an address lies on the open internet, in whatever clothes."""
-    ip = ipaddress.ip_address(address.split("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
 
 
 @dataclass(frozen=True)
 class Downloader:
-    """Fetches files. The fields are there for a test, which has a server and a name of its own."""
+    """Fetches files. The fields are for tests, which have a server and a host name of their own."""
 
-    addresses: Callable[[str, int], list[str]] = look_up
-    connect: Callable[..., socket.socket] = socket.create_connection
+    addresses: Callable[[str, int, float], list[str]] = look_up
+    connect: Callable[[tuple[str, int], float], socket.socket] = connect_to
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
     pause: float = 1.0  # seconds before the second attempt; doubled before each further one
     max_bytes: int = MAX_BYTES
@@ -84,10 +69,10 @@ class Downloader:
     def file(
         self, url: str, path: Path, token: str | None = None, etag: str | None = None
     ) -> Downloaded:
-        """Writes what lies at the URL to `path`.
+        """Writes the file at the URL to `path`.
 
-        `token` is sent to the URL's own host alone, never to where it redirects. With the `etag`
-        of a copy the file is sent only if it differs. Raises `DownloadError` with the reason.
+        `token` is sent only to the URL's own host, never to where it redirects. With the `etag` of
+        a copy, the file is sent only if it differs. Raises `DownloadError` with the reason.
         """
 
         def write(response: http.client.HTTPResponse) -> None:
@@ -95,7 +80,7 @@ class Downloader:
                 for block in _body(response, self.max_bytes):
                     file.write(block)
 
-        return self._attempts(url, token, etag, write)
+        return self._attempts(url, token, etag, write, MAX_SECONDS)
 
     def json(self, url: str, token: str | None = None) -> Any:
         """The JSON document at the URL. Raises `DownloadError` with the reason."""
@@ -106,34 +91,35 @@ class Downloader:
             for block in _body(response, MAX_JSON_BYTES):
                 content.extend(block)
 
-        self._attempts(url, token, None, read)
+        self._attempts(url, token, None, read, MAX_JSON_SECONDS)
         try:
-            return json.loads(content)
+            return loads(bytes(content), MAX_JSON_VALUES)
         except ValueError as error:
             raise DownloadError(f"{shown(url)} did not answer with JSON") from error
 
     def check(self, url: str) -> None:
         """Raises `DownloadError` for a URL that would not be followed; looks its host up."""
-        parts = _checked(url)
+        parts = checked_url(url)
         try:
-            self._public(parts)
-        except _Passing as error:
-            raise DownloadError(f"{shown(url)}: {error}") from error
+            self._public(parts, Deadline(MAX_POST_SECONDS))
+        except (OSError, DeadlinePassed) as error:
+            raise DownloadError(
+                f"{shown(url)}: {str(error) or 'no name server answers'}"
+            ) from error
 
     def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """Sends `body` once and returns the status of the answer; a redirect is not followed.
 
         Raises `DownloadError` for a URL that must not be followed, else OSError or HTTPException.
         """
-        parts = _checked(url)
+        parts = checked_url(url)
         try:
-            connection = self._connection(parts)
-        except _Passing as error:
-            raise OSError(str(error)) from error
-        with closing(connection):
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("POST", target, body, {"User-Agent": "zeroprior"} | headers)
-            return connection.getresponse().status
+            with self._connection(parts, Deadline(MAX_POST_SECONDS)) as connection:
+                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("POST", target, body, {"User-Agent": "zeroprior"} | headers)
+                return connection.getresponse().status
+        except DeadlinePassed as error:
+            raise TimeoutError(f"no answer within {MAX_POST_SECONDS:g} seconds") from error
 
     def _attempts(
         self,
@@ -141,106 +127,142 @@ class Downloader:
         token: str | None,
         etag: str | None,
         take: Callable[[http.client.HTTPResponse], None],
+        seconds: float,
     ) -> Downloaded:
-        if token and not (token.isascii() and token.isprintable() and " " not in token):
-            raise DownloadError("the token holds characters that no token does; copy it again")
-        for attempt in range(ATTEMPTS):
-            try:
-                with self._response(url, token, etag) as response:
-                    if response.status != 304:
-                        take(response)
-                    return Downloaded(response.status == 304, response.getheader("ETag"))
-            except (_Passing, OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno in FULL:
-                    raise  # the disk's fault, not the line's
-                if isinstance(error, ssl.SSLCertVerificationError):
-                    raise DownloadError(f"{shown(url)}: {error.verify_message}") from error
-                reason = str(error) or type(error).__name__
-                if attempt + 1 == ATTEMPTS:
-                    raise DownloadError(
-                        f"{shown(url)} could not be fetched in {ATTEMPTS} attempts: {reason}"
-                    ) from error
-                log.warning("%s: %s; trying again", shown(url), reason)
-                time.sleep(self.pause * 2**attempt)
+        if token and not _is_plain(token, MAX_TOKEN_LENGTH):
+            raise DownloadError("the token contains characters that no token has; copy it again")
+        deadline = Deadline(seconds)
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    with self._response(url, token, etag, deadline) as response:
+                        if response.status != 304:
+                            take(response)
+                        found = response.getheader("ETag")
+                        usable = found if found and _is_plain(found, MAX_ETAG_LENGTH) else None
+                        return Downloaded(response.status == 304, usable)
+                except (_Passing, OSError, http.client.HTTPException) as error:
+                    if isinstance(error, OSError) and error.errno in FULL:
+                        raise  # the disk's fault, not the network's
+                    if isinstance(error, ssl.SSLCertVerificationError):
+                        raise DownloadError(f"{shown(url)}: {error.verify_message}") from error
+                    reason = printable((str(error) or type(error).__name__)[:200])
+                    if attempt + 1 == ATTEMPTS:
+                        raise DownloadError(
+                            f"{shown(url)} could not be fetched in {ATTEMPTS} attempts: {reason}"
+                        ) from error
+                    log.warning("%s: %s; trying again", shown(url), reason)
+                    time.sleep(min(self.pause * 2**attempt, deadline.left()))
+        except DeadlinePassed as error:
+            raise DownloadError(
+                f"{shown(url)} was not complete within {seconds:g} seconds, which is the limit"
+            ) from error
         raise AssertionError
 
     @contextmanager
     def _response(
-        self, url: str, token: str | None, etag: str | None
+        self, url: str, token: str | None, etag: str | None, deadline: Deadline
     ) -> Iterator[http.client.HTTPResponse]:
-        """The answer that comes after all redirects."""
+        """The answer at the end of all redirects."""
         asked = urlsplit(url)
         for _ in range(REDIRECTS + 1):
-            parts = _checked(url)
+            parts = checked_url(url)
             headers = {"User-Agent": "zeroprior", "Accept-Encoding": "identity"}
             if token and parts.netloc == asked.netloc:
                 headers["Authorization"] = f"Bearer {token}"
             if etag:
                 headers["If-None-Match"] = etag
-            with closing(self._connection(parts)) as connection:
+            with self._connection(parts, deadline) as connection:
                 target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
                 connection.request("GET", target, headers=headers)
                 response = connection.getresponse()
                 location = response.getheader("Location")
                 if response.status in (301, 302, 303, 307, 308) and location:
-                    url = urljoin(url, location)
+                    url = _joined(url, location)
                     continue
                 _check_status(response, url, token, etag)
                 yield response
                 return
         raise DownloadError(f"{shown(url)} redirects more than {REDIRECTS} times")
 
-    def _public(self, parts: SplitResult) -> list[str]:
+    def _public(self, parts: SplitResult, deadline: Deadline) -> list[str]:
         """The addresses of a URL's host. Raises `DownloadError` if one of them is not public."""
         host, port = parts.hostname or "", parts.port or 443
-        found = self.addresses(host, port)
-        inside = [address for address in found if not is_public(address)]
-        if inside or not found:
+        found = self.addresses(host, port, deadline.step())
+        if not found or not all(map(is_public, found)):
             raise DownloadError(
-                f"{host} is not on the public internet; files are fetched from there alone"
+                f"{printable(host[:200])} is not a public address; files are fetched only from "
+                "public addresses"
             )
         return found
 
-    def _connection(self, parts: SplitResult) -> http.client.HTTPSConnection:
+    @contextmanager
+    def _connection(
+        self, parts: SplitResult, deadline: Deadline
+    ) -> Iterator[http.client.HTTPConnection]:
         host, port = parts.hostname or "", parts.port or 443
-        found = self._public(parts)
-        connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=self.tls)
-        plain = self._socket(found, port)
+        found = self._public(parts, deadline)
+        wire = Wire(self._socket(found, port, deadline), self.tls, host, deadline)
         try:
-            connection.sock = self.tls.wrap_socket(plain, server_hostname=host)
-        except BaseException:
-            plain.close()
-            raise
-        return connection
+            connection = http.client.HTTPSConnection(host, port, context=self.tls)
+            connection.sock = wire  # type: ignore[assignment]
+            yield connection
+        finally:
+            wire.hang_up()
 
-    def _socket(self, addresses: list[str], port: int) -> socket.socket:
+    def _socket(self, addresses: list[str], port: int, deadline: Deadline) -> socket.socket:
         for address in addresses[:-1]:
             try:
-                return self.connect((address, port), SECONDS)
+                return self.connect((address, port), deadline.step())
             except OSError:
                 log.debug("no answer from %s", address)
-        return self.connect((addresses[-1], port), SECONDS)
+        return self.connect((addresses[-1], port), deadline.step())
 
 
 def shown(url: str) -> str:
-    """A URL as it may stand in a log: without its query, which may hold a signature."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    """A URL for logs and messages: no query, which may be a signature, and no password."""
+    try:
+        parts = urlsplit(url)
+        address = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    except ValueError:
+        address = url.split("?")[0].split("#")[0].rpartition("@")[2]
+    return printable(address[:200]) + ("…" if len(address) > 200 else "")
 
 
-def _checked(url: str) -> SplitResult:
+def checked_url(url: str) -> SplitResult:
+    """The parts of a URL that may be fetched. Raises `DownloadError` for any other."""
+    if len(url) > MAX_URL_LENGTH:
+        raise DownloadError(
+            f"{shown(url)}: the URL has {len(url):,} characters; {MAX_URL_LENGTH:,} is the limit"
+        )
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise DownloadError(f"{url!r} is not a URL ({error})") from error
+        # What urlsplit says may repeat the password or the query.
+        raise DownloadError(f"{shown(url)} is not a valid URL; check its spelling") from error
     if parts.scheme != "https":
-        raise DownloadError(f"{shown(url)}: files are fetched over https only, not {parts.scheme}")
+        scheme = printable(parts.scheme[:20])
+        raise DownloadError(f"{shown(url)}: files are fetched over https only, not {scheme}")
     if not parts.hostname or parts.username is not None:
-        raise DownloadError(f"{shown(url)} has no host, or holds a password; give a plain URL")
-    if any(ord(character) <= 32 or ord(character) >= 127 for character in url):
-        raise DownloadError(f"{url!r} holds characters that a URL does not; percent-encode them")
+        raise DownloadError(f"{shown(url)} has no host, or has a password; give a plain URL")
+    if not _is_plain(url, MAX_URL_LENGTH):
+        raise DownloadError(
+            f"{shown(url)} contains characters that are not allowed in a URL; percent-encode them"
+        )
     return parts
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise DownloadError(f"{shown(url)} redirects to an address that is not a URL") from error
+
+
+def _is_plain(text: str, longest: int) -> bool:
+    """Whether the text is printable ASCII without spaces, and not too long."""
+    return len(text) <= longest and all("!" <= character <= "~" for character in text)
 
 
 def _check_status(
@@ -250,27 +272,26 @@ def _check_status(
     if status == 200 or (status == 304 and etag):
         return
     if status in (401, 403):
-        hint = "the token does not open it" if token else "it is private, or wants a token"
+        hint = "the token has no access to it" if token else "it is private or needs a token"
         raise DownloadError(f"{shown(url)}: access denied ({status}); {hint}")
     if status == 404:
-        raise DownloadError(f"{shown(url)}: nothing there (404); check the spelling")
+        raise DownloadError(f"{shown(url)}: not found (404); check the spelling")
     if status in (408, 425, 429) or status >= 500:
         raise _Passing(f"the server answered {status}")
-    raise DownloadError(f"{shown(url)}: the server answered {status} {response.reason}")
+    reason = printable(response.reason[:100])
+    raise DownloadError(f"{shown(url)}: the server answered {status} {reason}")
 
 
 def _body(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
-    """The content in blocks, no longer than `most` bytes and as long as was announced."""
+    """The content in blocks, at most `most` bytes, and as many as were announced."""
     announced = response.length
     if announced is not None and announced > most:
-        raise DownloadError(f"the file has {announced:,} bytes; {most:,} is the most")
-    got, deadline = 0, time.monotonic() + MAX_SECONDS
+        raise DownloadError(f"the file has {announced:,} bytes; {most:,} is the limit")
+    got = 0
     while block := response.read(_BLOCK):
         got += len(block)
         if got > most:
-            raise DownloadError(f"the file has more than {most:,} bytes, which is the most")
-        if time.monotonic() > deadline:
-            raise DownloadError(f"the file did not come within {MAX_SECONDS:g} seconds")
+            raise DownloadError(f"the file has more than {most:,} bytes, which is the limit")
         yield block
     if announced is not None and got < announced:
-        raise _Passing(f"{got:,} of {announced:,} bytes came")
+        raise _Passing(f"{got:,} of {announced:,} bytes arrived")

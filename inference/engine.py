@@ -1,24 +1,28 @@
 """The engine: one base in memory, the weights that lie over it, one request at a time."""
 
+import functools
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from PIL import Image
 
-from adapters.archive import Archive
+from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
+from adapters.factors import LoraMismatch
 from adapters.layout import Layout
 from adapters.overlay import Overlay
-from families.bases import Base
+from families.bases import Base, UnknownBase, find_base
 from families.family import Family
-from families.loading import default_device, default_dtype, load_family
+from families.loading import FAMILIES, default_device, default_dtype, load_family
 from families.repository import transformer_source
+from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.drawing import describe, draw
@@ -27,11 +31,39 @@ from inference.making import making
 from inference.request import Request, settle
 from inference.sources import Sources
 from inference.text_cache import TextCache
-from inference.weights import Weights, check_words, choose_base, vectors_of
+from inference.weights import (
+    Weights,
+    check_words,
+    choose_base,
+    vectors_of,
+    warn_of_other_base,
+)
 
 log = logging.getLogger(__name__)
 
 Source = str | PathLike[str]
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
+
+
+def _without_locals(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
+    """Empties the frames of a failure and of its causes, which hold archives, tensors and images.
+
+    Who keeps the exception would keep them, too.
+    """
+
+    @functools.wraps(function)
+    def called(*inputs: Inputs.args, **named: Inputs.kwargs) -> Result:
+        try:
+            return function(*inputs, **named)
+        except BaseException as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__cause__ or cause.__context__
+            raise
+
+    return called
 
 
 class Engine:
@@ -52,6 +84,7 @@ class Engine:
         self._adapters = AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests that bring none
+        self._outlines: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
 
     def warm_up(self, default_weights: Source | None = None) -> None:
         """Loads the default base, every part of it, and has it ready for the usual sizes.
@@ -65,10 +98,12 @@ class Engine:
             family = self._load(choose_base("auto", self._wanted(None, None, 1.0, 1.0)))
             _ = family.prompts, family.text_encoder, family.transformer, family.vae
 
+    @_without_locals
     def predict(
         self,
         report: Callable[[str, float], None] | None = None,
         *,
+        any_file: bool = False,
         replicate_weights: Source | None = None,
         lora_weights: Source | None = None,
         extra_lora: Source | None = None,
@@ -80,39 +115,53 @@ class Engine:
         output_metadata: bool = True,
         **request: Any,
     ) -> list[Path]:
-        """Draws a request given as the Cog face's inputs and returns the picture files.
+        """Generates the images of a request, given as Cog's inputs, and returns their files.
 
-        A string may come from a stranger: of this machine's files it names only those in the
-        working folder. `report` is told the metric `seconds_per_picture`.
+        `any_file` says whether the strings come from a person who may read every file of this
+        machine; otherwise they name only files that `inference.sources.allowed_file` allows.
+        `report` receives the metric `seconds_per_picture`.
         """
         if replicate_weights and lora_weights:
             raise ValueError(
-                "replicate_weights and lora_weights both say which LoRA to draw with; give one, "
-                "and the other as extra_lora"
+                "replicate_weights and lora_weights both name the LoRA; give one of them, and "
+                "the other as extra_lora"
             )
         if request.get("extra_lora_scale") is not None and not extra_lora:
             raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
-        here, token = Path.cwd(), _revealed(hf_api_token)
+        if base_model != "auto" and not any_file:
+            find_base(base_model)  # a folder is a name of files, too
+        token = _revealed(hf_api_token)
         if image:
-            request["image"] = read_image(self.sources.file(image, None, here))
+            request["image"] = read_image(self.sources.file(image, None, any_file))
         asked = Request(**request)
         start = time.perf_counter()
-        first, second = (
-            self.read(self.sources.file(source, token, here)) if source else None
-            for source in (replicate_weights or lora_weights, extra_lora)
-        )
-        images = self.draw(asked, first, base_model, second)
+        main = replicate_weights or lora_weights
+        alone = not (main and extra_lora)
+
+        def read(source: Source | None, extra: bool) -> Archive | None:
+            if not source:
+                return None
+            file = self.sources.file(source, token, any_file)
+            return self.read(file, lambda planned: self._check(planned, base_model, extra, alone))
+
+        first, second = read(main, False), read(extra_lora, True)
+        try:
+            images = self.draw(asked, first, base_model, second)
+        except (LoraMismatch, UnknownBase):
+            for archive in filter(None, (first, second)):
+                self._adapters.drop(archive)
+            raise
         if report is not None:
             report("seconds_per_picture", (time.perf_counter() - start) / len(images))
         with fresh_folder() as folder:
             return save_images(images, folder, output_format, output_quality, output_metadata)
 
-    def read(self, weights: Source) -> Archive:
+    def read(self, weights: Source, check: Check | None = None) -> Archive:
         """The checked archive of a weights file; those read lately are kept.
 
-        Raises `BrokenArchive` with the reason.
+        `check` is that of `read_archive`. Raises `BrokenArchive` with the reason.
         """
-        return self._adapters.get(weights)
+        return self._adapters.get(weights, check)
 
     def draw(
         self,
@@ -130,6 +179,7 @@ class Engine:
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)
         with self._lock, torch.inference_mode():
             base = choose_base(base_model, weights)
+            warn_of_other_base(base, weights)
             family = self._load(base)
             drawing = settle(request, base, family.resolution_multiple)
             vectors = vectors_of(weights, family)
@@ -153,6 +203,29 @@ class Engine:
         if extra is not None:
             wanted.append(Weights(extra, extra_scale, "weights in extra_lora"))
         return wanted
+
+    def _check(self, planned: Archive, base_model: str, extra: bool, alone: bool) -> None:
+        """Refuses weights that don't fit their model, by their header, before they are read.
+
+        Of two LoRAs, the other one may decide which model it is: then only one that names its
+        model, or comes with `base_model`, is checked.
+        """
+        first, second = (None, planned) if extra else (planned, None)
+        weights = self._wanted(first, second, 1.0, 1.0)
+        if alone or planned.base_model or base_model != "auto":
+            base = choose_base(base_model, weights if alone else weights[-1:])
+            self._outline(base).fit(planned.deltas, weights[-1].name)
+
+    def _outline(self, base: Base) -> Layout:
+        """The layers of a base, from the model in memory or else from its configuration."""
+        family, over = self._family, self._over
+        if over is not None and family is not None and family.base == base:
+            return over[1]
+        key = base.name, base.folder
+        if key not in self._outlines:
+            names = FAMILIES[base.family].original_names
+            self._outlines[key] = Layout.of(outline(base), base.name, names)
+        return self._outlines[key]
 
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""

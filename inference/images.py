@@ -1,7 +1,9 @@
 """From picture files to pixels, and from pixels to picture files."""
 
 import io
+import os
 import shutil
+import stat
 import tempfile
 import time
 import warnings
@@ -15,9 +17,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from adapters.atomic import atomic_file, temporary_space
+from adapters.containers import printable
 from inference import making
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
+MAX_BYTES = 256 << 20  # as in a dataset
 _PREFIX = "zeroprior-pictures-"
 _KEPT_SECONDS = 3600  # the runtime never deletes what it has sent
 
@@ -31,17 +36,19 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
 
     Raises `BrokenImage` with the reason.
     """
-    name = Path(path).name
+    name = printable(Path(path).name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            data = Path(path).read_bytes()
+            data = _bytes_of(Path(path))
             if has_too_many_scans(data):
                 raise ValueError("it has more scans than a picture needs")
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
-        raise BrokenImage(f"image {path}: no such file") from error
+        raise BrokenImage(f"image {printable(str(path)[:200])}: no such file") from error
+    except BrokenImage:
+        raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f"image {name} is no picture that is read: JPEG, PNG, WebP") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -49,6 +56,19 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
         raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
     except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
         raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The content of an ordinary file that is not too large; a device may have no end."""
+    if not path.is_file():
+        raise FileNotFoundError
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise BrokenImage(
+            f"image {printable(path.name)} has more than {MAX_BYTES:,} bytes; shrink it"
+        )
+    return data
 
 
 def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
@@ -71,7 +91,7 @@ def save_images(
     quality: int = 90,
     metadata: bool = True,
 ) -> list[Path]:
-    """Writes `image-0.png`, … into the folder, after those that are there already.
+    """Writes `image-0.png`, … into the folder, numbered after those that are there already.
 
     `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two. With
     `metadata` a file holds what `inference.making` knows of its picture.
@@ -88,27 +108,46 @@ def save_images(
                 key: image.info[key] for key in (making.TEXT, making.JSON) if key in image.info
             }
             options |= making.options(texts, file_format)
-        image.save(path, format="jpeg" if file_format == "jpg" else file_format, **options)
+        # Into memory first: of a full disk Pillow only says "encoder error".
+        encoded = io.BytesIO()
+        image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)
+        with atomic_file(path) as file:
+            file.write(encoded.getvalue())
         paths.append(path)
     return paths
 
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """A new temporary folder for one request's pictures, removed where the block fails.
+    """A new temporary folder for one request's images, removed where the block fails.
 
-    Those of an hour ago are removed, too.
+    Afterwards the folders that this user's requests made more than an hour ago are removed. Raises
+    OSError naming the temporary folder where there is no room.
     """
-    now = time.time()
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if now - old.stat().st_mtime > _KEPT_SECONDS:
-            for file in old.glob("image-*"):
-                file.unlink(missing_ok=True)
-            if not any(old.iterdir()):
-                old.rmdir()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with temporary_space("the images"):
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    _remove_old(folder.parent)
+
+
+def _remove_old(parent: Path) -> None:
+    """Never fails: the folder may be shared with other users, and other processes clean it too."""
+    latest = time.time() - _KEPT_SECONDS
     try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        folders = [each for each in os.scandir(parent) if each.name.startswith(_PREFIX)]
+    except OSError:
+        return
+    for each in folders:
+        try:
+            status = each.stat(follow_symlinks=False)
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if ours and status.st_mtime < latest:
+                for file in Path(each.path).glob("image-*"):
+                    file.unlink(missing_ok=True)
+                os.rmdir(each.path)  # fails where somebody has put another file
+        except OSError:
+            continue

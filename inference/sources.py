@@ -1,8 +1,8 @@
-"""From what a request calls its weights to a file on this machine.
+"""Finds the local file of the weights or the image that a request names.
 
 https://host/path/file.zip                               a file on the public web
-https://huggingface.co/owner/name/resolve/main/file      so on the Hub, https:// may be missing
-huggingface.co/owner/name                                the one .safetensors of a repository
+https://huggingface.co/owner/name/resolve/main/file      a file on the Hub; https:// is optional
+huggingface.co/owner/name                                the only .safetensors of a repository
 hf:owner/name[/file][@revision]                          the same in short
 data:application/zip;base64,…                            the file itself
 outputs/weights.zip                                      a file on this machine
@@ -12,18 +12,21 @@ import base64
 import binascii
 import os
 import re
+import stat
 import time
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from adapters.containers import printable
 from inference.disk_cache import DiskCache
-from inference.download import Downloader
+from inference.download import Downloader, checked_url
 
 HUB = "https://huggingface.co"
 SPELLINGS = "hf:owner/name/file.safetensors"
-FRESH_SECONDS = 600  # a name that was asked this recently is not asked again
+FRESH_SECONDS = 600  # a name that was looked up this recently is not looked up again
+FOLDERS = "ZEROPRIOR_FILES"  # environment variable: the folders whose files a request may name
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _SHORT = re.compile(
@@ -36,20 +39,20 @@ _PAGE = re.compile(
 
 
 class SourceError(ValueError):
-    """Weights by a name that leads nowhere, or must not be followed."""
+    """The name of a file that is not found, or that a request may not name."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in a repository of the Hub; None: the only .safetensors it has."""
+    """A file in a repository of the Hub."""
 
     repository: str  # owner/name
-    file: str | None = None
+    file: str | None = None  # None: the only .safetensors in it
     revision: str = "main"
 
     @classmethod
     def parse(cls, source: str) -> "HubFile | None":
-        """What a source names on the Hub, or None where it names something else."""
+        """The file that a source names on the Hub, or None if it is something else."""
         match = _SHORT.fullmatch(source) or _PAGE.fullmatch(source.split("?")[0].rstrip("/"))
         if match is None:
             return None
@@ -63,9 +66,10 @@ class HubFile:
 
     @property
     def url(self) -> str:
-        """Where the Hub keeps the file."""
+        """The address of the file."""
         assert self.file is not None
-        return f"{HUB}/{self.repository}/resolve/{quote(self.revision, safe='')}/{quote(self.file)}"
+        path = quote(self.file, errors="replace")
+        return f"{HUB}/{self.repository}/resolve/{_quoted(self.revision)}/{path}"
 
 
 def default_cache() -> DiskCache:
@@ -74,118 +78,142 @@ def default_cache() -> DiskCache:
     return DiskCache(Path(caches) / "zeroprior" / "weights")
 
 
+def allowed_file(text: str) -> Path:
+    """The file that a request may name: one below the folders in `$ZEROPRIOR_FILES`.
+
+    The variable lists folders, separated as in `$PATH`; it is empty by default, so that no file
+    may be named. A relative name is looked for in each of them. Refused are links that lead out,
+    names with a part that begins with a dot, and everything that is not an ordinary file. Raises
+    `SourceError`; its message is the same whether such a file exists or not.
+    """
+    for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
+        file = _below(Path(folder), text) if folder and text else None
+        if file is not None:
+            return file
+    name = printable(text[:200])
+    raise SourceError(
+        f"'{name}' is not a file that a request may name; send the file itself, an https URL or "
+        f"{SPELLINGS} (the operator can allow folders of the server with {FOLDERS})"
+    )
+
+
+def _below(folder: Path, text: str) -> Path | None:
+    """The ordinary, visible file of that name below the folder, all links followed; else None."""
+    try:
+        folder = folder.expanduser().absolute()
+        root, named = folder.resolve(strict=True), folder / text
+        start = folder if named.is_relative_to(folder) else root
+        file = named.resolve(strict=True)
+        parts = named.relative_to(start).parts + file.relative_to(root).parts
+        if any(part.startswith(".") for part in parts):  # hidden, or ..
+            return None
+        return file if stat.S_ISREG(file.stat().st_mode) else None
+    except (OSError, ValueError, RuntimeError):  # not there, not below, no valid name, a circle
+        return None
+
+
 @dataclass(frozen=True)
 class Sources:
-    """Where weights come from."""
+    """Finds files by name: on this machine, on the web, on the Hub."""
 
     downloader: Downloader = field(default_factory=Downloader)
     cache: DiskCache = field(default_factory=default_cache)
 
     def file(
-        self,
-        source: str | PathLike[str],
-        token: str | None = None,
-        local_folder: Path | None = None,
+        self, source: str | PathLike[str], token: str | None = None, any_file: bool = True
     ) -> Path:
-        """The local file of a source.
+        """The local file of a source, downloaded if necessary.
 
-        `token` opens private repositories of the Hub and is sent nowhere else. With
-        `local_folder`, a string may name only files below it, none of them hidden: the string
-        may come from a stranger. A path object is trusted. Raises `SourceError` or
-        `DownloadError` with the reason.
+        `token` opens private repositories of the Hub and is sent nowhere else. Without `any_file`
+        a string names only files that `allowed_file` allows: use this for strings from untrusted
+        users. A path object is trusted. Raises `SourceError` or `DownloadError` with the reason.
         """
         if isinstance(source, PathLike):
             return Path(source)
         source = source.strip()
-        if source.startswith("data:"):
+        if source[:5].lower() == "data:":
+            content = _data(source)
             with self.cache.part() as part:
-                part.write_bytes(_data(source))
-                return self.cache.keep("data", part, None)
+                part.write_bytes(content)
+                return self.cache.keep(None, part, None)
         hub = HubFile.parse(source)
         if hub is not None:
             return self._downloaded(self._named(hub, token).url, token)
         if "://" in source:
             return self._downloaded(source, None)
-        return _local(source, local_folder)
+        return _local(source) if any_file else allowed_file(source)
 
     def _named(self, hub: HubFile, token: str | None) -> HubFile:
-        """The file with its name, which the repository is asked for where it was left out."""
+        """The file with its name, which the repository is asked for if the source has none."""
         if hub.file is not None:
             return hub
-        revision = quote(hub.revision, safe="")
-        answer = self.downloader.json(
-            f"{HUB}/api/models/{hub.repository}/revision/{revision}", token
-        )
-        names = [each["rfilename"] for each in answer.get("siblings", [])]
+        address = f"{HUB}/api/models/{hub.repository}/revision/{_quoted(hub.revision)}"
+        answer = self.downloader.json(address, token)
+        names = _file_names(answer)
         files = [name for name in names if name.endswith(".safetensors")]
         if len(files) == 1:
             return replace(hub, file=files[0])
         if not files:
-            raise SourceError(f"{hub.repository} on the Hub holds no .safetensors")
-        shown = ", ".join(files[:8]) + (", …" if files[8:] else "")
+            raise SourceError(f"{hub.repository} on the Hub has no .safetensors file")
+        first = [printable(name[:100]) for name in files[:8]]
         raise SourceError(
-            f"{hub.repository} on the Hub holds {len(files)} .safetensors; name one of them, as in "
-            f"hf:{hub.repository}/{files[0]} ({shown})"
+            f"{hub.repository} on the Hub has {len(files)} .safetensors files; name one of them, "
+            f"for example hf:{hub.repository}/{first[0]} "
+            f"({', '.join(first)}{', …' if files[8:] else ''})"
         )
 
     def _downloaded(self, url: str, token: str | None) -> Path:
-        name = f"{url} {token or ''}"  # what one token opened is found again with that token alone
+        checked_url(url)
+        name = f"{url} {token or ''}"  # a private file is found again only with its token
         entry = self.cache.find(name)
         if entry is not None and time.time() - entry.asked < FRESH_SECONDS:
-            return self.cache.use(name, entry)
+            kept = self.cache.use(name, entry)
+            if kept is not None:
+                return kept
         with self.cache.part() as part:
             answer = self.downloader.file(url, part, token, entry.etag if entry else None)
             if entry is not None and answer.unchanged:
-                return self.cache.use(name, replace(entry, asked=time.time()))
+                kept = self.cache.use(name, replace(entry, asked=time.time()))
+                if kept is not None:
+                    return kept
+                answer = self.downloader.file(url, part, token)  # another process has removed it
             return self.cache.keep(name, part, answer.etag)
+
+
+def _quoted(revision: str) -> str:
+    return quote(revision, safe="", errors="replace")
+
+
+def _file_names(answer: object) -> list[str]:
+    """The file names in the Hub's answer about a repository."""
+    siblings = answer.get("siblings") if isinstance(answer, dict) else None
+    entries = siblings if isinstance(siblings, list) else []
+    names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _data(source: str) -> bytes:
     """The content of a data URL."""
     header, comma, content = source.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise SourceError(f"{source[:40]!r}… is not a data URL in base64")
+    shown = printable(source[:40])
+    if not comma or not header.lower().endswith(";base64"):
+        raise SourceError(f"'{shown}…' is not a data URL in base64")
     try:
         return base64.b64decode(content, validate=True)
-    except binascii.Error as error:
-        raise SourceError(f"{source[:40]!r}… is damaged: {error}") from error
+    except ValueError as error:  # binascii.Error, and letters beyond ASCII
+        reason = "it is damaged" if isinstance(error, binascii.Error) else "it is not base64"
+        raise SourceError(f"'{shown}…' cannot be read: {reason}; send it again") from error
 
 
-def allowed_file(text: str) -> Path:
-    """The file or folder that a request names, below one of the folders in $ZEROPRIOR_FILES.
-
-    Raises `SourceError` for any other, in the same words whether it exists or not.
-    """
-    folders = os.environ.get("ZEROPRIOR_FILES", "").split(os.pathsep)
+def _local(source: str) -> Path:
+    """A file on this machine, named by a person who may read any of them."""
     try:
-        path = Path(text).resolve()
-        for folder in (Path(each).resolve() for each in folders if each):
-            parts = path.relative_to(folder).parts if path.is_relative_to(folder) else None
-            if parts and not any(part.startswith(".") for part in parts) and path.exists():
-                return path
-    except (OSError, ValueError):  # too long, or with a null character
-        pass
-    raise SourceError(
-        "this server reads no files by their path, or not this one; send an https URL or the "
-        "file itself as a data URL"
-    )
-
-
-def _local(source: str, folder: Path | None) -> Path:
-    """A file on this machine, below `folder` where one is given."""
-    path = Path(source).expanduser()
-    if folder is not None:
-        try:
-            return allowed_file(source)
-        except SourceError:
-            pass
-        root, path = folder.resolve(), (folder / path).resolve()
-        inside = path.is_relative_to(root)
-        if not inside or any(part.startswith(".") for part in path.relative_to(root).parts):
-            raise SourceError(
-                f"{source!r} is outside of the working folder; a request may name files below it, "
-                f"https URLs, {SPELLINGS}, or bring the file itself"
-            )
-    if not path.is_file():
-        raise SourceError(f"{source}: no such file; weights are files, https URLs, or {SPELLINGS}")
+        path = Path(source).expanduser()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, or the home folder of nobody
+        found = False
+    if not found:
+        raise SourceError(
+            f"{printable(source[:200])}: no such file; give a file, an https URL, or {SPELLINGS}"
+        )
     return path

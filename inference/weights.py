@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adapters.archive import Archive
+from adapters.containers import printable
 from adapters.factors import LoraMismatch
-from families.bases import Base, UnknownBase, default_base, find_base
+from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
 from families.family import Family
 from families.tokens import split_words
 from inference.making import LaidWeights
@@ -37,11 +38,11 @@ class Weights:
 
 
 def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
-    """The base a request is drawn on: as asked, else the weights' own, else the default.
+    """The base for a request: as asked, else what the weights were trained on, else the default.
 
     Raises `LoraMismatch` for weights of another family than that base.
     """
-    asked = None if base_model == "auto" else find_base(base_model)
+    asked = None if base_model == "auto" else find_base_or_folder(base_model)
     base = asked
     for each in weights:
         trained_on = _trained_on(each, asked)
@@ -54,12 +55,18 @@ def choose_base(base_model: str, weights: Sequence[Weights]) -> Base:
                 f"the {each.name} were trained on {trained_on.name} and cannot be laid over "
                 f"{base.name}; {hint}"
             )
-        if trained_on.name != base.name:
+    return base or default_base()
+
+
+def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
+    """Warns of weights that were trained on another base of the same family."""
+    for each in weights:
+        trained_on = _trained_on(each, base)
+        if trained_on is not None and trained_on.name != base.name:
             log.warning(
-                "%s trained on %s are drawn on %s: expect a weaker likeness",
+                "%s trained on %s are used on %s: expect a weaker likeness",
                 *(each.name, trained_on.name, base.name),
             )
-    return base or default_base()
 
 
 def _trained_on(weights: Weights, asked: Base | None) -> Base | None:
@@ -72,8 +79,8 @@ def _trained_on(weights: Weights, asked: Base | None) -> Base | None:
         if asked is not None:
             return None
         raise UnknownBase(
-            f"the {weights.name} were trained on {named}, which is not here; "
-            "name the base to draw with in base_model"
+            f"the {weights.name} were trained on {printable(named[:100])}, which is not a known "
+            "base model; name one in base_model"
         ) from error
 
 

@@ -255,7 +255,14 @@ REFUSED: dict[str, tuple[Callable[[Members], object], str]] = {
     ),
     "meta cut short": (lambda m: m.update({META: m[META][:40]}), "meta.json is not JSON"),
     "meta in another encoding": (lambda m: m.update({META: b"\xff{}"}), "meta.json is not JSON"),
-    "meta nested without end": (lambda m: m.update({META: b"[" * 99999}), "is not JSON"),
+    "meta nested without end": (
+        lambda m: m.update({META: b"[" * 99999}),
+        "meta.json is too large: it is nested more than 50 levels deep",
+    ),
+    "meta of a million lists": (
+        lambda m: m.update({META: b'{"a":[' + b"[]," * 999_999 + b"0]}"}),
+        "meta.json is too large: it has more than 200,000 values",
+    ),
     "meta a list": (lambda m: m.update({META: b"[]"}), "meta.json is not a JSON object"),
     "a base that is no name": (with_meta(base_model=3), "base_model that is not a name"),
     "a promised placeholder": (

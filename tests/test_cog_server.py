@@ -52,7 +52,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def env(miniature_vault: Path, code: Path, photos: Path) -> dict[str, str]:
     return {
-        "ZEROPRIOR_FILES": os.pathsep.join([str(code), str(photos.parent)]),
+        "ZEROPRIOR_FILES": os.pathsep.join(["shelf", str(photos.parent)]),
         "MODEL_VAULT": str(miniature_vault),
         "BASE_MODEL": "miniature-turbo",
         "HF_HUB_OFFLINE": "1",
@@ -328,7 +328,8 @@ def test_no_weights_draws_the_untouched_base_whatever_came_before(
     predictor: CogServer, training: Training, code: Path
 ) -> None:
     """With weights by value, by path, broken, cut short, and without: in one server, in a row."""
-    shutil.copy(training.saved, code / "mine.zip")
+    (code / "shelf").mkdir()
+    shutil.copy(training.saved, code / "shelf" / "mine.zip")
 
     def draw(**inputs: Any) -> bytes:
         report = run(predictor, PROMPT | inputs)
@@ -347,7 +348,7 @@ def test_no_weights_draws_the_untouched_base_whatever_came_before(
     assert trained != untouched
     assert draw() == untouched
     assert draw(replicate_weights="mine.zip") == trained
-    assert draw(lora_weights=str(code / "mine.zip")) == trained
+    assert draw(lora_weights=str(code / "shelf" / "mine.zip")) == trained
     assert draw(lora_weights=training.weights) == trained
 
     whole = training.saved.read_bytes()
@@ -374,16 +375,18 @@ def without_up_matrix(weights: Path) -> bytes:
 def test_a_stranger_reaches_no_other_file_of_the_server_and_no_machine_behind_it(
     predictor: CogServer, training: Training
 ) -> None:
-    """The weights lie beside the working folder; the address is this very server's."""
+    """Only one folder is allowed; the address is the server's own."""
     for source, reason in {
-        str(training.saved): "outside of the working folder",
-        "../weights.zip": "outside of the working folder",
-        predictor.url.replace("http:", "https:"): "not on the public internet",
+        str(training.saved): "is not a file that a request may name",
+        "../weights.zip": "is not a file that a request may name",
+        "predict.py": "is not a file that a request may name",
+        predictor.url.replace("http:", "https:"): "is not a public address",
         predictor.url: "over https only",
     }.items():
-        report = run(predictor, PROMPT | {"lora_weights": source, "hf_api_token": "hf_secret"})
-        assert report["status"] == "failed"
-        assert reason in report["error"]
+        for name in ("lora_weights", "replicate_weights", "extra_lora"):
+            report = run(predictor, PROMPT | {name: source, "hf_api_token": "hf_secret"})
+            assert report["status"] == "failed"
+            assert reason in report["error"]
         assert "hf_secret" not in json.dumps(report) + predictor.log()
 
 

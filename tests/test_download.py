@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vault import models
 
-from families.bases import BASES, UnknownBase, find_base
+from families.bases import BASES, UnknownBase, find_base, find_base_or_folder
 from families.download import fetch, hub_ids
 from families.loading import load_family
 from families.repository import MissingModel, component_folder, transformer_source
@@ -103,7 +104,7 @@ def test_a_weight_that_the_files_lack_is_refused_by_name(part: str, own_vault: P
 def test_a_local_folder_is_a_base_model(vault: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     folder = vault / models.Z_IMAGE_TURBO
-    base = find_base(str(folder))
+    base = find_base_or_folder(str(folder))
     assert (base.inference_steps, base.distilled) == (8, True)  # known by its folder's name
     found = load_family(base, torch.device("cpu"), torch.float32).transformer.state_dict()
     monkeypatch.setenv("MODEL_VAULT", str(vault))
@@ -113,16 +114,76 @@ def test_a_local_folder_is_a_base_model(vault: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_of_another_name_has_its_familys_settings(own_vault: Path) -> None:
     folder = (own_vault / models.Z_IMAGE_TURBO).rename(own_vault / "my-finetune")
-    base = find_base(str(folder))
+    base = find_base_or_folder(str(folder))
     assert (base.family, base.inference_steps, base.distilled) == ("z_image", 50, False)
     assert component_folder(base, "vae") == folder / "vae"
     index = folder / "model_index.json"
     rewrite(index, json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(UnknownBase, match="pipeline 'FluxPipeline' is not one of"):
-        find_base(str(folder))
+        find_base_or_folder(str(folder))
     index.unlink()
     with pytest.raises(UnknownBase, match="nor a folder with a model_index.json"):
-        find_base(str(folder))
+        find_base_or_folder(str(folder))
+
+
+def test_a_base_that_is_a_folder_is_known_to_others_by_its_name_alone(
+    own_vault: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written into weights and images does not say where the folder is."""
+    folder = (own_vault / models.Z_IMAGE_TURBO).rename(own_vault / "my-finetune")
+    base = find_base_or_folder(str(folder))
+    assert (base.name, base.hub_id) == ("my-finetune", "my-finetune")
+    monkeypatch.chdir(own_vault)
+    assert find_base_or_folder("my-finetune") == find_base_or_folder("./my-finetune/") == base
+
+
+def test_a_name_from_a_file_is_never_a_folder(
+    own_vault: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own_vault / models.Z_IMAGE_TURBO
+    monkeypatch.chdir(own_vault)
+    said = []
+    for name in (str(folder), models.Z_IMAGE_TURBO + "/", "./Tongyi-MAI/Z-Image-Turbo", "/none"):
+        with pytest.raises(UnknownBase) as refused:
+            find_base(name)
+        said.append(str(refused.value).replace(repr(name), "NAME").partition("; did")[0])
+    assert set(said) == {f"base_model NAME is not one of {', '.join(BASES)}"}
+
+
+ODD = ["~nobody/x", "a" * 5000, "a/" * 5000, "\0", "", ".", "/", "\udcff", "\x1b[31m", "~", "a\nb"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+@pytest.mark.parametrize("find", [find_base, find_base_or_folder])
+def test_an_odd_name_is_an_unknown_base_and_one_line(
+    find: Callable[[str], object], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownBase, match="^base_model ") as refused:
+        find(name)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 99999, "is not JSON"),
+        (b"[]", "pipeline 'NoneType' is not one of"),
+        (b"null", "is not one of"),
+        (b'{"_class_name": ["ZImagePipeline"]}', "pipeline 'list' is not one of"),
+        (b'{"_class_name": {}}', "is not one of"),
+        (b'{"_class_name": "\\u001b[31m"}', "is not one of"),
+        (b"{}" + b" " * (2 << 20) + b"x", "pipeline 'NoneType' is not one of"),
+    ],
+    ids=lambda value: ascii(value[:40]),
+)
+def test_a_broken_model_index_is_an_unknown_base(index: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes(index)
+    with pytest.raises(UnknownBase, match=reason) as refused:
+        find_base_or_folder(str(tmp_path))
+    assert str(refused.value).isprintable()
 
 
 # The forms a model may come in.
@@ -277,7 +338,7 @@ def test_fetching_takes_what_is_read_and_no_more(
     assert "model_index.json" in names and "vae/config.json" in names
     assert not any(name.endswith((".png", ".md")) for name in names)
     monkeypatch.setenv("MODEL_VAULT", str(shelf))
-    assert load_family(find_base(str(folder))).prompts.known == 151669
+    assert load_family(find_base_or_folder(str(folder))).prompts.known == 151669
 
 
 def test_fetching_without_a_network_fails_even_where_a_part_is_there(own_vault: Path) -> None:

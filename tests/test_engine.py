@@ -198,7 +198,7 @@ def test_weights_of_another_size_are_refused(
 
 def test_weights_of_an_unknown_base_ask_for_one(engine: Engine, plain: Archive) -> None:
     foreign = Archive(plain.factors, None, {"base_model": "someone/finetune"})
-    with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not here"):
+    with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not a known base"):
         engine.draw(asked(), foreign)
     assert pixels(engine, asked(), foreign, "z-image-turbo") == pixels(engine, asked(), plain)
 
@@ -481,10 +481,11 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
     ("inputs", "reason"),
     [
         ({"extra_lora_scale": 0.5}, "extra_lora_scale is the strength of extra_lora, which is not"),
-        ({"replicate_weights": "a", "lora_weights": "b"}, "both say which LoRA to draw with"),
-        ({"lora_weights": "/etc/hostname"}, "'/etc/hostname' is outside of the working folder"),
-        ({"replicate_weights": "/etc/hostname"}, "outside of the working folder"),
-        ({"image": "/etc/hostname"}, "outside of the working folder"),
+        ({"replicate_weights": "a", "lora_weights": "b"}, "both name the LoRA; give one of them"),
+        ({"lora_weights": "/etc/hostname"}, "'/etc/hostname' is not a file that a request may"),
+        ({"replicate_weights": "/etc/hostname"}, "is not a file that a request may name"),
+        ({"extra_lora": "README.md"}, "is not a file that a request may name"),
+        ({"image": "/etc/hostname"}, "is not a file that a request may name"),
         ({"extra_lora": "http://weights.example/a"}, "over https only"),
     ],
 )
@@ -498,10 +499,10 @@ def test_a_face_refuses_inputs_that_make_no_sense_or_reach_too_far(
 def test_a_face_draws_with_two_loras_by_name(
     engine: Engine, trained: Archive, plain: Archive, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """A string names a file of the working folder; a token that is not needed does no harm."""
+    """A string names a file of an allowed folder; a token that is not needed does no harm."""
     write_archive(trained, tmp_path / "one.zip")
     write_archive(plain, tmp_path / "two.zip")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZEROPRIOR_FILES", str(tmp_path))
     small = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7}
     (path,) = engine.predict(
         prompt="a photo of <zwx>",

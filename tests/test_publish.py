@@ -203,6 +203,14 @@ def test_every_family_has_its_example() -> None:
     assert {base.family for base in BASES.values()} <= FAMILIES
 
 
+def test_a_base_that_was_a_folder_has_a_card_without_its_path() -> None:
+    meta = {"base_model": "my-finetune", "base_family": "z_image", "settings": {"seed": 1}}
+    card = model_card("me/fox", meta, [])
+    assert "base_model:" not in card.split("---\n", 2)[1]  # it is not on the Hub
+    assert "from_pretrained('my-finetune'" in code_of(card)
+    compile(code_of(card), "the card", "exec")
+
+
 def test_prompts_cannot_break_out_of_the_card() -> None:
     prompt = 'a "fox" \'s\n---\n$(ls) `ls`'
     meta = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from loops import make_loop
 
-from adapters.archive import Archive, read_archive
+from adapters.archive import Archive, read_archive, write_archive
 from trainer import run
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, read_checkpoint, write_checkpoint
 from trainer.dataset import read_dataset
@@ -17,6 +17,21 @@ from trainer.loop import Diverged, Loop
 from trainer.optimizers import OPTIMIZERS
 from trainer.resume import data_identity, exactness, identity, read_resume
 from trainer.settings import Settings, SettingsError, settle
+
+
+def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
+    settings: Settings, tmp_path: Path
+) -> None:
+    examples = read_dataset(settings.dataset, "a photo of TOK")
+    factors = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
+    for name in (str(tmp_path), "~nobody/x", "a" * 5000, "\x1b[31m", "elsewhere"):
+        file = write_archive(Archive(factors, None, {"base_model": name}), tmp_path / "w.zip")
+        with pytest.raises(SettingsError, match="resume_from: .* is not one of") as refused:
+            read_resume(replace(settings, resume_from=file), examples)
+        assert str(refused.value).isprintable()
+    # Trained on a folder of this name, which is the base of this run, too.
+    own = replace(settings.base, name="elsewhere", hub_id="elsewhere", folder=tmp_path)
+    assert read_resume(replace(settings, base=own, resume_from=file), examples) is not None
 
 
 class Cancelled(BaseException):

@@ -54,7 +54,7 @@ class Web:
         return socket.create_connection(self.server.server_address[:2], timeout)
 
     def downloader(self, most: int = 1 << 20) -> Downloader:
-        lookup = lambda host, port: self.names.get(host, [])  # noqa: E731
+        lookup = lambda host, port, seconds: self.names.get(host, [])  # noqa: E731
         return Downloader(lookup, self.connect, self.trust, pause=0, max_bytes=most)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from families.bases import Base, UnknownBase, find_base
+from families.bases import Base, UnknownBase, find_base_or_folder
 from inference.request import Request
 from trainer.ai_toolkit_keys import (
     ARCHITECTURES,
@@ -225,7 +225,7 @@ def _base(keys: Mapping[str, Any], found: Translation) -> Base:
         raise SettingsError(f"model.arch is {keys.get('model.arch')!r}; known here: {known}")
     path = str(keys.get("model.name_or_path", ""))
     try:
-        base = find_base(path)
+        base = find_base_or_folder(path)
     except UnknownBase as error:
         raise SettingsError(f"model.name_or_path: {error}") from error
     if base.family != ARCHITECTURES[architecture]:

@@ -30,6 +30,7 @@ def describe(
     """The content of `meta.json`, JSON types alone."""
     meta: dict[str, Any] = {
         "base_model": settings.base.hub_id,
+        "base_family": settings.base.family,  # a base given as a folder is known by it alone
         "training_mode": settings.training_mode,
         "train_placeholder_token": settings.train_placeholder_token,
         "rank": settings.rank,

@@ -6,13 +6,13 @@ reader can hold the picture against the one that is shown.
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from families.bases import Base, find_base
+from families.bases import BASES, Base, UnknownBase, by_hub_id, find_base
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
 PLACEHOLDER = "placeholder.safetensors"
@@ -85,7 +85,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     `meta` is the archive's; `samples` are prompts with the paths of their pictures in the
     repository. No licence is stated, since only who trained it can give one.
     """
-    base = find_base(meta["base_model"])
+    base = _base(meta)
     word = meta.get("placeholder_token")
     name = repository.split("/")[-1]
     front = yaml.safe_dump(
@@ -113,7 +113,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
 
 def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
     """Python that draws the first sample with diffusers, and without anything of ours."""
-    base = find_base(meta["base_model"])
+    base = _base(meta)
     word = meta.get("placeholder_token")
     pipeline, transformer = _PIPELINES[base.family]
     where = _where(base)
@@ -184,11 +184,23 @@ def _zeroprior_example(repository: str, meta: Mapping[str, Any]) -> str:
     )
 
 
+def _base(meta: Mapping[str, Any]) -> Base:
+    """The base that the weights were trained on; of one given as a folder, its family's row."""
+    try:
+        return find_base(meta["base_model"])
+    except UnknownBase:
+        rows = [each for each in BASES.values() if each.family == meta.get("base_family")]
+        row = next((each for each in rows if not each.distilled), None)
+        if row is None:
+            raise
+        return replace(row, name=meta["base_model"], hub_id=meta["base_model"])
+
+
 def _front_matter(
     base: Base, word: str | None, samples: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
     front: dict[str, Any] = {}
-    if not Path(base.hub_id).is_absolute():  # a base given by its folder is nowhere on the Hub
+    if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
         front |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
     front |= {
         "library_name": "diffusers",

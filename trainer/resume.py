@@ -11,7 +11,7 @@ from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.factors import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import find_base
+from families.bases import UnknownBase, find_base
 from trainer.checkpoint import BrokenCheckpoint, Checkpoint, is_checkpoint, latest, read_checkpoint
 from trainer.dataset import Example
 from trainer.distributed import processes
@@ -165,11 +165,16 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
             f"resume_from: {path} has rank {rank}, this training {settings.rank}; "
             f"set rank to {rank}"
         )
-    if archive.base_model and find_base(archive.base_model).family != settings.base.family:
-        raise SettingsError(
-            f"resume_from: {path} was trained on {archive.base_model}, "
-            f"not on {settings.base.hub_id}"
-        )
+    named = archive.base_model
+    if named and named != settings.base.hub_id:  # the same, where both are one folder's name
+        try:
+            family = find_base(named).family
+        except UnknownBase as error:
+            raise SettingsError(f"resume_from: {path}: {error}") from error
+        if family != settings.base.family:
+            raise SettingsError(
+                f"resume_from: {path} was trained on {named}, not on {settings.base.hub_id}"
+            )
     token = archive.placeholder.token if archive.placeholder else None
     if token is not None and token != settings.subject:
         raise SettingsError(

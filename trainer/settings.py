@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.placeholder import check_token
-from families.bases import Base, default_base, find_base
+from families.bases import Base, default_base, find_base_or_folder
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import is_checkpoint, latest, read_checkpoint
 from trainer.checks import faults
@@ -128,7 +128,7 @@ def settle(
     """
     if dataset is None or str(dataset) == "":
         raise SettingsError("dataset is missing; give a zip or tar of pictures")
-    base = default_base() if base_model in (None, "auto") else find_base(str(base_model))
+    base = default_base() if base_model in (None, "auto") else find_base_or_folder(str(base_model))
     values: dict[str, Any] = {
         "default_caption": "a photo of TOK",
         "placeholder_init_std": 1e-5,

@@ -23,7 +23,7 @@ from experiments import measures
 from experiments.clip import Clip, has_lpips, lpips
 from experiments.zero_prior.design import CONDITIONS, PLACEHOLDER, Condition, Size
 from experiments.zero_prior.study import Run
-from families.bases import find_base
+from families.bases import find_base_or_folder
 from families.loading import load_family
 from inference.engine import Engine
 from inference.request import Request
@@ -95,7 +95,7 @@ class Photographs:
     )
 
     def __init__(self, folder: Path, base: str, size: Size) -> None:
-        self.folder, self.base = folder, find_base(base)
+        self.folder, self.base_model, self.base = folder, base, find_base_or_folder(base)
         choices = tuple(each for each in size.choices if not each.recipe)  # what `train` can do
         self.size = replace(size, subjects=subjects_of(folder), choices=choices)
         self.clip = Clip()
@@ -113,7 +113,7 @@ class Photographs:
         with tempfile.TemporaryDirectory() as folder:
             settings = settle(
                 dataset=self._dataset(run.subject, word, Path(folder) / "dataset"),
-                base_model=self.base.hub_id,
+                base_model=self.base_model,
                 placeholder_token=PLACEHOLDER,
                 train_placeholder_token=run.condition.zero_prior,
                 seed=run.seed,

@@ -1,0 +1,340 @@
+"""Weights files that would cost more than they hold: what reading them takes, and what it leaves.
+
+Limits are checked on the header, before a tensor is read, and so is whether the layers exist.
+"""
+
+import base64
+import gc
+import io
+import json
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from watched import watched
+
+from adapters import bounded_json, tensor_file
+from adapters.archive import LORA, META, PLACEHOLDER, Archive, BrokenArchive, read_archive
+from adapters.deltas import bytes_of
+from adapters.factors import LoraMismatch
+from families.bases import BASES, UnknownBase
+from families.sketch import outline
+from inference.disk_cache import DiskCache
+from inference.engine import Engine
+from inference.sources import Sources
+
+CPU = torch.device("cpu")
+BASE = "zeroprior/miniature-turbo"
+LAYER = "layers.0.attention.to_q"
+WIDE = (64, 1 << 20)  # more than is unpacked at once
+SMALL = {"prompt": "a cat", "width": 32, "height": 32, "num_inference_steps": 1, "seed": 1}
+
+
+def headed(header: Any, data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as target:
+        for name, content in members.items():
+            target.writestr(name, content)
+    return file.getvalue()
+
+
+def lora(layer: str = LAYER, rank: int = 1, size: tuple[int, int] | None = None) -> bytes:
+    """A LoRA over one layer, of its size in the miniature if none is given."""
+    rows, columns = size or outline(BASES["miniature-turbo"]).get_submodule(layer).weight.shape
+    tensors = {"A": torch.ones(rank, columns), "B": torch.ones(rows, rank)}
+    return save({f"transformer.{layer}.lora_{name}.weight": t for name, t in tensors.items()})
+
+
+def saved(folder: Path, content: bytes, name: str = "w.zip") -> Path:
+    file = folder / name
+    file.write_bytes(content)
+    return file
+
+
+# ---- What reading takes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_narrow_types_take_little_more_than_what_is_kept(
+    dtype: torch.dtype, as_zip: bool, tmp_path: Path
+) -> None:
+    """40 MB are kept; the watch allows 128 MB beyond what the process had."""
+    rank, wide = 1024, 9 << 10
+    tensors = {
+        "x.lora_A.weight": torch.zeros(rank, wide, dtype=dtype),
+        "x.lora_B.weight": torch.zeros(1024, rank, dtype=dtype),
+    }
+    content = save(tensors)
+    file = saved(tmp_path, zipped({LORA: content}, zipfile.ZIP_STORED) if as_zip else content)
+    del tensors, content
+    with watched(tmp_path / "own"):
+        archive = read_archive(file)
+    assert bytes_of(archive.deltas) == 4 * rank * (wide + 1024)
+
+
+def test_many_layers_are_converted_one_at_a_time(tmp_path: Path) -> None:
+    """As above, with 12 layers of 4 MB each."""
+    tensors = {}
+    for layer in range(12):
+        tensors[f"x{layer}.lora_A.weight"] = torch.zeros(1000, 1000, dtype=torch.float8_e4m3fn)
+        tensors[f"x{layer}.lora_B.weight"] = torch.zeros(100, 1000, dtype=torch.float8_e4m3fn)
+    file = saved(tmp_path, save(tensors))
+    del tensors
+    with watched(tmp_path / "own"):
+        assert len(read_archive(file).deltas) == 12
+
+
+MANY = {
+    f"layers.{n}.lora_{x}.weight": entry("U8", [1], 2 * n + i, 2 * n + i + 1)
+    for n in range(10_001)
+    for i, x in enumerate("AB")
+}
+
+
+def test_more_tensors_than_a_model_has_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    count = tensor_file.MAX_TENSORS + 1
+    for header in (MANY, {str(number): None for number in range(60_000)}):
+        file = saved(tmp_path, headed(header, bytes(count)))
+        with watched(tmp_path / "own"), pytest.raises(BrokenArchive, match="20,000") as refused:
+            read_archive(file)
+        assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({"__metadata__": {"a": "x" * (17 << 20)}}, "a header of 17,8"),
+        ({"x.lora_A.weight": entry("F8_E4M3", [1 << 20, 1 << 20], 0, 1 << 40)}, "has .* bytes"),
+        ({"x.lora_A.weight": entry("F4", [1, 1], 0, 1)}, "in the type F4; the types that are"),
+        ({"x.lora_A.weight": entry("F32", [1] * 9, 0, 4)}, "with 9 dimensions"),
+        ({"x.lora_A.weight": entry("F32", [0, 1 << 62], 0, 0)}, "or too large ones"),
+        ({"x.lora_A.weight": entry("F32", [-1, -1], 0, 4)}, "the entry of x.lora_A.weight"),
+        ({"x.lora_A.weight": entry("F32", [True], 0, 4)}, "the entry of"),
+        ({"x.lora_A.weight": entry("F32", [1], 4, 0)}, "the entry of"),
+        ({"x.lora_A.weight": entry("F32", [2], 0, 4)}, "the entry of"),
+        ({"x.lora_A.weight": entry("F32", [1], 4, 8)}, "a gap before x.lora_A.weight"),
+        ({"x.lora_A.weight": []}, "the entry of"),
+        ({"\x1b[31m": {}}, "the entry of"),
+        ({"__metadata__": {"a": 1}}, "metadata that are not text"),
+        ([], "its header is not a table"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_header_beyond_the_limits_is_refused_by_itself(
+    header: Any, reason: str, tmp_path: Path
+) -> None:
+    file = saved(tmp_path, headed(header, bytes(4)), "w.safetensors")
+    with watched(tmp_path / "own"), pytest.raises(BrokenArchive, match=reason) as refused:
+        read_archive(file)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400
+
+
+def test_what_would_take_too_much_in_float32_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "MAX_FLOAT32_BYTES", 1000)
+    header = {"x.lora_A.weight": entry("F8_E4M3", [1, 251], 0, 251)}
+    file = saved(tmp_path, headed(header, bytes(251)))
+    with pytest.raises(BrokenArchive, match="takes 1,004 bytes in float32; 1,000 is the limit"):
+        read_archive(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * (8 << 20),
+        b'{"a":' * 1_000_000,
+        b"[" + b"[]," * 2_000_000 + b"1]",
+        b'["' + b'\\"' * (4 << 20),
+        b'"' * (8 << 20),
+        b"\\" * (8 << 20),
+        b"[" + b'"a",' * 2_000_000 + b"1]",
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_json_that_takes_much_more_than_its_text_is_not_parsed(text: bytes, tmp_path: Path) -> None:
+    with watched(tmp_path / "own"), pytest.raises(ValueError):
+        bounded_json.loads(text, 200_000)
+
+
+def test_json_within_the_limits_is_the_same_as_everywhere() -> None:
+    value = {'a"[[[\\': ["{", "[,]", "é\u2028😀", {"b": [1.5, None, True]}], "c": "\\"}
+    text = json.dumps(value).encode()
+    assert bounded_json.loads(text, 12) == value
+    assert bounded_json.loads(json.dumps(value, ensure_ascii=False).encode(), 12) == value
+    deep = b"[" * 50 + b"]" * 50
+    assert bounded_json.loads(deep, 50) == json.loads(deep)
+    for text, limit in ((b"[" + deep + b"]", 100), (b"[0,0,0,0]", 3)):
+        with pytest.raises(bounded_json.TooLarge):
+            bounded_json.loads(text, limit)
+
+
+# ---- What the model does not have ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BASE_MODEL", "miniature-turbo")
+        patch.delenv("MODEL_VAULT", raising=False)
+        yield Engine(CPU, torch.float32, Sources(cache=DiskCache(tmp_path_factory.mktemp("disk"))))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("meta", [{"base_model": BASE}, {}, {"base_model": "miniature"}])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda: lora("layers.99.attention.to_q", size=WIDE), "do not exist in miniature"),
+        (lambda: lora(size=WIDE), "have another size in miniature"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused_before_they_are_read(
+    content: Any, reason: str, meta: dict[str, str], loaded: bool, engine: Engine, tmp_path: Path
+) -> None:
+    """The values are damaged, which is only found when they are read."""
+    whole = content()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    packed = bytearray(zipped({META: json.dumps(meta).encode(), LORA: whole}, zipfile.ZIP_STORED))
+    at = packed.index(whole[:length]) + len(whole)
+    packed[at - 100 : at] = bytes(100)  # so the archive's checksum is wrong
+    file = saved(tmp_path, bytes(packed))
+    with pytest.raises(BrokenArchive, match="damaged"):
+        read_archive(file)
+    if loaded:
+        engine.predict(**SMALL)
+    for inputs in ({"replicate_weights": file}, {"extra_lora": file}):
+        with pytest.raises(LoraMismatch, match=reason):
+            engine.predict(**SMALL, **inputs)
+
+
+def test_an_extra_lora_without_a_base_is_held_to_the_default_weights(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of the request is theirs, not the default model."""
+    meta = json.dumps({"base_model": BASE}).encode()
+    own = saved(tmp_path, zipped({LORA: lora(), META: meta}), "own.zip")
+    extra = saved(tmp_path, lora(rank=2), "extra.safetensors")
+    monkeypatch.setenv("BASE_MODEL", "qwen-image")
+    monkeypatch.setattr(engine, "_default", engine.read(own))
+    assert engine.predict(**SMALL, extra_lora=extra)
+    assert engine.predict(**SMALL, extra_lora=extra, replicate_weights=own)
+
+
+def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
+    engine: Engine, tmp_path: Path
+) -> None:
+    folder = BASES["miniature-turbo"].folder
+    for name in (str(folder), f"{folder}/", os.path.relpath(str(folder)), "~nobody/x", "a" * 5000):
+        file = saved(
+            tmp_path, zipped({META: json.dumps({"base_model": name}).encode(), LORA: lora()})
+        )
+        with pytest.raises(UnknownBase, match="is not a known base model") as refused:
+            engine.predict(**SMALL, replicate_weights=file)
+        assert len(str(refused.value)) < 300
+    with pytest.raises(UnknownBase, match="is not one of"):
+        engine.predict(**SMALL, base_model=str(folder))
+
+
+# ---- What is left --------------------------------------------------------------------------------
+
+
+def refused_weights(number: int, megabytes: int) -> str:
+    """A data URL of a small zip, different for each number, that takes much and fits no request."""
+    notes = [[number + each] for each in range(9_000 * megabytes)]
+    meta = {"base_model": BASE, "notes": notes, "text": "x" * (megabytes << 20)}
+    wide = {"<zwx>": torch.randn(100, 9999)}  # of another model
+    members = {LORA: lora(), PLACEHOLDER: save(wide), META: json.dumps(meta).encode()}
+    return (
+        "data:application/zip;base64,"
+        + base64.b64encode(zipped(members, zipfile.ZIP_STORED)).decode()
+    )
+
+
+def resident() -> float:
+    """Memory of this process in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def refuse(engine: Engine, number: int, megabytes: int) -> LoraMismatch:
+    with pytest.raises(LoraMismatch, match="<zwx> has 9999 values") as refused:
+        engine.predict(**SMALL, replicate_weights=refused_weights(number, megabytes))
+    return refused.value
+
+
+def test_refused_weights_are_not_kept_not_even_by_their_error(engine: Engine) -> None:
+    errors = [refuse(engine, number, 1) for number in range(2)]
+    assert engine._adapters.size == 0
+    gc.collect()
+    assert [each for each in gc.get_objects() if type(each) is Archive] == []
+    assert errors
+
+
+@pytest.mark.slow
+def test_a_hundred_refused_weights_leave_the_memory_as_it_was(engine: Engine) -> None:
+    for number in range(5):
+        refuse(engine, number, 10)
+    before = resident()
+    for number in range(100):
+        refuse(engine, 100 + number, 10)
+    assert resident() < before + 100
+
+
+def test_a_killed_reader_leaves_no_file(tmp_path: Path) -> None:
+    """The child is killed in the middle of unpacking, when its file has some megabytes."""
+    own = tmp_path / "own"
+    own.mkdir()
+    wide = save(
+        {"x.lora_A.weight": torch.randn(1024, 4096), "x.lora_B.weight": torch.ones(1, 1024)}
+    )
+    file = saved(tmp_path, zipped({LORA: wide}, zipfile.ZIP_STORED))
+    child = os.fork()
+    if not child:
+        tempfile.tempdir = str(own)
+        written = 0
+
+        def killed(packed: Any, count: int) -> bytes:
+            nonlocal written
+            written += count
+            if written > 4 << 20:
+                os.kill(os.getpid(), 9)
+            return read(packed, count)
+
+        read = zipfile.ZipExtFile.read
+        zipfile.ZipExtFile.read = killed  # type: ignore[method-assign, assignment]
+        try:
+            read_archive(file)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert list(own.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_the_disk: Any
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    wide = save({"x.lora_A.weight": torch.randn(64, 1024), "x.lora_B.weight": torch.ones(1, 64)})
+    file = saved(tmp_path, zipped({LORA: wide}))
+    fill_the_disk()
+    with pytest.raises(OSError, match="no room for the unpacked weights .* set TMPDIR") as error:
+        read_archive(file)
+    assert str(tmp_path) in str(error.value)

@@ -95,9 +95,8 @@ class Wire(io.RawIOBase):
         rest = memoryview(data)
         while rest:
             piece = rest[:_BUFFER]
-            rest = rest[
-                self._patiently(lambda piece=piece: self._socket.send(piece), "nothing sent") :
-            ]
+            sent = self._patiently(partial(self._socket.send, piece), "nothing sent")
+            rest = rest[sent:]
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(self, _BUFFER)

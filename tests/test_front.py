@@ -1,4 +1,4 @@
-"""The server before Cog's runtime: it survives the death of its parts and refuses wrong requests."""
+"""The server before Cog's runtime: survives the death of its parts and refuses wrong requests."""
 
 import os
 import signal

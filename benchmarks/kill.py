@@ -331,7 +331,7 @@ def kill(moments: int, seed: int, folder: Path, jobs: int = 1) -> list[Outcome]:
         try:
             code = trial.go(blow)
             ended = blow.kind in ("SIGKILL", "SIGTERM", "SIGTERM twice")
-            refused = blow.kind == "full disk" and blow.phase == "preparing"
+            refused = blow.kind == "full disk" and not trial.steps.exists()  # before it began
             if code != 0 and not ended and not refused:
                 faults.append(f"exit code {code}")
             if code != 0 and trial.go(None) != 0:

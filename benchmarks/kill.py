@@ -207,7 +207,7 @@ def _train(config: Path, output: Path, folder: Path, blow: Blow | None) -> None:
         with (folder / "steps.txt").open("a") as file:
             file.write(f"{number}\n")
 
-    Loop.step = counted  # type: ignore[method-assign]
+    setattr(Loop, "step", counted)  # noqa: B010
     sys.argv = ["trainer", str(config), "--output_dir", str(output)]
     with ExitStack() as until_the_end:
         if blow is not None:
@@ -262,7 +262,7 @@ def _terminate_twice(_: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         save(*arguments)
 
-    checkpoint._save = disturbed
+    setattr(checkpoint, "_save", disturbed)  # noqa: B010
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -331,7 +331,7 @@ def kill(moments: int, seed: int, folder: Path, jobs: int = 1) -> list[Outcome]:
         try:
             code = trial.go(blow)
             ended = blow.kind in ("SIGKILL", "SIGTERM", "SIGTERM twice")
-            refused = blow.kind == "full disk" and blow.phase == "preparing"
+            refused = blow.kind == "full disk" and not trial.steps.exists()  # before it began
             if code != 0 and not ended and not refused:
                 faults.append(f"exit code {code}")
             if code != 0 and trial.go(None) != 0:

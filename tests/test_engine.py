@@ -211,7 +211,7 @@ def test_auto_is_the_base_the_weights_were_trained_on_and_back_again(
     by_weights = pixels(engine, asked(guidance_scale=1), for_base)
     by_name = pixels(engine, asked(guidance_scale=1), plain, "z-image")
     assert by_weights == by_name != on_turbo
-    assert "trained on z-image-turbo are drawn on z-image: expect a weaker" in caplog.text
+    assert "trained on z-image-turbo are used on z-image: expect a weaker" in caplog.text
     assert pixels(engine, asked()) == first  # the default base
     assert pixels(engine, asked(), plain) == on_turbo
 

@@ -56,7 +56,7 @@ from adapters.lora_file import (
 from adapters.lora_header import titles
 from adapters.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
-from adapters.tensor_file import BrokenTensors
+from adapters.tensor_file import BrokenTensors, hash_of_tensors
 
 FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
@@ -94,7 +94,7 @@ class Archive:
     deltas: Deltas  # by the names the file gives the layers: see `adapters.layout.Layout.fit`
     placeholder: Placeholder | None
     meta: dict[str, Any]
-    lora_sha256: str | None = None  # `tensors_hash` of the file it was read from
+    lora_sha256: str | None = None  # `tensor_file.tensors_hash` of its file
     names: tuple[str, ...] = ()  # of the LoRA: its file's, and the titles in its header
 
     @property
@@ -195,7 +195,7 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
             with config.open("rb") as opened:
                 settings = config_text(opened)
         deltas = read_deltas(tensors, path.name, _of(meta, check), settings)
-        lora_sha256 = _tensors_hash(file)
+        lora_sha256 = hash_of_tensors(file)
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     facts: dict[str, Any] = {**meta, **({"rank": max(ranks)} if ranks else {})}
     return Archive(deltas, None, facts, lora_sha256, titles(tensors.metadata))
@@ -203,16 +203,14 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
     """The check of an archive as a check of its changes."""
-    if check is None:
-        return None
 
     def checked(deltas: Deltas) -> None:
         try:
-            check(Archive(deltas, None, meta))
+            check(Archive(deltas, None, meta))  # type: ignore[misc]
         except Exception as error:
             raise _Unwanted(error) from None
 
-    return checked
+    return checked if check else None
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
@@ -246,22 +244,6 @@ def content_hash(path: str | PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tensors_hash(path: str | PathLike[str]) -> str:
-    """SHA-256 of a safetensors file without its header, in hexadecimal.
-
-    The same tensors give the same hash whatever is written about them; A1111 and Civitai (AutoV3)
-    know LoRAs by it.
-    """
-    with Path(path).open("rb") as file:
-        return _tensors_hash(file)
-
-
-def _tensors_hash(file: IO[bytes]) -> str:
-    file.seek(0)
-    file.seek(8 + int.from_bytes(file.read(8), "little"))
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 class _Members:
@@ -301,7 +283,7 @@ def _read_members(members: _Members, source: str, check: Check | None) -> Archiv
     with _unpacked(members, lora_name, source) as file:
         tensors = open_lora(file, members.sizes[lora_name], f"{source}: {lora_name}")
         deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check), settings)
-        lora_sha256 = _tensors_hash(file)
+        lora_sha256 = hash_of_tensors(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
         with _unpacked(members, PLACEHOLDER, source) as file:
@@ -328,7 +310,7 @@ def _read_meta(members: _Members, source: str) -> dict[str, Any]:
     if members.sizes[META] > MAX_META_BYTES:
         raise BrokenArchive(f"{source}: {META} has {members.sizes[META]:,} bytes; it is damaged")
     with members.open(META) as file:
-        text = file.read(MAX_META_BYTES + 1)
+        text = b"".join(iter(lambda: file.read(1 << 20), b""))  # containers refuse large reads
     try:
         meta = bounded_json.loads(text, MAX_META_VALUES)
     except bounded_json.TooLarge as error:

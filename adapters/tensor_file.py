@@ -5,9 +5,12 @@ header, the header in JSON, then the tensors without gaps. Tensors are read one 
 who converts them holds one layer and not the whole file in two types.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -132,6 +135,23 @@ class TensorFile(Mapping[str, Tensor]):
             name: torch.empty(place.shape, dtype=place.dtype, device="meta")
             for name, place in self._places.items()
         }
+
+
+def tensors_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a safetensors file without its header, in hexadecimal.
+
+    The same tensors give the same hash whatever is written about them; A1111 and Civitai (AutoV3)
+    know LoRAs by it.
+    """
+    with Path(path).open("rb") as file:
+        return hash_of_tensors(file)
+
+
+def hash_of_tensors(file: IO[bytes]) -> str:
+    """`tensors_hash` of an open file."""
+    file.seek(0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _metadata(written: Any) -> dict[str, str]:

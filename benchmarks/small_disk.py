@@ -25,23 +25,20 @@ def _call(name: str, *arguments: object) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Inside, `folder` is a disk of so many bytes. Raises `NotAllowed`."""
+    """Inside, `folder` is a disk of so many bytes. Raises `NotAllowed`.
+
+    The calling thread, and those that it starts, stay in the namespace of their own afterwards,
+    which is like the old one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     place = os.fsencode(folder)
-    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+    _call("unshare", _NEW_NAMESPACE)
+    _call("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
+    _call("mount", b"tmpfs", place, b"tmpfs", 0, f"size={size}".encode())
     try:
-        _call("unshare", _NEW_NAMESPACE)
-        _call("mount", b"none", b"/", None, _PRIVATE | _RECURSIVE, None)
-        _call("mount", b"tmpfs", place, b"tmpfs", 0, f"size={size}".encode())
-        try:
-            yield
-        finally:
-            _call("umount2", place, _DETACH)
+        yield
     finally:
-        here = os.getcwd()
-        _call("setns", before, _NEW_NAMESPACE)
-        os.close(before)
-        os.chdir(here)
+        _call("umount2", place, _DETACH)
 
 
 def fill(folder: Path, left: int = 0) -> Path:

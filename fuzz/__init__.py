@@ -1,3 +1,3 @@
 """Feeds mutated input to everything that reads what strangers send: `python -m fuzz`."""
 
-NAMES = ("dataset", "picture", "weights", "config", "caption")  # of `fuzz.harnesses`
+NAMES = ("dataset", "picture", "weights", "config", "caption", "checkpoint")  # of `fuzz.harnesses`

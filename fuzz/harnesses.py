@@ -6,6 +6,7 @@ so that mutations reach behind the sums of an archive.
 """
 
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -26,6 +27,7 @@ from adapters.archive import LORA, META, PLACEHOLDER, BrokenArchive, read_archiv
 from adapters.placeholder import PlaceholderError, check_token
 from families.bases import UnknownBase
 from families.tokens import PromptTokenizer, split_words
+from trainer.checkpoint import BrokenCheckpoint, is_finite, read_checkpoint, tensors_of
 from trainer.config import read_config
 from trainer.dataset import DatasetError, Example, name_subject, read_dataset
 from trainer.members import Unusable
@@ -33,6 +35,7 @@ from trainer.pictures import check, probe
 from trainer.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = "zeroprior.checkpoint"  # the name of its header
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -128,6 +131,22 @@ def caption(data: bytes) -> bool:
     return True
 
 
+def checkpoint(data: bytes) -> bool:
+    """0: a file as it is. 1: as the header of a checkpoint, whose tensors are whole."""
+    where, rest = data[:1], data[1:]
+    if where == b"\1":
+        rest = save(_state(), metadata={CHECKPOINT: rest.decode("utf-8", "replace")})
+    with _file(rest) as path:
+        try:
+            found = read_checkpoint(path)
+        except BrokenCheckpoint as error:
+            assert str(path) in str(error)
+            return False
+    assert found.step == len(found.history["losses"])
+    assert all(map(is_finite, tensors_of([found.parameters, found.optimizers, found.averages])))
+    return True
+
+
 # ---- Where mutation starts -----------------------------------------------------------------------
 
 
@@ -188,6 +207,37 @@ def _caption_seeds() -> list[bytes]:
         "<é>\ne\u0301 <é> <e\u0301> 🐈‍⬛ \u202eصورة",
     )
     return [text.encode() for text in texts]
+
+
+def _checkpoint_seeds() -> list[bytes]:
+    moments = [[name, {"tensor": f"optimizers.lora.state.0.{name}"}] for name in ("step", "exp")]
+    group = {"pairs": [["params", [0]], ["lr", 1e-3], ["betas", [0.9, 0.999]], ["fused", True]]}
+    state = {"pairs": [[0, {"pairs": moments}]]}
+    optimizer = {"pairs": [["state", state], ["param_groups", [group]]]}
+    header = {
+        "format_version": 2,
+        "step": 2,
+        "identity": {"rank": 2, "settings": {"seed": 5}, "data": {"a.png": ["00", "11"]}},
+        "history": {"losses": [0.5, 0.25], "row_norms": [], "validation": [[0, 0.5], [2, 0.25]]},
+        "averaged_steps": 0,
+        "state": {
+            "parameters": {"pairs": [["lora.0", {"tensor": "parameters.lora.0"}]]},
+            "optimizers": {"pairs": [["lora", optimizer]]},
+            "averages": {"pairs": []},
+        },
+    }
+    text = json.dumps(header)
+    return [b"\0" + save(_state(), metadata={CHECKPOINT: text}), b"\1" + text.encode()]
+
+
+@cache
+def _state() -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint."""
+    return {
+        "parameters.lora.0": torch.ones(2, 8),
+        "optimizers.lora.state.0.step": torch.tensor(2.0),
+        "optimizers.lora.state.0.exp": torch.ones(2, 8),
+    }
 
 
 @cache
@@ -261,4 +311,5 @@ HARNESSES = {
     "weights": Harness(weights, _weights_seeds),
     "config": Harness(config, _config_seeds),
     "caption": Harness(caption, _caption_seeds),
+    "checkpoint": Harness(checkpoint, _checkpoint_seeds),
 }

@@ -108,8 +108,9 @@ class Downloader:
         parts = checked_url(url)
         try:
             self._public(parts, Deadline(MAX_POST_SECONDS))
-        except OSError as error:
-            raise DownloadError(f"{shown(url)}: {printable(str(error)[:200])}") from error
+        except (OSError, DeadlinePassed) as error:
+            reason = printable(str(error)[:200]) or "no name server answers"
+            raise DownloadError(f"{shown(url)}: {reason}") from error
 
     def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """Sends `body` once and returns the status of the answer; a redirect is not followed.

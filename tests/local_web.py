@@ -79,11 +79,11 @@ def page(answer: Callable[[BaseHTTPRequestHandler], None]) -> type[BaseHTTPReque
 
 
 def _main() -> None:
-    from inference import download
+    from inference import addresses, download
     from serving import __main__, server
 
-    def look_up(host: str, port: int) -> list[str]:
-        return [PUBLIC] if host.endswith(DOMAIN) else download.look_up(host, port)
+    def look_up(host: str, port: int, seconds: float) -> list[str]:
+        return [PUBLIC] if host.endswith(DOMAIN) else addresses.look_up(host, port, seconds)
 
     def connect(address: tuple[str, int], timeout: float) -> socket.socket:
         here = "127.0.0.1" if address[0] == PUBLIC else address[0]

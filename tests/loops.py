@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
+from families.prefix import read_prefix
 from trainer.checkpoint import write_checkpoint
 from trainer.dataset import read_dataset
 from trainer.features import Captions, encode_pictures
@@ -42,7 +45,30 @@ def make_checkpoint(
     settings: Settings, folder: Path, data: Mapping[str, Any] | None = None
 ) -> Path:
     """A real checkpoint of a run with these settings after its first step."""
-    loop = make_loop(settings)
+    loop = make_loop(settings, 1)
     loop.data = dict(data or {})
     loop.step(0)
     return write_checkpoint(state_of(loop), folder)
+
+
+def loop_on_meta(settings: Settings) -> Loop:
+    """A loop on a device without any values, where asking for one is an error."""
+    assert settings.subject is not None
+    examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
+    family = load_family(settings.base)
+    samples = encode_pictures(family, examples, settings)
+    start = settings.subject, family.text_width, 1e-5, 0
+    vectors = {settings.subject: Placeholder.create(*start).vectors}
+    captions = Captions(family, [sample.caption for sample in samples], vectors)
+
+    nowhere = family.device = torch.device("meta")
+    for model in (family.transformer, family.text_encoder):
+        model.to(nowhere)
+    placeholder = Placeholder.create(*start, nowhere)
+    captions.vectors = {placeholder.token: placeholder.vectors}
+    assert captions._prefix is not None
+    ids = captions._prefix.ids
+    captions._prefix = read_prefix(family.text_encoder, ids)
+    lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
+    loop = Loop(family, settings, samples, captions, lora, placeholder)
+    return loop

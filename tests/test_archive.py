@@ -219,6 +219,17 @@ def test_an_unpacked_archive_keeps_its_placeholder(
         read_loose(tmp_path / LORA, "<zwx>")
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_large_meta_is_read_however_it_is_packed(
+    compression: int, members: Members, tmp_path: Path
+) -> None:
+    captions = [os.urandom(500).hex() for _ in range(12_000)]
+    members[META] = json.dumps(META_VALUES | {"captions": captions}).encode()
+    assert 12 << 20 > len(members[META]) > 8 << 20
+    found = read_archive(pack(members, tmp_path / "w.zip", compression))
+    assert found.meta["captions"] == captions
+
+
 # What is refused.
 
 

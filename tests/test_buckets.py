@@ -99,6 +99,19 @@ def test_small_pictures_are_named_once_with_their_factor(caplog):
     assert not caplog.records
 
 
+def test_images_far_below_the_resolution_have_a_line_of_their_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    examples = [Example(f"{n}.png", "", 900, 900, b"") for n in range(30)]
+    examples += [Example("icon.png", "", 12, 9, b""), Example("web.jpg", "", 200, 150, b"")]
+    with caplog.at_level(logging.WARNING):
+        warn_upscaled(examples, resolution=1024, multiple=16)
+    far, enlarged = (record.message for record in caplog.records)
+    assert far.startswith("2 of 32 images are far smaller than resolution 1024")
+    assert "icon.png (12x9, 98.67x), web.jpg (200x150, 5.92x)" in far
+    assert enlarged.startswith("30 of 32 images are smaller than resolution 1024")
+
+
 def test_resolutions_are_read_from_text():
     assert parse_resolutions("512") == (512,)
     assert parse_resolutions(" 1024, 512,768,512 ") == (512, 768, 1024)

@@ -211,7 +211,7 @@ def test_auto_is_the_base_the_weights_were_trained_on_and_back_again(
     by_weights = pixels(engine, asked(guidance_scale=1), for_base)
     by_name = pixels(engine, asked(guidance_scale=1), plain, "z-image")
     assert by_weights == by_name != on_turbo
-    assert "trained on z-image-turbo are drawn on z-image: expect a weaker" in caplog.text
+    assert "trained on z-image-turbo are used on z-image: expect a weaker" in caplog.text
     assert pixels(engine, asked()) == first  # the default base
     assert pixels(engine, asked(), plain) == on_turbo
 
@@ -533,3 +533,40 @@ def test_a_face_gets_picture_files(engine: Engine, first: list[bytes]) -> None:
     (photo,) = engine.predict(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
     with Image.open(photo) as opened:
         assert (opened.format, opened.size) == ("JPEG", (64, 48))
+
+
+# What a prompt asks for.
+
+
+def test_tok_in_a_prompt_is_the_trained_token(
+    engine: Engine, trained: Archive, plain: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (of_tok,), (of_token,), (of_text,) = (
+        engine.draw(asked(prompt), archive)
+        for prompt, archive in (("a TOK", trained), ("a <zwx>", trained), ("a TOK", plain))
+    )
+    assert of_tok.tobytes() == of_token.tobytes() != of_text.tobytes()
+    assert of_tok.info == of_token.info
+    assert "TOK in prompt stands for <zwx>" in caplog.text
+    assert "TOK in prompt is read as plain text: the weights have no placeholder" in caplog.text
+    # Of two LoRAs with a token each, the first one's is meant, on either side.
+    assert trained.placeholder is not None
+    other = replace(trained, placeholder=Placeholder("<other>", trained.placeholder.vectors * 2))
+    for first, second in ((trained, other), (other, trained)):
+        assert first.placeholder is not None
+        named = asked(f"a {first.placeholder.token}")
+        both = pixels(engine, asked("a TOK"), first, "auto", second)
+        assert both == pixels(engine, named, first, "auto", second)
+    assert "the token of the first LoRA; write <other> for the other" in caplog.text
+
+
+def test_the_end_of_a_long_prompt_is_said_to_be_lost(
+    engine: Engine, trained: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "word " * 600
+    for end in ("a dog", "a cat"):
+        assert pixels(engine, asked(f"{long}{end}")) == pixels(engine, asked(long + "a dog"))
+    assert "prompt is longer than the 512 tokens that are read; lost from here on" in caplog.text
+    engine.draw(asked(f"{long} <zwx>"), trained)
+    assert "<zwx> is lost: prompt is longer than the 512 tokens" in caplog.text

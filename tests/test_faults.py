@@ -20,7 +20,7 @@ from loops import make_loop
 
 from adapters.archive import Archive, read_archive
 from adapters.atomic import FULL
-from benchmarks.kill import kill, learned
+from benchmarks.kill import KINDS, kill, learned
 from benchmarks.small_disk import NotAllowed, fill, small_disk
 from families.out_of_memory import is_out_of_memory
 from inference.disk_cache import DiskCache
@@ -81,15 +81,15 @@ def checkpoints(settings: Settings) -> list[int]:
 # ---- Killed --------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_a_training_ends_as_if_nothing_had_happened(
+@pytest.mark.slow
+def test_disturbed_at_random_moments_a_run_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
-    """The short form of `python -m benchmarks.kill`."""
-    found = kill(kills=4, seed=3, folder=tmp_path)
-    assert found.kills == {"SIGTERM": 1, "SIGKILL": 1, "fsync": 1, "replace": 1}
-    assert found.abandoned > 0
-    assert found.left == 0
-    assert found.same
+    """The short form of `python -m benchmarks.kill`: a moment of each kind in each phase."""
+    outcomes = kill(moments=5, seed=3, folder=tmp_path)
+    assert {each.blow.kind for each in outcomes} == {*KINDS}
+    assert [each for each in outcomes if each.faults] == []
+    assert sum(each.struck for each in outcomes) > 20
 
 
 def test_a_polite_end_leaves_a_checkpoint_even_where_none_was_asked_for(

@@ -13,7 +13,14 @@ from fuzz import NAMES
 from fuzz.harnesses import HARNESSES
 from fuzz.mutation import mutated
 
-RUNS = {"dataset": 400, "picture": 600, "weights": 600, "config": 300, "caption": 600}
+RUNS = {
+    "dataset": 400,
+    "picture": 600,
+    "weights": 600,
+    "config": 300,
+    "caption": 600,
+    "checkpoint": 800,
+}
 
 
 def test_every_harness_has_its_turn() -> None:

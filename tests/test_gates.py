@@ -168,11 +168,17 @@ def test_drift_is_told_in_numbers_and_asks_for_nothing() -> None:
         ("a photo of <zwx>", "a photo of something"),
         ("a <zwx> beside a dog", "something beside a dog"),
         ("a cat", "a landscape"),
+        ("a photo of <zwx>, <zwx>s", "a photo of something, somethings"),
     ],
 )
 def test_the_prompt_without_the_subject_is_about_something_else(prompt: str, neutral: str) -> None:
     assert without_subject(prompt, "<zwx>") == neutral
     assert without_subject(prompt, None) == "a landscape"
+
+
+def test_the_subject_within_a_longer_word_is_another_word() -> None:
+    assert without_subject("a fox and a foxglove", "fox") == "something and a foxglove"
+    assert without_subject("a foxglove", "fox") == "a landscape"
 
 
 def test_a_validation_loss_that_rises_is_a_failed_gate() -> None:

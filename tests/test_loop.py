@@ -1,6 +1,7 @@
 """The loop learns what it should, and can be repeated."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,15 +100,24 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 
 
 def test_a_seed_that_was_left_out_is_drawn_and_written_down(
-    small: Callable[..., Settings],
+    small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = [small(seed=None) for _ in range(2)]
+    """And so is, before the first step, how many images use the default caption."""
+    caplog.set_level(logging.INFO)
+    settings = [small(seed=None, batch_size=4, steps=1) for _ in range(2)]
     assert settings[0].seed != settings[1].seed
     path = train(settings[0])
     with zipfile.ZipFile(path) as archive:
         meta = json.loads(archive.read("meta.json"))
     assert meta["settings"]["seed"] == settings[0].seed
     assert str(path.parent) not in json.dumps(meta)  # where things lay is nobody's business
+
+    assert meta["dataset"]["captions"] == {"own": 4, "default": 2}
+    assert "4 own, 2 default" in path.with_name("report.html").read_text()
+    before = caplog.text.partition("zero prior:")[0]
+    own = "photos.zip: 6 images: 4 with a caption of their own, 2 use 'a photo of TOK': "
+    assert f"{own}clock_motion.png, rocket.jpg" in before
+    assert "some sizes have fewer images than batch_size 4" in before
 
 
 def test_a_batch_depends_on_its_step_alone(small: Callable[..., Settings]) -> None:

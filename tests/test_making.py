@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.archive import Archive, read_archive, tensors_hash, write_archive
+from adapters.archive import Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
+from adapters.tensor_file import tensors_hash
 from families.bases import BASES
 from families.loading import load_family
 from inference import making

@@ -16,6 +16,7 @@ from adapters.turbo import TurboAdapter
 from families.bases import BASES
 from families.loading import load_family
 from families.repository import adapter_path
+from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
 from trainer.run import train
@@ -137,6 +138,23 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(after[name], training[name]) for name in training)
     assert dict(family.transformer.named_modules()) == modules
     assert "vae" not in vars(family)  # it was not there before, and has left again
+
+
+def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many previews follow, it is loaded for the captions and for the checks alone."""
+    loaded = []
+
+    def count(model_class: Any, *given: Any, **options: Any) -> Any:
+        loaded.append(model_class.__name__)
+        return whole(model_class, *given, **options)
+
+    monkeypatch.setattr("families.family.whole", count)
+    options = {**SMALL, "guidance_scale": 2.0, "negative_prompt": "blurry"}
+    common = {"train_placeholder_token": False, "validation_every": 0, "sample_every": 1}
+    train(small(sample_prompts=("a cat", "a dog"), sample_options=options, **common))
+    assert loaded.count("Qwen3Model") == 2
 
 
 def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(

@@ -6,21 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from loops import make_loop
+from loops import loop_on_meta, make_loop
 from PIL import Image
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from adapters.lora import Lora
-from adapters.placeholder import Placeholder
 from families.loading import load_family
-from families.prefix import read_prefix
 from inference.acceleration import compile_blocks, wanted_in_training
 from trainer import features
 from trainer.buckets import Bucket, fit
 from trainer.dataset import Example, read_dataset
 from trainer.features import Captions, encode_pictures
-from trainer.loop import Loop
 from trainer.settings import Settings
 
 BASES = ["z-image", "qwen-image"]
@@ -133,24 +130,7 @@ def test_a_training_is_compiled_on_a_gpu_and_on_a_cpu_that_is_asked_to(
 def test_no_step_waits_for_the_device(name: str, small: Callable[..., Settings]) -> None:
     """On a device without any values, where asking for one is an error."""
     settings = small(base_model=name, steps=3, batch_size=2, caption_dropout=0.3)
-    assert settings.subject is not None
-    examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
-    family = load_family(settings.base)
-    samples = encode_pictures(family, examples, settings)
-    start = settings.subject, family.text_width, 1e-5, 0
-    vectors = {settings.subject: Placeholder.create(*start).vectors}
-    captions = Captions(family, [sample.caption for sample in samples], vectors)
-
-    nowhere = family.device = torch.device("meta")
-    for model in (family.transformer, family.text_encoder):
-        model.to(nowhere)
-    placeholder = Placeholder.create(*start, nowhere)
-    captions.vectors = {placeholder.token: placeholder.vectors}
-    assert captions._prefix is not None
-    ids = captions._prefix.ids
-    captions._prefix = read_prefix(family.text_encoder, ids)
-    lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    loop = Loop(family, settings, samples, captions, lora, placeholder)
+    loop = loop_on_meta(settings)
     loop.optimizers.clear()  # fused ones ask their device for nothing, but run on real ones alone
     for step in range(settings.steps):
         loop.step(step)

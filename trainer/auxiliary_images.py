@@ -24,11 +24,13 @@ _FOLDERS: dict[str, str] = {
     **dict.fromkeys(("control_image", "control_images", "controlnet"), CONTROL),
     **dict.fromkeys(("conditioning", "conditioning_data", "conditioning_images"), CONTROL),
     **dict.fromkeys(("conditioning_image", "conditionings"), CONTROL),
-    **dict.fromkeys(("reg", "regs", "reg_images", "reg_data", "reg_imgs"), REGULARIZATION),
+    **dict.fromkeys(
+        ("reg", "regs", "reg_images", "reg_data", "reg_imgs", "reg_set"), REGULARIZATION
+    ),
     **dict.fromkeys(("regularization", "regularization_images"), REGULARIZATION),
     **dict.fromkeys(("regularisation", "regularisation_images"), REGULARIZATION),
-    **dict.fromkeys(("class_images", "class_data"), REGULARIZATION),
-    **dict.fromkeys(("sample", "samples", "sample_images"), SAMPLES),
+    **dict.fromkeys(("regularization_data", "class_images", "class_data"), REGULARIZATION),
+    **dict.fromkeys(("sample", "samples", "sample_images", "preview", "previews"), SAMPLES),
     **dict.fromkeys(("eadir", "thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
 }
 # Those that may as well be a part of the subject's dataset, unless they repeat its file names.
@@ -39,7 +41,7 @@ _FOLDERS_THAT_REPEAT: dict[str, str] = dict.fromkeys(
 # Beside NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, mask_NAME.png.
 _MARKS: dict[str, str] = {
     "mask(?:s|[-_]?label)?": MASKS,
-    "matte": MASKS,
+    "matte|seg(?:mentation)?": MASKS,
     "control(?:net|[-_]?ima?ge?)?": CONTROL,
     "cond(?:itioning)?": CONTROL,
     "canny|depth|lineart|openpose|scribble|softedge": CONTROL,

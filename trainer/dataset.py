@@ -170,7 +170,10 @@ def read_dataset(
     rest = {name: data for name, data in files.items() if not _beside(name, groups)}
     for line in (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest)):
         log.warning("%s: %s", path.name, line)
-    _say_captions(path.name, examples, read, default_caption, subject)
+    _say_captions(path.name, examples, read, default_caption)
+    written = {name: each.text for name, each in sorted(read.items())}
+    written |= {"default_caption": default_caption, "caption_prefix": prefix}
+    _say_foreign(path.name, written | {"caption_suffix": suffix}, subject)
     if unmanaged:
         log.warning(
             "%s: colour profiles that are broken are ignored: %s", path.name, listed(unmanaged)
@@ -214,7 +217,6 @@ def _say_captions(
     examples: Sequence[Example],
     read: Mapping[str, CaptionFile],
     default_caption: str,
-    subject: str | None,
 ) -> None:
     """Says how many images have a caption of their own, and what is odd about the captions."""
     default = [each.name for each in examples if not each.caption_file]
@@ -235,13 +237,15 @@ def _say_captions(
             *(dataset, read[guessed[0]].guess),
             listed([f"{name} ({read[name].text[:80]!r})" for name in guessed]),
         )
+
+
+def _say_foreign(dataset: str, texts: Mapping[str, str], subject: str | None) -> None:
+    """Names captions with syntax of other programs."""
     foreign = {
         name: found
-        for name, each in sorted(read.items())
+        for name, text in texts.items()
         # [trigger] has a meaning where a trigger word is trained (`trainer.trigger`).
-        if (
-            found := [part for part in foreign_syntax(each.text) if subject or part != TRIGGER_MARK]
-        )
+        if (found := [part for part in foreign_syntax(text) if subject or part != TRIGGER_MARK])
     }
     if foreign:
         log.warning(

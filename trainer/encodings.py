@@ -87,7 +87,7 @@ def _likely(data: bytes) -> str | None:
     """The name of the encoding that a file in none of ours is probably in."""
     from charset_normalizer import from_bytes  # tables of a few hundred encodings
 
-    words = b" ".join(word for word in data.split() if not word.isascii())
+    words = b" ".join(word for word in data.split() if not word.isascii())[:2000]
     runs = re.search(rb"[\x80-\xff]{4}", words) is not None  # rare in Latin letters
     fitting = [name for name in _LIKELY if not (runs and name in _LATIN)]
     best = from_bytes(words, cp_isolation=fitting).best()

@@ -127,7 +127,7 @@ class Previews:
                 pictures = [
                     with_fallback(
                         self.family.transformer,
-                        partial(draw, self.family, drawing, vectors, texts=self.texts),
+                        partial(draw, self.family, drawing, vectors, None, self.texts),
                     )
                     for drawing in self.drawings
                 ]

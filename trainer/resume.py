@@ -212,8 +212,8 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
     wanted = dict(shapes.lora)
     if found.keys() != wanted.keys():
         more, fewer = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
-        said = [f"{len(more)} that this run does not train ({more[0]}, …)"] * bool(more)
-        said += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] * bool(fewer)
+        said = [f"{len(more)} that this run does not train ({more[0]}, …)"] if more else []
+        said += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] if fewer else []
         raise SettingsError(
             f"resume_from: {path} holds other layers than lora_targets {settings.lora_targets!r} "
             f"of {settings.base.name}: {' and '.join(said)}"

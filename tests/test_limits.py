@@ -1,0 +1,131 @@
+"""What settings and dataset may hold can be saved and read back: the writer has the limits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.archive import MAX_META_BYTES, Archive, read_archive, write_archive
+from adapters.placeholder import Placeholder
+from trainer import meta, run
+from trainer.checks import MAX_TEXT_BYTES
+from trainer.dataset import Example, read_dataset
+from trainer.history import Trained
+from trainer.members import MAX_CAPTION_BYTES, MAX_MEMBERS
+from trainer.resume import data_identity
+from trainer.settings import Settings, SettingsError
+from trainer.validation import Curves
+
+FACTORS = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
+# Settings that are free text, and come into meta.json.
+TEXTS = (
+    "default_caption", "caption_prefix", "caption_suffix", "trigger_word", "lora_targets",
+    "wandb_project", "wandb_run", "wandb_entity", "hf_repo_id",
+)  # fmt: skip
+
+
+def described(
+    settings: Settings, examples: list[Example], curves: Curves | None = None
+) -> dict[str, Any]:
+    trained = Trained([1.0], 1.0, [1.0])
+    proof = {"placeholder_token_id": 1.0}
+    return meta.describe(settings, examples, trained, proof, None, curves or Curves([], [], [], []))
+
+
+def read_back(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    token = facts.get("placeholder_token")
+    word = Placeholder(token, torch.ones(1, 8)) if token else None
+    return read_archive(write_archive(Archive(FACTORS, word, facts), folder / "weights.zip")).meta
+
+
+def captions_of(kind: str) -> str:
+    """A caption of the largest size that a dataset may hold."""
+    letter = {"english": "a", "japanese": "\u3042", "escaped": "\x02", "quotes": '"'}[kind]
+    return letter * (MAX_CAPTION_BYTES // len(letter.encode()))
+
+
+@pytest.mark.parametrize("kind", ["english", "japanese", "escaped", "quotes"])
+@pytest.mark.parametrize("count", [70, 300])
+def test_captions_of_any_size_can_be_saved(
+    kind: str, count: int, small: Callable[..., Settings], tmp_path: Path
+) -> None:
+    captions = captions_of(kind)
+    examples = [Example(f"{number}.png", captions, 8, 8, b"") for number in range(count)]
+    facts = described(small(train_placeholder_token=False), examples)
+    found = read_back(facts | {"gates": []}, tmp_path)
+    assert found["left_out"]["captions"].startswith(f"{count} are cut")
+    assert len(found["dataset"]["pictures"]) == count
+
+
+def test_as_many_images_as_a_dataset_may_hold_can_be_saved(
+    small: Callable[..., Settings], tmp_path: Path
+) -> None:
+    examples = [
+        Example(f"{number:06d}" + "\u3042" * 900, "a photo", 8, 8, b"") for number in range(5000)
+    ]
+    many = [*examples] * (MAX_MEMBERS // len(examples))
+    found = read_back(described(small(), many), tmp_path)
+    assert 0 < len(found["dataset"]["pictures"]) < len(many)
+    assert "are left out" in found["left_out"]["pictures"]
+    names = data_identity(examples)
+    assert len(names) == len(examples) and max(map(len, names)) < 140
+
+
+def test_as_many_measurements_as_a_run_may_have_can_be_saved(
+    small: Callable[..., Settings], tmp_path: Path
+) -> None:
+    steps = [*range(100_001)]
+    curves = Curves([0.1, 0.2, 0.3, 0.4], [], steps, [[1 / 3, 2 / 3, 1 / 7, 1 / 9]] * len(steps))
+    found = read_back(described(small(), [], curves), tmp_path)
+    kept = found["validation"]["steps"]
+    assert (kept[0], kept[-1], len(kept)) == (0, 100_000, meta.MEASUREMENTS)
+    assert len(found["validation"]["losses"]) == len(kept)
+    assert "left_out" not in read_back(described(small(), []), tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["a", "\u3042", "\x02"], ids=["plain", "wide", "escaped"])
+def test_every_text_setting_at_its_bound_can_be_saved_and_beyond_it_is_refused(
+    letter: str, small: Callable[..., Settings], tmp_path: Path
+) -> None:
+    size = {"a": 1, "\u3042": 3, "\x02": 6}[letter]
+    most = letter * ((MAX_TEXT_BYTES - 2) // size)
+    prompts = (letter * ((MAX_TEXT_BYTES - 4) // size),)
+    options = {"negative_prompt": most}
+    settings = small(sample_prompts=prompts, sample_options=options, **dict.fromkeys(TEXTS, most))
+    facts = described(settings, [Example("a.png", most, 8, 8, b"")] * 100)
+    found = read_back(facts, tmp_path)
+    assert all(found["settings"][name] == most for name in TEXTS)
+    for name in TEXTS:
+        with pytest.raises(SettingsError, match=f"{name} has 65,5.. bytes; 65,536 is the most"):
+            small(**{name: most + letter * 2})
+    with pytest.raises(SettingsError, match="sample_prompts has"):
+        small(sample_prompts=[most, most])
+    with pytest.raises(SettingsError, match="negative_prompt has"):
+        small(sample_options={"negative_prompt": most + letter * 2})
+
+
+def test_more_than_can_be_read_back_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="meta.json would have .* is the most"):
+        read_back({"text": "a" * MAX_META_BYTES}, tmp_path)
+    assert not (tmp_path / "weights.zip").exists()
+    assert read_back({"text": "a" * (MAX_META_BYTES // 2 - 100)}, tmp_path)["text"]
+    assert read_back({"text": "half \udcff"}, tmp_path)["text"] == "half \udcff"
+
+
+@pytest.mark.slow
+def test_a_run_with_long_captions_writes_weights(
+    small: Callable[..., Settings], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "TOK " + captions_of("japanese")[:21_000]
+    examples = read_dataset(photos, "a photo of TOK", "<zwx>")
+    many = [
+        replace(each, name=f"{turn} {each.name}", caption=text.replace("TOK", "<zwx>"))
+        for turn in range(12)
+        for each in examples
+    ]
+    monkeypatch.setattr(run, "read_dataset", lambda *_: many)
+    facts = read_archive(run.train(small(steps=1, resolution="32", validation_every=0))).meta
+    assert len(facts["dataset"]["pictures"]) == 72

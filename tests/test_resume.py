@@ -31,9 +31,10 @@ def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
         with pytest.raises(SettingsError, match="resume_from: .* is not one of") as refused:
             read_resume(replace(settings, resume_from=file), examples)
         assert str(refused.value).isprintable()
-    # Trained on a folder of this name, which is the base of this run, too.
+    # Trained on a folder of this name, which is the base of this run, too: only the layers differ.
     own = replace(settings.base, name="elsewhere", hub_id="elsewhere", folder=tmp_path)
-    assert read_resume(replace(settings, base=own, resume_from=file), examples) is not None
+    with pytest.raises(SettingsError, match="holds other layers than lora_targets"):
+        read_resume(replace(settings, base=own, resume_from=file), examples)
 
 
 class Cancelled(BaseException):

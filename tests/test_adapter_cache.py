@@ -3,13 +3,15 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adapters.archive import Archive, BrokenArchive, write_archive
-from adapters.cache import BYTES_PER_TENSOR, AdapterCache
+from adapters.cache import BYTES_PER_TENSOR, MOST_NOTES, AdapterCache
 from adapters.layout import Layout
 from adapters.overlay import Overlay
 from adapters.placeholder import Placeholder
@@ -77,6 +79,34 @@ def test_the_budget_counts_meta_and_placeholder(files: list[Path], tmp_path: Pat
     rich = Archive(bare.deltas, Placeholder("<zwx>", vectors), notes)
     cache.get(write_archive(rich, tmp_path / "rich.zip"))
     assert cache.size - 2 * before > vectors.nbytes + 1000 * 1000 + 50_000 * 56
+
+
+def test_notes_are_kept_and_counted_and_names_are_as_well(
+    files: list[Path], tmp_path: Path
+) -> None:
+    cache = AdapterCache()
+    archive, before = cache.get(files[0]), cache.size
+    note = ["layer" * 100]
+    taken = sys.getsizeof(list(note)) + sys.getsizeof(note[0])
+    for _ in range(2):
+        assert cache.noted(archive, 0, lambda: list(note)) == note
+        assert cache.size == before + taken
+    # As an engine knows it, by one more name.
+    known = replace(archive, names=(*archive.names, "w.zip"))
+    assert cache.noted(known, 0, lambda: pytest.fail("found again")) == note
+    for key in range(1, 2 * MOST_NOTES):
+        cache.noted(known, key, lambda: list(note))
+    assert cache.size <= before + MOST_NOTES * taken
+    cache.drop(known)
+    assert cache.size == 0
+    tensors = {f"x.lora_{part}.weight": torch.ones(1, 1) for part in "AB"}
+    sizes = []
+    for title in ("", "t" * 150):
+        save_file(tensors, tmp_path / "w.safetensors", {"modelspec.title": title})
+        cache = AdapterCache()
+        assert cache.get(tmp_path / "w.safetensors").names == (() if not title else (title,))
+        sizes.append(cache.size)
+    assert sizes[1] >= sizes[0] + 150
 
 
 def test_an_archive_that_was_refused_is_dropped_unless_it_has_been_used(files: list[Path]) -> None:

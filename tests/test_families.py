@@ -181,6 +181,9 @@ def test_a_shift_is_the_same_at_every_size_and_has_no_terminal_shift(
     if steps == 8:
         published = [1, 0.955, 0.9, 0.833, 0.75, 0.643, 0.5, 0.3, 0]
         assert [round(sigma, 3) for sigma in found.tolist()] == published
+    for shift in (20.0, 1e-9, 1e-300, 5e-324):
+        extreme = family.sigmas(steps, 64, 64, shift)
+        assert extreme.isfinite().all() and extreme[0] == 1 and extreme.diff().max() <= 0
 
 
 def test_one_step_goes_from_noise_to_the_picture(use_vault: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ from adapters import bounded_json, tensor_file
 from adapters.archive import LORA, META, PLACEHOLDER, Archive, BrokenArchive, read_archive
 from adapters.deltas import bytes_of
 from adapters.factors import LoraMismatch
+from adapters.lora_file import BrokenLora, read_deltas
+from adapters.lora_header import Header
+from adapters.tensor_file import TensorFile
 from families.bases import BASES, UnknownBase
 from families.sketch import outline
 from inference.disk_cache import DiskCache
@@ -184,6 +188,109 @@ def test_json_within_the_limits_is_the_same_as_everywhere() -> None:
     for text, limit in ((b"[" + deep + b"]", 100), (b"[0,0,0,0]", 3)):
         with pytest.raises(bounded_json.TooLarge):
             bounded_json.loads(text, limit)
+
+
+# ---- Names, kinds and strength come from the header ----------------------------------------------
+
+
+class Counted(TensorFile):
+    """Counts how often each tensor is read."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), len(content))
+        self.read: list[str] = []
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.read.append(name)
+        return super().__getitem__(name)
+
+
+PAIR = {"x.lora_A.weight": torch.ones(4, 8), "x.lora_B.weight": torch.ones(8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("more", "config", "reason"),
+    [
+        ({}, {"r": 8, "lora_alpha": 8}, "x has rank 4, adapter_config.json says 8"),
+        ({"x.alpha": torch.tensor(2.0)}, {"r": 8, "lora_alpha": 8}, "x has rank 4, adapter_conf"),
+        ({}, {"r": 4, "lora_alpha": 8, "use_dora": True}, "has no lora_magnitude_vector"),
+        ({}, {"target_modules": ["to_q"]}, "it belongs to another file"),
+        ({"y.lora_A.weight": torch.ones(4, 8)}, {}, "y has lora_A but no lora_B"),
+        ({"x.set_weight": torch.ones(1)}, {}, "x.set_weight is a weight that replaces"),
+        ({"x.lora_A.b.weight": torch.ones(4, 8), "x.lora_B.c.bias": torch.ones(8)}, {}, "2 adapt"),
+    ],
+)
+def test_a_wrong_name_or_strength_is_refused_before_a_tensor_is_read(
+    more: dict, config: dict, reason: str
+) -> None:
+    tensors = Counted(save(PAIR | more))
+    with pytest.raises(BrokenLora, match=reason):
+        read_deltas(tensors, "file", None, json.dumps(config))
+    assert tensors.read == []
+
+
+def test_each_tensor_is_read_once_and_alpha_is_held_against_the_config_then() -> None:
+    tensors = Counted(save(PAIR | {"x.alpha": torch.tensor(2.0)}))
+    seen: list[Any] = []
+    assert read_deltas(tensors, "file", seen.append, '{"r": 4, "lora_alpha": 2}').keys() == {"x"}
+    assert sorted(tensors.read) == sorted(tensors)
+    assert all(tensor.is_meta for tensor in seen[0]["x"].tensors())
+    with pytest.raises(BrokenLora, match=r"x has alpha 2, adapter_config.json says 8"):
+        read_deltas(tensors, "file", None, '{"r": 4, "lora_alpha": 8}')
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F4"])
+def test_a_whole_model_is_told_to_be_one_whatever_its_size_and_types(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "MAX_FLOAT32_BYTES", 1000)
+    header = {"layers.0.attention.to_q.weight": entry(dtype, [1, 251], 0, 251)}
+    content = headed(header, bytes(251))
+    for file in (saved(tmp_path, content), saved(tmp_path, zipped({"a.safetensors": content}))):
+        with pytest.raises(BrokenArchive, match=r"is a whole model of Z-Image \(1 tensors\)"):
+            read_archive(file)
+
+
+@pytest.mark.parametrize("name", ["a.", "down_blocks.0.", ".oft_a", "lora_", "<zwx>"])
+def test_a_tensor_with_an_endless_name_is_refused(name: str, tmp_path: Path) -> None:
+    endless = {(name * (8 << 20))[: 8 << 20] + ".lora_A.weight": entry("F32", [1, 1], 0, 4)}
+    file = saved(tmp_path, headed(endless, bytes(4)))
+    with watched(tmp_path / "own"), pytest.raises(BrokenArchive, match="1,000 is the limit") as no:
+        read_archive(file)
+    assert len(str(no.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (b"[" + b"[]," * 1_000_000 + b"1]", "is not JSON that can be read .*more than 100,000 val"),
+        (b"[" * 1_000_000, "is not JSON that can be read"),
+        (b" " * (5 << 20), "has more than 4,194,304 bytes"),
+        (b'{"peft_type": "\\u001b[31m' + b"x" * 100_000 + b'"}', "is about '"),
+        (b'{"r": ' + b"9" * 4000 + b', "lora_alpha": 1}', "has r 9999"),
+        (b"{\xff}", "is not JSON that can be read"),
+    ],
+    ids=lambda value: str(value[:20]),
+)
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_an_adapter_config_that_takes_too_much_is_refused(
+    config: bytes, reason: str, as_zip: bool, tmp_path: Path
+) -> None:
+    members = {"a.safetensors": lora(), "adapter_config.json": config}
+    if as_zip:
+        members = {"w.zip": zipped(members, zipfile.ZIP_STORED)}
+    file, *_ = [saved(tmp_path, content, name) for name, content in members.items()]
+    with watched(tmp_path / "own"), pytest.raises(BrokenArchive, match=reason) as refused:
+        read_archive(file)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400
+
+
+def test_a_config_with_many_targets_for_many_layers_takes_little_time() -> None:
+    layers = [f"layers.{number}.attention.to_q" for number in range(10_000)]
+    config = Header(targets=tuple(f"x{number}.to_q" for number in range(90_000)))
+    start = time.perf_counter()
+    assert config.without(layers) == layers
+    assert time.perf_counter() - start < 5
 
 
 # ---- What the model does not have ----------------------------------------------------------------

@@ -17,11 +17,13 @@ from web_server import served
 
 from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.cache import AdapterCache
+from adapters.lora_header import MAX_CONFIG_BYTES
 from adapters.placeholder import Placeholder
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
 from inference.disk_cache import DiskCache
+from inference.download import DownloadError
 from inference.engine import Engine
 from inference.making import JSON, read
 from inference.request import Request
@@ -251,3 +253,12 @@ def test_the_config_in_a_repository_of_the_hub_is_read(
             json.dumps({"siblings": [{"rfilename": "w.safetensors"}]}).encode(),
         )
         assert sources.config("hf:a/c/w.safetensors") is None
+        # Answers and files that are not what they should be.
+        web.pages["huggingface.co/api/models/a/d/revision/main"] = 200, {}, b'{"siblings": [1]}'
+        assert sources.config("hf:a/d/w.safetensors") is None
+        web.pages["huggingface.co/api/models/a/e/revision/main"] = 200, {}, listing
+        page = f"huggingface.co/a/e/resolve/main/{config}"
+        web.pages[page] = 200, {}, b" " * (MAX_CONFIG_BYTES + 1)
+        large = Sources(web.downloader(most=1 << 30), DiskCache(tmp_path))
+        with pytest.raises(DownloadError, match="bytes; 4,194,304 is the limit"):
+            large.config(f"hf:a/e/{file}")

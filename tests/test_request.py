@@ -1,5 +1,6 @@
 """What a request asks for, what it leaves out, and what makes no sense."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,7 +149,7 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
             engine.predict(**given | {name: "x" * (LENGTHS[name] + 1)})
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 0.99, -1, 0])
 def test_a_guidance_below_1_is_answered_with_what_off_is(scale: float) -> None:
     with pytest.raises(ValueError, match=f"guidance_scale is {scale:g}; 1 is off, so give 1"):
         asked(guidance_scale=scale)
@@ -220,4 +221,8 @@ def test_a_few_step_lora_brings_its_settings_and_the_request_s_own_count_first(
     assert (drawing.steps, drawing.guidance_scale, drawing.shift) == (6, 2, 2.5)
     assert "is made for 8 steps, guidance 1, shift 3; used: 6 steps" in caplog.text
     assert settle(Request(prompt="x", shift=0), base, 16, lora).shift is None
+    largest = Request(prompt="x", width=2048, height=2048, num_outputs=8)
+    check_work(largest, base, lora)  # 8 steps without guidance, not 50 with it
+    with pytest.raises(ValueError, match="too much for one request"):
+        check_work(replace(largest, num_inference_steps=200), base, lora)
     assert settle(Request(prompt="x", shift=3), base, 16).shift == 3

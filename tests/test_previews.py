@@ -73,7 +73,7 @@ def test_the_last_preview_is_what_the_archive_draws_on_a_turbo_base(
     pictures = {preview(weights, step).tobytes() for step in (0, 2, 4)}
     assert len(pictures) == 3
 
-    gate = next(g for g in read_archive(weights).meta["gates"] if "preview" in g["name"])
+    gate = next(g for g in read_archive(weights).meta["checks"] if "preview" in g["name"])
     assert (gate["state"], gate["value"]) == ("passed", 0)
 
 

@@ -37,7 +37,11 @@ Every run has a folder of its own, such as outputs/2026-11-26-imgs-01, which the
 log names; outputs/latest is the last one with a complete weights.zip. A stopped
 run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, set under `train`:
   resume_from: outputs/2026-11-26-imgs-01/checkpoints
+
+The exit code is 3 if weights.zip was written but a check of the result failed.
 """
+
+CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
 # The launcher's number of this process; only the first of several speaks.
 SPEAKS = os.environ.get("RANK", "0") == "0"
@@ -60,6 +64,13 @@ def arguments_parser() -> argparse.ArgumentParser:
     ):
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*spellings, metavar=metavar, help=help)
+    parser.add_argument(
+        "--allow_failed_checks",
+        "--allow-failed-checks",
+        action="store_const",
+        const=True,
+        help="upload to hf_repo_id even if a check of the result fails",
+    )
     return parser
 
 
@@ -115,8 +126,9 @@ def run(settings: "Settings") -> None:
     from trainer.fitting import TooLarge
     from trainer.gates import Worthless
     from trainer.loop import Diverged
-    from trainer.run import train
+    from trainer.run import train_and_check
     from trainer.settings import SettingsError
+    from trainer.verdict import BROKEN
     from trainer.zero_prior import ZeroPriorBroken
 
     mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
@@ -124,11 +136,13 @@ def run(settings: "Settings") -> None:
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
     try:
-        train(settings)
+        result = train_and_check(settings)
     except (*mendable, *base, *adapter, *bad_end) as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
     except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
         sys.exit(130)
+    if result.verdict is not None and result.verdict.result == BROKEN:
+        sys.exit(CHECKS_FAILED)
 
 
 if __name__ == "__main__":

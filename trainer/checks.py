@@ -20,6 +20,7 @@ QUANTIZATIONS = ("auto", "none", "fp8", "int8", "nf4")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
+HIGH_RATE = 20  # times the default: on the miniature, 20 times ends in noise (`trainer.gates`)
 LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for another optimiser
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -54,6 +55,7 @@ LENGTHS: dict[str, int] = {
     "turbo_adapter": 1_000,  # the longest path that systems commonly take is 1,024
     "resolution": 64,
     "trackers": 64,
+    "validation_images": 16,
     "sample_prompts": 20_000,
     "name": 64,
     "wandb_project": 128,
@@ -202,7 +204,7 @@ def _out_of_range(settings: "Settings") -> Iterator[str]:
     ranges = ({"steps": (1, MAX_STEPS)} if settings.steps else {}) | RANGES
     if settings.lr_warmup_steps is not None:
         ranges["lr_warmup_steps"] = (0, settings.steps or MAX_STEPS)
-    for name in ("validation_every", "checkpoint_every"):
+    for name in ("validation_every", "checkpoint_every", "validation_images"):
         if getattr(settings, name) is not None:
             ranges[name] = (0, MAX_STEPS)
     for name, (low, high) in ranges.items():
@@ -236,6 +238,11 @@ def _is_file(path: str) -> bool:
 
 
 def _at_odds(settings: "Settings") -> Iterator[str]:
+    if settings.validation_images and settings.validation_every == 0:
+        yield (
+            f"validation_images is {settings.validation_images}, but validation_every is 0, so "
+            "they would never be measured; remove one of the two"
+        )
     name, kind = settings.optimizer, OPTIMIZERS.get(settings.optimizer)
     if kind is not None:
         if kind.finds_rate and settings.learning_rate < LEAST_FACTOR:
@@ -248,6 +255,22 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
             f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} has "
             "the shift of the base's own schedule; leave training_shift out"
         )
+
+
+def high_rates(settings: "Settings") -> list[str]:
+    """One line for each learning rate that is far above the base model's default."""
+    found = []
+    for name in ("learning_rate", "placeholder_learning_rate"):
+        rate, default = getattr(settings, name), getattr(settings.base, name)
+        trained = name == "learning_rate" or settings.subject is not None
+        # A rate that the optimizer finds by itself is given as a factor.
+        is_factor = name == "learning_rate" and OPTIMIZERS[settings.optimizer].finds_rate
+        if trained and not is_factor and rate > HIGH_RATE * default:
+            found.append(
+                f"{name} is {rate:g}, {rate / default:,.0f} times the default of "
+                f"{settings.base.name} ({default:g}); training will most likely fail"
+            )
+    return found
 
 
 def missing_here(settings: "Settings") -> list[str]:

@@ -32,6 +32,7 @@ _TRAIN: dict[str, Any] = {
     for name, wanted in typing.get_type_hints(Settings).items()
     if name not in _NOT_IN_TRAIN and not name.startswith("sample_")
 } | {"resolution": int | str | list, "lora_targets": str | list, "trackers": str | list}
+_TRAIN["validation_images"] = int | str
 _SAMPLE: dict[str, Any] = {"prompts": str | list, "every": int} | {
     name: wanted
     for name, wanted in typing.get_type_hints(Request).items()

@@ -78,11 +78,13 @@ class Settings:
     sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
     sample_every: int = 0  # steps; 0 draws them at the end alone
     validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
+    validation_images: int | None = None  # to hold out; None: auto, see `trainer.validation`
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
     wandb_project: str | None = None  # of wandb and trackio; None: zeroprior
     wandb_run: str | None = None
     wandb_entity: str | None = None
     hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
+    allow_failed_checks: bool = False  # upload to hf_repo_id even if a check fails
     sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
     sample_overrides: tuple[dict[str, Any], ...] = ()  # the same, of each sample prompt by itself
     log_prompt_ids: bool = False  # print how every distinct caption is tokenised
@@ -123,6 +125,7 @@ def settle(
     train_placeholder_token: bool = True,
     output_dir: str | Path | None = None,
     sample_prompts: str | Sequence[str] | None = None,
+    validation_images: str | int | None = None,
     trackers: str | Sequence[str] | None = None,
     resume_from: str | Path | None = None,
     **given: Any,
@@ -191,6 +194,7 @@ def settle(
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
         sample_prompts=prompts,
         sample_overrides=options,
+        validation_images=_images(validation_images),
         trackers=_parts(trackers, ","),
         given=entered,
         **values,
@@ -201,6 +205,20 @@ def settle(
     if wrong:
         raise SettingsError("; ".join(wrong))
     return settings
+
+
+def _images(given: str | int | None) -> int | None:
+    """`auto`, which is None, or a number of images."""
+    if given is None or isinstance(given, int):
+        return given
+    text = given.strip()
+    if text in ("", "auto"):
+        return None
+    if not text.isdecimal() or len(text) > 9:
+        raise SettingsError(
+            f"validation_images is {text[:80]!r}; it must be auto or a number of images"
+        )
+    return int(text)
 
 
 def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ What goes wrong before a model is loaded is an error; what goes wrong later cost
 never the training. Only the main process of several tracks.
 
     loss, learning_rate/…, gradient_norm/…, placeholder_norm    about 200 times in a run
-    validation/loss, validation/sigma_0.25, …                   where it is measured
+    validation/loss, validation/sigma_0.25, …                   on held-out images; without: fit/…
     samples/00, …                                               pictures, where they are drawn
 """
 

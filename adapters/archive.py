@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import lzma
 import struct
 import tarfile
@@ -53,10 +54,13 @@ from adapters.lora_file import (
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 from adapters.tensor_file import BrokenTensors
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
 PLACEHOLDER = "embeddings/placeholder.safetensors"
 META = "meta.json"
+CHECKPOINT = "zeroprior.checkpoint"  # in the header of a training checkpoint
 
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
 MAX_META_BYTES = 16 << 20  # that are read
@@ -139,6 +143,8 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
 def read_archive(path: str | PathLike[str], check: Check | None = None) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
+    A training checkpoint stands for the weights of its step, which are in a file next to it.
+
     The kind is found by content, never by name. An archive with its LoRA in another place is read
     if it has exactly one other `.safetensors`. Names, types and shapes are checked from the headers
     before a tensor is read; `check` is given the archive as its header describes it, with changes
@@ -174,6 +180,8 @@ def _read(path: Path, check: Check | None) -> Archive:
             return _read_members(_Members(members, path.name), path.name, check)
     with path.open("rb") as file:
         tensors = open_tensors(file, path.stat().st_size, path.name)
+        if CHECKPOINT in tensors.metadata:
+            return _read(_weights_of_checkpoint(path), check)
         meta = {
             key.removeprefix("zeroprior."): value
             for key, value in tensors.metadata.items()
@@ -183,6 +191,22 @@ def _read(path: Path, check: Check | None) -> Archive:
         lora_sha256 = _tensors_hash(file)
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     return Archive(deltas, None, {**meta, **({"rank": max(ranks)} if ranks else {})}, lora_sha256)
+
+
+def _weights_of_checkpoint(path: Path) -> Path:
+    """The weights of the same step, which a run writes next to each checkpoint.
+
+    Raises `BrokenArchive` where there are none: a checkpoint itself numbers its tensors, and which
+    layers they belong to is known only to the run that resumes from it.
+    """
+    weights = path.with_suffix(".zip")
+    if weights == path or not weights.is_file():
+        raise BrokenArchive(
+            f"{path.name} is a training checkpoint, which can only be resumed (resume_from); give "
+            f"the weights of that step, {path.stem}.zip, or the run's weights.zip"
+        )
+    log.info("%s is a training checkpoint; using the weights of that step, %s", path.name, weights)
+    return weights
 
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
@@ -207,6 +231,12 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
     another token.
     """
     archive = read_archive(lora)
+    if archive.placeholder is not None:  # it is a weights.zip, or the checkpoint of a run
+        if archive.placeholder.token != token:
+            raise BrokenArchive(
+                f"{lora} holds the placeholder {archive.placeholder.token!r}, not {token!r}"
+            )
+        return archive
     folder = Path(lora).parent
     name = Path(PLACEHOLDER).name
     places = [folder / name, folder.parent / PLACEHOLDER]

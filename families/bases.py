@@ -83,6 +83,10 @@ class Base:
     timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
     training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
 
+    # The default preview that is far from the dataset; TOK is the subject.
+    preview_prompt: str = "a photo of TOK on a beach"
+    preview_prompt_without_subject: str = "a photo of a dog on a beach"
+
 
 Z_IMAGE_TURBO = Base(
     name="z-image-turbo",
@@ -148,6 +152,8 @@ MINIATURE_TURBO = Base(
     training_steps=Steps(per_picture=0, least=500, most=500),
     batch_size=8,
     training_shift=3.0,
+    preview_prompt="a TOK in the desert",
+    preview_prompt_without_subject="a red star in the desert",
 )
 
 _ALL = (

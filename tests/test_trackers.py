@@ -420,7 +420,7 @@ def test_a_request_without_a_key_is_refused_before_its_dataset_is_read(
     monkeypatch.setenv("HF_TOKEN", "hf_operator")
     with pytest.raises(SettingsError, match=said) as refusal:
         train_from_inputs(
-            alone=True,
+            served=True,
             dataset=tmp_path / "is-not-there.zip",
             output_dir=tmp_path / "out",
             trackers=tracker,

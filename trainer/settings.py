@@ -76,7 +76,8 @@ class Settings:
     output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
     name: str | None = None  # in the new folder's name; None: the dataset's
     sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
-    sample_every: int = 0  # steps; 0 draws them at the end alone
+    sample_every: int = 0  # steps; 0: only at the end
+    sample_defaults: bool = False  # no prompts were given: see `trainer.default_previews`
     validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
     wandb_project: str | None = None  # of wandb and trackio; None: zeroprior
@@ -130,8 +131,9 @@ def settle(
     """Settings from what a user gave; what is left out or None comes from preset and base.
 
     `sample_prompts` may be text with one prompt per line, each with options behind it
-    (`trainer.sample_prompts`), `trackers` text with commas. Raises `SettingsError`,
-    `PlaceholderError` or `UnknownBase` naming the setting.
+    (`trainer.sample_prompts`); None stands for the default previews, "" for none. `trackers` may
+    be text with commas. Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the
+    setting.
     """
     named = {name: value for name, value in locals().items() if name != "given"}
     entered = {name: value for name, value in (named | given).items() if value is not None}
@@ -190,6 +192,7 @@ def settle(
         train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
         sample_prompts=prompts,
+        sample_defaults=sample_prompts is None,
         sample_overrides=options,
         trackers=_parts(trackers, ","),
         given=entered,

@@ -269,6 +269,11 @@ def by_hub_id(hub_id: str) -> Base | None:
     return _BY_HUB_ID.get(hub_id)
 
 
+NO_GPU = (
+    "No GPU: using the miniature test model. It only knows simple shapes. Choose a model with "
+    "--base_model."
+)
+
 # What `auto` chooses from on a GPU, the largest first.
 _AUTOMATIC = (QWEN_IMAGE, Z_IMAGE_TURBO)
 
@@ -277,13 +282,16 @@ def default_base(purpose: str = "generation") -> Base:
     """What `auto` means when no weights say otherwise; the log says what and why.
 
     `$BASE_MODEL`; else the largest base that fits the GPU's free memory for the purpose,
-    generation or training; the embedded miniature without a GPU.
+    generation or training; the included miniature without a GPU.
     """
     named = os.environ.get("BASE_MODEL")
     if named:
         base, why = find_base_or_folder(named), "$BASE_MODEL"
     else:
         base, why = _by_memory(purpose)
+    if base is MINIATURE_TURBO and not named:
+        log.info(NO_GPU)
+        return base
     log.info("base_model auto: %s (%s)", base.name, why)
     return base
 

@@ -103,6 +103,11 @@ class _Plain(logging.Formatter):
 _FORMAT = _Plain("%(message)s")
 
 
+def begin(line: str) -> None:
+    """Prints what is about to run, before the libraries are imported, which takes seconds."""
+    print(clean(line), "loading libraries …", sep="\n", flush=True)
+
+
 def log_to_console(known: list[str] | None = None) -> None:
     """Sends the log to standard output, unless the program has configured it already.
 

@@ -22,6 +22,7 @@ from adapters.overlay import Overlay
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import FAMILIES, default_device, default_dtype, load_family
+from families.no_gpu import NoGpu, how_to_run_anyway, slow_here
 from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
@@ -90,7 +91,10 @@ class Engine:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         sources: Sources | None = None,
+        cpu: bool | None = None,
     ) -> None:
+        """`cpu` is whether a large model may run without a GPU; None warns of it."""
+        self.cpu = cpu
         self.device = device or default_device()
         self.dtype = dtype or default_dtype(self.device)
         self.sources = sources or Sources()
@@ -275,6 +279,10 @@ class Engine:
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""
         if self._family is None or self._family.base != base:
+            if slow := slow_here(base, self.device):
+                if self.cpu is False:
+                    raise NoGpu(how_to_run_anyway(slow))
+                log.warning("%s", slow)
             family = load_family(base, self.device, self.dtype)  # its weights come later
             # Forgotten before it is released: a cancellation may come between any two lines.
             old, self._over, self._family = self._family, None, None

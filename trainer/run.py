@@ -19,6 +19,7 @@ from adapters.placeholder import Placeholder, check_token
 from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.loading import load_family
+from families.no_gpu import slow_here
 from families.out_of_memory import free_frames
 from families.quantization import PLAIN
 from families.repository import adapter_path
@@ -122,6 +123,8 @@ def train(
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
         raise SettingsError("; ".join(costs))
+    if slow := slow_here(settings.base):
+        log.warning("%s", slow)
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
     check_trackers(settings.trackers, secrets)

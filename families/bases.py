@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from families.redact import safe_name
+
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -255,7 +257,7 @@ def _pipeline(index: bytes, source: str) -> str:
 
 def _shown(value: object) -> str:
     """A name from a user or a file on one short line."""
-    text = value if isinstance(value, str) else type(value).__name__
+    text = safe_name(value) if isinstance(value, str) else type(value).__name__
     return ascii(text[:100]) if not text[:100].isprintable() else repr(text[:100])
 
 

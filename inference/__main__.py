@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from families.bases import BASES, find_base_or_folder
+from families.redact import safe_name
 from inference.console import begin, log_to_console
 from inference.request import ASPECT_RATIOS, CUSTOM, Request
 
@@ -195,7 +196,7 @@ def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> st
     named = os.environ.get("BASE_MODEL") or "auto"
     model = "of the weights" if base_model == "auto" and weights else base_model
     model = named if model == "auto" else model
-    source = f", weights {weights}" if weights else ""
+    source = f", weights {safe_name(str(weights))}" if weights else ""
     return f"generate: base model {model}{source}, images in {folder}/"
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapters.atomic import atomic_file, temporary_space
 from adapters.containers import printable
+from families.redact import safe_name
 from inference import making
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
@@ -50,7 +51,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
-        raise BrokenImage(f"image {printable(str(path)[:200])}: no such file") from error
+        raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from cog import FieldInfo, current_scope
 from coglet import server
 
+from families.redact import safe_name
 from inference.console import clean, clean_for, log_to_console, texts
 from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
@@ -150,8 +150,4 @@ def _shown(value: str) -> str:
     """The part of an address that a message may repeat."""
     if value.startswith("data:"):
         return value[:40]
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return value
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else value
+    return safe_name(value)

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from families.bases import NO_GPU
+from inference import __main__ as inference
+from trainer import __main__ as trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TOO_SLOW = "no GPU: this run would be extremely slow, since the transformer of z-image-turbo has 6"
@@ -86,7 +89,9 @@ def test_the_first_line_comes_within_a_fifth_of_a_second(
         for _ in range(5):
             start = time.perf_counter()
             command = [sys.executable, "-m", *arguments]
-            with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) as process:
+            with subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.PIPE
+            ) as process:
                 assert process.stdout is not None and process.stdout.readline()
                 times.append(time.perf_counter() - start)
                 process.kill()
@@ -166,29 +171,38 @@ def test_an_unexpected_error_keeps_its_traceback_and_a_caught_one_is_not_shown(
 # ---- Without a GPU -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> Path:
+    """The working folder of a command, with a config in it; no models are on this machine."""
+    (tmp_path / "my.yaml").write_text("dataset: imgs.zip\nbase_model: z-image-turbo\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    monkeypatch.setattr("families.repository.download", lambda *_: pytest.fail("a download"))
+    return tmp_path
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["trainer", "my.yaml", "--base_model", "z-image-turbo"],
-        ["inference", "--prompt", "x", "--base_model", "z-image-turbo"],
-    ],
+    ("main", "arguments"),
+    [(trainer, ["my.yaml"]), (inference, ["--prompt", "x", "--base_model", "z-image-turbo"])],
 )
 def test_a_large_model_without_a_gpu_is_refused_before_any_download(
-    arguments: list[str], env: dict[str, str], tmp_path: Path
+    main: ModuleType, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my.yaml").write_text("dataset: imgs.zip\n")
-    done = run(tmp_path, env, "-m", *arguments)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {TOO_SLOW}") and line.endswith("add --cpu to run it anyway")
-    assert not (tmp_path / "outputs").exists() or not [*(tmp_path / "outputs").glob("20*")]
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert str(ended.value).startswith(f"error: {TOO_SLOW}")
+    assert str(ended.value).endswith("add --cpu to run it anyway")
+    assert not [*folder.glob("outputs/20*")]
 
 
-def test_with_cpu_a_large_model_is_tried(env: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "my.yaml").write_text("dataset: imgs.zip\nbase_model: z-image-turbo\n")
-    done = run(tmp_path, env, "-m", "trainer", "my.yaml", "--cpu")
-    assert f"warning: {TOO_SLOW}" in done.stdout
-    assert "imgs.zip: does not exist" in done.stderr
+def test_with_cpu_a_large_model_is_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "my.yaml", "--cpu"])
+    with pytest.raises(SystemExit, match="imgs.zip: does not exist"):
+        trainer.main()
+    assert TOO_SLOW in caplog.text
 
 
 def test_plain_python_warns_of_a_large_model_without_a_gpu(

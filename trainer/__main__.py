@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from families.redact import safe_name
 from inference.console import begin, log_to_console
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
@@ -115,7 +116,7 @@ def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str
     if planning:
         return f"plan of {config}: base model {model}"
     output = asked.get("output_dir") or f"a new folder in {OUTPUTS}/"
-    dataset = asked.get("dataset", "not given")
+    dataset = safe_name(asked.get("dataset", "not given"))
     return f"train {config}: base model {model}, dataset {dataset}, output in {output}"
 
 

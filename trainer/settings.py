@@ -1,5 +1,6 @@
 """The settings of one training, checked once when they enter."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base_or_folder
+from families.redact import looks_like_address, safe_name
 from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
@@ -180,6 +182,8 @@ def settle(
         prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    for name, file in (("dataset", dataset), ("resume_from", resume_from)):
+        _check_is_no_address(name, file)
     resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
@@ -204,6 +208,16 @@ def settle(
     if wrong:
         raise SettingsError("; ".join(wrong))
     return settings
+
+
+def _check_is_no_address(name: str, given: str | Path | None) -> None:
+    """Refuses an address where a file is wanted; its query, which may be a key, is not shown."""
+    text = "" if given is None else str(given)
+    if looks_like_address(text) and not os.path.lexists(text):
+        raise SettingsError(
+            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, download the "
+            "file first"
+        )
 
 
 def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:

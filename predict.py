@@ -65,5 +65,6 @@ class Predictor(BasePredictor):
         """Draw pictures of a prompt, with trained weights laid over the base for this request."""
         inputs = plain(locals())
         with logged(inputs):
-            return [Path(path) for path in self.engine.predict(metric, any_file=not served(), **inputs)]
+            place = {"output_dir": None} if served() else {"any_file": True}
+            return [Path(path) for path in self.engine.predict(metric, **place, **inputs)]
     # fmt: on

@@ -216,7 +216,13 @@ def test_a_token_that_opens_a_repository_is_found_nowhere_afterwards(
         def ask(source: str, format: str) -> None:
             inputs = {"prompt": "a photo of <cat>", "width": 32, "height": 32, "seed": 1}
             inputs |= {"num_inference_steps": 1, "output_format": format}
-            engine.predict(None, lora_weights=source, hf_api_token=Secret(token), **inputs)
+            engine.predict(
+                None,
+                lora_weights=source,
+                hf_api_token=Secret(token),
+                output_dir=None,
+                **inputs,
+            )
 
         for format in ("png", "jpg", "webp"):
             ask("hf:a/b/w.zip", format)

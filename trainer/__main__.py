@@ -4,10 +4,15 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from inference.console import log_to_console
+import yaml
+
+from families.redact import safe_name
+from inference.console import begin, log_to_console
 from trainer.lock import FolderRefused, claim_handed_down
+from trainer.outputs import OUTPUTS
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -43,7 +48,10 @@ The exit code is 3 if weights.zip was written but a check of the result failed.
 
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
-# The launcher's number of this process; only the first of several speaks.
+# YAML's fast parser where it is installed: this is read before the first line is printed.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Process rank; only rank 0 logs.
 SPEAKS = os.environ.get("RANK", "0") == "0"
 
 
@@ -71,6 +79,9 @@ def arguments_parser() -> argparse.ArgumentParser:
         const=True,
         help="upload to hf_repo_id even if a check of the result fails",
     )
+    parser.add_argument(
+        "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
+    )
     return parser
 
 
@@ -82,17 +93,18 @@ def main() -> None:
     words = sys.argv[1:]
     planning = words[:1] == ["plan"]
     given = vars(arguments_parser().parse_args(words[planning:]))
+    config, cpu = given.pop("config"), given.pop("cpu")
+    overrides = {k: v for k, v in given.items() if v is not None}
     if SPEAKS:
+        begin(first_line(config, overrides, planning))
         log_to_console()
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
-    config = given.pop("config")
-    overrides = {k: v for k, v in given.items() if v is not None}
     if planning:
         overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
 
-    # PyTorch takes a second to import, which --help need not wait for.
+    # PyTorch takes seconds to import.
     from trainer.config import read_config
     from trainer.settings import SettingsError
 
@@ -100,7 +112,23 @@ def main() -> None:
         settings = read_config(config, **overrides)
     except SettingsError as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
-    show_plan(settings) if planning else run(settings)
+    show_plan(settings) if planning else run(settings, cpu)
+
+
+def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str:
+    """What is about to run, as far as the file says it; what is wrong with it is said later."""
+    try:
+        with open(config, encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)
+        asked = {k: v for k, v in content.items() if isinstance(v, str)} | overrides
+    except Exception:  # not there, no YAML, not keys: `read_config` has the right words
+        asked = dict(overrides)
+    model = asked.get("base_model") or os.environ.get("BASE_MODEL") or "auto"
+    if planning:
+        return f"plan of {config}: base model {model}"
+    output = asked.get("output_dir") or f"a new folder in {OUTPUTS}/"
+    dataset = safe_name(asked.get("dataset", "not given"))
+    return f"train {config}: base model {model}, dataset {dataset}, output in {output}"
 
 
 def show_plan(settings: "Settings") -> None:
@@ -113,13 +141,16 @@ def show_plan(settings: "Settings") -> None:
         sys.exit(f"error: {error}")
 
 
-def run(settings: "Settings") -> None:
-    """Trains, and says what went wrong in one line where the user can mend it."""
-    # The libraries of the models take seconds to import, which a mistyped setting need not wait.
+def run(settings: "Settings", cpu: bool) -> None:
+    """Trains. A mistake of the user is one line.
+
+    cpu: run a large model also without a GPU.
+    """
     from adapters.factors import LoraMismatch
     from adapters.lora_file import BrokenLora
     from adapters.placeholder import PlaceholderError
     from adapters.turbo import MergeFailed
+    from families.no_gpu import how_to_run_anyway, slow_here
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.dataset import DatasetError
@@ -135,6 +166,8 @@ def run(settings: "Settings") -> None:
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
+    if not cpu and (slow := slow_here(settings.base)):
+        sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
     try:
         result = train_and_check(settings)
     except (*mendable, *base, *adapter, *bad_end) as error:

@@ -96,15 +96,16 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
     for several in ("resolution", "lora_targets", "trackers"):
         if isinstance(train.get(several), list):
             train[several] = ",".join(map(str, train[several]))
-    prompts, every = sample.pop("prompts", []), sample.pop("every", 0)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    prompts, every = sample.pop("prompts", None), sample.pop("every", 0)
+    if isinstance(prompts, str):  # None stands for the default previews, nothing for none
+        prompts = [prompts] if prompts.strip() else []
     try:
-        for number, prompt in enumerate(prompts, start=1):
+        for number, prompt in enumerate(prompts or (), start=1):
             if not isinstance(prompt, str):
                 raise SettingsError(f"sample.prompts: number {number} is {prompt!r}, not text")
-            Request(prompt=prompt, **sample)  # drawn later, checked here
+            Request(prompt=prompt, **sample)  # generated later, checked here
         return settle(
-            sample_prompts=tuple(prompts),
+            sample_prompts=None if prompts is None else tuple(prompts),
             sample_every=every,
             sample_options=sample,
             log_prompt_ids=debug.get("log_prompt_ids", False),

@@ -14,9 +14,10 @@ import torch
 from adapters.archive import content_hash
 from adapters.turbo import TurboAdapter
 from trainer.dataset import DatasetError, Example
-from trainer.loop import Trained
+from trainer.history import Trained
 from trainer.resume import data_identity
 from trainer.settings import Settings
+from trainer.step_weights import describe_weights as describe_weights
 from trainer.validation import Curves
 
 # meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
@@ -85,21 +86,6 @@ def describe_run(
         },
         "versions": _versions(),
     }
-
-
-def describe_weights(settings: Settings) -> dict[str, Any]:
-    """What a prediction has to know about weights, and no more."""
-    meta: dict[str, Any] = {
-        "base_model": settings.base.hub_id,
-        "base_family": settings.base.family,  # a base given as a folder is known by it alone
-        "training_mode": settings.training_mode,
-        "train_placeholder_token": settings.train_placeholder_token,
-        "rank": settings.rank,
-        "steps": settings.steps,
-    }
-    if settings.subject is not None:
-        meta["placeholder_token"] = settings.subject
-    return meta
 
 
 def describe(

@@ -18,6 +18,7 @@ from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.few_steps import find_few_step_lora
 from families.loading import load_family
+from families.no_gpu import slow_here
 from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
@@ -29,6 +30,7 @@ from trainer.caption_length import check_texts
 from trainer.checkpoint import Checkpoint
 from trainer.checks import LENGTHS, high_rates, missing_here, too_much
 from trainer.dataset import Example, read_dataset
+from trainer.default_previews import previews_while_training, with_default_previews
 from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
 from trainer.fitting import RanOut, TooLarge, fit, running_out
@@ -101,6 +103,8 @@ def train_and_check(
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
         raise SettingsError("; ".join(costs))
+    if slow := slow_here(settings.base):
+        log.warning("%s", slow)
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
     check_trackers(settings.trackers, secrets)
@@ -171,6 +175,7 @@ def _train(
     dataset = file.describe(examples)
     settings = settings.for_pictures(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
+    settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
     adapter = _turbo_adapter(settings)
     run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
@@ -188,7 +193,7 @@ def _train(
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
     family.reside(memory.residence)
-    saver = Saver(run.checkpoints, run.weights)
+    saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
     until_written.callback(saver.release)
     until_written.enter_context(
         running_out(settings, family.dtype, family.device, memory.mode, saver)
@@ -223,12 +228,13 @@ def _train(
             share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
             log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
 
+    previewed = previews_while_training(settings, memory)
     if memory.mode.quantize != "none":
         stage: Stage = SecondBase(family)
         transformer = family.load_transformer(merge)  # what is merged is quantised with the rest
     else:
         transformer = family.transformer
-        stage = Stage(family, adapter if settings.sample_prompts else None)
+        stage = Stage(family, adapter if settings.sample_prompts and previewed else None)
         merge(transformer)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -244,7 +250,7 @@ def _train(
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, stage, run.folder, texts, enabled=not memory.no_previews)
+    previews = Previews(family, settings, stage, run.folder, texts, enabled=previewed)
     watching = Watching(trackers, validation.curves, previews.album)
     until_written.callback(watching.send)  # what is drawn with the finished weights
     watchers = (validation, previews, watching)

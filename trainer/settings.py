@@ -1,5 +1,6 @@
 """The settings of one training, checked once when they enter."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base_or_folder
+from families.redact import looks_like_address, safe_name
 from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
@@ -76,7 +78,8 @@ class Settings:
     output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
     name: str | None = None  # in the new folder's name; None: the dataset's
     sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
-    sample_every: int = 0  # steps; 0 draws them at the end alone
+    sample_every: int = 0  # steps; 0: only at the end
+    sample_defaults: bool = False  # no prompts were given: see `trainer.default_previews`
     validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
     validation_images: int | None = None  # to hold out; None: auto, see `trainer.validation`
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
@@ -133,8 +136,9 @@ def settle(
     """Settings from what a user gave; what is left out or None comes from preset and base.
 
     `sample_prompts` may be text with one prompt per line, each with options behind it
-    (`trainer.sample_prompts`), `trackers` text with commas. Raises `SettingsError`,
-    `PlaceholderError` or `UnknownBase` naming the setting.
+    (`trainer.sample_prompts`); None stands for the default previews, "" for none. `trackers` may
+    be text with commas. Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the
+    setting.
     """
     named = {name: value for name, value in locals().items() if name != "given"}
     entered = {name: value for name, value in (named | given).items() if value is not None}
@@ -181,6 +185,8 @@ def settle(
         prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    for name, file in (("dataset", dataset), ("resume_from", resume_from)):
+        _check_is_no_address(name, file)
     resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
@@ -193,6 +199,7 @@ def settle(
         train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
         sample_prompts=prompts,
+        sample_defaults=sample_prompts is None,
         sample_overrides=options,
         validation_images=_images(validation_images),
         trackers=_parts(trackers, ","),
@@ -219,6 +226,16 @@ def _images(given: str | int | None) -> int | None:
             f"validation_images is {text[:80]!r}; it must be auto or a number of images"
         )
     return int(text)
+
+
+def _check_is_no_address(name: str, given: str | Path | None) -> None:
+    """Refuses an address where a file is wanted; its query, which may be a key, is not shown."""
+    text = "" if given is None else str(given)
+    if looks_like_address(text) and not os.path.lexists(text):
+        raise SettingsError(
+            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, download the "
+            "file first"
+        )
 
 
 def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:

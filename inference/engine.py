@@ -31,8 +31,11 @@ from inference.making import making
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import (
+    FORMATS,
     LENGTHS,
+    QUALITY,
     Request,
+    check_file,
     check_length,
     check_size,
     check_work,
@@ -121,8 +124,8 @@ class Engine:
         hf_api_token: Any = None,  # text, or Cog's Secret
         image: Source | None = None,
         base_model: str = "auto",
-        output_format: str = "webp",
-        output_quality: int = 90,
+        output_format: str = FORMATS[0],
+        output_quality: int = QUALITY,
         output_metadata: bool = True,
         **request: Any,
     ) -> list[Path]:
@@ -132,6 +135,7 @@ class Engine:
         machine; otherwise they name only files that `inference.sources.allowed_file` allows.
         `report` receives the metric `seconds_per_picture`.
         """
+        check_file(output_format, output_quality)
         if replicate_weights and lora_weights:
             raise ValueError(
                 "replicate_weights and lora_weights both name the LoRA; give one of them, and "

@@ -183,7 +183,8 @@ def _train(
         settings.caption_suffix,
         settings.skip_bad_images,
     )
-    examples = name_trigger(examples, settings.trigger_word)
+    if settings.subject is None:
+        examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
     settings = settings.for_pictures(len(examples))
     resume = read_resume(settings, examples)
@@ -340,8 +341,8 @@ def _stopped_by_signals(loop: Loop) -> Iterator[None]:
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
     """Says what is about to happen."""
     log.info(
-        "training on %s: %d pictures, %s, %d steps of %d, seed %d",
-        *(settings.base.hub_id, len(examples), settings.training_mode),
+        "training on %s: %d images, %s, %d steps of %d, seed %d",
+        *(settings.base.hub_id, len(examples), settings.subject_in_words),
         *(settings.steps, settings.batch_size, settings.seed),
     )
     if settings.log_prompt_ids or ids_wanted():

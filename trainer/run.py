@@ -36,6 +36,7 @@ from trainer.features import Captions, encode_pictures
 from trainer.fitting import RanOut, TooLarge, fit, running_out
 from trainer.judging import Outcome, hand_over, judge, kept_if_it_fails
 from trainer.loop import Loop, Report
+from trainer.next_steps import next_steps
 from trainer.outputs import Run, open_run
 from trainer.previews import Previews, prompt_features
 from trainer.publish import check_repository, publish
@@ -159,6 +160,8 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
         processes().wait_for_everyone()
         if outcome is not None and settings.hf_repo_id:
             publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
+        if outcome is not None:
+            log.info("%s", next_steps(path, settings.subject or settings.trigger_word))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from families.bases import BASES, find_base_or_folder
 from families.redact import safe_name
 from inference.console import begin, log_to_console
-from inference.request import ASPECT_RATIOS, CUSTOM, Request
+from inference.request import ASPECT_RATIOS, CUSTOM, FORMATS, QUALITY, Request, check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,11 +141,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         default=Path("outputs/images"),
         metavar="FOLDER",
     )
+    add("output_format", "file format (default: %(default)s)", default=FORMATS[0], choices=FORMATS)
     add(
-        "output_format", "file format (default: png)", default="png", choices=["png", "webp", "jpg"]
-    )
-    add(
-        "output_quality", "of webp and jpg files, from 1 to 100 (default: 90)", default=90, **number
+        "output_quality",
+        "of webp and jpg files, from 1 to 100 (default: %(default)s)",
+        default=QUALITY,
+        **number,
     )
     add(
         "no_metadata",
@@ -176,6 +177,7 @@ def main() -> None:
     try:
         if base_model != "auto":
             find_base_or_folder(base_model)
+        check_file(file_format, quality)
         request = Request(image=_image(image), **given)
         archive = _archive(weights or lora, token)
         second = _archive(extra)

@@ -40,8 +40,11 @@ from inference.making import making
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import (
+    FORMATS,
     LENGTHS,
+    QUALITY,
     Request,
+    check_file,
     check_length,
     check_size,
     check_work,
@@ -137,8 +140,8 @@ class Engine:
         hf_api_token: Any = None,  # text, or Cog's Secret
         image: Source | None = None,
         base_model: str = "auto",
-        output_format: str = "webp",
-        output_quality: int = 90,
+        output_format: str = FORMATS[0],
+        output_quality: int = QUALITY,
         output_metadata: bool = True,
         **request: Any,
     ) -> list[Path]:
@@ -150,6 +153,7 @@ class Engine:
         ever removed. None, on a server: a temporary folder, which later requests remove after an
         hour. `report` receives the metric `seconds_per_picture`.
         """
+        check_file(output_format, output_quality)
         if replicate_weights and lora_weights:
             raise ValueError(
                 "replicate_weights and lora_weights both name the LoRA; give one of them, and "

@@ -23,6 +23,7 @@ from adapters.atomic import atomic_file, temporary_space
 from adapters.containers import printable
 from families.redact import safe_name
 from inference import making
+from inference.request import FORMATS, QUALITY
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
 MAX_BYTES = 256 << 20  # as in a dataset
@@ -92,11 +93,11 @@ def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
 def save_images(
     images: Sequence[Image.Image],
     folder: Path,
-    file_format: str = "png",
-    quality: int = 90,
+    file_format: str = FORMATS[0],
+    quality: int = QUALITY,
     metadata: bool = True,
 ) -> list[Path]:
-    """Writes `image-0.png`, … into the folder, numbered after those that are there already.
+    """Writes `image-0.webp`, … into the folder, numbered after those that are there already.
 
     No file is overwritten, also not one that another process writes meanwhile. `file_format` is
     webp, jpg or png; `quality`, from 1 to 100, is of the first two. With `metadata` a file holds

@@ -257,7 +257,7 @@ def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
 def test_worthless_weights_are_kept_under_another_name(
     small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = small(steps=1, train_placeholder_token=False)
+    settings = small(steps=1, train_placeholder_token=False, trigger_word="r3dfox")
     folder = settings.output_dir
     assert folder is not None
     monkeypatch.setattr(Loop, "step", lambda self, step: _nothing(self, step))

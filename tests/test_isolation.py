@@ -38,7 +38,12 @@ BASES = ("miniature-turbo", "miniature")
 TRAININGS: dict[str, dict[str, Any]] = {
     "cat": {"placeholder_token": "<cat>", "seed": 1, "checkpoint_every": 1},
     "dog": {"placeholder_token": "<dog>", "seed": 2, "base_model": "miniature"},
-    "plain": {"train_placeholder_token": False, "seed": 3, "sample_prompts": "a red circle"},
+    "plain": {
+        "train_placeholder_token": False,
+        "trigger_word": "a thing",
+        "seed": 3,
+        "sample_prompts": "a red circle",
+    },
 }
 SMALL = {"steps": 2, "rank": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
 LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`

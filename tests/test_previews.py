@@ -152,7 +152,8 @@ def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
 
     monkeypatch.setattr("families.family.whole", count)
     options = {**SMALL, "guidance_scale": 2.0, "negative_prompt": "blurry"}
-    common = {"train_placeholder_token": False, "validation_every": 0, "sample_every": 1}
+    plain = {"train_placeholder_token": False, "trigger_word": "r3dfox"}
+    common = {**plain, "validation_every": 0, "sample_every": 1}
     train(small(sample_prompts=("a cat", "a dog"), sample_options=options, **common))
     assert loaded.count("Qwen3Model") == 2
 

@@ -225,7 +225,10 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
         ({"rank": 4}, "has rank 2, this training 4; set rank to 2"),
         ({"base_model": "qwen-image"}, "has base_model 'Tongyi-MAI/Z-Image', this training 'Qwen"),
         ({"placeholder_token": "<other>"}, "has placeholder_token '<zwx>'"),
-        ({"train_placeholder_token": False}, "has placeholder_token '<zwx>'"),
+        (
+            {"train_placeholder_token": False, "trigger_word": "fox"},
+            "has placeholder_token '<zwx>'",
+        ),
         ({"optimizer": "adafactor"}, "has optimizer 'adamw', this training 'adafactor'"),
         ({"lora_targets": "attention"}, "has lora_targets 'auto', this training 'attention'"),
         ({"steps": 4}, "has done 8 steps, and this run has 4; set steps to 8 or more"),

@@ -26,7 +26,7 @@ from trainer.settings import Settings, SettingsError, settle
 log = logging.getLogger(__name__)
 
 _TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir", "name"), str)
-_NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", *_TOP}
+_NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", "foreign_captions", *_TOP}
 _TRAIN: dict[str, Any] = {
     name: wanted
     for name, wanted in typing.get_type_hints(Settings).items()
@@ -57,9 +57,8 @@ _IN_WORDS = {
 def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
     """Settings from a YAML file; relative paths in it are relative to the working folder.
 
-    A placeholder is trained only where the file asks for it. A key without a value counts as left
-    out. `overrides` replace top-level keys. Raises `SettingsError` that names the file and the
-    key; for an unknown key also the nearest known one.
+    A key without a value has its default. `overrides` replace top-level keys. Raises
+    `SettingsError` that names the file and the key; for an unknown key also the nearest known one.
     """
     path = Path(path)
     try:
@@ -92,7 +91,6 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
         _checked(path, f"{name}.", top.pop(name, {}), known) for name, known in _SECTIONS.items()
     )
 
-    train.setdefault("train_placeholder_token", False)
     for several in ("resolution", "lora_targets", "trackers"):
         if isinstance(train.get(several), list):
             train[several] = ",".join(map(str, train[several]))

@@ -37,6 +37,7 @@ from trainer.fitting import RanOut, TooLarge, fit, running_out
 from trainer.freeing import free_memory, memory_freed
 from trainer.judging import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
 from trainer.loop import Loop, Report
+from trainer.next_steps import next_steps
 from trainer.outputs import Run, open_run
 from trainer.previews import Previews, prompt_features
 from trainer.publish import check_repository, publish, withhold
@@ -147,6 +148,8 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
                 publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
             else:
                 withhold(path, settings.hf_repo_id, secrets.from_request)
+        if outcome is not None:
+            log.info("%s", next_steps(path, settings.subject or settings.trigger_word))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)
@@ -171,7 +174,8 @@ def _train(
         settings.caption_suffix,
         settings.skip_bad_images,
     )
-    examples = name_trigger(examples, settings.trigger_word)
+    if settings.subject is None:
+        examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
     settings = settings.for_pictures(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
@@ -339,8 +343,8 @@ def _stopped_by_signals(loop: Loop) -> Iterator[None]:
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
     """Says what is about to happen."""
     log.info(
-        "training on %s: %d pictures, %s, %d steps of %d, seed %d",
-        *(settings.base.hub_id, len(examples), settings.training_mode),
+        "training on %s: %d images, %s, %d steps of %d, seed %d",
+        *(settings.base.hub_id, len(examples), settings.subject_in_words),
         *(settings.steps, settings.batch_size, settings.seed),
     )
     for warning in high_rates(settings):

@@ -46,17 +46,22 @@ NOT_INPUTS = {
     "log_prompt_ids": "$LOG_PROMPT_IDS does it, and the log of a server is not the customer's",
     "sample_options": "options behind a prompt (--w, --s, …) do it; Cog has no nested inputs",
     "sample_overrides": "derived from the options behind the prompts",
+    "sample_defaults": "derived: whether sample_prompts was given",
+    "allow_failed_checks": "what a server publishes has passed its checks",
     "foreign_captions": "set for job files of ai-toolkit only",
     "given": "the record of what was given",
 }
 NOT_KEYS = {
     "sample_overrides": "derived from the options behind the prompts",
+    "sample_defaults": "derived: whether sample_prompts was given",
     "foreign_captions": "set for job files of ai-toolkit only",
     "given": "the record of what was given",
 }
 RENAMED = {"base": "base_model", "resolutions": "resolution"}  # a parsed value: what is given
 KEYS = {"prompts": "sample_prompts", "every": "sample_every"}  # of the section `sample`
-OPTIONS = {"dataset", "output_dir", "name", "base_model"}  # the rest is in the YAML file
+# The rest is in the YAML file.
+OPTIONS = {"dataset", "output_dir", "name", "base_model", "allow_failed_checks"}
+TRAINER_ONLY = {"config", "help", "cpu"}  # of this machine, not of the run
 
 # Inference.
 NOT_IN_REQUEST = {"replicate_weights", "lora_weights", "extra_lora", "hf_api_token", "base_model"}
@@ -69,6 +74,7 @@ CLI_ONLY = {
     "lora_path": "a LoRA whose token is in a file of its own; others send weights.zip",
     "placeholder_token": "the token of --lora_path",
     "output_dir": "a server sends images, and plain Python returns their paths",
+    "cpu": "a server's operator decides what it loads",
     "help": "the command line's own",
 }
 CLI_LACKS = {
@@ -110,13 +116,14 @@ def test_yaml_has_every_setting_of_a_training() -> None:
 
 
 def test_the_command_line_of_a_training_has_settings_only() -> None:
-    assert options_of(trainer_parser()) - {"config", "help"} == OPTIONS
+    assert options_of(trainer_parser()) - TRAINER_ONLY == OPTIONS
     assert OPTIONS < SETTINGS
 
 
 def test_cog_and_yaml_take_the_same_types() -> None:
     hints = typing.get_type_hints(train_face.train)
     known = typing.get_type_hints(Settings) | {"base_model": str, "resolution": str}
+    hints["validation_images"] = int  # `auto` or a number, as text; YAML takes either
     given = {name: kinds(hints[name]) for name in TRAIN if name in SETTINGS}
     assert given == {name: kinds(known[name]) for name in given}
     requests = typing.get_type_hints(Request)
@@ -149,7 +156,7 @@ def test_a_training_has_the_same_defaults_everywhere(
     depends = {*left_out(BASES[base], find_preset(preset)), "training_shift", *given}
     for each in dataclasses.fields(Settings):
         name = RENAMED.get(each.name, each.name)
-        if name in depends | {"given"} or each.default is dataclasses.MISSING:
+        if name in depends | {"given", "sample_defaults"} or each.default is dataclasses.MISSING:
             continue
         assert getattr(python, each.name) == each.default, name
 
@@ -157,6 +164,7 @@ def test_a_training_has_the_same_defaults_everywhere(
 def test_cog_and_the_checks_have_the_same_bounds_of_a_training() -> None:
     numbers = {n: (f.ge, f.le) for n, f in TRAIN.items() if f.ge is not None or f.le is not None}
     expected = RANGES | {"seed": (0, None)}  # Cog's parser takes no number of 64 bits as a bound
+    del expected["validation_images"]  # text there, for `auto`
     assert numbers == expected
     choices = {name: set(f.choices) for name, f in TRAIN.items() if f.choices}
     versions = {version for base in BASES.values() for version in base.training_adapters}
@@ -223,7 +231,9 @@ def test_a_request_has_the_same_defaults_everywhere() -> None:
 
 def test_cog_and_a_request_have_the_same_bounds() -> None:
     numbers = {n: (f.ge, f.le) for n, f in PREDICT.items() if f.ge is not None or f.le is not None}
-    assert numbers == REQUEST_RANGES | {"seed": (0, None), "output_quality": QUALITIES}
+    own = {"seed": (0, None), "output_quality": QUALITIES}
+    own["guidance_scale"] = (0, 20)  # below 1 it is our message that says what off is
+    assert numbers == REQUEST_RANGES | own
     choices = {name: list(f.choices) for name, f in PREDICT.items() if f.choices}
     assert choices == {
         "base_model": ["auto", *BASES],

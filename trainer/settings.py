@@ -220,6 +220,7 @@ def _images(given: str | int | None) -> int | None:
     """`auto`, which is None, or a number of images."""
     if given is None or isinstance(given, int):
         return given
+    check_length("validation_images", given, LENGTHS["validation_images"])
     text = given.strip()
     if text in ("", "auto"):
         return None

@@ -155,7 +155,11 @@ def settle(
         "max_grad_norm": 1.0,
     }
     try:
-        for name, text in (("resolution", resolution), ("trackers", trackers)):
+        for name, text in (
+            ("resolution", resolution),
+            ("trackers", trackers),
+            ("validation_images", validation_images),
+        ):
             check_length(name, text if isinstance(text, str) else "", LENGTHS[name])
         values |= left_out(base, find_preset(preset))
         edge = values.pop("resolution")
@@ -214,7 +218,7 @@ def _images(given: str | int | None) -> int | None:
     text = given.strip()
     if text in ("", "auto"):
         return None
-    if not text.isdecimal() or len(text) > 9:
+    if not (text.isascii() and text.isdecimal()):
         raise SettingsError(
             f"validation_images is {text[:80]!r}; it must be auto or a number of images"
         )

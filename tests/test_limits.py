@@ -11,7 +11,7 @@ import torch
 from adapters.archive import MAX_META_BYTES, Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
 from trainer import meta, run
-from trainer.checks import MAX_TEXT_BYTES
+from trainer.checks import LENGTHS
 from trainer.dataset import Example, read_dataset
 from trainer.history import Trained
 from trainer.members import MAX_CAPTION_BYTES, MAX_MEMBERS
@@ -21,10 +21,7 @@ from trainer.validation import Curves
 
 FACTORS = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
 # Settings that are free text, and come into meta.json.
-TEXTS = (
-    "default_caption", "caption_prefix", "caption_suffix", "trigger_word", "lora_targets",
-    "wandb_project", "wandb_run", "wandb_entity", "hf_repo_id",
-)  # fmt: skip
+TEXTS = ("default_caption", "caption_prefix", "caption_suffix", "trigger_word", "lora_targets")
 
 
 def described(
@@ -32,7 +29,8 @@ def described(
 ) -> dict[str, Any]:
     trained = Trained([1.0], 1.0, [1.0])
     proof = {"placeholder_token_id": 1.0}
-    return meta.describe(settings, examples, trained, proof, None, curves or Curves([], [], [], []))
+    dataset = meta.DatasetFile(settings.dataset).describe(examples)
+    return meta.describe(settings, dataset, trained, proof, None, curves or Curves([], [], [], []))
 
 
 def read_back(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -90,21 +88,21 @@ def test_as_many_measurements_as_a_run_may_have_can_be_saved(
 def test_every_text_setting_at_its_bound_can_be_saved_and_beyond_it_is_refused(
     letter: str, small: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    size = {"a": 1, "\u3042": 3, "\x02": 6}[letter]
-    most = letter * ((MAX_TEXT_BYTES - 2) // size)
-    prompts = (letter * ((MAX_TEXT_BYTES - 4) // size),)
-    options = {"negative_prompt": most}
-    settings = small(sample_prompts=prompts, sample_options=options, **dict.fromkeys(TEXTS, most))
-    facts = described(settings, [Example("a.png", most, 8, 8, b"")] * 100)
+    most = {name: letter * LENGTHS[name] for name in TEXTS}
+    prompts = (letter * 9_999, letter * 10_000)  # with the line end between them
+    options = {"negative_prompt": letter * 10_000}
+    plain = {"train_placeholder_token": False, **most}  # with a token there is no trigger word
+    settings = small(sample_prompts=prompts, sample_options=options, **plain)
+    facts = described(settings, [Example("a.png", most["default_caption"], 8, 8, b"")] * 100)
     found = read_back(facts, tmp_path)
-    assert all(found["settings"][name] == most for name in TEXTS)
-    for name in TEXTS:
-        with pytest.raises(SettingsError, match=f"{name} has 65,5.. bytes; 65,536 is the most"):
-            small(**{name: most + letter * 2})
+    assert {name: found["settings"][name] for name in TEXTS} == most
+    for name, text in most.items():
+        with pytest.raises(SettingsError, match=f"{name} has {LENGTHS[name] + 1:,} characters"):
+            small(**plain | {name: text + letter})
     with pytest.raises(SettingsError, match="sample_prompts has"):
-        small(sample_prompts=[most, most])
+        small(sample_prompts=[letter * 10_000] * 2)
     with pytest.raises(SettingsError, match="negative_prompt has"):
-        small(sample_options={"negative_prompt": most + letter * 2})
+        small(sample_options={"negative_prompt": letter * 10_001})
 
 
 def test_more_than_can_be_read_back_is_not_written(tmp_path: Path) -> None:

@@ -101,8 +101,14 @@ class Captions:
     """
 
     def __init__(
-        self, family: Family, captions: Sequence[str], vectors: dict[str, Tensor] | None = None
+        self,
+        family: Family,
+        captions: Sequence[str],
+        vectors: dict[str, Tensor] | None = None,
+        others: Sequence[str] = (),
     ) -> None:
+        """`others` hold no token, and are encoded one by one, so that they change no caption's
+        features: those of one batch are rounded alike."""
         self.family, self.vectors = family, vectors or {}
         distinct = sorted(set(captions))
         # A word beyond what the encoder reads of a caption changes nothing in it.
@@ -116,8 +122,9 @@ class Captions:
         kept = Tensors[str]("text features")
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
-            with tqdm(total=len(texts), desc="encoding captions") as progress:
-                for batch in self._alike(texts):
+            alone = [[text] for text in dict.fromkeys(others) if text not in texts]
+            with tqdm(total=len(texts) + len(alone), desc="encoding captions") as progress:
+                for batch in (*self._alike(texts), *alone):
                     made = family.encode_prompts(batch, self.vectors)
                     for text, features in zip(batch, made, strict=True):
                         kept.add(text, features)

@@ -32,12 +32,16 @@ PREVIEW_LIMIT = 1.0
 # never seen and on which it is at its worst. Learning rates are shares of the default, 0.004.
 #
 #                               |dW| / |W|      drift          loss, end / base
-#   default, demo               0.06 to 0.13    0.36           0.28 to 0.54
+#   default, demo               0.06 to 0.13    0.18, 0.36     0.28 to 0.54
+#   preset quick_test           0.19            0.26           0.24
+#   character, 500 steps        0.30            0.41           0.05
 #   default, photographs        0.08 to 0.16    0.63           0.34 to 0.53
 #   x 5, demo                   0.34 to 0.41    0.43           0.26 to 0.55
+#   x 10, demo                  1.43            0.90           1.66
 #   x 20, demo, photographs     10 to 15        0.87, 0.97     1.70 to 1.82, 0.75 to 0.79
 #   1 (x 250), demo             22 to 1100      1.00           1.87 to 6.1
-#   1 (x 250), photographs      29 to 1200      1.19, 1.33     0.81 to 2.6
+#   1 (x 250), photographs      1.4 to 1200     1.08 to 1.99   0.81 to 2.6
+#   default, images of noise    0.12            0.99           0.54
 #
 # On photographs the loss falls under noise, too: the base is worse than noise there.
 # |dW| / |W|: an update as large as the weights leaves nothing of the base model.

@@ -221,8 +221,8 @@ def _train(
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     texts = prompt_features(settings, family)
-    texts_used = [sample.caption for sample in samples] + [drift_prompt(settings, examples)]
-    captions = Captions(family, texts_used, vectors)
+    neutral = [drift_prompt(settings, examples)]
+    captions = Captions(family, [sample.caption for sample in samples], vectors, neutral)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 

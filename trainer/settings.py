@@ -159,7 +159,11 @@ def settle(
         else find_base_or_folder(str(base_model))
     )
     try:
-        for name, text in (("resolution", resolution), ("trackers", trackers)):
+        for name, text in (
+            ("resolution", resolution),
+            ("trackers", trackers),
+            ("validation_images", validation_images),
+        ):
             check_length(name, text if isinstance(text, str) else "", LENGTHS[name])
         values: dict[str, Any] = left_out(base, find_preset(preset))
         edge = values.pop("resolution")
@@ -224,7 +228,7 @@ def _images(given: str | int | None) -> int | None:
     text = given.strip()
     if text in ("", "auto"):
         return None
-    if not text.isdecimal() or len(text) > 9:
+    if not (text.isascii() and text.isdecimal()):
         raise SettingsError(
             f"validation_images is {text[:80]!r}; it must be auto or a number of images"
         )

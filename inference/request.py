@@ -75,7 +75,7 @@ class Request:
         if self.aspect_ratio == CUSTOM and self.width is None:
             raise ValueError("aspect_ratio custom wants width and height")
         if self.prompt_strength is not None and self.image is None:
-            raise ValueError("prompt_strength says how far to leave an image; give one, or neither")
+            raise ValueError("prompt_strength needs an image")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and (fault := out_of_range(name, value, low, high)):

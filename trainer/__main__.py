@@ -109,7 +109,7 @@ def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str
     try:
         with open(config, encoding="utf-8") as file:
             content = yaml.load(file, _Loader)
-        asked = {k: v for k, v in content.items() if isinstance(v, str)} | overrides
+        asked = {k: v for k, v in content.items() if isinstance(v, str)} | dict(overrides)
     except Exception:  # not there, no YAML, not keys: `read_config` has the right words
         asked = dict(overrides)
     model = asked.get("base_model") or os.environ.get("BASE_MODEL") or "auto"

@@ -65,7 +65,7 @@ def train(
     quantize: str = Input(description="Quantization of the frozen base model, to save memory. auto: chosen by the free memory.", default="auto", choices=["auto", "none", "fp8", "int8", "nf4"]),
     gradient_checkpointing: Optional[bool] = Input(description="Recompute activations: slower, in less memory. Default: chosen by the free memory.", default=None),
     low_memory: Optional[bool] = Input(description="Offload weights to CPU memory. Slower; for small GPUs. Default: chosen by the free memory.", default=None),
-    sample_prompts: Optional[str] = Input(description="Prompts for preview images, one per line. TOK is the subject. Options behind a prompt: --w --h --s (steps) --d (seed) --l (guidance) --n (negative prompt).", default=None, max_length=20000),
+    sample_prompts: Optional[str] = Input(description="Prompts for preview images, one per line. Default: a caption and one other prompt, before, halfway and at the end; empty text: none. TOK is the subject. Options behind a prompt: --w --h --s (steps) --d (seed) --l (guidance) --n (negative prompt).", default=None, max_length=20000),
     sample_every: int = Input(description="Generate the preview images every so many steps. 0: only at the end.", default=0, ge=0, le=100000),
     validation_every: Optional[int] = Input(description="Measure the loss on fixed noise every so many steps, on held-out images if there are any. 0: never, nothing is held out. Default: about ten times.", default=None, ge=0, le=100000),
     validation_images: str = Input(description="Images that are held out to measure the validation loss, and not trained on: auto or a number. auto: from 20 images on, one in ten (at most 8).", default="auto", max_length=16),

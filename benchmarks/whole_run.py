@@ -84,6 +84,7 @@ def our_command(folder: Path, base: Path, pictures: Path, steps: int) -> list[st
             "learning_rate": 1e-4,
             "seed": 0,
         },
+        "sample": {"prompts": []},
     }
     config.write_text(yaml.safe_dump(settings))
     return [sys.executable, "-m", "trainer", str(config)]

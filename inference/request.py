@@ -93,7 +93,7 @@ class Request:
         if self.aspect_ratio == CUSTOM and self.width is None:
             raise ValueError("aspect_ratio custom wants width and height")
         if self.prompt_strength is not None and self.image is None:
-            raise ValueError("prompt_strength says how far to leave an image; give one, or neither")
+            raise ValueError("prompt_strength needs an image")
         scale = self.guidance_scale
         if isinstance(scale, int | float) and not isinstance(scale, bool) and scale < 1:
             raise ValueError(

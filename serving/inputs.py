@@ -132,6 +132,8 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
     text = clean_for("; ".join(lines).replace(":; ", ": "), texts(inputs))
     if not text.startswith(tuple(inputs)):
         about = [name for name, shown in named.items() if shown in text]
+        given = ((name, v) for name, v in inputs.items() if isinstance(v, str) and len(v) < 4096)
+        about += [n for n, v in given if v and text.startswith((f"'{_shown(v)}'", f"{_shown(v)}:"))]
         text = f"{about[0]}: {text}" if about else text
     return text
 

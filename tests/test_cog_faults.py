@@ -27,7 +27,14 @@ from adapters.archive import read_archive
 from benchmarks.server_soak import held
 from trainer.checkpoint import read_checkpoint
 
-INPUTS = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
+INPUTS = {
+    "rank": 2,
+    "steps": 3,
+    "batch_size": 1,
+    "resolution": "64",
+    "seed": 7,
+    "sample_prompts": "",
+}
 LONG = {"steps": 20000, "validation_every": 0}
 PREVIEWS = {"sample_prompts": "a photo of <zwx>", "sample_every": 1}
 CANCELLED = 100

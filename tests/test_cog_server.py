@@ -24,7 +24,14 @@ from PIL import Image
 from safetensors.torch import load, load_file, save
 
 ROUTES = {"train": "/trainings", "predict": "/predictions"}
-SMALL = {"rank": 2, "steps": 3, "batch_size": 1, "resolution": "64", "seed": 7}
+SMALL = {
+    "rank": 2,
+    "steps": 3,
+    "batch_size": 1,
+    "resolution": "64",
+    "seed": 7,
+    "sample_prompts": "",
+}
 PROMPT = {"prompt": "a photo of <zwx>", "num_inference_steps": 2, "seed": 7, "output_format": "png"}
 
 

@@ -112,6 +112,21 @@ def test_the_log_on_a_server_has_neither_tracebacks_nor_paths(
             {"prompt": "x", "lora_weights": "https://h/x.zip?sig=abc"},
             "lora_weights: https://h/x.zip: nothing there",
         ),
+        (
+            ValueError("myzip: does not exist"),
+            {"prompt": "x", "dataset": "myzip"},
+            "dataset: myzip: does not exist",
+        ),
+        (
+            ValueError("'a.zip' is not a file that a request may name"),
+            {"lora_weights": "a.zip"},
+            "lora_weights: 'a.zip' is not a file that a request may name",
+        ),
+        (
+            ValueError("h.example/x: no such file"),
+            {"lora_weights": "h.example/x?token=SECRET"},
+            "lora_weights: h.example/x: no such file",
+        ),
         (ValueError("a" * 64 + ": broken"), {"lora": "hf:a/b"}, "lora: broken"),
         (OSError(28, "No space left", "/tmp/x"), {}, "[Errno 28] No space left: '<path>'"),
         (RuntimeError("CUDA out of memory"), {}, "RuntimeError: CUDA out of memory"),

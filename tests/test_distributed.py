@@ -43,7 +43,7 @@ def launch(
         "validation_every": 0,
         "gradient_checkpointing": False,
     }
-    config = {"base_model": "z-image", "dataset": str(photos)}
+    config = {"base_model": "z-image", "dataset": str(photos), "sample": {"prompts": []}}
     (folder / "run.yaml").write_text(yaml.safe_dump({**config, "train": train | changes}))
     env = os.environ | {
         "PYTHONPATH": str(ROOT),

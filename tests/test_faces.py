@@ -42,7 +42,7 @@ def test_the_example_of_the_readme(photos: Path, working_folder: Path) -> None:
 def test_the_same_seed_gives_the_same_weights_and_pictures(photos: Path) -> None:
     results = []
     for name in ("first.zip", "second.zip"):
-        trained = train(dataset=photos, rank=2, steps=2, batch_size=2, seed=5)
+        trained = train(dataset=photos, rank=2, steps=2, batch_size=2, seed=5, sample_prompts="")
         results.append(Path(trained.weights).rename(name))
     first, second = map(read_archive, results)
     assert first.factors.keys() == second.factors.keys()
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights_and_pictures(photos: Path) -> None
 def test_without_a_seed_one_is_drawn_and_written_down(photos: Path) -> None:
     seeds = []
     for _ in range(2):
-        trained = train(dataset=photos, rank=1, steps=1)
+        trained = train(dataset=photos, rank=1, steps=1, sample_prompts="")
         seeds.append(read_archive(trained.weights).meta["settings"]["seed"])
     assert seeds[0] != seeds[1]
 

@@ -45,13 +45,22 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "sample_prompts": "a red circle",
     },
 }
-SMALL = {"steps": 2, "rank": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
+SMALL: dict[str, Any] = {
+    "steps": 2,
+    "rank": 2,
+    "batch_size": 1,
+    "resolution": "64",
+    "validation_every": 0,
+    "sample_prompts": "",
+}
 LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`
-    "cat": {"checkpoints/step-000001.safetensors", "checkpoints/step-000002.safetensors"},
+    "cat": set(),
     "dog": set(),
     "plain": {"samples/sheet.png", "samples/step-000002/00.png"},
 }
-ALWAYS = {"run.json", "run.lock", "weights.zip", "report.html"}
+ALWAYS = {"run.json", "run.lock", "weights.zip", "report.html"} | {
+    f"checkpoints/step-00000{step}.{kind}" for step in (1, 2) for kind in ("safetensors", "zip")
+}
 
 DENIED = (403, {}, b"not yours")
 

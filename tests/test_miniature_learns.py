@@ -32,7 +32,12 @@ def test_a_short_training_teaches_the_miniature_a_new_subject(
     """Over eight other sets of seeds the untrained base scored 0.311 to 0.332."""
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     settings = settle(
-        dataset=SCENES, base_model="miniature-turbo", steps=200, seed=1, output_dir=tmp_path
+        dataset=SCENES,
+        base_model="miniature-turbo",
+        steps=200,
+        seed=1,
+        sample_prompts=(),
+        output_dir=tmp_path,
     )
     weights = train(settings)
     engine = Engine()

@@ -36,5 +36,6 @@ def test_the_guide_names_every_setting() -> None:
     prose = re.sub(r"```.*?```", "", GUIDE.read_text(encoding="utf-8"), flags=re.S)
     code = " ".join(re.findall(r"`([^`]+)`", prose))
     named = set(re.findall(r"\w+", code))
-    elsewhere = {"base", "resolutions", "sample_options", "sample_overrides", "sample_prompts"}
+    elsewhere = {"base", "given", "resolutions", "sample_defaults"}
+    elsewhere |= {"sample_options", "sample_overrides", "sample_prompts"}
     assert {each.name for each in fields(Settings)} - named - elsewhere == set()

@@ -61,7 +61,7 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"num_inference_steps": "8"}, "num_inference_steps is '8', not a number"),
         ({"prompt": "x" * 10_001}, "prompt has 10,001 characters; at most 10,000 are accepted"),
         ({"negative_prompt": "x" * 10_001}, "negative_prompt has 10,001 characters; at most"),
-        ({"prompt_strength": 0.5}, "prompt_strength says how far to leave an image; give one"),
+        ({"prompt_strength": 0.5}, "prompt_strength needs an image"),
         ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom wants width and"),
     ],
 )

@@ -57,6 +57,7 @@ def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
         learning_rate=1e-3,
         seed=11,
         validation_every=0,
+        sample_prompts=(),
         output_dir=tmp_path / "whole",
         checkpoint_every=0,
     )

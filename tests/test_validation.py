@@ -32,6 +32,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
             "steps": 15,
             "batch_size": 1,
             "seed": 3,
+            "sample_prompts": (),
             "output_dir": tmp_path / "out",
         }
         return settle(**(values | changes))

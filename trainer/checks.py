@@ -171,7 +171,7 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         )
     if len(edges) > MOST_RESOLUTIONS:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
-    if (settings.sample_prompts or settings.sample_defaults) and settings.sample_options:
+    if settings.sample_options:
         try:
             check_size(Request(prompt="-", **settings.sample_options), base)
         except ValueError as error:

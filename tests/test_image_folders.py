@@ -45,7 +45,7 @@ def test_folders_of_an_hour_ago_are_removed_and_newer_ones_are_not(temporary: Pa
         save_images([Image.new("RGB", (8, 8))], folder)
         assert old.exists()  # not before the images are written
     assert not old.exists()
-    assert new.exists() and [file.name for file in folder.iterdir()] == ["image-0.png"]
+    assert new.exists() and [file.name for file in folder.iterdir()] == ["image-0.webp"]
 
 
 def test_nothing_that_somebody_else_put_there_is_removed(temporary: Path) -> None:

@@ -137,7 +137,7 @@ def test_cog_and_yaml_take_the_same_types() -> None:
 def test_a_training_has_the_same_defaults_everywhere(
     base: str, preset: str | None, tmp_path: Path
 ) -> None:
-    given = {"dataset": "imgs.zip", "base_model": base, "seed": 1}
+    given: dict[str, Any] = {"dataset": "imgs.zip", "base_model": base, "seed": 1}
     given |= {"preset": preset} if preset else {}
     inputs = plain(TRAIN) | given
     for secret in NOT_SETTINGS:
@@ -195,7 +195,8 @@ def test_python_and_yaml_refuse_what_cog_refuses(
         ):
             read_config(file)
         with pytest.raises(ValueError, match=rf"{name} is .*; it must be between|steps is 0"):
-            settle(dataset="imgs.zip", base_model="miniature", **{name: value})
+            given: dict[str, Any] = {name: value}
+            settle(dataset="imgs.zip", base_model="miniature", **given)
 
 
 def test_cog_has_every_part_of_a_request() -> None:
@@ -251,7 +252,7 @@ def rows(document: str, first: str) -> dict[str, list[str]]:
     """The cells of a table whose first column is headed `first`, by the first code of a row."""
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith(f"| {first} |"))
-    found = {}
+    found: dict[str, list[str]] = {}
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break

@@ -4,6 +4,7 @@ import logging
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from trainer.run import train
 from trainer.settings import Settings, SettingsError, settle
 from trainer.trigger import name_trigger
 
-BASE = {"dataset": "imgs.zip", "base_model": "miniature-turbo"}
-OFF = {**BASE, "train_placeholder_token": False}
+BASE: dict[str, Any] = {"dataset": "imgs.zip", "base_model": "miniature-turbo"}
+OFF: dict[str, Any] = {**BASE, "train_placeholder_token": False}
 
 
 def test_tok_in_captions_without_token_and_trigger_word_is_refused_by_name(
@@ -24,8 +25,8 @@ def test_tok_in_captions_without_token_and_trigger_word_is_refused_by_name(
     with pytest.raises(DatasetError) as refusal:
         train(settings)
     assert str(refusal.value).startswith(
-        "5 captions contain TOK: astronaut.txt, camera.txt, chelsea.txt, coffee.txt, "
-        "default_caption. TOK stands for the subject, but no placeholder token is trained"
+        "5 captions contain TOK: astronaut.txt, camera.txt, chelsea.txt, default_caption, "
+        "coffee.txt. TOK stands for the subject, but no placeholder token is trained"
     )
     assert "set trigger_word" in str(refusal.value)
 

@@ -1,8 +1,8 @@
 """After the last step nothing that was trained is lost, and finished weights are handed over."""
 
-import gc
 import os
 import signal
+import weakref
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -228,21 +228,29 @@ def test_an_upload_that_fails_in_any_way_is_a_warning(
 def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_memory(
     tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[weakref.ref[Any]] = []
     alive: list[Any] = []
-    redrawn = judging._redrawn
+    redrawn, begin, load = judging._redrawn, Saver.begin, run.load_family
+
+    def loaded(*arguments: Any) -> Family:
+        family = load(*arguments)
+        made.append(weakref.ref(family))
+        return family
+
+    def begun(self: Saver, loop: Loop) -> None:
+        parts = (loop, loop.family.transformer, loop.family.text_encoder, loop.lora)
+        made.extend(map(weakref.ref, parts))
+        begin(self, loop)
 
     def look(*arguments: Any) -> None:
-        alive.extend(each for each in gc.get_objects() if isinstance(each, Family | Loop))
-        alive.extend(
-            each
-            for each in gc.get_objects()
-            if isinstance(each, torch.nn.Module) and "Transformer" in type(each).__name__
-        )
+        alive.extend(ref() for ref in made)
         redrawn(*arguments)
 
+    monkeypatch.setattr(run, "load_family", loaded)
+    monkeypatch.setattr(Saver, "begin", begun)
     monkeypatch.setattr(judging, "_redrawn", look)
     run.train(tiny(**PREVIEWS))
-    assert alive == []
+    assert alive == [None] * 5
 
 
 # ---- Previews and progress -----------------------------------------------------------------------

@@ -159,9 +159,10 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         )
     if len(edges) > MOST_RESOLUTIONS:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
-    if settings.sample_prompts and settings.sample_options:
+    size = {name: settings.sample_options.get(name) for name in ("width", "height")}
+    if settings.sample_prompts and None not in size.values():
         try:
-            check_size(Request(prompt="-", **settings.sample_options), base)
+            check_size(Request(prompt="-", **size), base)
         except ValueError as error:
             yield f"sample options: {error}"
 

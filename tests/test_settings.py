@@ -232,6 +232,8 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
             accepted[name] = text
     assert "default_caption" in accepted and not accepted.keys() & {*NAMES, "turbo_adapter"}
     accepted.pop("lora_targets", None)  # names layers, which are looked up
+    if text == "..":
+        accepted.pop("placeholder_token")  # which the tokenizer knows
     if "sample_prompts" in accepted:
         given["sample_options"] = {"width": 64, "height": 64, "num_inference_steps": 1}
     given["wandb_run"] = "a-plain-name"

@@ -171,9 +171,12 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         )
     if len(edges) > MOST_RESOLUTIONS:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
-    if settings.sample_options:
+    options = settings.sample_options
+    if ("width" in options) != ("height" in options):  # the other one may come with each prompt
+        options = {k: v for k, v in options.items() if k not in ("width", "height")}
+    if options:
         try:
-            check_size(Request(prompt="-", **settings.sample_options), base)
+            check_size(Request(prompt="-", **options), base)
         except ValueError as error:
             yield f"sample options: {error}"
 

@@ -184,7 +184,7 @@ def _of_the_whole(norms: Sequence[nn.GroupNorm]) -> Iterator[list[_WholeNorm]]:
     """Inside, the group norms are those of the whole image."""
     found = [_WholeNorm(each) for each in norms]
     for each in found:
-        each.norm.forward = each.forward  # type: ignore[method-assign, assignment]
+        each.norm.forward = each.forward  # type: ignore[assignment, method-assign]
     try:
         yield found
     finally:

@@ -171,14 +171,19 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         )
     if len(edges) > MOST_RESOLUTIONS:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
+    if settings.sample_options:
+        try:
+            check_size(_preview(settings), base)
+        except ValueError as error:
+            yield f"sample options: {error}"
+
+
+def _preview(settings: "Settings") -> Request:
+    """A request with the options of the previews. Raises ValueError."""
     options = settings.sample_options
     if ("width" in options) != ("height" in options):  # the other one may come with each prompt
         options = {k: v for k, v in options.items() if k not in ("width", "height")}
-    if options:
-        try:
-            check_size(Request(prompt="-", **options), base)
-        except ValueError as error:
-            yield f"sample options: {error}"
+    return Request(prompt="-", **options)
 
 
 def too_much(settings: "Settings") -> list[str]:
@@ -196,7 +201,7 @@ def too_much(settings: "Settings") -> list[str]:
         )
     every = settings.sample_every
     times = 2 + steps // every if every else 1
-    options = Request(prompt="-", **settings.sample_options)
+    options = _preview(settings)
     passes = base.inference_steps if options.num_inference_steps is None else 0
     passes = passes or options.num_inference_steps or 0
     guidance = base.guidance_scale if options.guidance_scale is None else options.guidance_scale

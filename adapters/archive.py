@@ -14,14 +14,16 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import lzma
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +46,7 @@ from adapters.containers import (
 )
 from adapters.deltas import Deltas
 from adapters.factors import Factors
+from adapters.file_kinds import CHECKPOINT_HEADER, Shapes
 from adapters.lora_file import (
     MAX_BYTES,
     BrokenLora,
@@ -52,11 +55,14 @@ from adapters.lora_file import (
     open_tensors,
     plain_factors,
     read_deltas,
+    refuse_other_kinds,
 )
 from adapters.lora_header import titles
 from adapters.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
 from adapters.tensor_file import BrokenTensors, hash_of_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
@@ -147,6 +153,8 @@ def read_archive(
 ) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
+    A training checkpoint stands for the weights of its step, which are in a file next to it.
+
     The kind is found by content, never by name. An archive with its LoRA in another place is read
     if it has exactly one other `.safetensors`. Names, types and shapes are checked from the headers
     before a tensor is read; `check` is given the archive as its header describes it, with changes
@@ -183,7 +191,10 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
         with open_container(path, LIMITS) as members:
             return _read_members(_Members(members, path.name), path.name, check)
     with path.open("rb") as file:
-        tensors = open_lora(file, path.stat().st_size, path.name)
+        try:
+            tensors = open_tensors(file, path.stat().st_size, path.name, partial(_lora, path.name))
+        except _Checkpoint:
+            return _read(_weights_of_checkpoint(path), check, None)
         meta = {
             key.removeprefix("zeroprior."): value
             for key, value in tensors.metadata.items()
@@ -199,6 +210,32 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     facts: dict[str, Any] = {**meta, **({"rank": max(ranks)} if ranks else {})}
     return Archive(deltas, None, facts, lora_sha256, titles(tensors.metadata))
+
+
+class _Checkpoint(Exception):
+    """The file is a training checkpoint of ours."""
+
+
+def _lora(source: str, shapes: Shapes, metadata: Mapping[str, str]) -> None:
+    if CHECKPOINT_HEADER in metadata:
+        raise _Checkpoint
+    refuse_other_kinds(shapes, metadata, source)
+
+
+def _weights_of_checkpoint(path: Path) -> Path:
+    """The weights of the same step, which a run writes next to each checkpoint.
+
+    Raises `BrokenArchive` where there are none: a checkpoint itself numbers its tensors, and which
+    layers they belong to is known only to the run that resumes from it.
+    """
+    weights = path.with_suffix(".zip")
+    if weights == path or not weights.is_file():
+        raise BrokenArchive(
+            f"{path.name} is a training checkpoint, which can only be resumed (resume_from); give "
+            f"the weights of that step, {path.stem}.zip, or the run's weights.zip"
+        )
+    log.info("%s is a training checkpoint; using the weights of that step, %s", path.name, weights)
+    return weights
 
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
@@ -221,6 +258,12 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
     another token.
     """
     archive = read_archive(lora)
+    if archive.placeholder is not None:  # it is a weights.zip, or the checkpoint of a run
+        if archive.placeholder.token != token:
+            raise BrokenArchive(
+                f"{lora} holds the placeholder {archive.placeholder.token!r}, not {token!r}"
+            )
+        return archive
     folder = Path(lora).parent
     name = Path(PLACEHOLDER).name
     places = [folder / name, folder.parent / PLACEHOLDER]

@@ -96,6 +96,18 @@ class Lora:
         }
 
     @torch.no_grad()
+    def base_norms(self) -> dict[str, float]:
+        """The norms of the base weights under the LoRA, by layer; quantized ones dequantized."""
+        norms = {}
+        for name, layer in self.layers.items():
+            base = layer.base_layer
+            weight = cast(Tensor, base.weight)
+            if isinstance(base, FrozenLinear):
+                weight = base.fetch(base.weight, base.device, torch.float32)
+            norms[name] = weight.float().norm().item()
+        return norms
+
+    @torch.no_grad()
     def load(self, factors: Factors) -> None:
         """Puts earlier factors of the same layers and rank in the place of the start."""
         if factors.keys() != self.layers.keys():

@@ -157,7 +157,7 @@ class Trial:
         found += [f"{each.name} is left" for each in parts]
         found += ["files of others were touched"] * (self._others() != self.before)
         for file in (self.output / "checkpoints").glob("step-*"):
-            read_checkpoint(file)
+            (read_archive if file.suffix == ".zip" else read_checkpoint)(file)
         got = learned(read_archive(self.output / "weights.zip"))
         same = got.keys() == wanted.keys() and all(torch.equal(got[k], wanted[k]) for k in got)
         return found + ["the weights differ"] * (not same)

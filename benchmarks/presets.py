@@ -1,5 +1,5 @@
 """python -m benchmarks.presets: every preset at its own length, on the miniature and the demo's
-pictures: do the gates pass, and does a judge see the subject?
+pictures: what is the result, and does a judge see the subject?
 
 `likeness` is that of 24 new scenes to the subject (0 to 1; renderings of it score 0.73 and more),
 `right` the share of other prompts' pictures in which all that was asked for is seen. Seconds are
@@ -41,10 +41,11 @@ def main() -> None:
         likeness = fmean(subject_scores(drawer.draw(archive, prompts, way), prompts, SUBJECT))
         scores = adherence(drawer.draw(archive, free, way), free)
         right = fmean(a == b for a, b in zip(scores["right"], scores["asked"], strict=True))
-        gates = {gate["name"]: gate["state"] for gate in archive.meta["gates"]}
+        checks = {check["name"]: check["value"] for check in archive.meta["checks"]}
         print(
             f"{preset}: {archive.meta['steps']} steps, rank {archive.meta['rank']}, "
-            f"{seconds:.0f} s, likeness {likeness:.2f}, right {right:.0%}, gates {gates}",
+            f"{seconds:.0f} s, likeness {likeness:.2f}, right {right:.0%}, "
+            f"result {archive.meta['result']}, checks {checks}",
             flush=True,
         )
 

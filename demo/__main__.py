@@ -9,15 +9,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from demo.grid import Row, draw_grid
 from demo.subject import Subject, photographs, scenes
-from predict import Predictor
-from train import train
-from trainer.dataset import read_dataset
+from inference.console import begin
+
+if TYPE_CHECKING:
+    from predict import Predictor
 
 OUTPUTS = Path("outputs")
 SEED = 1
@@ -26,6 +27,12 @@ PREVIEWED, PREVIEW_EVERY = 3, 100  # prompts in the report, and the steps betwee
 
 def main() -> None:
     start = time.perf_counter()
+    begin(
+        "demo: trains a LoRA on a few images with the miniature test model, then generates with "
+        f"it; output in a new folder in {OUTPUTS}/"
+    )
+    import torch
+
     # For models this small, sharing the work out costs more than it brings.
     torch.set_num_threads(1)
     os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
@@ -35,6 +42,10 @@ def main() -> None:
 
 
 def _show(subject: Subject, start: float) -> None:
+    # The libraries of the models take seconds to import.
+    from predict import Predictor
+    from train import train
+
     _say(f"The training images: {subject.dataset}", subject.credit)
 
     _say("Training a LoRA and the new word <zwx>")
@@ -64,7 +75,9 @@ def _show(subject: Subject, start: float) -> None:
     )
 
 
-def _draw(predictor: Predictor, subject: Subject, folder: Path, weights: Path | None) -> list[Path]:
+def _draw(
+    predictor: "Predictor", subject: Subject, folder: Path, weights: Path | None
+) -> list[Path]:
     """One picture of every prompt, as files in the folder."""
     folder.mkdir()
     files = []
@@ -81,6 +94,8 @@ def _draw(predictor: Predictor, subject: Subject, folder: Path, weights: Path | 
 
 def _rows(subject: Subject, before: list[Path], after: list[Path]) -> list[Row]:
     """The grid's rows: as many training pictures as prompts, then the prompts twice."""
+    from trainer.dataset import read_dataset
+
     shown = read_dataset(subject.dataset, "")[: len(subject.prompts)]
 
     def drawn(files: list[Path]) -> list[tuple[Image.Image, str]]:

@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from families.redact import safe_name
+
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -83,6 +85,10 @@ class Base:
     timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
     training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
 
+    # The default preview that is far from the dataset; TOK is the subject.
+    preview_prompt: str = "a photo of TOK on a beach"
+    preview_prompt_without_subject: str = "a photo of a dog on a beach"
+
 
 Z_IMAGE_TURBO = Base(
     name="z-image-turbo",
@@ -148,6 +154,8 @@ MINIATURE_TURBO = Base(
     training_steps=Steps(per_picture=0, least=500, most=500),
     batch_size=8,
     training_shift=3.0,
+    preview_prompt="a TOK in the desert",
+    preview_prompt_without_subject="a red star in the desert",
 )
 
 _ALL = (
@@ -249,7 +257,7 @@ def _pipeline(index: bytes, source: str) -> str:
 
 def _shown(value: object) -> str:
     """A name from a user or a file on one short line."""
-    text = value if isinstance(value, str) else type(value).__name__
+    text = safe_name(value) if isinstance(value, str) else type(value).__name__
     return ascii(text[:100]) if not text[:100].isprintable() else repr(text[:100])
 
 
@@ -263,6 +271,11 @@ def by_hub_id(hub_id: str) -> Base | None:
     return _BY_HUB_ID.get(hub_id)
 
 
+NO_GPU = (
+    "No GPU: using the miniature test model. It only knows simple shapes. Choose a model with "
+    "--base_model."
+)
+
 # What `auto` chooses from on a GPU, the largest first.
 _AUTOMATIC = (QWEN_IMAGE, Z_IMAGE_TURBO)
 
@@ -271,13 +284,16 @@ def default_base(purpose: str = "generation") -> Base:
     """What `auto` means when no weights say otherwise; the log says what and why.
 
     `$BASE_MODEL`; else the largest base that fits the GPU's free memory for the purpose,
-    generation or training; the embedded miniature without a GPU.
+    generation or training; the included miniature without a GPU.
     """
     named = os.environ.get("BASE_MODEL")
     if named:
         base, why = find_base_or_folder(named), "$BASE_MODEL"
     else:
         base, why = _by_memory(purpose)
+    if base is MINIATURE_TURBO and not named:
+        log.info(NO_GPU)
+        return base
     log.info("base_model auto: %s (%s)", base.name, why)
     return base
 

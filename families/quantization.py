@@ -70,14 +70,6 @@ _BITSANDBYTES = ("bitsandbytes", "bitsandbytes==0.50.2")
 
 # The errors: `tests/test_quantization.py` measures them.
 QUANTIZATIONS: dict[str, Quantization] = {
-    "int8": Quantization(
-        1.001,
-        0.005,
-        *_TORCHAO,
-        fetch_torchao,
-        _torchao("diffusers", "Int8WeightOnlyConfig"),
-        _torchao("transformers", "Int8WeightOnlyConfig"),
-    ),
     "fp8": Quantization(
         1.001,
         0.026,
@@ -85,6 +77,14 @@ QUANTIZATIONS: dict[str, Quantization] = {
         fetch_torchao,
         _torchao("diffusers", "Float8WeightOnlyConfig"),
         _torchao("transformers", "Float8WeightOnlyConfig"),
+    ),
+    "int8": Quantization(
+        1.001,
+        0.005,
+        *_TORCHAO,
+        fetch_torchao,
+        _torchao("diffusers", "Int8WeightOnlyConfig"),
+        _torchao("transformers", "Int8WeightOnlyConfig"),
     ),
     # Half a byte, and per 64 weights one byte of scale that has a scale itself.
     "nf4": Quantization(

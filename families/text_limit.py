@@ -1,14 +1,17 @@
 """What of a prompt or caption lies beyond the text encoder's limit. Needs the tokenizer alone."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from families.family import Family
 from families.tokens import Cut
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def cut(family: Family, text: str, vectors: Mapping[str, Tensor] | None = None) -> Cut | None:
+    from families.family import Family
+
+
+def cut(family: "Family", text: str, vectors: "Mapping[str, Tensor] | None" = None) -> Cut | None:
     """The parts of the text that are read and lost; None if all of it is read.
 
     `vectors` maps each placeholder token to its embedding rows, as in `Family.encode_prompts`.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from families.bases import BASES, find_base_or_folder
-from families.repository import MissingModel
-from inference.console import log_to_console
-from inference.request import ASPECT_RATIOS, CUSTOM, Request
+from families.redact import safe_name
+from inference.console import begin, log_to_console
+from inference.request import ASPECT_RATIOS, CUSTOM, FORMATS, QUALITY, Request, check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,17 +141,19 @@ def arguments_parser() -> argparse.ArgumentParser:
         default=Path("outputs/images"),
         metavar="FOLDER",
     )
+    add("output_format", "file format (default: %(default)s)", default=FORMATS[0], choices=FORMATS)
     add(
-        "output_format", "file format (default: png)", default="png", choices=["png", "webp", "jpg"]
-    )
-    add(
-        "output_quality", "of webp and jpg files, from 1 to 100 (default: 90)", default=90, **number
+        "output_quality",
+        "of webp and jpg files, from 1 to 100 (default: %(default)s)",
+        default=QUALITY,
+        **number,
     )
     add(
         "no_metadata",
         "do not write prompt, seed, settings and the weights' hashes into the files",
         action="store_true",
     )
+    add("cpu", "run a large model without a GPU, however slow that is", action="store_true")
     return parser
 
 
@@ -169,10 +171,13 @@ def main() -> None:
         parser.error("--placeholder_token goes with --lora_path; weights.zip knows its own")
     if given["extra_lora_scale"] is not None and not extra:
         parser.error("--extra_lora_scale goes with --extra_lora")
+    cpu = given.pop("cpu")
+    begin(_first_line(base_model, weights or lora, folder))
     log_to_console()
     try:
         if base_model != "auto":
             find_base_or_folder(base_model)
+        check_file(file_format, quality)
         request = Request(image=_image(image), **given)
         archive = _archive(weights or lora, token)
         second = _archive(extra)
@@ -181,15 +186,26 @@ def main() -> None:
 
     # The libraries of the models take seconds to import, which a mistake need not wait for.
     from adapters.factors import LoraMismatch
+    from families.repository import MissingModel
     from inference.engine import Engine
-    from inference.images import save_images
+    from inference.images import save_images, writable_folder
 
     try:
-        images = Engine().draw(request, archive, base_model, second)
+        folder = writable_folder(folder)
+        images = Engine(cpu=cpu).draw(request, archive, base_model, second)
         paths = save_images(images, folder, file_format, quality, metadata)
     except (LoraMismatch, MissingModel, OSError, ValueError) as error:  # UnknownBase among them
         sys.exit(f"error: {error}")
     print(*paths, sep="\n")
+
+
+def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> str:
+    """What is about to run, before anything is imported or read that takes time."""
+    named = os.environ.get("BASE_MODEL") or "auto"
+    model = "of the weights" if base_model == "auto" and weights else base_model
+    model = named if model == "auto" else model
+    source = f", weights {safe_name(str(weights))}" if weights else ""
+    return f"generate: base model {model}{source}, images in {folder}/"
 
 
 def _image(path: Path | None) -> "Image | None":

@@ -24,7 +24,7 @@ def clean(text: str) -> str:
 
     Line feeds and tabs stay; other control characters are shown as escapes (`\\x1b`).
     """
-    if "://" in text:
+    if "://" in text or "?" in text or "@" in text:
         text = "".join(map(_without_query, re.split(r"(\s+)", text)))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -37,12 +37,26 @@ def _without_query(word: str) -> str:
     """
     before, found, rest = word.partition("://")
     if not found:
-        return word
+        return _without_scheme(word)
     bare = rest.rstrip("'\")],;:.!…")
     end = min((place for mark in "?#" if (place := bare.find(mark)) >= 0), default=len(bare))
     rest = bare[:end] + rest[len(bare) :]
     parts = [re.sub(r"^[^/'\"]*@", "", part) for part in rest.split("://")]
     return before + found + "://".join(parts)
+
+
+def _without_scheme(word: str) -> str:
+    """The same for an address whose scheme was forgotten: `host.example/path?key=…`."""
+    at = word.find("@")
+    colon = word.find(":", 0, at) if at > 0 else -1
+    if colon > 0 and "." in word[at:]:
+        start = len(word) - len(word.lstrip("'\"([{<"))
+        word = word[:start] + word[at + 1 :]
+    path, found, query = word.partition("?")
+    if found and "=" in query and "." in path:
+        bare = query.rstrip("'\")],;:.!…")
+        return path + query[len(bare) :]
+    return word
 
 
 def clean_for(text: str, known: Iterable[str]) -> str:
@@ -101,6 +115,11 @@ class _Plain(logging.Formatter):
 
 
 _FORMAT = _Plain("%(message)s")
+
+
+def begin(line: str) -> None:
+    """Prints what is about to run, before the libraries are imported, which takes seconds."""
+    print(clean(line), "loading libraries …", sep="\n", flush=True)
 
 
 def log_to_console(known: list[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from adapters.atomic import FULL
 from adapters.bounded_json import loads
 from adapters.containers import printable
+from families.redact import bare_address
 from inference.addresses import is_public, look_up
 from inference.connection import Deadline, DeadlinePassed, Wire, connect_to
 
@@ -226,11 +227,7 @@ class Downloader:
 
 def shown(url: str) -> str:
     """A URL for logs and messages: no query, which may be a signature, and no password."""
-    try:
-        parts = urlsplit(url)
-        address = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-    except ValueError:
-        address = url.split("?")[0].split("#")[0].rpartition("@")[2]
+    address = bare_address(url)
     return printable(address[:200]) + ("…" if len(address) > 200 else "")
 
 

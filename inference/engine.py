@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -22,18 +23,28 @@ from adapters.overlay import Overlay
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import FAMILIES, default_device, default_dtype, load_family
+from families.no_gpu import NoGpu, how_to_run_anyway, slow_here
 from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.drawing import describe, draw
-from inference.images import fresh_folder, read_image, save_images
+from inference.images import (
+    IMAGES,
+    fresh_folder,
+    read_image,
+    save_images,
+    writable_folder,
+)
 from inference.making import making
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import (
+    FORMATS,
     LENGTHS,
+    QUALITY,
     Request,
+    check_file,
     check_length,
     check_size,
     check_work,
@@ -87,7 +98,10 @@ class Engine:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         sources: Sources | None = None,
+        cpu: bool | None = None,
     ) -> None:
+        """`cpu` is whether a large model may run without a GPU; None warns of it."""
+        self.cpu = cpu
         self.device = device or default_device()
         self.dtype = dtype or default_dtype(self.device)
         self.sources = sources or Sources()
@@ -119,14 +133,15 @@ class Engine:
         report: Callable[[str, float], None] | None = None,
         *,
         any_file: bool = False,
+        output_dir: Source | None = IMAGES,
         replicate_weights: Source | None = None,
         lora_weights: Source | None = None,
         extra_lora: Source | None = None,
         hf_api_token: Any = None,  # text, or Cog's Secret
         image: Source | None = None,
         base_model: str = "auto",
-        output_format: str = "webp",
-        output_quality: int = 90,
+        output_format: str = FORMATS[0],
+        output_quality: int = QUALITY,
         output_metadata: bool = True,
         **request: Any,
     ) -> list[Path]:
@@ -134,8 +149,11 @@ class Engine:
 
         `any_file` says whether the strings come from a person who may read every file of this
         machine; otherwise they name only files that `inference.sources.allowed_file` allows.
-        `report` receives the metric `seconds_per_picture`.
+        The files are `image-0.webp`, … in `output_dir`, where nothing is overwritten and nothing is
+        ever removed. None, on a server: a temporary folder, which later requests remove after an
+        hour. `report` receives the metric `seconds_per_picture`.
         """
+        check_file(output_format, output_quality)
         if replicate_weights and lora_weights:
             raise ValueError(
                 "replicate_weights and lora_weights both name the LoRA; give one of them, and "
@@ -156,6 +174,7 @@ class Engine:
         if image:
             request["image"] = read_image(self.sources.file(image, None, any_file))
         asked = Request(**request)
+        folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
         main = replicate_weights or lora_weights
         alone = not (main and extra_lora)
@@ -177,8 +196,8 @@ class Engine:
             raise
         if report is not None:
             report("seconds_per_picture", (time.perf_counter() - start) / len(images))
-        with fresh_folder() as folder:
-            return save_images(images, folder, output_format, output_quality, output_metadata)
+        with fresh_folder() if folder is None else nullcontext(folder) as place:
+            return save_images(images, place, output_format, output_quality, output_metadata)
 
     def read(
         self, weights: Source, check: Check | None = None, config: Path | None = None
@@ -282,6 +301,10 @@ class Engine:
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""
         if self._family is None or self._family.base != base:
+            if slow := slow_here(base, self.device):
+                if self.cpu is False:
+                    raise NoGpu(how_to_run_anyway(slow))
+                log.warning("%s", slow)
             family = load_family(base, self.device, self.dtype)  # its weights come later
             # Forgotten before it is released: a cancellation may come between any two lines.
             old, self._over, self._family = self._family, None, None

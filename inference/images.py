@@ -1,7 +1,9 @@
 """From picture files to pixels, and from pixels to picture files."""
 
+import errno
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,10 +21,14 @@ from torch import Tensor
 
 from adapters.atomic import atomic_file, temporary_space
 from adapters.containers import printable
+from families.redact import safe_name
 from inference import making
+from inference.request import FORMATS, QUALITY
 from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
 MAX_BYTES = 256 << 20  # as in a dataset
+IMAGES = Path("outputs/images")  # in the working folder; never cleaned
+_NUMBER = re.compile("[0-9]{1,18}")
 _PREFIX = "zeroprior-pictures-"
 _KEPT_SECONDS = 3600  # the runtime never deletes what it has sent
 
@@ -46,7 +52,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
-        raise BrokenImage(f"image {printable(str(path)[:200])}: no such file") from error
+        raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:
@@ -87,21 +93,19 @@ def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
 def save_images(
     images: Sequence[Image.Image],
     folder: Path,
-    file_format: str = "png",
-    quality: int = 90,
+    file_format: str = FORMATS[0],
+    quality: int = QUALITY,
     metadata: bool = True,
 ) -> list[Path]:
-    """Writes `image-0.png`, … into the folder, numbered after those that are there already.
+    """Writes `image-0.webp`, … into the folder, numbered after those that are there already.
 
-    `file_format` is webp, jpg or png; `quality`, from 1 to 100, is of the first two. With
-    `metadata` a file holds what `inference.making` knows of its picture.
+    No file is overwritten, also not one that another process writes meanwhile. `file_format` is
+    webp, jpg or png; `quality`, from 1 to 100, is of the first two. With `metadata` a file holds
+    what `inference.making` knows of its picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stems = [old.stem.removeprefix("image-") for old in folder.glob("image-*.*")]
-    taken = [int(stem) for stem in stems if stem.isdigit()]
-    paths = []
-    for number, image in enumerate(images, start=max(taken, default=-1) + 1):
-        path = folder / f"image-{number}.{file_format}"
+    paths: list[Path] = []
+    for image in images:
         options = {} if file_format == "png" else {"quality": quality}
         if metadata:
             texts = {
@@ -111,10 +115,47 @@ def save_images(
         # Into memory first: of a full disk Pillow only says "encoder error".
         encoded = io.BytesIO()
         image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)
-        with atomic_file(path) as file:
-            file.write(encoded.getvalue())
+        path = _new_file(folder, file_format)
+        try:
+            with atomic_file(path) as file:
+                file.write(encoded.getvalue())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         paths.append(path)
     return paths
+
+
+def _new_file(folder: Path, file_format: str) -> Path:
+    """An empty `image-N` that was not there before; N is higher than every number in the folder."""
+    stems = [old.stem.removeprefix("image-") for old in folder.glob("image-*.*")]
+    number = max((int(stem) for stem in stems if _NUMBER.fullmatch(stem)), default=-1) + 1
+    while True:
+        path = folder / f"image-{number}.{file_format}"
+        try:
+            path.open("xb").close()
+        except FileExistsError:  # another process was faster
+            number += 1
+            continue
+        return path
+
+
+def writable_folder(path: str | PathLike[str]) -> Path:
+    """The folder for a request's images, made if it is missing, before anything is generated.
+
+    Raises OSError with one sentence where nothing can be written there.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            f"images cannot be written to {printable(str(folder)[:200])} "
+            f"({error.strerror or error}); choose another output_dir"
+        ) from error
+    return folder
 
 
 @contextmanager

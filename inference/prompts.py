@@ -8,14 +8,16 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from families.family import Family
 from families.text_limit import cut
 from families.tokens import SUBJECT, mentions, name_subject
 from inference.request import Drawing, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from families.family import Family
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +124,9 @@ def check_syntax(name: str, text: str) -> None:
 
 
 def check_length(
-    family: Family,
+    family: "Family",
     texts: Mapping[str, str],
-    vectors: Mapping[str, Tensor] | None = None,
+    vectors: "Mapping[str, Tensor] | None" = None,
     word: str | None = None,
 ) -> None:
     """Warns of each of the texts, by its name, that is longer than the text encoder reads.

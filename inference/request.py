@@ -17,8 +17,11 @@ ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4"
 CUSTOM = "custom"  # what other services call a size given by width and height
 LONGEST = 3.0  # a picture that follows an image is at most this many times longer than wide
 DEFAULT_STRENGTH = 0.8
+FORMATS = ("webp", "jpg", "png")  # of image files; the first is the default
+QUALITY, QUALITIES = 90, (1, 100)  # of webp and jpg files: the default, and the bounds
+# The bounds of every number, as in predict.py and docs/inference.md; a test compares them.
 RANGES: dict[str, tuple[float, float]] = {
-    # The same as in predict.py, but guidance_scale, which is checked here for a better message.
+    # guidance_scale is from 0 in predict.py, so that our message is the one that is read.
     "lora_scale": (-3, 3),
     "extra_lora_scale": (-3, 3),
     "prompt_strength": (0, 1),
@@ -41,7 +44,7 @@ HINTS = {  # after a message about a value out of range
     "height": "; enlarge the image afterwards for more",
 }
 # Characters, the same as in predict.py. The text encoders read 512 tokens, about 2,500 characters.
-LENGTHS = {
+LENGTHS: dict[str, int] = {
     "prompt": 10_000,
     "negative_prompt": 10_000,
     # Addresses, or data URLs, which can be as long as Cog takes a request: 100 MiB.
@@ -122,6 +125,14 @@ def check_length(name: str, text: str, most: int) -> None:
     """Raises ValueError for a text of more than `most` characters."""
     if len(text) > most:
         raise ValueError(f"{name} has {len(text):,} characters; at most {most:,} are accepted")
+
+
+def check_file(file_format: str, quality: object) -> None:
+    """Raises ValueError for an image file that cannot be asked for."""
+    if file_format not in FORMATS:
+        raise ValueError(f"output_format {file_format!r} is not one of {', '.join(FORMATS)}")
+    if (fault := out_of_range("output_quality", quality, *QUALITIES)) is not None:
+        raise ValueError(fault)
 
 
 def check_size(request: Request, base: Base) -> None:

@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from adapters.containers import printable
 from adapters.lora_header import CONFIG, MAX_CONFIG_BYTES
+from families.redact import looks_like_address, safe_name
 from inference.disk_cache import DiskCache
 from inference.download import Downloader, DownloadError, checked_url
 
@@ -63,7 +64,8 @@ class HubFile:
     @classmethod
     def parse(cls, source: str) -> "HubFile | None":
         """The file that a source names on the Hub, or None if it is something else."""
-        match = _SHORT.fullmatch(source) or _PAGE.fullmatch(source.split("?")[0].rstrip("/"))
+        source = re.split("[?#]", source)[0].rstrip("/")
+        match = _SHORT.fullmatch(source) or _PAGE.fullmatch(source)
         if match is None:
             return None
         found = match.groupdict()
@@ -102,10 +104,10 @@ def allowed_file(text: str, or_folder: bool = False) -> Path:
             file = _below(Path(folder), named, or_folder)
             if file is not None:
                 return file
-    name = printable(text[:200])
     raise SourceError(
-        f"'{name}' is not a file that a request may name; send the file itself, an https URL or "
-        f"{SPELLINGS} (the operator can allow folders of the server with {FOLDERS})"
+        f"'{_shown(text)}' is not a file that a request may name; send the file itself, an https "
+        f"URL or {SPELLINGS} (the operator can allow folders of the server with {FOLDERS})"
+        f"{_forgotten(text)}"
     )
 
 
@@ -223,6 +225,17 @@ class Sources:
             return self.cache.keep(name, part, answer.etag)
 
 
+def _shown(source: str) -> str:
+    return printable(safe_name(source)[:200])
+
+
+def _forgotten(source: str) -> str:
+    """A hint where a text that names no file looks like an address."""
+    if not looks_like_address(source):
+        return ""
+    return "; if it is an address, it has to begin with https://"
+
+
 def _quoted(revision: str) -> str:
     return quote(revision, safe="", errors="replace")
 
@@ -270,6 +283,7 @@ def _local(source: str) -> Path:
         found = False
     if not found:
         raise SourceError(
-            f"{printable(source[:200])}: no such file; give a file, an https URL, or {SPELLINGS}"
+            f"{_shown(source)}: no such file; give a file, an https URL, or {SPELLINGS}"
+            f"{_forgotten(source)}"
         )
     return path

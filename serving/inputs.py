@@ -7,17 +7,19 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from cog import FieldInfo, current_scope
 from coglet import server
 
+from families.redact import safe_name
 from inference.console import clean, clean_for, log_to_console, texts
 from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
 
 _OURS = ("adapters", "families", "inference", "trainer", "serving")
+_SHORT = "zeroprior_user_error"  # attribute of an error that is shown without its traceback
 _CACHED = re.compile(r"\b[0-9a-f]{64}\b")  # the name of a download in the cache
 
 
@@ -57,12 +59,19 @@ if served():
 def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
     """Sends the log of one call to standard output, which the runtime collects for the customer.
 
-    In a server, a failure becomes a `RequestError`: one line without paths. Its traceback goes to
-    the server's own log only, which is the standard error that the process was started with.
+    In plain Python, a user error that the script does not catch is shown as one line, without a
+    traceback. In a server, a failure becomes a `RequestError`: one line without paths. Its
+    traceback goes to the server's own log only, which is the standard error that the process was
+    started with.
     """
     if not served():
         log_to_console()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if _is_the_users(error):
+                _show_in_one_line(error)
+            raise
         return
     known = texts(inputs)
     log_to_console(known)
@@ -73,6 +82,34 @@ def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
         print(clean(traceback.format_exc()), file=sys.__stderr__, flush=True)
         line = reason(error, inputs)
     raise RequestError(line)
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether the error says what to do, so that a traceback through our modules helps nobody."""
+    ours = type(error).__module__.partition(".")[0] in _OURS
+    if ours or isinstance(error, OSError) or type(error) is not ValueError:
+        return ours or isinstance(error, OSError)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # a ValueError: raised by us?
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _OURS
+
+
+def _show_in_one_line(error: Exception) -> None:
+    """Has this error shown as one line with the place in the script, if nothing catches it.
+
+    A program that has its own `sys.excepthook` keeps it.
+    """
+    setattr(error, _SHORT, True)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _hook
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not getattr(error, _SHORT, False):
+        sys.__excepthook__(kind, error, trace)
+        return
+    place = traceback.extract_tb(trace, limit=1)[0]
+    line = f"error: {error} ({Path(place.filename).name}, line {place.lineno})"
+    print(clean(line), file=sys.stderr)
 
 
 def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
@@ -113,8 +150,4 @@ def _shown(value: str) -> str:
     """The part of an address that a message may repeat."""
     if value.startswith("data:"):
         return value[:40]
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return value
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}" if parts.scheme else value
+    return safe_name(value)

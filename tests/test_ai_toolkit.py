@@ -193,7 +193,7 @@ def read(tmp_path: Path, text: str, **overrides: Any) -> Settings:
 def test_a_job_for_qwen_image_becomes_the_same_training(tmp_path: Path) -> None:
     settings = read(tmp_path, QWEN_IMAGE)
     assert settings.base.name == "qwen-image"
-    assert settings.training_mode == "baseline" and settings.trigger_word == "r3dfox"
+    assert settings.subject is None and settings.trigger_word == "r3dfox"
     assert (settings.dataset, settings.output_dir) == (
         Path("/data/red_fox"),
         Path("output/red_fox_qwen"),
@@ -540,7 +540,6 @@ def test_what_is_given_beside_the_job_replaces_it(tmp_path: Path) -> None:
         ("the fox's den", "fox", "the fox's den"),
         ("a red foxglove", "red fox", "red fox a red foxglove"),
         ("", "r3dfox", "r3dfox"),
-        ("[trigger] in the snow", "", "in the snow"),
     ],
 )
 def test_the_trigger_word_stands_where_the_caption_says_or_before_it(
@@ -554,4 +553,17 @@ def test_the_trigger_word_reaches_the_captions_of_a_dataset(photos: Path) -> Non
     captions = {each.name: each.caption for each in examples}
     assert captions["chelsea.png"] == "a photo of r3dfox, a tabby cat"
     assert captions["rocket.jpg"] == "r3dfox by night"
-    assert name_trigger(examples, None) == examples
+
+
+def test_without_a_trigger_word_a_job_has_no_trigger_mark_and_tok_is_text(
+    photos: Path, tmp_path: Path
+) -> None:
+    text = Z_IMAGE_TURBO.replace("trigger_word: null", "trigger_word: ''")
+    for job in (Z_IMAGE_TURBO, text):
+        settings = read(tmp_path, job)
+        assert settings.foreign_captions and settings.trigger_word is None
+        assert not settings.train_placeholder_token
+    examples = name_trigger(read_dataset(photos, "[trigger] by night"), None, foreign=True)
+    captions = {each.name: each.caption for each in examples}
+    assert captions["rocket.jpg"] == "by night"
+    assert captions["chelsea.png"] == "a photo of TOK, a tabby cat"

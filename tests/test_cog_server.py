@@ -197,12 +197,13 @@ def test_a_path_will_do_and_a_waiting_client_is_answered(
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
-def test_a_baseline_training_teaches_no_word(trainer: CogServer, photos: Path) -> None:
-    inputs = {"dataset": str(photos), **SMALL, "steps": 1, "train_placeholder_token": False}
+def test_a_training_without_a_token_has_a_trigger_word(trainer: CogServer, photos: Path) -> None:
+    off = {"train_placeholder_token": False, "trigger_word": "r3dfox"}
+    inputs = {"dataset": str(photos), **SMALL, "steps": 1, **off}
     meta = meta_of(run(trainer, inputs)["output"]["weights"])
     assert meta["training_mode"] == "baseline"
     captions = {each["caption"] for each in meta["dataset"]["pictures"]}
-    assert "a photo of TOK" in captions  # as written
+    assert "a photo of r3dfox" in captions
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_baseline_training_teaches_no_word(trainer: CogServer, photos: Path) -
     [
         {"rank": 0},
         {"rank": "16"},
-        {"steps": 20001},
+        {"steps": 100001},
         {"learning_rate": -1},
         {"placeholder_init_std": 2},
         {"base_model": "stable-diffusion"},

@@ -56,7 +56,8 @@ class Shell:
 
     def draw(self, *arguments: str) -> list[bytes]:
         """The picture files that are drawn: the last lines of what is printed."""
-        done = self.run("inference", "--prompt", "a photo of <zwx>", *arguments)
+        lossless = ("--output_format", "png")
+        done = self.run("inference", "--prompt", "a photo of <zwx>", *lossless, *arguments)
         assert done.returncode == 0, done.stderr
         paths = [line for line in done.stdout.splitlines() if line.endswith(".png")]
         assert paths == done.stdout.splitlines()[-len(paths) :]
@@ -159,6 +160,7 @@ def test_help_teaches(shell: Shell, module: str) -> None:
         ("inference --prompt x --weights nowhere.zip", "nowhere.zip: no such file"),
         ("inference --prompt x --width 64", "width and height go together"),
         ("inference --prompt x --base_model z-imagine", "did you mean 'z-image'?"),
+        ("inference --prompt x --output_quality 0", "output_quality is 0; it must be between 1"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(shell: Shell, command: str, complaint: str) -> None:

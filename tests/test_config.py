@@ -37,10 +37,10 @@ def test_every_config_that_ships_is_read(path: Path) -> None:
     assert settings.base.name == content["base_model"]
     assert settings.rank == content["train"].get("rank", settings.base.rank)
     assert settings.learning_rate == settings.base.learning_rate
-    assert list(settings.sample_prompts) == content["sample"]["prompts"]
-    assert settings.train_placeholder_token == any(
-        "<zwx>" in each for each in settings.sample_prompts
-    )
+    word = settings.subject or settings.trigger_word
+    assert word and all(word in each for each in settings.sample_prompts)
+    assert len(settings.sample_prompts) == len(content["sample"]["prompts"])
+    assert "train_placeholder_token" in content["train"]  # a file says which kind of LoRA it is
     assert settings.log_prompt_ids == content.get("debug", {}).get("log_prompt_ids", False)
 
 
@@ -49,11 +49,12 @@ def test_the_configs_that_the_readme_names_are_there() -> None:
     assert names >= {"qwen_image.yaml", "qwen_image_placeholder.yaml", "z_image_turbo.yaml"}
 
 
-def test_a_placeholder_is_trained_only_where_the_file_asks_for_it(read: Read) -> None:
-    assert read("train: {steps: 1}").training_mode == "baseline"
-    assert read("train: {placeholder_token: <new>}").training_mode == "baseline"
-    asked = read("train: {train_placeholder_token: true, placeholder_token: <new>}")
-    assert (asked.training_mode, asked.subject) == ("zero_prior", "<new>")
+def test_a_token_is_trained_unless_the_file_switches_it_off(read: Read) -> None:
+    assert read("train: {steps: 1}").subject == "<zwx>"
+    assert read("train: {train_placeholder_token: }").subject == "<zwx>"
+    assert read("train: {placeholder_token: <new>}").subject == "<new>"
+    off = read("train: {train_placeholder_token: false, trigger_word: r3dfox}")
+    assert (off.subject, off.trigger_word) == (None, "r3dfox")
 
 
 def test_what_is_left_out_or_left_empty_suits_the_base(read: Read) -> None:
@@ -61,7 +62,7 @@ def test_what_is_left_out_or_left_empty_suits_the_base(read: Read) -> None:
     assert settings.rank == settings.base.rank
     assert settings.for_pictures(1).steps == settings.base.training_steps.least
     assert settings.resolutions == (settings.base.training_resolution,)
-    assert settings.training_mode == "baseline"
+    assert settings.subject == "<zwx>"
 
 
 def test_what_is_given_beside_the_file_replaces_it(read: Read) -> None:

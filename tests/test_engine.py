@@ -121,7 +121,7 @@ def test_a_request_without_weights_never_sees_those_of_another(
     broken = write_archive(trained, tmp_path / "broken.zip")
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(BrokenArchive):
-        engine.predict(replicate_weights=broken, prompt="a photo of <zwx>")
+        engine.predict(replicate_weights=broken, prompt="a photo of <zwx>", output_dir=None)
     assert pixels(engine, asked()) == first
 
     # And all of it in a fresh engine.
@@ -494,7 +494,7 @@ def test_a_face_refuses_inputs_that_make_no_sense_or_reach_too_far(
     engine: Engine, inputs: dict, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        engine.predict(prompt="a cat", **inputs)
+        engine.predict(prompt="a cat", output_dir=None, **inputs)
 
 
 def test_a_face_draws_with_two_loras_by_name(
@@ -512,6 +512,7 @@ def test_a_face_draws_with_two_loras_by_name(
         extra_lora_scale=0.5,
         hf_api_token=Secret("hf_secret"),
         output_format="png",
+        output_dir=tmp_path,
         **small,
     )
     request = asked("a photo of <zwx>", extra_lora_scale=0.5)
@@ -521,16 +522,23 @@ def test_a_face_draws_with_two_loras_by_name(
         assert [opened.tobytes()] == wanted
 
 
-def test_a_face_gets_picture_files(engine: Engine, first: list[bytes]) -> None:
+def test_a_face_gets_picture_files(
+    engine: Engine, first: list[bytes], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
     told = {}
     request = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7, "num_outputs": 2}
     paths = engine.predict(
         told.__setitem__, prompt="a photo of a cat", output_format="png", **request
     )
-    assert [path.name for path in paths] == ["image-0.png", "image-1.png"]
+    assert [str(path) for path in paths] == [
+        "outputs/images/image-0.png",
+        "outputs/images/image-1.png",
+    ]
     assert Image.open(paths[0]).tobytes() == first[0]
     assert told["seconds_per_picture"] > 0
     (photo,) = engine.predict(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
+    assert str(photo) == "outputs/images/image-2.jpg"
     with Image.open(photo) as opened:
         assert (opened.format, opened.size) == ("JPEG", (64, 48))
 

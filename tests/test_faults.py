@@ -74,7 +74,7 @@ def folder_of(settings: Settings) -> Path:
 
 def checkpoints(settings: Settings) -> list[int]:
     """The steps of all checkpoints, each of which is whole."""
-    files = sorted((folder_of(settings) / "checkpoints").iterdir())
+    files = sorted((folder_of(settings) / "checkpoints").glob("*.safetensors"))
     return [read_checkpoint(file).step for file in files]
 
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing_that_was_trai
 
     def full_from_here(loop: Loop) -> None:
         fill(disk)
-        seen.append(sorted(each.name for each in (disk / "checkpoints").glob("step-*")))
+        seen.append(sorted(each.name for each in (disk / "checkpoints").glob("step-*.safetensors")))
 
     after_step(monkeypatch, 2, full_from_here, times=4)
     weights = run.train(settings)

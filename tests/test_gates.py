@@ -1,7 +1,6 @@
-"""Gates let good weights through, name what is odd, and never let worthless weights take over."""
+"""Each check can fail; good weights pass, and weights of no use never become weights.zip."""
 
 import json
-import logging
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from adapters.archive import Archive, read_archive, write_archive
 from adapters.factors import Factors
 from adapters.placeholder import Placeholder
 from trainer import gates
-from trainer.gates import FAILED, PASSED, REPORTED, SKIPPED, Gate, Kernels, Worthless
+from trainer.gates import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Kernels, Worthless
 from trainer.judging import without_subject
 from trainer.loop import Loop
 from trainer.run import train
@@ -149,17 +148,16 @@ def test_the_preview_of_a_compiled_training_passes(
     monkeypatch.setenv("DTYPE", "bfloat16")
     options = {"width": 64, "height": 64, "num_inference_steps": 4}
     settings = small(sample_prompts=("<zwx>",), sample_options=options, validation_every=0)
-    found = read_archive(train(settings)).meta["gates"]
-    (gate,) = (gate for gate in found if gate["name"] == "the preview is what is drawn")
+    found = read_archive(train(settings)).meta["checks"]
+    (gate,) = (gate for gate in found if gate["name"] == gates.PREVIEW)
     assert gate["state"] == PASSED
 
 
-def test_drift_is_told_in_numbers_and_asks_for_nothing() -> None:
+def test_the_drift_of_an_image_is_for_information() -> None:
     base, moved = Image.new("RGB", (8, 8), (100,) * 3), Image.new("RGB", (8, 8), (125,) * 3)
     gate = gates.drift_of_pictures(base, moved, "a landscape")
-    assert (gate.state, gate.value) == (REPORTED, pytest.approx(20.17, abs=0.01))
+    assert (gate.state, gate.value) == (INFORMATION, pytest.approx(20.17, abs=0.01))
     assert gates.drift_of_pictures(base, base.copy(), "a landscape").value is None
-    assert "3.00 %" in gates.drift_of_velocity(0.03, "a landscape").sentence
 
 
 @pytest.mark.parametrize(
@@ -181,40 +179,85 @@ def test_the_subject_within_a_longer_word_is_another_word() -> None:
     assert without_subject("a foxglove", "fox") == "a landscape"
 
 
-def test_a_validation_loss_that_rises_is_a_failed_gate() -> None:
-    curves = Curves([0.2, 0.8], [], [0, 5, 10], [[1.0, 1.0], [0.5, 0.5], [0.9, 0.9]])
-    gate = gates.validation_fell(curves)
+# What has a limit.
+
+
+@pytest.mark.parametrize(
+    ("share", "state"),
+    [(0.36, PASSED), (0.75, DOUBTFUL), (0.87, FAILED), (1.3, FAILED), (float("nan"), FAILED)],
+)
+def test_a_velocity_that_moves_too_far_without_the_subject_fails(share: float, state: str) -> None:
+    gate = gates.drift_of_velocity(share, "a landscape")
+    assert gate.state == state
+    assert "'a landscape'" in gate.sentence
+    assert ("the limit is" in gate.sentence) == (state != PASSED)
+
+
+@pytest.mark.parametrize(
+    ("scale", "state"), [(0.1, PASSED), (0.7, DOUBTFUL), (1.1, FAILED), (float("inf"), FAILED)]
+)
+def test_an_update_as_large_as_the_weights_fails(
+    factors: Factors, scale: float, state: str
+) -> None:
+    norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
+    scaled = {name: (down, up * scale) for name, (down, up) in factors.items()}
+    gate = gates.update_size(scaled, norms)
+    assert gate.state == state
+    if state != PASSED:
+        assert "lower learning_rate" in gate.sentence and "the limit is" in gate.sentence
+    if scale < 10:
+        assert gate.value == pytest.approx(scale)
+
+
+def test_one_layer_that_exploded_fails_among_good_ones(factors: Factors) -> None:
+    norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
+    small = {name: (down, up * 0.1) for name, (down, up) in factors.items()}
+    small["two"] = (factors["two"][0], factors["two"][1] * 3)
+    assert gates.update_size(small, norms).state == FAILED
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "worthless", "said"),
+    [
+        ({}, PASSED, False, "9 steps saw it"),
+        ({"moved": False}, FAILED, True, "exactly as before training"),
+        ({"moved": False, "steps_with_placeholder": 0}, FAILED, True, "no step saw <zwx>"),
+        # Continued from weights that hold a trained token.
+        ({"steps_with_placeholder": 0}, FAILED, False, "no step saw <zwx>"),
+    ],
+)
+def test_a_token_that_never_moved_fails(
+    facts: dict[str, float], state: str, worthless: bool, said: str
+) -> None:
+    start = {"norm_start": 0.1, "norm_end": 0.8, "moved": True, "steps_with_placeholder": 9}
+    gate = gates.token_moved("<zwx>", start | facts)
+    assert (gate.state, gate.worthless) == (state, worthless)
+    assert said in gate.sentence
+
+
+@pytest.mark.parametrize("held_out", [[], ["1.png", "2.png"]], ids=["fit", "validation"])
+def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
+    curves = Curves([0.2, 0.8], held_out, [0, 5, 10], [[1.0, 1.0], [0.5, 0.5], [0.9, 0.9]])
+    gate = gates.loss_fell(curves)
     assert (gate.state, gate.value) == (PASSED, 0.9)
     assert "the lowest was 0.5000 at step 5" in gate.sentence
-    risen = replace(curves, losses=[*curves.losses[:2], [1.1, 1.1]])
-    assert gates.validation_fell(risen).state == FAILED
-    assert gates.validation_fell(Curves([0.2], [], [], [])).state == SKIPPED
-
-
-def test_a_failed_gate_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    gates.say([Gate("one", PASSED, "well"), Gate("two", FAILED, "not well")])
-    levels = {record.getMessage(): record.levelname for record in caplog.records}
-    assert levels == {"gate passed: one: well": "INFO", "gate failed: two: not well": "WARNING"}
+    assert (
+        gate.name == f"the {'validation loss' if held_out else 'loss on the training images'} fell"
+    )
+    assert ("on 2 held-out images" in gate.sentence) == bool(held_out)
+    for last, state in ((1.0, DOUBTFUL), (1.04, DOUBTFUL), (1.06, FAILED), (float("nan"), FAILED)):
+        risen = replace(curves, losses=[*curves.losses[:2], [last, last]])
+        assert gates.loss_fell(risen).state == state
+    assert gates.loss_fell(Curves([0.2], held_out, [], [])).state == SKIPPED
 
 
 # In a training.
 
 
-def test_the_gates_of_a_training_are_in_its_archive(small: Callable[..., Settings]) -> None:
-    found = read_archive(train(small(learning_rate=1e-3))).meta["gates"]
-    assert {gate["name"]: gate["state"] for gate in found} == {
-        "every layer has learned": PASSED,
-        "the archive reads back": PASSED,
-        "the validation loss fell": PASSED,
-        "the preview is what is drawn": SKIPPED,  # no sample_prompts
-    }
-
-
 def test_worthless_weights_are_kept_under_another_name(
     small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = small(steps=1, train_placeholder_token=False)
+    settings = small(steps=1, train_placeholder_token=False, trigger_word="r3dfox")
     folder = settings.output_dir
     assert folder is not None
     monkeypatch.setattr(Loop, "step", lambda self, step: _nothing(self, step))

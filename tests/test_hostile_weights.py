@@ -38,7 +38,14 @@ CPU = torch.device("cpu")
 BASE = "zeroprior/miniature-turbo"
 LAYER = "layers.0.attention.to_q"
 WIDE = (64, 1 << 20)  # more than is unpacked at once
-SMALL = {"prompt": "a cat", "width": 32, "height": 32, "num_inference_steps": 1, "seed": 1}
+SMALL = {
+    "output_dir": None,
+    "prompt": "a cat",
+    "width": 32,
+    "height": 32,
+    "num_inference_steps": 1,
+    "seed": 1,
+}
 
 
 def headed(header: Any, data: bytes = b"") -> bytes:

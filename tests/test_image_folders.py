@@ -1,15 +1,23 @@
-"""The temporary folders that finished images are in: kept for an hour, cleaned without failing."""
+"""The folders that finished images are in: on a server temporary ones, kept for an hour."""
 
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from inference.images import BrokenImage, fresh_folder, read_image, save_images
+from inference.images import (
+    BrokenImage,
+    fresh_folder,
+    read_image,
+    save_images,
+    writable_folder,
+)
 
 HOURS_AGO = time.time() - 7200
 
@@ -122,3 +130,44 @@ def test_an_image_file_that_is_too_large_is_not_decoded(
     Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3)).save(path)
     with pytest.raises(BrokenImage, match="large.png has more than 1,000 bytes; shrink it"):
         read_image(path)
+
+
+def save_one(folder: Path, level: int) -> Path:
+    return save_images([Image.new("RGB", (8, 8), (level, 0, 0))], folder)[0]
+
+
+def test_processes_that_write_to_one_folder_overwrite_nothing(tmp_path: Path) -> None:
+    levels = range(40)
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        paths = list(pool.map(save_one, [tmp_path] * len(levels), levels))
+    assert len(set(paths)) == len(levels)
+    for path, level in zip(paths, levels, strict=True):
+        with Image.open(path) as image:
+            assert image.getpixel((0, 0)) == (level, 0, 0)
+
+
+def test_a_number_that_is_taken_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "image-0.png").write_bytes(b"of another process")
+    (tmp_path / "image-1.png").symlink_to(tmp_path / "nowhere.png")
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))  # both are made after the count
+    (path,) = save_images([Image.new("RGB", (8, 8))], tmp_path)
+    assert path.name == "image-2.png"
+    assert (tmp_path / "image-0.png").read_bytes() == b"of another process"
+    assert not (tmp_path / "nowhere.png").exists()
+
+
+def test_names_that_only_look_like_numbers_are_not_counted(tmp_path: Path) -> None:
+    for name in ("image-².png", "image-1b.png", "image-007.webp"):
+        (tmp_path / name).write_bytes(b"")
+    (path,) = save_images([Image.new("RGB", (8, 8))], tmp_path)
+    assert path.name == "image-8.png"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_generated(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="^images cannot be written to .*/file/images .*output_dir"):
+        writable_folder(tmp_path / "file" / "images")

@@ -38,7 +38,12 @@ BASES = ("miniature-turbo", "miniature")
 TRAININGS: dict[str, dict[str, Any]] = {
     "cat": {"placeholder_token": "<cat>", "seed": 1, "checkpoint_every": 1},
     "dog": {"placeholder_token": "<dog>", "seed": 2, "base_model": "miniature"},
-    "plain": {"train_placeholder_token": False, "seed": 3, "sample_prompts": "a red circle"},
+    "plain": {
+        "train_placeholder_token": False,
+        "trigger_word": "a thing",
+        "seed": 3,
+        "sample_prompts": "a red circle",
+    },
 }
 SMALL = {"steps": 2, "rank": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
 LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`
@@ -216,7 +221,13 @@ def test_a_token_that_opens_a_repository_is_found_nowhere_afterwards(
         def ask(source: str, format: str) -> None:
             inputs = {"prompt": "a photo of <cat>", "width": 32, "height": 32, "seed": 1}
             inputs |= {"num_inference_steps": 1, "output_format": format}
-            engine.predict(None, lora_weights=source, hf_api_token=Secret(token), **inputs)
+            engine.predict(
+                None,
+                lora_weights=source,
+                hf_api_token=Secret(token),
+                output_dir=None,
+                **inputs,
+            )
 
         for format in ("png", "jpg", "webp"):
             ask("hf:a/b/w.zip", format)

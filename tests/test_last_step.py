@@ -18,7 +18,7 @@ from families.family import Family
 from trainer import judging, run
 from trainer.album import Album
 from trainer.checkpoint import latest, read_checkpoint
-from trainer.gates import SKIPPED
+from trainer.gates import PREVIEW, SKIPPED
 from trainer.loop import Loop
 from trainer.previews import Previews
 from trainer.saving import SECONDS, Saver
@@ -208,9 +208,9 @@ def test_what_fails_after_the_weights_are_written_is_a_warning(
     weights = run.train(settings)
     assert weights == folder_of(settings) / "weights.zip"
     assert said in caplog.text
-    found = {gate["name"]: gate["state"] for gate in read_archive(weights).meta.get("gates", [])}
+    found = {gate["name"]: gate["state"] for gate in read_archive(weights).meta.get("checks", [])}
     if breaks is redrawn_no_more:
-        assert found["the preview is what is drawn"] == SKIPPED
+        assert found[PREVIEW] == SKIPPED
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_captions_of_any_size_can_be_saved(
     captions = captions_of(kind)
     examples = [Example(f"{number}.png", captions, 8, 8, b"") for number in range(count)]
     facts = described(small(train_placeholder_token=False), examples)
-    found = read_back(facts | {"gates": []}, tmp_path)
+    found = read_back(facts | {"checks": []}, tmp_path)
     assert found["left_out"]["captions"].startswith(f"{count} are cut")
     assert len(found["dataset"]["pictures"]) == count
 
@@ -80,9 +80,9 @@ def test_as_many_measurements_as_a_run_may_have_can_be_saved(
     steps = [*range(100_001)]
     curves = Curves([0.1, 0.2, 0.3, 0.4], [], steps, [[1 / 3, 2 / 3, 1 / 7, 1 / 9]] * len(steps))
     found = read_back(described(small(), [], curves), tmp_path)
-    kept = found["validation"]["steps"]
+    kept = found["fit"]["steps"]
     assert (kept[0], kept[-1], len(kept)) == (0, 100_000, meta.MEASUREMENTS)
-    assert len(found["validation"]["losses"]) == len(kept)
+    assert len(found["fit"]["losses"]) == len(kept)
     assert "left_out" not in read_back(described(small(), []), tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_the_last_preview_is_what_the_archive_draws_on_a_turbo_base(
     pictures = {preview(weights, step).tobytes() for step in (0, 2, 4)}
     assert len(pictures) == 3
 
-    gate = next(g for g in read_archive(weights).meta["gates"] if "preview" in g["name"])
+    gate = next(g for g in read_archive(weights).meta["checks"] if "preview" in g["name"])
     assert (gate["state"], gate["value"]) == ("passed", 0)
 
 
@@ -152,7 +152,8 @@ def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
 
     monkeypatch.setattr("families.family.whole", count)
     options = {**SMALL, "guidance_scale": 2.0, "negative_prompt": "blurry"}
-    common = {"train_placeholder_token": False, "validation_every": 0, "sample_every": 1}
+    plain = {"train_placeholder_token": False, "trigger_word": "r3dfox"}
+    common = {**plain, "validation_every": 0, "sample_every": 1}
     train(small(sample_prompts=("a cat", "a dog"), sample_options=options, **common))
     assert loaded.count("Qwen3Model") == 2
 

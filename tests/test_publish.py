@@ -16,14 +16,16 @@ import yaml
 from hub_server import Hub
 from PIL import Image
 
-from adapters.archive import Archive, write_archive
+from adapters.archive import Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
 from families.bases import BASES, find_base
 from families.loading import load_family
 from trainer.model_card import FAMILIES, model_card
 from trainer.publish import check_repository, publish
-from trainer.secret import Secret
-from trainer.settings import SettingsError
+from trainer.run import train
+from trainer.run_files import UPLOAD
+from trainer.secret import Secret, Secrets
+from trainer.settings import SettingsError, settle
 
 Finished = Callable[..., Path]
 
@@ -513,7 +515,8 @@ def test_a_watched_and_published_training_shows_its_keys_nowhere(
     scalars = set(events.Tags()["scalars"])
     assert {"loss", "learning_rate/lora", "learning_rate/placeholder"} <= scalars
     assert {"gradient_norm/lora", "gradient_norm/placeholder", "placeholder_norm"} <= scalars
-    assert "validation/loss" in scalars and any("validation/sigma_" in name for name in scalars)
+    # Of few images none is held out.
+    assert "fit/loss" in scalars and any("fit/sigma_" in name for name in scalars)
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     assert events.Images("samples/00")[-1].step == 2
     # The Hub holds the result, and its card was made of this very training.
@@ -531,6 +534,38 @@ def test_a_watched_and_published_training_shows_its_keys_nowhere(
         assert not [each for each in (*written, *files.values()) if secret.encode() in each]
         with zipfile.ZipFile(weights) as zipped:  # members are stored as they are, but be sure
             assert not [n for n in zipped.namelist() if secret.encode() in zipped.read(n)]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_result_whose_checks_failed_is_uploaded_only_if_that_is_allowed(
+    allowed: bool,
+    photos: Path,
+    use_vault: Path,
+    hub: Hub,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = settle(
+        dataset=photos,
+        base_model="z-image",
+        resolution=64,
+        rank=2,
+        steps=2,
+        batch_size=1,
+        learning_rate=1,
+        validation_every=0,
+        output_dir=tmp_path / "out",
+        hf_repo_id="me/fox",
+        allow_failed_checks=allowed,
+    )
+    weights = train(settings, secrets=Secrets(hf_token=Secret(hub.token)))
+    assert weights.is_file() and read_archive(weights).meta["result"] == "broken"
+    assert ("me/fox" in hub.files) == allowed
+    if not allowed:
+        folder = weights.parent / UPLOAD
+        command = f"hf repo create me/fox --private --exist-ok && hf upload me/fox {folder}"
+        assert f"since checks failed. To upload it by hand: {command}" in caplog.text
+        assert (folder / "weights.zip").is_file() and (folder / "README.md").is_file()
 
 
 def test_a_token_that_cannot_write_costs_no_training(

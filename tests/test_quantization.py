@@ -205,6 +205,7 @@ def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_bas
         low_memory=True,
         gradient_checkpointing=True,
         train_placeholder_token=False,
+        trigger_word="r3dfox",
         learning_rate=1e-2,
         steps=20,
         sample_prompts=("a photo of TOK",),

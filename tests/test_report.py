@@ -66,13 +66,24 @@ def told() -> Told:
 def test_the_page_holds_the_whole_story(told: Told) -> None:
     text = Page(page(told)).text
     for part in (
-        *("<zwx> on zeroprior/miniature-turbo", "failed 1 of 2 gates", "the archive reads back"),
+        *(
+            "<zwx> on zeroprior/miniature-turbo",
+            "broken: 1 checks passed, 1 failed",
+            "the archive reads back",
+        ),
         *("bit for bit", "a photo of <zwx>", "b.png", "held out", "<zwx> in snow", "before"),
         *("step 3", "learning rate", "0.0001", "−53.3 %", "torch 2"),
     ):
         assert part in text, part
     passed = replace(told, gates=told.gates[:1])
-    assert "passed all 1 gates" in Page(page(passed)).text
+    assert "good: 1 checks passed, 0 failed, 0 skipped" in Page(page(passed)).text
+
+
+def test_without_held_out_images_the_curve_is_called_fit(told: Told) -> None:
+    assert "Validation loss" in Page(page(told)).text
+    fit = Page(page(replace(told, curves=replace(told.curves, held_out=[])))).text
+    assert "Validation loss" not in fit and "not validated: no image was held out" in fit
+    assert "Fit: loss on training images" in fit
 
 
 HOSTILES = [

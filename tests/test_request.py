@@ -139,7 +139,7 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
 
     engine = Engine()
     monkeypatch.setattr(engine, "_load", lambda base: pytest.fail("a model is loaded"))
-    given: dict[str, Any] = {"prompt": "x", "base_model": "miniature-turbo"}
+    given: dict[str, Any] = {"prompt": "x", "base_model": "miniature-turbo", "output_dir": None}
     with pytest.raises(ValueError, match="1000x1000 is too large for miniature-turbo"):
         engine.predict(**given, width=1000, height=1000)
     with pytest.raises(ValueError, match="too much for one request"):

@@ -93,7 +93,10 @@ def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
         with pytest.raises(Cancelled):
             run.train(broken_off)
     folder = tmp_path / "parts" / "checkpoints"
-    assert [path.name for path in folder.iterdir()] == ["step-000004.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-000004.safetensors",
+        "step-000004.zip",
+    ]
     assert not (tmp_path / "parts" / "weights.zip").exists()
 
     resumed = read_archive(run.train(replace(broken_off, resume_from=folder)))
@@ -162,7 +165,12 @@ def test_checkpoints_come_every_so_many_steps_and_after_the_last_and_two_stay(
 ) -> None:
     run.train(replace(settings, checkpoint_every=2))
     names = sorted(p.name for p in (tmp_path / "whole" / "checkpoints").iterdir())
-    assert names == ["step-000008.safetensors", "step-000009.safetensors"]
+    assert [name for name in names if name.endswith(".safetensors")] == [
+        "step-000008.safetensors",
+        "step-000009.safetensors",
+    ]
+    weights = [name for name in names if name.endswith(".zip")]
+    assert weights == [f"step-00000{step}.zip" for step in (2, 4, 6, 8, 9)]
 
 
 def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
@@ -217,7 +225,10 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
         ({"rank": 4}, "has rank 2, this training 4; set rank to 2"),
         ({"base_model": "qwen-image"}, "has base_model 'Tongyi-MAI/Z-Image', this training 'Qwen"),
         ({"placeholder_token": "<other>"}, "has placeholder_token '<zwx>'"),
-        ({"train_placeholder_token": False}, "has placeholder_token '<zwx>'"),
+        (
+            {"train_placeholder_token": False, "trigger_word": "fox"},
+            "has placeholder_token '<zwx>'",
+        ),
         ({"optimizer": "adafactor"}, "has optimizer 'adamw', this training 'adafactor'"),
         ({"lora_targets": "attention"}, "has lora_targets 'auto', this training 'attention'"),
         ({"steps": 4}, "has done 8 steps, and this run has 4; set steps to 8 or more"),

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"families"},
     "inference": {"adapters", "families"},
     "trainer": {"inference", "adapters", "families"},
-    "serving": {"inference"},  # and reads the faces by name, to see what they declare
+    "serving": {"families", "inference"},  # and reads the faces by name, to see what they declare
     "miniature": {"families"},
     "fuzz": {"trainer", "adapters", "families"},
     "train": BELOW_FACES | {"serving"},

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -151,6 +152,21 @@ def test_the_configuration_says_all_but_where_things_lie(small: Small) -> None:
 
 
 # ---- What is shown -------------------------------------------------------------------------------
+
+
+def test_the_documented_tensorboard_command_reads_the_files_of_a_run(
+    small: Small, tmp_path: Path
+) -> None:
+    settings = replace(small(), trackers=("tensorboard",))
+    with Trackers(settings, tmp_path) as trackers:
+        trackers.log({"loss": 0.5}, 1)
+        trackers.log({"loss": 0.25}, 2)
+    command = Path(sys.executable).with_name("tensorboard")
+    for options in (["--version"], ["--inspect", "--logdir", str(tmp_path / FOLDER)]):
+        done = subprocess.run([command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert "Event statistics" in done.stdout
+    assert "loss" in done.stdout
 
 
 def test_tensorboard_holds_numbers_pictures_and_settings(small: Small, tmp_path: Path) -> None:
@@ -404,7 +420,7 @@ def test_a_request_without_a_key_is_refused_before_its_dataset_is_read(
     monkeypatch.setenv("HF_TOKEN", "hf_operator")
     with pytest.raises(SettingsError, match=said) as refusal:
         train_from_inputs(
-            alone=True,
+            served=True,
             dataset=tmp_path / "is-not-there.zip",
             output_dir=tmp_path / "out",
             trackers=tracker,

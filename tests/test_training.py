@@ -27,7 +27,8 @@ PUBLISHED = ["z-image-turbo", "z-image", "z-image-de-turbo", "qwen-image", "qwen
 def test_every_base_trains_and_predicts_without_a_network(
     name: str, mode: str, small: Callable[..., Settings]
 ) -> None:
-    settings = small(base_model=name, train_placeholder_token=mode == "zero_prior")
+    plain = {"train_placeholder_token": False, "trigger_word": "r3dfox"}
+    settings = small(base_model=name, **(plain if mode == "baseline" else {}))
     archive = read_archive(train(settings))
 
     meta = archive.meta

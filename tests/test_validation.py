@@ -17,7 +17,7 @@ from families.bases import MINIATURE_TURBO
 from trainer import run as run_module
 from trainer.features import Sample
 from trainer.run import train
-from trainer.settings import Settings, settle
+from trainer.settings import Settings, SettingsError, settle
 from trainer.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
 
 
@@ -46,19 +46,47 @@ def samples(count: int) -> list[Sample]:
 
 
 def curves(weights: Path) -> Curves:
-    return Curves(**read_archive(weights).meta["validation"])
+    meta = read_archive(weights).meta
+    measured = Curves(**meta["fit" if "fit" in meta else "validation"])
+    assert measured.kind in meta and ("fit" in meta) != ("validation" in meta)
+    return measured
 
 
-@pytest.mark.parametrize(("count", "held"), [(ENOUGH - 1, 0), (ENOUGH, 2), (59, 5), (500, MOST)])
-def test_few_pictures_are_all_trained_on(
-    count: int, held: int, settings: Callable[..., Settings]
+@pytest.mark.parametrize(
+    ("count", "wanted", "held"),
+    [
+        *((ENOUGH - 1, "auto", 0), (ENOUGH, "auto", 2), (59, None, 5), (500, "auto", MOST)),
+        *((6, 1, 1), (6, "3", 3), (2, 1, 1), (500, 0, 0), (500, "250", 250)),
+    ],
+)
+def test_auto_holds_out_a_tenth_of_many_images_and_a_number_exactly_so_many(
+    count: int,
+    wanted: str | int | None,
+    held: int,
+    settings: Callable[..., Settings],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    training, held_out = hold_out(samples(count), settings())
+    caplog.set_level("INFO")
+    asked = settings(validation_images=wanted)
+    training, held_out = hold_out(samples(count), asked)
     assert len({sample.name for sample in held_out}) == held
     assert len(training) + len(held_out) == 2 * count
     assert not {sample.name for sample in training} & {sample.name for sample in held_out}
-    assert hold_out(samples(count), settings())[1] == held_out  # the seed's choice
-    assert hold_out(samples(count), settings(validation_every=0))[1] == []
+    said = f"{held} of {count} images are held out" if held else "measured on training images: fit"
+    assert said in caplog.text
+    assert hold_out(samples(count), asked)[1] == held_out  # the seed's choice
+
+
+def test_nothing_is_held_out_where_nothing_is_measured(settings: Callable[..., Settings]) -> None:
+    assert hold_out(samples(500), settings(validation_every=0))[1] == []
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 1), (2, 2), (6, 4), (500, 251)])
+def test_at_least_half_of_the_images_are_trained_on(
+    count: int, wanted: int, settings: Callable[..., Settings]
+) -> None:
+    with pytest.raises(SettingsError, match=f"validation_images is {wanted}, but the dataset has"):
+        hold_out(samples(count), settings(validation_images=wanted))
 
 
 def test_the_loss_is_measured_about_ten_times_from_the_base_on(
@@ -85,7 +113,7 @@ def test_a_training_that_learns_nothing_measures_the_same_loss_every_time(
     path = settings(steps=2, validation_every=1, **rates)
     try:
         weights = train(path)
-    except RuntimeError:  # nothing was learned, which a gate refuses; what is written is kept
+    except RuntimeError:  # nothing was learned, which a check refuses; what is written is kept
         assert path.output_dir is not None
         weights = path.output_dir / "weights-failed.zip"
     measured = curves(weights)
@@ -127,5 +155,5 @@ def test_pictures_that_are_held_out_are_not_trained_on(
     assert len(measured.held_out) == 2
     assert len(trained_on) == ENOUGH - 2
     assert not trained_on & set(measured.held_out)
-    text = json.dumps(read_archive(weights).meta["gates"])
-    assert "on 2 pictures held out" in text
+    text = json.dumps(read_archive(weights).meta["checks"])
+    assert "on 2 held-out images" in text

@@ -4,10 +4,15 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from inference.console import log_to_console
+import yaml
+
+from families.redact import safe_name
+from inference.console import begin, log_to_console
 from trainer.lock import FolderRefused, claim_handed_down
+from trainer.outputs import OUTPUTS
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -37,9 +42,16 @@ Every run has a folder of its own, such as outputs/2026-11-26-imgs-01, which the
 log names; outputs/latest is the last one with a complete weights.zip. A stopped
 run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, set under `train`:
   resume_from: outputs/2026-11-26-imgs-01/checkpoints
+
+The exit code is 3 if weights.zip was written but a check of the result failed.
 """
 
-# The launcher's number of this process; only the first of several speaks.
+CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
+
+# YAML's fast parser where it is installed: this is read before the first line is printed.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Process rank; only rank 0 logs.
 SPEAKS = os.environ.get("RANK", "0") == "0"
 
 
@@ -60,6 +72,16 @@ def arguments_parser() -> argparse.ArgumentParser:
     ):
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*spellings, metavar=metavar, help=help)
+    parser.add_argument(
+        "--allow_failed_checks",
+        "--allow-failed-checks",
+        action="store_const",
+        const=True,
+        help="upload to hf_repo_id even if a check of the result fails",
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
+    )
     return parser
 
 
@@ -71,17 +93,18 @@ def main() -> None:
     words = sys.argv[1:]
     planning = words[:1] == ["plan"]
     given = vars(arguments_parser().parse_args(words[planning:]))
+    config, cpu = given.pop("config"), given.pop("cpu")
+    overrides = {k: v for k, v in given.items() if v is not None}
     if SPEAKS:
+        begin(first_line(config, overrides, planning))
         log_to_console()
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
-    config = given.pop("config")
-    overrides = {k: v for k, v in given.items() if v is not None}
     if planning:
         overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
 
-    # PyTorch takes a second to import, which --help need not wait for.
+    # PyTorch takes seconds to import.
     from trainer.config import read_config
     from trainer.settings import SettingsError
 
@@ -89,7 +112,23 @@ def main() -> None:
         settings = read_config(config, **overrides)
     except SettingsError as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
-    show_plan(settings) if planning else run(settings)
+    show_plan(settings) if planning else run(settings, cpu)
+
+
+def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str:
+    """What is about to run, as far as the file says it; what is wrong with it is said later."""
+    try:
+        with open(config, encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)
+        asked = {k: v for k, v in content.items() if isinstance(v, str)} | overrides
+    except Exception:  # not there, no YAML, not keys: `read_config` has the right words
+        asked = dict(overrides)
+    model = asked.get("base_model") or os.environ.get("BASE_MODEL") or "auto"
+    if planning:
+        return f"plan of {config}: base model {model}"
+    output = asked.get("output_dir") or f"a new folder in {OUTPUTS}/"
+    dataset = safe_name(asked.get("dataset", "not given"))
+    return f"train {config}: base model {model}, dataset {dataset}, output in {output}"
 
 
 def show_plan(settings: "Settings") -> None:
@@ -102,33 +141,41 @@ def show_plan(settings: "Settings") -> None:
         sys.exit(f"error: {error}")
 
 
-def run(settings: "Settings") -> None:
-    """Trains, and says what went wrong in one line where the user can mend it."""
-    # The libraries of the models take seconds to import, which a mistyped setting need not wait.
+def run(settings: "Settings", cpu: bool) -> None:
+    """Trains. A mistake of the user is one line.
+
+    cpu: run a large model also without a GPU.
+    """
     from adapters.factors import LoraMismatch
     from adapters.lora_file import BrokenLora
     from adapters.placeholder import PlaceholderError
     from adapters.turbo import MergeFailed
+    from families.no_gpu import how_to_run_anyway, slow_here
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.dataset import DatasetError
     from trainer.fitting import TooLarge
     from trainer.gates import Worthless
     from trainer.loop import Diverged
-    from trainer.run import train
+    from trainer.run import train_and_check
     from trainer.settings import SettingsError
+    from trainer.verdict import BROKEN
     from trainer.zero_prior import ZeroPriorBroken
 
     mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
+    if not cpu and (slow := slow_here(settings.base)):
+        sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
     try:
-        train(settings)
+        result = train_and_check(settings)
     except (*mendable, *base, *adapter, *bad_end) as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
     except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
         sys.exit(130)
+    if result.verdict is not None and result.verdict.result == BROKEN:
+        sys.exit(CHECKS_FAILED)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def translate(content: Mapping[str, Any]) -> Translation:
     """Every key of a job in one of the four lists. Raises `SettingsError` for another layout."""
     name, process = _process(content)
     keys = _flat(process)
-    found = Translation(settings=dict(DEFAULTS) | {"train_placeholder_token": False})
+    found = Translation(settings=dict(DEFAULTS))
     base = base_of(keys, found)
     found.settings["output_dir"] = str(Path(str(keys.get("training_folder", "output"))) / name)
     found.translated.append(f"training_folder and name: output_dir {found.settings['output_dir']}")

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.atomic import atomic_path
+from adapters.file_kinds import CHECKPOINT_HEADER as CHECKPOINT
 from trainer.run_files import checkpoints_in
 
 FORMAT_VERSION = 2
 MAX_STEPS = 100_000  # of any run: see `trainer.checks`
-_HEADER = "zeroprior.checkpoint"
 _STATE = ("parameters", "optimizers", "averages")
 KEPT = 2  # checkpoints of one run; older ones are removed
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -67,7 +67,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = KEPT) -> 
         "state": state,
     }
     path = folder / f"step-{checkpoint.step:06d}.safetensors"
-    metadata = {_HEADER: json.dumps(header, ensure_ascii=False)}
+    metadata = {CHECKPOINT: json.dumps(header, ensure_ascii=False)}
     with atomic_path(path) as part:
         _save(_on_the_cpu(tensors), part, metadata)
     if not folder.is_symlink():
@@ -153,7 +153,7 @@ def is_checkpoint(path: Path) -> bool:
     """Whether the file is one of our checkpoints, rather than finished weights."""
     try:
         with safe_open(path, framework="pt") as file:
-            return _HEADER in (file.metadata() or {})
+            return CHECKPOINT in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
 
@@ -165,7 +165,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            header = json.loads((file.metadata() or {})[CHECKPOINT])
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise BrokenCheckpoint(f"{path} is not a whole checkpoint ({error})") from error
     check = _Check(path)

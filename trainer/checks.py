@@ -6,24 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.placeholder import MAX_LENGTH
+from families.quantization import QUANTIZATIONS
 from families.tokens import check_unicode
 from inference.request import LENGTHS as PROMPT_LENGTHS
 from inference.request import Request, check_length, check_size, out_of_range
 from trainer.checkpoint import MAX_STEPS
 from trainer.noise_levels import SCHEDULED, TIMESTEP_SAMPLINGS
 from trainer.optimizers import OPTIMIZERS, SCHEDULES, is_installed
+from trainer.presets import PRESETS
+from trainer.tracker_kinds import TRACKERS
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
 
-QUANTIZATIONS = ("auto", "none", "fp8", "int8", "nf4")
-TRACKERS = ("tensorboard", "wandb", "trackio")
-
-
+HIGH_RATE = 20  # times the default: on the miniature, 20 times ends in noise (`trainer.gates`)
 LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for another optimiser
 
+# The bounds of every number, the choices of every name, and the length of every text. The defaults
+# are in `trainer.settings`. docs/training.md has both, and train.py repeats them for Cog; a test
+# compares all of them.
 RANGES: dict[str, tuple[float, float]] = {
     "rank": (1, 256),
+    "steps": (1, MAX_STEPS),
+    "lr_warmup_steps": (0, MAX_STEPS),
     "batch_size": (1, 256),
     "gradient_accumulation": (1, 1000),
     "learning_rate": (0, 1),
@@ -36,14 +41,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema_decay": (0, 0.99999),
     "seed": (0, 2**63 - 1),
     "sample_every": (0, MAX_STEPS),
+    "validation_every": (0, MAX_STEPS),
+    "validation_images": (0, MAX_STEPS),
+    "checkpoint_every": (0, MAX_STEPS),
 }
 CHOICES: dict[str, Sequence[str]] = {
     "optimizer": tuple(OPTIMIZERS),
     "lr_scheduler": tuple(SCHEDULES),
     "timestep_sampling": TIMESTEP_SAMPLINGS,
-    "quantize": QUANTIZATIONS,
+    "quantize": ("auto", "none", *QUANTIZATIONS),
+    "preset": tuple(PRESETS),
+    "trackers": tuple(TRACKERS),  # each of them
 }
-# Characters, the same as in train.py. `sample_prompts` counts all of them, with line ends.
+# Characters. `sample_prompts` counts all of them, with line ends.
 LENGTHS: dict[str, int] = {
     "default_caption": PROMPT_LENGTHS["prompt"],
     "placeholder_token": MAX_LENGTH,
@@ -54,6 +64,7 @@ LENGTHS: dict[str, int] = {
     "turbo_adapter": 1_000,  # the longest path that systems commonly take is 1,024
     "resolution": 64,
     "trackers": 64,
+    "validation_images": 16,
     "sample_prompts": 20_000,
     "name": 64,
     "wandb_project": 128,
@@ -160,7 +171,7 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         )
     if len(edges) > MOST_RESOLUTIONS:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
-    if settings.sample_prompts and settings.sample_options:
+    if (settings.sample_prompts or settings.sample_defaults) and settings.sample_options:
         try:
             check_size(Request(prompt="-", **settings.sample_options), base)
         except ValueError as error:
@@ -198,24 +209,23 @@ def too_much(settings: "Settings") -> list[str]:
 
 
 def _out_of_range(settings: "Settings") -> Iterator[str]:
-    # 0 steps were left out.
-    ranges = ({"steps": (1, MAX_STEPS)} if settings.steps else {}) | RANGES
-    if settings.lr_warmup_steps is not None:
-        ranges["lr_warmup_steps"] = (0, settings.steps or MAX_STEPS)
-    for name in ("validation_every", "checkpoint_every"):
-        if getattr(settings, name) is not None:
-            ranges[name] = (0, MAX_STEPS)
-    for name, (low, high) in ranges.items():
-        fault = out_of_range(name, getattr(settings, name), low, high)
-        if fault is not None:
+    for name, (low, high) in RANGES.items():
+        value = getattr(settings, name)
+        if value is None or (name == "steps" and value == 0):  # the number of images decides
+            continue
+        if (fault := out_of_range(name, value, low, high)) is not None:
             yield fault
 
 
 def _unknown(settings: "Settings") -> Iterator[str]:
-    named = [(name, getattr(settings, name), known) for name, known in CHOICES.items()]
-    named += [("trackers", tracker, TRACKERS) for tracker in settings.trackers]
+    values = {name: getattr(settings, name) for name in CHOICES}
+    named = [
+        (name, each, CHOICES[name])
+        for name, value in values.items()
+        for each in (value if isinstance(value, tuple) else (value,))
+    ]
     for name, value, known in named:
-        if value not in known:
+        if value is not None and value not in known:
             near = difflib.get_close_matches(str(value), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield f"{name} {str(value)[:80]!r} is not one of {', '.join(known)}{hint}"
@@ -236,6 +246,11 @@ def _is_file(path: str) -> bool:
 
 
 def _at_odds(settings: "Settings") -> Iterator[str]:
+    if settings.validation_images and settings.validation_every == 0:
+        yield (
+            f"validation_images is {settings.validation_images}, but validation_every is 0, so "
+            "they would never be measured; remove one of the two"
+        )
     name, kind = settings.optimizer, OPTIMIZERS.get(settings.optimizer)
     if kind is not None:
         if kind.finds_rate and settings.learning_rate < LEAST_FACTOR:
@@ -243,11 +258,36 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
                 f"learning_rate is {settings.learning_rate:g}, but {name} finds the rate by itself "
                 "and takes this as a factor; leave it out, which is 1"
             )
+    warmup, steps = settings.lr_warmup_steps, settings.steps
+    if warmup is not None and steps and warmup > steps:
+        yield f"lr_warmup_steps is {warmup}, more than the {steps} steps of the run"
+    if settings.train_placeholder_token and settings.trigger_word is not None:
+        yield (
+            f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
+            f"({settings.placeholder_token}), and TOK can stand for only one of them; remove "
+            "trigger_word, or set train_placeholder_token to false"
+        )
     if settings.timestep_sampling == SCHEDULED and settings.training_shift != 1:
         yield (
             f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} has "
             "the shift of the base's own schedule; leave training_shift out"
         )
+
+
+def high_rates(settings: "Settings") -> list[str]:
+    """One line for each learning rate that is far above the base model's default."""
+    found = []
+    for name in ("learning_rate", "placeholder_learning_rate"):
+        rate, default = getattr(settings, name), getattr(settings.base, name)
+        trained = name == "learning_rate" or settings.subject is not None
+        # A rate that the optimizer finds by itself is given as a factor.
+        is_factor = name == "learning_rate" and OPTIMIZERS[settings.optimizer].finds_rate
+        if trained and not is_factor and rate > HIGH_RATE * default:
+            found.append(
+                f"{name} is {rate:g}, {rate / default:,.0f} times the default of "
+                f"{settings.base.name} ({default:g}); training will most likely fail"
+            )
+    return found
 
 
 def missing_here(settings: "Settings") -> list[str]:

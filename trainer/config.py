@@ -26,12 +26,13 @@ from trainer.settings import Settings, SettingsError, settle
 log = logging.getLogger(__name__)
 
 _TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir", "name"), str)
-_NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", *_TOP}
+_NOT_IN_TRAIN = {"base", "given", "resolutions", "log_prompt_ids", "foreign_captions", *_TOP}
 _TRAIN: dict[str, Any] = {
     name: wanted
     for name, wanted in typing.get_type_hints(Settings).items()
     if name not in _NOT_IN_TRAIN and not name.startswith("sample_")
 } | {"resolution": int | str | list, "lora_targets": str | list, "trackers": str | list}
+_TRAIN["validation_images"] = int | str
 _SAMPLE: dict[str, Any] = {"prompts": str | list, "every": int} | {
     name: wanted
     for name, wanted in typing.get_type_hints(Request).items()
@@ -56,9 +57,8 @@ _IN_WORDS = {
 def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
     """Settings from a YAML file; relative paths in it are relative to the working folder.
 
-    A placeholder is trained only where the file asks for it. A key without a value counts as left
-    out. `overrides` replace top-level keys. Raises `SettingsError` that names the file and the
-    key; for an unknown key also the nearest known one.
+    A key without a value has its default. `overrides` replace top-level keys. Raises
+    `SettingsError` that names the file and the key; for an unknown key also the nearest known one.
     """
     path = Path(path)
     try:
@@ -91,19 +91,19 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
         _checked(path, f"{name}.", top.pop(name, {}), known) for name, known in _SECTIONS.items()
     )
 
-    train.setdefault("train_placeholder_token", False)
     for several in ("resolution", "lora_targets", "trackers"):
         if isinstance(train.get(several), list):
             train[several] = ",".join(map(str, train[several]))
-    prompts, every = sample.pop("prompts", []), sample.pop("every", 0)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    prompts, every = sample.pop("prompts", None), sample.pop("every", 0)
+    if isinstance(prompts, str):  # None stands for the default previews, nothing for none
+        prompts = [prompts] if prompts.strip() else []
     try:
-        for number, prompt in enumerate(prompts, start=1):
+        for number, prompt in enumerate(prompts or (), start=1):
             if not isinstance(prompt, str):
                 raise SettingsError(f"sample.prompts: number {number} is {prompt!r}, not text")
-            Request(prompt=prompt, **sample)  # drawn later, checked here
+            Request(prompt=prompt, **sample)  # generated later, checked here
         return settle(
-            sample_prompts=tuple(prompts),
+            sample_prompts=None if prompts is None else tuple(prompts),
             sample_every=every,
             sample_options=sample,
             log_prompt_ids=debug.get("log_prompt_ids", False),

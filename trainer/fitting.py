@@ -192,7 +192,9 @@ def wishes_of(settings: Settings) -> Wishes:
         settings.quantize,
         settings.gradient_checkpointing,
         settings.low_memory,
-        previews=bool(settings.sample_prompts and settings.sample_every),
+        previews=bool(
+            settings.sample_prompts and settings.sample_every and not settings.sample_defaults
+        ),
     )
 
 

@@ -1,9 +1,9 @@
-"""From trained weights to a judged archive: what `trainer.gates` asks, in order.
+"""From trained weights to a checked weights.zip: runs what `trainer.gates` checks, in order.
 
 weights-unchecked.zip   while the checks that can reject it run; they take seconds
 weights.zip             once they are passed, and again with all results in its meta.json
-weights-failed.zip      where they say that it is worthless, or where something else fails before
-                        weights.zip is written; an earlier weights.zip stays
+weights-failed.zip      if the weights are of no use, or if something else fails before weights.zip
+                        is written; an earlier weights.zip stays
 
 Once weights.zip is written, nothing fails any more: what cannot be checked, written or uploaded is
 a warning.
@@ -13,17 +13,15 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.overlay import Overlay
-from families.family import Family
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.quantization import Residence
@@ -31,56 +29,78 @@ from families.tokens import mentions, whole_word
 from inference.drawing import draw
 from trainer import gates, meta, report
 from trainer.album import Album
-from trainer.features import Sample
+from trainer.dataset import Example
+from trainer.drift import velocity_drift
 from trainer.gates import SKIPPED, Gate, Kernels, Worthless
 from trainer.loop import Loop
-from trainer.loss import draw as draw_noise
-from trainer.loss import noisy
 from trainer.previews import sample_drawings, sample_scale
 from trainer.report import Told
 from trainer.saving import Diverged
 from trainer.settings import Settings
+from trainer.verdict import Verdict, say, verdict
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a training when its memory is given back."""
+    """What is left of a run when its memory is given back."""
 
     settings: Settings
     archive: Archive
     path: Path  # of weights.zip
     told: Told
     album: Album
-    sample: Sample  # one of the training's, to measure the drift on
     kernels: Kernels  # of the training, which made the previews
     crowded: bool  # the base did not fit as it is while it was trained on
 
 
 def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
-    """Writes what the loop has learned to `path`, if it is worth it.
+    """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
 
     Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
     archive = Archive(*loop.shipped(), dict(told.meta))
     unchecked = write_archive(archive, _unchecked(path))
     found = [gates.learned(archive.factors), gates.reloads(archive, unchecked)]
-    found.append(gates.validation_fell(told.curves))
+    if archive.placeholder is not None:
+        found.append(gates.token_moved(archive.placeholder.token, told.meta["zero_prior"]))
+    found.append(gates.loss_fell(told.curves))
     if any(gate.worthless for gate in found):
         failed = path.with_stem(f"{path.stem}-failed")
         os.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
         with _minor(f"{page} is not written"):
             report.write_report(replace(told, gates=found), page)
-        reasons = "; ".join(gate.sentence for gate in found if gate.worthless)
+        reasons = "; ".join(f"{gate.name}: {gate.sentence}" for gate in found if gate.worthless)
         raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    assert loop.lora is not None
+    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, told.examples)
+    found += _check(gates.UPDATE, lambda: gates.update_size(archive.factors, norms()))
+    found += _check(
+        gates.DRIFT, lambda: gates.drift_of_velocity(velocity_drift(loop, prompt), prompt)
+    )
     told = replace(told, gates=found)
     crowded = loop.family.residence != Residence()
     kernels = Kernels.of(loop.family)
-    return Outcome(loop.settings, archive, path, told, album, loop.samples[0], kernels, crowded)
+    return Outcome(loop.settings, archive, path, told, album, kernels, crowded)
+
+
+def _check(name: str, check: Callable[[], Gate]) -> list[Gate]:
+    """The result of a check. One that cannot be made, for whatever reason, is skipped."""
+    try:
+        return [check()]
+    except Exception as error:
+        return [_skipped(name, error)]
+
+
+def _skipped(name: str, error: Exception) -> Gate:
+    short = "out of memory" if is_out_of_memory(error) else type(error).__name__
+    free_frames(error)
+    log.warning("a check of the result is skipped: %s (%s)", short, error)
+    return Gate(name, SKIPPED, f"{short} ({error})")
 
 
 @contextmanager
@@ -107,20 +127,24 @@ def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
             _unchecked(path).unlink(missing_ok=True)
 
 
-def hand_over(outcome: Outcome) -> None:
-    """Generates with the written archive, completes its meta.json, and writes the report.
+def hand_over(outcome: Outcome) -> Verdict:
+    """Generates with the written weights, completes their meta.json, and writes the report.
 
-    Raises nothing that has to do with the result: weights.zip is complete before it begins.
+    Gives the class of the result, which is also the last line of the log. Raises nothing that has
+    to do with the result: weights.zip is complete before it begins.
     """
-    found = [*outcome.told.gates, *_drawn(outcome)]
-    facts = {**outcome.told.meta, "gates": [gate.plain() for gate in found]}
+    told = outcome.told
+    found = [*told.gates, *_drawn(outcome)]
+    result = verdict(found, validated=bool(told.curves.held_out))
+    facts = {**told.meta, "result": result.result, "checks": [gate.plain() for gate in found]}
     with _minor(f"{outcome.path} stays without the results of its checks"):
         write_archive(replace(outcome.archive, meta=facts), outcome.path)
     page = outcome.path.with_name(report.NAME)
     with _minor(f"{page} is not written"):
-        report.write_report(replace(outcome.told, meta=facts, gates=found), page)
+        report.write_report(replace(told, meta=facts, gates=found), page)
         log.info("wrote %s", page)
-    gates.say(found)
+    say(found, result)
+    return result
 
 
 @contextmanager
@@ -137,27 +161,29 @@ def _unchecked(path: Path) -> Path:
 
 
 def without_subject(prompt: str, subject: str | None) -> str:
-    """The prompt about something else; one that knows no subject becomes another prompt."""
+    """The prompt with the token replaced by "something"; "a landscape" if it has no token."""
     if subject is None or not mentions(prompt, subject):
         return "a landscape"
     about = "something".join(re.split(whole_word(subject), prompt))
     return re.sub(r"\b(an?) something\b", "something", about)
 
 
+def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
+    """The prompt without the subject that drift is measured with."""
+    prompt = settings.sample_prompts[0] if settings.sample_prompts else examples[0].caption
+    return without_subject(prompt, settings.subject)
+
+
 def _drawn(outcome: Outcome) -> list[Gate]:
     """The checks that need images. One that cannot be made, for whatever reason, is skipped."""
-    name = "the preview is what is drawn"
     if not outcome.settings.sample_prompts:
-        return [Gate(name, SKIPPED, "give sample_prompts to have it checked")]
+        return [Gate(gates.PREVIEW, SKIPPED, "no image was generated; give sample_prompts")]
     gc.collect()  # of the training nothing may be left on the GPU
     found: list[Gate] = []
     try:
         _redrawn(outcome, found)
     except Exception as error:
-        short = "out of memory" if is_out_of_memory(error) else type(error).__name__
-        free_frames(error)
-        log.warning("a check of the result is skipped: %s (%s)", short, error)
-        found.append(Gate(name, SKIPPED, f"{short} ({error})"))
+        found.append(_skipped(gates.PREVIEW, error))
     return found
 
 
@@ -180,14 +206,10 @@ def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
     first = replace(drawings[0], seeds=drawings[0].seeds[:1])
     neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
 
-    # The base, then the adapter over it.
-    before = _velocities(family, outcome, neutral.prompt)
+    # The base, then the LoRA over it.
     base = draw(family, neutral)[0]
     overlay.apply([(archive.factors, 1.0)])
-    after = _velocities(family, outcome, neutral.prompt)
     adapted = draw(family, neutral)[0]
-    share = ((after - before).norm() / before.norm()).item()
-    found.append(gates.drift_of_velocity(share, neutral.prompt))
     found.append(gates.drift_of_pictures(base, adapted, neutral.prompt))
     overlay.apply([(archive.factors, sample_scale(settings))])
     if settings.steps in album.thumbnails and album.last:
@@ -197,16 +219,3 @@ def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
     pictures = [draw(family, drawing, vectors) for drawing in drawings]
     with _minor("the images of the last step are not written"):
         album.add(settings.steps, pictures)
-
-
-def _velocities(family: Family, outcome: Outcome, prompt: str) -> Tensor:
-    """The velocity at each of the validation's sigmas, of one picture under fixed noise."""
-    sample, text = outcome.sample, family.encode_prompts([prompt])
-    latents_1CHW = sample.mean_CHW[None].to(family.device)
-    velocities = []
-    for number, sigma in enumerate(outcome.told.curves.sigmas):
-        noise = draw_noise(sample.mean_CHW.shape, outcome.settings.seed, "drift", number, 0)
-        sigma_1 = torch.tensor([sigma], device=family.device)
-        noisy_1CHW = noisy(latents_1CHW, noise[None].to(family.device), sigma_1)
-        velocities.append(family.velocity(noisy_1CHW, sigma_1, text))
-    return torch.cat(velocities)

@@ -14,9 +14,10 @@ import torch
 from adapters.archive import content_hash
 from adapters.turbo import TurboAdapter
 from trainer.dataset import DatasetError, Example
-from trainer.loop import Trained
+from trainer.history import Trained
 from trainer.resume import data_identity
 from trainer.settings import Settings
+from trainer.step_weights import describe_weights as describe_weights
 from trainer.validation import Curves
 
 # meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
@@ -87,21 +88,6 @@ def describe_run(
     }
 
 
-def describe_weights(settings: Settings) -> dict[str, Any]:
-    """What a prediction has to know about weights, and no more."""
-    meta: dict[str, Any] = {
-        "base_model": settings.base.hub_id,
-        "base_family": settings.base.family,  # a base given as a folder is known by it alone
-        "training_mode": settings.training_mode,
-        "train_placeholder_token": settings.train_placeholder_token,
-        "rank": settings.rank,
-        "steps": settings.steps,
-    }
-    if settings.subject is not None:
-        meta["placeholder_token"] = settings.subject
-    return meta
-
-
 def describe(
     settings: Settings,
     dataset: Mapping[str, Any],
@@ -122,7 +108,7 @@ def describe(
             "steps_per_second": round(trained.steps_per_second, 4),
             "device": _device_name(),
         },
-        "validation": curves.plain(),
+        curves.kind: curves.plain(),  # `fit` where no image was held out
         "versions": _versions(),
     }
     if zero_prior is not None:
@@ -140,7 +126,8 @@ def bounded(meta: dict[str, Any]) -> dict[str, Any]:
     Long captions are cut, and images and measurements beyond a number are left out. Settings are
     bounded when they enter (`trainer.checks`).
     """
-    meta = {**meta, "dataset": dict(meta["dataset"]), "validation": dict(meta["validation"])}
+    kind = "validation" if "validation" in meta else "fit"
+    meta = {**meta, "dataset": dict(meta["dataset"]), kind: dict(meta[kind])}
     left_out = {}
 
     pictures = [dict(each) for each in meta["dataset"]["pictures"]]
@@ -158,13 +145,13 @@ def bounded(meta: dict[str, Any]) -> dict[str, Any]:
         left_out["pictures"] = f"{len(pictures) - len(kept)} of {len(pictures)} are left out"
         meta["dataset"]["pictures"] = kept
 
-    steps, losses = meta["validation"]["steps"], meta["validation"]["losses"]
+    steps, losses = meta[kind]["steps"], meta[kind]["losses"]
     if len(steps) > MEASUREMENTS:
         last = len(steps) - 1
         chosen = sorted({round(k * last / (MEASUREMENTS - 1)) for k in range(MEASUREMENTS)})
-        meta["validation"]["steps"] = [steps[index] for index in chosen]
-        meta["validation"]["losses"] = [losses[index] for index in chosen]
-        left_out["validation"] = f"{len(steps) - len(chosen)} of {len(steps)} are left out"
+        meta[kind]["steps"] = [steps[index] for index in chosen]
+        meta[kind]["losses"] = [losses[index] for index in chosen]
+        left_out[kind] = f"{len(steps) - len(chosen)} of {len(steps)} are left out"
     return {**meta, "left_out": left_out} if left_out else meta
 
 

@@ -18,6 +18,7 @@ class Kind:
 
     make: Callable[[list[dict[str, Any]]], Optimizer]  # from one parameter group
     package: str  # that brings it
+    state_bytes: float  # per trained value, between two steps
     finds_rate: bool = False  # by itself: the LoRA's rate is a factor, and there is no warm-up
     for_rows: str | None = None  # optimiser of the placeholder in this one's stead
     needs_gpu: bool = False
@@ -51,12 +52,13 @@ def _adafactor(groups: list[dict[str, Any]]) -> Optimizer:
 # bitsandbytes' 8-bit AdamW does run on a CPU, eleven times slower than AdamW there (0.75 against
 # 0.07 s for 420 matrices of 16 x 3840 on one core), and the memory it saves is a GPU's: refused.
 OPTIMIZERS: dict[str, Kind] = {
-    "adamw": Kind(_adamw, "torch"),
-    "adamw8bit": Kind(_adamw8bit, "bitsandbytes", needs_gpu=True),
+    "adamw": Kind(_adamw, "torch", 8.0),  # two moments
+    "adamw8bit": Kind(_adamw8bit, "bitsandbytes", 2.0, needs_gpu=True),  # the same in 8 bits
     # Of a near-zero row prodigy never learns how far it has to go, since its gradient shrinks as
-    # it grows: on the miniature the rate stayed at 3e-6, where 2e-2 is right.
-    "prodigy": Kind(_prodigy, "prodigyopt", finds_rate=True, for_rows="adamw"),
-    "adafactor": Kind(_adafactor, "transformers"),
+    # it grows: on the miniature the rate stayed at 3e-6, where 2e-2 is right. It keeps two
+    # moments, the start and the distance from it.
+    "prodigy": Kind(_prodigy, "prodigyopt", 16.0, finds_rate=True, for_rows="adamw"),
+    "adafactor": Kind(_adafactor, "transformers", 0.1),  # sums of rows and columns only
 }
 
 

@@ -25,10 +25,7 @@ from trainer.memory import (
     step_loads,
     velocity_load,
 )
-
-# Bytes per trained value between steps: AdamW's two moments, the same in 8 bits, Prodigy's two and
-# its start and distance; Adafactor keeps sums of rows and columns only.
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "prodigy": 16.0, "adafactor": 0.1}
+from trainer.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Figures:
     def trained(self) -> int:
         """Float32 masters and what lies beside them between two steps."""
         copies = 4 * (1 + self.ema + self.accumulates)
-        return round((copies + OPTIMIZER_BYTES[self.optimizer]) * self.lora_values)
+        return round((copies + OPTIMIZERS[self.optimizer].state_bytes) * self.lora_values)
 
     def parts(self, mode: Mode) -> dict[str, int]:
         """What lies on the device at the peak of a step."""
@@ -185,9 +182,10 @@ class Choice:
 
 # From the truest and fastest to the smallest. fp8 is for those who ask: int8 takes as much room and
 # errs a fifth as much. Offloaded weights take none whatever their size, so nf4 would save nothing.
+KINDS = ("none", "int8", "nf4")  # of weights on the device
 LADDER: tuple[Mode, ...] = tuple(
     Mode(quantize, checkpointing, offload)
-    for offload, kinds in ((False, ("none", "int8", "nf4")), (True, ("int8", "none")))
+    for offload, kinds in ((False, KINDS), (True, ("int8", "none")))
     for quantize in kinds
     for checkpointing in (False, True)
 )
@@ -210,7 +208,7 @@ def choose(
             return "none"
         if wishes.quantize not in ("auto", "none"):
             return wishes.quantize
-        kinds = ["none", *(name for name in ("int8", "nf4") if name in usable)]
+        kinds = [name for name in KINDS if name in ("none", *usable)]
         kinds = ["none"] if wishes.quantize == "none" else kinds
         fitting = [name for name in kinds if figures.captions(name) <= room]
         return (fitting or kinds[-1:])[0]

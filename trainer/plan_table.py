@@ -8,11 +8,10 @@ from families.loading import default_device
 from families.memory import RESERVE, free_memory
 from trainer.checks import missing_here
 from trainer.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
-from trainer.plan import LADDER, Figures, Mode, Wishes, choose
+from trainer.plan import KINDS, LADDER, Figures, Mode, Wishes, choose
 from trainer.settings import Settings
 from trainer.speed import CARDS, UTILISATION, step_seconds
 
-KINDS = ("none", "int8", "nf4")
 _WORDS = """\
 Bits are those of the frozen block weights; fp8 takes what int8 takes. With checkpointing the
 forward pass is computed again for the backward pass; offloaded weights wait in host memory."""
@@ -106,7 +105,7 @@ def _seconds(counted: Figures, wishes: Wishes) -> str:
     for mode in LADDER:
         cells = []
         for card in CARDS.values():
-            fits = counted.peak(mode, "nf4") <= card.memory * 1e9 * (1 - RESERVE)
+            fits = counted.peak(mode, KINDS[-1]) <= card.memory * 1e9 * (1 - RESERVE)
             seconds = step_seconds(card, counted.flops(mode), counted.fetched(mode))
             cells.append(f"{seconds:.2f}" if fits else "-")
         rows.append([mode.label, *cells])

@@ -79,7 +79,6 @@ def left_out(base: Base, preset: Preset) -> dict[str, Any]:
             base.caption_dropout if preset.caption_dropout is None else preset.caption_dropout
         ),
         "ema_decay": preset.ema_decay,
-        "gradient_checkpointing": None,
     }
 
 

@@ -7,6 +7,7 @@ says how to repeat it: the weights are on disk by then.
 import json
 import logging
 import os
+import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -78,25 +79,50 @@ def publish(
     token = _token(hf_token, from_request)
     folder = weights.parent / UPLOAD  # of this run alone, which holds the lock
     try:
-        if folder.is_dir() and not folder.is_symlink():
-            shutil.rmtree(folder)  # of an earlier upload of this run, which failed
-        folder.mkdir()
-        collect(weights, repo_id, folder)
+        _prepare(weights, repo_id, folder)
         api = HfApi(token=token.reveal())
         with _session_of_its_own(from_request):
             address = api.create_repo(repo_id, private=True, exist_ok=True).url
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Trained weights")
     except Exception as error:
         log.warning(
-            "the upload to %s failed (%s). The weights are safe in %s; to repeat it: "
-            "hf repo create %s --private --exist-ok && hf upload %s %s",
+            "the upload to %s failed (%s). The weights are safe in %s; to repeat it: %s",
             *(repo_id, hidden(f"{type(error).__name__}: {error}", token), weights),
-            *(repo_id, repo_id, folder),
+            _command(repo_id, folder),
         )
         return None
     shutil.rmtree(folder, ignore_errors=True)
     log.info("uploaded to %s", address)
     return address
+
+
+def withhold(weights: Path, repo_id: str, from_request: bool = False) -> None:
+    """Uploads nothing, and warns how to upload by hand a result whose checks failed."""
+    if from_request:  # the customer has weights.zip alone
+        log.warning("not uploaded to %s, since checks failed; upload weights.zip by hand", repo_id)
+        return
+    folder = weights.parent / UPLOAD
+    _prepare(weights, repo_id, folder)
+    log.warning(
+        "not uploaded to %s, since checks failed. To upload it by hand: %s. To upload such results "
+        "in future runs: --allow-failed-checks",
+        *(repo_id, _command(repo_id, folder)),
+    )
+
+
+def _prepare(weights: Path, repo_id: str, folder: Path) -> None:
+    """Makes the folder with the repository's files anew."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)  # of an earlier upload of this run, which failed
+    folder.mkdir()
+    collect(weights, repo_id, folder)
+
+
+def _command(repo_id: str, folder: Path) -> str:
+    return (
+        f"hf repo create {repo_id} --private --exist-ok && hf upload {repo_id} "
+        f"{shlex.quote(str(folder))}"
+    )
 
 
 def collect(weights: Path, repo_id: str, folder: Path) -> None:

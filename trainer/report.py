@@ -19,14 +19,20 @@ from adapters.atomic import atomic_file
 from trainer.album import step_label
 from trainer.charts import Line, chart, smoothed, thinned
 from trainer.dataset import Example
-from trainer.gates import FAILED, PASSED, Gate
+from trainer.gates import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Gate
 from trainer.sheet import thumbnail
 from trainer.validation import Curves
+from trainer.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"
 PICTURES = 60  # of the dataset that are shown; a page stays a few megabytes
 FRAMES = 12  # of the previews of one prompt
 PIXELATED = 128  # pixels; smaller pictures are shown with their pixels visible
+# Classes of report.css for the states of checks and of the result.
+_STYLE = {
+    **{GOOD: "passed", DOUBTFUL: "doubtful", BROKEN: "failed"},
+    **{PASSED: "passed", FAILED: "failed", SKIPPED: "skipped", INFORMATION: "reported"},
+}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -70,31 +76,29 @@ def page(told: Told) -> str:
 
 
 def _head(told: Told) -> str:
-    meta, failed = told.meta, [gate for gate in told.gates if gate.state == FAILED]
-    passed = sum(gate.state == PASSED for gate in told.gates)
-    chip = f'<span class="chip passed">passed all {passed} gates</span>'
-    if failed:
-        of = passed + len(failed)
-        chip = f'<span class="chip failed">failed {len(failed)} of {of} gates</span>'
+    meta = told.meta
+    result = verdict(told.gates, validated=bool(told.curves.held_out))
+    chip = f'<span class="chip {_STYLE[result.result]}">{escape(str(result))}</span>'
     subject = meta.get("placeholder_token")
-    what = f"A LoRA and the new word {_word(subject)}" if subject else "A LoRA"
+    what = f"A LoRA and the token {_word(subject)}" if subject else "A LoRA"
     return (
         '<header><p class="eyebrow">Training report</p>'
         f"<h1>{escape(_subject(meta))} on {escape(meta['base_model'])}</h1>"
         f'<p class="lead">{what}, trained for {meta["steps"]:,} steps on '
-        f"{len(told.examples)} pictures.</p>{chip}</header>"
+        f"{len(told.examples) - len(told.curves.held_out)} images.</p>{chip}</header>"
     )
 
 
 def _figures(told: Told) -> str:
     training, curves = told.meta["training"], told.curves
-    figures = [("Pictures", f"{len(told.examples)}"), ("Steps", f"{told.meta['steps']:,}")]
+    figures = [("Images", f"{len(told.examples)}"), ("Steps", f"{told.meta['steps']:,}")]
     figures.append(("Rank", f"{told.meta['rank']}"))
     if captions := told.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:
         change = 100 * (curves.means[-1] / curves.means[0] - 1)
-        figures.append(("Validation loss", f"{change:+.1f} %".replace("-", "\u2212")))
+        name = "Validation loss" if curves.held_out else "Fit"
+        figures.append((name, f"{change:+.1f} %".replace("-", "\u2212")))
     if training.get("loss_last") is not None:
         figures.append(("Training loss, end", f"{training['loss_last']:.4g}"))
     if training.get("steps_per_second"):
@@ -150,29 +154,28 @@ def _curves(told: Told) -> str:
             for values, style, name in zip(columns, styles, names, strict=True)
             if values[0] > 0
         ]
+        title = "Validation loss" if curves.held_out else "Fit: loss on training images"
         of = (
-            f"{len(curves.held_out)} pictures that are not trained on"
+            f"on {len(curves.held_out)} images that are not trained on"
             if curves.held_out
-            else "pictures of the training itself, since there are few"
+            else "on training images. No image was held out, so this validates nothing"
         )
-        title = "validation loss by step, change from the base"
-        drawing = chart(lines, "step", title, percent=True)
+        drawing = chart(lines, "step", f"{title} by step, change from the base", percent=True)
         charts.append(
-            '<div class="card"><h3>Validation loss, change from the base</h3>'
-            f"<p>Fixed noise at four noise levels \u03c3, on {of}.</p>{drawing}</div>"
+            f'<div class="card"><h3>{title}, change from the base</h3>'
+            f"<p>Fixed noise at four noise levels \u03c3, {of}.</p>{drawing}</div>"
         )
     return _section("Curves", "", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
 
 
 def _gates(told: Told) -> str:
     rows = "".join(
-        f'<li><span class="chip small {gate.state}">{gate.state}</span><div>'
+        f'<li><span class="chip small {_STYLE[gate.state]}">{gate.state}</span><div>'
         f'<strong>{escape(gate.name)}</strong><span class="what">{escape(gate.sentence)}</span>'
         "</div></li>"
         for gate in told.gates
     )
-    hint = "What was asked of the result before it was handed over."
-    return _section("Gates", hint, f'<ul class="card gates">{rows}</ul>') if rows else ""
+    return _section("Checks", "", f'<ul class="card gates">{rows}</ul>') if rows else ""
 
 
 def _dataset(told: Told) -> str:

@@ -176,7 +176,8 @@ def exactness(settings: Settings) -> dict[str, object]:
     facts = {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions),
         "processes": processes().num_processes,
-        "validation": settings.validation_every != 0,  # of many pictures it holds some out
+        "validation": settings.validation_every != 0,  # of many images it holds some out
+        "validation_images": settings.validation_images,
     }
     if settings.lr_scheduler != "constant":
         facts["steps"] = settings.steps  # the others' end moves with it

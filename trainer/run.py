@@ -1,13 +1,11 @@
 """One training from settings to weights.zip: the story of `trainer`, in order."""
 
-import ctypes
-import gc
 import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.few_steps import find_few_step_lora
 from families.loading import load_family
-from families.out_of_memory import free_frames
+from families.no_gpu import slow_here
 from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
@@ -30,16 +28,19 @@ from trainer import meta
 from trainer.batches import warn_repeats
 from trainer.caption_length import check_texts
 from trainer.checkpoint import Checkpoint
-from trainer.checks import LENGTHS, missing_here, too_much
+from trainer.checks import LENGTHS, high_rates, missing_here, too_much
 from trainer.dataset import Example, read_dataset
+from trainer.default_previews import previews_while_training, with_default_previews
 from trainer.distributed import by_main, processes, same_for_all
 from trainer.features import Captions, encode_pictures
 from trainer.fitting import RanOut, TooLarge, fit, running_out
-from trainer.judging import Outcome, hand_over, judge, kept_if_it_fails
+from trainer.freeing import free_memory, memory_freed
+from trainer.judging import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
 from trainer.loop import Loop, Report
+from trainer.next_steps import next_steps
 from trainer.outputs import Run, open_run
 from trainer.previews import Previews, prompt_features
-from trainer.publish import check_repository, publish
+from trainer.publish import check_repository, publish, withhold
 from trainer.report import Told
 from trainer.resume import continue_weights, data_identity, read_resume
 from trainer.saving import Saver
@@ -48,42 +49,12 @@ from trainer.settings import Settings, SettingsError, settle
 from trainer.stage import SecondBase, Stage
 from trainer.trackers import Trackers, check_trackers
 from trainer.trigger import name_trigger
-from trainer.validation import Validation, hold_out
+from trainer.validation import Validation, count_held_out, hold_out
+from trainer.verdict import BROKEN, Verdict
 from trainer.watching import Watching
 from trainer.zero_prior import ZeroPriorProof
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def _given_back() -> Iterator[None]:
-    """Whatever comes of what is done inside, the memory that it took is free when it ends.
-
-    An error's frames are emptied, since they keep all that the failed functions worked with.
-    """
-    try:
-        yield
-    except BaseException as error:
-        free_frames(error)
-        raise
-    finally:
-        _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Frees what a training has left in reference cycles, and gives it to the system, or the GPU.
-
-    On Cog's server trainings run in several threads in turn, and glibc keeps what is freed for the
-    thread that had it: hundreds of MB, with the miniature.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError as error:  # after some errors the GPU answers nothing else
-            log.warning("the GPU's memory is not given back: %s", error)
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def train_from_inputs(
@@ -106,13 +77,24 @@ def train_from_inputs(
     return train(settle(**inputs), report, secrets)
 
 
-@_given_back()
-def train(
-    settings: Settings,
-    report: Report | None = None,
-    secrets: Secrets | None = None,
-) -> Path:
-    """Trains and returns the path of the finished weights.zip, which appears all at once.
+@dataclass(frozen=True)
+class Result:
+    """What a run has made."""
+
+    weights: Path  # weights.zip
+    verdict: Verdict | None  # of its checks; None in all processes of a launch but the first
+
+
+def train(settings: Settings, report: Report | None = None, secrets: Secrets | None = None) -> Path:
+    """Trains and returns the path of weights.zip, whatever its checks say (`train_and_check`)."""
+    return train_and_check(settings, report, secrets).weights
+
+
+@memory_freed()
+def train_and_check(
+    settings: Settings, report: Report | None = None, secrets: Secrets | None = None
+) -> Result:
+    """Trains, writes weights.zip, which appears all at once, and checks it.
 
     Everything that can be wrong with settings, data and accounts is found before a model is
     loaded. Out of a GPU's memory, it is tried once more in the next leaner mode, and `TooLarge`
@@ -122,6 +104,8 @@ def train(
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
         raise SettingsError("; ".join(costs))
+    if slow := slow_here(settings.base):
+        log.warning("%s", slow)
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
     check_trackers(settings.trackers, secrets)
@@ -129,22 +113,23 @@ def train(
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     settings = replace(settings, seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
-        _give_back_memory()  # of what came before, since a GPU's free memory is counted
+        free_memory()  # of what came before, since a GPU's free memory is counted
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
     with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:
         return _train_in(run, settings, report, secrets)
 
 
-def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secrets) -> Path:
+def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secrets) -> Result:
     """The training in the folder that is held for it."""
     tried: list[str] = []
+    found: Verdict | None = None
     while True:
         try:
             with ExitStack() as until_written:
                 path, outcome = _train(settings, report, secrets, until_written, run)
                 if outcome is not None:  # all else that the training held in memory is gone by now
                     run.complete()
-                    hand_over(outcome)
+                    found = hand_over(outcome)
             break
         except RanOut as short:
             tried.append(str(short.mode))
@@ -154,16 +139,21 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
                     "or rank, leave quantize and low_memory on auto, or take a larger GPU"
                 ) from short.__cause__
             settings = short.leaner
-        _give_back_memory()  # only here, where no frame of the first attempt is left
+        free_memory()  # only here, where no frame of the first attempt is left
         log.warning("trying once more in the next leaner mode")
     try:  # the weights are written, and nothing that fails now may withhold them
         processes().wait_for_everyone()
         if outcome is not None and settings.hf_repo_id:
-            publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
+            if found is None or found.result != BROKEN or settings.allow_failed_checks:
+                publish(path, settings.hf_repo_id, secrets.hf_token, secrets.from_request)
+            else:
+                withhold(path, settings.hf_repo_id, secrets.from_request)
+        if outcome is not None:
+            log.info("%s", next_steps(path, settings.subject or settings.trigger_word))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)
-    return path
+    return Result(path, found)
 
 
 def _train(
@@ -184,9 +174,12 @@ def _train(
         settings.caption_suffix,
         settings.skip_bad_images,
     )
-    examples = name_trigger(examples, settings.trigger_word)
+    if settings.subject is None:
+        examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
     settings = settings.for_pictures(len(examples))
+    count_held_out(len(examples), settings)  # raises where too few would be left
+    settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
     adapter = _turbo_adapter(settings)
     run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
@@ -204,7 +197,7 @@ def _train(
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
     family.reside(memory.residence)
-    saver = Saver(run.checkpoints, run.weights)
+    saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
     until_written.callback(saver.release)
     until_written.enter_context(
         running_out(settings, family.dtype, family.device, memory.mode, saver)
@@ -228,7 +221,8 @@ def _train(
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     texts = prompt_features(settings, family)
-    captions = Captions(family, [sample.caption for sample in samples], vectors)
+    texts_used = [sample.caption for sample in samples] + [drift_prompt(settings, examples)]
+    captions = Captions(family, texts_used, vectors)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
@@ -238,12 +232,13 @@ def _train(
             share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
             log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
 
+    previewed = previews_while_training(settings, memory)
     if memory.mode.quantize != "none":
         stage: Stage = SecondBase(family)
         transformer = family.load_transformer(merge)  # what is merged is quantised with the rest
     else:
         transformer = family.transformer
-        stage = Stage(family, adapter if settings.sample_prompts else None)
+        stage = Stage(family, adapter if settings.sample_prompts and previewed else None)
         merge(transformer)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -259,7 +254,7 @@ def _train(
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, stage, run.folder, texts, enabled=not memory.no_previews)
+    previews = Previews(family, settings, stage, run.folder, texts, enabled=previewed)
     watching = Watching(trackers, validation.curves, previews.album)
     until_written.callback(watching.send)  # what is drawn with the finished weights
     watchers = (validation, previews, watching)
@@ -348,10 +343,12 @@ def _stopped_by_signals(loop: Loop) -> Iterator[None]:
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
     """Says what is about to happen."""
     log.info(
-        "training on %s: %d pictures, %s, %d steps of %d, seed %d",
-        *(settings.base.hub_id, len(examples), settings.training_mode),
+        "training on %s: %d images, %s, %d steps of %d, seed %d",
+        *(settings.base.hub_id, len(examples), settings.subject_in_words),
         *(settings.steps, settings.batch_size, settings.seed),
     )
+    for warning in high_rates(settings):
+        log.warning("%s", warning)
     if settings.log_prompt_ids or ids_wanted():
         rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
         log.info("template around every prompt: %r", family.prompts.template)

@@ -33,8 +33,10 @@ RESULTS = (
 )
 STEP = re.compile(r"step-(\d{6}|[1-9]\d{6,})", re.ASCII)
 CHECKPOINT = re.compile(rf"{STEP.pattern}\.safetensors", re.ASCII)
+STEP_WEIGHTS = re.compile(rf"{STEP.pattern}\.zip", re.ASCII)  # beside it: `trainer.step_weights`
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
 _TOP = re.compile("|".join(map(re.escape, RESULTS)))
+_IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
 # A file that `adapters.atomic` was writing when its process was killed.
 _PART = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.part", re.ASCII)
@@ -59,12 +61,17 @@ def listed(folder: Path) -> list[Path]:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, by their exact names, the one of most steps last."""
+    return [file for _, file in files_by_step(folder, CHECKPOINT)]
+
+
+def files_by_step(folder: Path, names: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """The files of these names in a folder with the step in each name, the most steps last."""
     found = {
         int(match[1]): each
         for each in listed(folder)
-        if (match := CHECKPOINT.fullmatch(each.name)) is not None
+        if (match := names.fullmatch(each.name)) is not None
     }
-    return [found[step] for step in sorted(found)]
+    return sorted(found.items())
 
 
 def refuse_another_run(folder: Path, besides: str | None = None) -> None:
@@ -98,7 +105,7 @@ def found_in(folder: Path, besides: str | None = None) -> str | None:
     for name in (*RESULTS, UPLOAD):
         if name != besides and os.path.lexists(folder / name):
             return name
-    for place, names in ((CHECKPOINTS, CHECKPOINT), (SAMPLES, _IN_SAMPLES)):
+    for place, names in ((CHECKPOINTS, _IN_CHECKPOINTS), (SAMPLES, _IN_SAMPLES)):
         for each in listed(folder / place):
             if names.fullmatch(each.name):
                 return f"{place}/{each.name}"
@@ -138,7 +145,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """The files in a run's folder that are ours by place and name, none of them behind a link."""
     places = [(folder, _TOP)]
     if not (folder / CHECKPOINTS).is_symlink():
-        places.append((folder / CHECKPOINTS, CHECKPOINT))
+        places.append((folder / CHECKPOINTS, _IN_CHECKPOINTS))
     if not (folder / SAMPLES).is_symlink():
         places.append((folder / SAMPLES, _IN_SAMPLES))
     places += [(each, PREVIEW) for each in _preview_folders(folder)]

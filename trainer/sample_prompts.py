@@ -12,17 +12,22 @@ from families.tokens import name_subject
 from inference.prompts import check_syntax, read_options
 from inference.request import Request
 from trainer.dataset import TRIGGER_MARK
+from trainer.trigger import NO_SUBJECT, unnamed_in
 
 log = logging.getLogger(__name__)
 
 
 def read_prompts(
-    prompts: Sequence[str], shared: Mapping[str, Any], subject: str | None
+    prompts: Sequence[str],
+    shared: Mapping[str, Any],
+    subject: str | None,
+    foreign: bool = False,
 ) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     """The prompts without their options, and each one's options; no options at all if none has any.
 
     `shared` are the options of all prompts. `subject` is the token or the trigger word that TOK
-    and [trigger] stand for; None leaves both as text. Raises ValueError with the prompt's number.
+    and [trigger] stand for. Without it they are an error, or text if the prompts are `foreign`.
+    Raises ValueError with the prompt's number.
     """
     texts, options = [], []
     for number, prompt in enumerate(prompts, start=1):
@@ -31,6 +36,9 @@ def read_prompts(
             text, own, unread = read_options(prompt)
             if subject and "negative_prompt" in shared:
                 own = {"negative_prompt": shared["negative_prompt"], **own}
+            negatives = own.get("negative_prompt") or shared.get("negative_prompt") or ""
+            if not (subject or foreign) and unnamed_in(f"{text} {negatives}"):
+                raise ValueError(NO_SUBJECT)
             if subject:
                 text = name_subject(text.replace(TRIGGER_MARK, subject), subject)
                 if negative := own.get("negative_prompt"):

@@ -20,6 +20,7 @@ from adapters.atomic import FULL
 from trainer.checkpoint import Checkpoint, is_finite, latest, tensors_of, write_checkpoint
 from trainer.optimizers import fresh_state
 from trainer.resume import exactness, identity
+from trainer.step_weights import write_step_weights
 
 if TYPE_CHECKING:
     from trainer.loop import Loop
@@ -74,9 +75,14 @@ class Saver:
     Only a state of finite numbers is written. `newest` is the last checkpoint of this run.
     """
 
-    def __init__(self, folder: Path, weights: Path | None = None) -> None:
-        """`weights` is the path of the weights.zip to reserve space for."""
-        self.folder, self.weights = folder, weights
+    def __init__(
+        self, folder: Path, weights: Path | None = None, step_weights: bool = False
+    ) -> None:
+        """`weights` is the path of the weights.zip to reserve space for.
+
+        With `step_weights`, usable weights are written next to every checkpoint.
+        """
+        self.folder, self.weights, self.step_weights = folder, weights, step_weights
         self.newest: Path | None = None
         self._step = -1  # of `newest`
         self._time = time.monotonic()  # of the last attempt
@@ -121,7 +127,7 @@ class Saver:
         self._time = time.monotonic()
         state = self._state(loop)
         try:
-            self._write(state, spare=False)
+            self._write(state, loop, spare=False)
         except Exception as error:
             log.warning(
                 "no checkpoint at step %d: %s. The run goes on%s",
@@ -134,7 +140,7 @@ class Saver:
             return
         state = self._state(loop)
         try:
-            self._write(state, spare=True)
+            self._write(state, loop, spare=True)
         except Exception as error:  # the weights may still fit
             log.warning("no checkpoint of the last step: %s", error)
 
@@ -143,7 +149,7 @@ class Saver:
         for _ in range(_TRIES):
             try:
                 if self._step != loop.done:
-                    self._write(self._state(loop), spare=True)
+                    self._write(self._state(loop), loop, spare=True)
                 log.info("stopped after %d steps; to resume: %s", loop.done, self.newest)
             except Exception as error:  # the error that stopped the run is more important
                 log.warning(
@@ -169,7 +175,7 @@ class Saver:
             raise Diverged(f"what is trained holds NaN or infinity at step {loop.done}")
         return state
 
-    def _write(self, state: Checkpoint, spare: bool) -> None:
+    def _write(self, state: Checkpoint, loop: "Loop", spare: bool) -> None:
         """`spare` is whether the reserve may be used for it even if it cannot be taken again."""
         try:
             self.newest = write_checkpoint(state, self.folder)
@@ -186,6 +192,8 @@ class Saver:
             except OSError as full:
                 log.warning("the disk is full, and no room can be reserved: %s", full)
         self._step = state.step
+        if self.step_weights:
+            write_step_weights(loop, self.folder)
 
 
 def state_of(loop: "Loop") -> Checkpoint:

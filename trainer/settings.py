@@ -1,5 +1,6 @@
 """The settings of one training, checked once when they enter."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from adapters.placeholder import check_token
 from families.bases import Base, default_base, find_base_or_folder
+from families.redact import looks_like_address, safe_name
 from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
@@ -27,29 +29,31 @@ class Settings:
 
     # Data.
     dataset: Path  # zip, tar or folder
-    default_caption: str  # of pictures without their own; TOK stands for the subject
+    default_caption: str = "a photo of TOK"  # of images without their own; TOK is the subject
     resolutions: tuple[int, ...]  # pixels, edge of the square with a picture's area
     caption_dropout: float  # share of samples that see an empty caption
 
     # What is trained.
     base: Base
     rank: int
-    train_placeholder_token: bool
-    placeholder_token: str
-    placeholder_init_std: float  # of its embedding's entries; 0 gives exact zeros
-    turbo_adapter: str  # merged while training on a distilled base: auto, none, a version, a file
+    train_placeholder_token: bool = True
+    placeholder_token: str = "<zwx>"
+    placeholder_init_std: float = 1e-5  # of its embedding's entries; 0 gives exact zeros
+    turbo_adapter: str = (
+        "auto"  # merged while training on a distilled base: or none, a version, a file
+    )
 
     # Optimisation.
-    steps: int  # 0: by the number of pictures, once they are read (`for_pictures`)
+    steps: int = 0  # 0: by the number of images, once they are read (`for_pictures`)
     batch_size: int
     learning_rate: float  # of the LoRA
     placeholder_learning_rate: float  # of the placeholder's rows
     lr_scheduler: str  # constant, linear or cosine, after the warm-up
-    lr_warmup_steps: int | None  # None: a tenth, at most 20; prodigy has none
-    weight_decay: float  # of the LoRA; the placeholder has none
-    max_grad_norm: float  # LoRA and placeholder are each clipped to it, apart
+    lr_warmup_steps: int | None = None  # None: a tenth, at most 20; prodigy has none
+    weight_decay: float = 1e-4  # of the LoRA; the placeholder has none
+    max_grad_norm: float = 1.0  # LoRA and placeholder are each clipped to it, separately
     training_shift: float  # of the drawn sigma; above 1 favours noise
-    gradient_checkpointing: bool | None  # recompute activations; None decides by free memory
+    gradient_checkpointing: bool | None = None  # recompute activations; None: by free memory
     seed: int
 
     preset: str | None = None  # a row of `trainer.presets` under the values that were left out
@@ -60,8 +64,10 @@ class Settings:
     lora_targets: str = "auto"  # which layers a LoRA adapts: see `Family.lora_targets`
     caption_prefix: str = ""  # put before every caption, as written
     caption_suffix: str = ""
-    skip_bad_images: bool = False  # else one broken picture refuses the dataset
-    trigger_word: str | None = None  # of a plain LoRA: see `trainer.trigger`
+    skip_bad_images: bool = False  # else one broken image refuses the dataset
+    trigger_word: str | None = None  # only without a placeholder token: see `trainer.trigger`
+    # Captions of an ai-toolkit job: without a trigger word TOK is text and [trigger] is removed.
+    foreign_captions: bool = False
 
     # Memory.
     quantize: str = "auto"  # of the frozen base: auto, none, fp8, int8, nf4
@@ -76,13 +82,16 @@ class Settings:
     output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
     name: str | None = None  # in the new folder's name; None: the dataset's
     sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
-    sample_every: int = 0  # steps; 0 draws them at the end alone
+    sample_every: int = 0  # steps; 0: only at the end
+    sample_defaults: bool = False  # no prompts were given: see `trainer.default_previews`
     validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
+    validation_images: int | None = None  # to hold out; None: auto, see `trainer.validation`
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
     wandb_project: str | None = None  # of wandb and trackio; None: zeroprior
     wandb_run: str | None = None
     wandb_entity: str | None = None
     hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
+    allow_failed_checks: bool = False  # upload to hf_repo_id even if a check fails
     sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
     sample_overrides: tuple[dict[str, Any], ...] = ()  # the same, of each sample prompt by itself
     log_prompt_ids: bool = False  # print how every distinct caption is tokenised
@@ -92,6 +101,13 @@ class Settings:
     def subject(self) -> str | None:
         """The word that stands for the subject in captions; None trains without one."""
         return self.placeholder_token if self.train_placeholder_token else None
+
+    @property
+    def subject_in_words(self) -> str:
+        """What stands for the subject, for the log."""
+        if self.subject is not None:
+            return f"token {self.subject}"
+        return f"no token; trigger word: {self.trigger_word or 'none'}"
 
     @property
     def training_mode(self) -> str:
@@ -119,10 +135,9 @@ def settle(
     preset: str | None = None,
     resolution: str | int | None = None,
     seed: int | None = None,
-    placeholder_token: str = "<zwx>",
-    train_placeholder_token: bool = True,
     output_dir: str | Path | None = None,
     sample_prompts: str | Sequence[str] | None = None,
+    validation_images: str | int | None = None,
     trackers: str | Sequence[str] | None = None,
     resume_from: str | Path | None = None,
     **given: Any,
@@ -130,8 +145,9 @@ def settle(
     """Settings from what a user gave; what is left out or None comes from preset and base.
 
     `sample_prompts` may be text with one prompt per line, each with options behind it
-    (`trainer.sample_prompts`), `trackers` text with commas. Raises `SettingsError`,
-    `PlaceholderError` or `UnknownBase` naming the setting.
+    (`trainer.sample_prompts`); None stands for the default previews, "" for none. `trackers` may
+    be text with commas. Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the
+    setting.
     """
     named = {name: value for name, value in locals().items() if name != "given"}
     entered = {name: value for name, value in (named | given).items() if value is not None}
@@ -142,27 +158,22 @@ def settle(
         if base_model in (None, "auto")
         else find_base_or_folder(str(base_model))
     )
-    values: dict[str, Any] = {
-        "default_caption": "a photo of TOK",
-        "placeholder_init_std": 1e-5,
-        "turbo_adapter": "auto",
-        "steps": 0,
-        "lr_warmup_steps": None,
-        "weight_decay": 1e-4,
-        "max_grad_norm": 1.0,
-    }
     try:
         for name, text in (("resolution", resolution), ("trackers", trackers)):
             check_length(name, text if isinstance(text, str) else "", LENGTHS[name])
-        values |= left_out(base, find_preset(preset))
+        values: dict[str, Any] = left_out(base, find_preset(preset))
         edge = values.pop("resolution")
         resolutions = parse_resolutions(str(edge if resolution in (None, "") else resolution))
     except ValueError as error:
         raise SettingsError(str(error)) from error
     given = {name: value for name, value in given.items() if value is not None}
+    if not str(given.get("trigger_word", "-")).strip():
+        del given["trigger_word"]  # empty is none
     values |= given
-    if train_placeholder_token:
-        check_token(placeholder_token)
+    token = str(given.get("placeholder_token", Settings.placeholder_token))
+    on = given.get("train_placeholder_token", Settings.train_placeholder_token)
+    if on:
+        check_token(token)
 
     # What depends on another setting.
     kind = OPTIMIZERS.get(values.get("optimizer", "adamw"))
@@ -172,12 +183,14 @@ def settle(
     own = values["timestep_sampling"] == base.timestep_sampling
     values.setdefault("training_shift", base.training_shift if own else 1.0)
 
-    subject = placeholder_token if train_placeholder_token else given.get("trigger_word")
-    shared = given.get("sample_options", {})
+    subject = token if on else given.get("trigger_word")
+    shared, foreign = given.get("sample_options", {}), given.get("foreign_captions", False)
     try:
-        prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject)
+        prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject, foreign)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    for name, file in (("dataset", dataset), ("resume_from", resume_from)):
+        _check_is_no_address(name, file)
     resume = Path(str(resume_from)).expanduser() if resume_from else None
     settings = Settings(
         dataset=Path(str(dataset)).expanduser(),
@@ -186,11 +199,11 @@ def settle(
         resolutions=resolutions,
         seed=_seed(resume) if seed is None else seed,
         resume_from=resume,
-        placeholder_token=placeholder_token,
-        train_placeholder_token=train_placeholder_token,
         output_dir=None if output_dir is None else Path(output_dir).expanduser(),
         sample_prompts=prompts,
+        sample_defaults=sample_prompts is None,
         sample_overrides=options,
+        validation_images=_images(validation_images),
         trackers=_parts(trackers, ","),
         given=entered,
         **values,
@@ -201,6 +214,30 @@ def settle(
     if wrong:
         raise SettingsError("; ".join(wrong))
     return settings
+
+
+def _images(given: str | int | None) -> int | None:
+    """`auto`, which is None, or a number of images."""
+    if given is None or isinstance(given, int):
+        return given
+    text = given.strip()
+    if text in ("", "auto"):
+        return None
+    if not text.isdecimal() or len(text) > 9:
+        raise SettingsError(
+            f"validation_images is {text[:80]!r}; it must be auto or a number of images"
+        )
+    return int(text)
+
+
+def _check_is_no_address(name: str, given: str | Path | None) -> None:
+    """Refuses an address where a file is wanted; its query, which may be a key, is not shown."""
+    text = "" if given is None else str(given)
+    if looks_like_address(text) and not os.path.lexists(text):
+        raise SettingsError(
+            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, download the "
+            "file first"
+        )
 
 
 def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:

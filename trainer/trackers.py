@@ -4,7 +4,7 @@ What goes wrong before a model is loaded is an error; what goes wrong later cost
 never the training. Only the main process of several tracks.
 
     loss, learning_rate/…, gradient_norm/…, placeholder_norm    about 200 times in a run
-    validation/loss, validation/sigma_0.25, …                   where it is measured
+    validation/loss, validation/sigma_0.25, …                   on held-out images; without: fit/…
     samples/00, …                                               pictures, where they are drawn
 """
 
@@ -20,47 +20,21 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from trainer.in_thread import InThread
 from trainer.secret import Secret, Secrets, hidden
 from trainer.settings import Settings, SettingsError
+from trainer.tracker_kinds import TRACKERS
 from trainer.wandb_run import WandBRun
 
 log = logging.getLogger(__name__)
 
-PROJECT = "zeroprior"  # where none is named
 FOLDER = "trackers"  # of what TensorBoard and wandb write, beside weights.zip
 PATIENCE = 60.0  # seconds that a tracker may take to send what is left when all is done
 _NO_SECRETS = Secrets()
 _LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # what is of one machine
-
-
-def _tensorboard(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
-    return TensorBoardTracker(settings.wandb_run or "tensorboard", folder)
-
-
-def _wandb(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
-    return WandBRun(
-        settings.wandb_project or PROJECT,
-        settings.wandb_run,
-        settings.wandb_entity,
-        folder,
-        secrets.wandb_api_key,
-        secrets.from_request,
-    )
-
-
-def _trackio(settings: Settings, folder: Path, secrets: Secrets) -> GeneralTracker:
-    return TrackioTracker(settings.wandb_project or PROJECT, name=settings.wandb_run)
-
-
-TRACKERS: dict[str, Callable[[Settings, Path, Secrets], GeneralTracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}
 
 
 def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None:

@@ -1,14 +1,18 @@
-"""Validation: the loss on a fixed set of (picture, sigma, noise), so that two moments compare.
+"""The loss on fixed images, sigmas and noise, so that moments of a run can be compared.
 
-A step's own loss says little: it depends on the noise level and the noise it drew more than on
-what was learned. Here both stay the same from the base to the end, at four noise levels which cut
-the training's own distribution of sigma into equal parts.
+The loss of a training step depends more on its sigma and noise than on what was learned. Here both
+stay the same from the base to the end, at four sigmas that cut the run's own distribution of sigma
+into equal parts.
+
+On images that are held out, this is the validation loss. Without them it is measured on training
+images and called "fit": it shows how well the LoRA fits them, and validates nothing.
 
 Shapes: B items, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -22,23 +26,25 @@ from trainer.loop import Loop
 from trainer.loss import draw, noisy
 from trainer.noise_levels import NoiseLevels
 from trainer.randomness import generator
-from trainer.settings import Settings
+from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of the training's sigma: the middles of its quarters
-ITEMS = 4  # pictures at each sigma, all others than at the next where there are enough
+ITEMS = 4  # images at each sigma, all others than at the next where there are enough
 MOMENTS = 10  # measurements in a run, besides the base's
-ENOUGH = 20  # pictures from which on some can be spared
-SHARE, MOST = 10, 8  # one picture in ten is held out, eight at the most
+# `validation_images: auto` holds out none below ENOUGH images, else one in SHARE, at most MOST.
+ENOUGH, SHARE, MOST = 20, 10, 8
+
+Batch = list[tuple[int, Sample, int]]  # number of the sigma, image, turn
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The validation losses of a run."""
+    """The losses of a run on fixed images and noise."""
 
     sigmas: list[float]  # ascending
-    held_out: list[str]  # pictures that are not trained on; none: the training's own are measured
+    held_out: list[str]  # images that are not trained on; none: training images are measured
     steps: list[int]  # of the measurements; 0 is the base without the adapter
     losses: list[list[float]]  # one list per measurement, one value per sigma
 
@@ -47,22 +53,51 @@ class Curves:
         """The mean over the sigmas, one per measurement."""
         return [sum(each) / len(each) for each in self.losses]
 
+    @property
+    def kind(self) -> str:
+        """`validation` on held-out images, `fit` on training images."""
+        return "validation" if self.held_out else "fit"
+
     def plain(self) -> dict[str, Any]:
         """The same in JSON's types."""
         return asdict(self)
 
 
-def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
-    """The samples to train on, and those of the pictures that are held out.
+def count_held_out(images: int, settings: Settings) -> int:
+    """How many of so many images are held out.
 
-    Below `ENOUGH` pictures none is: each is worth more to the LoRA than to its measurement.
+    Raises `SettingsError` where less than half of them, or none, would be left to train on.
     """
+    wanted = settings.validation_images
+    if wanted is None:
+        measured = settings.validation_every != 0 and images >= ENOUGH
+        return min(images // SHARE, MOST) if measured else 0
+    if wanted > images // 2:
+        most = f"at most {images // 2} can be" if images > 1 else "none can be"
+        raise SettingsError(
+            f"validation_images is {wanted}, but the dataset has {images} images, of which {most} "
+            "held out; lower validation_images"
+        )
+    return wanted
+
+
+def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and those of the images that are held out."""
     names = sorted({sample.name for sample in samples})
-    if settings.validation_every == 0 or len(names) < ENOUGH:
+    count = count_held_out(len(names), settings)
+    if not count:
+        if settings.validation_every != 0:
+            why = "validation_images is 0"
+            if settings.validation_images is None:
+                why = f"validation_images: auto holds out one in {SHARE} from {ENOUGH} images on"
+            log.info("no image is held out (%s); the loss is measured on training images: fit", why)
         return list(samples), []
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
-    spared = {names[index] for index in order[: min(len(names) // SHARE, MOST)]}
-    log.info("held out for validation, not trained on: %s", ", ".join(sorted(spared)))
+    spared = {names[index] for index in order[:count]}
+    log.info(
+        "%d of %d images are held out for validation and not trained on: %s",
+        *(count, len(names), ", ".join(sorted(spared))),
+    )
     return (
         [sample for sample in samples if sample.name not in spared],
         [sample for sample in samples if sample.name in spared],
@@ -70,9 +105,9 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
 
 
 class Validation:
-    """Measures the loss of one training at fixed moments, without a gradient.
+    """Measures the loss of one run at fixed moments, without a gradient.
 
-    On the samples that were held out; where there are none, on those of the training.
+    On the held-out samples; where there are none, on training samples.
     """
 
     def __init__(self, loop: Loop, held_out: Sequence[Sample]) -> None:
@@ -82,8 +117,8 @@ class Validation:
         samples = held_out or loop.samples
         sigmas = _quantiles(loop.noise_levels, samples[0].mean_CHW.shape)
         pictures = list({sample.name: sample for sample in samples}.values())
-        # Which picture is measured at which sigma: by turns, so that few measurements see many.
-        self._items = [
+        # Which image is measured at which sigma: by turns, so that few measurements see many.
+        self._items: Batch = [
             (level, pictures[(turn * len(sigmas) + level) % len(pictures)], turn)
             for level in range(len(sigmas))
             for turn in range(ITEMS)
@@ -99,15 +134,8 @@ class Validation:
         for step, *losses in past:
             self._note(int(step), losses)
         if not past:
-            with torch.no_grad():
-                trained = [(each, each.clone()) for each in loop.named.values()]
-                for parameter, _ in trained:
-                    parameter.zero_()
-                try:
-                    losses = self._measure()
-                finally:
-                    for parameter, value in trained:
-                        parameter.copy_(value)
+            with untrained(loop):
+                losses = self._measure()
             self._note(0, losses)
             loop.history.validation.append([0, *losses])
 
@@ -122,7 +150,7 @@ class Validation:
     def _note(self, step: int, losses: list[float]) -> None:
         self.curves.steps.append(step)
         self.curves.losses.append(losses)
-        log.debug("validation at step %d: %s", step, losses)
+        log.debug("%s at step %d: %s", self.curves.kind, step, losses)
 
     @torch.no_grad()
     def _measure(self) -> list[float]:
@@ -143,9 +171,9 @@ class Validation:
                 totals[level] += error / ITEMS
         return totals
 
-    def _batches(self) -> list[list[tuple[int, Sample, int]]]:
+    def _batches(self) -> list[Batch]:
         """The items in batches of one shape, no larger than the training's."""
-        groups: dict[torch.Size, list[tuple[int, Sample, int]]] = {}
+        groups: dict[torch.Size, Batch] = {}
         for item in self._items:
             groups.setdefault(item[1].mean_CHW.shape, []).append(item)
         size = self.settings.batch_size
@@ -158,6 +186,20 @@ class Validation:
     def _noise(self, sample: Sample, turn: int) -> Tensor:
         shape = sample.mean_CHW.shape
         return draw(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
+
+
+@contextmanager
+def untrained(loop: Loop) -> Iterator[None]:
+    """Inside, all that is trained is zero, so that the model is the base."""
+    with torch.no_grad():
+        trained = [(each, each.clone()) for each in loop.named.values()]
+        for parameter, _ in trained:
+            parameter.zero_()
+        try:
+            yield
+        finally:
+            for parameter, value in trained:
+                parameter.copy_(value)
 
 
 def _quantiles(levels: NoiseLevels, shape_CHW: torch.Size, draws: int = 999) -> list[float]:

@@ -42,9 +42,9 @@ class Watching:
     def send(self) -> None:
         """Sends the measurements and the pictures that are new."""
         for row in range(self._measured, len(self.curves.steps)):
-            values = {"validation/loss": self.curves.means[row]}
+            values = {f"{self.curves.kind}/loss": self.curves.means[row]}
             for sigma, loss in zip(self.curves.sigmas, self.curves.losses[row], strict=True):
-                values[f"validation/sigma_{sigma:.2f}"] = loss
+                values[f"{self.curves.kind}/sigma_{sigma:.2f}"] = loss
             self.trackers.log(values, self.curves.steps[row])
         self._measured = len(self.curves.steps)
         drawn = set(self.album.thumbnails) - self._shown

@@ -23,6 +23,7 @@ class ZeroPriorProof:
         self.family, self.placeholder = family, placeholder
         self.token_id = family.prompts.known  # the id a registered token would get
         self.norm_start = placeholder.norm()
+        self._start = placeholder.detached().vectors
         self._before = fingerprint(family.text_encoder)
 
     def result(self, row_norms: Sequence[float]) -> dict[str, float]:
@@ -38,17 +39,13 @@ class ZeroPriorProof:
             raise ZeroPriorBroken(
                 f"the text encoder changed in {len(changed)} tensors ({', '.join(changed[:3])})"
             )
-        if not row_norms:
-            log.warning(
-                "no step saw %s, so it is as new as before; train for more steps",
-                self.placeholder.token,
-            )
-        else:
+        if row_norms:
             check_gradient(self.placeholder, row_norms)
         return {
             "placeholder_token_id": self.token_id,
             "norm_start": self.norm_start,
             "norm_end": self.placeholder.norm(),
+            "moved": not torch.equal(self.placeholder.detached().vectors, self._start),
             "steps_with_placeholder": len(row_norms),
             "largest_gradient_norm": max(row_norms, default=0.0),
             "text_encoder_tensors_unchanged": len(after),

@@ -1,0 +1,37 @@
+"""Large models on a machine without a GPU: found before anything is downloaded."""
+
+import torch
+
+from families.bases import Base
+from families.sketch import outline
+
+LARGE = 1e9  # parameters of a transformer; one step of the smallest published base takes minutes
+
+
+class NoGpu(ValueError):
+    """A large model on a machine without a GPU, and nobody has agreed to wait."""
+
+
+def slow_here(base: Base, device: torch.device | None = None) -> str | None:
+    """Why a run with the base would be extremely slow on this device; None where it would not.
+
+    Counted on the model's own config, or the published one, without its weights.
+    """
+    has_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
+    if has_gpu:
+        return None
+    size = sum(each.numel() for each in outline(base).parameters())
+    if size < LARGE:
+        return None
+    return (
+        f"no GPU: this run would be extremely slow, since the transformer of {base.name} has "
+        f"{size / 1e9:.0f} billion parameters"
+    )
+
+
+def how_to_run_anyway(slow: str) -> str:
+    """The refusal of a command: what is wrong, and what to do."""
+    return (
+        f"{slow}; choose the small test model (--base_model miniature-turbo), "
+        "or add --cpu to run it anyway"
+    )

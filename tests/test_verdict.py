@@ -1,0 +1,238 @@
+"""A run's result is good, doubtful or broken, and log, meta.json, report and exit code say so."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.archive import Archive, read_archive
+from adapters.placeholder import Placeholder
+from demo.subject import SCENES, photographs
+from trainer import gates, judging
+from trainer.__main__ import CHECKS_FAILED
+from trainer.__main__ import run as run_command
+from trainer.gates import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Gate, Worthless
+from trainer.run import train
+from trainer.settings import Settings, SettingsError, settle
+from trainer.verdict import BROKEN, GOOD, verdict
+
+PREVIEW: dict[str, Any] = {
+    "sample_prompts": ("<zwx>",),
+    "sample_options": {"width": 64, "height": 64, "num_inference_steps": 2},
+}
+
+
+def checks(weights: Path) -> dict[str, str]:
+    """The states of all checks, by name."""
+    return {check["name"]: check["state"] for check in read_archive(weights).meta["checks"]}
+
+
+def last_line(caplog: pytest.LogCaptureFixture) -> str:
+    return [each for each in caplog.messages if each.startswith(("check ", "result "))][-1]
+
+
+# ---- The three classes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "result", "counts"),
+    [
+        ([PASSED, INFORMATION], GOOD, "1 checks passed, 0 failed, 0 skipped"),
+        ([PASSED, SKIPPED], DOUBTFUL, "1 checks passed, 0 failed, 1 skipped"),
+        ([PASSED, DOUBTFUL], DOUBTFUL, "1 checks passed, 1 doubtful, 0 failed, 0 skipped"),
+        ([PASSED, SKIPPED, FAILED], BROKEN, "1 checks passed, 1 failed, 1 skipped"),
+        ([], DOUBTFUL, "0 checks passed, 0 failed, 0 skipped"),
+    ],
+)
+def test_the_worst_check_decides(states: list[str], result: str, counts: str) -> None:
+    found = [Gate("a check", state, "") for state in states]
+    assert str(verdict(found, validated=True)) == f"{result}: {counts}"
+    fit = str(verdict(found, validated=False))
+    assert fit == f"{result}: {counts}; not validated: no image was held out"
+
+
+def test_a_good_run(small: Callable[..., Settings], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    weights = train(small(learning_rate=1e-3, **PREVIEW))
+    assert checks(weights) == {
+        "every layer has learned": PASSED,
+        "the file reads back": PASSED,
+        "<zwx> was trained": PASSED,
+        "the loss on the training images fell": PASSED,
+        gates.UPDATE: PASSED,
+        gates.DRIFT: PASSED,
+        gates.PREVIEW: PASSED,
+        "drift of an image without the subject": INFORMATION,
+    }
+    headline = "good: 7 checks passed, 0 failed, 0 skipped; not validated: no image was held out"
+    assert last_line(caplog) == f"result {headline}"
+    assert read_archive(weights).meta["result"] == GOOD
+    assert headline in (weights.parent / "report.html").read_text()
+    assert "no image is held out (validation_images: auto holds out one in 10" in caplog.text
+
+
+def test_a_run_without_images_and_without_a_loss_is_doubtful(
+    small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    weights = train(small(learning_rate=1e-3, validation_every=0))
+    found = checks(weights)
+    assert found["the loss on the training images fell"] == found[gates.PREVIEW] == SKIPPED
+    headline = "doubtful: 5 checks passed, 0 failed, 2 skipped; not validated"
+    assert last_line(caplog).startswith(f"result {headline}")
+    assert read_archive(weights).meta["result"] == DOUBTFUL
+    assert headline in (weights.parent / "report.html").read_text()
+
+
+def test_a_broken_run_writes_its_weights_and_exits_with_3(
+    small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = small(learning_rate=1, steps=2, validation_every=0)
+    with pytest.raises(SystemExit) as left:
+        run_command(settings)
+    assert left.value.code == CHECKS_FAILED == 3
+    assert settings.output_dir is not None
+    weights = settings.output_dir / "weights.zip"
+    assert checks(weights)[gates.UPDATE] == FAILED
+    assert read_archive(weights).meta["result"] == BROKEN
+    assert last_line(caplog).startswith("result broken: ")
+    assert "broken: " in (weights.parent / "report.html").read_text()
+    warned = "learning_rate is 1, 10,000 times the default of z-image (0.0001)"
+    assert warned in caplog.text
+    assert caplog.text.index(warned) < caplog.text.index("LoRA of rank")  # before the first step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, PREVIEW], ids=["no previews", "previews"])
+@pytest.mark.parametrize("every", [0, None], ids=["not measured", "measured"])
+@pytest.mark.parametrize("dataset", ["photographs", "scenes"])
+@pytest.mark.parametrize(("rate", "steps"), [(1, 1), (1, 6), (0.08, 10)])
+def test_a_run_at_a_far_too_high_rate_is_broken(
+    rate: float,
+    steps: int,
+    dataset: str,
+    every: int | None,
+    options: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    images = SCENES if dataset == "scenes" else photographs(tmp_path).dataset
+    result = settle(
+        dataset=images,
+        base_model="miniature-turbo",
+        steps=steps,
+        learning_rate=rate,
+        validation_every=every,
+        seed=1,
+        output_dir=tmp_path / "out",
+        **options,
+    )
+    assert read_archive(train(result)).meta["result"] == BROKEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["photographs", "scenes"])
+def test_a_run_at_the_default_rate_is_good(dataset: str, tmp_path: Path) -> None:
+    images = SCENES if dataset == "scenes" else photographs(tmp_path).dataset
+    settings = settle(
+        dataset=images,
+        base_model="miniature-turbo",
+        steps=60,
+        seed=1,
+        output_dir=tmp_path / "out",
+        **PREVIEW,
+    )
+    assert read_archive(train(settings)).meta["result"] == GOOD
+
+
+# ---- Weights of no use ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"placeholder_learning_rate": 0}, "its embedding is exactly as before training"),
+        ({"caption_dropout": 1}, "no step saw <zwx>"),
+        ({"learning_rate": 0}, "none of [0-9]+ LoRA layers changes anything"),
+    ],
+    ids=str,
+)
+def test_what_was_not_trained_is_never_weights_zip(
+    changes: dict[str, Any], said: str, small: Callable[..., Settings]
+) -> None:
+    settings = small(**{"steps": 1, "validation_every": 0, "learning_rate": 1e-3} | changes)
+    with pytest.raises(Worthless, match=said):
+        train(settings)
+    assert settings.output_dir is not None
+    assert not (settings.output_dir / "weights.zip").exists()
+    assert (settings.output_dir / "weights-failed.zip").is_file()
+
+
+def test_a_check_that_cannot_be_made_is_skipped(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(judging, "velocity_drift", fail)
+    weights = train(small(learning_rate=1e-3, steps=1))
+    assert checks(weights)[gates.DRIFT] == SKIPPED
+    assert read_archive(weights).meta["result"] == DOUBTFUL
+
+
+def test_a_random_lora_fails_the_size_of_its_update() -> None:
+    random = torch.Generator().manual_seed(1)
+    factors = {"one": (torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random))}
+    archive = Archive(factors, Placeholder("<zwx>", torch.ones(1, 8)), {})
+    base = {"one": 64 * 64**-0.5}  # of a weight with the usual start, 1 / sqrt(in)
+    assert gates.update_size(archive.factors, base).state == FAILED
+
+
+# ---- Rates and held-out images -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"learning_rate": 2e-3}, []),
+        ({"learning_rate": 2.1e-3}, ["learning_rate"]),
+        ({"placeholder_learning_rate": 0.5}, ["placeholder_learning_rate"]),
+        ({"placeholder_learning_rate": 0.5, "train_placeholder_token": False}, []),
+        ({"optimizer": "prodigy"}, []),  # its rate of 1 is a factor
+        ({"preset": "quick_test"}, []),
+    ],
+    ids=str,
+)
+def test_a_rate_more_than_20_times_the_default_is_a_warning(
+    changes: dict[str, Any], named: list[str]
+) -> None:
+    from trainer.checks import high_rates
+
+    settings = settle(dataset="imgs.zip", base_model="z-image", seed=1, **changes)
+    assert [each.split()[0] for each in high_rates(settings)] == named
+
+
+@pytest.mark.parametrize("wanted", ["many", "-1", "1.5", -1, 10**12])
+def test_validation_images_must_be_auto_or_a_number(wanted: str | int) -> None:
+    with pytest.raises(SettingsError, match="validation_images"):
+        settle(dataset="imgs.zip", base_model="miniature", validation_images=wanted)
+
+
+def test_held_out_images_that_are_never_measured_are_refused() -> None:
+    with pytest.raises(SettingsError, match="validation_images is 2, but validation_every is 0"):
+        settle(dataset="a.zip", base_model="miniature", validation_images=2, validation_every=0)
+
+
+def test_more_held_out_images_than_half_are_refused_before_a_model_is_loaded(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.run.load_family", lambda *_: pytest.fail("a model was loaded"))
+    said = (
+        "validation_images is 4, but the dataset has 6 images, of which at most 3 can be held out"
+    )
+    with pytest.raises(SettingsError, match=said):
+        train(small(validation_images="4"))

@@ -731,7 +731,7 @@ BROKEN = (
         "a training checkpoint of this project",
         "",
         other_file("parameters.x", metadata={"zeroprior.checkpoint": "{}"}),
-        refused="is a training checkpoint, not weights; resume from it",
+        refused="is a training checkpoint, which can only be resumed",
     ),
     Case("a pickle", "", spoiled(_pickle), refused="pickle"),
     Case(

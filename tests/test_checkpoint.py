@@ -256,8 +256,8 @@ def weights(loop: Any, folder: Path, **changes: Any) -> Path:
             lambda f: {"placeholder": Placeholder("<zwx>", torch.ones(1, 5))},
             r"a placeholder of shape \(1, 5\)",
         ),
-        (lambda f: {"meta": {"base_model": "unheard/of"}}, "'unheard/of', which is not a known"),
-        (lambda f: {"meta": {"base_model": "~nobody/x"}}, "which is not a known base model"),
+        (lambda f: {"meta": {"base_model": "unheard/of"}}, "'unheard/of' is not one of"),
+        (lambda f: {"meta": {"base_model": "~nobody/x"}}, "'~nobody/x' is not one of"),
         (lambda f: {"meta": {"base_model": "Qwen/Qwen-Image"}}, "was trained on Qwen/Qwen-Image"),
     ],
 )

@@ -65,7 +65,7 @@ def env(miniature_vault: Path, code: Path, photos: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "LOG_PROMPT_IDS": "1",
         "OMP_NUM_THREADS": "1",
-        "ZEROPRIOR_FILES": os.pathsep.join([str(code), str(photos.parent), "shelf"]),
+        "ZEROPRIOR_FILES": os.pathsep.join([str(photos.parent), "shelf"]),
     }
 
 

@@ -168,8 +168,11 @@ def test_a_resumed_run_gives_up_later_checkpoints_in_its_own_folder_alone(
 
     run.train(tiny(**shorter))
     assert sorted(each.name for each in first.iterdir()) == [
+        "step-000002.zip",  # weights of earlier steps are kept
         "step-000004.safetensors",
+        "step-000004.zip",
         "step-000005.safetensors",
+        "step-000005.zip",
         "step-000006-good.safetensors",
         "step-000006.safetensors",  # a link, and so a person's
     ]

@@ -116,6 +116,7 @@ from predict import Predictor
 
 weights = train(
     dataset=Path({dataset!r}), steps=1, rank=1, batch_size=1, validation_every=0, seed=1,
+    caption_dropout=0,
     sample_prompts="",
 ).weights
 predictor = Predictor()
@@ -140,7 +141,7 @@ def test_a_script_prints_our_own_lines_only_and_its_mistake_in_one(
     assert done.returncode == 1
     bars = re.compile(r"\d+%\||it/s|\?(it|step|picture)/s|^\s*$")
     told = [line for line in re.split(r"[\n\r]", done.stderr) if not bars.search(line)]
-    assert told == ["error: prompt is empty; say what to draw (script.py, line 12)"]
+    assert told == ["error: prompt is empty; say what to draw (script.py, line 13)"]
     lines = done.stdout.splitlines()
     assert lines[0].startswith(NO_GPU)
     assert "outputs/images/image-0.webp" in lines

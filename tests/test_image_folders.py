@@ -149,20 +149,20 @@ def test_processes_that_write_to_one_folder_overwrite_nothing(tmp_path: Path) ->
 def test_a_number_that_is_taken_meanwhile_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "image-0.png").write_bytes(b"of another process")
-    (tmp_path / "image-1.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "image-0.webp").write_bytes(b"of another process")
+    (tmp_path / "image-1.webp").symlink_to(tmp_path / "nowhere.webp")
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))  # both are made after the count
     (path,) = save_images([Image.new("RGB", (8, 8))], tmp_path)
-    assert path.name == "image-2.png"
-    assert (tmp_path / "image-0.png").read_bytes() == b"of another process"
-    assert not (tmp_path / "nowhere.png").exists()
+    assert path.name == "image-2.webp"
+    assert (tmp_path / "image-0.webp").read_bytes() == b"of another process"
+    assert not (tmp_path / "nowhere.webp").exists()
 
 
 def test_names_that_only_look_like_numbers_are_not_counted(tmp_path: Path) -> None:
     for name in ("image-².png", "image-1b.png", "image-007.webp"):
         (tmp_path / name).write_bytes(b"")
     (path,) = save_images([Image.new("RGB", (8, 8))], tmp_path)
-    assert path.name == "image-8.png"
+    assert path.name == "image-8.webp"
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_generated(

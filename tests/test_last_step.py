@@ -18,6 +18,7 @@ from families.family import Family
 from trainer import judging, run
 from trainer.album import Album
 from trainer.checkpoint import latest, read_checkpoint
+from trainer.dataset import DatasetError
 from trainer.gates import PREVIEW, SKIPPED
 from trainer.loop import Loop
 from trainer.previews import Previews
@@ -86,7 +87,8 @@ def test_an_error_after_the_last_step_keeps_weights_and_state(
         with pytest.raises(RuntimeError, match="anything"):
             run.train(settings)
     folder = folder_of(settings)
-    assert sorted(each.name for each in folder.iterdir()) == ["checkpoints", "weights-failed.zip"]
+    kept = ["checkpoints", "run.json", "run.lock", "weights-failed.zip"]
+    assert sorted(each.name for each in folder.iterdir()) == kept
     failed = read_archive(folder / "weights-failed.zip")
     assert failed.base_model == settings.base.hub_id
     assert failed.placeholder is not None and failed.placeholder.token == "<zwx>"
@@ -274,9 +276,11 @@ def test_whatever_fails_for_a_preview_is_a_warning_and_the_next_step_runs(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    wanted = learned(read_archive(run.train(tiny())))
+    settings = tiny()
+    wanted = learned(read_archive(run.train(settings)))
     monkeypatch.setattr(part, raising(error))
-    got = learned(read_archive(run.train(tiny(**PREVIEWS, sample_every=1))))
+    other = folder_of(settings).with_name("other")
+    got = learned(read_archive(run.train(tiny(**PREVIEWS, sample_every=1, output_dir=other))))
     assert "no preview at step 0: " in caplog.text
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
 
@@ -350,7 +354,7 @@ def test_a_placeholder_that_no_caption_has_early_enough_is_refused_before_a_mode
     dataset = captioned(tmp_path / "late.zip", photos, [late, late])
     monkeypatch.setattr(Family, "load_transformer", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setattr(run, "encode_pictures", lambda *_: pytest.fail("images were encoded"))
-    with pytest.raises(SettingsError, match="late.zip: the text encoder reads the first 512 tok"):
+    with pytest.raises(DatasetError, match="no caption mentions <zwx> within the 512 tokens that"):
         run.train(tiny(dataset=dataset))
 
 
@@ -359,7 +363,7 @@ def test_a_placeholder_that_one_caption_has_early_enough_is_trained(
 ) -> None:
     dataset = captioned(tmp_path / "late.zip", photos, ["word " * 600 + "TOK", "a photo of TOK"])
     meta = read_archive(run.train(tiny(dataset=dataset, steps=4))).meta
-    assert "comes later in 1 of 2 captions" in caplog.text
+    assert "<zwx> stands behind the 512 tokens that are read" in caplog.text
     assert meta["zero_prior"]["steps_with_placeholder"] == 2  # of the other caption alone
     assert meta["zero_prior"]["norm_end"] > meta["zero_prior"]["norm_start"]
 

@@ -38,4 +38,5 @@ def test_the_guide_names_every_setting() -> None:
     named = set(re.findall(r"\w+", code))
     elsewhere = {"base", "given", "resolutions", "sample_defaults"}
     elsewhere |= {"sample_options", "sample_overrides", "sample_prompts"}
+    elsewhere |= {"sample_every", "foreign_captions"}
     assert {each.name for each in fields(Settings)} - named - elsewhere == set()

@@ -352,7 +352,7 @@ def test_a_request_without_a_token_is_refused_before_its_dataset_is_read(
 
     with pytest.raises(SettingsError, match="hf_repo_id needs hf_token in the same req") as refusal:
         train_from_inputs(
-            alone=True,
+            served=True,
             dataset=tmp_path / "is-not-there.zip",
             output_dir=tmp_path / "out",
             hf_repo_id=repository,

@@ -212,7 +212,7 @@ def test_a_name_becomes_part_of_the_folders_name(
     assert "red-fox" not in json.dumps(read_archive(weights).meta["settings"])
 
 
-@pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", ".git", "", "a b", "x" * 65, "a\x00"])
+@pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", ".git", "", " a", "x" * 65, "a\x00"])
 def test_a_name_that_could_lead_elsewhere_is_refused_at_once(name: str) -> None:
-    with pytest.raises(SettingsError, match="name is .* becomes part of a folder's name"):
+    with pytest.raises(SettingsError, match="name .*; use a plain name such as red-fox"):
         settle(dataset="imgs.zip", base_model="miniature", name=name)

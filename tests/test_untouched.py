@@ -13,6 +13,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.bases import BASES
 from families.loading import load_family
+from trainer.gates import Worthless
 from trainer.run import train
 from trainer.settings import Settings
 from trainer.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
@@ -53,7 +54,8 @@ def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Pa
 def test_a_training_too_short_to_see_the_placeholder_says_so(
     small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    train(small(steps=1, caption_dropout=1.0))
+    with pytest.raises(Worthless, match="no step saw <zwx>; train for more steps"):
+        train(small(steps=1, caption_dropout=1.0))
     assert "no step saw <zwx>" in caplog.text
 
 

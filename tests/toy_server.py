@@ -20,7 +20,7 @@ PREDICT = "/predictions"
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "code"
     shutil.copytree(ROOT / "tests" / "toy_model", folder)
-    for package in ("serving", "inference", "adapters"):
+    for package in ("serving", "inference", "adapters", "families"):
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )

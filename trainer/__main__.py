@@ -48,9 +48,6 @@ The exit code is 3 if weights.zip was written but a check of the result failed.
 
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
-# YAML's fast parser where it is installed: this is read before the first line is printed.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 # Process rank; only rank 0 logs.
 SPEAKS = os.environ.get("RANK", "0") == "0"
 
@@ -119,7 +116,7 @@ def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str
     """What is about to run, as far as the file says it; what is wrong with it is said later."""
     try:
         with open(config, encoding="utf-8") as file:
-            content = yaml.load(file, _Loader)
+            content = yaml.safe_load(file)
         asked = {k: v for k, v in content.items() if isinstance(v, str)} | dict(overrides)
     except Exception:  # not there, no YAML, not keys: `read_config` has the right words
         asked = dict(overrides)
@@ -141,7 +138,7 @@ def show_plan(settings: "Settings") -> None:
         sys.exit(f"error: {error}")
 
 
-def run(settings: "Settings", cpu: bool) -> None:
+def run(settings: "Settings", cpu: bool = False) -> None:
     """Trains. A mistake of the user is one line.
 
     cpu: run a large model also without a GPU.

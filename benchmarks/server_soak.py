@@ -229,8 +229,8 @@ def soak(
         late = held(server)
         left = [
             str(file.relative_to(temporary))
-            for file in temporary.rglob("*")
-            if not file.relative_to(temporary).parts[0].startswith(PICTURES)
+            for file in temporary.rglob("*")  # files: the running front has a folder for its own
+            if file.is_file() and not file.relative_to(temporary).parts[0].startswith(PICTURES)
         ]
     taken = time.monotonic() - start
     return Report(client.answers, client.wrong, client.strange, early, late, left, taken)

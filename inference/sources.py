@@ -90,18 +90,18 @@ def default_cache() -> DiskCache:
     return DiskCache(Path(caches) / "zeroprior" / "weights")
 
 
-def allowed_file(text: str, or_folder: bool = False) -> Path:
+def allowed_file(text: str) -> Path:
     """The file that a request may name: one below the folders in `$ZEROPRIOR_FILES`.
 
     The variable lists folders, separated as in `$PATH`; it is empty by default, so that no file
     may be named. A relative name is looked for in each of them, then in the working folder. Refused
     are links that lead out, names with a part that begins with a dot, and everything that is not
-    an ordinary file or, if `or_folder`, a folder. Raises `SourceError`; its message is the same
-    whether such a file exists or not.
+    an ordinary file. Raises `SourceError`; its message is the same whether such a file exists or
+    not.
     """
     for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
         for named in (text, os.path.abspath(text)) if folder and text and "\0" not in text else ():
-            file = _below(Path(folder), named, or_folder)
+            file = _below(Path(folder), named)
             if file is not None:
                 return file
     raise SourceError(
@@ -111,7 +111,7 @@ def allowed_file(text: str, or_folder: bool = False) -> Path:
     )
 
 
-def _below(folder: Path, text: str, or_folder: bool) -> Path | None:
+def _below(folder: Path, text: str) -> Path | None:
     """The ordinary, visible file of that name below the folder, all links followed; else None."""
     try:
         folder = folder.expanduser().absolute()
@@ -121,8 +121,7 @@ def _below(folder: Path, text: str, or_folder: bool) -> Path | None:
         parts = named.relative_to(start).parts + file.relative_to(root).parts
         if any(part.startswith(".") for part in parts):  # hidden, or ..
             return None
-        mode = file.stat().st_mode
-        return file if stat.S_ISREG(mode) or (or_folder and stat.S_ISDIR(mode)) else None
+        return file if stat.S_ISREG(file.stat().st_mode) else None
     except (OSError, ValueError, RuntimeError):  # not there, not below, no valid name, a circle
         return None
 

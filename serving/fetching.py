@@ -129,7 +129,7 @@ def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) ->
                 if is_address(text):
                     downloader.check(text)
                 elif not text.startswith("data:"):
-                    allowed_file(text, or_folder=True)
+                    allowed_file(text)
             except (DownloadError, SourceError) as error:
                 faults.append(detail(["input", name], f"{name}: {error}"))
     if faults:
@@ -150,7 +150,7 @@ async def fetched(
         if not isinstance(value, str) or value.startswith("data:"):
             return value
         if not is_address(value):
-            return str(allowed_file(value, or_folder=True))
+            return str(allowed_file(value))
         suffix = re.search(r"(\.tar)?\.\w{1,12}$", unquote(urlsplit(value).path))
         path = folder / f"{name}{suffix[0] if suffix else ''}"
         try:

@@ -133,7 +133,7 @@ def test_an_image_file_that_is_too_large_is_not_decoded(
 
 
 def save_one(folder: Path, level: int) -> Path:
-    return save_images([Image.new("RGB", (8, 8), (level, 0, 0))], folder)[0]
+    return save_images([Image.new("RGB", (8, 8), (level, 0, 0))], folder, "png")[0]
 
 
 def test_processes_that_write_to_one_folder_overwrite_nothing(tmp_path: Path) -> None:

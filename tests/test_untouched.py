@@ -52,11 +52,10 @@ def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Pa
 
 
 def test_a_training_too_short_to_see_the_placeholder_says_so(
-    small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+    small: Callable[..., Settings],
 ) -> None:
     with pytest.raises(Worthless, match="no step saw <zwx>; train for more steps"):
         train(small(steps=1, caption_dropout=1.0))
-    assert "no step saw <zwx>" in caplog.text
 
 
 def test_two_swapped_values_change_the_fingerprint() -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import resource
 import shutil
+import signal
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
@@ -63,6 +64,13 @@ def no_network() -> Iterator[None]:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is said where there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Ctrl-C interrupts even when tests run in the background of a shell that ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -47,12 +47,12 @@ lint: setup ## Check the style and the types alone
 
 fuzz: setup ## Feed mutated input to every reader, for FUZZ_SECONDS each; a finding fails
 	@$(PIP) $(FUZZER)
-	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m lab.fuzz --seconds $(FUZZ_SECONDS)
 
 soak: setup ## Kill trainings, and keep a Cog server busy for SOAK_SECONDS; whatever is lost fails
-	@$(BIN)/python -m benchmarks.kill
-	@$(BIN)/python -m benchmarks.soak
-	@$(BIN)/python -m benchmarks.server_soak --seconds $(SOAK_SECONDS)
+	@$(BIN)/python -m lab.benchmarks.kill
+	@$(BIN)/python -m lab.benchmarks.soak
+	@$(BIN)/python -m lab.benchmarks.server_soak --seconds $(SOAK_SECONDS)
 
 # In an environment of its own, so that its packages are not among those that it looks at.
 audit: setup ## Look for known vulnerabilities in the pins and in all that is installed
@@ -62,10 +62,10 @@ audit: setup ## Look for known vulnerabilities in the pins and in all that is in
 	$(VENV)/audit/bin/pip-audit --strict --path $(VENV)/lib/python3*/site-packages
 
 bench: setup ## Measure: a training step, a whole training, a change of LoRA; a GPU if there is one
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m lab.benchmarks
 
 gpu-check: setup ## Check on a GPU what only a GPU reaches, in minutes; writes gpu_check.json
-	@$(BIN)/python -m benchmarks.gpu_check
+	@$(BIN)/python -m lab.benchmarks.gpu_check
 
 serve: setup ## Serve predictions over HTTP, the way the Cog image does
 	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)

@@ -1,7 +1,7 @@
 """The Cog interface of training: a dataset in, `weights.zip` out.
 
 Cog reads the inputs below at build time without running this file, so every default, bound and
-description is a literal. A test compares them with `trainer.settings` and `trainer.checks`.
+description is a literal. A test compares them with `trainer.settings.fields` and `trainer.settings.checks`.
 """
 
 from typing import Optional

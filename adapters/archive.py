@@ -1,6 +1,6 @@
 """weights.zip: what a training leaves behind, and the one thing a prediction needs.
 
-    lora/lora_weights.safetensors        the LoRA (`adapters.lora_file`)
+    lora/lora_weights.safetensors        the LoRA (`adapters.formats.lora_file`)
     embeddings/placeholder.safetensors   one tensor, named as the token, [vectors, hidden] float32;
                                          only when a placeholder was trained
     meta.json                            how it was made
@@ -31,9 +31,9 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save
 
-from adapters import bounded_json
-from adapters.atomic import atomic_file, temporary_space
-from adapters.containers import (
+from adapters.files import bounded_json
+from adapters.files.atomic import atomic_file, temporary_space
+from adapters.files.containers import (
     Limits,
     Member,
     Unpacked,
@@ -44,10 +44,11 @@ from adapters.containers import (
     printable,
     safe_parts,
 )
-from adapters.deltas import Deltas
-from adapters.factors import Factors
-from adapters.file_kinds import CHECKPOINT_HEADER, Shapes
-from adapters.lora_file import (
+from adapters.files.tensor_file import BrokenTensors, hash_of_tensors
+from adapters.formats.deltas import Deltas
+from adapters.formats.factors import Factors
+from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
+from adapters.formats.lora_file import (
     MAX_BYTES,
     BrokenLora,
     lora_bytes,
@@ -57,10 +58,9 @@ from adapters.lora_file import (
     read_deltas,
     refuse_other_kinds,
 )
-from adapters.lora_header import titles
-from adapters.peft_config import config_beside, config_member, config_text
+from adapters.formats.lora_header import titles
+from adapters.formats.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder, PlaceholderError, check_token
-from adapters.tensor_file import BrokenTensors, hash_of_tensors
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ class _Unwanted(Exception):
 class Archive:
     """The content of a weights.zip, or of any LoRA file."""
 
-    deltas: Deltas  # by the names the file gives the layers: see `adapters.layout.Layout.fit`
+    deltas: (
+        Deltas  # by the names the file gives the layers: see `adapters.formats.layout.Layout.fit`
+    )
     placeholder: Placeholder | None
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensor_file.tensors_hash` of its file

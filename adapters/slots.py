@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.formats.layout import is_linear
+
 log = logging.getLogger(__name__)
 
 RANK = 64  # of an empty slot; doubled when LoRAs need more
@@ -24,12 +26,6 @@ def is_plain(weight: Any) -> bool:
         and weight.is_floating_point()
         and weight.element_size() >= 2
     )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer of any kind, quantised ones of any library included."""
-    sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
-    return all(isinstance(size, int) for size in sizes)
 
 
 class SlotLinear(nn.Module):

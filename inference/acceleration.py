@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import attention_backend
 
 from families.family import Family
 from families.out_of_memory import is_out_of_memory
-from inference.drawing import draw_once
+from inference.generation import draw_once
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
-from adapters.deltas import Delta, is_zero
-from adapters.factors import LoraMismatch
-from adapters.layout import Layout
-from adapters.overlay import Overlay
+from adapters.formats.deltas import Delta, is_zero
+from adapters.formats.factors import LoraMismatch
+from adapters.formats.layout import Layout
+from adapters.merging import Overlay
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import FAMILIES, default_device, default_dtype, load_family
@@ -28,7 +28,9 @@ from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
-from inference.drawing import describe, draw
+from inference.fetch.sources import Sources, named
+from inference.generation import describe, draw
+from inference.image_metadata import making
 from inference.images import (
     IMAGES,
     fresh_folder,
@@ -36,7 +38,6 @@ from inference.images import (
     save_images,
     writable_folder,
 )
-from inference.making import making
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import (
@@ -50,7 +51,6 @@ from inference.request import (
     check_work,
     settle,
 )
-from inference.sources import Sources, named
 from inference.text_cache import TextCache
 from inference.weights import (
     Weights,
@@ -148,7 +148,7 @@ class Engine:
         """Generates the images of a request, given as Cog's inputs, and returns their files.
 
         `any_file` says whether the strings come from a person who may read every file of this
-        machine; otherwise they name only files that `inference.sources.allowed_file` allows.
+        machine; otherwise they name only files that `inference.fetch.sources.allowed_file` allows.
         The files are `image-0.webp`, … in `output_dir`, where nothing is overwritten and nothing is
         ever removed. None, on a server: a temporary folder, which later requests remove after an
         hour. `report` receives the metric `seconds_per_picture`.
@@ -226,8 +226,8 @@ class Engine:
         """Pictures of the request, with the archives laid over its base for this request.
 
         With `from_request` all of its images together have a limit, too. What made a picture is in
-        its `info` (`inference.making`). Raises `LoraMismatch`, `UnknownBase` or `MissingModel` with
-        the reason, before any weight is touched.
+        its `info` (`inference.image_metadata`). Raises `LoraMismatch`, `UnknownBase` or
+        `MissingModel` with the reason, before any weight is touched.
         """
         extra_scale = 1.0 if request.extra_lora_scale is None else request.extra_lora_scale
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)

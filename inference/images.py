@@ -19,12 +19,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from adapters.atomic import atomic_file, temporary_space
-from adapters.containers import printable
+from adapters.files.atomic import atomic_file, temporary_space
+from adapters.files.containers import printable
 from families.redact import safe_name
-from inference import making
+from inference import image_metadata
+from inference.image_decoding import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 from inference.request import FORMATS, QUALITY
-from inference.upright import IMAGE_FORMATS, has_too_many_scans, upright_srgb
 
 MAX_BYTES = 256 << 20  # as in a dataset
 IMAGES = Path("outputs/images")  # in the working folder; never cleaned
@@ -101,7 +101,7 @@ def save_images(
 
     No file is overwritten, also not one that another process writes meanwhile. `file_format` is
     webp, jpg or png; `quality`, from 1 to 100, is of the first two. With `metadata` a file holds
-    what `inference.making` knows of its picture.
+    what `inference.image_metadata` knows of its picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -109,9 +109,11 @@ def save_images(
         options = {} if file_format == "png" else {"quality": quality}
         if metadata:
             texts = {
-                key: image.info[key] for key in (making.TEXT, making.JSON) if key in image.info
+                key: image.info[key]
+                for key in (image_metadata.TEXT, image_metadata.JSON)
+                if key in image.info
             }
-            options |= making.options(texts, file_format)
+            options |= image_metadata.options(texts, file_format)
         # Into memory first: of a full disk Pillow only says "encoder error".
         encoded = io.BytesIO()
         image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)

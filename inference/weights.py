@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adapters.archive import Archive
-from adapters.containers import printable
-from adapters.factors import LoraMismatch
+from adapters.files.containers import printable
+from adapters.formats.factors import LoraMismatch
 from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
 from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
 from families.tokens import split_words
-from inference.making import LaidWeights
+from inference.image_metadata import LaidWeights
 from inference.prompts import check_syntax
 from inference.text_cache import digest
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from inference.download import Downloader, DownloadError
-from inference.sources import SourceError, allowed_file
+from inference.fetch.download import Downloader, DownloadError
+from inference.fetch.sources import SourceError, allowed_file
 from serving.openapi import Json
 from serving.validation import Refused, detail
 

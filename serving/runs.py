@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import httpx
 
-from inference.download import Downloader, DownloadError
-from inference.sources import SourceError
+from inference.fetch.download import Downloader, DownloadError
+from inference.fetch.sources import SourceError
 from serving.fetching import fetched, in_thread
 from serving.openapi import Json
 from serving.replies import CRASHED, OVER, Cleaner

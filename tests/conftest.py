@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
 
-    from trainer.settings import Settings
+    from trainer.settings.fields import Settings
 
 # huggingface_hub reads it once, when it is imported; so fixtures import the libraries late.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -105,7 +105,7 @@ def use_vault(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(photos: Path, use_vault: Path, tmp_path: Path) -> "Callable[..., Settings]":
     """Settings of a short training on the vault's models."""
 
-    from trainer.settings import settle
+    from trainer.settings.fields import settle
 
     def make(**changes: Any) -> "Settings":
         values: dict[str, Any] = {

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from trainer.dataset import DatasetError, read_dataset
+from trainer.data.dataset import DatasetError, read_dataset
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

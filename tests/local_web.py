@@ -79,7 +79,7 @@ def page(answer: Callable[[BaseHTTPRequestHandler], None]) -> type[BaseHTTPReque
 
 
 def _main() -> None:
-    from inference import addresses, download
+    from inference.fetch import addresses, download
     from serving import __main__, server
 
     def look_up(host: str, port: int, seconds: float) -> list[str]:

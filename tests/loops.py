@@ -10,12 +10,12 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
 from families.prefix import read_prefix
-from trainer.checkpoint import write_checkpoint
-from trainer.dataset import read_dataset
-from trainer.features import Captions, encode_pictures
-from trainer.loop import Loop
-from trainer.saving import state_of
-from trainer.settings import Settings
+from trainer.data.dataset import read_dataset
+from trainer.learning.checkpoint import write_checkpoint
+from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.loop import Loop
+from trainer.learning.saving import state_of
+from trainer.settings.fields import Settings
 
 
 def make_loop(

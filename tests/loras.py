@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from adapters.factors import Factors
+from adapters.formats.factors import Factors
 
 
 def random_lora(

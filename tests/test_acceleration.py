@@ -21,7 +21,7 @@ from inference.acceleration import compile_blocks, is_compiled, use_attention, w
 from inference.engine import Engine
 from inference.request import Request
 from trainer.run import train
-from trainer.settings import Settings
+from trainer.settings.fields import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -240,7 +240,7 @@ def test_the_miniature_is_trained_and_drawn_with_and_without_a_compiler(
         "from inference.engine import Engine\n"
         "from inference.request import Request\n"
         "from inference.console import log_to_console\n"
-        "from trainer.config import read_config\n"
+        "from trainer.settings.config import read_config\n"
         "from trainer.run import train\n"
         "log_to_console()\n"
         f"settings = read_config({str(config)!r}, output_dir={str(tmp_path / 'out')!r})\n"

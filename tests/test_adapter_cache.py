@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from adapters.archive import Archive, BrokenArchive, write_archive
 from adapters.cache import BYTES_PER_TENSOR, MOST_NOTES, AdapterCache
-from adapters.layout import Layout
-from adapters.overlay import Overlay
+from adapters.formats.layout import Layout
+from adapters.merging import Overlay
 from adapters.placeholder import Placeholder
-from benchmarks.models import MODELS, block_linears
+from lab.benchmarks.models import MODELS, block_linears
 
 SIZE = 4 * (4 * 64 + 64 * 4) * 3  # bytes of one adapter's factors
 AROUND = 6 * BYTES_PER_TENSOR + sys.getsizeof({"format_version": 1}) + 200  # and of what is around

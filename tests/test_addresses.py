@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.addresses import is_public, look_up
+from inference.fetch.addresses import is_public, look_up
 
 NOT_PUBLIC = [
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
@@ -95,7 +95,7 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(
     code = """
 import socket, time
 socket.getaddrinfo = lambda *a, **k: time.sleep(3)
-from inference.addresses import look_up
+from inference.fetch.addresses import look_up
 start = time.monotonic()
 try:
     look_up("weights.example", 443, 0.3)

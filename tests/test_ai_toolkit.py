@@ -11,15 +11,15 @@ import yaml
 
 from families.bases import find_base
 from inference.request import Request
-from trainer import ai_toolkit_keys as keys
-from trainer.ai_toolkit import translate
-from trainer.ai_toolkit_rules import Translation
-from trainer.config import read_config
-from trainer.dataset import read_dataset
-from trainer.noise_levels import TIMESTEP_SAMPLINGS
-from trainer.optimizers import OPTIMIZERS
-from trainer.settings import Settings, SettingsError
-from trainer.trigger import name_trigger, with_trigger
+from trainer.data.dataset import read_dataset
+from trainer.data.trigger import name_trigger
+from trainer.settings.ai_toolkit import translate
+from trainer.settings.ai_toolkit_rules import Translation
+from trainer.settings.choices import OPTIMIZERS, TIMESTEP_SAMPLINGS
+from trainer.settings.config import read_config
+from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.fields import ai_toolkit_keys as keys
+from trainer.settings.subject_marks import with_trigger
 
 # As a user of theirs would have it, after their examples for these models.
 QWEN_IMAGE = """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.disk_cache import DiskCache
-from inference.sources import SourceError, Sources, allowed_file
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.sources import SourceError, Sources, allowed_file
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from adapters.archive import (
     read_loose,
     write_archive,
 )
-from adapters.factors import Factors
+from adapters.formats.factors import Factors
 from adapters.placeholder import Placeholder
 from families.bases import BASES
 from families.loading import load_family

@@ -9,9 +9,9 @@ import torch
 from families.bases import BASES, default_base
 from inference.engine import Engine
 from inference.weights import choose_base
-from trainer.fitting import TEXT_TOKENS, figures_of
-from trainer.plan import Mode
-from trainer.settings import settle
+from trainer.memory.fitting import TEXT_TOKENS, figures_of
+from trainer.memory.plan import Mode
+from trainer.settings.fields import settle
 
 
 @pytest.fixture(autouse=True)

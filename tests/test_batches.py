@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from trainer.batches import Batches, warn_repeats
-from trainer.features import Sample
+from trainer.learning.batches import Batches, warn_repeats
+from trainer.learning.features import Sample
 
 # How many samples each bucket has.
 DATASETS = {

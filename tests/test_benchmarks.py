@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu_check
-from benchmarks.__main__ import SUITES, commands
-from benchmarks.gpu import Case, cases, main, measure
-from benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
-from benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
-from benchmarks.training_step import SIZES, Ways
-from benchmarks.whole_run import our_command
+from lab.benchmarks import gpu_check
+from lab.benchmarks.__main__ import SUITES, commands
+from lab.benchmarks.gpu import Case, cases, main, measure
+from lab.benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
+from lab.benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
+from lab.benchmarks.training_step import SIZES, Ways
+from lab.benchmarks.whole_run import our_command
 from miniature.models import write_random
-from trainer.config import read_config
+from trainer.settings.config import read_config
 
 
 def test_every_suite_of_make_bench_is_a_module() -> None:

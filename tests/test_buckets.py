@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.buckets import (
+from trainer.data.buckets import (
     Bucket,
     buckets_for,
     fit,
@@ -15,7 +15,7 @@ from trainer.buckets import (
     parse_resolutions,
     warn_upscaled,
 )
-from trainer.dataset import Example
+from trainer.data.dataset import Example
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from adapters.archive import Archive, write_archive
 from adapters.placeholder import Placeholder
 from trainer import run
-from trainer.checkpoint import BrokenCheckpoint, read_checkpoint, write_checkpoint
-from trainer.dataset import read_dataset
-from trainer.resume import read_resume
-from trainer.saving import state_of
-from trainer.settings import Settings, SettingsError, settle
+from trainer.data.dataset import read_dataset
+from trainer.learning.checkpoint import BrokenCheckpoint, read_checkpoint, write_checkpoint
+from trainer.learning.resume import read_resume
+from trainer.learning.saving import state_of
+from trainer.settings.fields import Settings, SettingsError, settle
 
 KEY = "zeroprior.checkpoint"
 NAN = float("nan")

@@ -24,8 +24,8 @@ from PIL import Image
 from safetensors.torch import load
 
 from adapters.archive import read_archive
-from benchmarks.server_soak import held
-from trainer.checkpoint import read_checkpoint
+from lab.benchmarks.server_soak import held
+from trainer.learning.checkpoint import read_checkpoint
 
 INPUTS = {
     "rank": 2,

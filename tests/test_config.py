@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer import config
-from trainer.config import read_config
-from trainer.settings import Settings, SettingsError
+from trainer.settings.config import read_config
+from trainer.settings.fields import Settings, SettingsError, config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

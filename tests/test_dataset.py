@@ -20,8 +20,8 @@ from dataset_files import (
 from PIL import Image
 from skimage import data as photographs
 
-from trainer import dataset, members
-from trainer.dataset import name_subject, read_dataset
+from trainer.data import dataset, members
+from trainer.data.dataset import name_subject, read_dataset
 
 # ---- What is read --------------------------------------------------------------------------------
 

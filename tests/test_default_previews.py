@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from trainer.config import read_config
-from trainer.default_previews import (
+from trainer.memory.plan import Choice, Mode
+from trainer.monitor.default_previews import (
     cost,
     default_prompts,
     previews_while_training,
     with_default_previews,
 )
-from trainer.plan import Choice, Mode
 from trainer.run import train
-from trainer.settings import Settings, SettingsError, settle
+from trainer.settings.config import read_config
+from trainer.settings.fields import Settings, SettingsError, settle
 
 Small = Callable[..., Settings]
 CAPTIONS = ["", "a house", "<zwx> " * 400, "<zwx> in a garden", "<zwx> on a chair"]
@@ -119,7 +119,7 @@ def test_default_previews_do_not_fill_the_memory(
     assert previews_while_training(settings, plain)
     assert not previews_while_training(settings, quantized)
     assert "preview images only at the end: the base is quantized" in caplog.text
-    monkeypatch.setattr("trainer.default_previews.free_memory", lambda _: 1 << 20)
+    monkeypatch.setattr("trainer.monitor.default_previews.free_memory", lambda _: 1 << 20)
     assert not previews_while_training(settings, plain)
     asked = replace(settings, sample_defaults=False)  # who asks for previews gets them
     assert previews_while_training(asked, quantized)

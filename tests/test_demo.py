@@ -8,7 +8,7 @@ from foreign_files import Foreign
 
 from demo import __main__ as demo
 from demo.subject import SCENES, draw_scenes, photographs, scenes
-from trainer.dataset import read_dataset
+from trainer.data.dataset import read_dataset
 
 
 def test_the_shipped_dataset_is_what_the_world_draws(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.disk_cache import DiskCache
+from inference.fetch.disk_cache import DiskCache
 
 
 def kept(cache: DiskCache, name: str | None, content: bytes) -> Path:
@@ -67,7 +67,7 @@ def test_names_do_not_outlive_their_files(tmp_path: Path) -> None:
 def test_many_names_of_one_file_are_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.disk_cache.MOST_NAMES", 5)
+    monkeypatch.setattr("inference.fetch.disk_cache.MOST_NAMES", 5)
     cache = DiskCache(tmp_path)
     for number in range(20):
         kept(cache, f"name {number}", b"same")

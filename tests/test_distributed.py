@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.learning.checkpoint import Checkpoint, read_checkpoint
 from trainer.outputs import open_run
 
 ROOT = Path(__file__).resolve().parents[1]

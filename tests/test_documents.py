@@ -26,7 +26,7 @@ from inference.__main__ import arguments_parser as inference_parser
 from serving import schema
 from serving.validation import Inputs
 from trainer.__main__ import arguments_parser as trainer_parser
-from trainer.config import read_config
+from trainer.settings.config import read_config
 
 COMMANDS = commands()
 # What no test here can run or parse, and why.

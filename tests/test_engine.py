@@ -18,15 +18,15 @@ from loras import random_lora
 from PIL import Image
 
 from adapters.archive import Archive, BrokenArchive, write_archive
-from adapters.factors import LoraMismatch
+from adapters.formats.factors import LoraMismatch
 from adapters.placeholder import Placeholder
 from families.bases import BASES, UnknownBase
 from families.family import Family
 from families.loading import load_family
 from families.repository import MissingModel
 from inference import acceleration
-from inference.drawing import draw
 from inference.engine import Engine
+from inference.generation import draw
 from inference.request import Request, settle
 from inference.text_cache import TextCache
 

@@ -13,35 +13,35 @@ from adapters.archive import Archive, read_archive
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from demo.subject import SUBJECT
-from experiments import measures
-from experiments.document import marks
-from experiments.drawing import Drawer, Way
-from experiments.prompts import class_prompts, free_prompts, subject_prompts
-from experiments.statistics import estimate
-from experiments.table import Table
-from experiments.turbo_retention.__main__ import PUBLISHED
-from experiments.turbo_retention.design import CONDITIONS, SMALL, TURBO, WORD
-from experiments.turbo_retention.merge import inversion_errors
-from experiments.turbo_retention.report import DOCUMENT, parts, write_report
-from experiments.turbo_retention.results import Results
-from experiments.turbo_retention.study import RESULTS, Study
-from experiments.turbo_retention.training import training_adapter
-from experiments.zero_prior.__main__ import PUBLISHED as ZERO_PRIOR_PUBLISHED
-from experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
-from experiments.zero_prior.compare import Results as ZeroPriorResults
-from experiments.zero_prior.compare import compare, metrics
-from experiments.zero_prior.design import CHOICES, CLASS_WORDS, POINTS, SEEDS, Size
-from experiments.zero_prior.design import CONDITIONS as WORDS
-from experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
-from experiments.zero_prior.figures import draw_choices, draw_metrics, draw_pictures
-from experiments.zero_prior.metrics import WORLD
-from experiments.zero_prior.report import DOCUMENT as ZERO_PRIOR_DOCUMENT
-from experiments.zero_prior.report import parts as zero_prior_parts
-from experiments.zero_prior.study import UNTRAINED
-from experiments.zero_prior.study import Study as ZeroPriorStudy
-from experiments.zero_prior.world import World
 from inference.engine import Engine
 from inference.request import Request
+from lab.experiments import measures
+from lab.experiments.document import marks
+from lab.experiments.drawing import Drawer, Way
+from lab.experiments.prompts import class_prompts, free_prompts, subject_prompts
+from lab.experiments.statistics import estimate
+from lab.experiments.table import Table
+from lab.experiments.turbo_retention.__main__ import PUBLISHED
+from lab.experiments.turbo_retention.design import CONDITIONS, SMALL, TURBO, WORD
+from lab.experiments.turbo_retention.merge import inversion_errors
+from lab.experiments.turbo_retention.report import DOCUMENT, parts, write_report
+from lab.experiments.turbo_retention.results import Results
+from lab.experiments.turbo_retention.study import RESULTS, Study
+from lab.experiments.turbo_retention.training import training_adapter
+from lab.experiments.zero_prior.__main__ import PUBLISHED as ZERO_PRIOR_PUBLISHED
+from lab.experiments.zero_prior.captions import TEMPLATES, make_captions, template_of
+from lab.experiments.zero_prior.compare import Results as ZeroPriorResults
+from lab.experiments.zero_prior.compare import compare, metrics
+from lab.experiments.zero_prior.design import CHOICES, CLASS_WORDS, POINTS, SEEDS, Size
+from lab.experiments.zero_prior.design import CONDITIONS as WORDS
+from lab.experiments.zero_prior.design import SMALL as ZERO_PRIOR_SMALL
+from lab.experiments.zero_prior.figures import draw_choices, draw_metrics, draw_pictures
+from lab.experiments.zero_prior.metrics import WORLD
+from lab.experiments.zero_prior.report import DOCUMENT as ZERO_PRIOR_DOCUMENT
+from lab.experiments.zero_prior.report import parts as zero_prior_parts
+from lab.experiments.zero_prior.study import UNTRAINED
+from lab.experiments.zero_prior.study import Study as ZeroPriorStudy
+from lab.experiments.zero_prior.world import World
 from miniature.drawing import render
 from miniature.pictures import to_tensor
 from miniature.world import SUBJECTS, evaluation_prompts

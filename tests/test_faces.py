@@ -8,8 +8,8 @@ import torch
 from adapters.archive import Archive, read_archive
 from predict import Predictor
 from train import train
-from trainer.dataset import DatasetError
-from trainer.settings import SettingsError
+from trainer.data.dataset import DatasetError
+from trainer.settings.fields import SettingsError
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from families.family import Family
 from families.loading import load_family
 from inference.engine import draw
 from inference.request import Request, settle
-from trainer.loss import flow_loss, noisy
+from trainer.learning.loss import flow_loss, noisy
 
 PROMPTS = ["a photo of a cat", "", "two red boats, one behind the other, in a harbour at dawn"]
 STOCK = ["z-image-turbo", "z-image", "qwen-image", "qwen-image-2512"]

@@ -19,19 +19,21 @@ import torch
 from loops import make_loop
 
 from adapters.archive import Archive, read_archive
-from adapters.atomic import FULL
-from benchmarks.kill import KINDS, kill, learned
-from benchmarks.small_disk import NotAllowed, fill, small_disk
+from adapters.files.atomic import FULL
 from families.out_of_memory import is_out_of_memory
-from inference.disk_cache import DiskCache
-from inference.sources import Sources
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.sources import Sources
+from lab.benchmarks.kill import KINDS, kill, learned
+from lab.benchmarks.small_disk import NotAllowed, fill, small_disk
 from train import train as face
-from trainer import judging, run, saving
-from trainer.checkpoint import read_checkpoint, write_checkpoint
-from trainer.fitting import TooLarge
-from trainer.loop import Diverged, Loop
-from trainer.saving import checkpoint_bytes, state_of, weights_bytes
-from trainer.settings import Settings
+from trainer import run
+from trainer.learning import saving
+from trainer.learning.checkpoint import read_checkpoint, write_checkpoint
+from trainer.learning.loop import Diverged, Loop
+from trainer.learning.saving import checkpoint_bytes, state_of, weights_bytes
+from trainer.memory.fitting import TooLarge
+from trainer.result import evaluation
+from trainer.settings.fields import Settings
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def checkpoints(settings: Settings) -> list[int]:
 def test_disturbed_at_random_moments_a_run_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
-    """The short form of `python -m benchmarks.kill`: a moment of each kind in each phase."""
+    """The short form of `python -m lab.benchmarks.kill`: a moment of each kind in each phase."""
     outcomes = kill(moments=5, seed=3, folder=tmp_path)
     assert {each.blow.kind for each in outcomes} == {*KINDS}
     assert [each for each in outcomes if each.faults] == []
@@ -282,7 +284,7 @@ def test_weights_that_find_no_room_are_an_error_and_the_last_step_stays(
     """And an earlier weights.zip. What was reserved is of no use where files may not grow."""
     settings = tiny(rank=64, steps=3)
     before = run.train(replace(settings, steps=1)).read_bytes()
-    write = judging.write_archive
+    write = evaluation.write_archive
 
     def full_disk(archive: Archive, path: Path) -> Path:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -292,7 +294,7 @@ def test_weights_that_find_no_room_are_an_error_and_the_last_step_stays(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(judging, "write_archive", full_disk)
+    monkeypatch.setattr(evaluation, "write_archive", full_disk)
     with pytest.raises(OSError, match="no room to write it") as error:
         run.train(settings)
     assert error.value.errno in FULL

@@ -14,12 +14,11 @@ from families.family import Family
 from families.loading import default_device, load_family
 from families.memory import RESERVE, free_and_total
 from families.out_of_memory import is_out_of_memory
-from trainer import fitting
-from trainer.fitting import fit
-from trainer.memory import NOTHING
-from trainer.plan import Choice, Mode
-from trainer.settings import Settings, settle
-from trainer.speed import CARDS
+from trainer.memory.fitting import fit
+from trainer.memory.plan import Choice, Mode
+from trainer.memory.speed import CARDS
+from trainer.memory.step_cost import NOTHING, fitting
+from trainer.settings.fields import Settings, settle
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["a photo of <zwx>", "a photo of <zwx> on a table beside a window"]
@@ -202,8 +201,8 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
     script.write_text(
         "import os, torch\n"
         "from families.loading import default_device, load_family\n"
-        "from trainer.fitting import fit\n"
-        "from trainer.settings import settle\n"
+        "from trainer.memory.fitting import fit\n"
+        "from trainer.settings.fields import settle\n"
         "free = (80, 24)[int(os.environ['RANK'])] * 10**9\n"
         "torch.cuda.mem_get_info = lambda _: (free, free)\n"
         "settings = settle(dataset='x', base_model='z-image-turbo', seed=1)\n"

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.deltas import Dense, Dora, Hadamard, Kronecker, LowRank
-from adapters.factors import LoraMismatch
-from adapters.layout import Layout
-from adapters.overlay import Overlay
-from benchmarks.format_cases import BROKEN, CASES, Case
-from benchmarks.formats import ORIGINAL_NAMES, ours, theirs
-from benchmarks.models import MODELS
+from adapters.formats.deltas import Dense, Dora, Hadamard, Kronecker, LowRank
+from adapters.formats.factors import LoraMismatch
+from adapters.formats.layout import Layout
+from adapters.merging import Overlay
+from lab.benchmarks.format_cases import BROKEN, CASES, Case
+from lab.benchmarks.formats import ORIGINAL_NAMES, ours, theirs
+from lab.benchmarks.models import MODELS
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 UNKNOWABLE = "… alpha = 2 · rank, written nowhere"

@@ -1,6 +1,7 @@
 """Every reader of what strangers send gives a result or its own error, whatever the bytes.
 
-A short run of `fuzz.harnesses`, always the same; `make fuzz` is the long one, guided by coverage.
+A short run of `lab.fuzz.harnesses`, always the same; `make fuzz` is the long one, guided by
+coverage.
 """
 
 import random
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import NAMES
-from fuzz.harnesses import HARNESSES
-from fuzz.mutation import mutated
+from lab.fuzz import NAMES
+from lab.fuzz.harnesses import HARNESSES
+from lab.fuzz.mutation import mutated
 
 RUNS = {
     "dataset": 400,

@@ -11,15 +11,23 @@ import torch
 from PIL import Image
 
 from adapters.archive import Archive, read_archive, write_archive
-from adapters.factors import Factors
+from adapters.formats.factors import Factors
 from adapters.placeholder import Placeholder
-from trainer import gates
-from trainer.gates import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Kernels, Worthless
-from trainer.judging import without_subject
-from trainer.loop import Loop
+from trainer.learning.loop import Loop
+from trainer.monitor.validation import Curves
+from trainer.result import result_checks
+from trainer.result.evaluation import without_subject
+from trainer.result.result_checks import (
+    DOUBTFUL,
+    FAILED,
+    INFORMATION,
+    PASSED,
+    SKIPPED,
+    Kernels,
+    Worthless,
+)
 from trainer.run import train
-from trainer.settings import Settings
-from trainer.validation import Curves
+from trainer.settings.fields import Settings
 
 
 @pytest.fixture
@@ -41,35 +49,35 @@ def archive(factors: Factors) -> Archive:
 
 
 def test_every_layer_must_change_its_weight(factors: Factors) -> None:
-    gate = gates.learned(factors)
+    gate = result_checks.learned(factors)
     assert (gate.state, gate.value, gate.worthless) == (PASSED, 1, False)
 
     factors["two"] = (factors["two"][0], torch.zeros(4, 2))
-    gate = gates.learned(factors)
+    gate = result_checks.learned(factors)
     assert (gate.state, gate.worthless) == (FAILED, False)
     assert "1 of 3 LoRA layers (two) change nothing" in gate.sentence
 
     nothing = {name: (down, torch.zeros_like(up)) for name, (down, up) in factors.items()}
-    assert gates.learned(nothing).worthless
+    assert result_checks.learned(nothing).worthless
 
 
 def test_an_update_that_rounding_takes_away_counts_as_none(factors: Factors) -> None:
     tiny = {name: (down, up * 1e-42) for name, (down, up) in factors.items()}
     assert all(up.abs().sum() > 0 for _, up in tiny.values())  # as trained, in float32
-    assert gates.learned(tiny).worthless  # as written, in bfloat16
+    assert result_checks.learned(tiny).worthless  # as written, in bfloat16
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none_make_weights_worthless(factors: Factors, value: float) -> None:
     factors["two"][1][3, 1] = value
-    gate = gates.learned(factors)
+    gate = result_checks.learned(factors)
     assert (gate.state, gate.worthless) == (FAILED, True)
     assert "1 of 3 LoRA layers (two) hold NaN or infinity" in gate.sentence
 
 
 def test_the_norm_of_an_update_is_that_of_the_product(factors: Factors) -> None:
     for down, up in factors.values():
-        assert gates.update_norm(down, up) == pytest.approx((up @ down).norm().item())
+        assert result_checks.update_norm(down, up) == pytest.approx((up @ down).norm().item())
 
 
 # What is in the file.
@@ -79,20 +87,23 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
     archive: Archive, tmp_path: Path
 ) -> None:
     path = write_archive(archive, tmp_path / "weights.zip")
-    assert gates.reloads(archive, path).state == PASSED
+    assert result_checks.reloads(archive, path).state == PASSED
 
     down, up = archive.factors["two"]
     other = dict(archive.factors) | {"two": (down, up + up.abs().max() / 64)}
-    gate = gates.reloads(Archive(other, archive.placeholder, {}), path)
+    gate = result_checks.reloads(Archive(other, archive.placeholder, {}), path)
     assert gate.worthless
     assert "1 of 3 LoRA layers (two) differ" in gate.sentence
 
     fewer = {name: pair for name, pair in archive.factors.items() if name != "one"}
-    assert "(one) are not in both" in gates.reloads(Archive(fewer, None, {}), path).sentence
-    assert "placeholder differs" in gates.reloads(replace(archive, placeholder=None), path).sentence
+    assert "(one) are not in both" in result_checks.reloads(Archive(fewer, None, {}), path).sentence
+    assert (
+        "placeholder differs"
+        in result_checks.reloads(replace(archive, placeholder=None), path).sentence
+    )
 
     path.write_bytes(path.read_bytes()[:-100])
-    gate = gates.reloads(archive, path)
+    gate = result_checks.reloads(archive, path)
     assert gate.worthless
     assert "the file is refused" in gate.sentence
 
@@ -107,10 +118,10 @@ def test_a_preview_from_the_same_kernels_must_equal_the_prediction() -> None:
     one = Image.new("RGB", (8, 8), (100, 100, 100))
     other = one.copy()
     other.putpixel((3, 3), (100, 101, 100))
-    assert gates.previews_match(one, one.copy(), PLAIN, PLAIN).state == PASSED
-    gate = gates.previews_match(one, other, PLAIN, PLAIN)
+    assert result_checks.previews_match(one, one.copy(), PLAIN, PLAIN).state == PASSED
+    gate = result_checks.previews_match(one, other, PLAIN, PLAIN)
     assert (gate.state, gate.value) == (FAILED, 1)
-    assert gates.previews_match(one, one.resize((9, 8)), PLAIN, PLAIN).state == FAILED
+    assert result_checks.previews_match(one, one.resize((9, 8)), PLAIN, PLAIN).state == FAILED
 
 
 @pytest.mark.parametrize(
@@ -125,18 +136,18 @@ def test_a_preview_from_the_same_kernels_must_equal_the_prediction() -> None:
 def test_a_preview_from_other_kernels_may_differ_by_their_rounding(made_by: Kernels) -> None:
     one = Image.new("RGB", (8, 8), (100, 100, 100))
     near, far = (Image.new("RGB", (8, 8), (level, 100, 100)) for level in (102, 104))
-    gate = gates.previews_match(one, near, made_by, PLAIN)
+    gate = result_checks.previews_match(one, near, made_by, PLAIN)
     assert gate.state == PASSED
     assert "differ by 0.667 levels of 255 on average; the limit is 1," in gate.sentence
     assert f"({made_by}; cpu, float32)" in gate.sentence
-    assert gates.previews_match(one, far, made_by, PLAIN).state == FAILED
-    assert gates.previews_match(one, one.resize((9, 8)), made_by, PLAIN).state == FAILED
+    assert result_checks.previews_match(one, far, made_by, PLAIN).state == FAILED
+    assert result_checks.previews_match(one, one.resize((9, 8)), made_by, PLAIN).state == FAILED
 
 
 def test_two_images_of_a_gpu_may_differ_too() -> None:
     one, near = (Image.new("RGB", (8, 8), (level, 100, 100)) for level in (100, 101))
     kernels = replace(PLAIN, device="cuda")
-    assert gates.previews_match(one, near, kernels, kernels).state == PASSED
+    assert result_checks.previews_match(one, near, kernels, kernels).state == PASSED
 
 
 @pytest.mark.slow
@@ -149,15 +160,15 @@ def test_the_preview_of_a_compiled_training_passes(
     options = {"width": 64, "height": 64, "num_inference_steps": 4}
     settings = small(sample_prompts=("<zwx>",), sample_options=options, validation_every=0)
     found = read_archive(train(settings)).meta["checks"]
-    (gate,) = (gate for gate in found if gate["name"] == gates.PREVIEW)
+    (gate,) = (gate for gate in found if gate["name"] == result_checks.PREVIEW)
     assert gate["state"] == PASSED
 
 
 def test_the_drift_of_an_image_is_for_information() -> None:
     base, moved = Image.new("RGB", (8, 8), (100,) * 3), Image.new("RGB", (8, 8), (125,) * 3)
-    gate = gates.drift_of_pictures(base, moved, "a landscape")
+    gate = result_checks.drift_of_pictures(base, moved, "a landscape")
     assert (gate.state, gate.value) == (INFORMATION, pytest.approx(20.17, abs=0.01))
-    assert gates.drift_of_pictures(base, base.copy(), "a landscape").value is None
+    assert result_checks.drift_of_pictures(base, base.copy(), "a landscape").value is None
 
 
 @pytest.mark.parametrize(
@@ -187,7 +198,7 @@ def test_the_subject_within_a_longer_word_is_another_word() -> None:
     [(0.36, PASSED), (0.75, DOUBTFUL), (0.87, FAILED), (1.3, FAILED), (float("nan"), FAILED)],
 )
 def test_a_velocity_that_moves_too_far_without_the_subject_fails(share: float, state: str) -> None:
-    gate = gates.drift_of_velocity(share, "a landscape")
+    gate = result_checks.drift_of_velocity(share, "a landscape")
     assert gate.state == state
     assert "'a landscape'" in gate.sentence
     assert ("the limit is" in gate.sentence) == (state != PASSED)
@@ -201,7 +212,7 @@ def test_an_update_as_large_as_the_weights_fails(
 ) -> None:
     norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
     scaled = {name: (down, up * scale) for name, (down, up) in factors.items()}
-    gate = gates.update_size(scaled, norms)
+    gate = result_checks.update_size(scaled, norms)
     assert gate.state == state
     if state != PASSED:
         assert "lower learning_rate" in gate.sentence and "the limit is" in gate.sentence
@@ -213,7 +224,7 @@ def test_one_layer_that_exploded_fails_among_good_ones(factors: Factors) -> None
     norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
     small = {name: (down, up * 0.1) for name, (down, up) in factors.items()}
     small["two"] = (factors["two"][0], factors["two"][1] * 3)
-    assert gates.update_size(small, norms).state == FAILED
+    assert result_checks.update_size(small, norms).state == FAILED
 
 
 @pytest.mark.parametrize(
@@ -230,7 +241,7 @@ def test_a_token_that_never_moved_fails(
     facts: dict[str, float], state: str, worthless: bool, said: str
 ) -> None:
     start = {"norm_start": 0.1, "norm_end": 0.8, "moved": True, "steps_with_placeholder": 9}
-    gate = gates.token_moved("<zwx>", start | facts)
+    gate = result_checks.token_moved("<zwx>", start | facts)
     assert (gate.state, gate.worthless) == (state, worthless)
     assert said in gate.sentence
 
@@ -238,7 +249,7 @@ def test_a_token_that_never_moved_fails(
 @pytest.mark.parametrize("held_out", [[], ["1.png", "2.png"]], ids=["fit", "validation"])
 def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
     curves = Curves([0.2, 0.8], held_out, [0, 5, 10], [[1.0, 1.0], [0.5, 0.5], [0.9, 0.9]])
-    gate = gates.loss_fell(curves)
+    gate = result_checks.loss_fell(curves)
     assert (gate.state, gate.value) == (PASSED, 0.9)
     assert "the lowest was 0.5000 at step 5" in gate.sentence
     assert (
@@ -247,8 +258,8 @@ def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
     assert ("on 2 held-out images" in gate.sentence) == bool(held_out)
     for last, state in ((1.0, DOUBTFUL), (1.04, DOUBTFUL), (1.06, FAILED), (float("nan"), FAILED)):
         risen = replace(curves, losses=[*curves.losses[:2], [last, last]])
-        assert gates.loss_fell(risen).state == state
-    assert gates.loss_fell(Curves([0.2], held_out, [], [])).state == SKIPPED
+        assert result_checks.loss_fell(risen).state == state
+    assert result_checks.loss_fell(Curves([0.2], held_out, [], [])).state == SKIPPED
 
 
 # In a training.

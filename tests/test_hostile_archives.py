@@ -24,7 +24,7 @@ from safetensors.torch import save
 from watched import watched
 
 from adapters.archive import LORA, BrokenArchive, read_archive
-from trainer.dataset import DatasetError, read_dataset
+from trainer.data.dataset import DatasetError, read_dataset
 
 Files = dict[str, bytes]
 

@@ -12,11 +12,11 @@ from PIL import Image, ImageCms
 from skimage import data as photographs
 from watched import watched
 
+from inference.image_decoding import IMAGE_FORMATS, UPRIGHT, upright_srgb
 from inference.images import BrokenImage, read_image
-from inference.upright import IMAGE_FORMATS, UPRIGHT, upright_srgb
-from trainer.dataset import DatasetError, read_dataset
-from trainer.members import Unusable
-from trainer.pictures import check
+from trainer.data.dataset import DatasetError, read_dataset
+from trainer.data.images import check
+from trainer.data.members import Unusable
 
 # ---- Pictures become upright 8-bit RGB -----------------------------------------------------------
 

@@ -12,9 +12,9 @@ from watched import watched
 from adapters.placeholder import PlaceholderError, check_token
 from families.tokens import PromptTokenizer
 from inference.request import Request
-from trainer.config import read_config
-from trainer.dataset import name_subject, read_dataset
-from trainer.settings import SettingsError, settle
+from trainer.data.dataset import name_subject, read_dataset
+from trainer.settings.config import read_config
+from trainer.settings.fields import SettingsError, settle
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer

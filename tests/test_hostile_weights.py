@@ -21,18 +21,18 @@ import torch
 from safetensors.torch import save
 from watched import watched
 
-from adapters import bounded_json, tensor_file
 from adapters.archive import LORA, META, PLACEHOLDER, Archive, BrokenArchive, read_archive
-from adapters.deltas import bytes_of
-from adapters.factors import LoraMismatch
-from adapters.lora_file import BrokenLora, read_deltas
-from adapters.lora_header import Header
-from adapters.tensor_file import TensorFile
+from adapters.files import bounded_json, tensor_file
+from adapters.files.tensor_file import TensorFile
+from adapters.formats.deltas import bytes_of
+from adapters.formats.factors import LoraMismatch
+from adapters.formats.lora_file import BrokenLora, read_deltas
+from adapters.formats.lora_header import Header
 from families.bases import BASES, UnknownBase
 from families.sketch import outline
-from inference.disk_cache import DiskCache
 from inference.engine import Engine
-from inference.sources import Sources
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.sources import Sources
 
 CPU = torch.device("cpu")
 BASE = "zeroprior/miniature-turbo"

@@ -13,7 +13,7 @@ from PIL import Image
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
-from inference.drawing import draw
+from inference.generation import draw
 from inference.images import BrokenImage, read_image, to_images, to_pixels
 from inference.request import Request, settle
 

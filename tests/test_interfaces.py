@@ -1,7 +1,7 @@
 """Cog, YAML, the command line, plain Python and the documents have the same inputs.
 
 They have the same names, defaults, bounds and choices, unless a table below has a reason.
-`trainer.settings` and `inference.request` hold the defaults, `trainer.checks` and
+`trainer.settings.fields` and `inference.request` hold the defaults, `trainer.settings.checks` and
 `inference.request` the bounds.
 """
 
@@ -29,10 +29,10 @@ from inference.request import LENGTHS as REQUEST_LENGTHS
 from inference.request import RANGES as REQUEST_RANGES
 from serving.inputs import plain
 from trainer.__main__ import arguments_parser as trainer_parser
-from trainer.checks import CHOICES, LENGTHS, RANGES
-from trainer.config import _SECTIONS, _TOP, read_config
-from trainer.presets import PRESETS, find_preset, left_out
-from trainer.settings import Settings, settle
+from trainer.settings.checks import CHOICES, LENGTHS, RANGES
+from trainer.settings.config import _SECTIONS, _TOP, read_config
+from trainer.settings.fields import Settings, settle
+from trainer.settings.presets import PRESETS, find_preset, left_out
 
 ROOT = Path(__file__).resolve().parents[1]
 

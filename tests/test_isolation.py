@@ -23,13 +23,13 @@ from hypothesis.strategies import integers, sampled_from
 from web_server import served
 
 from adapters.archive import Archive, BrokenArchive, read_archive, write_archive
-from benchmarks.kill import learned, write_pictures
-from inference.disk_cache import DiskCache
-from inference.download import DownloadError
 from inference.engine import Engine
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.download import DownloadError
+from inference.fetch.sources import Sources
 from inference.request import Request
-from inference.sources import Sources
-from trainer.dataset import DatasetError
+from lab.benchmarks.kill import learned, write_pictures
+from trainer.data.dataset import DatasetError
 from trainer.run import train_from_inputs
 
 CPU = torch.device("cpu")

@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from adapters.archive import read_archive
-from benchmarks.kill import learned
 from families.family import Family
-from trainer import judging, run
-from trainer.album import Album
-from trainer.checkpoint import latest, read_checkpoint
-from trainer.dataset import DatasetError
-from trainer.gates import PREVIEW, SKIPPED
-from trainer.loop import Loop
-from trainer.previews import Previews
-from trainer.saving import SECONDS, Saver
-from trainer.settings import Settings, SettingsError
-from trainer.zero_prior import ZeroPriorBroken, ZeroPriorProof
+from lab.benchmarks.kill import learned
+from trainer import run
+from trainer.data.dataset import DatasetError
+from trainer.learning.checkpoint import latest, read_checkpoint
+from trainer.learning.loop import Loop
+from trainer.learning.saving import SECONDS, Saver
+from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
+from trainer.monitor.preview_images import Album
+from trainer.monitor.previews import Previews
+from trainer.result import evaluation
+from trainer.result.result_checks import PREVIEW, SKIPPED
+from trainer.settings.fields import Settings, SettingsError
 
 STEPS = 2
 PREVIEWS: dict[str, Any] = {
@@ -71,7 +72,7 @@ PLACES = {
     "proof": (ZeroPriorProof, "result"),
     "describe": (run.meta, "describe"),
     "judge": (run, "judge"),
-    "a check": (judging.gates, "reloads"),
+    "a check": (evaluation.result_checks, "reloads"),
 }
 
 
@@ -142,7 +143,7 @@ def test_out_of_memory_after_the_last_step_does_no_step_again(
 
 def redrawn_no_more(patch: pytest.MonkeyPatch) -> None:
     error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    patch.setattr(judging, "load_family", raising(error))
+    patch.setattr(evaluation, "load_family", raising(error))
 
 
 def gpu_is_gone(patch: pytest.MonkeyPatch) -> None:
@@ -153,18 +154,19 @@ def gpu_is_gone(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_second_writing(patch: pytest.MonkeyPatch) -> None:
-    write = judging.write_archive
+    write = evaluation.write_archive
 
     def once(archive: Any, path: Path) -> Path:
         if path.name == "weights.zip":
             raise OSError(28, "No space left on device", str(path))
         return write(archive, path)
 
-    patch.setattr(judging, "write_archive", once)
+    patch.setattr(evaluation, "write_archive", once)
 
 
 def no_report(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(judging.report, "write_report", raising(OSError(28, "No space left on device")))
+    full = raising(OSError(28, "No space left on device"))
+    patch.setattr(evaluation.report, "write_report", full)
 
 
 def no_sheet(patch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
 ) -> None:
     made: list[weakref.ref[Any]] = []
     alive: list[Any] = []
-    redrawn, begin, load = judging._redrawn, Saver.begin, run.load_family
+    redrawn, begin, load = evaluation._redrawn, Saver.begin, run.load_family
 
     def loaded(*arguments: Any) -> Family:
         family = load(*arguments)
@@ -250,7 +252,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
 
     monkeypatch.setattr(run, "load_family", loaded)
     monkeypatch.setattr(Saver, "begin", begun)
-    monkeypatch.setattr(judging, "_redrawn", look)
+    monkeypatch.setattr(evaluation, "_redrawn", look)
     run.train(tiny(**PREVIEWS))
     assert alive == [None] * 5
 
@@ -261,11 +263,11 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
 @pytest.mark.parametrize(
     ("part", "error"),
     [
-        ("trainer.album.save_png", OSError(28, "No space left on device")),
-        slow("trainer.previews.draw", RuntimeError("CUDA error: anything")),
-        slow("trainer.stage.Overlay", torch.OutOfMemoryError("CUDA out of memory")),
-        slow("trainer.album.draw_sheet", ValueError("anything")),
-        slow("trainer.album.Album.begin", OSError(5, "Input/output error")),
+        ("trainer.monitor.preview_images.save_png", OSError(28, "No space left on device")),
+        slow("trainer.monitor.previews.draw", RuntimeError("CUDA error: anything")),
+        slow("trainer.monitor.stage.Overlay", torch.OutOfMemoryError("CUDA out of memory")),
+        slow("trainer.monitor.preview_images.draw_sheet", ValueError("anything")),
+        slow("trainer.monitor.preview_images.Album.begin", OSError(5, "Input/output error")),
     ],
     ids=str,
 )
@@ -303,7 +305,9 @@ def test_progress_that_cannot_be_shown_or_reported_stops_no_run(
     def gone(self: Loop, number: int) -> None:
         step(self, number)
         monkeypatch.setattr("sys.stderr", Full())
-        monkeypatch.setattr("trainer.history.Progress.status_printer", lambda *_: Full().write)
+        monkeypatch.setattr(
+            "trainer.learning.history.Progress.status_printer", lambda *_: Full().write
+        )
 
     monkeypatch.setattr(Loop, "step", gone)
     assert run.train(tiny(), raising(RuntimeError("nobody listens"))).is_file()
@@ -400,7 +404,7 @@ def test_a_signal_after_the_loop_leaves_the_state(
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 1)
 
-    monkeypatch.setattr(judging, "write_archive", interrupted)
+    monkeypatch.setattr(evaluation, "write_archive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.train(settings)
     newest = latest(folder_of(settings) / "checkpoints")

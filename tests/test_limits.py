@@ -10,14 +10,15 @@ import torch
 
 from adapters.archive import MAX_META_BYTES, Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
-from trainer import meta, run
-from trainer.checks import LENGTHS
-from trainer.dataset import Example, read_dataset
-from trainer.history import Trained
-from trainer.members import MAX_CAPTION_BYTES, MAX_MEMBERS
-from trainer.resume import data_identity
-from trainer.settings import Settings, SettingsError
-from trainer.validation import Curves
+from trainer import run
+from trainer.data.dataset import Example, read_dataset
+from trainer.data.members import MAX_CAPTION_BYTES, MAX_MEMBERS
+from trainer.learning.history import Trained
+from trainer.learning.resume import data_identity
+from trainer.monitor.validation import Curves
+from trainer.result import meta
+from trainer.settings.checks import LENGTHS
+from trainer.settings.fields import Settings, SettingsError
 
 FACTORS = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
 # Settings that are free text, and come into meta.json.

@@ -15,14 +15,15 @@ from loops import make_loop
 from adapters.archive import read_archive
 from families.bases import BASES
 from families.loading import load_family
-from trainer.loop import Diverged, Loop
-from trainer.loss import flow_loss
-from trainer.noise_levels import NoiseLevels
-from trainer.optimizers import OPTIMIZERS, rate_at
-from trainer.randomness import generator
+from trainer.learning.loop import Diverged, Loop
+from trainer.learning.loss import flow_loss
+from trainer.learning.optimizers import rate_at
+from trainer.learning.randomness import generator
+from trainer.learning.saving import Saver
+from trainer.learning.timesteps import NoiseLevels
 from trainer.run import train
-from trainer.saving import Saver
-from trainer.settings import Settings
+from trainer.settings.choices import OPTIMIZERS
+from trainer.settings.fields import Settings
 
 
 @torch.no_grad()

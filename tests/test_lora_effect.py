@@ -17,17 +17,17 @@ from web_server import served
 
 from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.cache import AdapterCache
-from adapters.lora_header import MAX_CONFIG_BYTES
+from adapters.formats.lora_header import MAX_CONFIG_BYTES
 from adapters.placeholder import Placeholder
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
-from inference.disk_cache import DiskCache
-from inference.download import DownloadError
 from inference.engine import Engine
-from inference.making import JSON, read
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.download import DownloadError
+from inference.fetch.sources import Sources
+from inference.image_metadata import JSON, read
 from inference.request import Request
-from inference.sources import Sources
 
 CPU = torch.device("cpu")
 

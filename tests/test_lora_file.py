@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from adapters.factors import LoraMismatch, check_fits
-from adapters.layout import Layout
-from adapters.lora_file import BrokenLora, parse_deltas, parse_lora, read_tensors
+from adapters.formats.factors import LoraMismatch, check_fits
+from adapters.formats.layout import Layout
+from adapters.formats.lora_file import BrokenLora, parse_deltas, parse_lora, read_tensors
 
 LAYER = "transformer_blocks.0.attn.to_out.0"  # the word "transformer" belongs to the name
 RANK, ALPHA = 4, 6.0
@@ -229,7 +229,7 @@ def test_every_rank_above_the_limit_is_refused() -> None:
 def test_a_file_above_the_size_limit_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.lora_file.MAX_BYTES", 1000)
+    monkeypatch.setattr("adapters.formats.lora_file.MAX_BYTES", 1000)
     file = tmp_path / "lora.safetensors"
     file.write_bytes(bytes(1001))
     with pytest.raises(BrokenLora, match="lora has 1,001 bytes; 1,000 is the most"):
@@ -441,7 +441,7 @@ def test_a_file_of_another_format_is_refused_as_what_it_is(
 def test_a_whole_model_above_the_size_limit_is_told_to_be_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.lora_file.MAX_BYTES", 100)
+    monkeypatch.setattr("adapters.formats.lora_file.MAX_BYTES", 100)
     file = tmp_path / "z.safetensors"
     save_file(shapes_of("layers.0.attention.to_q.weight"), file)
     with pytest.raises(BrokenLora, match="is a whole model of Z-Image"):

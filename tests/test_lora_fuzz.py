@@ -12,12 +12,12 @@ from safetensors.torch import save
 from torch import nn
 
 from adapters.archive import BrokenArchive, read_archive
-from adapters.factors import LoraMismatch
-from adapters.layout import Layout
-from adapters.overlay import Overlay
-from benchmarks.format_cases import CASES, Case
-from benchmarks.formats import ORIGINAL_NAMES
-from benchmarks.models import MODELS
+from adapters.formats.factors import LoraMismatch
+from adapters.formats.layout import Layout
+from adapters.merging import Overlay
+from lab.benchmarks.format_cases import CASES, Case
+from lab.benchmarks.formats import ORIGINAL_NAMES
+from lab.benchmarks.models import MODELS
 
 FILES = 1000
 SEEDS = (

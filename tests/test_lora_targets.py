@@ -9,7 +9,7 @@ import torch
 from families.bases import BASES
 from families.loading import load_family
 from trainer.run import train
-from trainer.settings import Settings
+from trainer.settings.fields import Settings
 
 
 def test_lora_targets_are_named_by_group_by_name_or_by_pattern(use_vault: Path) -> None:

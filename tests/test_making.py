@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from adapters.archive import Archive, read_archive, write_archive
+from adapters.files.tensor_file import tensors_hash
 from adapters.placeholder import Placeholder
-from adapters.tensor_file import tensors_hash
 from families.bases import BASES
 from families.loading import load_family
-from inference import making
+from inference import image_metadata
 from inference.engine import Engine
 from inference.images import save_images
 from inference.request import Drawing, Request
@@ -59,10 +59,15 @@ def test_a_file_holds_all_that_makes_it_again(
     facts = []
     for path in paths:
         with Image.open(path) as image:
-            texts = making.read(image)
-        facts.append(json.loads(texts[making.JSON]))
-        assert texts[making.TEXT].startswith(PROMPT + "\nSteps: 2, Sampler: Euler, CFG scale: 1, ")
-        assert f"Seed: {facts[-1]['seed']}, Size: 64x48, Model: z-image-turbo" in texts[making.TEXT]
+            texts = image_metadata.read(image)
+        facts.append(json.loads(texts[image_metadata.JSON]))
+        assert texts[image_metadata.TEXT].startswith(
+            PROMPT + "\nSteps: 2, Sampler: Euler, CFG scale: 1, "
+        )
+        assert (
+            f"Seed: {facts[-1]['seed']}, Size: 64x48, Model: z-image-turbo"
+            in texts[image_metadata.TEXT]
+        )
     first, second = facts
     assert second["seed"] == first["seed"] + 1
     (laid,) = first["weights"]
@@ -97,7 +102,7 @@ def test_metadata_is_left_out_where_it_is_not_wanted(
     )
     with Image.open(wanted) as first, Image.open(unwanted) as second:
         assert first.tobytes() == second.tobytes()
-        assert making.read(first) and not making.read(second)
+        assert image_metadata.read(first) and not image_metadata.read(second)
     assert b"zeroprior" not in unwanted.read_bytes()
 
 
@@ -126,9 +131,9 @@ def test_a_making_too_long_for_a_jpg_is_left_out_with_a_warning(
         seeds=(1,),
     )
     image = Image.new("RGB", (8, 8))
-    image.info.update(making.making(drawing, 1, BASES["miniature"], []))
+    image.info.update(image_metadata.making(drawing, 1, BASES["miniature"], []))
     jpg, png = (save_images([image], tmp_path, each)[0] for each in ("jpg", "png"))
     with Image.open(jpg) as small, Image.open(png) as whole:
-        assert not making.read(small)
-        assert making.read(whole)[making.TEXT].startswith("写写")
+        assert not image_metadata.read(small)
+        assert image_metadata.read(whole)[image_metadata.TEXT].startswith("写写")
     assert "too long for a JPEG" in caplog.text

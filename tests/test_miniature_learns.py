@@ -10,7 +10,7 @@ from inference.engine import Engine
 from inference.request import Request
 from miniature.likeness import likeness
 from trainer.run import train
-from trainer.settings import settle
+from trainer.settings.fields import settle
 
 SEEDS = (11, 12)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from inference.__main__ import arguments_parser
-from inference.sources import allowed_file
-from trainer.next_steps import MOST_SENT, next_steps
+from inference.fetch.sources import allowed_file
+from trainer.result.next_steps import MOST_SENT, next_steps
 
 
 def commands(weights: Path, size: int, word: str | None = "<zwx>") -> tuple[list[list[str]], str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dataset_files import make_folder, make_zip, picture, problems_of
 
-from trainer.dataset import read_dataset
+from trainer.data.dataset import read_dataset
 
 PNG, JPEG = picture(8, 8), picture(8, 8, format="JPEG")
 THREE = {f"0{number}.png": PNG for number in (1, 2, 3)}

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from foreign_files import NAMES, Foreign
 
-from trainer import album, report, trackers
 from trainer.lock import HANDED_DOWN, FolderRefused, Lock
+from trainer.monitor import preview_images, trackers
 from trainer.outputs import KEPT_RUNS, KEPT_SECONDS, Run, open_run
+from trainer.result import report
 from trainer.run_files import REPORT, SAMPLES, TRACKERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -696,4 +697,4 @@ def test_what_is_left_of_a_server_that_was_killed_at_its_start_is_removed() -> N
 
 
 def test_the_names_of_a_runs_files_are_the_same_everywhere() -> None:
-    assert (album.FOLDER, trackers.FOLDER, report.NAME) == (SAMPLES, TRACKERS, REPORT)
+    assert (preview_images.FOLDER, trackers.FOLDER, report.NAME) == (SAMPLES, TRACKERS, REPORT)

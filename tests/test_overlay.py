@@ -9,7 +9,7 @@ import torch
 from loras import random_lora
 from torch import Tensor, nn
 
-from adapters.overlay import Overlay
+from adapters.merging import Overlay
 from families.bases import BASES
 from families.loading import load_family
 
@@ -216,7 +216,7 @@ def test_without_memory_for_copies_the_checkpoint_is_read_again(
     transformer: nn.Module, vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The vault's Z-Image-Turbo lies there in float32 and several files, as other than loaded."""
-    monkeypatch.setattr("adapters.pristine.free_and_total", lambda _: (1 << 20, 1 << 30))
+    monkeypatch.setattr("adapters.original_weights.free_and_total", lambda _: (1 << 20, 1 << 30))
     before = copy_of(transformer)
     overlay = Overlay(transformer, None, vault / "Tongyi-MAI/Z-Image-Turbo/transformer")
     some = random_lora(transformer, TARGETS, 4, 0)
@@ -234,7 +234,7 @@ def test_without_memory_for_copies_the_checkpoint_is_read_again(
 def test_a_checkpoint_that_holds_other_weights_is_not_believed(
     transformer: nn.Module, vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.pristine.free_and_total", lambda _: (1 << 20, 1 << 30))
+    monkeypatch.setattr("adapters.original_weights.free_and_total", lambda _: (1 << 20, 1 << 30))
     before = copy_of(transformer)
     overlay = Overlay(transformer, checkpoint=vault / "Tongyi-MAI/Z-Image/transformer")
     overlay.apply([(random_lora(transformer, TARGETS, 4, 0), 1.0)])

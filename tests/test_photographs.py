@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from vault.clip import write_clip
 
-from experiments.clip import Clip, has_lpips, lpips
-from experiments.zero_prior import __main__ as command
-from experiments.zero_prior.photographs import class_of, subjects_of
-from experiments.zero_prior.study import RESULTS
+from lab.experiments.clip import Clip, has_lpips, lpips
+from lab.experiments.zero_prior import __main__ as command
+from lab.experiments.zero_prior.photographs import class_of, subjects_of
+from lab.experiments.zero_prior.study import RESULTS
 
 
 @pytest.fixture

@@ -18,12 +18,19 @@ from families.loading import load_family
 from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
-from trainer import fitting
-from trainer.fitting import TooLarge, check_host_memory
-from trainer.memory import Load, Meter, Shape, fused_attention, step_load, step_loads
-from trainer.plan import LADDER, Choice, Figures, Mode, Wishes, choose
-from trainer.settings import Settings, settle
-from trainer.speed import CARDS, UTILISATION, step_seconds
+from trainer.memory.fitting import TooLarge, check_host_memory
+from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
+from trainer.memory.speed import CARDS, UTILISATION, step_seconds
+from trainer.memory.step_cost import (
+    Load,
+    Meter,
+    Shape,
+    fitting,
+    fused_attention,
+    step_load,
+    step_loads,
+)
+from trainer.settings.fields import Settings, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -45,7 +52,7 @@ def of_depth(family: Family, blocks: int) -> Family:
 
 def saved_bytes(family: Family, lora: Lora, shape: Shape) -> int:
     """What autograd keeps after a real forward pass, weights left out: PyTorch's own account."""
-    from trainer.loss import flow_loss
+    from trainer.learning.loss import flow_loss
 
     weights = {each.untyped_storage().data_ptr() for each in family.transformer.parameters()}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
@@ -343,8 +350,8 @@ def test_free_memory_is_some_of_the_machines() -> None:
 @pytest.fixture(scope="module")
 def shown() -> dict[str, str]:
     """The plans of the shipped configs, as the document shows them."""
-    from trainer.config import read_config
-    from trainer.plan_table import count, table
+    from trainer.memory.plan_table import count, table
+    from trainer.settings.config import read_config
 
     plans = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -4,8 +4,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from trainer.presets import PRESETS, Preset
-from trainer.settings import Settings
+from trainer.settings.fields import Settings
+from trainer.settings.presets import PRESETS, Preset
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 

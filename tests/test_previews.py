@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from adapters.archive import read_archive
+from adapters.formats.lora_file import as_written
 from adapters.lora import Lora
-from adapters.lora_file import as_written
 from adapters.turbo import TurboAdapter
 from families.bases import BASES
 from families.loading import load_family
@@ -19,10 +19,10 @@ from families.repository import adapter_path
 from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
+from trainer.monitor.contact_sheet import CELL, draw_sheet
+from trainer.monitor.stage import Stage
 from trainer.run import train
-from trainer.settings import Settings
-from trainer.sheet import CELL, draw_sheet
-from trainer.stage import Stage
+from trainer.settings.fields import Settings
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 2}
 
@@ -166,7 +166,7 @@ def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trainer.previews.draw", full)
+    monkeypatch.setattr("trainer.monitor.previews.draw", full)
     weights = train(miniature(steps=3, sample_every=1))
     assert "no preview at step 2: out of memory" in caplog.text
     # Once the training's memory is given back there is room, and the end is drawn after all.

@@ -20,12 +20,12 @@ from adapters.archive import Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
 from families.bases import BASES, find_base
 from families.loading import load_family
-from trainer.model_card import FAMILIES, model_card
-from trainer.publish import check_repository, publish
+from trainer.result.model_card import FAMILIES, model_card
+from trainer.result.publish import check_repository, publish
 from trainer.run import train
 from trainer.run_files import UPLOAD
-from trainer.secret import Secret, Secrets
-from trainer.settings import SettingsError, settle
+from trainer.settings.fields import SettingsError, settle
+from trainer.settings.secret import Secret, Secrets
 
 Finished = Callable[..., Path]
 
@@ -440,7 +440,9 @@ def test_an_upload_that_fails_leaves_the_weights_and_says_how_to_repeat_it(
     hub.refuse[step] = 403
     with caplog.at_level(logging.WARNING, "trainer"):
         assert publish(weights, "me/fox", Secret(hub.token)) is None
-    [warning] = [each.getMessage() for each in caplog.records if each.name == "trainer.publish"]
+    [warning] = [
+        each.getMessage() for each in caplog.records if each.name == "trainer.result.publish"
+    ]
     assert f"The weights are safe in {weights}" in warning and weights.is_file()
     folder = weights.parent / "hub-upload"
     assert warning.endswith(f"hf upload me/fox {folder}")
@@ -587,7 +589,7 @@ def test_a_token_that_cannot_write_costs_no_training(
 def test_a_key_in_a_file_is_refused_unshown_and_sent_to_the_environment(
     key: str, variable: str, tmp_path: Path
 ) -> None:
-    from trainer.config import read_config
+    from trainer.settings.config import read_config
 
     (tmp_path / "run.yaml").write_text(f"dataset: a.zip\ntrain: {{{key}: hf_abcdef}}\n")
     with pytest.raises(SettingsError, match=f"{key}; keys are not for files; set {variable}") as no:

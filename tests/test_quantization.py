@@ -20,7 +20,7 @@ from families.frozen_linear import FrozenLinear, moved
 from families.loading import load_family
 from families.quantization import QUANTIZATIONS, QuantizationUnavailable, Residence
 from families.repository import adapter_path
-from trainer.loss import flow_loss
+from trainer.learning.loss import flow_loss
 
 CPU = torch.device("cpu")
 NAMES = ("z-image", "qwen-image")
@@ -264,7 +264,7 @@ def test_a_lora_learns_over_every_quantisation(
 def test_a_text_encoder_is_not_quantised_while_a_placeholder_is_trained(
     small: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.fitting import fit
+    from trainer.memory.fitting import fit
 
     settings = small(quantize="int8")
     family = load_family(settings.base)

@@ -6,12 +6,12 @@ import pytest
 
 from families.redact import bare_address, looks_like_address, safe_name
 from inference.console import clean
-from inference.download import DownloadError, shown
 from inference.engine import Engine
+from inference.fetch.download import DownloadError, shown
+from inference.fetch.sources import HubFile, SourceError, Sources, allowed_file
 from inference.images import BrokenImage, read_image
-from inference.sources import HubFile, SourceError, Sources, allowed_file
 from serving.inputs import reason
-from trainer.settings import SettingsError, settle
+from trainer.settings.fields import SettingsError, settle
 
 SECRET = "SECRET"
 ADDRESSES = [
@@ -57,7 +57,7 @@ def test_no_error_shows_the_key(
         raise OSError("there is no network here")
 
     sources = Sources()
-    monkeypatch.setattr("inference.connection.connect_to", lookup)
+    monkeypatch.setattr("inference.fetch.connection.connect_to", lookup)
     object.__setattr__(sources.downloader, "addresses", lookup)
     object.__setattr__(sources.downloader, "pause", 0.0)
     for any_file in (True, False):

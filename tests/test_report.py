@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.charts import Line, chart, smoothed, thinned, ticks
-from trainer.dataset import Example
-from trainer.gates import FAILED, PASSED, Gate
-from trainer.report import FRAMES, PICTURES, Told, page
-from trainer.validation import Curves
+from trainer.data.dataset import Example
+from trainer.monitor.validation import Curves
+from trainer.result.charts import Line, chart, smoothed, thinned, ticks
+from trainer.result.report import FRAMES, PICTURES, Told, page
+from trainer.result.result_checks import FAILED, PASSED, Gate
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'> & <zwx>"
 

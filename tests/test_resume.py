@@ -12,13 +12,18 @@ from loops import make_checkpoint, make_loop
 
 from adapters.archive import Archive, read_archive, write_archive
 from trainer import run
-from trainer.checkpoint import BrokenCheckpoint, Checkpoint, read_checkpoint, write_checkpoint
-from trainer.dataset import read_dataset
-from trainer.loop import Diverged, Loop
-from trainer.optimizers import OPTIMIZERS
-from trainer.resume import data_identity, read_resume
-from trainer.saving import state_of
-from trainer.settings import Settings, SettingsError, settle
+from trainer.data.dataset import read_dataset
+from trainer.learning.checkpoint import (
+    BrokenCheckpoint,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+from trainer.learning.loop import Diverged, Loop
+from trainer.learning.resume import data_identity, read_resume
+from trainer.learning.saving import state_of
+from trainer.settings.choices import OPTIMIZERS
+from trainer.settings.fields import Settings, SettingsError, settle
 
 
 def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(

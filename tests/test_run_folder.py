@@ -13,10 +13,10 @@ from foreign_files import Foreign
 
 from adapters.archive import read_archive
 from trainer import run
-from trainer.dataset import DatasetError
+from trainer.data.dataset import DatasetError
+from trainer.learning.loop import Loop
 from trainer.lock import FolderRefused
-from trainer.loop import Loop
-from trainer.settings import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, settle
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from loops import loop_on_meta
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.album import Album
-from trainer.checkpoint import read_checkpoint
-from trainer.history import History
-from trainer.saving import Saver
-from trainer.settings import Settings
-from trainer.validation import Validation
-from trainer.watching import Watching
+from trainer.learning.checkpoint import read_checkpoint
+from trainer.learning.history import History
+from trainer.learning.saving import Saver
+from trainer.monitor.preview_images import Album
+from trainer.monitor.tracking import Watching
+from trainer.monitor.validation import Validation
+from trainer.settings.fields import Settings
 
 
 class Readable(TorchDispatchMode):

@@ -11,9 +11,9 @@ import torch
 
 from families.bases import BASES
 from inference.request import LENGTHS as PROMPT_LENGTHS
-from trainer.checks import LENGTHS, NAMES, fault_of_name, too_much
-from trainer.presets import PRESETS, find_preset, steps_for
-from trainer.settings import Settings, SettingsError
+from trainer.settings.checks import LENGTHS, NAMES, fault_of_name, too_much
+from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.presets import PRESETS, find_preset, steps_for
 
 
 def test_steps_grow_with_the_pictures_between_two_bounds() -> None:
@@ -97,7 +97,7 @@ def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_d
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from trainer.plan_table import plan
+    from trainer.memory.plan_table import plan
     from trainer.run import train
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -212,7 +212,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
 ) -> None:
     """Each text is tried alone; those that are accepted are trained with, all together."""
     from trainer.run import train_from_inputs
-    from trainer.settings import settle
+    from trainer.settings.fields import settle
 
     pytest.importorskip("tensorboard")
     work = tmp_path / "a" / "b"

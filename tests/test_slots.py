@@ -8,13 +8,13 @@ import torch
 from loras import random_lora
 from torch import Tensor, nn
 
-from adapters.deltas import Dense
-from adapters.factors import Factors, LoraMismatch
-from adapters.layout import Layout
-from adapters.overlay import Overlay
+from adapters.formats.deltas import Dense
+from adapters.formats.factors import Factors, LoraMismatch
+from adapters.formats.layout import Layout
+from adapters.merging import Overlay
 from adapters.slots import SlotLinear
-from benchmarks.models import MODELS, block_linears
 from families.quantization import quantize_transformer
+from lab.benchmarks.models import MODELS, block_linears
 
 ALL = ("first", "second", "last")
 

@@ -15,10 +15,10 @@ import pytest
 import trustme
 from web_server import PUBLIC
 
-from inference.connection import connect_to
-from inference.disk_cache import DiskCache
-from inference.download import Downloader, DownloadError
-from inference.sources import Sources
+from inference.fetch.connection import connect_to
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.download import Downloader, DownloadError
+from inference.fetch.sources import Sources
 
 HOST = "slow.example"
 URL = f"https://{HOST}/weights.zip"
@@ -134,7 +134,7 @@ def left_behind(folder: Path) -> list[Path]:
 def test_a_slow_answer_is_given_up_when_the_time_is_over(
     talk: Talk | None, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.download.MAX_SECONDS", 0.3)
+    monkeypatch.setattr("inference.fetch.download.MAX_SECONDS", 0.3)
     server.talk = talk
     start = time.monotonic()
     with pytest.raises(DownloadError, match="slow.example/weights.zip was not complete within 0.3"):
@@ -146,7 +146,7 @@ def test_a_slow_answer_is_given_up_when_the_time_is_over(
 def test_the_hub_has_less_time_for_its_list_of_files(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.download.MAX_JSON_SECONDS", 0.3)
+    monkeypatch.setattr("inference.fetch.download.MAX_JSON_SECONDS", 0.3)
     server.talk = SLOW["a slow body"]
     start = time.monotonic()
     with pytest.raises(DownloadError, match="was not complete within 0.3 seconds"):

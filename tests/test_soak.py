@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import server_soak
-from benchmarks.soak import OTHER, TURBO, soak
+from lab.benchmarks import server_soak
+from lab.benchmarks.soak import OTHER, TURBO, soak
 
 
 def test_many_requests_with_many_loras_leave_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The short form of `python -m benchmarks.soak`."""
+    """The short form of `python -m lab.benchmarks.soak`."""
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     monkeypatch.setenv("BASE_MODEL", "miniature-turbo")
     found = soak(requests=40, distinct=14, loras=10, seed=3, folder=tmp_path)
@@ -25,7 +25,7 @@ def test_many_requests_with_many_loras_leave_no_trace(
 def test_a_server_under_mixed_requests_holds_nothing_back_and_mixes_nothing_up(
     tmp_path: Path, use_vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The short form of `python -m benchmarks.server_soak`, on two bases more."""
+    """The short form of `python -m lab.benchmarks.server_soak`, on two bases more."""
     bases = (TURBO, OTHER, "z-image-turbo", "qwen-image")
     found = server_soak.soak(seconds=5, distinct=8, seed=2, folder=tmp_path, bases=bases)
     assert (found.wrong, found.strange, found.left) == ([], [], [])

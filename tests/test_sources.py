@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from web_server import PUBLIC, Reply, Web, served
 
-from inference.disk_cache import DiskCache
-from inference.download import Downloader, DownloadError
-from inference.sources import FRESH_SECONDS, HubFile, SourceError, Sources
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.download import Downloader, DownloadError
+from inference.fetch.sources import FRESH_SECONDS, HubFile, SourceError, Sources
 
 
 @pytest.fixture

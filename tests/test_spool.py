@@ -9,12 +9,12 @@ import torch
 from dataset_files import encoded, make_zip
 from PIL import Image
 
-from adapters.atomic import FULL
+from adapters.files.atomic import FULL
 from families.loading import load_family
-from trainer.dataset import read_dataset
-from trainer.features import Captions, encode_pictures
-from trainer.settings import Settings
-from trainer.spool import NoRoom, Spool, Tensors
+from trainer.data.dataset import read_dataset
+from trainer.data.mapped_file import NoRoom, Spool, Tensors
+from trainer.learning.features import Captions, encode_pictures
+from trainer.settings.fields import Settings
 
 
 def test_tensors_come_back_as_they_were() -> None:

@@ -14,11 +14,11 @@ from torch._dynamo.testing import CompileCounter
 from adapters.lora import Lora
 from families.loading import load_family
 from inference.acceleration import compile_blocks, wanted_in_training
-from trainer import features
-from trainer.buckets import Bucket, fit
-from trainer.dataset import Example, read_dataset
-from trainer.features import Captions, encode_pictures
-from trainer.settings import Settings
+from trainer.data.buckets import Bucket, fit
+from trainer.data.dataset import Example, read_dataset
+from trainer.learning import features
+from trainer.learning.features import Captions, encode_pictures
+from trainer.settings.fields import Settings
 
 BASES = ["z-image", "qwen-image"]
 

@@ -8,11 +8,11 @@ import pytest
 from loops import make_loop
 
 from adapters.archive import Archive, BrokenArchive, read_archive, read_loose
-from trainer.loop import Loop
+from trainer.learning.loop import Loop
+from trainer.learning.saving import Saver
+from trainer.learning.step_weights import spread
 from trainer.run_files import remove_run
-from trainer.saving import Saver
-from trainer.settings import Settings
-from trainer.step_weights import spread
+from trainer.settings.fields import Settings
 
 Small = Callable[..., Settings]
 

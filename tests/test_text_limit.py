@@ -14,10 +14,10 @@ from families.loading import load_family
 from families.text_limit import cut
 from inference.prompts import check_length, foreign_syntax, place_subject, read_options
 from inference.request import Request
-from trainer.caption_length import check_texts
-from trainer.dataset import DatasetError, read_dataset
-from trainer.previews import sample_drawings
-from trainer.settings import Settings, SettingsError, settle
+from trainer.data.dataset import DatasetError, read_dataset
+from trainer.learning.caption_length import check_texts
+from trainer.monitor.previews import sample_drawings
+from trainer.settings.fields import Settings, SettingsError, settle
 
 LONG = " ".join(f"word{number}" for number in range(600))
 ROWS = {"<zwx>": torch.zeros(1, 1)}
@@ -84,7 +84,7 @@ def checked(tmp_path: Path, settings: Settings, files: dict[str, bytes], family:
     images = {f"0{number}.png": picture(8, 8) for number in (1, 2, 3)}
     path = make_zip(tmp_path / "a.zip", images | files)
     examples = read_dataset(path, settings.default_caption, settings.subject)
-    check_texts(examples, family, settings)
+    check_texts(examples, [], family, settings)
     assert not {"transformer", "text_encoder", "vae"} & set(vars(family))  # no weights for this
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer.threads import in_threads
+from trainer.data.threads import in_threads
 
 AHEAD = 4  # threads at most, and as many results wait for whoever takes them
 

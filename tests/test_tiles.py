@@ -11,7 +11,7 @@ from families import tiles
 from families.bases import find_base
 from families.loading import load_family
 from families.sketch import sketch
-from trainer.memory import Shape, decode_load, picture_load
+from trainer.memory.step_cost import Shape, decode_load, picture_load
 
 NAMES = ("z-image", "qwen-image")
 SIZES = [(168, 232), (256, 256), (96, 328)]  # rows and columns of pixels

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 from wandb_server import WandB
 
-from trainer.secret import Secret, Secrets, hidden
-from trainer.settings import Settings, SettingsError, settle
-from trainer.trackers import FOLDER, Trackers, check_trackers, configuration
+from trainer.monitor.trackers import FOLDER, Trackers, check_trackers, configuration
+from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.secret import Secret, Secrets, hidden
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the form of a W&B key
 
@@ -350,7 +350,7 @@ def test_after_wandbs_own_process_died_the_next_run_starts(
 def test_a_server_that_never_answers_leaves_nothing_to_the_next_run(
     small: Small, tmp_path: Path, server: WandB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import trackers as module
+    from trainer.monitor import trackers as module
 
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     settings = replace(small(), trackers=("wandb",))
@@ -498,10 +498,10 @@ def test_a_tracker_that_breaks_is_named_once_and_the_others_go_on(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from trainer import trackers as module
+    from trainer.monitor import trackers as module
 
     broken = Broken()
-    monkeypatch.setitem(module.TRACKERS, "wandb", lambda *_: broken)  # type: ignore[arg-type]
+    monkeypatch.setitem(module.MAKERS, "wandb", lambda *_: broken)  # type: ignore[arg-type]
     settings = replace(small(), trackers=("wandb", "tensorboard"))
     with caplog.at_level(logging.WARNING), Trackers(settings, tmp_path, Secret(KEY)) as trackers:
         for step in (1, 2, 3):
@@ -519,12 +519,12 @@ def test_a_tracker_that_breaks_is_named_once_and_the_others_go_on(
 def test_a_tracker_that_does_not_start_stops_the_training_before_it_costs_anything(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import trackers as module
+    from trainer.monitor import trackers as module
 
     def refuse(*_: Any) -> Any:
         raise ValueError(f"the key {KEY} is not known")
 
-    monkeypatch.setitem(module.TRACKERS, "wandb", refuse)
+    monkeypatch.setitem(module.MAKERS, "wandb", refuse)
     with pytest.raises(SettingsError, match="wandb does not start") as refusal:
         Trackers(replace(small(), trackers=("wandb",)), tmp_path, Secret(KEY))
     assert KEY not in str(refusal.value) and refusal.value.__cause__ is None
@@ -534,12 +534,12 @@ def test_a_tracker_that_does_not_start_stops_the_training_before_it_costs_anythi
 def test_a_tracker_that_never_finishes_sending_is_left_behind(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer import trackers as module
+    from trainer.monitor import trackers as module
 
     never = threading.Event()
     stuck = Broken()
     stuck.finish = never.wait  # type: ignore[method-assign,assignment]
-    monkeypatch.setitem(module.TRACKERS, "wandb", lambda *_: stuck)  # type: ignore[arg-type]
+    monkeypatch.setitem(module.MAKERS, "wandb", lambda *_: stuck)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "PATIENCE", 0.01)
     with Trackers(replace(small(), trackers=("wandb",)), tmp_path):
         pass

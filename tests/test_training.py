@@ -15,9 +15,9 @@ from adapters.placeholder import PlaceholderError
 from families.bases import BASES
 from inference.engine import Engine
 from inference.request import Request
-from trainer.dataset import DatasetError
+from trainer.data.dataset import DatasetError
 from trainer.run import train
-from trainer.settings import Settings
+from trainer.settings.fields import Settings
 
 PUBLISHED = ["z-image-turbo", "z-image", "z-image-de-turbo", "qwen-image", "qwen-image-2512"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainer.dataset import DatasetError, read_dataset
+from trainer.data.dataset import DatasetError, read_dataset
+from trainer.data.trigger import name_trigger
 from trainer.run import train
-from trainer.settings import Settings, SettingsError, settle
-from trainer.trigger import name_trigger
+from trainer.settings.fields import Settings, SettingsError, settle
 
 BASE: dict[str, Any] = {"dataset": "imgs.zip", "base_model": "miniature-turbo"}
 OFF: dict[str, Any] = {**BASE, "train_placeholder_token": False}

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.archive import read_archive
-from adapters.factors import LoraMismatch
+from adapters.formats.factors import LoraMismatch
 from adapters.lora import Lora
-from adapters.overlay import Overlay
+from adapters.merging import Overlay
 from adapters.turbo import MergeFailed, TurboAdapter
 from families.bases import BASES
 from families.family import Family
@@ -21,7 +21,7 @@ from families.repository import MissingModel, adapter_path
 from inference.engine import Engine
 from inference.request import Request
 from trainer import run
-from trainer.settings import Settings
+from trainer.settings.fields import Settings
 
 TURBO = BASES["z-image-turbo"]
 

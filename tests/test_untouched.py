@@ -13,10 +13,10 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.bases import BASES
 from families.loading import load_family
-from trainer.gates import Worthless
+from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
+from trainer.result.result_checks import Worthless
 from trainer.run import train
-from trainer.settings import Settings
-from trainer.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
+from trainer.settings.fields import Settings
 
 
 def test_only_the_placeholders_own_row_changes(small: Callable[..., Settings]) -> None:

@@ -15,10 +15,10 @@ from PIL import Image
 from adapters.archive import read_archive
 from families.bases import MINIATURE_TURBO
 from trainer import run as run_module
-from trainer.features import Sample
+from trainer.learning.features import Sample
+from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
 from trainer.run import train
-from trainer.settings import Settings, SettingsError, settle
-from trainer.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
+from trainer.settings.fields import Settings, SettingsError, settle
 
 
 @pytest.fixture

@@ -11,13 +11,21 @@ import torch
 from adapters.archive import Archive, read_archive
 from adapters.placeholder import Placeholder
 from demo.subject import SCENES, photographs
-from trainer import gates, judging
 from trainer.__main__ import CHECKS_FAILED
 from trainer.__main__ import run as run_command
-from trainer.gates import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Gate, Worthless
+from trainer.result import evaluation, result_checks
+from trainer.result.result_checks import (
+    DOUBTFUL,
+    FAILED,
+    INFORMATION,
+    PASSED,
+    SKIPPED,
+    Gate,
+    Worthless,
+)
+from trainer.result.verdict import BROKEN, GOOD, verdict
 from trainer.run import train
-from trainer.settings import Settings, SettingsError, settle
-from trainer.verdict import BROKEN, GOOD, verdict
+from trainer.settings.fields import Settings, SettingsError, settle
 
 PREVIEW: dict[str, Any] = {
     "sample_prompts": ("<zwx>",),
@@ -62,9 +70,9 @@ def test_a_good_run(small: Callable[..., Settings], caplog: pytest.LogCaptureFix
         "the file reads back": PASSED,
         "<zwx> was trained": PASSED,
         "the loss on the training images fell": PASSED,
-        gates.UPDATE: PASSED,
-        gates.DRIFT: PASSED,
-        gates.PREVIEW: PASSED,
+        result_checks.UPDATE: PASSED,
+        result_checks.DRIFT: PASSED,
+        result_checks.PREVIEW: PASSED,
         "drift of an image without the subject": INFORMATION,
     }
     headline = "good: 7 checks passed, 0 failed, 0 skipped; not validated: no image was held out"
@@ -80,7 +88,7 @@ def test_a_run_without_images_and_without_a_loss_is_doubtful(
     caplog.set_level(logging.INFO)
     weights = train(small(learning_rate=1e-3, validation_every=0))
     found = checks(weights)
-    assert found["the loss on the training images fell"] == found[gates.PREVIEW] == SKIPPED
+    assert found["the loss on the training images fell"] == found[result_checks.PREVIEW] == SKIPPED
     headline = "doubtful: 5 checks passed, 0 failed, 2 skipped; not validated"
     assert last_line(caplog).startswith(f"result {headline}")
     assert read_archive(weights).meta["result"] == DOUBTFUL
@@ -97,7 +105,7 @@ def test_a_broken_run_writes_its_weights_and_exits_with_3(
     assert left.value.code == CHECKS_FAILED == 3
     assert settings.output_dir is not None
     weights = settings.output_dir / "weights.zip"
-    assert checks(weights)[gates.UPDATE] == FAILED
+    assert checks(weights)[result_checks.UPDATE] == FAILED
     assert read_archive(weights).meta["result"] == BROKEN
     assert last_line(caplog).startswith("result broken: ")
     assert "broken: " in (weights.parent / "report.html").read_text()
@@ -177,9 +185,9 @@ def test_a_check_that_cannot_be_made_is_skipped(
     def fail(*_: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(judging, "velocity_drift", fail)
+    monkeypatch.setattr(evaluation, "velocity_drift", fail)
     weights = train(small(learning_rate=1e-3, steps=1))
-    assert checks(weights)[gates.DRIFT] == SKIPPED
+    assert checks(weights)[result_checks.DRIFT] == SKIPPED
     assert read_archive(weights).meta["result"] == DOUBTFUL
 
 
@@ -188,7 +196,7 @@ def test_a_random_lora_fails_the_size_of_its_update() -> None:
     factors = {"one": (torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random))}
     archive = Archive(factors, Placeholder("<zwx>", torch.ones(1, 8)), {})
     base = {"one": 64 * 64**-0.5}  # of a weight with the usual start, 1 / sqrt(in)
-    assert gates.update_size(archive.factors, base).state == FAILED
+    assert result_checks.update_size(archive.factors, base).state == FAILED
 
 
 # ---- Rates and held-out images -------------------------------------------------------------------
@@ -210,7 +218,7 @@ def test_a_random_lora_fails_the_size_of_its_update() -> None:
 def test_a_rate_more_than_20_times_the_default_is_a_warning(
     changes: dict[str, Any], named: list[str]
 ) -> None:
-    from trainer.checks import high_rates
+    from trainer.settings.checks import high_rates
 
     settings = settle(dataset="imgs.zip", base_model="z-image", seed=1, **changes)
     assert [each.split()[0] for each in high_rates(settings)] == named

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import trustme
 
-from inference.download import Downloader
+from inference.fetch.download import Downloader
 
 PUBLIC = "93.184.215.14"  # what the names below lead to; the connection ends at our server
 NAMES = ("weights.example", "cdn.example", "huggingface.co")

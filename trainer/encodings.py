@@ -2,7 +2,7 @@
 
 import re
 
-from adapters.containers import Unusable
+from adapters.files.containers import Unusable
 
 # Encodings that editors outside of Western Europe save in, and how people call them. The order is
 # that of the guess where several fit.

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adapters.atomic import atomic_file
+from adapters.files.atomic import atomic_file
 from trainer import lock
 from trainer.lock import FolderRefused, Lock
 from trainer.run_files import (

@@ -23,36 +23,37 @@ from families.quantization import PLAIN
 from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference import acceleration
+from inference.prompts import prompts_of
 from inference.request import check_length
-from trainer import meta
-from trainer.batches import warn_repeats
-from trainer.caption_length import check_texts
-from trainer.checkpoint import Checkpoint
-from trainer.checks import LENGTHS, high_rates, missing_here, too_much
-from trainer.dataset import Example, read_dataset
-from trainer.default_previews import previews_while_training, with_default_previews
-from trainer.distributed import by_main, processes, same_for_all
-from trainer.features import Captions, encode_pictures
-from trainer.fitting import RanOut, TooLarge, fit, running_out
-from trainer.freeing import free_memory, memory_freed
-from trainer.judging import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
-from trainer.loop import Loop, Report
-from trainer.next_steps import next_steps
+from trainer.data.dataset import Example, read_dataset
+from trainer.data.trigger import name_trigger
+from trainer.learning.batches import warn_repeats
+from trainer.learning.caption_length import check_texts
+from trainer.learning.checkpoint import Checkpoint
+from trainer.learning.distributed import by_main, processes, same_for_all
+from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.loop import Loop, Report
+from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
+from trainer.learning.saving import Saver
+from trainer.learning.zero_prior import ZeroPriorProof
+from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
+from trainer.memory.freeing import free_memory, memory_freed
+from trainer.monitor.default_previews import previews_while_training, with_default_previews
+from trainer.monitor.previews import Previews, prompt_features, sample_drawings
+from trainer.monitor.stage import SecondBase, Stage
+from trainer.monitor.trackers import Trackers, check_trackers
+from trainer.monitor.tracking import Watching
+from trainer.monitor.validation import Validation, count_held_out, hold_out
 from trainer.outputs import Run, open_run
-from trainer.previews import Previews, prompt_features
-from trainer.publish import check_repository, publish, withhold
-from trainer.report import Told
-from trainer.resume import continue_weights, data_identity, read_resume
-from trainer.saving import Saver
-from trainer.secret import Secret, Secrets, hidden
-from trainer.settings import Settings, SettingsError, settle
-from trainer.stage import SecondBase, Stage
-from trainer.trackers import Trackers, check_trackers
-from trainer.trigger import name_trigger
-from trainer.validation import Validation, count_held_out, hold_out
-from trainer.verdict import BROKEN, Verdict
-from trainer.watching import Watching
-from trainer.zero_prior import ZeroPriorProof
+from trainer.result import meta
+from trainer.result.evaluation import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
+from trainer.result.next_steps import next_steps
+from trainer.result.publish import check_repository, publish, withhold
+from trainer.result.report import Told
+from trainer.result.verdict import BROKEN, Verdict
+from trainer.settings.checks import LENGTHS, high_rates, missing_here, too_much
+from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.secret import Secret, Secrets, hidden
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ def train_and_check(
     check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
+    settings = with_seed(settings)
     settings = replace(settings, seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
         free_memory()  # of what came before, since a GPU's free memory is counted
@@ -193,7 +195,8 @@ def _train(
         raise SettingsError(str(error)) from error
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)
-    check_texts(examples, family, settings)
+    prompts = [prompts_of(each) for each in sample_drawings(settings, family)]
+    check_texts(examples, prompts, family, settings)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
     family.reside(memory.residence)
@@ -232,7 +235,9 @@ def _train(
             share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
             log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
 
-    previewed = previews_while_training(settings, memory)
+    previewed = not memory.no_previews and previews_while_training(
+        settings, quantized=memory.mode.quantize != "none"
+    )
     if memory.mode.quantize != "none":
         stage: Stage = SecondBase(family)
         transformer = family.load_transformer(merge)  # what is merged is quantised with the rest

@@ -33,12 +33,14 @@ RESULTS = (
 )
 STEP = re.compile(r"step-(\d{6}|[1-9]\d{6,})", re.ASCII)
 CHECKPOINT = re.compile(rf"{STEP.pattern}\.safetensors", re.ASCII)
-STEP_WEIGHTS = re.compile(rf"{STEP.pattern}\.zip", re.ASCII)  # beside it: `trainer.step_weights`
+STEP_WEIGHTS = re.compile(
+    rf"{STEP.pattern}\.zip", re.ASCII
+)  # beside it: `trainer.learning.step_weights`
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
 _TOP = re.compile("|".join(map(re.escape, RESULTS)))
 _IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
-# A file that `adapters.atomic` was writing when its process was killed.
+# A file that `adapters.files.atomic` was writing when its process was killed.
 _PART = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.part", re.ASCII)
 
 

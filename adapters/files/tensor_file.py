@@ -1,0 +1,211 @@
+"""safetensors files from untrusted users: the header is checked before a tensor is read.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the
+header, the header in JSON, then the tensors without gaps. Tensors are read one at a time, so that
+who converts them holds one layer and not the whole file in two types.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from adapters.files import bounded_json
+from adapters.files.containers import printable
+
+# The largest LoRA files in use have 7 tensors in each of Qwen-Image's 846 layers.
+MAX_TENSORS = 20_000
+MAX_HEADER_BYTES = 16 << 20  # kohya's trainer writes a megabyte of captions' words into it
+MAX_NAME_LENGTH = 1000  # characters; what is found out about a name may cost their square
+MAX_DIMENSIONS = 8
+MAX_DIMENSION = 1 << 31
+# In float32, as it is kept. A rank 256 LoRA of the 20 B model takes 10 GB.
+MAX_FLOAT32_BYTES = 12 << 30
+_VALUES = 20  # of one tensor's entry in the header, at most: its names, type, shape and place
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+# Is given the shapes by name and the metadata, and raises for a file that is not wanted.
+Look = Callable[[Mapping[str, Sequence[int]], Mapping[str, str]], None]
+
+
+class BrokenTensors(ValueError):
+    """What is wrong with a safetensors file; the file's name goes before it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # in the file
+    stop: int
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of an open safetensors file by name, each read anew whenever it is asked for.
+
+    The file stays open and belongs to the caller. `look` is called before the types and sizes of
+    the tensors are checked. Raises `BrokenTensors` for a header that is damaged or beyond the
+    limits, and later for a tensor that is cut off.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, look: Look | None = None) -> None:
+        self._file = file
+        file.seek(0)
+        length = int.from_bytes(_exactly(file, 8), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise BrokenTensors(f"is not a whole safetensors file (a header of {length:,} bytes)")
+        try:
+            header = bounded_json.loads(_exactly(file, length), _VALUES * MAX_TENSORS)
+        except bounded_json.TooLarge as error:
+            raise BrokenTensors(
+                f"has a header that is too large ({error}); {MAX_TENSORS:,} tensors are the limit"
+            ) from error
+        except ValueError as error:
+            raise BrokenTensors(
+                "is not a whole safetensors file (its header is not JSON)"
+            ) from error
+        if not isinstance(header, dict):
+            raise BrokenTensors("is not a whole safetensors file (its header is not a table)")
+        self.metadata = _metadata(header.pop("__metadata__", None))
+        if len(header) > MAX_TENSORS:
+            raise BrokenTensors(f"has {len(header):,} tensors; {MAX_TENSORS:,} is the limit")
+        longest = max(header, key=len, default="")
+        if len(longest) > MAX_NAME_LENGTH:
+            raise BrokenTensors(
+                f"has a tensor with a name of {len(longest):,} characters ({_shown(longest)}…); "
+                f"{MAX_NAME_LENGTH:,} is the limit"
+            )
+        if look is not None:
+            look({name: _shape(each) for name, each in header.items()}, self.metadata)
+        self._places = {name: _place(name, each, 8 + length) for name, each in header.items()}
+        end = 8 + length
+        for name, place in sorted(self._places.items(), key=lambda item: item[1].start):
+            if place.start != end:
+                raise BrokenTensors(
+                    f"is not a whole safetensors file (a gap before {_shown(name)})"
+                )
+            end = place.stop
+        if end != size:
+            raise BrokenTensors(
+                f"is not a whole safetensors file (it has {size:,} bytes, its header says {end:,})"
+            )
+        kept = 4 * sum(math.prod(place.shape) for place in self._places.values())
+        if kept > MAX_FLOAT32_BYTES:
+            raise BrokenTensors(
+                f"takes {kept:,} bytes in float32; {MAX_FLOAT32_BYTES:,} is the limit"
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        if place.start == place.stop:
+            return torch.empty(place.shape, dtype=place.dtype)
+        self._file.seek(place.start)
+        data = _exactly(self._file, place.stop - place.start)
+        return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+
+    def planned(self) -> dict[str, Tensor]:
+        """The same tensors without values, on the meta device: what the header says of them."""
+        return {
+            name: torch.empty(place.shape, dtype=place.dtype, device="meta")
+            for name, place in self._places.items()
+        }
+
+
+def tensors_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a safetensors file without its header, in hexadecimal.
+
+    The same tensors give the same hash whatever is written about them; A1111 and Civitai (AutoV3)
+    know LoRAs by it.
+    """
+    with Path(path).open("rb") as file:
+        return hash_of_tensors(file)
+
+
+def hash_of_tensors(file: IO[bytes]) -> str:
+    """`tensors_hash` of an open file."""
+    file.seek(0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _metadata(written: Any) -> dict[str, str]:
+    if written is None:
+        return {}
+    texts = isinstance(written, dict) and all(isinstance(each, str) for each in written.values())
+    if not texts:
+        raise BrokenTensors("is not a whole safetensors file (metadata that are not text)")
+    return dict(written)
+
+
+def _shape(entry: Any) -> list[int]:
+    """The shape in a tensor's entry, which is not checked yet; empty if there is none."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    return shape if isinstance(shape, list) and _whole(shape) else []
+
+
+def _place(name: str, entry: Any, start: int) -> _Place:
+    wrong = BrokenTensors(f"is not a whole safetensors file (the entry of {_shown(name)})")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
+        raise wrong
+    if kind not in _TYPES:
+        raise BrokenTensors(
+            f"has {_shown(name)} in the type {_shown(kind)}; the types that are read are "
+            f"{', '.join(_TYPES)}"
+        )
+    if len(shape) > MAX_DIMENSIONS or any(each > MAX_DIMENSION for each in shape):
+        raise BrokenTensors(f"has {_shown(name)} with {len(shape)} dimensions, or too large ones")
+    dtype = _TYPES[kind]
+    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise wrong
+    return _Place(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _whole(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(each) is int and each >= 0 for each in numbers)
+
+
+def _shown(name: str) -> str:
+    return printable(name[:160])
+
+
+def _exactly(file: IO[bytes], count: int) -> bytearray:
+    """So many bytes; as a bytearray, which a tensor may share."""
+    data = bytearray(count)
+    view, got = memoryview(data), 0
+    while got < count:
+        read = file.readinto(view[got:])  # type: ignore[attr-defined]
+        if not read:
+            raise BrokenTensors(
+                f"is not a whole safetensors file (cut off {count - got:,} bytes too early)"
+            )
+        got += read
+    return data

@@ -1,0 +1,191 @@
+"""A model's own names for its layers, and every name that LoRA files give them.
+
+Reading is driven by the model: a written name counts only if it means exactly one of the model's
+layers (`adapters.formats.layer_names`), and nothing is skipped.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.formats.deltas import Delta, Deltas, as_delta
+from adapters.formats.factors import LoraMismatch, shown
+from adapters.formats.file_kinds import family_of, is_text_encoder
+from adapters.formats.layer_names import Names, Targets
+
+BIAS = ".bias"
+
+OriginalNames = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The layers of one transformer, and the spellings by which they are found."""
+
+    base_name: str
+    shapes: Mapping[str, tuple[int, ...]]  # of weights by layer, and of biases as `<layer>.bias`
+    names: Names
+
+    @classmethod
+    def of(
+        cls, transformer: nn.Module, base_name: str, original_names: OriginalNames | None = None
+    ) -> "Layout":
+        """Reads names and sizes from the modules alone; they may lie on the meta device.
+
+        `original_names` is the family's table (`Family.original_names`).
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        modules = dict(transformer.named_modules())
+        wrapped = {name for name, each in modules.items() if is_linear(getattr(each, "base", None))}
+        for name, module in modules.items():
+            if name.rpartition(".")[0] not in wrapped:
+                shapes |= _shapes(name, module)
+        layers = [name for name in shapes if not name.endswith(BIAS)]
+        dotted: dict[str, tuple[str, ...]] = {name: (name,) for name in layers}
+        for written, parts in (original_names or {}).items():
+            for name in layers:
+                if f".{parts[0]}." in f".{name}.":
+                    targets = tuple(_renamed(name, parts[0], part) for part in parts)
+                    if all(target in shapes for target in targets):
+                        dotted.setdefault(_renamed(name, parts[0], written), targets)
+        return cls(base_name, shapes, Names(dotted))
+
+    def find(self, written: str) -> Targets | None:
+        """The layers a written name stands for; several where a file keeps them fused.
+
+        None where no layer is meant, or more than one.
+        """
+        meant = self.names.meant(written)
+        return meant[0] if len(meant) == 1 else None
+
+    def fit(self, deltas: Deltas, source: str) -> dict[str, Delta]:
+        """The same changes by the model's own names, fused ones split, every one of them.
+
+        Raises `LoraMismatch` that lists the names which the model lacks or has in another size.
+        """
+        fitted: dict[str, Delta] = {}
+        fused: dict[str, Delta] = {}
+        absent, odd, unclear = [], [], []
+        for written, each in deltas.items():
+            delta = as_delta(each)
+            meant = self._targets(written)
+            if len(meant) > 1:
+                both = " and ".join(", ".join(targets) for targets in meant)
+                unclear.append(f"{written} (it may mean {both})")
+            if len(meant) != 1:
+                absent += [written] if not meant else []
+                continue
+            targets = meant[0]
+            shapes = [self.shapes[target] for target in targets]
+            whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+            if tuple(delta.shape) != whole:
+                odd.append(f"{written} (LoRA {_times(delta.shape)}, model {_times(whole)})")
+            elif len(targets) == 1:
+                if _contradicts(fitted.get(targets[0]), delta):
+                    unclear.append(
+                        f"{written} (the file holds {targets[0]} twice, and they differ)"
+                    )
+                fitted[targets[0]] = delta
+            else:
+                try:
+                    fused |= _split(delta, targets, shapes)
+                except ValueError as error:
+                    unclear.append(f"{written} ({error})")
+        for target, delta in fused.items():
+            if _contradicts(fitted.get(target), delta):
+                unclear.append(f"{target} (the file holds it fused as well, and they differ)")
+            fitted.setdefault(target, delta)
+        count = f"of {len(deltas)} layers"
+        if absent:
+            raise LoraMismatch(
+                f"{source}: {len(absent)} {count} do not exist in {self.base_name}: "
+                f"{shown(absent)}; {self._why(absent, deltas)}"
+            )
+        if odd:
+            raise LoraMismatch(
+                f"{source}: {len(odd)} {count} have another size in {self.base_name}: "
+                f"{shown(odd)}; the LoRA was made for another size of the model"
+            )
+        if unclear:
+            raise LoraMismatch(
+                f"{source}: {len(unclear)} {count} cannot be applied to {self.base_name}: "
+                f"{shown(unclear)}"
+            )
+        return fitted
+
+    def _targets(self, written: str) -> list[Targets]:
+        """The readings of a written name, biases as `<layer>.bias`, that the model has."""
+        meant = self.names.meant(written.removesuffix(BIAS))
+        if written.endswith(BIAS):
+            meant = [tuple(f"{name}{BIAS}" for name in targets) for targets in meant]
+        return [targets for targets in meant if all(name in self.shapes for name in targets)]
+
+    def _why(self, absent: list[str], deltas: Deltas) -> str:
+        """What was found out about names that the model lacks."""
+        texts = [name for name in absent if is_text_encoder(name)]
+        if texts == absent:
+            return (
+                "they belong to a text encoder, which LoRAs do not change here; "
+                "save the LoRA without them"
+            )
+        family = family_of(deltas)
+        own = family_of(self.shapes) or self.base_name
+        if family is not None and own not in re.split(", | or ", family):
+            return f"the LoRA was made for another model: {family}"
+        layer = next(name for name in absent if name not in texts)
+        name = layer.removesuffix(BIAS)
+        if layer.endswith(BIAS) and self.names.meant(name):
+            return f"{shown([name])} has no bias"
+        return shown([self.names.obstacle(name)])
+
+
+def is_linear(module: object) -> bool:
+    """Whether it is a linear layer of any kind, quantized ones of any library included."""
+    sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _shapes(name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of a module's weight and bias. Quantised weights lie packed: linears say their own size."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if is_linear(module):
+        shapes[name] = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+    elif isinstance(weight, Tensor):
+        shapes[name] = tuple(weight.shape)
+    if name in shapes and isinstance(bias, Tensor):
+        shapes[f"{name}{BIAS}"] = tuple(bias.shape)
+    return shapes
+
+
+def _renamed(name: str, part: str, new: str) -> str:
+    return f".{name}.".replace(f".{part}.", f".{new}.", 1)[1:-1]
+
+
+def _split(
+    delta: Delta, targets: tuple[str, ...], shapes: list[tuple[int, ...]]
+) -> dict[str, Delta]:
+    parts, start = {}, 0
+    for target, shape in zip(targets, shapes, strict=True):
+        parts[target] = delta.rows(start, start + shape[0])
+        start += shape[0]
+    return parts
+
+
+def _contradicts(one: Delta | None, other: Delta) -> bool:
+    """Whether a file says two things about one layer; some say the same thing twice."""
+    if one is None or any(tensor.is_meta for tensor in one.tensors()):  # no values to compare
+        return False
+    start = torch.ones(one.shape)  # DoRA asks for a weight
+    ours, theirs = start.clone(), start.clone()
+    one.add_to(ours, start, 1.0)
+    other.add_to(theirs, start, 1.0)
+    # Either may have been rounded to bfloat16 on its own.
+    return not (ours - theirs).norm() <= 2**-6 * (ours - start).norm()
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,232 @@
+"""LoRA files: one layout is written, every known one is read.
+
+Written: `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
+into B, no alpha keys: the layout that diffusers, ComfyUI, ai-toolkit, musubi-tuner and OneTrainer
+all read at the right strength.
+Read: what `adapters.formats.lora_formats` lists, alpha as a tensor, in the header or in PEFT's
+adapter_config.json (`adapters.formats.lora_header`), or absent (then alpha = rank), under the names
+that `adapters.formats.layout` finds in the model. `docs/formats.md` has the table. Anything else is
+refused by name; nothing is skipped.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import pad
+
+from adapters.files.tensor_file import BrokenTensors, Look, TensorFile
+from adapters.formats.deltas import Delta, Deltas
+from adapters.formats.factors import Factors, rank_of, shown
+from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes, other_format, other_kind
+from adapters.formats.lora_formats import Fault, read_layer, split_key, unread
+from adapters.formats.lora_header import BadHeader
+from adapters.formats.lora_strength import Strength
+
+_WRITTEN = torch.bfloat16
+MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
+
+
+class BrokenLora(ValueError):
+    """A LoRA file that is damaged, incomplete, or of an unknown layout."""
+
+
+def as_written(factors: Factors) -> Factors:
+    """The factors as a file of them gives them back: rounded, float32."""
+    return {
+        layer: (down.to(_WRITTEN).float(), up.to(_WRITTEN).float())
+        for layer, (down, up) in factors.items()
+    }
+
+
+def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
+    """The safetensors file of a LoRA, in the one layout that is written.
+
+    Layers of a lower rank are padded with zeros to the largest, which changes nothing.
+    """
+    rank = rank_of(factors)
+    tensors = {}
+    for layer, (down, up) in factors.items():
+        more = rank - len(down)
+        down, up = pad(down, (0, 0, 0, more)), pad(up, (0, more))
+        tensors[f"transformer.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
+        tensors[f"transformer.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
+    # PEFT's settings; diffusers takes them as they are, so the layers have to be among them.
+    settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
+    peft = {f"transformer.{name}": value for name, value in settings.items()}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(peft), **metadata}
+    return save(tensors, metadata=header)
+
+
+def open_tensors(file: IO[bytes], size: int, source: str, look: Look | None = None) -> TensorFile:
+    """The tensors of an open safetensors file, none of them read yet. Raises `BrokenLora`.
+
+    `look` is that of `TensorFile`; it is called for files above the size limit as well.
+    """
+    file.seek(0)
+    what = other_format(file.read(min(size, 64)))
+    if what is not None:
+        raise BrokenLora(f"{source} is {what}")
+    too_large = f"{source} has {size:,} bytes; {MAX_BYTES:,} is the most"
+    try:
+        tensors = TensorFile(file, size, look)
+    except BrokenTensors as error:
+        raise BrokenLora(too_large if size > MAX_BYTES else f"{source} {error}") from error
+    if size > MAX_BYTES:
+        raise BrokenLora(too_large)
+    return tensors
+
+
+def open_lora(file: IO[bytes], size: int, source: str) -> TensorFile:
+    """`open_tensors` of a file that should be a LoRA. Raises `BrokenLora` that says what it is."""
+    return open_tensors(file, size, source, partial(refuse_other_kinds, source=source))
+
+
+def read_tensors(
+    file: str | PathLike[str], source: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a LoRA file and its header's metadata. Raises `BrokenLora`."""
+    path = Path(file)
+    with path.open("rb") as opened:
+        tensors = open_lora(opened, path.stat().st_size, source)
+        try:
+            return dict(tensors), tensors.metadata
+        except BrokenTensors as error:
+            raise BrokenLora(f"{source} {error}") from error
+
+
+def refuse_other_kinds(shapes: Shapes, metadata: Mapping[str, str], source: str) -> None:
+    """Raises `BrokenLora` that says what the file is, where nothing in it belongs to a LoRA."""
+    if not any(map(split_key, shapes)) or CHECKPOINT_HEADER in metadata:
+        kind = other_kind(shapes, metadata)
+        if kind is not None:
+            raise BrokenLora(f"{source} is {kind}")
+
+
+def read_deltas(
+    tensors: TensorFile,
+    source: str,
+    check: Callable[[Deltas], None] | None = None,
+    config: str | bytes | None = None,
+) -> dict[str, Delta]:
+    """`parse_deltas` of a file, by its header first, then layer by layer.
+
+    `check` is given the changes as the header describes them, on the meta device, before a tensor
+    is read, and raises for what is not wanted. Raises `BrokenLora`.
+    """
+    planned = tensors.planned()
+    names = _Names.read(planned, tensors.metadata, source, config)
+    deltas = _deltas(planned, names, source)
+    if check is not None:
+        check(deltas)
+    try:
+        return _deltas(tensors, names, source)
+    except BrokenTensors as error:
+        raise BrokenLora(f"{source} {error}") from error
+
+
+def parse_deltas(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    source: str,
+    config: str | bytes | None = None,
+) -> dict[str, Delta]:
+    """What a LoRA file changes, in float32, by the names it gives the layers.
+
+    `adapters.formats.layout.Layout.fit` finds the layers of the model. `config` is the text of the
+    adapter_config.json that came with it. Raises `BrokenLora` naming every fault.
+    """
+    return _deltas(tensors, _Names.read(tensors, metadata, source, config), source)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What is known of a LoRA file before its tensors are read."""
+
+    layers: Mapping[str, Mapping[str, str]]  # names of tensors, by layer and part
+    strength: Strength
+    faults: tuple[str, ...]  # among the names
+
+    @classmethod
+    def read(
+        cls,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        source: str,
+        config: str | bytes | None,
+    ) -> "_Names":
+        """Raises `BrokenLora` for a file of another kind, or settings that cannot be followed."""
+        refuse_other_kinds({key: each.shape for key, each in tensors.items()}, metadata, source)
+        layers, faults, kohya = _layers(tensors)
+        try:
+            strength = Strength.read(metadata, config, layers, kohya)
+        except BadHeader as error:
+            raise BrokenLora(f"{source}: {error}") from error
+        return cls(layers, strength, tuple(faults))
+
+
+def _layers(
+    keys: Iterable[str],
+) -> tuple[dict[str, dict[str, str]], list[str], frozenset[str]]:
+    """The parts of every layer, the faults among the names, and the layers named kohya's way."""
+    layers: dict[str, dict[str, str]] = {}
+    faults: list[str] = []
+    kohya: set[str] = set()
+    adapters: dict[str, None] = {}
+    for key in keys:
+        split = split_key(key)
+        if split is None:
+            faults.append(unread(key))
+            continue
+        parts = layers.setdefault(split.layer, {})
+        if split.adapter:
+            adapters[split.adapter] = None
+        if split.part in parts and len(adapters) < 2:
+            faults.append(f"{key} is the second {split.part} of {split.layer}")
+        if key.endswith(".lora_down.weight"):
+            kohya.add(split.layer)
+        parts[split.part] = key
+    if len(adapters) > 1:
+        faults.append(
+            f"it holds {len(adapters)} adapters ({shown(adapters)}); save each as a file of its own"
+        )
+    return layers, faults, frozenset(kohya)
+
+
+def _deltas(tensors: Mapping[str, Tensor], names: _Names, source: str) -> dict[str, Delta]:
+    """The changes by layer. Each tensor is taken once, all of a layer together."""
+    deltas: dict[str, Delta] = {}
+    faults = list(names.faults)
+    for layer, keys in sorted(names.layers.items()):
+        parts = {part: tensors[key] for part, key in keys.items()}
+        try:
+            for kind, delta in read_layer(parts, partial(names.strength.scale, layer)).items():
+                deltas[layer + kind] = delta
+            names.strength.check(layer, parts)
+        except (Fault, BadHeader) as error:
+            faults.append(f"{layer} {error}")
+    if faults:
+        raise BrokenLora(f"{source}: {shown(faults, '; ')}")
+    if not deltas:
+        raise BrokenLora(f"{source} holds no LoRA tensors")
+    return deltas
+
+
+def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Factors:
+    """`parse_deltas` of a file that holds plain LoRA and nothing else; else `BrokenLora`."""
+    return plain_factors(parse_deltas(tensors, metadata, source), source)
+
+
+def plain_factors(deltas: Deltas, source: str) -> Factors:
+    """The (A, B) pairs of a plain LoRA. Raises `BrokenLora` where something else is among them."""
+    other = [name for name, delta in deltas.items() if not isinstance(delta, tuple)]
+    if other:
+        raise BrokenLora(f"{source} is not plain LoRA in {len(other)} layers: {shown(other)}")
+    return {name: delta for name, delta in deltas.items() if isinstance(delta, tuple)}

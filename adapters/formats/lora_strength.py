@@ -1,0 +1,104 @@
+"""How strong a LoRA is meant to be: alpha / rank from all that is written beside its tensors."""
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adapters.formats.factors import shown
+from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, Fault
+from adapters.formats.lora_header import CONFIG, BadHeader, Header
+
+log = logging.getLogger(__name__)
+
+Layers = Mapping[str, Collection[str]]  # names of a file's parts, by layer
+
+
+@dataclass(frozen=True)
+class Strength:
+    """alpha / rank for the layers of one file.
+
+    A layer's own `.alpha` counts first (`lora_formats.read_layer`). Then the header's
+    lora_adapter_metadata and adapter_config.json, which must not contradict each other; then, for
+    names as kohya's scripts write them, the header's ss_network_alpha.
+    """
+
+    header: Header
+    config: Header
+    kohya: Header
+    kohya_layers: Collection[str]
+
+    @classmethod
+    def read(
+        cls,
+        metadata: Mapping[str, str],
+        config: str | bytes | None,
+        layers: Layers,
+        kohya_layers: Collection[str],
+    ) -> "Strength":
+        """Raises `BadHeader` for settings that cannot be followed or belong to another file."""
+        bare = [n for n, parts in layers.items() if DOWN in parts and ALPHA not in parts]
+        try:
+            header = Header.read(metadata)
+        except BadHeader:
+            # Where every layer has an alpha of its own, nobody asks the header.
+            if not all(ALPHA in parts for parts in layers.values()):
+                raise
+            header = Header()
+        kohya = Header.kohya(metadata) if bare and header.alpha is None else Header()
+        if kohya.alpha != kohya.rank and not set(bare) <= set(kohya_layers):
+            log.info(
+                "the LoRA's header has ss_network_alpha %g at rank %g; a converter that writes "
+                "lora_A and lora_B has multiplied it into the weights already",
+                *(kohya.alpha, kohya.rank),
+            )
+        beside = Header() if config is None else Header.config(config)
+        absent = beside.without(name for name, parts in layers.items() if DOWN in parts)
+        if absent:
+            raise BadHeader(
+                f"{len(absent)} layers are not among the target_modules of {CONFIG}: "
+                f"{shown(absent)}; it belongs to another file"
+            )
+        return cls(header, beside, kohya, kohya_layers)
+
+    def scale(self, layer: str, rank: int) -> float | None:
+        """alpha / rank of a layer without an alpha of its own; None where nothing says it.
+
+        Raises `BadHeader` where what is written contradicts the file or itself.
+        """
+        header, config = self.header.scale(layer, rank), self.config.scale(layer, rank)
+        if header is not None and config is not None and not _close(header, config):
+            raise BadHeader(
+                f"has alpha {header * rank:g} by the file's header, {config * rank:g} by {CONFIG}"
+            )
+        found = config if header is None else header
+        if found is None and layer in self.kohya_layers:
+            found = self.kohya.scale(layer, rank)
+        return found
+
+    def check(self, layer: str, parts: Mapping[str, Tensor]) -> None:
+        """Raises `Fault` or `BadHeader` where a LoRA's tensors are not what was written.
+
+        For tensors on the meta device everything is checked but the value of alpha.
+        """
+        if DOWN not in parts:
+            return
+        says = self.header if self.config.dora is None else self.config
+        if says.dora and MAGNITUDE not in parts:
+            raise Fault(f"has no lora_magnitude_vector, {says.where} says DoRA")
+        if self.config.dora is False and MAGNITUDE in parts:
+            raise Fault(f"has a lora_magnitude_vector, {CONFIG} says that it is not DoRA")
+        if ALPHA in parts:
+            rank = len(parts[DOWN])
+            written = self.config.scale(layer, rank)
+            if written is None or parts[ALPHA].is_meta:
+                return
+            own = float(parts[ALPHA]) / rank
+            if not _close(own, written):
+                raise BadHeader(f"has alpha {own * rank:g}, {CONFIG} says {written * rank:g}")
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=2**-7)  # alpha may be bfloat16

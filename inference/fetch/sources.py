@@ -1,0 +1,288 @@
+"""Finds the local file of the weights or the image that a request names.
+
+https://host/path/file.zip                               a file on the public web
+https://huggingface.co/owner/name/resolve/main/file      a file on the Hub; https:// is optional
+huggingface.co/owner/name                                the only .safetensors of a repository
+hf:owner/name[/file][@revision]                          the same in short
+data:application/zip;base64,…                            the file itself
+outputs/latest/weights.zip                               a file on this machine
+"""
+
+import base64
+import binascii
+import logging
+import math
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from adapters.files.containers import printable
+from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES
+from families.redact import looks_like_address, safe_name
+from inference.fetch.disk_cache import DiskCache
+from inference.fetch.download import Downloader, DownloadError, checked_url
+
+if TYPE_CHECKING:
+    from adapters.archive import Archive  # it imports PyTorch
+
+log = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co"
+SPELLINGS = "hf:owner/name/file.safetensors"
+FRESH_SECONDS = 600  # a name that was looked up this recently is not looked up again
+MOST_CONFIGS = 1000  # repositories of which is known whether they have an adapter_config.json
+FOLDERS = "ZEROPRIOR_FILES"  # environment variable: the folders whose files a request may name
+
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_SHORT = re.compile(
+    rf"hf:(?P<repository>{_NAME}/{_NAME})(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?"
+)
+_PAGE = re.compile(
+    rf"(?:https://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repository>{_NAME}/{_NAME})"
+    r"(?:/(?:resolve|blob|raw|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?|/(?P<loose>.+))?"
+)
+
+
+class SourceError(ValueError):
+    """The name of a file that is not found, or that a request may not name."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file in a repository of the Hub."""
+
+    repository: str  # owner/name
+    file: str | None = None  # None: the only .safetensors in it
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, source: str) -> "HubFile | None":
+        """The file that a source names on the Hub, or None if it is something else."""
+        source = re.split("[?#]", source)[0].rstrip("/")
+        match = _SHORT.fullmatch(source) or _PAGE.fullmatch(source)
+        if match is None:
+            return None
+        found = match.groupdict()
+        file = found["file"] or found.get("loose")
+        return cls(
+            found["repository"],
+            unquote(file) if file else None,
+            unquote(found["revision"] or "main"),
+        )
+
+    @property
+    def url(self) -> str:
+        """The address of the file."""
+        assert self.file is not None
+        path = quote(self.file, errors="replace")
+        return f"{HUB}/{self.repository}/resolve/{_quoted(self.revision)}/{path}"
+
+
+def default_cache() -> DiskCache:
+    """Downloads of weights, below the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return DiskCache(Path(caches) / "zeroprior" / "weights")
+
+
+def allowed_file(text: str) -> Path:
+    """The file that a request may name: one below the folders in `$ZEROPRIOR_FILES`.
+
+    The variable lists folders, separated as in `$PATH`; it is empty by default, so that no file
+    may be named. A relative name is looked for in each of them, then in the working folder. Refused
+    are links that lead out, names with a part that begins with a dot, and everything that is not
+    an ordinary file. Raises `SourceError`; its message is the same whether such a file exists or
+    not.
+    """
+    for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
+        for named in (text, os.path.abspath(text)) if folder and text and "\0" not in text else ():
+            file = _below(Path(folder), named)
+            if file is not None:
+                return file
+    raise SourceError(
+        f"'{_shown(text)}' is not a file that a request may name; send the file itself, an https "
+        f"URL or {SPELLINGS} (the operator can allow folders of the server with {FOLDERS})"
+        f"{_forgotten(text)}"
+    )
+
+
+def _below(folder: Path, text: str) -> Path | None:
+    """The ordinary, visible file of that name below the folder, all links followed; else None."""
+    try:
+        folder = folder.expanduser().absolute()
+        root, named = folder.resolve(strict=True), folder / text
+        start = folder if named.is_relative_to(folder) else root
+        file = named.resolve(strict=True)
+        parts = named.relative_to(start).parts + file.relative_to(root).parts
+        if any(part.startswith(".") for part in parts):  # hidden, or ..
+            return None
+        return file if stat.S_ISREG(file.stat().st_mode) else None
+    except (OSError, ValueError, RuntimeError):  # not there, not below, no valid name, a circle
+        return None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Finds files by name: on this machine, on the web, on the Hub."""
+
+    downloader: Downloader = field(default_factory=Downloader)
+    cache: DiskCache = field(default_factory=default_cache)
+    # Addresses of adapter_config.json, and when they were asked for.
+    _configs: dict[tuple[HubFile, str | None], tuple[float, str | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def file(
+        self, source: str | PathLike[str], token: str | None = None, any_file: bool = True
+    ) -> Path:
+        """The local file of a source, downloaded if necessary.
+
+        `token` opens private repositories of the Hub and is sent nowhere else. Without `any_file`
+        a string names only files that `allowed_file` allows: use this for strings from untrusted
+        users. A path object is trusted. Raises `SourceError` or `DownloadError` with the reason.
+        """
+        if isinstance(source, PathLike):
+            return Path(source)
+        source = source.strip()
+        if source[:5].lower() == "data:":
+            content = _data(source)
+            with self.cache.part() as part:
+                part.write_bytes(content)
+                return self.cache.keep(None, part, None)
+        hub = HubFile.parse(source)
+        if hub is not None:
+            return self._downloaded(self._named(hub, token).url, token)
+        if "://" in source:
+            return self._downloaded(source, None)
+        return _local(source) if any_file else allowed_file(source)
+
+    def config(self, source: str | PathLike[str], token: str | None = None) -> Path | None:
+        """PEFT's adapter_config.json beside a file in a repository of the Hub, or None.
+
+        The Hub is asked whether there is one every `FRESH_SECONDS` at most.
+        """
+        hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
+        if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
+            return None
+        asked, url = self._configs.get((hub, token), (-math.inf, None))
+        if time.monotonic() - asked > FRESH_SECONDS:
+            try:
+                file = self._named(hub, token).file or ""
+                config = replace(hub, file="".join(file.rpartition("/")[:2]) + CONFIG)
+                url = config.url if config.file in self._files(hub, token) else None
+            except DownloadError as error:
+                log.warning("not known whether %s has %s: %s", hub.repository, CONFIG, error)
+                return None
+            if len(self._configs) >= MOST_CONFIGS:
+                self._configs.clear()
+            self._configs[hub, token] = time.monotonic(), url
+        return self._downloaded(url, token, MAX_CONFIG_BYTES) if url else None
+
+    def _files(self, hub: HubFile, token: str | None) -> list[str]:
+        """Names of the files in a repository."""
+        address = f"{HUB}/api/models/{hub.repository}/revision/{_quoted(hub.revision)}"
+        return _file_names(self.downloader.json(address, token))
+
+    def _named(self, hub: HubFile, token: str | None) -> HubFile:
+        """The file with its name, which the repository is asked for if the source has none."""
+        if hub.file is not None:
+            return hub
+        files = [name for name in self._files(hub, token) if name.endswith(".safetensors")]
+        if len(files) == 1:
+            return replace(hub, file=files[0])
+        if not files:
+            raise SourceError(f"{hub.repository} on the Hub has no .safetensors file")
+        first = [printable(name[:100]) for name in files[:8]]
+        raise SourceError(
+            f"{hub.repository} on the Hub has {len(files)} .safetensors files; name one of them, "
+            f"for example hf:{hub.repository}/{first[0]} "
+            f"({', '.join(first)}{', …' if files[8:] else ''})"
+        )
+
+    def _downloaded(self, url: str, token: str | None, most: int | None = None) -> Path:
+        """The local file of a URL; of `most` bytes, by default as many as the downloader takes."""
+        checked_url(url)
+        name = f"{url} {token or ''}"  # a private file is found again only with its token
+        entry = self.cache.find(name)
+        if entry is not None and time.time() - entry.asked < FRESH_SECONDS:
+            kept = self.cache.use(name, entry)
+            if kept is not None:
+                return kept
+        with self.cache.part() as part:
+            answer = self.downloader.file(url, part, token, entry.etag if entry else None, most)
+            if entry is not None and answer.unchanged:
+                kept = self.cache.use(name, replace(entry, asked=time.time()))
+                if kept is not None:
+                    return kept
+                # Another process has removed it.
+                answer = self.downloader.file(url, part, token, None, most)
+            return self.cache.keep(name, part, answer.etag)
+
+
+def _shown(source: str) -> str:
+    return printable(safe_name(source)[:200])
+
+
+def _forgotten(source: str) -> str:
+    """A hint where a text that names no file looks like an address."""
+    if not looks_like_address(source):
+        return ""
+    return "; if it is an address, it has to begin with https://"
+
+
+def _quoted(revision: str) -> str:
+    return quote(revision, safe="", errors="replace")
+
+
+def _file_names(answer: object) -> list[str]:
+    """The file names in the Hub's answer about a repository."""
+    siblings = answer.get("siblings") if isinstance(answer, dict) else None
+    entries = siblings if isinstance(siblings, list) else []
+    names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
+    """The archive with the last part of its source's path as one more of its names."""
+    text = str(source).strip()
+    if text[:5].lower() == "data:":
+        return archive
+    path = urlsplit(text).path if "://" in text else text
+    name = unquote(path).rstrip("/").rpartition("/")[2]
+    name = name.partition("@")[0][:200]  # hf:owner/name/file@revision
+    if name in ("", *archive.names):
+        return archive
+    return replace(archive, names=(*archive.names, name))
+
+
+def _data(source: str) -> bytes:
+    """The content of a data URL."""
+    header, comma, content = source.partition(",")
+    shown = printable(source[:40])
+    if not comma or not header.lower().endswith(";base64"):
+        raise SourceError(f"'{shown}…' is not a data URL in base64")
+    try:
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:  # binascii.Error, and letters beyond ASCII
+        reason = "it is damaged" if isinstance(error, binascii.Error) else "it is not base64"
+        raise SourceError(f"'{shown}…' cannot be read: {reason}; send it again") from error
+
+
+def _local(source: str) -> Path:
+    """A file on this machine, named by a person who may read any of them."""
+    try:
+        path = Path(source).expanduser()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, or the home folder of nobody
+        found = False
+    if not found:
+        raise SourceError(
+            f"{_shown(source)}: no such file; give a file, an https URL, or {SPELLINGS}"
+            f"{_forgotten(source)}"
+        )
+    return path

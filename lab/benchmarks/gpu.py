@@ -1,0 +1,218 @@
+"""python -m lab.benchmarks.gpu: training and generation at the published sizes, on this GPU.
+
+Needs no weights: models of the published sizes are filled with random numbers. Steps and pictures
+are timed with the device waited for, after they have been compiled as a training and a prediction
+compile them (`COMPILE=0` leaves that out). A step's arithmetic is counted by PyTorch from the
+operations that ran, recomputed activations included, and held against the rate of a large
+bfloat16 product on the same card. Without a GPU it says what it would run.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapters.lora import Lora
+from adapters.merging import Overlay
+from families.family import Family
+from inference.acceleration import compile_blocks, wanted_in_training
+from inference.sampling import sample
+from lab.benchmarks.machine import machine
+from lab.benchmarks.memory import random_family
+from trainer.learning.loss import flow_loss
+from trainer.learning.optimizers import make_optimizer
+from trainer.memory.plan import Mode
+from trainer.settings.fields import settle
+
+BASES = ("z-image-turbo", "qwen-image")
+EDGES = (512, 768, 1024)  # pixels
+BATCHES = (1, 4)
+DRAWING_STEPS = (8, 50)
+RANK, TEXT_TOKENS = 16, 64
+PRODUCT = 8192  # rows and columns of the product that measures the card
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    base: str
+    work: str  # step, draw or swap
+    edge: int = 1024
+    batch: int = 1
+    steps: int = 0
+    checkpointing: bool = False
+
+    def __str__(self) -> str:
+        if self.work == "swap":
+            return f"{self.base}: another LoRA of rank {RANK}"
+        if self.work == "draw":
+            return f"{self.base}: a picture of {self.edge} pixels in {self.steps} steps"
+        kept = "recomputed" if self.checkpointing else "kept"
+        return f"{self.base}: a step, {self.edge} pixels, batch {self.batch}, activations {kept}"
+
+
+def cases(bases: tuple[str, ...] = BASES) -> Iterator[Case]:
+    """All rows, in order."""
+    for base in bases:
+        for edge, batch, again in product(EDGES, BATCHES, (False, True)):
+            yield Case(base, "step", edge, batch, checkpointing=again)
+        for steps in DRAWING_STEPS:
+            yield Case(base, "draw", steps=steps)
+        yield Case(base, "swap")
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median of `repeats` after two that warm up, the device waited for each time."""
+    taken = []
+    for _ in range(repeats + 2):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[2:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, side: int = PRODUCT) -> float:
+    """Operations per second of a square bfloat16 product."""
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / seconds(lambda: left @ right, device, 20)
+
+
+def training_step(family: Family, case: Case) -> Callable[[], None]:
+    """Loss, backward and optimiser of one batch, with text that was encoded before."""
+    transformer = family.transformer
+    if case.checkpointing:
+        transformer.enable_gradient_checkpointing()
+    lora = Lora(transformer, family.lora_targets(), RANK, 0)
+    parameters = list(lora.parameters())
+    optimizer = make_optimizer("adamw", parameters, 1e-4, 0.0)
+    latents, text = _inputs(family, case)
+    noise = torch.randn_like(latents)
+    sigma = torch.full((case.batch,), 0.5, device=family.device)
+
+    def step() -> None:
+        flow_loss(family, latents, noise, sigma, text).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def drawing(family: Family, case: Case) -> Callable[[], Tensor]:
+    """One picture's latents from noise, without guidance."""
+    latents, text = _inputs(family, case)
+    sigmas = torch.linspace(1.0, 0.0, case.steps + 1)
+
+    @torch.inference_mode()
+    def draw() -> Tensor:
+        return sample(family, latents, sigmas, text)
+
+    return draw
+
+
+def swapping(family: Family) -> Callable[[], None]:
+    """Another LoRA laid over the base, each time one of two."""
+    weights = dict(family.transformer.named_modules())
+    files = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        files.append(
+            {
+                name: (
+                    torch.randn(RANK, weights[name].in_features, generator=generator) / 64,
+                    torch.randn(weights[name].out_features, RANK, generator=generator) / 64,
+                )
+                for name in family.lora_targets()
+            }
+        )
+    overlay = Overlay(family.transformer)
+    turn = iter(range(1 << 30))
+
+    def swap() -> None:
+        with torch.no_grad():
+            overlay.apply([(files[next(turn) % 2], 1.0)])
+
+    return swap
+
+
+def _inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
+    """Random latents_BCHW and text of each picture."""
+    device = family.device
+    rows, columns = family.latent_size(case.edge, case.edge)
+    latents = torch.randn(case.batch, family.latent_channels, rows, columns, device=device)
+    config = family.transformer_config
+    width = config.get("cap_feat_dim") or config["joint_attention_dim"]
+    text = torch.randn(case.batch, TEXT_TOKENS, width, device=device, dtype=torch.bfloat16)
+    return latents, list(text)
+
+
+def measure(case: Case, device: torch.device, rate: float, repeats: int) -> list[str]:
+    """The cells of one row."""
+    settings = settle(
+        dataset="unread.zip", base_model=case.base, train_placeholder_token=False, seed=0
+    )
+    family = random_family(settings, Mode(), device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if case.work == "swap":
+        return [str(case), _shown(seconds(swapping(family), device, repeats)), "", "", ""]
+    work = drawing(family, case) if case.work == "draw" else training_step(family, case)
+    with FlopCounterMode(display=False) as counter:  # before it is compiled, which hides them
+        work()
+    if wanted_in_training(device):
+        compile_blocks(family.transformer)
+    taken = seconds(work, device, repeats)
+    speed = counter.get_total_flops() / taken
+    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+    rates = f"{speed / 1e12:.1f}", f"{speed / rate:.0%}"
+    return [str(case), _shown(taken), f"{memory:.1f} GB", *rates]
+
+
+def _shown(taken: float) -> str:
+    return f"{taken * 1e3:.1f} ms" if taken < 1 else f"{taken:.2f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lab.benchmarks.gpu", description=__doc__)
+    parser.add_argument("--base", nargs="*", default=list(BASES))
+    parser.add_argument("--only", default="", help="a part of the rows' names")
+    parser.add_argument("--repeats", type=int, default=10)
+    given = parser.parse_args()
+    chosen = [case for case in cases(tuple(given.base)) if given.only in str(case)]
+    if not torch.cuda.is_available():
+        print("no GPU here; with one, this would measure")
+        print("\n".join(f"  {case}" for case in chosen))
+        return
+    device = torch.device("cuda")
+    rate = matmul_rate(device)
+    print(f"{machine()}; a bfloat16 product of {PRODUCT}: {rate / 1e12:.0f} TFLOP/s")
+    print("| measured | time | peak memory | TFLOP/s | of the product's rate |")
+    print("| --- | --- | --- | --- | --- |")
+    for case in chosen:
+        try:
+            cells = measure(case, device, rate, given.repeats)
+        except torch.OutOfMemoryError:
+            cells = [str(case), "does not fit", "", "", ""]
+        print(f"| {' | '.join(cells)} |", flush=True)
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

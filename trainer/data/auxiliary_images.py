@@ -1,0 +1,168 @@
+"""Images in a dataset that other programs put there beside the subject: masks, control images,
+regularization images, samples, thumbnails.
+
+They are known by the name of their folder, or by a file name that repeats another image's. What is
+found is left out of the training, and said.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from trainer.data.members import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, listed, stem_of, suffix_of
+
+MASKS, CONTROL, REGULARIZATION = "masks", "control images", "regularization images"
+SAMPLES, THUMBNAILS = "sample images", "thumbnails"
+
+# Names of folders without punctuation at the ends, in lower case, as trainers and systems use them.
+_FOLDERS: dict[str, str] = {
+    **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "mask_images"), MASKS),
+    **dict.fromkeys(("segmentation", "segmentations", "alpha_masks", "image_masks"), MASKS),
+    **dict.fromkeys(("control", "controls", "control_img", "control_imgs"), CONTROL),
+    **dict.fromkeys(("control_image", "control_images", "controlnet"), CONTROL),
+    **dict.fromkeys(("conditioning", "conditioning_data", "conditioning_images"), CONTROL),
+    **dict.fromkeys(("conditioning_image", "conditionings"), CONTROL),
+    **dict.fromkeys(
+        ("reg", "regs", "reg_images", "reg_data", "reg_imgs", "reg_set"), REGULARIZATION
+    ),
+    **dict.fromkeys(("regularization", "regularization_images"), REGULARIZATION),
+    **dict.fromkeys(("regularisation", "regularisation_images"), REGULARIZATION),
+    **dict.fromkeys(("regularization_data", "class_images", "class_data"), REGULARIZATION),
+    **dict.fromkeys(("sample", "samples", "sample_images", "preview", "previews"), SAMPLES),
+    **dict.fromkeys(("eadir", "thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
+}
+# Those that may as well be a part of the subject's dataset, unless they repeat its file names.
+_FOLDERS_THAT_REPEAT: dict[str, str] = dict.fromkeys(
+    ("canny", "depth", "depth_maps", "lineart", "normal_maps", "openpose", "scribble", "softedge"),
+    CONTROL,
+)
+# Beside NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, mask_NAME.png.
+_MARKS: dict[str, str] = {
+    "mask(?:s|[-_]?label)?": MASKS,
+    "matte|seg(?:mentation)?": MASKS,
+    "control(?:net|[-_]?ima?ge?)?": CONTROL,
+    "cond(?:itioning)?": CONTROL,
+    "canny|depth|lineart|openpose|scribble|softedge": CONTROL,
+    "thumb(?:nail)?": THUMBNAILS,
+}
+_MARK = [
+    (re.compile(f"(?P<name>.+)[-_. ](?:{mark})(?:[-_]?[0-9]+)?", re.IGNORECASE), kind)
+    for mark, kind in _MARKS.items()
+] + [
+    (re.compile(f"(?:{mark})[-_. ](?P<name>.+)", re.IGNORECASE), kind)
+    for mark, kind in _MARKS.items()
+]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that look like something else than training images."""
+
+    kind: str
+    folder: str  # whose name says so; empty where the files' own names do
+    names: tuple[str, ...]  # files, in their order
+    used: bool = False  # kept, since their captions say that they are trained on
+
+    def __str__(self) -> str:
+        count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
+        if self.used:
+            return (
+                f"{self.folder}/ looks like {self.kind}, but its {count} have captions of their "
+                "own and are trained on; remove the folder if they are not the subject"
+            )
+        if self.folder:
+            return (
+                f"{self.folder}/ is left out ({count}): by its name it holds {self.kind}. "
+                "To train on them, rename the folder"
+            )
+        return (
+            f"{listed(list(self.names))}: left out ({count}): by the names these are {self.kind} "
+            "of other images. To train on them, rename the files"
+        )
+
+
+def auxiliary(files: Collection[str]) -> list[Group]:
+    """The groups of images among a dataset's files that are not meant to be trained on.
+
+    A folder that holds all images says nothing by its name: a user's only folder may be called
+    `samples`. Nor does one whose images have captions of their own and repeat no other's name,
+    regularization images apart. Masks without a suffix of images (`NAME.mask`) are found, too.
+    """
+    images = [name for name in sorted(files) if suffix_of(name) in _IMAGES]
+    parents = [PurePosixPath(name).parent.as_posix() for name in images]
+    common = os.path.commonpath(parents) if images else ""
+    depth = 0 if common == "." else len(PurePosixPath(common).parts)
+
+    by_folder: dict[tuple[str, str], list[str]] = {}
+    for name in images:
+        parts = PurePosixPath(name).parts[:-1]
+        for place in range(depth, len(parts)):
+            if kind := _kind_of_folder(parts[place]):
+                by_folder.setdefault(("/".join(parts[: place + 1]), kind), []).append(name)
+                break
+    inside = {name for names in by_folder.values() for name in names}
+    stems = {PurePosixPath(stem_of(name)).name.casefold() for name in images if name not in inside}
+    captions = {stem_of(name) for name in files if suffix_of(name) == ".txt"}
+    groups = []
+    for (folder, kind), names in by_folder.items():
+        repeated = _most(PurePosixPath(stem_of(each)).name.casefold() in stems for each in names)
+        captioned = _most(stem_of(each) in captions for each in names)
+        if _plain(PurePosixPath(folder).name) in _FOLDERS_THAT_REPEAT and not repeated:
+            continue
+        used = captioned and not repeated and kind != REGULARIZATION
+        groups.append(Group(kind, folder, tuple(names), used))
+
+    left_out = {name for group in groups if not group.used for name in group.names}
+    by_name: dict[str, list[str]] = {}
+    beside = {stem_of(name) for name in images} | set(images)
+    for name in sorted(set(files) - left_out):
+        kind = _kind_by_name(name, beside)
+        if kind is not None and _caption_of(name) not in captions:
+            by_name.setdefault(kind, []).append(name)
+    return groups + [Group(kind, "", tuple(names)) for kind, names in by_name.items()]
+
+
+_IMAGES = IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES
+
+
+def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
+    """What a file's name says that it is, where it names another image of its folder."""
+    path = PurePosixPath(name)
+    if suffix_of(name) in _IMAGES:
+        own = path.stem
+    elif path.suffix.lower() in ("", ".mask", ".masklabel"):
+        own = path.name
+    else:
+        return None
+    for pattern, kind in _MARK:
+        match = pattern.fullmatch(own)
+        if match is not None and str(path.with_name(match["name"])) in beside:
+            return kind
+    return None
+
+
+def _kind_of_folder(folder: str) -> str | None:
+    called = _plain(folder)
+    numbered = _FOLDERS.get(re.sub(r"_?[0-9]+$", "", called))
+    return (
+        _FOLDERS.get(called)
+        or _FOLDERS_THAT_REPEAT.get(called)
+        or (CONTROL if numbered == CONTROL else None)  # control_1: a model may take several
+    )
+
+
+def _plain(folder: str) -> str:
+    """A folder's name in lower case, without punctuation around it."""
+    return re.sub(r"[\W_]+", "_", folder.casefold()).strip("_")
+
+
+def _caption_of(name: str) -> str:
+    """A file's name as its caption has it, without .txt."""
+    return stem_of(name) if suffix_of(name) in _IMAGES else name
+
+
+def _most(these: Iterable[bool]) -> bool:
+    known = list(these)
+    return 2 * sum(known) >= len(known)

@@ -1,0 +1,199 @@
+"""Reads the files of a dataset, from an archive or a folder.
+
+Archives come from strangers: no file is ever made under a name that they give, members are read one
+by one, and the limits here and in `adapters.files.containers` bound what a hostile one can cost.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from adapters.files.containers import (
+    Limits,
+    Member,
+    Unusable,
+    is_container,
+    is_junk,
+    open_container,
+    printable,
+    safe_parts,
+    within,
+)
+from trainer.data.mapped_file import Content, NoRoom, Spool
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp"}
+RAW_SUFFIXES = {
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf"),
+    *(".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq"),
+}
+VIDEO_SUFFIXES = {
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp"),
+}
+UNREAD_IMAGE_SUFFIXES = RAW_SUFFIXES | {
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".apng"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".psd", ".psb", ".xcf", ".kra", ".clip", ".svg"),
+    *(".ico", ".tga", ".exr", ".hdr", ".dds", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".pdf"),
+    *(".eps", ".ai", ".mpo"),
+}
+
+# Limits. LoRA datasets have tens to hundreds of pictures; these are far above, and small enough
+# that the worst archive within them costs minutes and a few GB, not the machine.
+# Files and folders in the archive, skipped ones included: 10,000 pictures with their captions, and
+# the two files beside each of both that a Mac packs.
+MAX_MEMBERS = 40_100
+MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; pictures are put aside on disk
+MAX_MEMBER_BYTES = 256 << 20  # unpacked, one picture
+MAX_CAPTION_BYTES = 64 << 10  # many times what a text encoder reads
+HEAD_BYTES = 64  # of a file that is neither an image nor a caption: enough to tell what it is
+
+# What a file with a misleading name turns out to be, from its first bytes.
+SIGNATURES = (
+    (re.compile(rb"\xff\xd8\xff"), "a JPEG image"),
+    (re.compile(rb"\x89PNG"), "a PNG image"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "a WebP image"),
+    (re.compile(rb"GIF8"), "a GIF image"),
+    (re.compile(rb"BM"), "a BMP image"),
+    (re.compile(rb"II\*\x00|MM\x00\*"), "a TIFF image"),
+    (re.compile(rb"....ftyp(hei|hev|mif|msf)", re.DOTALL), "a HEIC image"),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "an AVIF image"),
+    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
+    (re.compile(rb"PK\x03\x04|PK\x05\x06"), "a zip archive"),
+    (re.compile(rb"\x1f\x8b"), "a gzip archive"),
+    (re.compile(rb"Rar!"), "a RAR archive"),
+    (re.compile(rb"7z\xbc\xaf"), "a 7-Zip archive"),
+    (re.compile(rb"BZh|\xfd7zXZ"), "a bzip2 or xz archive"),
+    (re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE), "a web page, so its download failed"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the file itself"),
+)
+
+
+def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Content]:
+    """The files of an archive or folder by their cleaned names, without junk.
+
+    What is wrong is added to `problems`, a line each; to `bad` where it is one picture's fault.
+
+    Pictures and texts come with their content, of which at most one byte more than allowed; other
+    files with their first bytes. Pictures are read from disk as they are looked at.
+    Raises `NoRoom` where they cannot be put there.
+    """
+    files: dict[str, Content] = {}
+    pictures, spool = dict[str, slice](), Spool("pictures")
+    try:
+        with _open(path) as members:
+            for member in members:
+                name = printable(member.name[:200])
+                try:
+                    parts = safe_parts(member.name)
+                    if member.name.endswith("/") or is_junk(parts):
+                        continue
+                    name = printable("/".join(parts))
+                    if name in files:
+                        raise Unusable("is in the archive twice; rename or remove one")
+                except Unusable as error:
+                    problems.append(f"{name}: {error}")
+                    continue
+                try:
+                    files[name] = data = _read(member, suffix_of(name))
+                    if suffix_of(name) in IMAGE_SUFFIXES:
+                        pictures[name], files[name] = spool.add(data), b""
+                except Unusable as error:
+                    lines = bad if suffix_of(name) in IMAGE_SUFFIXES else problems
+                    lines.append(f"{name}: {error}")
+    except Unusable as error:
+        problems.append(str(error))
+    except NoRoom:
+        raise
+    except Exception as error:  # hostile structures make the parsers raise whatever they trip over
+        problems.append(f"is damaged or cut off ({error}); make or upload it again")
+    mapped = spool.mapped()
+    return files | {name: mapped[place] for name, place in pictures.items()}
+
+
+def _read(member: Member, suffix: str) -> bytes:
+    if member.refusal:
+        raise Unusable(member.refusal)
+    if suffix in IMAGE_SUFFIXES:
+        limit = MAX_MEMBER_BYTES
+        if member.size > limit:
+            raise Unusable(f"has more than {limit:,} bytes; save it smaller")
+    elif suffix == ".txt":
+        limit = MAX_CAPTION_BYTES + 1
+    else:
+        return _head(member)
+    data = bytearray()
+    try:
+        with member.open() as file:
+            while chunk := file.read(min(1 << 20, limit - len(data))):
+                data += chunk
+    except Exception as error:
+        raise Unusable(f"cannot be read ({error}); pack the archive again") from error
+    if len(data) < min(member.size, limit):
+        raise Unusable(f"is cut off ({len(data):,} of {member.size:,} bytes); pack it again")
+    return bytes(data)
+
+
+def _head(member: Member) -> bytes:
+    """The first bytes of a file that is not used; none where they cannot be read."""
+    try:
+        with member.open() as file:
+            return file.read(HEAD_BYTES)
+    except Exception:  # it is left out anyway
+        return b""
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Iterator[Member]]:
+    limits = Limits(MAX_MEMBERS, MAX_TOTAL_BYTES)
+    if path.is_dir():
+        yield within(_folder_members(path), limits)
+        return
+    if not path.exists():
+        raise Unusable("does not exist; give the path of a zip or tar file, or of a folder")
+    if not path.is_file():
+        raise Unusable("is not a file; give the path of a zip or tar file, or of a folder")
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if not is_container(head):
+        raise Unusable(f"is not a zip or tar file ({what_is(head)}); pack the pictures in one")
+    with open_container(path, limits) as members:
+        yield members
+
+
+def _folder_members(folder: Path) -> Iterator[Member]:
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            regular = path.is_file()
+            yield Member(
+                path.relative_to(folder).as_posix(),
+                path.stat().st_size if regular else 0,
+                None if regular else "is not a file or leads nowhere; remove it",
+                lambda path=path: path.open("rb"),  # type: ignore[misc]
+            )
+
+
+def suffix_of(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def stem_of(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def what_is(data: bytes) -> str:
+    if not data:
+        return "it is empty, 0 bytes"
+    for signature, what in SIGNATURES:
+        if signature.match(data):
+            return f"it begins like {what}"
+    return "its content is unknown"
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

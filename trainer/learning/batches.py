@@ -1,0 +1,106 @@
+"""Which samples a step trains on: batches that each come from one bucket, with fair shares."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+from trainer.data.members import listed
+from trainer.learning.features import Sample
+from trainer.learning.randomness import generator
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Batches:
+    """Deterministic batches of sample indices, by step.
+
+    Samples of one batch share a shape (their bucket), so they stack; every batch has `batch_size`
+    of them. A bucket of n of N samples gets n of N batches, spread evenly over the training, and
+    its batches run through its samples in shuffled passes, from one pass into the next. So:
+
+    - After `period` steps every sample has been seen equally often (`passes` times).
+    - Between, a bucket of share p among g buckets is within 1 + p g batches of its share, and its
+      samples are seen equally often but for one time.
+    - No batch holds a sample twice unless its bucket has fewer than `batch_size`. Then it holds
+      all of them, none more than once more than another, and such batches are that much rarer.
+
+    A step's batch depends on seed, samples, batch size and the step alone. Several processes share
+    one batch, an image at several resolutions is as many samples, and held-out images are no
+    samples: shares are equal among those that are trained on.
+    """
+
+    def __init__(self, shapes: Sequence[Hashable], batch_size: int, seed: int) -> None:
+        self._groups = list(_grouped(shapes).values())
+        self._batch_size, self._seed = batch_size, seed
+        # The fewest passes over all samples that are whole batches in every bucket.
+        common = math.gcd(batch_size, *(len(group) for group in self._groups))
+        self.passes = batch_size // common
+        self.period = self.passes * len(shapes) // batch_size
+        self._period = lru_cache(maxsize=2)(self._shuffled)
+
+    def at(self, step: int) -> list[int]:
+        """The sample indices of a step, counted from 0."""
+        number, position = divmod(step, self.period)
+        return self._period(number)[position]
+
+    def _shuffled(self, number: int) -> list[list[int]]:
+        """The batches of a period."""
+        random = generator(self._seed, "order", number)
+        placed = []
+        for group in self._groups:
+            batches = self._batches(group, random)
+            # One batch in each of as many equal stretches of the period.
+            starts = torch.rand(len(batches), generator=random, dtype=torch.float64).tolist()
+            placed += [
+                ((k + start) / len(batches), batch)
+                for k, (start, batch) in enumerate(zip(starts, batches, strict=True))
+            ]
+        return [batch for _, batch in sorted(placed, key=lambda each: each[0])]
+
+    def _batches(self, group: Sequence[int], random: torch.Generator) -> list[list[int]]:
+        """The bucket's batches of one period."""
+        stream: list[int] = []
+        for _ in range(self.passes):
+            order = [group[k] for k in torch.randperm(len(group), generator=random).tolist()]
+            # The batch in the making takes those first that it holds least often.
+            begun = Counter(stream[len(stream) - len(stream) % self._batch_size :])
+            wanted = -begun.total() % self._batch_size
+            first = sorted(order, key=begun.__getitem__)[:wanted]
+            taken = set(first)
+            order = first + [each for each in order if each not in taken]
+            stream += order
+        size = self._batch_size
+        return [stream[start : start + size] for start in range(0, len(stream), size)]
+
+
+def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) -> None:
+    """Names the images whose bucket is smaller than a batch, which then holds them repeatedly."""
+    lines = []
+    for shape, group in _grouped([sample.mean_CHW.shape for sample in samples]).items():
+        if len(group) < batch_size:
+            few = "alone" if len(group) == 1 else f"only {len(group)}"
+            size = f"{shape[2] * vae_factor}x{shape[1] * vae_factor}"
+            images = listed([samples[index].name for index in group])
+            share = f"1 batch in {len(samples) / len(group):.3g}"
+            lines.append(f"{few} at {size}: {images} ({share})")
+    if lines:
+        log.warning(
+            "some sizes have fewer images than batch_size %d, so a batch repeats them. Each image "
+            "is still seen equally often:\n  %s",
+            *(batch_size, "\n  ".join(lines)),
+        )
+
+
+def _grouped(shapes: Sequence[T]) -> dict[T, list[int]]:
+    """Indices by shape, in the order of their first."""
+    groups: dict[T, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(index)
+    return groups

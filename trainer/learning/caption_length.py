@@ -1,0 +1,79 @@
+"""Captions and sample prompts that are longer than the text encoder reads.
+
+Found with the tokenizer alone, before a model's weights are loaded.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from families.family import Family
+from families.text_limit import cut
+from families.tokens import Cut, mentions
+from inference.prompts import check_length
+from trainer.data.dataset import DatasetError, Example
+from trainer.data.members import listed
+from trainer.settings.fields import Settings
+
+log = logging.getLogger(__name__)
+
+NAMED = 20  # captions that are shown with their lost words
+
+
+def check_texts(
+    examples: Sequence[Example],
+    sample_prompts: Sequence[Mapping[str, str]],
+    family: Family,
+    settings: Settings,
+) -> None:
+    """Warns of every caption and sample prompt that is cut, with the first words that are lost.
+
+    `sample_prompts` are the texts of each preview, by their name (`inference.prompts.prompts_of`).
+
+    Raises `DatasetError` if all captions that hold the token (or the trigger word) lose it.
+    """
+    vectors = {settings.subject: torch.zeros(1, 1)} if settings.subject else {}
+    word = settings.subject or settings.trigger_word or None
+    captions = dict.fromkeys(example.caption for example in examples)
+    cuts = {text: found for text in captions if (found := cut(family, text, vectors)) is not None}
+    if cuts:
+        _check_captions(examples, cuts, word, family.max_text_tokens)
+    for number, texts in enumerate(sample_prompts, start=1):
+        named = {f"sample prompt {number}, {k}": text for k, text in texts.items()}
+        check_length(family, named, vectors, None if settings.subject else word)
+
+
+def _check_captions(
+    examples: Sequence[Example], cuts: dict[str, Cut], word: str | None, limit: int
+) -> None:
+    sources: dict[str, dict[str, None]] = {}  # of each caption that is cut: files, each once
+    for each in examples:
+        if each.caption in cuts:
+            sources.setdefault(each.caption, {})[each.caption_file or "default_caption"] = None
+    lines = [
+        f"{listed(list(files), 3)}: {cuts[text].first_lost()!r}" for text, files in sources.items()
+    ]
+    if word is not None:
+        lost = [text for text in cuts if mentions(text, word) and not cuts[text].keeps(word)]
+        without = [name for text in lost for name in sources[text]]
+        held = any(
+            mentions(cuts[each.caption].kept if each.caption in cuts else each.caption, word)
+            for each in examples
+        )
+        if lost and not held:
+            raise DatasetError(
+                f"no caption mentions {word} within the {limit} tokens that the text encoder "
+                f"reads: {listed(without)}; move it to the start of the captions"
+            )
+        if lost:
+            log.warning(
+                "%s stands behind the %d tokens that are read, so these captions do not mention "
+                "it: %s; move it to their start",
+                *(word, limit, listed(without)),
+            )
+    more = f"\n  and {len(lines) - NAMED:,} more" if len(lines) > NAMED else ""
+    log.warning(
+        "%d captions are longer than the %d tokens that are read; lost from here on:\n  %s%s",
+        *(len(lines), limit, "\n  ".join(lines[:NAMED]), more),
+    )

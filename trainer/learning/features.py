@@ -1,0 +1,187 @@
+"""Latents and text features, encoded once and put aside, so that the encoders can leave memory.
+
+Both lie on disk (`trainer.data.mapped_file`): memory is the same for ten pictures and for ten
+thousand. Shapes: B images, C latent channels, H and W latent rows and columns, L text tokens, D
+features.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from families.family import Family
+from families.prefix import Prefix, common_ids, read_prefix
+from families.tokens import split_words
+from families.transfer import onto
+from trainer.data.buckets import Bucket, cover, nearest_bucket, warn_upscaled
+from trainer.data.dataset import Example
+from trainer.data.threads import in_threads
+from trainer.learning.mapped_tensors import Tensors
+from trainer.settings.fields import Settings
+
+log = logging.getLogger(__name__)
+
+BATCH_PIXELS = 1024**2  # for the VAE at once: what one picture of the usual size takes
+# A JPEG decoded at a fraction of its size keeps so much more than its bucket, for the resampling.
+DECODED_SPARE = 2
+BATCH_TOKENS = 4096  # for the text encoder at once, padding included
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture at one resolution, as the loop sees it."""
+
+    name: str
+    caption: str
+    mean_CHW: Tensor  # of the VAE's posterior, normalised, float32, read from disk
+    std_CHW: Tensor
+
+
+@torch.no_grad()
+def encode_pictures(
+    family: Family, examples: Sequence[Example], settings: Settings
+) -> list[Sample]:
+    """Every picture at every resolution, in its bucket. The VAE is released afterwards.
+
+    Threads decode ahead while the VAE works; pictures of one bucket share its batches. Raises
+    `NoRoom` where the disk is too full for what is encoded.
+    """
+    multiple = family.resolution_multiple
+    for resolution in settings.resolutions:
+        warn_upscaled(examples, resolution, multiple)
+
+    def fitted(example: Example) -> list[Tensor]:
+        width, height = example.width, example.height
+        buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
+        cover = max(max(each.width / width, each.height / height) for each in buckets)
+        spare = min(1.0, DECODED_SPARE * cover)
+        image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
+        return [fit(image, bucket) for bucket in buckets]
+
+    latents = Tensors[int]("latents")  # mean and deviation, by place among all
+    waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+    count = len(examples) * len(settings.resolutions)
+
+    def encode(shape: torch.Size) -> None:
+        places, pixels = zip(*waiting.pop(shape), strict=True)
+        both_B2CHW = torch.stack(family.encode_images(torch.stack(pixels)), dim=1).cpu()
+        for place, both_2CHW in zip(places, both_B2CHW, strict=True):
+            latents.add(place, both_2CHW)
+
+    with tqdm(total=count, desc="encoding pictures", unit="picture") as progress:
+        fits = chain.from_iterable(in_threads(fitted, examples))
+        for place, pixels_3PP in enumerate(fits):
+            same = waiting.setdefault(pixels_3PP.shape, [])
+            same.append((place, pixels_3PP))
+            if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
+                encode(pixels_3PP.shape)
+                progress.update(len(same))
+        for shape, same in list(waiting.items()):
+            encode(shape)
+            progress.update(len(same))
+    family.release("vae")
+    kept, repeats = latents.mapped(), len(settings.resolutions)
+    return [
+        Sample(example.name, example.caption, *kept[number * repeats + repeat])
+        for number, example in enumerate(examples)
+        for repeat in range(repeats)
+    ]
+
+
+class Captions:
+    """Text features of captions: kept where they are constant, made anew where they are trained.
+
+    A caption that holds the placeholder changes with its rows, so the text encoder stays in
+    memory for it; what all such captions begin with is read once. Without them it is released.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        captions: Sequence[str],
+        vectors: dict[str, Tensor] | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
+        """`others` hold no token, and are encoded one by one, so that they change no caption's
+        features: those of one batch are rounded alike."""
+        self.family, self.vectors = family, vectors or {}
+        distinct = sorted(set(captions))
+        # A word beyond what the encoder reads of a caption changes nothing in it.
+        self.trained = {
+            text
+            for text in distinct
+            if set(self.vectors) & set(split_words(text, self.vectors))
+            and family.reads_new(family.tokenize(text, self.vectors))
+        }
+        constant = [text for text in distinct if text not in self.trained]
+        kept = Tensors[str]("text features")
+        with torch.no_grad():
+            texts = dict.fromkeys([family.empty_prompt, *constant])
+            alone = [[text] for text in dict.fromkeys(others) if text not in texts]
+            with tqdm(total=len(texts) + len(alone), desc="encoding captions") as progress:
+                for batch in (*self._alike(texts), *alone):
+                    made = family.encode_prompts(batch, self.vectors)
+                    for text, features in zip(batch, made, strict=True):
+                        kept.add(text, features)
+                    progress.update(len(batch))
+        self._kept = kept.mapped()
+        self._prefix: Prefix | None = None
+        if not self.trained:
+            family.release("text_encoder")
+        else:
+            ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
+            ids = ids[: family.max_text_tokens - 1]  # what is cut off is not read
+            self._prefix = read_prefix(family.text_encoder, ids) if ids else None
+
+    def features(self, captions: Sequence[str]) -> list[Tensor]:
+        """text_LD of each caption; gradients reach the placeholder in those that hold it."""
+        trained = [text for text in captions if text in self.trained]
+        made = iter(
+            self.family.encode_prompts(trained, self.vectors, self._prefix) if trained else ()
+        )
+        return [
+            next(made) if text in self.trained else onto(self.family.device, self._kept[text])
+            for text in captions
+        ]
+
+    def _alike(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """The texts in batches of about equal lengths, so that little of one is padding."""
+        lengths = {text: len(self.family.tokenize(text).ids) for text in texts}
+        batch: list[str] = []
+        for text in sorted(lengths, key=lambda each: lengths[each]):
+            if batch and (len(batch) + 1) * lengths[text] > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(text)
+        yield batch
+
+
+def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
+    """The picture scaled to cover the bucket and cut to its centre.
+
+    Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
+    """
+    # Cutting in source pixels and scaling in one step keeps the exact ratio: scaling first would
+    # round the covering size to whole pixels.
+    scale = cover(image.width, image.height, bucket)
+    cut_width, cut_height = bucket.width / scale, bucket.height / scale
+    left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
+    box = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + cut_width, image.width),
+        min(top + cut_height, image.height),
+    )
+    fitted = image.convert("RGB").resize(
+        (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
+    )
+    pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()

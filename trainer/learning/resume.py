@@ -1,0 +1,343 @@
+"""Going on from an earlier training: a checkpoint's whole state, or finished weights."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.archive import Archive, BrokenArchive, read_archive
+from adapters.formats.factors import rank_of
+from adapters.lora import Lora
+from adapters.placeholder import Placeholder
+from families.bases import UnknownBase, find_base
+from families.few_steps import find_few_step_lora
+from families.sketch import sketch
+from trainer.data.dataset import Example
+from trainer.learning.checkpoint import (
+    BrokenCheckpoint,
+    Checkpoint,
+    is_checkpoint,
+    latest,
+    read_checkpoint,
+    read_header,
+)
+from trainer.learning.distributed import processes
+from trainer.learning.optimizers import fresh_state, rows_optimizer
+from trainer.settings.fields import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+NAME_LETTERS = 120  # of an image's name in a checkpoint
+
+
+def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
+    """What `resume_from` names, checked against settings and data before a model is loaded.
+
+    A folder stands for the newest checkpoint in it. Raises `SettingsError` for a file that is
+    broken or belongs to another base, rank, placeholder, optimiser or dataset.
+    """
+    if settings.resume_from is None:
+        return None
+    path = settings.resume_from
+    if path.is_dir():
+        newest = latest(path)
+        if newest is None:
+            raise SettingsError(f"resume_from: {path} holds no checkpoint (step-*.safetensors)")
+        path = newest
+    if not path.is_file():
+        raise SettingsError(f"resume_from: {path} does not exist")
+    try:
+        if is_checkpoint(path):
+            checkpoint = read_checkpoint(path)
+            _check_checkpoint(checkpoint, settings, path)
+            _check_data(checkpoint.identity.get("data", {}), data_identity(examples), path)
+            log.info("resuming from %s, after %d steps", path, checkpoint.step)
+            return checkpoint
+        archive = read_archive(path)
+        _check_archive(archive, settings, path)
+        few_steps = find_few_step_lora(archive.names)
+        if few_steps is not None:
+            log.warning(
+                "resume_from: %s is %s, a few-step LoRA; training on top of it destroys the "
+                "%d-step quality. Train a LoRA of its own and load both when generating",
+                *(path.name, few_steps.name, few_steps.steps),
+            )
+        log.info(
+            "continuing the weights of %s, with a fresh optimiser and %d new steps",
+            path,
+            settings.steps,
+        )
+        return archive
+    except (BrokenCheckpoint, BrokenArchive) as error:
+        raise SettingsError(f"resume_from: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"resume_from: {path} cannot be read ({error})") from error
+
+
+def with_seed(settings: Settings) -> Settings:
+    """The settings with the seed of the checkpoint that they resume from, where none was given.
+
+    Raises `SettingsError` for a broken checkpoint.
+    """
+    path = settings.resume_from
+    if path is None or not settings.seed_is_random:
+        return settings
+    checkpoint = latest(path) if path.is_dir() else path
+    if checkpoint is None or not is_checkpoint(checkpoint):
+        return settings
+    try:
+        seed = read_header(checkpoint)["identity"].get("settings", {}).get("seed")
+    except BrokenCheckpoint as error:
+        raise SettingsError(f"resume_from: {error}") from error
+    return settings if seed is None else replace(settings, seed=seed)
+
+
+def identity(settings: Settings) -> dict[str, object]:
+    """What two runs must have in common for one to go on from the other."""
+    return {
+        "base_model": settings.base.hub_id,
+        "rank": settings.rank,
+        "placeholder_token": settings.subject,
+        "lora_targets": settings.lora_targets,
+        "optimizer": settings.optimizer,
+    }
+
+
+def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """A hash of the image and one of the caption, by the image's name."""
+    return {
+        _short(each.name): [
+            hashlib.blake2b(content, digest_size=8).hexdigest()
+            for content in (each.data, each.caption.encode())
+        ]
+        for each in examples
+    }
+
+
+def _short(name: str) -> str:
+    """The name, or one of limited length: the header of a checkpoint may not grow without bound."""
+    if len(name) <= NAME_LETTERS:
+        return name
+    return f"{name[:NAME_LETTERS]} {hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+
+
+def continue_weights(archive: Archive, lora: Lora, placeholder: Placeholder | None) -> None:
+    """Puts finished weights in the place of the random start."""
+    lora.load(archive.factors)
+    if placeholder is not None and archive.placeholder is not None:
+        with torch.no_grad():
+            placeholder.vectors.copy_(archive.placeholder.vectors)
+
+
+def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
+    for name, wanted in identity(settings).items():
+        found = checkpoint.identity.get(name)
+        if found != wanted:
+            raise SettingsError(
+                f"resume_from: {path} has {name} {found!r}, this training {wanted!r}; "
+                f"set {name} to {found!r}, or start anew"
+            )
+    if checkpoint.step > settings.steps:
+        raise SettingsError(
+            f"resume_from: {path} has done {checkpoint.step} steps, and this run has "
+            f"{settings.steps}; set steps to {checkpoint.step} or more"
+        )
+    _check_state(checkpoint, settings, path)
+    then, now = checkpoint.identity.get("settings", {}), exactness(settings)
+    changed = [
+        f"{name} {then[name]!r} -> {value!r}"
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
+    if changed:
+        log.warning("resuming with other settings than before: %s", ", ".join(changed))
+
+
+def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Path) -> None:
+    """Refuses a dataset without a single picture of the checkpoint's, warns of a changed one.
+
+    Better captions and more pictures are good reasons to go on with other data; another dataset
+    is most likely a mistake.
+    """
+    if then == now:
+        return
+    before, pictures = ({hashes[0] for hashes in each.values()} for each in (then, now))
+    if not before & pictures:
+        raise SettingsError(
+            f"resume_from: {path} was trained on other pictures, of which this dataset holds none; "
+            "give the dataset of that training, or continue its weights.zip"
+        )
+    captions = sum(1 for name, hashes in now.items() if name in then and then[name][1] != hashes[1])
+    log.warning(
+        "resuming with another dataset than before: %d pictures new, %d gone, %d captions changed",
+        *(len(pictures - before), len(before - pictures), captions),
+    )
+
+
+def exactness(settings: Settings) -> dict[str, object]:
+    """What must be equal, too, for a resumed run to equal an uninterrupted one bit for bit."""
+    names = (
+        "seed",
+        "batch_size",
+        "learning_rate",
+        "placeholder_learning_rate",
+        "caption_dropout",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "training_shift",
+        "timestep_sampling",
+        "gradient_accumulation",
+        "ema_decay",
+        "quantize",
+        "turbo_adapter",
+    )
+    facts = {name: getattr(settings, name) for name in names} | {
+        "resolutions": list(settings.resolutions),
+        "processes": processes().num_processes,
+        "validation": settings.validation_every != 0,  # of many images it holds some out
+        "validation_images": settings.validation_images,
+    }
+    if settings.lr_scheduler != "constant":
+        facts["steps"] = settings.steps  # the others' end moves with it
+    return facts
+
+
+def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
+    rank = rank_of(archive.factors)
+    if rank != settings.rank:
+        raise SettingsError(
+            f"resume_from: {path} has rank {rank}, this run {settings.rank}; set rank to {rank}"
+        )
+    named = archive.base_model
+    if named and named != settings.base.hub_id:  # the same, where both are one folder's name
+        try:
+            family = find_base(named).family
+        except UnknownBase as error:
+            raise SettingsError(f"resume_from: {path}: {error}") from error
+        if family != settings.base.family:
+            raise SettingsError(
+                f"resume_from: {path} was trained on {named}, not on {settings.base.hub_id}"
+            )
+    token = archive.placeholder.token if archive.placeholder else None
+    if token is not None and token != settings.subject:
+        raise SettingsError(
+            f"resume_from: {path} was trained with the placeholder {token!r}, this run "
+            f"has {settings.subject!r}; set placeholder_token to {token!r}"
+        )
+    shapes = _trained_shapes(settings)
+    found = {
+        name: (tuple(down.shape), tuple(up.shape)) for name, (down, up) in archive.factors.items()
+    }
+    wanted = dict(shapes.lora)
+    if found.keys() != wanted.keys():
+        more, fewer = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+        said = [f"{len(more)} that this run does not train ({more[0]}, …)"] if more else []
+        said += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] if fewer else []
+        raise SettingsError(
+            f"resume_from: {path} holds other layers than lora_targets {settings.lora_targets!r} "
+            f"of {settings.base.name}: {' and '.join(said)}"
+        )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise SettingsError(
+                f"resume_from: {path} has shapes {found[name]} for {name}, and "
+                f"{settings.base.name} needs {shape}; it was trained on another model"
+            )
+    rows = archive.placeholder.vectors.shape if archive.placeholder else None
+    if rows is not None and tuple(rows) != shapes.rows:
+        raise SettingsError(
+            f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
+            f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
+        )
+
+
+# ---- The shapes of what is trained ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of what a run trains, known without the weights of its base model."""
+
+    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in their order
+    rows: tuple[int, int]  # of the placeholder
+
+
+def _trained_shapes(settings: Settings) -> Shapes:
+    """Counted on the model's structure alone. Raises `SettingsError` for wrong `lora_targets`."""
+    family = sketch(settings.base)
+    try:
+        targets = set(family.lora_targets(settings.lora_targets))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    lora = [
+        (name, ((settings.rank, module.in_features), (module.out_features, settings.rank)))
+        for name, module in family.transformer.named_modules()
+        if name in targets
+    ]
+    width = family.text_encoder.get_input_embeddings().weight.shape[1]
+    return Shapes(lora, (1, width))
+
+
+def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
+    """Whether the tensors have the shapes that this run's LoRA, placeholder and optimizer need."""
+    shapes = _trained_shapes(settings)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for number, (_, pair) in enumerate(shapes.lora):
+        wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
+    if settings.subject is not None:
+        wanted["placeholder.0"] = shapes.rows
+    found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            shape = found.get(name, "nothing")
+            raise SettingsError(
+                f"resume_from: {path} is of another model: parameters {name} has shape {shape}, "
+                f"and {settings.base.name} needs {wanted.get(name, 'nothing')}"
+            )
+    kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
+    for name, state in checkpoint.optimizers.items():
+        options = state["param_groups"][0] | {"params": []}
+        right = fresh_state(kinds[name], shapes.rows)["param_groups"][0] | {"params": []}
+        faults = [unlike(options, right, f"optimizers.{name}.param_groups[0]")]
+        for number, values in state["state"].items():
+            shape, part = found[f"{name}.{number}"], f"optimizers.{name}.state[{number}]"
+            rights = [fresh_state(kinds[name], shape, start)["state"][0] for start in (0.0, 1.0)]
+            unlikes = [unlike(values, right, part) for right in rights]
+            faults.append(unlikes[1] if all(unlikes) else None)
+        fault = next(filter(None, faults), None)
+        if fault is not None:
+            raise SettingsError(f"resume_from: {path} is damaged: {fault}")
+
+
+def unlike(found: Any, right: Any, part: str) -> str | None:
+    """How a part of an optimizer's state differs in structure from a right one; None: it doesn't.
+
+    Tensors must agree in shape and type, tables in their keys, other values in their type.
+    """
+    if isinstance(right, Tensor):
+        if not isinstance(found, Tensor):
+            return f"{part} is not a tensor"
+        if (found.shape, found.dtype) != (right.shape, right.dtype):
+            shapes = [f"{tuple(each.shape)} of {each.dtype}" for each in (found, right)]
+            return f"{part} has shape {shapes[0]}, not {shapes[1]}"
+        return None
+    if isinstance(right, dict):
+        if not isinstance(found, dict) or found.keys() != right.keys():
+            return f"{part} does not hold {', '.join(map(str, right))}"
+        parts = ((found[key], right[key], f"{part}.{key}") for key in right)
+    elif isinstance(right, (list, tuple)):
+        if not isinstance(found, list) or len(found) != len(right):
+            return f"{part} is not a list of {len(right)} values"
+        parts = ((found[k], each, f"{part}[{k}]") for k, each in enumerate(right))
+    else:
+        numbers = [isinstance(each, (int, float)) for each in (found, right)]
+        same = all(numbers) or type(found) is type(right)
+        return None if same else f"{part} is not like {right!r}"
+    return next((fault for each in parts if (fault := unlike(*each))), None)

@@ -1,0 +1,248 @@
+"""When the state of a run is saved: while it runs, after its last step, and when it is stopped.
+
+A full disk must not cost what was trained. So the room for one checkpoint and for weights.zip is
+reserved before the first step. Where a later write finds no room, that reserve is used for it.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from adapters.files.atomic import FULL
+from trainer.learning.checkpoint import Checkpoint, is_finite, latest, tensors_of, write_checkpoint
+from trainer.learning.optimizers import fresh_state
+from trainer.learning.resume import exactness, identity
+from trainer.learning.step_weights import write_step_weights
+
+if TYPE_CHECKING:
+    from trainer.learning.loop import Loop
+
+log = logging.getLogger(__name__)
+
+PARTS = 10  # checkpoints of a run where `checkpoint_every` is not given
+SECONDS = 600.0  # without a checkpoint, at most, in such a run
+_TRIES = 3  # to save a run that is stopped a second time meanwhile
+
+
+class Diverged(RuntimeError):
+    """A loss that is no longer a number, or none that a working model has."""
+
+
+class Reserve:
+    """Disk space that is held until it is released, or until the process ends.
+
+    It is a file without a name, so that nothing is left of it whatever happens.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Reserves the space. Raises OSError where the disk has less."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < self.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+        file = tempfile.TemporaryFile(dir=self.folder)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, self.size)
+        except OSError as error:
+            file.close()
+            if error.errno in FULL:
+                raise
+            return  # a file system that reserves nothing; it had the space a moment ago
+        self._file = file
+
+    def release(self) -> None:
+        """Gives the space back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Saver:
+    """Writes the state of one run into a folder of checkpoints.
+
+    Only a state of finite numbers is written. `newest` is the last checkpoint of this run.
+    """
+
+    def __init__(
+        self, folder: Path, weights: Path | None = None, step_weights: bool = False
+    ) -> None:
+        """`weights` is the path of the weights.zip to reserve space for.
+
+        With `step_weights`, usable weights are written next to every checkpoint.
+        """
+        self.folder, self.weights, self.step_weights = folder, weights, step_weights
+        self.newest: Path | None = None
+        self._step = -1  # of `newest`
+        self._time = time.monotonic()  # of the last attempt
+        self._reserves: list[Reserve] = []
+
+    def begin(self, loop: "Loop") -> None:
+        """Reserves the space for a checkpoint and the weights.
+
+        Raises OSError with the number of bytes where there is less.
+        """
+        self._time = time.monotonic()
+        reserves = [Reserve(self.folder, checkpoint_bytes(loop))]
+        if self.weights is not None:
+            reserves.append(Reserve(self.weights.parent, weights_bytes(loop)))
+        for reserve in reserves:
+            try:
+                reserve.take()
+            except OSError as error:
+                self.release()
+                if error.errno not in FULL:
+                    raise
+                needed = sum(each.size for each in reserves)
+                said = (
+                    f"no room for the results of this run: a checkpoint and the weights take "
+                    f"{needed:,} bytes; free some, or set output_dir to a folder on another disk"
+                )
+                raise OSError(error.errno, said, str(reserve.folder)) from error
+            self._reserves.append(reserve)
+
+    def release(self) -> None:
+        """Gives the reserved space back, when the weights are about to be written."""
+        while self._reserves:
+            self._reserves.pop().release()
+
+    def after_step(self, loop: "Loop") -> None:
+        """Saves the state if it is time to. A checkpoint that cannot be written is a warning.
+
+        Raises `Diverged` if the state is not finite, before a good checkpoint is replaced.
+        """
+        if not self._due(loop.done, loop.settings.steps, loop.settings.checkpoint_every):
+            return
+        self._time = time.monotonic()
+        state = self._state(loop)
+        try:
+            self._write(state, loop, spare=False)
+        except Exception as error:
+            log.warning(
+                "no checkpoint at step %d: %s. The run goes on%s",
+                *(loop.done, error, f"; the last one is {self.newest}" if self.newest else ""),
+            )
+
+    def finish(self, loop: "Loop") -> None:
+        """Saves the state after the last step, whatever `checkpoint_every` says."""
+        if self._step == loop.done:
+            return
+        state = self._state(loop)
+        try:
+            self._write(state, loop, spare=True)
+        except Exception as error:  # the weights may still fit
+            log.warning("no checkpoint of the last step: %s", error)
+
+    def stopped(self, loop: "Loop") -> None:
+        """Saves the state of a run that is about to end with an error; raises nothing itself."""
+        for _ in range(_TRIES):
+            try:
+                if self._step != loop.done:
+                    self._write(self._state(loop), loop, spare=True)
+                log.info("stopped after %d steps; to resume: %s", loop.done, self.newest)
+            except Exception as error:  # the error that stopped the run is more important
+                log.warning(
+                    "stopped after %d steps, and no checkpoint of that step could be written: %s. "
+                    "The last one is %s",
+                    *(loop.done, error, self.newest),
+                )
+            except BaseException:  # cancelled again while it is saved
+                continue
+            return
+
+    def _due(self, done: int, steps: int, every: int | None) -> bool:
+        if every is None:
+            tenth = max(1, -(-steps // PARTS))
+            return done % tenth == 0 or time.monotonic() - self._time >= SECONDS
+        return every > 0 and done % every == 0
+
+    def _state(self, loop: "Loop") -> Checkpoint:
+        """The state, on the CPU, where it can be checked without memory of the device."""
+        state = state_of(loop)
+        trained = (state.parameters, state.optimizers, state.averages)
+        if not all(is_finite(each) for each in tensors_of(trained)):
+            raise Diverged(f"what is trained holds NaN or infinity at step {loop.done}")
+        return state
+
+    def _write(self, state: Checkpoint, loop: "Loop", spare: bool) -> None:
+        """`spare` is whether the reserve may be used for it even if it cannot be taken again."""
+        try:
+            self.newest = write_checkpoint(state, self.folder)
+        except OSError as error:
+            reserve = next(iter(self._reserves), None)
+            # Once an earlier checkpoint is removed, there is room for a new reserve.
+            if error.errno not in FULL or reserve is None or not (spare or latest(self.folder)):
+                raise
+            reserve.release()
+            self.newest = write_checkpoint(state, self.folder, keep=1)
+            log.warning("the disk is full; only one checkpoint is kept, %s", self.newest)
+            try:
+                reserve.take()
+            except OSError as full:
+                log.warning("the disk is full, and no room can be reserved: %s", full)
+        self._step = state.step
+        if self.step_weights:
+            write_step_weights(loop, self.folder)
+
+
+def state_of(loop: "Loop") -> Checkpoint:
+    """The whole state after the steps that are done, on the CPU."""
+    averages = [] if loop.ema is None else loop.ema.shadow_params
+    return Checkpoint(
+        step=loop.done,
+        identity=identity_of(loop),
+        parameters=_on_the_cpu(loop.named),
+        optimizers=_on_the_cpu({k: each.state_dict() for k, each in loop.optimizers.items()}),
+        history=loop.history.plain(),
+        averages=_on_the_cpu(dict(zip(loop.named, averages, strict=False))),
+        averaged_steps=0 if loop.ema is None else loop.ema.optimization_step,
+    )
+
+
+def identity_of(loop: "Loop") -> dict[str, Any]:
+    """What is said about the run in its checkpoints."""
+    return identity(loop.settings) | {"settings": exactness(loop.settings), "data": loop.data}
+
+
+def _on_the_cpu(value: Any) -> Any:
+    """A state with its tensors in CPU memory; what lies there already is not copied."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {name: _on_the_cpu(each) for name, each in value.items()}
+    return [_on_the_cpu(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def checkpoint_bytes(loop: "Loop") -> int:
+    """The size of a checkpoint of this run, rounded up."""
+    groups = {"lora": loop.lora_parameters, "placeholder": loop.rows}
+    total = 0
+    for name, parameters in groups.items():
+        for each in parameters:
+            state = fresh_state(loop.optimizer_kinds[name], tuple(each.shape))["state"]
+            total += sum(value.nbytes for value in tensors_of(state))
+            total += each.nbytes * (1 if loop.ema is None else 2)
+    facts = json.dumps(identity_of(loop), ensure_ascii=False).encode()
+    per_step, per_parameter = 100, 2000  # bytes of the header
+    header = len(facts) + per_step * loop.settings.steps + per_parameter * len(loop.parameters)
+    return total + 2 * header + 65_536
+
+
+def weights_bytes(loop: "Loop") -> int:
+    """The size of weights.zip, rounded up."""
+    lora = sum(each.numel() * 2 + 400 for each in loop.lora_parameters)  # bfloat16
+    rows = sum(each.nbytes for each in loop.rows)
+    texts = {sample.name: sample.caption for sample in loop.samples}
+    captions = sum(len(text.encode()) + len(name.encode()) for name, text in texts.items())
+    return lora + rows + 2 * captions + 100 * len(texts) + 65_536

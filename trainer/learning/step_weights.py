@@ -1,0 +1,75 @@
+"""Usable weights beside the checkpoints: the LoRA and the token as they were after a step.
+
+checkpoints/step-000500.zip   a small weights.zip, next to step-000500.safetensors. The checkpoint
+                              holds the optimizers' state to resume from; this is for generation.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.archive import Archive, write_archive
+from trainer.run_files import CHECKPOINT, STEP_WEIGHTS, files_by_step
+from trainer.settings.fields import Settings
+
+if TYPE_CHECKING:
+    from trainer.learning.loop import Loop
+
+log = logging.getLogger(__name__)
+
+KEPT = 10  # besides those next to a checkpoint: one for each tenth of a run
+
+
+def describe_weights(settings: Settings) -> dict[str, Any]:
+    """What a prediction has to know about weights, and no more."""
+    meta: dict[str, Any] = {
+        "base_model": settings.base.hub_id,
+        "base_family": settings.base.family,  # a base given as a folder is known by it alone
+        "training_mode": settings.training_mode,
+        "train_placeholder_token": settings.train_placeholder_token,
+        "rank": settings.rank,
+        "steps": settings.steps,
+    }
+    if settings.subject is not None:
+        meta["placeholder_token"] = settings.subject
+    return meta
+
+
+def write_step_weights(loop: "Loop", folder: Path) -> None:
+    """Writes `step-NNNNNN.zip` with the weights as they would be saved now (EMA if there is one).
+
+    Raises nothing: the checkpoint, which is written by now, is more important.
+    """
+    path = folder / f"step-{loop.done:06d}.zip"
+    try:
+        meta = describe_weights(loop.settings) | {"steps": loop.done}
+        write_archive(Archive(*loop.shipped(), meta), path)
+        _remove_others(folder, loop.done)
+    except Exception as error:
+        log.warning("no weights of step %d in %s: %s", loop.done, folder, error)
+
+
+def _remove_others(folder: Path, step: int) -> None:
+    """Removes weights of later steps, which a resumed run has given up, and what is too many.
+
+    Those next to a checkpoint stay, and `KEPT` others, spread over the run as evenly as possible.
+    Other names, and links and what is behind them, stay.
+    """
+    if folder.is_symlink():
+        return
+    found = {k: file for k, file in files_by_step(folder, STEP_WEIGHTS) if not file.is_symlink()}
+    checkpoints = {k for k, _ in files_by_step(folder, CHECKPOINT)}
+    kept = spread([k for k in found if k <= step and k not in checkpoints], KEPT)
+    for k, file in found.items():
+        if k > step or not (k in checkpoints or k in kept):
+            file.unlink(missing_ok=True)
+
+
+def spread(steps: list[int], most: int) -> list[int]:
+    """At most so many of the steps, in their order: again and again the one is left out whose
+    neighbours are closest together. The first and the last stay."""
+    kept = sorted(steps)
+    while len(kept) > max(2, most):
+        gaps = [kept[k + 1] - kept[k - 1] for k in range(1, len(kept) - 1)]
+        del kept[1 + gaps.index(min(gaps))]
+    return kept

@@ -1,0 +1,337 @@
+"""What a training will hold in memory, and which way of holding it fits.
+
+`figures` counts, `choose` decides from those counts, the free memory and the wishes alone. Sizes
+are bytes.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from families.bases import Base
+from families.family import Family
+from families.memory import RESERVE
+from families.quantization import QUANTIZATIONS, Residence, block_linears
+from families.sketch import sketch
+from trainer.memory.step_cost import (
+    NOTHING,
+    Load,
+    Shape,
+    caption_load,
+    decode_load,
+    picture_load,
+    placeholder_load,
+    step_loads,
+    velocity_load,
+)
+from trainer.settings.choices import OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of holding a training in memory."""
+
+    quantize: str = "none"
+    checkpointing: bool = False
+    offload: bool = False
+
+    def __str__(self) -> str:
+        base = "unquantised base" if self.quantize == "none" else f"{self.quantize} base"
+        extra = [
+            "gradient checkpointing" if self.checkpointing else "",
+            "block weights in host memory" if self.offload else "",
+        ]
+        return ", ".join([base, *filter(None, extra)])
+
+    @property
+    def label(self) -> str:
+        """The same for a table."""
+        kind = "16 bits" if self.quantize == "none" else self.quantize
+        return f"{kind}{' + checkpointing' * self.checkpointing}{' + offload' * self.offload}"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The numbers of one training that its memory depends on."""
+
+    block_weights: int  # values in the transformer's block linears, which can be quantised
+    other_weights: int  # values in the rest of the transformer
+    text_block_weights: int
+    text_other_weights: int
+    vae_weights: int
+    lora_modules: int
+    lora_values: int
+    bytes_per_value: int  # of the unquantised base
+    optimizer: str
+    ema: bool
+    accumulates: bool
+    placeholder: bool
+    steps: dict[bool, Load]  # by gradient checkpointing
+    placeholder_pass: Load
+    picture: Load  # of the largest batch that the VAE encodes at once
+    caption: Load  # of the largest batch that the text encoder encodes at once
+    preview: Load = NOTHING  # of one preview image; nothing where none is wanted
+    largest_linear: int = 0  # values of the block linear that has most
+
+    @property
+    def lora_file(self) -> int:
+        """Bytes of the LoRA on disk, bfloat16."""
+        return 2 * self.lora_values
+
+    def weights(self, quantize: str, offload: bool = False) -> int:
+        """The transformer's weights on the device."""
+        blocks = 0.0 if offload else self._each(quantize) * self.block_weights
+        return round(blocks) + self.bytes_per_value * self.other_weights
+
+    def text_weights(self, quantize: str) -> int:
+        """The text encoder's weights."""
+        blocks = round(self._each(quantize) * self.text_block_weights)
+        return blocks + self.bytes_per_value * self.text_other_weights
+
+    def trained(self) -> int:
+        """Float32 masters and what lies beside them between two steps."""
+        copies = 4 * (1 + self.ema + self.accumulates)
+        return round((copies + OPTIMIZERS[self.optimizer].state_bytes) * self.lora_values)
+
+    def parts(self, mode: Mode) -> dict[str, int]:
+        """What lies on the device at the peak of a step."""
+        parts = {
+            "transformer": self.weights(mode.quantize, mode.offload),
+            "LoRA and optimiser": self.trained(),
+            "activations": self.steps[mode.checkpointing].bytes,
+        }
+        if self.placeholder:
+            parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
+        return parts
+
+    def captions(self, quantize_text: str) -> int:
+        """The peak while captions are encoded."""
+        return self.text_weights(quantize_text) + self.caption.bytes
+
+    def pictures(self) -> int:
+        """The peak while pictures are encoded, in float32."""
+        return 4 * self.vae_weights + self.picture.bytes
+
+    def previews(self, mode: Mode, quantize_text: str = "none") -> int:
+        """The peak while a preview image is generated; 0 where none is wanted.
+
+        The training's weights stay where they are. A quantized base is no use for a preview, so an
+        unquantized one is beside it, whose block weights visit the device one at a time. Features
+        of the prompts were made before, unless they hold the placeholder or the captions' encoder
+        is quantized: these need the text encoder.
+        """
+        if not self.preview.bytes:
+            return 0
+        size = self.weights(mode.quantize, mode.offload) + self.trained()
+        size += 4 * self.vae_weights + self.preview.bytes
+        if self.placeholder or quantize_text != "none":
+            size += self.text_weights("none")
+        if mode.quantize != "none":
+            size += self.bytes_per_value * self.other_weights
+        if mode.quantize != "none" or mode.offload:
+            size += self.bytes_per_value * self.largest_linear
+        return size
+
+    def peak(self, mode: Mode, quantize_text: str = "none") -> int:
+        """The largest of all phases."""
+        step = sum(self.parts(mode).values())
+        return max(step, self.captions(quantize_text), self.pictures())
+
+    def flops(self, mode: Mode) -> int:
+        """Arithmetic of one step."""
+        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops
+
+    def fetched(self, mode: Mode) -> float:
+        """Bytes that cross from host memory in one step: forward, backward, and once again where
+        the forward pass is recomputed."""
+        passes = (2 + mode.checkpointing) * mode.offload
+        return passes * self._each(mode.quantize) * self.block_weights
+
+    def _each(self, quantize: str) -> float:
+        if quantize == "none":
+            return self.bytes_per_value
+        return QUANTIZATIONS[quantize].bytes_per_weight
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asked for; None and `auto` leave it to the plan."""
+
+    quantize: str = "auto"
+    checkpointing: bool | None = None
+    offload: bool | None = None
+    previews: bool = False  # preview images while training, in a mode that has room for them
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The mode taken, and why."""
+
+    mode: Mode
+    quantize_text: str
+    peak: int
+    fits: bool
+    reason: str
+    no_previews: str = ""  # why no preview image is generated while training; empty: they are
+
+    @property
+    def residence(self) -> Residence:
+        return Residence(self.mode.quantize, self.quantize_text, self.mode.offload)
+
+
+# From the truest and fastest to the smallest. fp8 is for those who ask: int8 takes as much room and
+# errs a fifth as much. Offloaded weights take none whatever their size, so nf4 would save nothing.
+KINDS = ("none", "int8", "nf4")  # of weights on the device
+LADDER: tuple[Mode, ...] = tuple(
+    Mode(quantize, checkpointing, offload)
+    for offload, kinds in ((False, KINDS), (True, ("int8", "none")))
+    for quantize in kinds
+    for checkpointing in (False, True)
+)
+
+
+def choose(
+    figures: Figures, free: int, wishes: Wishes, usable: Collection[str] = tuple(QUANTIZATIONS)
+) -> Choice:
+    """The first mode of the ladder that fits into `free` bytes and grants every wish.
+
+    `usable` quantisations are those this machine can run. Where none fits, the smallest is taken
+    and `fits` is False: the numbers are estimates, and the user may free memory.
+    """
+    ladder = [mode for mode in _granted(wishes) if mode.quantize in ("none", *usable)]
+    ladder = ladder or _granted(wishes)  # what was asked for by name is refused where it is loaded
+    room = round(free * (1 - RESERVE))
+
+    def text_for(mode: Mode) -> str:
+        if figures.placeholder:
+            return "none"
+        if wishes.quantize not in ("auto", "none"):
+            return wishes.quantize
+        kinds = [name for name in KINDS if name in ("none", *usable)]
+        kinds = ["none"] if wishes.quantize == "none" else kinds
+        fitting = [name for name in kinds if figures.captions(name) <= room]
+        return (fitting or kinds[-1:])[0]
+
+    needs = {mode: figures.peak(mode, text_for(mode)) for mode in ladder}
+    previews = {mode: figures.previews(mode, text_for(mode)) for mode in ladder}
+    fitting = [mode for mode in ladder if needs[mode] <= room]
+    with_room = [mode for mode in fitting if previews[mode] <= room]
+    if wishes.previews and with_room:
+        fitting = with_room
+        needs = {mode: max(needs[mode], previews[mode]) for mode in ladder}
+    mode = fitting[0] if fitting else min(ladder, key=lambda each: needs[each])
+    need, better = needs[mode], [each for each in ladder[: ladder.index(mode)]]
+    reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
+    if not fitting:
+        reason += ", which is too little; expect to run out of memory"
+    elif better:
+        reason += f"; {better[-1]} would need {_gb(needs[better[-1]])}"
+    no_previews = ""
+    if previews[mode] > room:
+        no_previews = f"with the {mode}, one needs {_gb(previews[mode])} of {_gb(room)}"
+    return Choice(mode, text_for(mode), need, bool(fitting), reason, no_previews)
+
+
+def leaner(
+    figures: Figures, mode: Mode, wishes: Wishes, usable: Collection[str] = tuple(QUANTIZATIONS)
+) -> Mode | None:
+    """The first mode of the ladder after `mode` that needs less and grants every wish."""
+    ladder = _granted(wishes)
+    after = ladder[ladder.index(mode) + 1 :] if mode in ladder else []
+    need = sum(figures.parts(mode).values())
+    for each in after:
+        if each.quantize in ("none", *usable) and sum(figures.parts(each).values()) < need:
+            return each
+    return None
+
+
+def _granted(wishes: Wishes) -> list[Mode]:
+    """The ladder's modes that go against no wish."""
+    if wishes.quantize == "auto":
+        modes = list(LADDER)
+    else:
+        modes = [
+            Mode(wishes.quantize, checkpointing, offload)
+            for offload in (False, True)
+            for checkpointing in (False, True)
+        ]
+    return [
+        mode
+        for mode in modes
+        if wishes.checkpointing in (None, mode.checkpointing)
+        and wishes.offload in (None, mode.offload)
+    ]
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def figures(
+    base: Base,
+    lora_targets: str,
+    shape: Shape,
+    *,
+    placeholder: bool,
+    optimizer: str,
+    ema: bool,
+    accumulates: bool,
+    pictures: Sequence[Shape] = (),
+    captions: int = 1,
+    preview: Shape | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Figures:
+    """The numbers of a training on a base, counted on its sketch.
+
+    `shape` is the step's; `pictures` are the batches that the VAE encodes, by default one image of
+    that shape; `captions` are encoded at once; `preview` is the largest preview image, if any.
+    """
+    family = sketch(base, dtype)
+    targets = family.lora_targets(lora_targets)
+    linears = dict(family.transformer.named_modules())
+    lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
+    block, other = _split(family.transformer)
+    text_block, text_other = _split(family.text_encoder)
+    return Figures(
+        block_weights=block,
+        other_weights=other,
+        text_block_weights=text_block,
+        text_other_weights=text_other,
+        vae_weights=_count(family.vae.parameters()),
+        lora_modules=len(targets),
+        lora_values=lora_values,
+        bytes_per_value=dtype.itemsize,
+        optimizer=optimizer,
+        ema=ema,
+        accumulates=accumulates,
+        placeholder=placeholder,
+        steps=step_loads(family, targets, shape),
+        placeholder_pass=placeholder_load(family, shape) if placeholder else NOTHING,
+        picture=max(
+            (picture_load(family, each) for each in pictures or [replace(shape, batch_size=1)]),
+            key=lambda load: load.bytes,
+        ),
+        caption=caption_load(family, replace(shape, batch_size=captions)),
+        preview=_preview_load(family, preview) if preview is not None else NOTHING,
+        largest_linear=max(
+            family.transformer.get_parameter(f"{name}.weight").numel()
+            for name in block_linears(family.transformer)
+        ),
+    )
+
+
+def _preview_load(family: Family, shape: Shape) -> Load:
+    """One image: the transformer's pass or the VAE's, whichever takes more."""
+    passes = velocity_load(family, shape), decode_load(family, shape)
+    return Load(max(each.bytes for each in passes), sum(each.flops for each in passes))
+
+
+def _split(model: torch.nn.Module) -> tuple[int, int]:
+    """Values in the block linears' weights, and in all the rest."""
+    inside = _count(model.get_parameter(f"{name}.weight") for name in block_linears(model))
+    return inside, _count(model.parameters()) - inside
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(each.numel() for each in parameters)

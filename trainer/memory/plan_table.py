@@ -1,0 +1,145 @@
+"""`python -m trainer plan CONFIG.yaml`: a training's memory and time as a table, before any GPU."""
+
+from collections.abc import Sequence
+
+import torch
+
+from families.loading import default_device
+from families.memory import RESERVE, free_memory
+from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
+from trainer.memory.plan import KINDS, LADDER, Figures, Mode, Wishes, choose
+from trainer.memory.speed import CARDS, UTILISATION, step_seconds
+from trainer.settings.checks import missing_here
+from trainer.settings.fields import Settings
+
+_WORDS = """\
+Bits are those of the frozen block weights; fp8 takes what int8 takes. With checkpointing the
+forward pass is computed again for the backward pass; offloaded weights wait in host memory."""
+
+
+def plan(settings: Settings) -> str:
+    """The whole text: what the training is made of, and what this machine would take."""
+    counted = count(settings)
+    lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
+    return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}{lacking}"
+
+
+def count(settings: Settings) -> Figures:
+    """The training's numbers for a GPU, with captions of a usual length."""
+    return figures_of(settings, TEXT_TOKENS, torch.bfloat16)
+
+
+def table(settings: Settings, counted: Figures) -> str:
+    """What does not depend on this machine."""
+    return "\n\n".join(
+        [
+            _heading(settings),
+            _parts(counted),
+            _memory(counted),
+            _seconds(counted, wishes_of(settings)),
+        ]
+    )
+
+
+def this_machine(settings: Settings, counted: Figures) -> str:
+    """What a training here would choose, and why."""
+    device = default_device()
+    if device.type == "cpu":
+        return (
+            "This machine has no GPU: a training here computes in float32, and saves memory only\n"
+            "where gradient_checkpointing, quantize or low_memory ask for it."
+        )
+    choice = choose(counted, free_memory(device), wishes_of(settings), usable(device))
+    return f"This machine would train with {choice.reason} free."
+
+
+def _heading(settings: Settings) -> str:
+    edge = max(settings.resolutions)
+    subject = f"with {settings.subject}" if settings.subject else "without a placeholder"
+    return (
+        f"{settings.base.name} ({settings.base.hub_id}), {subject}: LoRA of rank {settings.rank},\n"
+        f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
+        f"{TEXT_TOKENS} tokens"
+    )
+
+
+def _parts(counted: Figures) -> str:
+    transformer = counted.block_weights + counted.other_weights
+    text = counted.text_block_weights + counted.text_other_weights
+    rows = [
+        ["", "parameters", "as loaded"],
+        ["transformer", _billions(transformer), f"{_gb(counted.weights('none'))} GB"],
+        ["text encoder", _billions(text), f"{_gb(counted.text_weights('none'))} GB"],
+        ["VAE (float32)", _billions(counted.vae_weights), f"{_gb(4 * counted.vae_weights)} GB"],
+        [
+            f"LoRA ({counted.lora_modules} modules)",
+            _billions(counted.lora_values),
+            f"{counted.lora_file / 1e6:.0f} MB on disk",
+        ],
+    ]
+    return _aligned(rows)
+
+
+def _memory(counted: Figures) -> str:
+    parts = list(counted.parts(Mode()))
+    rows = [["peak GB while training", *parts, "together"]]
+    for mode in LADDER:
+        held = counted.parts(mode)
+        rows.append([mode.label, *(_gb(held[part]) for part in parts), _gb(sum(held.values()))])
+    before = (
+        f"Before that, encoding pictures takes {_gb(counted.pictures())} GB and captions "
+        f"{_gb(counted.captions('none'))} GB"
+    )
+    if not counted.placeholder:
+        before += (
+            f" ({_gb(counted.captions('int8'))} in int8, {_gb(counted.captions('nf4'))} in nf4)"
+        )
+    if counted.preview.bytes:
+        needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
+        before += f".\nA preview image while training needs {', '.join(needs)}"
+    return f"{_aligned(rows)}\n\n{before}.\n{_WORDS}"
+
+
+def _seconds(counted: Figures, wishes: Wishes) -> str:
+    rows = [["seconds per step", *CARDS], ["", *(f"{card.memory:g} GB" for card in CARDS.values())]]
+    for mode in LADDER:
+        cells = []
+        for card in CARDS.values():
+            fits = counted.peak(mode, KINDS[-1]) <= card.memory * 1e9 * (1 - RESERVE)
+            seconds = step_seconds(card, counted.flops(mode), counted.fetched(mode))
+            cells.append(f"{seconds:.2f}" if fits else "-")
+        rows.append([mode.label, *cells])
+    chosen = [choose(counted, round(card.memory * 1e9), wishes) for card in CARDS.values()]
+    modes: dict[str, list[str]] = {choice.mode.label: [] for choice in chosen}
+    for name, choice in zip(CARDS, chosen, strict=True):
+        modes[choice.mode.label].append(name if choice.fits else f"{name} (does not fit)")
+    taken = "\n".join(f"  {', '.join(names)}: {mode}" for mode, names in modes.items())
+    return (
+        f"{_aligned(rows)}\n\n"
+        f"Times are arithmetic: {counted.flops(Mode()) / 1e12:.0f} TFLOP per step, "
+        f"{counted.flops(Mode(checkpointing=True)) / 1e12:.0f} with gradient checkpointing, at an "
+        f"assumed\n{UTILISATION:.0%} of a card's bfloat16 peak. A dash: it does not fit.\n\n"
+        f"On an otherwise empty card would be chosen:\n{taken}"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text: the first column from the left, the others from the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1 if rows[1][0] else 2, "-" * max(map(len, lines)))
+    return "\n".join(lines)

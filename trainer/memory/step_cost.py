@@ -1,0 +1,314 @@
+"""What one training step holds and computes, counted on the real model without its weights.
+
+A step is walked on the meta device: the real classes at their real sizes with the real LoRA
+layers, forward, loss and backward, every tensor counted from its creation to its release. The same
+counting over real tensors on a CPU gives the same number of bytes (`tests/test_plan.py`).
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from adapters.lora import Lora
+from families.family import Family
+from trainer.learning.loss import flow_loss
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of live tensors and the arithmetic of the products inside its `with`.
+
+    `live` and `peak` leave out whatever existed before (`known`). What kernels allocate within
+    themselves is not seen.
+    """
+
+    def __init__(self, known: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = 0
+        self.early: int | None = None  # the peak before the mark
+        self._storages: dict[int, Any] = {_storage(tensor)._cdata: None for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.flops += _flops(func._overloadpacket, args, kwargs or {}, result)
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._count(_storage(tensor))
+        return result
+
+    def mark(self) -> None:
+        """Begins a second peak, once."""
+        if self.early is None:
+            self.early, self.peak = self.peak, self.live
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._storages:
+            self._storages[key] = weakref.finalize(storage, self._release, key, size)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _release(self, key: int, size: int) -> None:
+        self.live -= size
+        del self._storages[key]
+
+
+def _storage(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()
+
+
+def _flops(operation: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
+    """Multiplications and additions of one operation, counted as two; 0 unless it is a product."""
+    if operation is _ATTENTION:
+        return sdpa_flop_count(*(each.shape for each in args[:3]))
+    if operation is _ATTENTION_BACKWARD:
+        return sdpa_backward_flop_count(*(each.shape for each in args[:4]))
+    count = flop_registry.get(operation)
+    return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention that keeps q, k, v, its result and one number per row, as a GPU's kernels do."""
+    return _ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside, attention is the fused kernel; the meta device would choose the unfused formula."""
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _fused  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a piece of work adds to the weights that lie there already."""
+
+    bytes: int  # at the peak, gradients of what is trained included
+    flops: int
+
+
+NOTHING = Load(0, 0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one step sees."""
+
+    rank: int
+    batch_size: int
+    width: int  # pixels
+    height: int
+    text_tokens: int
+
+
+def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[bool, Load]:
+    """The load of a step without (False) and with (True) gradient checkpointing.
+
+    `targets` may be in any of the model's blocks, or in none. Where all blocks of the trunk have
+    the same ones, two and three blocks are counted and the rest follows: in the backward pass each
+    block frees its activations and leaves its gradients, so the peak is at the beginning or at the
+    end of that pass, and both grow by the same amount for every block. Otherwise all blocks are
+    counted.
+    """
+    transformer = family.transformer
+    _make_tables(family, shape)
+
+    def count(checkpointing: bool) -> tuple[int, ...]:
+        inside = {each for each, _ in transformer.named_modules()}
+        lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
+        toggle = "enable" if checkpointing else "disable"
+        getattr(transformer, f"{toggle}_gradient_checkpointing")()
+        meter = _step(family, lora, shape)
+        lora.remove()
+        return meter.early or 0, meter.peak, meter.flops
+
+    loads = {}
+    for checkpointing in (False, True):
+        counted = partial(count, checkpointing)
+        alike = _alike(targets, family.trunk, len(transformer.get_submodule(family.trunk)))
+        numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
+        early, late, flops = numbers
+        loads[checkpointing] = Load(max(early, late), flops)
+    return loads
+
+
+def _alike(targets: Sequence[str], trunk: str, depth: int) -> bool:
+    """Whether all blocks of the trunk have the same targets; the last one may lack some."""
+    found: list[set[str]] = [set() for _ in range(depth)]
+    for name in targets:
+        if name.startswith(f"{trunk}."):
+            block, _, layer = name.removeprefix(f"{trunk}.").partition(".")
+            found[int(block)].add(layer)
+    return all(each == found[0] for each in found[:-1]) and found[-1] <= found[0]
+
+
+@torch.no_grad()
+def _make_tables(family: Family, shape: Shape) -> None:
+    """One pass through a shallow model, so that what it makes once and keeps is there."""
+    blocks = family.transformer.get_submodule(family.trunk)
+    setattr(family.transformer, family.trunk, blocks[:1])
+    velocity_load(family, shape)
+    setattr(family.transformer, family.trunk, blocks)
+
+
+def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
+    """One step of the transformer and its LoRA as they stand, real or a sketch."""
+    meter = _step(family, lora, shape)
+    return Load(max(meter.early or 0, meter.peak), meter.flops)
+
+
+def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
+    """The meter of one step, marked where the gradient has passed half of the trunk.
+
+    It stays unmarked where no gradient gets that far.
+    """
+    rows, columns = family.latent_size(shape.width, shape.height)
+    options: dict[str, Any] = {"device": family.device}
+    latents = torch.zeros(shape.batch_size, family.latent_channels, rows, columns, **options)
+    noise, sigma = torch.zeros_like(latents), torch.full((shape.batch_size,), 0.5, **options)
+    text = list(_embeddings(family, shape.batch_size, shape.text_tokens).unbind())
+    known = [*_tensors(family.transformer), latents, noise, sigma, *text]
+    meter = Meter(known)
+
+    def mark_way_back(block: nn.Module, args: Any, kwargs: Any) -> None:
+        given = tree_iter((args, kwargs))
+        inputs = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+        if inputs:
+            inputs[0].register_hook(lambda _: meter.mark())
+
+    blocks = list(family.transformer.get_submodule(family.trunk).children())
+    hook = blocks[len(blocks) // 2].register_forward_pre_hook(mark_way_back, with_kwargs=True)
+    with fused_attention(), meter:
+        flow_loss(family, latents, noise, sigma, text).backward()
+    hook.remove()
+    for parameter in lora.parameters():
+        parameter.grad = None
+    return meter
+
+
+def placeholder_load(family: Family, shape: Shape) -> Load:
+    """What captions with a placeholder keep of the text encoder's pass until its gradient."""
+    text = _embeddings(family, shape.batch_size, shape.text_tokens).requires_grad_()
+
+    def count() -> tuple[int, ...]:
+        with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
+            features = _encode(family, text)
+            kept = meter.live
+            features.sum().backward()
+        text.grad = None
+        return kept, meter.flops
+
+    return Load(*_by_depth(family.text_encoder, family.text_trunk, count))
+
+
+@torch.no_grad()
+def caption_load(family: Family, shape: Shape) -> Load:
+    """Encoding a batch of captions whose features are kept."""
+    text = _embeddings(family, shape.batch_size, shape.text_tokens)
+
+    def count() -> tuple[int, ...]:
+        with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
+            _encode(family, text)
+        return meter.peak, meter.flops
+
+    return Load(*_by_depth(family.text_encoder, family.text_trunk, count))
+
+
+@torch.no_grad()
+def picture_load(family: Family, shape: Shape) -> Load:
+    """Encoding a batch of images with the VAE."""
+    pixels = torch.zeros(shape.batch_size, 3, shape.height, shape.width, device=family.device)
+    with fused_attention(), Meter(_tensors(family.vae)) as meter:
+        family.encode_images(pixels)
+    return Load(meter.peak, meter.flops)
+
+
+@torch.no_grad()
+def velocity_load(family: Family, shape: Shape) -> Load:
+    """One pass through the transformer without a gradient, as for generating an image."""
+    rows, columns = family.latent_size(shape.width, shape.height)
+    options: dict[str, Any] = {"device": family.device}
+    latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
+    text = list(_embeddings(family, 1, shape.text_tokens).unbind())
+    known = [*_tensors(family.transformer), latents, *text]
+
+    def count() -> tuple[int, ...]:
+        with fused_attention(), Meter(known) as meter:
+            family.velocity(latents, torch.full((1,), 0.5, **options), text)
+        return meter.peak, meter.flops
+
+    return Load(*_by_depth(family.transformer, family.trunk, count))
+
+
+@torch.no_grad()
+def decode_load(family: Family, shape: Shape) -> Load:
+    """Decoding one image with the VAE."""
+    rows, columns = family.latent_size(shape.width, shape.height)
+    latents = torch.zeros(1, family.latent_channels, rows, columns, device=family.device)
+    with fused_attention(), Meter([*_tensors(family.vae), latents]) as meter:
+        family.decode(latents)
+    return Load(meter.peak, meter.flops)
+
+
+def _by_depth(
+    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Numbers at the model's full depth, from those with two and with three blocks of its trunk."""
+    blocks = model.get_submodule(trunk)
+    assert isinstance(blocks, nn.ModuleList)
+    if len(blocks) <= 3:
+        return count()
+    setattr(model, trunk, blocks[:2])
+    count()  # the first time, tables are made that are kept
+    two = count()
+    setattr(model, trunk, blocks[:3])
+    three = count()
+    setattr(model, trunk, blocks)
+    return tuple(a + (b - a) * (len(blocks) - 2) for a, b in zip(two, three, strict=True))
+
+
+def _embeddings(family: Family, batch_size: int, tokens: int) -> Tensor:
+    """Embeddings of a caption, which are as wide as its features."""
+    width = family.text_encoder.get_input_embeddings().weight.shape[1]
+    return torch.zeros(batch_size, tokens, width, dtype=family.dtype, device=family.device)
+
+
+def _encode(family: Family, text: Tensor) -> Tensor:
+    """Features of embeddings; with a mask, the encoder asks for no values that a sketch lacks."""
+    batch, tokens = text.shape[:2]
+    mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=text.device)
+    called = family.text_encoder(inputs_embeds=text, attention_mask=mask, use_cache=False)
+    return called.last_hidden_state
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """All that it holds: parameters, buffers, and tables that are plain attributes."""
+    tables = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
+    return [*model.parameters(), *model.buffers(), *tables]

@@ -1,0 +1,102 @@
+"""The preview images of a run whose settings name no sample prompts (`sample_prompts: []`: none).
+
+Two prompts, made from the token or trigger word and the captions: one close to the dataset, one
+far from it. They are generated before the first step, in the middle and at the end.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from families.memory import free_memory
+from families.sketch import outline
+from families.tokens import mentions, name_subject
+from trainer.settings.fields import Settings
+
+log = logging.getLogger(__name__)
+
+EDGE = 768  # pixels, at most; Qwen-Image takes half a minute for one of 1024 on an H100
+MOST_LETTERS = 1000  # of a caption that is taken as a prompt, where there is a shorter one
+SHARE = 0.05  # of the run's compute that previews may take with those in the middle
+BACKWARD = 3  # a training step in forward passes: the backward pass takes twice a forward pass
+
+
+def with_default_previews(settings: Settings, captions: Sequence[str]) -> Settings:
+    """The settings with prompts, size and interval of the default previews, if they are wanted.
+
+    The number of steps must be known. A size or a `sample_every` that was given stays.
+    """
+    if not settings.sample_defaults:
+        return settings
+    options = dict(settings.sample_options)
+    if not {"width", "height", "aspect_ratio"} & options.keys():
+        edge = max(32, min(EDGE, *settings.resolutions) // 32 * 32)
+        options |= {"width": edge, "height": edge}
+    prompts = default_prompts(settings, captions)
+    chosen = replace(settings, sample_prompts=prompts, sample_options=options)
+    if settings.sample_every:
+        return chosen
+    share, steps = cost(chosen, moments=3), settings.steps
+    every = math.ceil(steps / 2) if share <= SHARE else steps
+    middle = f", after {every:,} steps" if every < steps else ""
+    log.info("preview images: before the first step%s and at the end, of: %s", middle, prompts)
+    if share > SHARE and steps > 1:
+        log.info("no preview images in the middle: they would take %.0f %% of the run", 100 * share)
+    return replace(chosen, sample_every=every)
+
+
+def default_prompts(settings: Settings, captions: Sequence[str]) -> tuple[str, ...]:
+    """A caption of the dataset, with the subject if any has it, and the base's own prompt."""
+    base, subject = settings.base, settings.subject or settings.trigger_word
+    usable = sorted((each for each in captions if each.strip()), key=_is_long)
+    if subject is None:
+        far = base.preview_prompt_without_subject
+    else:
+        far = name_subject(base.preview_prompt, subject)
+        usable = [each for each in usable if mentions(each, subject)] or usable
+    return tuple(dict.fromkeys([*usable[:1], far]))
+
+
+def _is_long(caption: str) -> bool:
+    return len(caption) > MOST_LETTERS
+
+
+def cost(settings: Settings, moments: int) -> float:
+    """The compute of so many sets of previews as a share of the training's, roughly.
+
+    Counted in forward passes of the transformer, each in proportion to the image's pixels.
+    """
+    base, options = settings.base, settings.sample_options
+    edge = base.default_resolution
+    pixels = (options.get("width") or edge) * (options.get("height") or edge)
+    guidance = options.get("guidance_scale") or base.guidance_scale
+    passes = options.get("num_inference_steps") or base.inference_steps
+    passes *= options.get("num_outputs", 1) * (2 if guidance > 1 else 1)
+    images = moments * len(settings.sample_prompts)
+    seen = settings.steps * settings.batch_size * settings.gradient_accumulation
+    trained = sum(each**2 for each in settings.resolutions) / len(settings.resolutions)
+    return images * passes * pixels / (BACKWARD * seen * trained)
+
+
+def previews_while_training(settings: Settings, quantized: bool) -> bool:
+    """Whether there is room for previews; if not, those of the last step are generated afterwards.
+
+    A default must not fill the machine's memory: while training, a preview keeps the base's own
+    weights, which take up to two copies in host memory; quantized weights a second base.
+    """
+    if not settings.sample_defaults:
+        return True
+    width = 2 if torch.cuda.is_available() else 4  # bytes of a weight
+    needed = 2 * width * sum(each.numel() for each in outline(settings.base).parameters())
+    free = free_memory(torch.device("cpu"))
+    if quantized:
+        why = "the base is quantized, and previews need its original weights too"
+    elif needed > free / 2:
+        why = f"they take up to {needed / 1e9:.0f} GB of memory, of which {free / 1e9:.0f} are free"
+    else:
+        return True
+    log.info("preview images only at the end: %s", why)
+    return False

@@ -1,0 +1,46 @@
+"""The trackers by name, and how each is made. Imports no tracker before one is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.settings.secret import Secrets
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+    from trainer.settings.fields import Settings
+
+PROJECT = "zeroprior"  # where none is named
+
+
+def _tensorboard(settings: "Settings", folder: Path, secrets: Secrets) -> "GeneralTracker":
+    from accelerate.tracking import TensorBoardTracker
+
+    return TensorBoardTracker(settings.wandb_run or "tensorboard", folder)
+
+
+def _wandb(settings: "Settings", folder: Path, secrets: Secrets) -> "GeneralTracker":
+    from trainer.monitor.wandb_run import WandBRun
+
+    return WandBRun(
+        settings.wandb_project or PROJECT,
+        settings.wandb_run,
+        settings.wandb_entity,
+        folder,
+        secrets.wandb_api_key,
+        secrets.from_request,
+    )
+
+
+def _trackio(settings: "Settings", folder: Path, secrets: Secrets) -> "GeneralTracker":
+    from accelerate.tracking import TrackioTracker
+
+    return TrackioTracker(settings.wandb_project or PROJECT, name=settings.wandb_run)
+
+
+MAKERS: dict[str, Callable[["Settings", Path, Secrets], "GeneralTracker"]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}

@@ -1,0 +1,208 @@
+"""Trackers: TensorBoard, Weights & Biases and Trackio, through accelerate's own.
+
+What goes wrong before a model is loaded is an error; what goes wrong later costs the tracker and
+never the training. Only the main process of several tracks.
+
+    loss, learning_rate/…, gradient_norm/…, placeholder_norm    about 200 times in a run
+    validation/loss, validation/sigma_0.25, …                   on held-out images; without: fit/…
+    samples/00, …                                               pictures, where they are drawn
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from PIL import Image
+
+from trainer.monitor.in_thread import InThread
+from trainer.monitor.tracker_kinds import MAKERS
+from trainer.monitor.wandb_run import WandBRun
+from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.secret import Secret, Secrets, hidden
+
+log = logging.getLogger(__name__)
+
+FOLDER = "trackers"  # of what TensorBoard and wandb write, beside weights.zip
+PATIENCE = 60.0  # seconds that a tracker may take to send what is left when all is done
+_NO_SECRETS = Secrets()
+_LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # what is of one machine
+
+
+def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None:
+    """Raises `SettingsError` for a tracker that is unknown, not installed or has no key.
+
+    Imports none. A request's tracker must have the request's own key, since the server's keys and
+    logins are its operator's.
+    """
+    for name in names:
+        if name not in MAKERS:
+            raise SettingsError(f"trackers: {name!r} is not one of {', '.join(MAKERS)}")
+    if secrets.from_request and "wandb" in names and secrets.wandb_api_key is None:
+        raise SettingsError(
+            "trackers: wandb needs wandb_api_key in the same request; a server uses no other key"
+        )
+    if secrets.from_request and "trackio" in names:  # it writes with the operator's rights
+        raise SettingsError(
+            "trackers: trackio is not available on a server, since a request brings no key for "
+            "it; use tensorboard or wandb"
+        )
+    missing = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(
+            f"trackers: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
+            f"installed; pip install {' '.join(missing)}, or remove from trackers"
+        )
+
+
+class Trackers:
+    """The trackers of one training, open from before the base is loaded until all is written."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        wandb_api_key: Secret | None = None,
+        from_request: bool = False,
+    ) -> None:
+        """Starts them. Raises `SettingsError` for one that does not start, without its key."""
+        secrets = Secrets(wandb_api_key=wandb_api_key, from_request=from_request)
+        self._secrets = (wandb_api_key, Secret.of(os.environ.get("WANDB_API_KEY")))
+        self._open: dict[str, GeneralTracker] = {}
+        self._broken: dict[str, GeneralTracker] = {}
+        check_trackers(settings.trackers, secrets)
+        if not settings.trackers or not PartialState().is_main_process:
+            return
+        folder = folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in dict.fromkeys(settings.trackers):
+            try:
+                tracker = MAKERS[name](settings, folder, secrets)
+                self._broken[name] = tracker  # until it has started
+                InThread(partial(_start, tracker, settings)).result()
+            except Exception as error:
+                self.close()
+                raise SettingsError(
+                    f"trackers: {name} does not start ({self._said(error)}); fix that or remove "
+                    f"it from trackers"
+                    + (". WANDB_MODE=offline needs neither key nor network" * (name == "wandb"))
+                ) from None
+            except BaseException:  # a cancellation waits for nobody
+                _stop([*self._open.values(), *self._broken.values()])
+                raise
+            self._open[name] = self._broken.pop(name)
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of one step, under the names above."""
+        self._each("log numbers", lambda tracker: tracker.log(dict(values), step=step))
+
+    def pictures(self, values: Mapping[str, Image.Image], step: int) -> None:
+        """Pictures of one step, one under each name."""
+
+        def send(tracker: GeneralTracker) -> None:
+            if isinstance(tracker, TensorBoardTracker):
+                for name, picture in values.items():
+                    pixels = np.asarray(picture.convert("RGB"))[None]
+                    tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+            elif isinstance(tracker, WandBTracker):
+                tracker.log_images({name: [each] for name, each in values.items()}, step=step)
+            else:
+                import trackio
+
+                tracker.log({k: trackio.Image(each) for k, each in values.items()}, step=step)
+
+        self._each("log pictures", send)
+
+    def close(self) -> None:
+        """Sends what is left. A tracker that takes longer than `PATIENCE` is left behind."""
+        closing = [(name, each, each.finish) for name, each in self._open.items()]
+        closing += [
+            (name, each, each.forget)
+            for name, each in self._broken.items()
+            if isinstance(each, WandBRun)
+        ]
+        self._open, self._broken = {}, {}
+        try:
+            for name, tracker, finish in closing:
+                try:
+                    InThread(finish).result(PATIENCE)
+                except TimeoutError:
+                    log.warning("%s is still sending after %g s; it is left behind", name, PATIENCE)
+                    _stop([tracker])
+                except Exception as error:
+                    log.warning("%s did not close well: %s", name, self._said(error))
+        except BaseException:  # a cancellation waits for nobody
+            _stop([tracker for _, tracker, _ in closing])
+            raise
+
+    def _each(self, what: str, call: Callable[[GeneralTracker], None]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # whatever it is, hours of training are worth more
+                self._broken[name] = self._open.pop(name)
+                log.warning(
+                    "%s could not %s (%s); the training goes on without it",
+                    *(name, what, self._said(error)),
+                )
+
+    def _said(self, error: Exception) -> str:
+        return hidden(f"{type(error).__name__}: {error}", *self._secrets)
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _start(tracker: GeneralTracker, settings: Settings) -> None:
+    tracker.start()
+    tracker.store_init_configuration(configuration(settings))
+
+
+def _stop(trackers: Sequence[GeneralTracker]) -> None:
+    """Ends at once what runs outside of this process, so that the next training finds nothing."""
+    for tracker in trackers:
+        if isinstance(tracker, WandBRun):
+            tracker.kill()
+            try:
+                InThread(tracker.forget).result(5)
+            except Exception as error:
+                log.debug("a stopped tracker: %s", type(error).__name__)
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """The settings as trackers take them: text, numbers, true and false."""
+    values: dict[str, Any] = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if each.name == "base":
+            values["base_model"] = value.hub_id
+        elif each.name not in _LOCAL and value is not None:
+            values[each.name] = value if isinstance(value, (bool, int, float)) else _text(value)
+    return values
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
+    return Path(value).name if isinstance(value, Path) else str(value)

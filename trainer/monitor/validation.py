@@ -1,0 +1,209 @@
+"""The loss on fixed images, sigmas and noise, so that moments of a run can be compared.
+
+The loss of a training step depends more on its sigma and noise than on what was learned. Here both
+stay the same from the base to the end, at four sigmas that cut the run's own distribution of sigma
+into equal parts.
+
+On images that are held out, this is the validation loss. Without them it is measured on training
+images and called "fit": it shows how well the LoRA fits them, and validates nothing.
+
+Shapes: B items, C latent channels, H and W latent rows and columns.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.acceleration import with_fallback
+from trainer.learning.features import Sample
+from trainer.learning.loop import Loop
+from trainer.learning.loss import draw, noisy
+from trainer.learning.randomness import generator
+from trainer.learning.timesteps import NoiseLevels
+from trainer.settings.fields import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of the training's sigma: the middles of its quarters
+ITEMS = 4  # images at each sigma, all others than at the next where there are enough
+MOMENTS = 10  # measurements in a run, besides the base's
+# `validation_images: auto` holds out none below ENOUGH images, else one in SHARE, at most MOST.
+ENOUGH, SHARE, MOST = 20, 10, 8
+
+Batch = list[tuple[int, Sample, int]]  # number of the sigma, image, turn
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The losses of a run on fixed images and noise."""
+
+    sigmas: list[float]  # ascending
+    held_out: list[str]  # images that are not trained on; none: training images are measured
+    steps: list[int]  # of the measurements; 0 is the base without the adapter
+    losses: list[list[float]]  # one list per measurement, one value per sigma
+
+    @property
+    def means(self) -> list[float]:
+        """The mean over the sigmas, one per measurement."""
+        return [sum(each) / len(each) for each in self.losses]
+
+    @property
+    def kind(self) -> str:
+        """`validation` on held-out images, `fit` on training images."""
+        return "validation" if self.held_out else "fit"
+
+    def plain(self) -> dict[str, Any]:
+        """The same in JSON's types."""
+        return asdict(self)
+
+
+def count_held_out(images: int, settings: Settings) -> int:
+    """How many of so many images are held out.
+
+    Raises `SettingsError` where less than half of them, or none, would be left to train on.
+    """
+    wanted = settings.validation_images
+    if wanted is None:
+        measured = settings.validation_every != 0 and images >= ENOUGH
+        return min(images // SHARE, MOST) if measured else 0
+    if wanted > images // 2:
+        most = f"at most {images // 2} can be" if images > 1 else "none can be"
+        raise SettingsError(
+            f"validation_images is {wanted}, but the dataset has {images} images, of which {most} "
+            "held out; lower validation_images"
+        )
+    return wanted
+
+
+def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and those of the images that are held out."""
+    names = sorted({sample.name for sample in samples})
+    count = count_held_out(len(names), settings)
+    if not count:
+        if settings.validation_every != 0:
+            why = "validation_images is 0"
+            if settings.validation_images is None:
+                why = f"validation_images: auto holds out one in {SHARE} from {ENOUGH} images on"
+            log.info("no image is held out (%s); the loss is measured on training images: fit", why)
+        return list(samples), []
+    order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
+    spared = {names[index] for index in order[:count]}
+    log.info(
+        "%d of %d images are held out for validation and not trained on: %s",
+        *(count, len(names), ", ".join(sorted(spared))),
+    )
+    return (
+        [sample for sample in samples if sample.name not in spared],
+        [sample for sample in samples if sample.name in spared],
+    )
+
+
+class Validation:
+    """Measures the loss of one run at fixed moments, without a gradient.
+
+    On the held-out samples; where there are none, on training samples.
+    """
+
+    def __init__(self, loop: Loop, held_out: Sequence[Sample]) -> None:
+        self.family, self.settings, self.captions = loop.family, loop.settings, loop.captions
+        every, steps = self.settings.validation_every, self.settings.steps
+        self.every = max(1, -(-steps // MOMENTS)) if every is None else every
+        samples = held_out or loop.samples
+        sigmas = _quantiles(loop.noise_levels, samples[0].mean_CHW.shape)
+        pictures = list({sample.name: sample for sample in samples}.values())
+        # Which image is measured at which sigma: by turns, so that few measurements see many.
+        self._items: Batch = [
+            (level, pictures[(turn * len(sigmas) + level) % len(pictures)], turn)
+            for level in range(len(sigmas))
+            for turn in range(ITEMS)
+        ]
+        names = sorted({sample.name for sample in held_out})
+        self.curves = Curves(sigmas, names, [], [])
+
+    def begin(self, loop: Loop) -> None:
+        """Measures the base; a resumed run goes on with the curves of its checkpoint."""
+        if not self.every:
+            return
+        past = [row for row in loop.history.validation if len(row) == 1 + len(QUANTILES)]
+        for step, *losses in past:
+            self._note(int(step), losses)
+        if not past:
+            with untrained(loop):
+                losses = self._measure()
+            self._note(0, losses)
+            loop.history.validation.append([0, *losses])
+
+    def after_step(self, loop: Loop) -> None:
+        """Measures where it is time to, with the weights that would be shipped."""
+        if self.every and (loop.done % self.every == 0 or loop.done == self.settings.steps):
+            with loop.averaged():
+                losses = self._measure()
+            self._note(loop.done, losses)
+            loop.history.validation.append([loop.done, *losses])
+
+    def _note(self, step: int, losses: list[float]) -> None:
+        self.curves.steps.append(step)
+        self.curves.losses.append(losses)
+        log.debug("%s at step %d: %s", self.curves.kind, step, losses)
+
+    @torch.no_grad()
+    def _measure(self) -> list[float]:
+        """The mean loss at each sigma."""
+        totals = [0.0] * len(self.curves.sigmas)
+        for batch in self._batches():
+            latents_BCHW = torch.stack([sample.mean_CHW for _, sample, _ in batch])
+            noise_BCHW = torch.stack([self._noise(sample, turn) for _, sample, turn in batch])
+            sigma_B = torch.tensor([self.curves.sigmas[level] for level, _, _ in batch])
+            here = [each.to(self.family.device) for each in (latents_BCHW, noise_BCHW, sigma_B)]
+            text = self.captions.features([sample.caption for _, sample, _ in batch])
+            velocity_BCHW = with_fallback(
+                self.family.transformer,
+                partial(self.family.velocity, noisy(*here), here[2], text),
+            )
+            errors = (velocity_BCHW - (here[1] - here[0])).square().mean(dim=(1, 2, 3))
+            for (level, _, _), error in zip(batch, errors.tolist(), strict=True):
+                totals[level] += error / ITEMS
+        return totals
+
+    def _batches(self) -> list[Batch]:
+        """The items in batches of one shape, no larger than the training's."""
+        groups: dict[torch.Size, Batch] = {}
+        for item in self._items:
+            groups.setdefault(item[1].mean_CHW.shape, []).append(item)
+        size = self.settings.batch_size
+        return [
+            group[start : start + size]
+            for group in groups.values()
+            for start in range(0, len(group), size)
+        ]
+
+    def _noise(self, sample: Sample, turn: int) -> Tensor:
+        shape = sample.mean_CHW.shape
+        return draw(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
+
+
+@contextmanager
+def untrained(loop: Loop) -> Iterator[None]:
+    """Inside, all that is trained is zero, so that the model is the base."""
+    with torch.no_grad():
+        trained = [(each, each.clone()) for each in loop.named.values()]
+        for parameter, _ in trained:
+            parameter.zero_()
+        try:
+            yield
+        finally:
+            for parameter, value in trained:
+                parameter.copy_(value)
+
+
+def _quantiles(levels: NoiseLevels, shape_CHW: torch.Size, draws: int = 999) -> list[float]:
+    """Sigma at `QUANTILES`, from draws that are the same in every run."""
+    random = generator(0, "quantiles")
+    sigmas = sorted(levels.draw(shape_CHW, random) for _ in range(draws))
+    return [sigmas[int(quantile * draws)] for quantile in QUANTILES]

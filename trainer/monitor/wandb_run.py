@@ -1,0 +1,133 @@
+"""A Weights & Biases run with a key and a service process of its own, and nothing left behind.
+
+wandb keeps in the process, from one run to the next: the key of the last login, the settings that
+it read from the environment and from files, the account behind the key, and the connection to
+wandb-core, the service process that sends everything. On a server the next run is another
+customer's, and a service process that died would be used for ever. So all of it is cleared when a
+run ends.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import WandBTracker
+
+from trainer.settings.secret import Secret
+
+# What an operator may say for all customers: which server, whether it is asked, how it is printed.
+# Everything else of wandb's environment names an account or one of its runs.
+_OF_THE_SERVER = {
+    *("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_MODE", "WANDB_SILENT", "WANDB_QUIET"),
+    *("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_HTTP_TIMEOUT", "WANDB_INIT_TIMEOUT"),
+    *("WANDB_ERROR_REPORTING", "WANDB_INSECURE_DISABLE_SSL"),
+}
+_SERVICE = "WANDB_SERVICE"  # where wandb notes its service process
+
+
+class WandBRun(WandBTracker):
+    """Accelerate's tracker in a wandb session of its own.
+
+    With `from_request`, the key is the only one that counts, and nothing of the server's operator
+    is read or sent: no environment, settings file or netrc, no name of the machine or its files.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        name: str | None,
+        entity: str | None,
+        folder: Path,
+        key: Secret | None,
+        from_request: bool,
+    ) -> None:
+        import wandb
+        from wandb.sdk import wandb_setup
+
+        self._folder, self._from_request, self._killed = folder, from_request, False
+        # A session that a program began before belongs to it.
+        self._own = from_request or wandb_setup._singleton is None
+        options: dict[str, Any] = {} if key is None else {"api_key": key.reveal()}
+        if from_request:
+            options |= {"x_disable_meta": True, "x_disable_machine_info": True, "host": "server"}
+        super().__init__(
+            project,
+            name=name,
+            entity=entity,
+            dir=str(folder),
+            # Given to the run alone: wandb.login would write the key into the home folder.
+            settings=wandb.Settings(console="off", disable_git=True, save_code=False, **options),
+        )
+
+    def start(self) -> None:
+        """Begins the run; raises what wandb raises."""
+        if not self._from_request:
+            super().start()
+            return
+        self.forget()
+        with _of_the_server_alone(self._folder):
+            super().start()
+        if self._killed:  # before there was a service process
+            self.forget()
+
+    def finish(self) -> None:
+        """Sends what is left and ends the session."""
+        try:
+            super().finish()
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Ends wandb's service process and clears all that wandb remembers, whatever their state.
+
+        What was not sent before is sent first, which may take as long as the network takes.
+        """
+        if not self._own:
+            return
+        import wandb
+
+        for _ in range(2):  # where the service process is dead, the second call clears the login
+            try:
+                wandb.teardown()
+                break
+            except (Exception, SystemExit):
+                continue
+        os.environ.pop(_SERVICE, None)
+
+    def kill(self) -> None:
+        """Ends the service process at once; what waits for it then returns."""
+        from wandb.sdk import wandb_setup
+
+        self._killed = True
+        connection = getattr(wandb_setup._singleton, "_connection", None)
+        service = getattr(connection, "_proc", None) if self._own else None
+        if service is not None:
+            service._process.kill()
+
+
+@contextmanager
+def _of_the_server_alone(folder: Path) -> Iterator[None]:
+    """Inside, wandb finds nothing of the operator's accounts: environment, files, netrc."""
+    import wandb
+
+    before = dict(os.environ)
+    read_files = wandb.Settings.update_from_system_settings
+    for name in before:
+        if name.startswith("WANDB_") and name not in _OF_THE_SERVER:
+            del os.environ[name]
+    os.environ |= {"WANDB_DIR": str(folder), "NETRC": os.devnull}
+    # No setting turns off the settings file of the working folder.
+    wandb.Settings.update_from_system_settings = lambda self: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        wandb.Settings.update_from_system_settings = read_files  # type: ignore[method-assign]
+        for name in {"NETRC", *(n for n in os.environ if n.startswith("WANDB_"))}:
+            os.environ.pop(name, None)
+        os.environ |= {
+            name: value
+            for name, value in before.items()
+            if name == "NETRC" or name.startswith("WANDB_")
+        }

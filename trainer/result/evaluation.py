@@ -1,0 +1,226 @@
+"""From trained weights to a checked weights.zip: runs `trainer.result.result_checks` in order.
+
+weights-unchecked.zip   while the checks that can reject it run; they take seconds
+weights.zip             once they are passed, and again with all results in its meta.json
+weights-failed.zip      if the weights are of no use, or if something else fails before weights.zip
+                        is written; an earlier weights.zip stays
+
+Once weights.zip is written, nothing fails any more: what cannot be checked, written or uploaded is
+a warning.
+"""
+
+import gc
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.merging import Overlay
+from families.loading import load_family
+from families.out_of_memory import free_frames, is_out_of_memory
+from families.quantization import Residence
+from families.tokens import mentions, whole_word
+from inference.generation import draw
+from trainer.data.dataset import Example
+from trainer.learning.loop import Loop
+from trainer.learning.saving import Diverged
+from trainer.monitor.preview_images import Album
+from trainer.monitor.previews import sample_drawings, sample_scale
+from trainer.result import meta, report, result_checks
+from trainer.result.drift import velocity_drift
+from trainer.result.report import Told
+from trainer.result.result_checks import SKIPPED, Gate, Kernels, Worthless
+from trainer.result.verdict import Verdict, say, verdict
+from trainer.settings.fields import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of a run when its memory is given back."""
+
+    settings: Settings
+    archive: Archive
+    path: Path  # of weights.zip
+    told: Told
+    album: Album
+    kernels: Kernels  # of the training, which made the previews
+    crowded: bool  # the base did not fit as it is while it was trained on
+
+
+def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
+    """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
+
+    Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
+    """
+    archive = Archive(*loop.shipped(), dict(told.meta))
+    unchecked = write_archive(archive, _unchecked(path))
+    found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
+    if archive.placeholder is not None:
+        found.append(result_checks.token_moved(archive.placeholder.token, told.meta["zero_prior"]))
+    found.append(result_checks.loss_fell(told.curves))
+    if any(gate.worthless for gate in found):
+        failed = path.with_stem(f"{path.stem}-failed")
+        os.replace(unchecked, failed)
+        page = path.with_name(report.NAME.replace(".", "-failed."))
+        with _minor(f"{page} is not written"):
+            report.write_report(replace(told, gates=found), page)
+        reasons = "; ".join(f"{gate.name}: {gate.sentence}" for gate in found if gate.worthless)
+        raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
+    os.replace(unchecked, path)
+    log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    assert loop.lora is not None
+    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, told.examples)
+    found += _check(
+        result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
+    )
+    found += _check(
+        result_checks.DRIFT,
+        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
+    )
+    told = replace(told, gates=found)
+    crowded = loop.family.residence != Residence()
+    kernels = Kernels.of(loop.family)
+    return Outcome(loop.settings, archive, path, told, album, kernels, crowded)
+
+
+def _check(name: str, check: Callable[[], Gate]) -> list[Gate]:
+    """The result of a check. One that cannot be made, for whatever reason, is skipped."""
+    try:
+        return [check()]
+    except Exception as error:
+        return [_skipped(name, error)]
+
+
+def _skipped(name: str, error: Exception) -> Gate:
+    short = "out of memory" if is_out_of_memory(error) else type(error).__name__
+    free_frames(error)
+    log.warning("a check of the result is skipped: %s (%s)", short, error)
+    return Gate(name, SKIPPED, f"{short} ({error})")
+
+
+@contextmanager
+def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
+    """What fails inside costs the run its weights.zip, but not what was trained.
+
+    It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
+    """
+    try:
+        yield
+    except (Worthless, Diverged):
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):  # else the run is about to be resumed
+            with _minor("what was trained cannot be kept as weights"):
+                _unchecked(path).unlink(missing_ok=True)
+                failed = path.with_stem(f"{path.stem}-failed")
+                archive = Archive(*loop.shipped(), meta.describe_weights(loop.settings))
+                write_archive(archive, failed)
+                log.warning("what was trained is kept as %s", failed)
+        raise
+    finally:
+        with suppress(OSError):
+            _unchecked(path).unlink(missing_ok=True)
+
+
+def hand_over(outcome: Outcome) -> Verdict:
+    """Generates with the written weights, completes their meta.json, and writes the report.
+
+    Gives the class of the result, which is also the last line of the log. Raises nothing that has
+    to do with the result: weights.zip is complete before it begins.
+    """
+    told = outcome.told
+    found = [*told.gates, *_drawn(outcome)]
+    result = verdict(found, validated=bool(told.curves.held_out))
+    facts = {**told.meta, "result": result.result, "checks": [gate.plain() for gate in found]}
+    with _minor(f"{outcome.path} stays without the results of its checks"):
+        write_archive(replace(outcome.archive, meta=facts), outcome.path)
+    page = outcome.path.with_name(report.NAME)
+    with _minor(f"{page} is not written"):
+        report.write_report(replace(told, meta=facts, gates=found), page)
+        log.info("wrote %s", page)
+    say(found, result)
+    return result
+
+
+@contextmanager
+def _minor(what: str) -> Iterator[None]:
+    """An error inside is a warning that says what is missing because of it."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, error)
+
+
+def _unchecked(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}-unchecked")
+
+
+def without_subject(prompt: str, subject: str | None) -> str:
+    """The prompt with the token replaced by "something"; "a landscape" if it has no token."""
+    if subject is None or not mentions(prompt, subject):
+        return "a landscape"
+    about = "something".join(re.split(whole_word(subject), prompt))
+    return re.sub(r"\b(an?) something\b", "something", about)
+
+
+def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
+    """The prompt without the subject that drift is measured with."""
+    prompt = settings.sample_prompts[0] if settings.sample_prompts else examples[0].caption
+    return without_subject(prompt, settings.subject)
+
+
+def _drawn(outcome: Outcome) -> list[Gate]:
+    """The checks that need images. One that cannot be made, for whatever reason, is skipped."""
+    if not outcome.settings.sample_prompts:
+        return [Gate(result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts")]
+    gc.collect()  # of the training nothing may be left on the GPU
+    found: list[Gate] = []
+    try:
+        _redrawn(outcome, found)
+    except Exception as error:
+        found.append(_skipped(result_checks.PREVIEW, error))
+    return found
+
+
+@torch.inference_mode()
+def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
+    """Generates as a prediction does: with a base loaded anew, and the archive from the disk.
+
+    Adds the checks to `found`, one by one.
+    """
+    settings, album = outcome.settings, outcome.album
+    archive = read_archive(outcome.path)
+    family = load_family(settings.base)
+    if outcome.crowded:
+        family.reside(Residence(offload=True))
+    overlay = Overlay(family.transformer)
+    vectors = {}
+    if archive.placeholder is not None:
+        vectors = {archive.placeholder.token: archive.placeholder.vectors.to(family.device)}
+    drawings = sample_drawings(settings, family)
+    first = replace(drawings[0], seeds=drawings[0].seeds[:1])
+    neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
+
+    # The base, then the LoRA over it.
+    base = draw(family, neutral)[0]
+    overlay.apply([(archive.factors, 1.0)])
+    adapted = draw(family, neutral)[0]
+    found.append(result_checks.drift_of_pictures(base, adapted, neutral.prompt))
+    overlay.apply([(archive.factors, sample_scale(settings))])
+    if settings.steps in album.thumbnails and album.last:
+        drawn, kernels = draw(family, first, vectors)[0], Kernels.of(family)
+        found.insert(
+            0, result_checks.previews_match(album.last[0], drawn, outcome.kernels, kernels)
+        )
+        return
+    pictures = [draw(family, drawing, vectors) for drawing in drawings]
+    with _minor("the images of the last step are not written"):
+        album.add(settings.steps, pictures)

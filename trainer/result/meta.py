@@ -1,0 +1,184 @@
+"""What `meta.json` and `run.json` say, so that a run can be understood and repeated."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.archive import content_hash
+from adapters.turbo import TurboAdapter
+from trainer.data.dataset import DatasetError, Example
+from trainer.learning.history import Trained
+from trainer.learning.resume import data_identity
+from trainer.learning.step_weights import describe_weights as describe_weights
+from trainer.monitor.validation import Curves
+from trainer.settings.fields import Settings
+
+# meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
+PICTURES_BYTES = 2 << 20  # of images and their captions
+CAPTION_LETTERS = 1000
+MEASUREMENTS = 1000  # of the validation
+
+_LIBRARIES = ("diffusers", "peft", "safetensors", "torch", "transformers")
+
+
+class DatasetFile:
+    """The dataset's file as it was when it was read; a folder has no hash of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Made before the dataset is read."""
+        self._path, self._before = path, _state(path)
+
+    def describe(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Name, hash, images and captions, made as soon as the dataset has been read.
+
+        Raises `DatasetError` if the file was changed while it was read.
+        """
+        sha256 = content_hash(self._path) if self._path.is_file() else None
+        if self._before != _state(self._path):
+            raise DatasetError(
+                f"{self._path.name}: was changed while it was read; start again when it is complete"
+            )
+        return {
+            "name": self._path.name,
+            "sha256": sha256,
+            "captions": {  # how many images have one of their own, and use default_caption
+                "own": sum(bool(each.caption_file) for each in examples),
+                "default": sum(not each.caption_file for each in examples),
+            },
+            "pictures": [
+                {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
+                for each in examples
+            ],
+        }
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes with a file's content; None for a folder, or for nothing."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def describe_run(
+    settings: Settings, examples: Sequence[Example], dataset: Mapping[str, Any], served: bool
+) -> dict[str, Any]:
+    """The content of `run.json`, for the person whose machine it is on: it names local paths.
+
+    The settings hold no keys of accounts; those travel apart (`trainer.settings.secret`).
+    """
+    used = asdict(settings) | {"base": settings.base.name}
+    return {
+        "served": served,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": {"given": used.pop("given"), "used": used},
+        "dataset": {
+            "path": settings.dataset.absolute(),
+            "sha256": dataset["sha256"],
+            "images": data_identity(examples),  # by name: hashes of the image and of its caption
+        },
+        "versions": _versions(),
+    }
+
+
+def describe(
+    settings: Settings,
+    dataset: Mapping[str, Any],
+    trained: Trained,
+    zero_prior: dict[str, float] | None,
+    adapter: TurboAdapter | None,
+    curves: Curves,
+) -> dict[str, Any]:
+    """The content of `meta.json`, JSON types alone; `dataset` is what `DatasetFile` describes."""
+    meta: dict[str, Any] = {
+        **describe_weights(settings),
+        "turbo_adapter": {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
+        "settings": _plain(settings),
+        "dataset": dict(dataset),
+        "training": {
+            "loss_first": _mean(trained.losses[:10]),
+            "loss_last": _mean(trained.losses[-10:]),
+            "steps_per_second": round(trained.steps_per_second, 4),
+            "device": _device_name(),
+        },
+        curves.kind: curves.plain(),  # `fit` where no image was held out
+        "versions": _versions(),
+    }
+    if zero_prior is not None:
+        meta |= {
+            "placeholder_token_id": zero_prior["placeholder_token_id"],
+            "placeholder_init_std": settings.placeholder_init_std,
+            "zero_prior": zero_prior,
+        }
+    return bounded(meta)
+
+
+def bounded(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same, small enough to be read back, with a note where something is left out.
+
+    Long captions are cut, and images and measurements beyond a number are left out. Settings are
+    bounded when they enter (`trainer.settings.checks`).
+    """
+    kind = "validation" if "validation" in meta else "fit"
+    meta = {**meta, "dataset": dict(meta["dataset"]), kind: dict(meta[kind])}
+    left_out = {}
+
+    pictures = [dict(each) for each in meta["dataset"]["pictures"]]
+    if _size(pictures) > PICTURES_BYTES:
+        long = [each for each in pictures if len(each["caption"]) > CAPTION_LETTERS]
+        for each in long:
+            each["caption"] = each["caption"][:CAPTION_LETTERS] + "\u2026"
+        kept, size = [], 0
+        for each in pictures:
+            size += _size(each)
+            if size > PICTURES_BYTES:
+                break
+            kept.append(each)
+        left_out["captions"] = f"{len(long)} are cut after {CAPTION_LETTERS} characters"
+        left_out["pictures"] = f"{len(pictures) - len(kept)} of {len(pictures)} are left out"
+        meta["dataset"]["pictures"] = kept
+
+    steps, losses = meta[kind]["steps"], meta[kind]["losses"]
+    if len(steps) > MEASUREMENTS:
+        last = len(steps) - 1
+        chosen = sorted({round(k * last / (MEASUREMENTS - 1)) for k in range(MEASUREMENTS)})
+        meta[kind]["steps"] = [steps[index] for index in chosen]
+        meta[kind]["losses"] = [losses[index] for index in chosen]
+        left_out[kind] = f"{len(steps) - len(chosen)} of {len(steps)} are left out"
+    return {**meta, "left_out": left_out} if left_out else meta
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value in the file, indentation included."""
+    return len(json.dumps(value, indent=8, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    values = asdict(settings)
+    values["base"] = settings.base.name
+    if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
+        values["turbo_adapter"] = Path(settings.turbo_adapter).name
+    for local in ("dataset", "output_dir", "name", "given", "seed_is_random"):  # of one machine
+        values.pop(local)
+    return {
+        name: value.name if isinstance(value, Path) else value for name, value in values.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

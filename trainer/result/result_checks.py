@@ -1,0 +1,287 @@
+"""The checks of a run's result, each with its limit.
+
+A check gives a state, a sentence and, where it measures something, a number.
+`trainer.result.verdict` sums them up. A failed check makes the result broken; one that means that
+the weights are of no use ends the run with an error, and the weights are kept under another name.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageChops, ImageStat
+from torch import Tensor
+
+from adapters.archive import Archive, BrokenArchive, read_archive
+from adapters.formats.factors import Factors
+from adapters.formats.lora_file import as_written
+from families.family import Family
+from inference.acceleration import is_compiled
+from trainer.monitor.validation import Curves
+
+# Levels of 255, mean over an image, between a preview by compiled blocks and the prediction. On an
+# H100 it was 0.5 (Z-Image-Turbo at its published size, random weights, 1024 pixels, 8 steps, 25
+# November 2026); another image differs by tens.
+PREVIEW_LIMIT = 1.0
+
+# The next limits stand between good and broken runs of miniature-turbo, measured in November 2026
+# on a CPU: 20 to 100 steps of the demo's 16 images, and of 5 photographs, which the miniature has
+# never seen and on which it is at its worst. Learning rates are shares of the default, 0.004.
+#
+#                               |dW| / |W|      drift          loss, end / base
+#   default, demo               0.06 to 0.13    0.18, 0.36     0.28 to 0.54
+#   preset quick_test           0.19            0.26           0.24
+#   character, 500 steps        0.30            0.41           0.05
+#   default, photographs        0.08 to 0.16    0.63           0.34 to 0.53
+#   x 5, demo                   0.34 to 0.41    0.43           0.26 to 0.55
+#   x 10, demo                  1.43            0.90           1.66
+#   x 20, demo, photographs     10 to 15        0.87, 0.97     1.70 to 1.82, 0.75 to 0.79
+#   1 (x 250), demo             22 to 1100      1.00           1.87 to 6.1
+#   1 (x 250), photographs      1.4 to 1200     1.08 to 1.99   0.81 to 2.6
+#   default, images of noise    0.12            0.99           0.54
+#
+# On photographs the loss falls under noise, too: the base is worse than noise there.
+# |dW| / |W|: an update as large as the weights leaves nothing of the base model.
+UPDATE_DOUBTFUL, UPDATE_FAILED = 0.5, 1.0
+# |v_adapted - v_base| / |v_base|: 1 is the drift of a model that answers zero.
+DRIFT_DOUBTFUL, DRIFT_FAILED = 0.7, 0.8
+# The loss is measured on fixed noise, so a run that learns nothing has exactly the base's. A LoRA
+# that begins to overfit may end a little above the base on held-out images: doubtful, not broken.
+LOSS_NOISE = 0.05
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+UPDATE, DRIFT = "size of the update", "drift without the subject"
+PREVIEW = "the last preview can be reproduced"  # from weights.zip
+DOUBTFUL = "doubtful"  # between the two limits of a check
+INFORMATION = "for information"  # has no limit
+
+
+class Worthless(RuntimeError):
+    """A run whose weights are of no use."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The result of one check."""
+
+    name: str
+    state: str  # passed, doubtful, failed, skipped, for information
+    sentence: str
+    value: float | None = None  # what was measured
+    worthless: bool = False  # failed, and the weights are of no use
+
+    def plain(self) -> dict[str, Any]:
+        """The same in JSON's types."""
+        return asdict(self)
+
+
+def _between(name: str, value: float, doubtful: float, failed: float, sentence: str) -> Gate:
+    """A check of a value with two limits; NaN is beyond both. Names the limit that it exceeds."""
+    if value <= doubtful:
+        return Gate(name, PASSED, sentence, value)
+    state, limit = (DOUBTFUL, doubtful) if value <= failed else (FAILED, failed)
+    sentence = f"{sentence}; the limit is {100 * limit:g} %"
+    return Gate(name, state, sentence, value if math.isfinite(value) else None)
+
+
+def learned(factors: Factors) -> Gate:
+    """Whether every LoRA layer changes its weight, by finite numbers, as written.
+
+    `value` is the share of layers that do.
+    """
+    name, rounded = "every layer has learned", as_written(factors)
+    norms = {layer: update_norm(down, up) for layer, (down, up) in rounded.items()}
+    broken = [layer for layer, norm in norms.items() if not math.isfinite(norm)]
+    still = [layer for layer, norm in norms.items() if norm == 0]
+    share = 1 - (len(broken) + len(still)) / max(1, len(norms))
+    if broken:
+        sentence = f"{_listed(broken, norms)} hold NaN or infinity; lower learning_rate"
+        return Gate(name, FAILED, sentence, share, worthless=True)
+    if len(still) == len(norms):
+        sentence = (
+            f"none of {len(norms)} LoRA layers changes anything; raise learning_rate or steps"
+        )
+        return Gate(name, FAILED, sentence, share, worthless=True)
+    if still:
+        return Gate(name, FAILED, f"{_listed(still, norms)} change nothing", share)
+    total = math.sqrt(sum(norm**2 for norm in norms.values()))
+    sentence = f"all {len(norms)} LoRA layers change their weights; together |dW| = {total:.4g}"
+    return Gate(name, PASSED, sentence, share)
+
+
+def update_norm(down: Tensor, up: Tensor) -> float:
+    """The norm of B @ A without making it: |BA|^2 = sum((B^T B) * (A A^T)), in float64."""
+    down, up = down.double(), up.double()
+    squared = ((up.T @ up) * (down @ down.T)).sum().item()
+    return math.sqrt(squared) if squared > 0 else 0.0 if squared <= 0 else math.nan
+
+
+def update_size(factors: Factors, norms: Mapping[str, float]) -> Gate:
+    """The size of the LoRA's update relative to the weights that it changes.
+
+    `norms` are those of the base model's weights, by layer. `value` is |dW| / |W| over all layers.
+    """
+    updates = {layer: update_norm(*pair) for layer, pair in factors.items()}
+    total = math.sqrt(sum(norm**2 for norm in updates.values()))
+    base = math.sqrt(sum(norms[layer] ** 2 for layer in updates))
+    share = total / base if base > 0 else math.nan
+    sentence = f"|dW| is {100 * share:.3g} % of |W| over {len(updates)} layers"
+    if not share <= UPDATE_DOUBTFUL:
+        sentence += "; lower learning_rate"
+    return _between(UPDATE, share, UPDATE_DOUBTFUL, UPDATE_FAILED, sentence)
+
+
+def token_moved(token: str, facts: Mapping[str, float]) -> Gate:
+    """Whether the token's embedding was trained. `value` is its norm at the end."""
+    name, norm = f"{token} was trained", facts["norm_end"]
+    at_start = not facts["moved"]
+    if not facts["steps_with_placeholder"]:
+        sentence = f"no step saw {token}; train for more steps, or lower caption_dropout"
+        return Gate(name, FAILED, sentence, norm, worthless=at_start)
+    if at_start:
+        sentence = (
+            f"its embedding is exactly as before training (norm {norm:.4g}); "
+            "raise placeholder_learning_rate"
+        )
+        return Gate(name, FAILED, sentence, norm, worthless=True)
+    steps = facts["steps_with_placeholder"]
+    sentence = f"the norm went from {facts['norm_start']:.4g} to {norm:.4g}; {steps:,} steps saw it"
+    return Gate(name, PASSED, sentence, norm)
+
+
+def reloads(archive: Archive, path: Path) -> Gate:
+    """Whether the file at `path`, read back, is the archive: rounded as written, bit for bit."""
+    name = "the file reads back"
+
+    def failed(sentence: str) -> Gate:
+        return Gate(name, FAILED, sentence, worthless=True)
+
+    try:
+        read = read_archive(path)
+    except BrokenArchive as error:
+        return failed(f"the file is refused: {error}")
+    wanted = as_written(archive.factors)
+    if read.factors.keys() != wanted.keys():
+        odd = sorted(read.factors.keys() ^ wanted.keys())
+        return failed(f"{_listed(odd, wanted)} are not in both file and training")
+    changed = [
+        layer
+        for layer, pair in wanted.items()
+        if not all(map(torch.equal, pair, read.factors[layer]))
+    ]
+    if changed:
+        return failed(f"{_listed(changed, wanted)} differ from what was trained")
+    given, found = archive.placeholder, read.placeholder
+    if (given is None) != (found is None) or (
+        given is not None
+        and found is not None
+        and not (given.token == found.token and torch.equal(given.vectors, found.vectors))
+    ):
+        return failed("the placeholder differs from what was trained")
+    word = f" and {given.token}" if given is not None else ""
+    sentence = f"{len(wanted)} layers{word} in the file equal what was trained, bit for bit"
+    return Gate(name, PASSED, sentence)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What an image was computed with: equal ones give equal images on a CPU.
+
+    On a GPU not even these do, since its libraries choose algorithms by the memory that is free.
+    """
+
+    device: str  # its type
+    dtype: torch.dtype
+    compiled: bool = False
+
+    @classmethod
+    def of(cls, family: Family) -> "Kernels":
+        """Those of a family as it is now."""
+        return cls(family.device.type, family.dtype, is_compiled(family.transformer))
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.device}, {dtype}{', compiled' * self.compiled}"
+
+
+def previews_match(
+    preview: Image.Image, drawn: Image.Image, made_by: Kernels, drawn_by: Kernels
+) -> Gate:
+    """Whether the last preview is the image that a prediction with the weights generates.
+
+    `value` is the largest difference of a pixel's level, of 255. It must be 0 where both images
+    come from the same kernels on a CPU; else the mean difference must be below `PREVIEW_LIMIT`.
+    """
+    name = PREVIEW
+    if preview.size != drawn.size:
+        return Gate(name, FAILED, f"the preview has {preview.size} pixels, not {drawn.size}")
+    difference = ImageChops.difference(preview.convert("RGB"), drawn.convert("RGB"))
+    largest = float(max(high for _, high in difference.getextrema()))  # type: ignore[misc]
+    mean = sum(ImageStat.Stat(difference).mean) / 3
+    if largest == 0:
+        sentence = "the last preview equals the prediction with weights.zip, pixel for pixel"
+        return Gate(name, PASSED, sentence, largest)
+    exact = made_by == drawn_by and made_by.device == "cpu"
+    sentence = f"preview and prediction differ by {mean:.3f} levels of 255 on average"
+    if exact:
+        sentence += f"; both are from the same kernels ({made_by}), so they should be equal"
+        return Gate(name, FAILED, sentence, largest)
+    sentence += (
+        f"; the limit is {PREVIEW_LIMIT:g}, since kernels round differently ({made_by}; {drawn_by})"
+    )
+    return Gate(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
+
+
+def drift_of_pictures(base: Image.Image, adapted: Image.Image, prompt: str) -> Gate:
+    """How far an image without the subject moved. `value` is its PSNR in dB; None if it did not.
+
+    PSNR = 20 log10(255 / RMS difference); identical images have none. It has no limit, since few
+    levels of brightness and another image can give the same number.
+    """
+    name = "drift of an image without the subject"
+    difference = ImageChops.difference(base.convert("RGB"), adapted.convert("RGB"))
+    squares = [each**2 for each in ImageStat.Stat(difference).rms]
+    rms = math.sqrt(sum(squares) / len(squares))
+    if rms == 0:
+        return Gate(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
+    psnr = 20 * math.log10(255 / rms)
+    sentence = f"the image of {prompt!r} differs from the base model's by {rms:.1f} levels of 255"
+    return Gate(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
+
+
+def drift_of_velocity(share: float, prompt: str) -> Gate:
+    """`share` is |v_adapted - v_base| / |v_base| (`trainer.result.drift`)."""
+    sentence = f"for {prompt!r} the velocity moves by {100 * share:.3g} % of the base model's"
+    return _between(DRIFT, share, DRIFT_DOUBTFUL, DRIFT_FAILED, sentence)
+
+
+def loss_fell(curves: Curves) -> Gate:
+    """Whether the loss on fixed noise is lower at the end than with the base. `value`: end / base.
+
+    On held-out images this is the validation loss; on the training images it only shows the fit.
+    """
+    name = f"the {'validation loss' if curves.held_out else 'loss on the training images'} fell"
+    if len(curves.steps) < 2:
+        return Gate(name, SKIPPED, "not measured, since validation_every is 0")
+    first, last = curves.means[0], curves.means[-1]
+    ratio = last / first if first > 0 else math.nan
+    sentence = f"from {first:.4f} (base) to {last:.4f}, {100 * (ratio - 1):+.1f} %"
+    if curves.held_out:
+        sentence += f", on {len(curves.held_out)} held-out images"
+    best = min(range(len(curves.means)), key=curves.means.__getitem__)
+    if curves.means[best] < 0.98 * last:
+        sentence += f"; the lowest was {curves.means[best]:.4f} at step {curves.steps[best]:,}"
+    if ratio < 1:
+        return Gate(name, PASSED, sentence, ratio)
+    if ratio <= 1 + LOSS_NOISE:
+        return Gate(name, DOUBTFUL, f"{sentence}; it did not fall", ratio)
+    sentence += f"; the limit is {100 * LOSS_NOISE:+g} %"
+    return Gate(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
+
+
+def _listed(layers: Sequence[str], of: Factors | dict[str, float]) -> str:
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return f"{len(layers)} of {len(of)} LoRA layers ({', '.join(layers[:3])}{more})"

@@ -1,0 +1,53 @@
+"""The result of a run in one of three classes, from its checks.
+
+good        every check passed
+doubtful    none failed, but one was skipped or is between its two limits
+broken      at least one failed
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.result.result_checks import DOUBTFUL, FAILED, PASSED, SKIPPED, Gate
+
+log = logging.getLogger(__name__)
+
+GOOD, BROKEN = "good", "broken"  # the third is DOUBTFUL, as of a check
+
+# For a run that held out no image: a fall on the training images shows that the LoRA fits them.
+NOT_VALIDATED = "not validated: no image was held out"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The class of a result and the counts behind it."""
+
+    result: str  # good, doubtful, broken
+    counts: str
+
+    def __str__(self) -> str:
+        return f"{self.result}: {self.counts}"
+
+
+def verdict(checks: Sequence[Gate], validated: bool) -> Verdict:
+    """The class of a result; `validated` where images were held out."""
+    states = [each.state for each in checks]
+    counts = f"{states.count(PASSED)} checks passed"
+    if DOUBTFUL in states:
+        counts += f", {states.count(DOUBTFUL)} doubtful"
+    counts += f", {states.count(FAILED)} failed, {states.count(SKIPPED)} skipped"
+    if not validated:
+        counts += f"; {NOT_VALIDATED}"
+    if FAILED in states:
+        return Verdict(BROKEN, counts)
+    doubtful = DOUBTFUL in states or SKIPPED in states or PASSED not in states
+    return Verdict(DOUBTFUL if doubtful else GOOD, counts)
+
+
+def say(checks: Sequence[Gate], result: Verdict) -> None:
+    """Logs every check, and the result as the last line. What is not good is a warning."""
+    for check in checks:
+        level = logging.WARNING if check.state in (FAILED, DOUBTFUL) else logging.INFO
+        log.log(level, "check %s: %s: %s", check.state, check.name, check.sentence)
+    log.log(logging.INFO if result.result == GOOD else logging.WARNING, "result %s", result)

@@ -1,0 +1,216 @@
+"""Job files of ai-toolkit, read as settings of ours, with every key of theirs accounted for.
+
+A key is one of four: translated; near, where ours differs in a way that the log states; without
+effect on the weights; or refused, because leaving it out would train something else. Nothing is
+ignored in silence. What a file leaves out means ai-toolkit's default, not ours. The keys are in
+`trainer.settings.ai_toolkit_keys`, those that are read together in
+`trainer.settings.ai_toolkit_rules`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inference.request import Request
+from trainer.settings.ai_toolkit_keys import (
+    DEFAULTS,
+    NO_EFFECT,
+    ONLY,
+    SAMPLE,
+    SETTING,
+    SWITCHED_BY,
+    TIMESTEPS,
+    VIDEO,
+)
+from trainer.settings.ai_toolkit_rules import RULES, TOGETHER, Translation, base_of, number
+from trainer.settings.fields import Settings, SettingsError, settle
+
+log = logging.getLogger(__name__)
+
+
+def is_ai_toolkit(content: Any) -> bool:
+    """Whether the content of a YAML file is a job of ai-toolkit's."""
+    return isinstance(content, dict) and "job" in content and "config" in content
+
+
+def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> Settings:
+    """Settings of the job's one process; logs what became of every key.
+
+    `overrides` replace settings of ours. Raises `SettingsError` that lists every refused key.
+    """
+    try:
+        found = translate(content)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    for title, lines in (
+        ("ai-toolkit's keys, translated", found.translated),
+        ("near, but not the same here", found.near),
+        ("without counterpart and without effect on the weights", found.without_effect),
+    ):
+        if lines:
+            log.info("%s:\n  %s", title, "\n  ".join(lines))
+    if found.refused:
+        raise SettingsError(
+            f"{path}: these keys change what is trained and have no counterpart here:\n  "
+            + "\n  ".join(found.refused)
+            + "\nremove them to train without, or change them as said"
+        )
+    try:
+        for prompt in found.settings["sample_prompts"]:
+            Request(prompt=prompt, **found.sample)  # drawn later, checked here
+        return settle(sample_options=found.sample, **(found.settings | overrides))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def translate(content: Mapping[str, Any]) -> Translation:
+    """Every key of a job in one of the four lists. Raises `SettingsError` for another layout."""
+    name, process = _process(content)
+    keys = _flat(process)
+    found = Translation(settings=dict(DEFAULTS))
+    base = base_of(keys, found)
+    found.settings["output_dir"] = str(Path(str(keys.get("training_folder", "output"))) / name)
+    found.translated.append(f"training_folder and name: output_dir {found.settings['output_dir']}")
+    for key, value in keys.items():
+        _place(key, value, keys, found)
+    for rule in RULES:
+        rule(keys, base, found)
+    for key in sorted({*content} - {"job", "config"}):
+        found.without_effect.append(key)
+    return found
+
+
+def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) -> None:
+    """One key into its list."""
+    value = number(value)
+    if key in TOGETHER:
+        return  # read together with others, which have named it
+    switch = SWITCHED_BY.get(key)
+    if switch is not None and not keys.get(switch):
+        found.without_effect.append(f"{key} (while {switch} is off)")
+        return
+    if key in VIDEO and number(keys.get("datasets.num_frames", 1)) == 1:
+        found.without_effect.append(f"{key} (for video; this dataset has one frame)")
+        return
+    if key in SETTING or key in SAMPLE:
+        target, name = (
+            (found.settings, SETTING[key]) if key in SETTING else (found.sample, SAMPLE[key])
+        )
+        if value is None or (value is False and name != "gradient_checkpointing"):
+            found.without_effect.append(f"{key} (not given)")
+            return
+        if name == "resolution":
+            value = ",".join(map(str, dict.fromkeys(value))) if isinstance(value, list) else value
+        if name == "guidance_scale":
+            value = max(1, value)  # they read anything below 1 as off, as 1 is here
+        target[name] = value
+        found.translated.append(f"{key}: {name} {value}")
+    elif key in _CHOICES:
+        _CHOICES[key](value, found)
+    elif key in ONLY:
+        if value in ONLY[key]:
+            found.translated.append(f"{key}: {value} is what is done here")
+        else:
+            known = " or ".join(map(str, ONLY[key]))
+            found.refused.append(f"{key}: {value} (only {known} is known here)")
+    elif key in NO_EFFECT:
+        found.without_effect.append(key)
+    elif value in (None, False, "", 0) or value == [] or value == {}:
+        found.without_effect.append(f"{key} (switched off)")
+    else:
+        found.refused.append(f"{key}: {value}")
+
+
+# Keys whose value is a choice among words.
+
+
+def _timestep_type(value: Any, found: Translation) -> None:
+    if value not in TIMESTEPS:
+        known = ", ".join(TIMESTEPS)
+        found.refused.append(f"train.timestep_type: {value} (known here: {known})")
+        return
+    name, difference = TIMESTEPS[value]
+    found.settings["timestep_sampling"] = name
+    line = f"train.timestep_type: {value} becomes timestep_sampling {name}"
+    if difference:
+        found.near.append(f"{line}: {difference}")
+    else:
+        found.translated.append(line)
+
+
+def _linear_timesteps(value: Any, found: Translation) -> None:
+    if value:
+        _timestep_type("linear", found)
+    else:
+        found.without_effect.append("train.linear_timesteps (switched off)")
+
+
+def _layer_offloading(value: Any, found: Translation) -> None:
+    if value:
+        found.settings["low_memory"] = True
+        found.translated.append("model.layer_offloading: low_memory True")
+    else:
+        found.without_effect.append("model.layer_offloading (free memory decides)")
+
+
+def _low_vram(value: Any, found: Translation) -> None:
+    # Theirs loads and quantizes on the CPU, as is done here, and then trains on the GPU.
+    state = "the base is quantized before it moves to the GPU here, too" if value else "off"
+    found.without_effect.append(f"model.low_vram ({state})")
+
+
+def _use_wandb(value: Any, found: Translation) -> None:
+    if value:
+        found.settings["trackers"] = ("wandb",)
+        found.translated.append("logging.use_wandb: trackers wandb")
+    else:
+        found.without_effect.append("logging.use_wandb (switched off)")
+
+
+def _walk_seed(value: Any, found: Translation) -> None:
+    if value:
+        found.near.append("sample.walk_seed: every sample has one seed")
+    else:
+        found.translated.append("sample.walk_seed: every sample has one seed")
+
+
+_CHOICES: dict[str, Callable[[Any, Translation], None]] = {
+    "train.timestep_type": _timestep_type,
+    "train.linear_timesteps": _linear_timesteps,
+    "model.low_vram": _low_vram,
+    "model.layer_offloading": _layer_offloading,
+    "model.auto_memory": _layer_offloading,  # its older name
+    "logging.use_wandb": _use_wandb,
+    "sample.walk_seed": _walk_seed,
+}
+
+
+def _process(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The job's name and its one process, with its one dataset in place of the list."""
+    config = content["config"]
+    processes = config.get("process") if isinstance(config, dict) else None
+    if not isinstance(processes, list) or not all(isinstance(each, dict) for each in processes):
+        raise SettingsError("config.process is not a list of processes, as ai-toolkit has it")
+    if len(processes) != 1:
+        raise SettingsError(f"config.process lists {len(processes)}; give each a file of its own")
+    process = dict(processes[0])
+    datasets = process.get("datasets") or []
+    if not isinstance(datasets, list) or len(datasets) != 1 or not isinstance(datasets[0], dict):
+        raise SettingsError(
+            "datasets lists more or less than one folder; put all pictures and captions into one "
+            "(several sizes go into its resolution)"
+        )
+    process["datasets"] = datasets[0]
+    return str(config.get("name", "lora")), process
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys with their values; an empty section is a value."""
+    keys: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            keys |= _flat(value, f"{prefix}{key}.")
+        else:
+            keys[f"{prefix}{key}"] = value
+    return keys

@@ -1,0 +1,54 @@
+"""Sample prompts as users write them: TOK for the subject, and options of their own behind them.
+
+`a photo of TOK --w 768 --h 1024 --s 20 --d 42 --l 4 --n blurry` sets width, height, steps, seed,
+guidance scale and negative prompt of this one prompt, as kohya's scripts and ai-toolkit read it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from families.tokens import name_subject
+from inference.prompts import check_syntax, read_options
+from inference.request import Request
+from trainer.settings.subject_marks import NO_SUBJECT, TRIGGER_MARK, marks_in
+
+log = logging.getLogger(__name__)
+
+
+def read_prompts(
+    prompts: Sequence[str],
+    shared: Mapping[str, Any],
+    subject: str | None,
+    foreign: bool = False,
+) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """The prompts without their options, and each one's options; no options at all if none has any.
+
+    `shared` are the options of all prompts. `subject` is the token or the trigger word that TOK
+    and [trigger] stand for. Without it they are an error, or text if the prompts are `foreign`.
+    Raises ValueError with the prompt's number.
+    """
+    texts, options = [], []
+    for number, prompt in enumerate(prompts, start=1):
+        name = f"sample prompt {number}"
+        try:
+            text, own, unread = read_options(prompt)
+            if subject and "negative_prompt" in shared:
+                own = {"negative_prompt": shared["negative_prompt"], **own}
+            negatives = own.get("negative_prompt") or shared.get("negative_prompt") or ""
+            if not (subject or foreign) and marks_in(f"{text} {negatives}"):
+                raise ValueError(NO_SUBJECT)
+            if subject:
+                text = name_subject(text.replace(TRIGGER_MARK, subject), subject)
+                if negative := own.get("negative_prompt"):
+                    own["negative_prompt"] = name_subject(negative, subject)
+            if own:
+                Request(prompt=text, **{**shared, **own})  # generated later, checked here
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} {prompt[:80]!r}: {error}") from error
+        if unread:
+            log.warning("%s: left out, since it has no counterpart: %s", name, ", ".join(unread))
+        check_syntax(name, text)
+        texts.append(text)
+        options.append({key: value for key, value in own.items() if shared.get(key) != value})
+    return tuple(texts), tuple(options) if any(options) else ()

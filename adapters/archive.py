@@ -60,7 +60,8 @@ from adapters.formats.lora_file import (
 )
 from adapters.formats.lora_header import titles
 from adapters.formats.peft_config import config_beside, config_member, config_text
-from adapters.placeholder import Placeholder, PlaceholderError, check_token
+from adapters.placeholder import Placeholder
+from adapters.placeholder_token import PlaceholderError, check_token
 
 log = logging.getLogger(__name__)
 

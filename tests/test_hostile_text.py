@@ -9,7 +9,7 @@ import pytest
 from dataset_files import make_zip, picture, problems_of
 from watched import watched
 
-from adapters.placeholder import PlaceholderError, check_token
+from adapters.placeholder_token import PlaceholderError, check_token
 from families.tokens import PromptTokenizer
 from inference.request import Request
 from trainer.data.dataset import name_subject, read_dataset

@@ -11,7 +11,8 @@ import torch
 from transformers import AddedToken, Qwen2_5_VLForConditionalGeneration, Qwen3ForCausalLM
 from vault import tokenizers
 
-from adapters.placeholder import Placeholder, PlaceholderError, check_token
+from adapters.placeholder import Placeholder
+from adapters.placeholder_token import PlaceholderError, check_token
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adapters.archive import read_archive
-from adapters.placeholder import PlaceholderError
+from adapters.placeholder_token import PlaceholderError
 from families.bases import BASES
 from inference.engine import Engine
 from inference.request import Request

@@ -145,7 +145,7 @@ def run(settings: "Settings", cpu: bool = False) -> None:
     """
     from adapters.formats.factors import LoraMismatch
     from adapters.formats.lora_file import BrokenLora
-    from adapters.placeholder import PlaceholderError
+    from adapters.placeholder_token import PlaceholderError
     from adapters.turbo import MergeFailed
     from families.no_gpu import how_to_run_anyway, slow_here
     from families.quantization import QuantizationUnavailable

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from adapters.lora import Lora
-from adapters.placeholder import Placeholder, check_token
+from adapters.placeholder import Placeholder
+from adapters.placeholder_token import check_token
 from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.few_steps import find_few_step_lora

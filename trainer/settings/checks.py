@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.placeholder import MAX_LENGTH
-from families.quantization import QUANTIZATIONS
+from adapters.placeholder_token import MAX_LENGTH
 from families.tokens import check_unicode
 from inference.request import LENGTHS as PROMPT_LENGTHS
 from inference.request import Request, check_length, check_size, out_of_range
@@ -14,6 +13,7 @@ from trainer.settings.choices import (
     LR_SCHEDULERS,
     MAX_STEPS,
     OPTIMIZERS,
+    QUANTIZATIONS,
     SCHEDULED,
     TIMESTEP_SAMPLINGS,
     TRACKERS,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.placeholder import check_token
+from adapters.placeholder_token import check_token
 from families.bases import Base, default_base, find_base_or_folder
 from families.redact import looks_like_address, safe_name
 from inference.request import check_length

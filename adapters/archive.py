@@ -45,21 +45,24 @@ from adapters.files.containers import (
     safe_parts,
 )
 from adapters.files.tensor_file import BrokenTensors, hash_of_tensors
-from adapters.formats.deltas import Deltas
-from adapters.formats.factors import Factors
-from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
-from adapters.formats.lora_file import (
+from adapters.formats import (
+    CHECKPOINT_HEADER,
     MAX_BYTES,
     BrokenLora,
+    Deltas,
+    Factors,
+    Shapes,
+    config_beside,
+    config_member,
+    config_text,
     lora_bytes,
     open_lora,
     open_tensors,
     plain_factors,
     read_deltas,
     refuse_other_kinds,
+    titles,
 )
-from adapters.formats.lora_header import titles
-from adapters.formats.peft_config import config_beside, config_member, config_text
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_token
 

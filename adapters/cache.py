@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.archive import Archive, Check, content_hash, read_archive
-from adapters.formats.deltas import Delta, as_delta, bytes_of
-from adapters.formats.layout import Layout
-from adapters.formats.peft_config import config_beside
+from adapters.formats import Delta, Layout, as_delta, bytes_of, config_beside
 
 MOST_NOTES = 64  # of one archive, one for each scale and model
 DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
-from adapters.formats.factors import Factors
+from adapters.formats import Factors
 from families.frozen_linear import FrozenLinear
 
 _ADAPTER = "default"

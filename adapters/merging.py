@@ -14,9 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from adapters.formats.deltas import Delta, Deltas, as_delta
-from adapters.formats.factors import LoraMismatch, shown
-from adapters.formats.layout import BIAS
+from adapters.formats import BIAS, Delta, Deltas, LoraMismatch, as_delta, shown
 from adapters.original_weights import PristineWeights
 from adapters.slots import put_slots
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.formats.layout import is_linear
+from adapters.formats import is_linear
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from adapters.archive import content_hash
-from adapters.formats.factors import Factors, check_fits
-from adapters.formats.lora_file import parse_lora, read_tensors
+from adapters.formats import Factors, check_fits, parse_lora, read_tensors
 
 
 class MergeFailed(RuntimeError):

@@ -94,7 +94,7 @@ def _draw(
 
 def _rows(subject: Subject, before: list[Path], after: list[Path]) -> list[Row]:
     """The grid's rows: as many training pictures as prompts, then the prompts twice."""
-    from trainer.data.dataset import read_dataset
+    from trainer.data import read_dataset
 
     shown = read_dataset(subject.dataset, "")[: len(subject.prompts)]
 

@@ -185,7 +185,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
     # The libraries of the models take seconds to import, which a mistake need not wait for.
-    from adapters.formats.factors import LoraMismatch
+    from adapters.formats import LoraMismatch
     from families.repository import MissingModel
     from inference.engine import Engine
     from inference.images import save_images, writable_folder
@@ -224,7 +224,7 @@ def _archive(source: str | Path | None, token: str | None = None) -> "Archive | 
     if not source:
         return None
     from adapters.archive import read_archive, read_loose
-    from inference.fetch.sources import Sources, named
+    from inference.fetch import Sources, named
 
     if token:
         return read_loose(source, token)

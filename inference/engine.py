@@ -16,9 +16,7 @@ from PIL import Image
 
 from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
-from adapters.formats.deltas import Delta, is_zero
-from adapters.formats.factors import LoraMismatch
-from adapters.formats.layout import Layout
+from adapters.formats import Delta, Layout, LoraMismatch, is_zero
 from adapters.merging import Overlay
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
@@ -28,7 +26,7 @@ from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
-from inference.fetch.sources import Sources, named
+from inference.fetch import Sources, named
 from inference.generation import describe, draw
 from inference.image_metadata import making
 from inference.images import (

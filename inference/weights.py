@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.archive import Archive
 from adapters.files.containers import printable
-from adapters.formats.factors import LoraMismatch
+from adapters.formats import LoraMismatch
 from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
 from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora

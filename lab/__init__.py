@@ -1,0 +1,1 @@
+"""Benchmarks, experiments and fuzzing. The product never imports them."""

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from inference.fetch.download import Downloader, DownloadError
-from inference.fetch.sources import SourceError, allowed_file
+from inference.fetch import Downloader, DownloadError, SourceError, allowed_file
 from serving.openapi import Json
 from serving.validation import Refused, detail
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from inference.console import clean_for
-from inference.fetch.download import Downloader, DownloadError
+from inference.fetch import Downloader, DownloadError
 from serving.fetching import Folder, check_places, in_thread
 from serving.openapi import Json
 from serving.runs import Ask, Reply, Run

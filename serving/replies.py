@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.console import clean_for, texts
-from inference.fetch.download import shown
+from inference.fetch import shown
 from serving.fetching import is_address
 from serving.openapi import Json
 

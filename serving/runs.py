@@ -17,8 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
-from inference.fetch.download import Downloader, DownloadError
-from inference.fetch.sources import SourceError
+from inference.fetch import Downloader, DownloadError, SourceError
 from serving.fetching import fetched, in_thread
 from serving.openapi import Json
 from serving.replies import CRASHED, OVER, Cleaner

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import uvicorn
 
 from inference.console import log_to_console
-from inference.fetch.download import Downloader
+from inference.fetch import Downloader
 from serving.fetching import Folder
 from serving.front import Front
 from serving.schema import SCHEMA_FILE

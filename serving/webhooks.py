@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from inference.fetch.download import Downloader, DownloadError, shown
+from inference.fetch import Downloader, DownloadError, shown
 from serving.fetching import Connections, in_thread
 from serving.openapi import Json
 from serving.replies import OVER

@@ -7,7 +7,7 @@ import pytest
 
 from inference.__main__ import arguments_parser
 from inference.fetch.sources import allowed_file
-from trainer.result.next_steps import MOST_SENT, next_steps
+from trainer.result.next_steps import MOST_SENT, describe_next_steps
 
 
 def commands(weights: Path, size: int, word: str | None = "<zwx>") -> tuple[list[list[str]], str]:
@@ -15,7 +15,7 @@ def commands(weights: Path, size: int, word: str | None = "<zwx>") -> tuple[list
     weights.parent.mkdir(parents=True, exist_ok=True)
     with weights.open("wb") as file:
         file.truncate(size)
-    text = next_steps(weights, word)
+    text = describe_next_steps(weights, word)
     lines = [line for line in text.splitlines() if line.startswith(("  python", "  cog"))]
     return [shlex.split(line) for line in lines], text
 

@@ -21,7 +21,7 @@ from adapters.placeholder import Placeholder
 from families.bases import BASES, find_base
 from families.loading import load_family
 from trainer.result.model_card import FAMILIES, model_card
-from trainer.result.publish import check_repository, publish
+from trainer.result.publishing import check_repository, publish
 from trainer.run import train
 from trainer.run_files import UPLOAD
 from trainer.settings.fields import SettingsError, settle
@@ -441,7 +441,7 @@ def test_an_upload_that_fails_leaves_the_weights_and_says_how_to_repeat_it(
     with caplog.at_level(logging.WARNING, "trainer"):
         assert publish(weights, "me/fox", Secret(hub.token)) is None
     [warning] = [
-        each.getMessage() for each in caplog.records if each.name == "trainer.result.publish"
+        each.getMessage() for each in caplog.records if each.name == "trainer.result.publishing"
     ]
     assert f"The weights are safe in {weights}" in warning and weights.is_file()
     folder = weights.parent / "hub-upload"

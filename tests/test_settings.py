@@ -97,17 +97,17 @@ def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_d
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from trainer.memory.plan_table import plan
+    from trainer.memory.plan_table import describe_plan
     from trainer.run import train
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = small(**given, dataset=tmp_path / "nowhere.zip")
-    table = plan(settings)
+    table = describe_plan(settings)
     assert "On an otherwise empty card" in table
     assert f"This run cannot start here: {said}" in table
     with pytest.raises(SettingsError, match=said):
         train(settings)
-    assert "cannot start here" not in plan(small())
+    assert "cannot start here" not in describe_plan(small())
 
 
 # ---- Texts ---------------------------------------------------------------------------------------

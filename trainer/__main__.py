@@ -15,7 +15,7 @@ from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
 
 if TYPE_CHECKING:
-    from trainer.settings.fields import Settings
+    from trainer.settings import Settings
 
 DESCRIPTION = """\
 Train a LoRA, and with it a new word for its subject, from 10 to 40 pictures.
@@ -102,8 +102,7 @@ def main() -> None:
         overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
 
     # PyTorch takes seconds to import.
-    from trainer.settings.config import read_config
-    from trainer.settings.fields import SettingsError
+    from trainer.settings import SettingsError, read_config
 
     try:
         settings = read_config(config, **overrides)
@@ -130,10 +129,10 @@ def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str
 
 def show_plan(settings: "Settings") -> None:
     """Prints what the training would take in memory and time."""
-    from trainer.memory.plan_table import plan
+    from trainer.memory import describe_plan
 
     try:
-        print(plan(settings))
+        print(describe_plan(settings))
     except ValueError as error:  # lora_targets that fit no layer
         sys.exit(f"error: {error}")
 
@@ -143,21 +142,18 @@ def run(settings: "Settings", cpu: bool = False) -> None:
 
     cpu: run a large model also without a GPU.
     """
-    from adapters.formats.factors import LoraMismatch
-    from adapters.formats.lora_file import BrokenLora
+    from adapters.formats import BrokenLora, LoraMismatch
     from adapters.placeholder_token import PlaceholderError
     from adapters.turbo import MergeFailed
     from families.no_gpu import how_to_run_anyway, slow_here
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
-    from trainer.data.dataset import DatasetError
-    from trainer.learning.loop import Diverged
-    from trainer.learning.zero_prior import ZeroPriorBroken
-    from trainer.memory.fitting import TooLarge
-    from trainer.result.result_checks import Worthless
-    from trainer.result.verdict import BROKEN
+    from trainer.data import DatasetError
+    from trainer.learning import Diverged, ZeroPriorBroken
+    from trainer.memory import TooLarge
+    from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
-    from trainer.settings.fields import SettingsError
+    from trainer.settings import SettingsError
 
     mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)

@@ -26,35 +26,69 @@ from families.tokens import ids_wanted
 from inference import acceleration
 from inference.prompts import prompts_of
 from inference.request import check_length
-from trainer.data.dataset import Example, read_dataset
-from trainer.data.trigger import name_trigger
-from trainer.learning.batches import warn_repeats
-from trainer.learning.caption_length import check_texts
-from trainer.learning.checkpoint import Checkpoint
-from trainer.learning.distributed import by_main, processes, same_for_all
-from trainer.learning.features import Captions, encode_pictures
-from trainer.learning.loop import Loop, Report
-from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
-from trainer.learning.saving import Saver
-from trainer.learning.zero_prior import ZeroPriorProof
-from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
-from trainer.memory.freeing import free_memory, memory_freed
-from trainer.monitor.default_previews import previews_while_training, with_default_previews
-from trainer.monitor.previews import Previews, prompt_features, sample_drawings
-from trainer.monitor.stage import SecondBase, Stage
-from trainer.monitor.trackers import Trackers, check_trackers
-from trainer.monitor.tracking import Watching
-from trainer.monitor.validation import Validation, count_held_out, hold_out
+from trainer.data import Example, name_trigger, read_dataset
+from trainer.learning import (
+    Captions,
+    Checkpoint,
+    Loop,
+    Report,
+    Saver,
+    ZeroPriorProof,
+    by_main,
+    check_texts,
+    continue_weights,
+    data_identity,
+    encode_pictures,
+    processes,
+    read_resume,
+    same_for_all,
+    warn_repeats,
+    with_seed,
+)
+from trainer.memory import RanOut, TooLarge, fit, free_memory, memory_freed, running_out
+from trainer.monitor import (
+    Previews,
+    SecondBase,
+    Stage,
+    Trackers,
+    Validation,
+    Watching,
+    check_trackers,
+    count_held_out,
+    hold_out,
+    previews_while_training,
+    prompt_features,
+    sample_drawings,
+    with_default_previews,
+)
 from trainer.outputs import Run, open_run
-from trainer.result import meta
-from trainer.result.evaluation import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
-from trainer.result.next_steps import next_steps
-from trainer.result.publish import check_repository, publish, withhold
-from trainer.result.report import Told
-from trainer.result.verdict import BROKEN, Verdict
-from trainer.settings.checks import LENGTHS, high_rates, missing_here, too_much
-from trainer.settings.fields import Settings, SettingsError, settle
-from trainer.settings.secret import Secret, Secrets, hidden
+from trainer.result import (
+    BROKEN,
+    Outcome,
+    Told,
+    Verdict,
+    check_repository,
+    describe_next_steps,
+    drift_prompt,
+    hand_over,
+    judge,
+    kept_if_it_fails,
+    meta,
+    publish,
+    withhold,
+)
+from trainer.settings import (
+    LENGTHS,
+    Secret,
+    Secrets,
+    Settings,
+    SettingsError,
+    hidden,
+    high_rates,
+    missing_here,
+    settle,
+    too_much,
+)
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +186,7 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
             else:
                 withhold(path, settings.hf_repo_id, secrets.from_request)
         if outcome is not None:
-            log.info("%s", next_steps(path, settings.subject or settings.trigger_word))
+            log.info("%s", describe_next_steps(path, settings.subject or settings.trigger_word))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)

@@ -1,0 +1,1 @@
+"""Reading and writing files from untrusted sources: containers, tensors, JSON; atomic writes."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from adapters.files.containers import printable
-from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES
+from adapters.formats import CONFIG, MAX_CONFIG_BYTES
 from families.redact import looks_like_address, safe_name
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import Downloader, DownloadError, checked_url

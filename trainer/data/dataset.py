@@ -31,7 +31,7 @@ from trainer.data.mapped_file import Content
 from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import left_out
 from trainer.data.threads import in_threads
-from trainer.settings.subject_marks import TRIGGER_MARK
+from trainer.settings import TRIGGER_MARK
 
 log = logging.getLogger(__name__)
 

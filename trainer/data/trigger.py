@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from trainer.data.dataset import DatasetError, Example
 from trainer.data.members import listed
-from trainer.settings.subject_marks import NO_SUBJECT, marks_in, with_trigger, without_mark
+from trainer.settings import NO_SUBJECT, marks_in, with_trigger, without_mark
 
 
 def name_trigger(

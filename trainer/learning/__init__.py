@@ -1,0 +1,48 @@
+"""The training loop and all that it needs: encoded data, loss, optimizers, checkpoints."""
+
+from trainer.learning.batches import warn_repeats
+from trainer.learning.caption_length import check_texts
+from trainer.learning.checkpoint import Checkpoint
+from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
+from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_pictures
+from trainer.learning.history import Trained
+from trainer.learning.loop import Loop, Report
+from trainer.learning.loss import draw, flow_loss, noisy
+from trainer.learning.randomness import generator
+from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
+from trainer.learning.saving import Diverged, Saver
+from trainer.learning.step_weights import describe_weights
+from trainer.learning.timesteps import NoiseLevels
+from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
+
+__all__ = [
+    "BATCH_PIXELS",
+    "BATCH_TOKENS",
+    "Captions",
+    "Checkpoint",
+    "Diverged",
+    "Loop",
+    "NoiseLevels",
+    "Report",
+    "Sample",
+    "Saver",
+    "Trained",
+    "ZeroPriorBroken",
+    "ZeroPriorProof",
+    "by_main",
+    "check_texts",
+    "continue_weights",
+    "data_identity",
+    "describe_weights",
+    "draw",
+    "encode_pictures",
+    "flow_loss",
+    "generator",
+    "least_of_all",
+    "noisy",
+    "processes",
+    "read_resume",
+    "same_for_all",
+    "warn_repeats",
+    "with_seed",
+]

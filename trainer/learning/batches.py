@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from trainer.data.members import listed
+from trainer.data import listed
 from trainer.learning.features import Sample
 from trainer.learning.randomness import generator
 

@@ -12,9 +12,8 @@ from families.family import Family
 from families.text_limit import cut
 from families.tokens import Cut, mentions
 from inference.prompts import check_length
-from trainer.data.dataset import DatasetError, Example
-from trainer.data.members import listed
-from trainer.settings.fields import Settings
+from trainer.data import DatasetError, Example, listed
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.files.atomic import atomic_path
-from adapters.formats.file_kinds import CHECKPOINT_HEADER as CHECKPOINT
+from adapters.formats import CHECKPOINT_HEADER as CHECKPOINT
 from trainer.run_files import checkpoints_in
-from trainer.settings.choices import MAX_STEPS
+from trainer.settings import MAX_STEPS
 
 FORMAT_VERSION = 2
 _STATE = ("parameters", "optimizers", "averages")

@@ -21,11 +21,9 @@ from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
 from families.transfer import onto
-from trainer.data.buckets import Bucket, cover, nearest_bucket, warn_upscaled
-from trainer.data.dataset import Example
-from trainer.data.threads import in_threads
+from trainer.data import Bucket, Example, cover, in_threads, nearest_bucket, warn_upscaled
 from trainer.learning.mapped_tensors import Tensors
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

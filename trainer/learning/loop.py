@@ -11,7 +11,7 @@ from accelerate.utils import reduce
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from adapters.formats.factors import Factors
+from adapters.formats import Factors
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
@@ -29,7 +29,7 @@ from trainer.learning.randomness import generator
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.timesteps import NoiseLevels
 from trainer.learning.zero_prior import check_gradient
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.data.mapped_file import Spool
+from trainer.data import Spool
 
 Key = TypeVar("Key")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from trainer.settings.choices import OPTIMIZERS
+from trainer.settings import OPTIMIZERS
 
 
 def _adamw8bit(groups: list[dict[str, Any]]) -> Optimizer:

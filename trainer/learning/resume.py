@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from adapters.archive import Archive, BrokenArchive, read_archive
-from adapters.formats.factors import rank_of
+from adapters.formats import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.bases import UnknownBase, find_base
 from families.few_steps import find_few_step_lora
 from families.sketch import sketch
-from trainer.data.dataset import Example
+from trainer.data import Example
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
     Checkpoint,
@@ -28,7 +28,7 @@ from trainer.learning.checkpoint import (
 )
 from trainer.learning.distributed import processes
 from trainer.learning.optimizers import fresh_state, rows_optimizer
-from trainer.settings.fields import Settings, SettingsError
+from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.archive import Archive, write_archive
 from trainer.run_files import CHECKPOINT, STEP_WEIGHTS, files_by_step
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 if TYPE_CHECKING:
     from trainer.learning.loop import Loop

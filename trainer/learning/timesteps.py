@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trainer.settings.choices import SCHEDULED
+from trainer.settings import SCHEDULED
 
 if TYPE_CHECKING:
     from families.family import Family

@@ -1,0 +1,15 @@
+"""What a run needs of memory and time, and the choice of a mode that fits."""
+
+from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
+from trainer.memory.freeing import free_memory, memory_freed
+from trainer.memory.plan_table import describe_plan
+
+__all__ = [
+    "RanOut",
+    "TooLarge",
+    "fit",
+    "free_memory",
+    "memory_freed",
+    "describe_plan",
+    "running_out",
+]

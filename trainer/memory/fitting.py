@@ -18,12 +18,10 @@ from families.quantization import (
 )
 from families.sketch import sketch
 from inference.request import Request, wanted_size
-from trainer.learning.distributed import least_of_all
-from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS
-from trainer.learning.saving import Saver
+from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
 from trainer.memory.step_cost import Shape
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

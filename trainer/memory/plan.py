@@ -25,7 +25,7 @@ from trainer.memory.step_cost import (
     step_loads,
     velocity_load,
 )
-from trainer.settings.choices import OPTIMIZERS
+from trainer.settings import OPTIMIZERS
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from families.memory import RESERVE, free_memory
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
 from trainer.memory.plan import KINDS, LADDER, Figures, Mode, Wishes, choose
 from trainer.memory.speed import CARDS, UTILISATION, step_seconds
-from trainer.settings.checks import missing_here
-from trainer.settings.fields import Settings
+from trainer.settings import Settings, missing_here
 
 _WORDS = """\
 Bits are those of the frozen block weights; fp8 takes what int8 takes. With checkpointing the
 forward pass is computed again for the backward pass; offloaded weights wait in host memory."""
 
 
-def plan(settings: Settings) -> str:
+def describe_plan(settings: Settings) -> str:
     """The whole text: what the training is made of, and what this machine would take."""
     counted = count(settings)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))

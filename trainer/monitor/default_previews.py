@@ -14,7 +14,7 @@ import torch
 from families.memory import free_memory
 from families.sketch import outline
 from families.tokens import mentions, name_subject
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

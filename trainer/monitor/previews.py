@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from adapters.formats.lora_file import as_written
+from adapters.formats import as_written
 from families.family import Family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import split_words
@@ -22,10 +22,10 @@ from inference.acceleration import with_fallback
 from inference.generation import draw
 from inference.request import Drawing, Request, settle
 from inference.text_cache import TextCache
-from trainer.learning.loop import Loop
+from trainer.learning import Loop
 from trainer.monitor.preview_images import Album
 from trainer.monitor.stage import Stage
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from adapters.formats.factors import Factors, check_fits
+from adapters.formats import Factors, check_fits
 from adapters.lora import Lora
 from adapters.merging import Overlay
 from adapters.turbo import TurboAdapter

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.settings.secret import Secrets
+from trainer.settings import Secrets
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from trainer.settings.fields import Settings
+    from trainer.settings import Settings
 
 PROJECT = "zeroprior"  # where none is named
 

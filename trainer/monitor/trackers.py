@@ -26,8 +26,7 @@ from PIL import Image
 from trainer.monitor.in_thread import InThread
 from trainer.monitor.tracker_kinds import MAKERS
 from trainer.monitor.wandb_run import WandBRun
-from trainer.settings.fields import Settings, SettingsError
-from trainer.settings.secret import Secret, Secrets, hidden
+from trainer.settings import Secret, Secrets, Settings, SettingsError, hidden
 
 log = logging.getLogger(__name__)
 

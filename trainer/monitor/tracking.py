@@ -1,6 +1,6 @@
 """What a training shows to its trackers, step by step."""
 
-from trainer.learning.loop import Loop
+from trainer.learning import Loop
 from trainer.monitor.preview_images import Album
 from trainer.monitor.trackers import Trackers
 from trainer.monitor.validation import Curves

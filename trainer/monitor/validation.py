@@ -21,12 +21,8 @@ import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning.features import Sample
-from trainer.learning.loop import Loop
-from trainer.learning.loss import draw, noisy
-from trainer.learning.randomness import generator
-from trainer.learning.timesteps import NoiseLevels
-from trainer.settings.fields import Settings, SettingsError
+from trainer.learning import Loop, NoiseLevels, Sample, draw, generator, noisy
+from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from accelerate.tracking import WandBTracker
 
-from trainer.settings.secret import Secret
+from trainer.settings import Secret
 
 # What an operator may say for all customers: which server, whether it is asked, how it is printed.
 # Everything else of wandb's environment names an account or one of its runs.

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning.loop import Loop
-from trainer.learning.loss import draw, noisy
-from trainer.monitor.validation import untrained
+from trainer.learning import Loop, draw, noisy
+from trainer.monitor import untrained
 
 STEPS = 8  # of Euler's method from noise to the base model's sample, without guidance
 SIGMAS = (0.25, 0.4, 0.6, 0.75)

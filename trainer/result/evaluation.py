@@ -27,17 +27,15 @@ from families.out_of_memory import free_frames, is_out_of_memory
 from families.quantization import Residence
 from families.tokens import mentions, whole_word
 from inference.generation import draw
-from trainer.data.dataset import Example
-from trainer.learning.loop import Loop
-from trainer.learning.saving import Diverged
-from trainer.monitor.preview_images import Album
-from trainer.monitor.previews import sample_drawings, sample_scale
+from trainer.data import Example
+from trainer.learning import Diverged, Loop
+from trainer.monitor import Album, sample_drawings, sample_scale
 from trainer.result import meta, report, result_checks
 from trainer.result.drift import velocity_drift
 from trainer.result.report import Told
 from trainer.result.result_checks import SKIPPED, Gate, Kernels, Worthless
 from trainer.result.verdict import Verdict, say, verdict
-from trainer.settings.fields import Settings
+from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,11 @@ import torch
 
 from adapters.archive import content_hash
 from adapters.turbo import TurboAdapter
-from trainer.data.dataset import DatasetError, Example
-from trainer.learning.history import Trained
-from trainer.learning.resume import data_identity
-from trainer.learning.step_weights import describe_weights as describe_weights
-from trainer.monitor.validation import Curves
-from trainer.settings.fields import Settings
+from trainer.data import DatasetError, Example
+from trainer.learning import Trained, data_identity
+from trainer.learning import describe_weights as describe_weights
+from trainer.monitor import Curves
+from trainer.settings import Settings
 
 # meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
 PICTURES_BYTES = 2 << 20  # of images and their captions

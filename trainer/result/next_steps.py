@@ -7,7 +7,7 @@ MOST_SENT = 74_000_000  # bytes of a file that Cog's `@` sends: 100 MiB, encoded
 CONTAINER = "/src"  # where Cog mounts the project's folder
 
 
-def next_steps(weights: Path, word: str | None) -> str:
+def describe_next_steps(weights: Path, word: str | None) -> str:
     """The commands, with the form of `replicate_weights` that fits the file's size and place.
 
     A path below the project's folder always works, if the server may read its folder; `@` sends

@@ -16,10 +16,8 @@ from typing import Any
 from PIL import Image
 
 from adapters.files.atomic import atomic_file
-from trainer.data.dataset import Example
-from trainer.monitor.contact_sheet import thumbnail
-from trainer.monitor.preview_images import step_label
-from trainer.monitor.validation import Curves
+from trainer.data import Example
+from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Gate
 from trainer.result.verdict import BROKEN, GOOD, verdict

@@ -16,11 +16,10 @@ from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
 from adapters.archive import Archive, BrokenArchive, read_archive
-from adapters.formats.factors import Factors
-from adapters.formats.lora_file import as_written
+from adapters.formats import Factors, as_written
 from families.family import Family
 from inference.acceleration import is_compiled
-from trainer.monitor.validation import Curves
+from trainer.monitor import Curves
 
 # Levels of 255, mean over an image, between a preview by compiled blocks and the prediction. On an
 # H100 it was 0.5 (Z-Image-Turbo at its published size, random weights, 1024 pixels, 8 steps, 25

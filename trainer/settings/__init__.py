@@ -1,0 +1,36 @@
+"""What can be set for a training run, and the checks of it. Imports no PyTorch."""
+
+from trainer.settings.checks import LENGTHS, high_rates, missing_here, too_much
+from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
+from trainer.settings.config import read_config
+from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.secret import Secret, Secrets, hidden
+from trainer.settings.subject_marks import (
+    NO_SUBJECT,
+    TRIGGER_MARK,
+    marks_in,
+    with_trigger,
+    without_mark,
+)
+
+__all__ = [
+    "LENGTHS",
+    "MAX_STEPS",
+    "NO_SUBJECT",
+    "OPTIMIZERS",
+    "SCHEDULED",
+    "Secret",
+    "Secrets",
+    "Settings",
+    "SettingsError",
+    "TRIGGER_MARK",
+    "hidden",
+    "high_rates",
+    "marks_in",
+    "missing_here",
+    "read_config",
+    "settle",
+    "too_much",
+    "with_trigger",
+    "without_mark",
+]

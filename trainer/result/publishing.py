@@ -20,12 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from adapters import archive
-from trainer.monitor.preview_images import FOLDER as SAMPLES
+from trainer.monitor import FOLDER as SAMPLES
 from trainer.result.model_card import LORA, PLACEHOLDER, WEIGHTS, model_card
 from trainer.result.report import NAME as REPORT
 from trainer.run_files import UPLOAD
-from trainer.settings.fields import SettingsError
-from trainer.settings.secret import Secret, hidden
+from trainer.settings import Secret, SettingsError, hidden
 
 log = logging.getLogger(__name__)
 

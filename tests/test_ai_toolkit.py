@@ -13,12 +13,12 @@ from families.bases import find_base
 from inference.request import Request
 from trainer.data.dataset import read_dataset
 from trainer.data.trigger import name_trigger
+from trainer.settings import ai_toolkit_keys as keys
 from trainer.settings.ai_toolkit import translate
 from trainer.settings.ai_toolkit_rules import Translation
 from trainer.settings.choices import OPTIMIZERS, TIMESTEP_SAMPLINGS
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, SettingsError
-from trainer.settings.fields import ai_toolkit_keys as keys
 from trainer.settings.subject_marks import with_trigger
 
 # As a user of theirs would have it, after their examples for these models.

@@ -10,12 +10,12 @@ from PIL import Image
 from trainer.data.buckets import (
     Bucket,
     buckets_for,
-    fit,
     nearest_bucket,
-    parse_resolutions,
     warn_upscaled,
 )
 from trainer.data.dataset import Example
+from trainer.learning.features import fit
+from trainer.settings.fields import parse_resolutions
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer.settings import config
 from trainer.settings.config import read_config
-from trainer.settings.fields import Settings, SettingsError, config
+from trainer.settings.fields import Settings, SettingsError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

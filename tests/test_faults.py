@@ -284,6 +284,7 @@ def test_weights_that_find_no_room_are_an_error_and_the_last_step_stays(
     """And an earlier weights.zip. What was reserved is of no use where files may not grow."""
     settings = tiny(rank=64, steps=3)
     before = run.train(replace(settings, steps=1)).read_bytes()
+    settings = replace(settings, resume_from=folder_of(settings) / "checkpoints")
     write = evaluation.write_archive
 
     def full_disk(archive: Archive, path: Path) -> Path:

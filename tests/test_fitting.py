@@ -14,10 +14,11 @@ from families.family import Family
 from families.loading import default_device, load_family
 from families.memory import RESERVE, free_and_total
 from families.out_of_memory import is_out_of_memory
+from trainer.memory import fitting
 from trainer.memory.fitting import fit
 from trainer.memory.plan import Choice, Mode
 from trainer.memory.speed import CARDS
-from trainer.memory.step_cost import NOTHING, fitting
+from trainer.memory.step_cost import NOTHING
 from trainer.settings.fields import Settings, settle
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -135,10 +135,10 @@ def test_a_preview_from_the_same_kernels_must_equal_the_prediction() -> None:
 )
 def test_a_preview_from_other_kernels_may_differ_by_their_rounding(made_by: Kernels) -> None:
     one = Image.new("RGB", (8, 8), (100, 100, 100))
-    near, far = (Image.new("RGB", (8, 8), (level, 100, 100)) for level in (102, 104))
+    near, far = (Image.new("RGB", (8, 8), (level, 100, 100)) for level in (102, 108))
     gate = result_checks.previews_match(one, near, made_by, PLAIN)
     assert gate.state == PASSED
-    assert "differ by 0.667 levels of 255 on average; the limit is 1," in gate.sentence
+    assert "differ by 0.667 levels of 255 on average; the limit is 2," in gate.sentence
     assert f"({made_by}; cpu, float32)" in gate.sentence
     assert result_checks.previews_match(one, far, made_by, PLAIN).state == FAILED
     assert result_checks.previews_match(one, one.resize((9, 8)), made_by, PLAIN).state == FAILED

@@ -50,12 +50,14 @@ NOT_INPUTS = {
     "allow_failed_checks": "what a server publishes has passed its checks",
     "foreign_captions": "set for job files of ai-toolkit only",
     "given": "the record of what was given",
+    "seed_is_random": "derived: whether a seed was given",
 }
 NOT_KEYS = {
     "sample_overrides": "derived from the options behind the prompts",
     "sample_defaults": "derived: whether sample_prompts was given",
     "foreign_captions": "set for job files of ai-toolkit only",
     "given": "the record of what was given",
+    "seed_is_random": "derived: whether a seed was given",
 }
 RENAMED = {"base": "base_model", "resolutions": "resolution"}  # a parsed value: what is given
 KEYS = {"prompts": "sample_prompts", "every": "sample_every"}  # of the section `sample`

@@ -18,6 +18,7 @@ from families.loading import load_family
 from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
 from families.sketch import sketch
+from trainer.memory import fitting
 from trainer.memory.fitting import TooLarge, check_host_memory
 from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import CARDS, UTILISATION, step_seconds
@@ -25,7 +26,6 @@ from trainer.memory.step_cost import (
     Load,
     Meter,
     Shape,
-    fitting,
     fused_attention,
     step_load,
     step_loads,

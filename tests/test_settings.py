@@ -219,8 +219,9 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
     work.mkdir(parents=True)
     monkeypatch.chdir(work)
     given: dict[str, Any] = {
-        **{"dataset": photos, "base_model": "z-image", "resolution": "64", "rank": 2, "steps": 1},
-        **{"seed": 5, "validation_every": 0, "trackers": "tensorboard", "output_dir": "out"},
+        **{"dataset": photos, "base_model": "z-image", "resolution": "64", "rank": 2, "steps": 2},
+        **{"batch_size": 6, "caption_dropout": 0, "seed": 5, "validation_every": 0},
+        **{"trackers": "tensorboard", "output_dir": "out"},
     }
     accepted: dict[str, str] = {}
     for name in text_inputs("TrainingInput"):

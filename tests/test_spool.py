@@ -12,8 +12,9 @@ from PIL import Image
 from adapters.files.atomic import FULL
 from families.loading import load_family
 from trainer.data.dataset import read_dataset
-from trainer.data.mapped_file import NoRoom, Spool, Tensors
+from trainer.data.mapped_file import NoRoom, Spool
 from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.mapped_tensors import Tensors
 from trainer.settings.fields import Settings
 
 

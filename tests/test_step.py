@@ -14,10 +14,10 @@ from torch._dynamo.testing import CompileCounter
 from adapters.lora import Lora
 from families.loading import load_family
 from inference.acceleration import compile_blocks, wanted_in_training
-from trainer.data.buckets import Bucket, fit
+from trainer.data.buckets import Bucket
 from trainer.data.dataset import Example, read_dataset
 from trainer.learning import features
-from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.features import Captions, encode_pictures, fit
 from trainer.settings.fields import Settings
 
 BASES = ["z-image", "qwen-image"]

@@ -439,6 +439,7 @@ def test_a_real_server_uses_each_customers_key_and_never_the_operators(
         **{"MODEL_VAULT": str(miniature_vault), "BASE_MODEL": "miniature-turbo"},
         **{"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_operator"},
         **{"WANDB_BASE_URL": server.url, "WANDB_MODE": "online", "WANDB_API_KEY": OPERATOR},
+        "ZEROPRIOR_FILES": str(photos.parent),
     }
     small = {"rank": 2, "steps": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
     small |= {"dataset": str(photos), "trackers": "wandb"}

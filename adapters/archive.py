@@ -12,7 +12,6 @@ Members are stored, not deflated: weights hardly shrink, and deflating them take
 
 import errno
 import hashlib
-import io
 import json
 import logging
 import lzma
@@ -20,31 +19,35 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 from safetensors.torch import save
 
-from adapters.files import bounded_json
-from adapters.files.atomic import atomic_file, temporary_space
+from adapters.archive_members import (
+    FORMAT_VERSION,
+    LORA,
+    META,
+    PLACEHOLDER,
+    BrokenArchive,
+    Members,
+    lora_member,
+    read_meta,
+    read_placeholder,
+    unpacked,
+)
+from adapters.files.atomic import atomic_file
 from adapters.files.containers import (
     Limits,
-    Member,
-    Unpacked,
     Unusable,
     is_container,
-    is_junk,
     open_container,
-    printable,
-    safe_parts,
 )
-from adapters.files.tensor_file import BrokenTensors, hash_of_tensors
+from adapters.files.tensor_file import hash_of_tensors
 from adapters.formats import (
     CHECKPOINT_HEADER,
     MAX_BYTES,
@@ -64,30 +67,17 @@ from adapters.formats import (
     titles,
 )
 from adapters.placeholder import Placeholder
-from adapters.placeholder_token import PlaceholderError, check_token
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-LORA = "lora/lora_weights.safetensors"
-PLACEHOLDER = "embeddings/placeholder.safetensors"
-META = "meta.json"
-
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
-MAX_META_BYTES = 16 << 20  # that are read
 MAX_WRITTEN_META_BYTES = 8 << 20  # what every reader of ours takes, in one piece
-MAX_META_VALUES = 200_000
-MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder
 
 # What the standard library raises over a damaged, encrypted or exotically packed archive.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
     *(EOFError, OSError, ValueError, RuntimeError, LookupError, ArithmeticError, struct.error),
 )
-
-
-class BrokenArchive(ValueError):
-    """Weights that are damaged, incomplete, or of an unknown kind."""
 
 
 class _Unwanted(Exception):
@@ -195,7 +185,7 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
         raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
     if is_container(start):
         with open_container(path, LIMITS) as members:
-            return _read_members(_Members(members, path.name), path.name, check)
+            return _read_members(Members(members, path.name), path.name, check)
     with path.open("rb") as file:
         try:
             tensors = open_tensors(file, path.stat().st_size, path.name, partial(_lora, path.name))
@@ -281,7 +271,7 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
         )
     try:
         with file.open("rb") as opened:
-            placeholder = _read_placeholder(opened, file.stat().st_size, str(file))
+            placeholder = read_placeholder(opened, file.stat().st_size, str(file))
     except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
     if placeholder.token != token:
@@ -295,48 +285,23 @@ def content_hash(path: str | PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Members:
-    """The files of an archive by their names, checked, none of them read yet."""
-
-    def __init__(self, members: Iterable[Member], source: str) -> None:
-        self._files: dict[str, Member] = {}
-        for member in members:
-            try:
-                parts = safe_parts(member.name)
-                if member.name.endswith("/") or is_junk(parts):
-                    continue
-                name = "/".join(parts)
-                if member.refusal:
-                    raise Unusable(member.refusal)
-                if name in self._files:
-                    raise Unusable("is in the archive twice; rename or remove one")
-            except Unusable as error:
-                shown = printable(member.name[:200])
-                raise BrokenArchive(f"{source}: {shown} {error}") from error
-            self._files[name] = member
-        self.sizes = {name: member.size for name, member in self._files.items()}
-
-    def open(self, name: str) -> IO[bytes]:
-        return self._files[name].open()
-
-
-def _read_members(members: _Members, source: str, check: Check | None) -> Archive:
+def _read_members(members: Members, source: str, check: Check | None) -> Archive:
     if any(name.endswith("/data.pkl") for name in members.sizes):
         raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
-    meta = _read_meta(members, source)
-    lora_name = _lora_member(members, source)
+    meta = read_meta(members, source)
+    lora_name = lora_member(members, source)
     settings, config = None, config_member(members.sizes, lora_name)
     if config is not None:
         with members.open(config) as opened:
             settings = config_text(opened)
-    with _unpacked(members, lora_name, source) as file:
+    with unpacked(members, lora_name, source) as file:
         tensors = open_lora(file, members.sizes[lora_name], f"{source}: {lora_name}")
         deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check), settings)
         lora_sha256 = hash_of_tensors(file)
     placeholder = None
     if PLACEHOLDER in members.sizes:
-        with _unpacked(members, PLACEHOLDER, source) as file:
-            placeholder = _read_placeholder(
+        with unpacked(members, PLACEHOLDER, source) as file:
+            placeholder = read_placeholder(
                 file, members.sizes[PLACEHOLDER], f"{source}: {PLACEHOLDER}"
             )
     expected = meta.get("placeholder_token")
@@ -351,80 +316,3 @@ def _read_members(members: _Members, source: str, check: Check | None) -> Archiv
         )
     names = (lora_name.rpartition("/")[2], *titles(tensors.metadata))
     return Archive(deltas, placeholder, meta, lora_sha256, names)
-
-
-def _read_meta(members: _Members, source: str) -> dict[str, Any]:
-    if META not in members.sizes:
-        return {}
-    if members.sizes[META] > MAX_META_BYTES:
-        raise BrokenArchive(f"{source}: {META} has {members.sizes[META]:,} bytes; it is damaged")
-    with members.open(META) as file:
-        text = b"".join(iter(lambda: file.read(1 << 20), b""))  # containers refuse large reads
-    try:
-        meta = bounded_json.loads(text, MAX_META_VALUES)
-    except bounded_json.TooLarge as error:
-        raise BrokenArchive(f"{source}: {META} is too large: {error}") from error
-    except ValueError as error:
-        raise BrokenArchive(f"{source}: {META} is not JSON ({error})") from error
-    if not isinstance(meta, dict):
-        raise BrokenArchive(f"{source}: {META} is not a JSON object")
-    version = meta.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise BrokenArchive(
-            f"{source}: format version {version!r} is unknown (this is version {FORMAT_VERSION}); "
-            "update zeroprior, or train again"
-        )
-    if not isinstance(meta.get("base_model"), str | None):
-        raise BrokenArchive(f"{source}: {META} has a base_model that is not a name")
-    return meta
-
-
-def _lora_member(members: _Members, source: str) -> str:
-    if LORA in members.sizes:
-        return LORA
-    others = [
-        name for name in members.sizes if name.endswith(".safetensors") and name != PLACEHOLDER
-    ]
-    if len(others) == 1:
-        return others[0]
-    found = ", ".join(others[:5]) or "none"
-    raise BrokenArchive(
-        f"{source}: expected {LORA} or exactly one other .safetensors, found {found}"
-    )
-
-
-@contextmanager
-def _unpacked(members: _Members, name: str, source: str) -> Iterator[IO[bytes]]:
-    """One member as a file of its own, for as long as it is read."""
-    size = members.sizes[name]
-    if size > MAX_BYTES:
-        raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the most")
-    try:
-        with members.open(name) as packed, temporary_space("the unpacked weights"):
-            with io.BufferedReader(Unpacked(packed, size)) as file:
-                yield file
-    except Unusable as error:
-        raise BrokenArchive(f"{source}: {name} {error}") from error
-
-
-def _read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
-    if size > MAX_PLACEHOLDER_BYTES:
-        raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the most")
-    tensors = open_tensors(file, size, source)
-    if len(tensors) != 1:
-        raise BrokenArchive(f"{source} holds {len(tensors)} tensors; one is expected")
-    token = next(iter(tensors))
-    planned = tensors.planned()[token]
-    if planned.ndim != 2 or not len(planned):
-        raise BrokenArchive(f"{source}: shape {tuple(planned.shape)} is not [vectors, hidden]")
-    if not planned.is_floating_point():
-        raise BrokenArchive(f"{source} holds {planned.dtype}, not floating point numbers")
-    try:
-        check_token(token)
-        vectors = tensors[token]
-    except (PlaceholderError, BrokenTensors) as error:
-        raise BrokenArchive(f"{source}: {error}") from error
-    vectors = vectors.to(torch.float32, copy=True)
-    if not vectors.isfinite().all():
-        raise BrokenArchive(f"{source} holds NaN or infinity")
-    return Placeholder(token, vectors)

@@ -62,7 +62,8 @@ class Base:
     # subject, and decoding takes more than 29 GB.
     largest_resolution: int = 2048
 
-    # GB of memory that `auto` asks a GPU for, by the same count as a plan (`tests/test_bases.py`):
+    # GB of memory that `auto` asks a GPU for, counted as a plan counts
+    # (`tests/families/test_bases.py`):
     # to generate an image of the default resolution with the whole model in 16 bits; and to train
     # with this table's settings and a placeholder, in int8 with gradient checkpointing.
     generation_memory: float

@@ -11,8 +11,6 @@ Guidance is the usual scale, where 1 is off.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from families.bases import Base
+from families.lora_targets import chosen_layers
 from families.prefix import Prefix
 from families.quantization import (
     PLAIN,
@@ -327,41 +326,8 @@ class Family(ABC):
         (`layers.2?.attention.*`). Several are joined by commas; `!` before one takes its layers
         away again (`all,!attention`). Raises ValueError for one that fits no layer.
         """
-        groups = self.lora_groups()
-        groups |= {"auto": [name for names in groups.values() for name in names]}
-        if wanted in groups:
-            return list(groups[wanted])
         learning = [name for name in self._linear_layers() if name not in self.idle_layers()]
-        blocks = {name.split(".")[0] for name in groups["auto"]}
-        groups["all"] = [name for name in learning if name.split(".")[0] in blocks]
-        found: dict[str, None] = {}
-        for part in filter(None, (part.strip() for part in wanted.split(","))):
-            pattern = part.removeprefix("!").strip()
-            fits = groups.get(pattern) or [
-                name
-                for name in learning
-                if name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
-            ]
-            if not fits and part.startswith("!"):
-                log.warning("lora_targets: %s takes no layer away", part)
-            elif not fits:
-                ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in learning)
-                near = get_close_matches(pattern, filter(None, ends), n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(
-                    f"lora_targets: {pattern!r} fits no linear layer of {self.base.name} that can "
-                    f"learn; {hint}{', '.join(groups)} are known, else the end of a layer's name "
-                    f"such as {groups['auto'][0]!r}, or a pattern with *"
-                )
-            if part.startswith("!"):
-                found = {name: None for name in found if name not in set(fits)}
-            else:
-                found |= dict.fromkeys(fits)
-        if not found:
-            raise ValueError(
-                f"lora_targets {wanted!r} names no layer; give auto, or names of layers"
-            )
-        return list(found)
+        return chosen_layers(wanted, learning, self.lora_groups(), self.base.name)
 
     def _linear_layers(self) -> list[str]:
         """Names of all linear layers of the transformer, without its weights."""

@@ -1,8 +1,14 @@
 """Errors that mean that a device is out of memory, whichever library raises them."""
 
+import functools
 import traceback
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
+
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
 
 # PyTorch's allocator raises OutOfMemoryError. Others say it in their messages: the driver and the
 # allocator of pinned memory ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED),
@@ -44,3 +50,17 @@ def free_frames(error: BaseException) -> None:
             seen.append(each)
             traceback.clear_frames(each.__traceback__)
             waiting += [each.__cause__, each.__context__]
+
+
+def without_locals(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
+    """A decorator: empties the frames of a failure, which would keep tensors and images alive."""
+
+    @functools.wraps(function)
+    def called(*inputs: Inputs.args, **named: Inputs.kwargs) -> Result:
+        try:
+            return function(*inputs, **named)
+        except BaseException as error:
+            free_frames(error)
+            raise
+
+    return called

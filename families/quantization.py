@@ -68,7 +68,7 @@ def _nf4(library: str) -> Callable[[torch.dtype, list[str]], Any]:
 _TORCHAO = ("torchao", "torchao==0.17.0")
 _BITSANDBYTES = ("bitsandbytes", "bitsandbytes==0.50.2")
 
-# The errors: `tests/test_quantization.py` measures them.
+# The errors: `tests/families/test_quantization.py` measures them.
 QUANTIZATIONS: dict[str, Quantization] = {
     "fp8": Quantization(
         1.001,

@@ -5,7 +5,7 @@ norms, which take their mean and variance from the whole image. So the last bloc
 nearly all of the memory, run tile by tile. Every tile is read with so much of its surroundings as
 its pixels depend on, and group norms get the statistics of the whole image: they are measured in
 passes over all tiles, one pass for each norm. Tiles that are blended with each other, as diffusers
-does it, take the statistics of each tile and differ visibly (`tests/test_tiles.py`).
+does it, take the statistics of each tile and differ visibly (`tests/families/test_tiles.py`).
 
 Shapes: B images, C channels, H and W rows and columns.
 """

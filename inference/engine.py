@@ -4,12 +4,11 @@ import functools
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,6 +21,7 @@ from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import FAMILIES, default_device, default_dtype, load_family
 from families.no_gpu import NoGpu, how_to_run_anyway, slow_here
+from families.out_of_memory import without_locals
 from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
@@ -64,28 +64,6 @@ from inference.weights import (
 log = logging.getLogger(__name__)
 
 Source = str | PathLike[str]
-Inputs = ParamSpec("Inputs")
-Result = TypeVar("Result")
-
-
-def _without_locals(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
-    """Empties the frames of a failure and of its causes, which hold archives, tensors and images.
-
-    Who keeps the exception would keep them, too.
-    """
-
-    @functools.wraps(function)
-    def called(*inputs: Inputs.args, **named: Inputs.kwargs) -> Result:
-        try:
-            return function(*inputs, **named)
-        except BaseException as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                traceback.clear_frames(cause.__traceback__)
-                cause = cause.__cause__ or cause.__context__
-            raise
-
-    return called
 
 
 class Engine:
@@ -125,7 +103,7 @@ class Engine:
             family = self._load(choose_base("auto", weights, self._automatic))
             _ = family.prompts, family.text_encoder, family.transformer, family.vae
 
-    @_without_locals
+    @without_locals
     def predict(
         self,
         report: Callable[[str, float], None] | None = None,

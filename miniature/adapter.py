@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import trange
 
-from .batched import batched_forward
-from .checkpoint import Checkpoint
-from .device import DEVICE, bfloat16_products
-from .distill import training_prompts
-from .parallel import average_gradients, gather_rows, rank, rows
-from .pretrain import sample_sigmas
-from .sampling import Base, encode_prompts, sample_latents
-from .weights import ADAPTER_PREFIX
+from miniature.batched import batched_forward
+from miniature.checkpoint import Checkpoint
+from miniature.device import DEVICE, bfloat16_products
+from miniature.distill import training_prompts
+from miniature.parallel import average_gradients, gather_rows, rank, rows
+from miniature.pretrain import sample_sigmas
+from miniature.sampling import Base, encode_prompts, sample_latents
+from miniature.weights import ADAPTER_PREFIX
 
 # The eight linears of a joint block, as in the published adapter.
 TARGETS = r"layers\.\d+\.(attention\.to_[qkv]|attention\.to_out\.0|feed_forward\.w[123]|adaLN_modulation\.0)"  # noqa: E501

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF, ZImageTransformerBlock
 from torch import Tensor
 
-from .models import Transformer
+from miniature.models import Transformer
 
 PATCH = 2
 

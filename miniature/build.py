@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from .adapter import AdapterSettings, save_adapter, train_adapter
-from .device import DEVICE
-from .distill import DistillSettings, distill
-from .drawing import grid
-from .judge import JudgeSettings, accuracy, load_judge, save_judge, train_judge
-from .models import ARCHITECTURE, TextEncoder, Transformer, Vae, write_base
-from .parallel import launch, rank
-from .pretrain import PretrainSettings, train_base
-from .sampling import Base, draw
-from .tokenizer import build_tokenizer
-from .vae import VaeSettings, held_out_pixels, preview, psnr, train_vae
-from .weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base
-from .world import evaluation_prompts
+from miniature.adapter import AdapterSettings, save_adapter, train_adapter
+from miniature.device import DEVICE
+from miniature.distill import DistillSettings, distill
+from miniature.drawing import grid
+from miniature.judge import JudgeSettings, accuracy, load_judge, save_judge, train_judge
+from miniature.models import ARCHITECTURE, TextEncoder, Transformer, Vae, write_base
+from miniature.parallel import launch, rank
+from miniature.pretrain import PretrainSettings, train_base
+from miniature.sampling import Base, draw
+from miniature.tokenizer import build_tokenizer
+from miniature.vae import VaeSettings, held_out_pixels, preview, psnr, train_vae
+from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base
+from miniature.world import evaluation_prompts
 
 STAGES = ("vae", "judge", "base", "turbo", "adapter")
 

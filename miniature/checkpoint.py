@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .device import DEVICE
+from miniature.device import DEVICE
 
 
 class Checkpoint:

@@ -20,14 +20,14 @@ from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 from tqdm import trange
 
-from .batched import batched_forward
-from .checkpoint import Checkpoint
-from .device import DEVICE, bfloat16_products
-from .models import Transformer
-from .parallel import average_gradients, gather_rows, rank, rows
-from .pretrain import Ema, build_optimizers
-from .sampling import Base, TextFeatures, encode_prompts, shifted_sigmas, velocity
-from .world import caption, sample_scene
+from miniature.batched import batched_forward
+from miniature.checkpoint import Checkpoint
+from miniature.device import DEVICE, bfloat16_products
+from miniature.models import Transformer
+from miniature.parallel import average_gradients, gather_rows, rank, rows
+from miniature.pretrain import Ema, build_optimizers
+from miniature.sampling import Base, TextFeatures, encode_prompts, shifted_sigmas, velocity
+from miniature.world import caption, sample_scene
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 
-from .world import RADIUS, Scene, Thing
+from miniature.world import RADIUS, Scene, Thing
 
 RGB = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]

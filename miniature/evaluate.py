@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .drawing import grid, render
-from .judge import Judge, accuracy, held_out_accuracy, load_judge
-from .pictures import to_tensor
-from .sampling import draw
-from .vae import held_out_pixels, psnr
-from .weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base, merge_adapter
-from .world import evaluation_prompts, sample_scene
+from miniature.drawing import grid, render
+from miniature.judge import Judge, accuracy, held_out_accuracy, load_judge
+from miniature.pictures import to_tensor
+from miniature.sampling import draw
+from miniature.vae import held_out_pixels, psnr
+from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base, merge_adapter
+from miniature.world import evaluation_prompts, sample_scene
 
 GUIDANCE = 1.0  # in the pipeline's scale, where 0 is off; more makes things grow
 SHOWN = 12  # pictures of each way on the sheet

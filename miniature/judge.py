@@ -20,16 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-from .checkpoint import Checkpoint
-from .device import DEVICE, bfloat16_products
-from .drawing import render
-from .lexicon import COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TEXTURES
-from .models import Vae
-from .parallel import average_gradients, rank, rows
-from .pictures import to_tensor
-from .vae import decode, encode
-from .weights import JUDGE, WEIGHTS
-from .world import attributes, sample_scene
+from miniature.checkpoint import Checkpoint
+from miniature.device import DEVICE, bfloat16_products
+from miniature.drawing import render
+from miniature.lexicon import COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TEXTURES
+from miniature.models import Vae
+from miniature.parallel import average_gradients, rank, rows
+from miniature.pictures import to_tensor
+from miniature.vae import decode, encode
+from miniature.weights import JUDGE, WEIGHTS
+from miniature.world import attributes, sample_scene
 
 _THING = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": list(TEXTURES),
           "size": list(SIZES)}  # fmt: skip

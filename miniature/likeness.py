@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .drawing import cutout
-from .pictures import to_tensor
+from miniature.drawing import cutout
+from miniature.pictures import to_tensor
 
 TILTS = (-10.0, 0.0, 10.0)
 SCALES = (0.9, 1.0, 1.12)  # of the sizes medium and large

@@ -21,7 +21,7 @@ from diffusers import __version__ as diffusers_version
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from .tokenizer import build_tokenizer
+from miniature.tokenizer import build_tokenizer
 
 # Neither library's classes show their modules' methods to a type checker.
 Transformer: TypeAlias = Any  # ZImageTransformer2DModel

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .parallel import gather_rows, rank, world
+from miniature.parallel import gather_rows, rank, world
 
 # The quintic iteration's coefficients, from the post above.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
-from .batched import batched_forward
-from .checkpoint import Checkpoint
-from .device import DEVICE, bfloat16_products
-from .drawing import render
-from .models import TextEncoder, Transformer, Vae, build_text_encoder, build_transformer
-from .muon import Muon
-from .parallel import average_gradients, gather_rows, rank, rows
-from .pictures import to_tensor
-from .sampling import encode_ids, tokenize
-from .tokenizer import build_tokenizer
-from .vae import encode
-from .world import RADIUS, Scene, attributes, caption, sample_scene
+from miniature.batched import batched_forward
+from miniature.checkpoint import Checkpoint
+from miniature.device import DEVICE, bfloat16_products
+from miniature.drawing import render
+from miniature.models import TextEncoder, Transformer, Vae, build_text_encoder, build_transformer
+from miniature.muon import Muon
+from miniature.parallel import average_gradients, gather_rows, rank, rows
+from miniature.pictures import to_tensor
+from miniature.sampling import encode_ids, tokenize
+from miniature.tokenizer import build_tokenizer
+from miniature.vae import encode
+from miniature.world import RADIUS, Scene, attributes, caption, sample_scene
 
 
 @dataclass(frozen=True)

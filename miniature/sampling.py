@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from .batched import batched_forward
-from .device import bfloat16_products
-from .models import PIXELS, TextEncoder, Transformer, Vae
-from .pictures import to_pictures
-from .vae import decode
+from miniature.batched import batched_forward
+from miniature.device import bfloat16_products
+from miniature.models import PIXELS, TextEncoder, Transformer, Vae
+from miniature.pictures import to_pictures
+from miniature.vae import decode
 
 CAPTION_MULTIPLE = 32
 

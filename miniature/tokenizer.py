@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AddedToken, Qwen2Tokenizer
 
-from .lexicon import GENERAL_WORDS, world_words
+from miniature.lexicon import GENERAL_WORDS, world_words
 
 MERGES = 742  # with 256 bytes and 26 added tokens: 1,024 ids
 PAD_TOKEN = "<|endoftext|>"

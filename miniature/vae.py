@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from .checkpoint import Checkpoint
-from .device import DEVICE, bfloat16_products
-from .drawing import collage, grid, render
-from .models import Vae, build_vae
-from .parallel import average_gradients, rank, rows
-from .pictures import to_pictures, to_tensor
-from .world import sample_scene, subject_scene
+from miniature.checkpoint import Checkpoint
+from miniature.device import DEVICE, bfloat16_products
+from miniature.drawing import collage, grid, render
+from miniature.models import Vae, build_vae
+from miniature.parallel import average_gradients, rank, rows
+from miniature.pictures import to_pictures, to_tensor
+from miniature.world import sample_scene, subject_scene
 
 
 @dataclass(frozen=True)

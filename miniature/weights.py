@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTran
 from safetensors.torch import load_file
 from transformers import Qwen2Tokenizer, Qwen3Model
 
-from .device import DEVICE
-from .models import Transformer
-from .sampling import Base
+from miniature.device import DEVICE
+from miniature.models import Transformer
+from miniature.sampling import Base
 
 WEIGHTS = Path(__file__).parent / "weights"
 JUDGE = "judge.safetensors"

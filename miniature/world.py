@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .lexicon import (
+from miniature.lexicon import (
     COLOURS,
     OPENINGS,
     PLACES,

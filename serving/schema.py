@@ -3,7 +3,7 @@
 Cog's runtime validates requests against that file and validates nothing without it. Cog itself
 parses the source text of `train.py` and `predict.py`; here they are imported and their signatures
 are read. The two agree as long as every default, bound and description in a signature is a plain
-literal: `tests/test_cog_schema.py` holds this module against what Cog's parser reads.
+literal: `tests/serving/test_cog_schema.py` holds this module against what Cog's parser reads.
 
     python -m serving.schema            write the file
     python -m serving.schema --check    only say whether the file is up to date

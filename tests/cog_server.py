@@ -21,8 +21,7 @@ from typing import Any, Literal
 
 import requests
 from local_web import LocalHost, authority_file
-
-ROOT = Path(__file__).resolve().parents[1]
+from root import ROOT
 
 # The header that makes Cog answer 202 at once; without it, hanging up cancels the run.
 PREFER_ASYNC = {"Prefer": "respond-async"}

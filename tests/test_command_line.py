@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from foreign_files import Foreign
 from PIL import Image
+from root import ROOT
 
 from adapters.archive import read_archive
 from trainer.outputs import open_run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 CONFIG = """\
 train:

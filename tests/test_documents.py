@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 from cog_server import CogServer, copy_of_the_code
-from documents import PAGES, PROGRAMS, ROOT, Command, anchors, blocks, commands, inline, tokens
+from documents import PAGES, PROGRAMS, Command, anchors, blocks, commands, inline, tokens
+from root import ROOT
 
 from inference.__main__ import arguments_parser as inference_parser
 from serving import schema

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from root import ROOT
 
 from families.bases import NO_GPU
 from inference import __main__ as inference
 from trainer import __main__ as trainer
 
-ROOT = Path(__file__).resolve().parents[1]
 TOO_SLOW = "no GPU: this run would be extremely slow, since the transformer of z-image-turbo has 6"
 
 

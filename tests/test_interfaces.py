@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from cog import FieldInfo
+from root import ROOT
 
 import predict as predict_face
 import train as train_face
@@ -33,8 +34,6 @@ from trainer.settings.checks import CHOICES, LENGTHS, RANGES
 from trainer.settings.config import _SECTIONS, _TOP, read_config
 from trainer.settings.fields import Settings, settle
 from trainer.settings.presets import PRESETS, find_preset, left_out
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Training. Names that an interface lacks, each with the reason.
 NOT_SETTINGS = {

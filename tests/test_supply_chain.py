@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from root import ROOT
 
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
 from families.repository import MissingModel
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
     file
     for room in ("families", "adapters", "inference", "trainer", "serving", "miniature", "demo")

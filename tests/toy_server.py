@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cog_server import PREFER_ASYNC, ROOT, CogServer, Webhooks
+from cog_server import PREFER_ASYNC, CogServer, Webhooks
+from root import ROOT
 
 PREDICT = "/predictions"
 

@@ -1,10 +1,8 @@
 """One training from settings to weights.zip: the story of `trainer`, in order."""
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,10 @@ from torch import nn
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from adapters.turbo import TurboAdapter
 from families.family import Family
-from families.few_steps import find_few_step_lora
 from families.loading import load_family
 from families.no_gpu import slow_here
 from families.quantization import PLAIN
-from families.repository import adapter_path
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.prompts import prompts_of
@@ -39,9 +34,11 @@ from trainer.learning import (
     continue_weights,
     data_identity,
     encode_pictures,
+    find_turbo_adapter,
     processes,
     read_resume,
     same_for_all,
+    stopped_by_signals,
     warn_repeats,
     with_seed,
 )
@@ -218,7 +215,7 @@ def _train(
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
-    adapter = _turbo_adapter(settings)
+    adapter = find_turbo_adapter(settings)
     run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
     trackers = until_written.enter_context(
         Trackers(settings, run.folder, secrets.wandb_api_key, secrets.from_request)
@@ -301,7 +298,7 @@ def _train(
     if loop.processes.is_main_process:
         for each in watchers:
             each.begin(loop)
-    with _stopped_by_signals(loop):
+    with stopped_by_signals(loop):
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
     # Prove and write. From here on the checkpoint of the last step is there to resume from.
@@ -323,61 +320,6 @@ def _train(
             previews.thumbnails,
         )
         return run.weights, judge(loop, told, previews.album, run.weights)
-
-
-def _turbo_adapter(settings: Settings) -> TurboAdapter | None:
-    """The adapter that `turbo_adapter` asks for; None is said aloud on a distilled base."""
-    wanted, base = settings.turbo_adapter, settings.base
-    if wanted == "auto" and base.training_adapters:
-        wanted = list(base.training_adapters)[-1]
-    if wanted in ("auto", "none"):
-        if base.distilled:
-            log.warning(
-                "%s is distilled to %d steps, and no turbo adapter is used: training will wear "
-                "that off, and pictures of few steps will blur",
-                *(base.name, base.inference_steps),
-            )
-        return None
-    file = base.training_adapters.get(wanted)
-    few_steps = None if file else find_few_step_lora([Path(wanted).name])
-    if few_steps is not None:
-        log.warning(
-            "turbo_adapter: %s is %s, which adds a distillation; a training adapter removes one. "
-            "Train without it and load it when generating",
-            *(Path(wanted).name, few_steps.name),
-        )
-    return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
-
-
-@contextmanager
-def _stopped_by_signals(loop: Loop) -> Iterator[None]:
-    """Inside, SIGTERM and Ctrl-C end the run by an exception that lets the loop save its state.
-
-    The first of them is the only one: a second one must not interrupt the saving. Before and
-    after the loop there is nothing to save, and a library that is interrupted may call a file
-    broken. A program that has handlers of its own keeps them.
-    """
-    ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    main = threading.current_thread() is threading.main_thread()
-    before = {
-        each: handler
-        for each, handler in ours.items()
-        if main and signal.getsignal(each) == handler
-    }
-
-    def stop(number: int, _: Any) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        interrupted = number == signal.SIGINT
-        loop.stop(KeyboardInterrupt() if interrupted else SystemExit(128 + number))
-
-    try:
-        for each in before:
-            signal.signal(each, stop)
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

@@ -32,8 +32,8 @@ ORIGINAL_NAMES = {
 
 HEAD = """# LoRA files
 
-Made by `python -m lab.benchmarks.formats > docs/formats.md`; `tests/test_formats.py` makes our
-columns again and compares.
+Made by `python -m lab.benchmarks.formats > docs/formats.md`;
+`tests/adapters/formats/test_formats.py` makes our columns again and compares.
 
 A name is read if it means exactly one of the model's layers, whatever program wrote it. All layers
 of a file are applied (`n of n`), or the file is refused with the names of those that are unknown,

@@ -11,8 +11,10 @@ from trainer.learning.loss import draw, flow_loss, noisy
 from trainer.learning.randomness import generator
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
+from trainer.learning.signals import stopped_by_signals
 from trainer.learning.step_weights import describe_weights
 from trainer.learning.timesteps import NoiseLevels
+from trainer.learning.turbo_adapter import find_turbo_adapter
 from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
 
 __all__ = [
@@ -45,4 +47,6 @@ __all__ = [
     "same_for_all",
     "warn_repeats",
     "with_seed",
+    "stopped_by_signals",
+    "find_turbo_adapter",
 ]

@@ -1,11 +1,13 @@
 """Several processes that train as one: accelerate's, where `accelerate launch` started them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor, nn
 
 from families.loading import default_device
 
@@ -46,3 +48,13 @@ def least_of_all(value: int) -> int:
     """The smallest value of all processes."""
     processes()
     return min(gather_object([value]))
+
+
+def mean_of_all(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Makes the gradients their mean over all processes, and returns that of the loss."""
+    grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    mean = reduce(torch.cat([loss.view(1), *(each.flatten() for each in grads)]), "mean")
+    shares = mean[1:].split([each.numel() for each in grads])
+    for each, share in zip(parameters, shares, strict=True):
+        each.grad = share.view_as(each)
+    return mean[0]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from trainer.learning.batches import Batches
 from trainer.learning.checkpoint import Checkpoint
-from trainer.learning.distributed import processes
+from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
 from trainer.learning.history import History, Progress, Trained
 from trainer.learning.loss import draw, flow_loss
@@ -152,7 +151,7 @@ class Loop:
         seen = {self._caption(number, row) for number in numbers for row in rows}
         saw_word = bool(self.captions.trained & seen)
         if self.processes.num_processes > 1:
-            loss = self._mean(loss, self.parameters if saw_word else self.lora_parameters)
+            loss = mean_of_all(loss, self.parameters if saw_word else self.lora_parameters)
 
         limit = self.settings.max_grad_norm
         self.norms = {
@@ -208,15 +207,6 @@ class Loop:
     def _share_of_rate(self, step: int) -> float:
         settings = self.settings
         return rate_at(step, settings.lr_scheduler, settings.warmup, settings.steps)
-
-    def _mean(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Makes the gradients their mean over all processes, and gives that of the loss."""
-        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        mean = reduce(torch.cat([loss.view(1), *(each.flatten() for each in grads)]), "mean")
-        shares = mean[1:].split([each.numel() for each in grads])
-        for each, share in zip(parameters, shares, strict=True):
-            each.grad = share.view_as(each)
-        return mean[0]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

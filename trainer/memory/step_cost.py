@@ -2,7 +2,8 @@
 
 A step is walked on the meta device: the real classes at their real sizes with the real LoRA
 layers, forward, loss and backward, every tensor counted from its creation to its release. The same
-counting over real tensors on a CPU gives the same number of bytes (`tests/test_plan.py`).
+counting over real tensors on a CPU gives the same number of bytes
+(`tests/trainer/memory/test_plan.py`).
 """
 
 import weakref

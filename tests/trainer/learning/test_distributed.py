@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from root import ROOT
 
 from trainer.learning.checkpoint import Checkpoint, read_checkpoint
 from trainer.outputs import open_run
 
-ROOT = Path(__file__).resolve().parents[1]
 # What `accelerate launch` runs for several GPUs; for CPUs alone it would ask for an MPI.
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 STEPS = 3

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from root import ROOT
 from torch._dynamo.backends.common import aot_autograd
 
 from adapters.archive import read_archive
@@ -23,7 +24,6 @@ from inference.request import Request
 from trainer.run import train
 from trainer.settings.fields import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 

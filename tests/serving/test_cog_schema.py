@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from cog import BaseModel, Input, Secret
 from cog import Path as CogPath
+from root import ROOT
 
 from serving import schema
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "openapi_schema.json"
 REFEREE = ROOT.parent / "shared" / "tools" / "cog_schema_check.py"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageChops
+from root import ROOT
 from torch import nn
 
 from adapters.archive import read_archive
@@ -186,7 +187,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
 
 
 def test_the_command_brings_the_version_that_the_image_has() -> None:
-    pins = (Path(__file__).parent.parent / "requirements.txt").read_text()
+    pins = (ROOT / "requirements.txt").read_text()
     for quantization in QUANTIZATIONS.values():
         assert f"\n{quantization.requirement}" in pins
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from cog_server import PREFER_ASYNC, ROOT, CogServer, Webhooks
+from cog_server import PREFER_ASYNC, CogServer, Webhooks
+from root import ROOT
 from toy_server import (  # noqa: F401
     PREDICT,
     allowed,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from root import ROOT
 
 from inference.fetch.addresses import is_public, look_up
 
@@ -103,6 +104,6 @@ except TimeoutError as error:
     assert time.monotonic() - start < 2, error
     print("refused")
 """
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, cwd=root, capture_output=True, text=True).stdout == "refused\n"

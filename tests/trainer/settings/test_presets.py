@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import fields
-from pathlib import Path
+
+from root import ROOT
 
 from trainer.settings.fields import Settings
 from trainer.settings.presets import PRESETS, Preset
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+GUIDE = ROOT / "docs" / "training.md"
 
 
 def row(name: str, preset: Preset) -> list[str]:

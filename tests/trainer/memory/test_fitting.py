@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from root import ROOT
 
 from families.family import Family
 from families.loading import default_device, load_family
@@ -21,7 +22,6 @@ from trainer.memory.speed import CARDS
 from trainer.memory.step_cost import NOTHING
 from trainer.settings.fields import Settings, settle
 
-ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["a photo of <zwx>", "a photo of <zwx> on a table beside a window"]
 # Those of the documents and the docstrings, and some in a part of the blocks. Counting at the
 # published sizes takes seconds, so all but the first of each are slow tests.

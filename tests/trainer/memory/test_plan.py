@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from root import ROOT
 from torch import nn
 
 from adapters.lora import Lora
@@ -32,7 +33,6 @@ from trainer.memory.step_cost import (
 )
 from trainer.settings.fields import Settings, settle
 
-ROOT = Path(__file__).resolve().parent.parent
 GB = 10**9
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from foreign_files import NAMES, Foreign
+from root import ROOT
 
 from trainer.lock import HANDED_DOWN, FolderRefused, Lock
 from trainer.monitor import preview_images, trackers
@@ -20,7 +21,6 @@ from trainer.outputs import KEPT_RUNS, KEPT_SECONDS, Run, open_run
 from trainer.result import report
 from trainer.run_files import REPORT, SAMPLES, TRACKERS
 
-ROOT = Path(__file__).resolve().parents[1]
 DATASET = Path("robot.zip")
 
 # A process that opens a run as its argument says, tells how, and holds it until it is killed or its

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from root import ROOT
 from torch import Tensor, nn
 
 from adapters.formats.deltas import Dense, Dora, Hadamard, Kronecker, LowRank
@@ -17,7 +17,7 @@ from lab.benchmarks.format_cases import BROKEN, CASES, Case
 from lab.benchmarks.formats import ORIGINAL_NAMES, ours, theirs
 from lab.benchmarks.models import MODELS
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 UNKNOWABLE = "… alpha = 2 · rank, written nowhere"
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from root import ROOT
 
 from trainer.settings import config
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, SettingsError
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 Read = Callable[..., Settings]
 

@@ -3,13 +3,12 @@
 import ast
 import re
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
+from root import ROOT
 
 from serving import cog_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = cog_yaml.read()
 BUILD = CONFIG["build"]
 

@@ -1,0 +1,131 @@
+"""The members of a weights.zip: found by name, checked and read one by one."""
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import torch
+
+from adapters.files import bounded_json
+from adapters.files.atomic import temporary_space
+from adapters.files.containers import Member, Unpacked, Unusable, is_junk, printable, safe_parts
+from adapters.files.tensor_file import BrokenTensors
+from adapters.formats import MAX_BYTES, open_tensors
+from adapters.placeholder import Placeholder
+from adapters.placeholder_token import PlaceholderError, check_token
+
+FORMAT_VERSION = 1
+LORA = "lora/lora_weights.safetensors"
+PLACEHOLDER = "embeddings/placeholder.safetensors"
+META = "meta.json"
+
+MAX_META_BYTES = 16 << 20  # that are read
+MAX_META_VALUES = 200_000
+MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder
+
+
+class BrokenArchive(ValueError):
+    """Weights that are damaged, incomplete, or of an unknown kind."""
+
+
+class Members:
+    """The files of an archive by their names, checked, none of them read yet."""
+
+    def __init__(self, members: Iterable[Member], source: str) -> None:
+        self._files: dict[str, Member] = {}
+        for member in members:
+            try:
+                parts = safe_parts(member.name)
+                if member.name.endswith("/") or is_junk(parts):
+                    continue
+                name = "/".join(parts)
+                if member.refusal:
+                    raise Unusable(member.refusal)
+                if name in self._files:
+                    raise Unusable("is in the archive twice; rename or remove one")
+            except Unusable as error:
+                shown = printable(member.name[:200])
+                raise BrokenArchive(f"{source}: {shown} {error}") from error
+            self._files[name] = member
+        self.sizes = {name: member.size for name, member in self._files.items()}
+
+    def open(self, name: str) -> IO[bytes]:
+        return self._files[name].open()
+
+
+def read_meta(members: Members, source: str) -> dict[str, Any]:
+    if META not in members.sizes:
+        return {}
+    if members.sizes[META] > MAX_META_BYTES:
+        raise BrokenArchive(f"{source}: {META} has {members.sizes[META]:,} bytes; it is damaged")
+    with members.open(META) as file:
+        text = b"".join(iter(lambda: file.read(1 << 20), b""))  # containers refuse large reads
+    try:
+        meta = bounded_json.loads(text, MAX_META_VALUES)
+    except bounded_json.TooLarge as error:
+        raise BrokenArchive(f"{source}: {META} is too large: {error}") from error
+    except ValueError as error:
+        raise BrokenArchive(f"{source}: {META} is not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise BrokenArchive(f"{source}: {META} is not a JSON object")
+    version = meta.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise BrokenArchive(
+            f"{source}: format version {version!r} is unknown (this is version {FORMAT_VERSION}); "
+            "update zeroprior, or train again"
+        )
+    if not isinstance(meta.get("base_model"), str | None):
+        raise BrokenArchive(f"{source}: {META} has a base_model that is not a name")
+    return meta
+
+
+def lora_member(members: Members, source: str) -> str:
+    if LORA in members.sizes:
+        return LORA
+    others = [
+        name for name in members.sizes if name.endswith(".safetensors") and name != PLACEHOLDER
+    ]
+    if len(others) == 1:
+        return others[0]
+    found = ", ".join(others[:5]) or "none"
+    raise BrokenArchive(
+        f"{source}: expected {LORA} or exactly one other .safetensors, found {found}"
+    )
+
+
+@contextmanager
+def unpacked(members: Members, name: str, source: str) -> Iterator[IO[bytes]]:
+    """One member as a file of its own, for as long as it is read."""
+    size = members.sizes[name]
+    if size > MAX_BYTES:
+        raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the most")
+    try:
+        with members.open(name) as packed, temporary_space("the unpacked weights"):
+            with io.BufferedReader(Unpacked(packed, size)) as file:
+                yield file
+    except Unusable as error:
+        raise BrokenArchive(f"{source}: {name} {error}") from error
+
+
+def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
+    if size > MAX_PLACEHOLDER_BYTES:
+        raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the most")
+    tensors = open_tensors(file, size, source)
+    if len(tensors) != 1:
+        raise BrokenArchive(f"{source} holds {len(tensors)} tensors; one is expected")
+    token = next(iter(tensors))
+    planned = tensors.planned()[token]
+    if planned.ndim != 2 or not len(planned):
+        raise BrokenArchive(f"{source}: shape {tuple(planned.shape)} is not [vectors, hidden]")
+    if not planned.is_floating_point():
+        raise BrokenArchive(f"{source} holds {planned.dtype}, not floating point numbers")
+    try:
+        check_token(token)
+        vectors = tensors[token]
+    except (PlaceholderError, BrokenTensors) as error:
+        raise BrokenArchive(f"{source}: {error}") from error
+    vectors = vectors.to(torch.float32, copy=True)
+    if not vectors.isfinite().all():
+        raise BrokenArchive(f"{source} holds NaN or infinity")
+    return Placeholder(token, vectors)

@@ -1,0 +1,35 @@
+"""Which training adapter a run merges into a distilled base."""
+
+import logging
+from pathlib import Path
+
+from adapters.turbo import TurboAdapter
+from families.few_steps import find_few_step_lora
+from families.repository import adapter_path
+from trainer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
+    """The adapter that `turbo_adapter` asks for; without one a distilled base is warned of."""
+    wanted, base = settings.turbo_adapter, settings.base
+    if wanted == "auto" and base.training_adapters:
+        wanted = list(base.training_adapters)[-1]
+    if wanted in ("auto", "none"):
+        if base.distilled:
+            log.warning(
+                "%s is distilled to %d steps, and no turbo adapter is used: training will wear "
+                "that off, and pictures of few steps will blur",
+                *(base.name, base.inference_steps),
+            )
+        return None
+    file = base.training_adapters.get(wanted)
+    few_steps = None if file else find_few_step_lora([Path(wanted).name])
+    if few_steps is not None:
+        log.warning(
+            "turbo_adapter: %s is %s, which adds a distillation; a training adapter removes one. "
+            "Train without it and load it when generating",
+            *(Path(wanted).name, few_steps.name),
+        )
+    return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())

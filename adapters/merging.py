@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.formats import BIAS, Delta, Deltas, LoraMismatch, as_delta, shown
-from adapters.original_weights import PristineWeights
+from adapters.original_weights import OriginalWeights
 from adapters.slots import put_slots
 
 FEW = 0.05  # share of a layer's entries
@@ -24,7 +24,7 @@ SAMPLED = 16  # layers
 Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # what lies over one layer
 
 
-class Overlay:
+class LoraMerger:
     """The LoRAs that lie over one transformer.
 
     Weights that are not pristine any more, because something else was merged into them, are given
@@ -36,14 +36,14 @@ class Overlay:
     def __init__(
         self,
         transformer: nn.Module,
-        pristine: Mapping[str, Tensor] | None = None,
+        original: Mapping[str, Tensor] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         self._slots = put_slots(transformer)
         self._layers = dict(transformer.named_modules())
-        self._pristine = PristineWeights(pristine, checkpoint)
+        self._original = OriginalWeights(original, checkpoint)
         # What lies over each layer that may differ from its pristine weight now.
-        self._laid: dict[str, Parts] = {name: [] for name in pristine or {}}
+        self._laid: dict[str, Parts] = {name: [] for name in original or {}}
         self._state: list[tuple[Deltas, float]] | None = None
 
     @torch.no_grad()
@@ -71,8 +71,8 @@ class Overlay:
             for name in self._laid.keys() - wanted.keys():
                 self._restore(name)
             for name, parts in wanted.items():
-                laid = self._laid.get(name)
-                if laid is None or not _same(laid, parts):
+                applied = self._laid.get(name)
+                if applied is None or not _same(applied, parts):
                     self._lay(name, parts)
         except BaseException:
             self.restore()
@@ -98,12 +98,12 @@ class Overlay:
     def _is_lost(self, name: str, delta: Delta, scale: float) -> bool:
         """Whether most entries that the change would move are where they were."""
         weight = self._weight(name)
-        pristine = self._pristine.get(name, weight)
-        moved = (weight != pristine).sum().item()
+        original = self._original.get(name, weight)
+        moved = (weight != original).sum().item()
         if moved >= FEW * weight.numel():
             return False
         wanted = torch.zeros_like(weight, dtype=torch.float32)
-        delta.add_to(wanted, pristine, scale)
+        delta.add_to(wanted, original, scale)
         return moved < FEW * (wanted != 0).sum().item()
 
     @torch.no_grad()
@@ -119,15 +119,15 @@ class Overlay:
             self._slots[name].fill([(pair, scale) for pair, scale in parts if _is_pair(pair)])
             return
         weight = self._weight(name)
-        if name not in self._pristine:
+        if name not in self._original:
             key = name if name.endswith(BIAS) else f"{name}.weight"
-            self._pristine.remember(name, key, weight)
-        pristine = self._pristine.get(name, weight)
+            self._original.remember(name, key, weight)
+        original = self._original.get(name, weight)
         self._laid[name] = parts
         in_place = weight.dtype == torch.float32
-        merged = weight.copy_(pristine) if in_place else pristine.to(torch.float32, copy=True)
+        merged = weight.copy_(original) if in_place else original.to(torch.float32, copy=True)
         for delta, scale in parts:
-            as_delta(delta).add_to(merged, pristine, scale)
+            as_delta(delta).add_to(merged, original, scale)
         if not in_place:
             weight.copy_(merged)
 
@@ -136,7 +136,7 @@ class Overlay:
             self._slots[name].fill([])
         else:
             weight = self._weight(name)
-            weight.copy_(self._pristine.get(name, weight))
+            weight.copy_(self._original.get(name, weight))
         del self._laid[name]
 
     def _weight(self, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from families.memory import free_and_total
 
 
-class PristineWeights:
+class OriginalWeights:
     """Pristine weights by name, of one model."""
 
     def __init__(

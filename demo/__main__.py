@@ -82,13 +82,13 @@ def _draw(
     folder.mkdir()
     files = []
     for number, prompt in enumerate(subject.prompts):
-        drawn = predictor.predict(
+        generated = predictor.predict(
             prompt=prompt,
             replicate_weights=str(weights) if weights else None,
             seed=SEED + number,
             output_format="png",
         )
-        files.append(Path(shutil.move(drawn[0], folder / f"{number}.png")))
+        files.append(Path(shutil.move(generated[0], folder / f"{number}.png")))
     return files
 
 
@@ -98,13 +98,13 @@ def _rows(subject: Subject, before: list[Path], after: list[Path]) -> list[Row]:
 
     shown = read_dataset(subject.dataset, "")[: len(subject.prompts)]
 
-    def drawn(files: list[Path]) -> list[tuple[Image.Image, str]]:
+    def generated(files: list[Path]) -> list[tuple[Image.Image, str]]:
         return list(zip(map(Image.open, files), subject.prompts, strict=True))
 
     return [
         Row("Trained on", [(example.image(), example.caption) for example in shown]),
-        Row("Before", drawn(before)),
-        Row("After", drawn(after)),
+        Row("Before", generated(before)),
+        Row("After", generated(after)),
     ]
 
 

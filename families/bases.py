@@ -53,7 +53,7 @@ class Base:
     # LoRAs that take that damage in a training's stead, by version; the last is the default.
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
 
-    # Drawing, as the models' own cards recommend. Guidance 1 is off.
+    # ResolvedRequest, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
     guidance_scale: float
     default_resolution: int  # pixels, edge of the square picture it draws best
@@ -308,9 +308,9 @@ def _by_memory(purpose: str) -> tuple[Base, str]:
         return MINIATURE_TURBO, "no GPU"
     room = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
     needs = [(base, getattr(base, f"{purpose}_memory")) for base in _AUTOMATIC]
-    told = ", ".join(f"{base.name} {need:.1f} GB" for base, need in needs)
-    told = f"of {room:.1f} GB, {purpose} needs: {told}"
+    report_data = ", ".join(f"{base.name} {need:.1f} GB" for base, need in needs)
+    report_data = f"of {room:.1f} GB, {purpose} needs: {report_data}"
     for base, need in needs:
         if need <= room:
-            return base, told
-    return _AUTOMATIC[-1], f"{told}; none fits, and this is the smallest"
+            return base, report_data
+    return _AUTOMATIC[-1], f"{report_data}; none fits, and this is the smallest"

@@ -192,7 +192,7 @@ def main() -> None:
 
     try:
         folder = writable_folder(folder)
-        images = Engine(cpu=cpu).draw(request, archive, base_model, second)
+        images = Engine(cpu=cpu).generate(request, archive, base_model, second)
         paths = save_images(images, folder, file_format, quality, metadata)
     except (LoraMismatch, MissingModel, OSError, ValueError) as error:  # UnknownBase among them
         sys.exit(f"error: {error}")

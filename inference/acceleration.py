@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import attention_backend
 
 from families.family import Family
 from families.out_of_memory import is_out_of_memory
-from inference.generation import draw_once
+from inference.generation import generate_once
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ def accelerate(family: Family) -> None:
     transformer = family.transformer
     if torch.cuda.get_device_capability(family.device) >= HOPPER:
         use_attention(transformer, HOPPER_ATTENTION)
-        with_fallback(transformer, lambda: _draw_usual(family, USUAL_RATIOS[:1]))
+        with_fallback(transformer, lambda: _generate_usual(family, USUAL_RATIOS[:1]))
     log.info("compiling %s for the usual sizes", family.base.name)
     compile_blocks(transformer)
-    with_fallback(transformer, lambda: _draw_usual(family, USUAL_RATIOS))
+    with_fallback(transformer, lambda: _generate_usual(family, USUAL_RATIOS))
 
 
 def use_attention(transformer: Any, backend: str) -> None:
@@ -150,7 +150,7 @@ def _note(transformer: Any, what: str, there: bool) -> None:
     setattr(transformer, _PREPARED, found | ({what} if there else set()))
 
 
-def _draw_usual(family: Family, ratios: tuple[str, ...]) -> None:
+def _generate_usual(family: Family, ratios: tuple[str, ...]) -> None:
     base, multiple = family.base, family.resolution_multiple
     for ratio in ratios:
         across, down = map(int, ratio.split(":"))
@@ -158,4 +158,4 @@ def _draw_usual(family: Family, ratios: tuple[str, ...]) -> None:
             round(base.default_resolution * (one / other) ** 0.5 / multiple) * multiple
             for one, other in ((across, down), (down, across))
         ]
-        draw_once(family, sides[0], sides[1], base.guidance_scale)
+        generate_once(family, sides[0], sides[1], base.guidance_scale)

@@ -16,7 +16,7 @@ from PIL import Image
 from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
 from adapters.formats import Delta, Layout, LoraMismatch, is_zero
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.bases import Base, UnknownBase, default_base, find_base
 from families.family import Family
 from families.loading import FAMILIES, default_device, default_dtype, load_family
@@ -27,7 +27,7 @@ from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.fetch import Sources, named
-from inference.generation import describe, draw
+from inference.generation import describe, generate
 from inference.image_metadata import making
 from inference.images import (
     IMAGES,
@@ -83,7 +83,7 @@ class Engine:
         self.sources = sources or Sources()
         self._lock = threading.Lock()
         self._family: Family | None = None
-        self._over: tuple[Overlay, Layout] | None = None  # of the family's transformer
+        self._over: tuple[LoraMerger, Layout] | None = None  # of the family's transformer
         self._auto: Base | None = None
         self._adapters = AdapterCache()
         self._texts = TextCache()
@@ -165,7 +165,7 @@ class Engine:
 
         first, second = read(main, False), read(extra_lora, True)
         try:
-            images = self.draw(asked, first, base_model, second, from_request=not any_file)
+            images = self.generate(asked, first, base_model, second, from_request=not any_file)
         except (LoraMismatch, UnknownBase):
             for archive in filter(None, (first, second)):
                 self._adapters.drop(archive)
@@ -191,7 +191,7 @@ class Engine:
         file = self.sources.file(source, token, any_file)
         return named(self.read(file, check, self.sources.config(source, token)), source)
 
-    def draw(
+    def generate(
         self,
         request: Request,
         archive: Archive | None = None,
@@ -217,22 +217,22 @@ class Engine:
             family = self._load(base)
             vectors = vectors_of(weights, family)
             request = place_subject(request, list(vectors))
-            drawing = settle(request, base, family.resolution_multiple, few_steps)
+            resolved = settle(request, base, family.resolution_multiple, few_steps)
             for each in weights:
                 warn_of_untrained_placeholder(each)
-            check_words(drawing.prompt, list(vectors))
-            check_text_length(family, prompts_of(drawing), vectors)
+            check_words(resolved.prompt, list(vectors))
+            check_text_length(family, prompts_of(resolved), vectors)
             self._lay(weights, family)
-            log.info("%s", describe(drawing, base))
+            log.info("%s", describe(resolved, base))
             if ids_wanted():
-                log.info("%s", family.tokenize(drawing.prompt, vectors).explain())
+                log.info("%s", family.tokenize(resolved.prompt, vectors).explain())
             images = acceleration.with_fallback(
                 family.transformer,
-                lambda: draw(family, drawing, vectors, request.image, self._texts),
+                lambda: generate(family, resolved, vectors, request.image, self._texts),
             )
-        laid = [each.laid() for each in weights]
-        for image, seed in zip(images, drawing.seeds, strict=True):
-            image.info.update(making(drawing, seed, base, laid))
+        applied = [each.applied() for each in weights]
+        for image, seed in zip(images, resolved.seeds, strict=True):
+            image.info.update(making(resolved, seed, base, applied))
         return images
 
     def _wanted(
@@ -293,23 +293,23 @@ class Engine:
                 acceleration.accelerate(family)
         return self._family
 
-    def _prepared(self, family: Family) -> tuple[Overlay, Layout]:
+    def _prepared(self, family: Family) -> tuple[LoraMerger, Layout]:
         """What lays LoRAs over the family's transformer, and what finds its layers."""
         if self._over is None:
             transformer, base = family.transformer, family.base
             layout = Layout.of(transformer, base.name, family.original_names)
-            self._over = Overlay(transformer, checkpoint=transformer_source(base)), layout
+            self._over = LoraMerger(transformer, checkpoint=transformer_source(base)), layout
         return self._over
 
     def _lay(self, weights: Sequence[Weights], family: Family) -> None:
         """Brings the transformer to base + scales * LoRAs; what is there already costs nothing."""
         if self._over is None and not weights:
             return
-        overlay, layout = self._prepared(family)
+        merger, layout = self._prepared(family)
         loras = [
             (self._adapters.fit(each.archive, layout, each.name), each.scale) for each in weights
         ]
-        overlay.apply(loras)
+        merger.apply(loras)
         alone = sum(each.scale != 0 for each in weights) == 1
         for each, (deltas, scale) in zip(weights, loras, strict=True):
             if scale == 0:
@@ -321,7 +321,7 @@ class Engine:
             lost: list[str] = []
             if alone and len(zero) < total:
                 key = layout.base_name, self.dtype, scale
-                find_lost = functools.partial(overlay.lost, deltas, scale)
+                find_lost = functools.partial(merger.lost, deltas, scale)
                 lost = self._adapters.noted(each.archive, key, find_lost)
             warn_of_no_effect(each, total, zero, lost)
 

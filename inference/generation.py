@@ -10,14 +10,14 @@ from torch import Tensor
 from families.bases import Base
 from families.family import Family
 from inference.images import to_images, to_pixels
-from inference.request import Drawing
+from inference.request import ResolvedRequest
 from inference.sampling import FAST_GUIDED_SHARE, add_noise, sample
 from inference.text_cache import TextCache
 
 
-def draw(
+def generate(
     family: Family,
-    drawing: Drawing,
+    resolved: ResolvedRequest,
     vectors: Mapping[str, Tensor] | None = None,
     image: Image.Image | None = None,
     texts: TextCache | None = None,
@@ -28,43 +28,43 @@ def draw(
     first steps are skipped, and the others begin with the image under the noise of that level.
     """
     texts = texts or TextCache()
-    text = [texts.encode(family, drawing.prompt, vectors or {})]
+    text = [texts.encode(family, resolved.prompt, vectors or {})]
     negative = None
-    if drawing.guidance_scale > 1:
-        without = drawing.negative_prompt or family.empty_prompt
+    if resolved.guidance_scale > 1:
+        without = resolved.negative_prompt or family.empty_prompt
         negative = [texts.encode(family, without, vectors or {})]
-    sigmas = family.sigmas(drawing.steps, drawing.width, drawing.height, drawing.shift)
-    sigmas = sigmas[drawing.first_step :]
-    share = FAST_GUIDED_SHARE if drawing.go_fast else 1.0
+    sigmas = family.sigmas(resolved.steps, resolved.width, resolved.height, resolved.shift)
+    sigmas = sigmas[resolved.first_step :]
+    share = FAST_GUIDED_SHARE if resolved.go_fast else 1.0
     clean_BCHW = None
-    if image is not None and drawing.prompt_strength is not None:
-        clean_BCHW, _ = family.encode_images(to_pixels(image, drawing.width, drawing.height))
+    if image is not None and resolved.prompt_strength is not None:
+        clean_BCHW, _ = family.encode_images(to_pixels(image, resolved.width, resolved.height))
     images = []
-    for seed in drawing.seeds:
-        start_BCHW = family.initial_noise([seed], drawing.width, drawing.height)
+    for seed in resolved.seeds:
+        start_BCHW = family.initial_noise([seed], resolved.width, resolved.height)
         if clean_BCHW is not None:
             start_BCHW = add_noise(clean_BCHW.to(start_BCHW), start_BCHW, sigmas[0])
         latents_BCHW = sample(
-            family, start_BCHW, sigmas, text, negative, drawing.guidance_scale, share
+            family, start_BCHW, sigmas, text, negative, resolved.guidance_scale, share
         )
         images += to_images(family.decode(latents_BCHW))
     return images
 
 
-def describe(drawing: Drawing, base: Base) -> str:
+def describe(resolved: ResolvedRequest, base: Base) -> str:
     """One line that repeats the drawing."""
     settings = ", ".join(
-        f"{field.name} {getattr(drawing, field.name)!r}"
-        for field in fields(drawing)
-        if getattr(drawing, field.name) not in ("", None, False)
+        f"{field.name} {getattr(resolved, field.name)!r}"
+        for field in fields(resolved)
+        if getattr(resolved, field.name) not in ("", None, False)
     )
     return f"{base.name}: {settings}"
 
 
 @torch.inference_mode()
-def draw_once(family: Family, width: int, height: int, guidance_scale: float) -> None:
+def generate_once(family: Family, width: int, height: int, guidance_scale: float) -> None:
     """Draws one step of something of that size, so that kernels are ready for it."""
-    drawing = Drawing(
+    resolved = ResolvedRequest(
         prompt="a photo",
         negative_prompt="",
         width=width,
@@ -73,4 +73,4 @@ def draw_once(family: Family, width: int, height: int, guidance_scale: float) ->
         guidance_scale=guidance_scale,
         seeds=(0,),
     )
-    draw(family, drawing)
+    generate(family, resolved)

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from families.bases import Base
-from inference.request import Drawing
+from inference.request import ResolvedRequest
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code of a UserComment
 
 
 @dataclass(frozen=True)
-class LaidWeights:
+class AppliedWeights:
     """What lay over the base."""
 
     scale: float
@@ -35,25 +35,25 @@ class LaidWeights:
 
 
 def making(
-    drawing: Drawing, seed: int, base: Base, weights: Sequence[LaidWeights]
+    resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[AppliedWeights]
 ) -> dict[str, str]:
     """The two texts about the one picture of `seed`."""
     facts: dict[str, Any] = {
-        "prompt": drawing.prompt,
-        "negative_prompt": drawing.negative_prompt,
+        "prompt": resolved.prompt,
+        "negative_prompt": resolved.negative_prompt,
         "seed": seed,
-        "steps": drawing.steps,
-        "guidance_scale": drawing.guidance_scale,
-        "go_fast": drawing.go_fast,
-        "width": drawing.width,
-        "height": drawing.height,
+        "steps": resolved.steps,
+        "guidance_scale": resolved.guidance_scale,
+        "go_fast": resolved.go_fast,
+        "width": resolved.width,
+        "height": resolved.height,
         "base_model": base.hub_id,
         "weights": [vars(each) for each in weights],
     }
-    if drawing.shift is not None:
-        facts["shift"] = drawing.shift
-    if drawing.prompt_strength is not None:
-        facts["prompt_strength"] = drawing.prompt_strength
+    if resolved.shift is not None:
+        facts["shift"] = resolved.shift
+    if resolved.prompt_strength is not None:
+        facts["prompt_strength"] = resolved.prompt_strength
     return {TEXT: _for_people(facts, base), JSON: json.dumps(facts)}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from families.text_limit import cut
 from families.tokens import SUBJECT, mentions, name_subject
-from inference.request import Drawing, Request
+from inference.request import Request, ResolvedRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,9 +146,9 @@ def check_length(
         )
 
 
-def prompts_of(drawing: Drawing) -> dict[str, str]:
+def prompts_of(resolved: ResolvedRequest) -> dict[str, str]:
     """The texts that the text encoder reads for it, by their names."""
-    texts = {"prompt": drawing.prompt}
-    if drawing.negative_prompt and drawing.guidance_scale > 1:
-        texts["negative_prompt"] = drawing.negative_prompt
+    texts = {"prompt": resolved.prompt}
+    if resolved.negative_prompt and resolved.guidance_scale > 1:
+        texts["negative_prompt"] = resolved.negative_prompt
     return texts

@@ -163,7 +163,7 @@ def check_work(request: Request, base: Base, few_steps: FewStepLora | None = Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class ResolvedRequest:
     """A request with every value settled for one base."""
 
     prompt: str
@@ -190,7 +190,7 @@ class Drawing:
 
 def settle(
     request: Request, base: Base, multiple: int, few_steps: FewStepLora | None = None
-) -> Drawing:
+) -> ResolvedRequest:
     """Fills in what the request left out; sizes are rounded to `multiple` pixels.
 
     A few-step LoRA has its makers' steps, guidance and schedule, which are used unless the request
@@ -217,7 +217,7 @@ def settle(
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if strength == 0:
         log.warning("prompt_strength is 0: nothing is drawn and the image comes back as it was")
-    return Drawing(
+    return ResolvedRequest(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         width=rounded[0],

@@ -14,7 +14,7 @@ from families.bases import Base, UnknownBase, default_base, find_base, find_base
 from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
 from families.tokens import split_words
-from inference.image_metadata import LaidWeights
+from inference.image_metadata import AppliedWeights
 from inference.prompts import check_syntax
 from inference.text_cache import digest
 
@@ -29,10 +29,10 @@ class Weights:
     scale: float
     name: str = "weights"  # of the input that brought it, for messages
 
-    def laid(self) -> LaidWeights:
+    def applied(self) -> AppliedWeights:
         """What a picture's file says about them."""
         placeholder = self.archive.placeholder
-        return LaidWeights(
+        return AppliedWeights(
             scale=self.scale,
             lora_sha256=self.archive.lora_sha256,
             placeholder=placeholder.token if placeholder else None,

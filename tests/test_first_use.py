@@ -140,8 +140,8 @@ def test_a_script_prints_our_own_lines_only_and_its_mistake_in_one(
     done = run(tmp_path, env, "script.py")
     assert done.returncode == 1
     bars = re.compile(r"\d+%\||it/s|\?(it|step|picture)/s|^\s*$")
-    told = [line for line in re.split(r"[\n\r]", done.stderr) if not bars.search(line)]
-    assert told == ["error: prompt is empty; say what to draw (script.py, line 13)"]
+    lines = [line for line in re.split(r"[\n\r]", done.stderr) if not bars.search(line)]
+    assert lines == ["error: prompt is empty; say what to draw (script.py, line 13)"]
     lines = done.stdout.splitlines()
     assert lines[0].startswith(NO_GPU)
     assert "outputs/images/image-0.webp" in lines

@@ -44,35 +44,35 @@ from trainer.learning import (
 )
 from trainer.memory import RanOut, TooLarge, fit, free_memory, memory_freed, running_out
 from trainer.monitor import (
+    InferenceWeights,
     Previews,
     SecondBase,
-    Stage,
     Trackers,
+    TrackerUpdates,
     Validation,
-    Watching,
     check_trackers,
     count_held_out,
     hold_out,
+    preview_requests,
     previews_while_training,
     prompt_features,
-    sample_drawings,
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
 from trainer.result import (
     BROKEN,
     Outcome,
-    Told,
+    ReportData,
     Verdict,
     check_repository,
     describe_next_steps,
     drift_prompt,
-    hand_over,
-    judge,
-    kept_if_it_fails,
+    evaluate,
+    keep_weights_on_error,
     meta,
     publish,
     withhold,
+    write_weights,
 )
 from trainer.settings import (
     LENGTHS,
@@ -163,7 +163,7 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
                 path, outcome = _train(settings, report, secrets, until_written, run)
                 if outcome is not None:  # all else that the training held in memory is gone by now
                     run.complete()
-                    found = hand_over(outcome)
+                    found = evaluate(outcome)
             break
         except RanOut as short:
             tried.append(str(short.mode))
@@ -227,7 +227,7 @@ def _train(
         raise SettingsError(str(error)) from error
     if settings.subject is not None:
         check_token(settings.subject, family.prompts)
-    prompts = [prompts_of(each) for each in sample_drawings(settings, family)]
+    prompts = [prompts_of(each) for each in preview_requests(settings, family)]
     check_texts(examples, prompts, family, settings)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
@@ -271,11 +271,13 @@ def _train(
         settings, quantized=memory.mode.quantize != "none"
     )
     if memory.mode.quantize != "none":
-        stage: Stage = SecondBase(family)
+        inference_weights: InferenceWeights = SecondBase(family)
         transformer = family.load_transformer(merge)  # what is merged is quantised with the rest
     else:
         transformer = family.transformer
-        stage = Stage(family, adapter if settings.sample_prompts and previewed else None)
+        inference_weights = InferenceWeights(
+            family, adapter if settings.sample_prompts and previewed else None
+        )
         merge(transformer)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -291,10 +293,10 @@ def _train(
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, stage, run.folder, texts, enabled=previewed)
-    watching = Watching(trackers, validation.curves, previews.album)
-    until_written.callback(watching.send)  # what is drawn with the finished weights
-    watchers = (validation, previews, watching)
+    previews = Previews(family, settings, inference_weights, run.folder, texts, enabled=previewed)
+    tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
+    until_written.callback(tracker_updates.send)  # what is drawn with the finished weights
+    watchers = (validation, previews, tracker_updates)
     if loop.processes.is_main_process:
         for each in watchers:
             each.begin(loop)
@@ -305,21 +307,21 @@ def _train(
     if not loop.processes.is_main_process:
         return run.weights, None
     saver.release()
-    with kept_if_it_fails(loop, run.weights):
+    with keep_weights_on_error(loop, run.weights):
         with loop.averaged():
             zero_prior = proof.result(trained.row_norms) if proof is not None else None
         if zero_prior is not None:
             log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
         facts = meta.describe(settings, dataset, trained, zero_prior, adapter, validation.curves)
-        told = Told(
+        report_data = ReportData(
             facts,
             examples,
             trained.losses,
             validation.curves,
-            previews.album.columns,
+            previews.preview_images.columns,
             previews.thumbnails,
         )
-        return run.weights, judge(loop, told, previews.album, run.weights)
+        return run.weights, write_weights(loop, report_data, previews.preview_images, run.weights)
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

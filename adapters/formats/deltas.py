@@ -29,7 +29,7 @@ class Delta(Protocol):
         """The same change of a part of the rows, for a weight that files keep fused."""
         ...
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         """Adds scale * dW to `total` (float32, W0's device) in place; `pristine` is W0."""
         ...
 
@@ -54,7 +54,7 @@ class LowRank(NamedTuple):
     def rows(self, start: int, stop: int) -> "LowRank":
         return LowRank(self.down, self.up[start:stop])
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         total.addmm_(self.up.to(total), self.down.to(total), alpha=scale)
 
 
@@ -74,7 +74,7 @@ class Dense:
     def rows(self, start: int, stop: int) -> "Dense":
         return Dense(self.value[start:stop])
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         total.add_(self.value.to(total), alpha=scale)
 
 
@@ -99,7 +99,7 @@ class Kronecker:
     def rows(self, start: int, stop: int) -> "Rows":
         return Rows(self, start, stop)
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         total.add_(torch.kron(_product(self.left, total), _product(self.right, total)), alpha=scale)
 
 
@@ -121,7 +121,7 @@ class Hadamard:
         (up1, down1), (up2, down2) = self.first, self.second
         return Hadamard((up1[start:stop], down1), (up2[start:stop], down2))
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         total.addcmul_(_product(self.first, total), _product(self.second, total), value=scale)
 
 
@@ -143,7 +143,7 @@ class Rows:
     def rows(self, start: int, stop: int) -> "Rows":
         return Rows(self.whole, self.start + start, self.start + stop)
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
         dense = total.new_zeros(self.whole.shape)
         self.whole.add_to(dense, dense, 1.0)
         total.add_(dense[self.start : self.stop], alpha=scale)
@@ -177,10 +177,10 @@ class Dora:
             raise ValueError("DoRA magnitudes by column cannot be split into rows")
         return Dora(self.direction.rows(start, stop), self.magnitude[start:stop])
 
-    def add_to(self, total: Tensor, pristine: Tensor, scale: float) -> None:
-        weight = pristine.to(total)
+    def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
+        weight = original.to(total)
         adapted = weight.clone()
-        self.direction.add_to(adapted, pristine, 1.0)
+        self.direction.add_to(adapted, original, 1.0)
         norm = adapted.norm(dim=0 if self.by_column else 1, keepdim=True)
         # A row of zeros has no direction, and stays.
         adapted.mul_(self.magnitude.to(total) / norm.clamp_min(torch.finfo(norm.dtype).tiny))

@@ -1,8 +1,8 @@
 """python -m lab.benchmarks.formats > docs/formats.md: which LoRA files are read, and how exactly.
 
-Every case is a real file, laid over a small model of the published class. Ours goes through
-`read_archive`, `Layout.fit` and `Overlay`; diffusers' through `load_lora_weights` and `fuse_lora`.
-What counts is the weights afterwards, against a float64 reference.
+Every case is a real file, applied to a small model of the published class. Ours goes through
+`read_archive`, `Layout.fit` and `LoraMerger`; diffusers' through `load_lora_weights` and
+`fuse_lora`. What counts is the weights afterwards, against a float64 reference.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapters.archive import BrokenArchive, read_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.formats.layout import Layout
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.loading import FAMILIES
 from lab.benchmarks.format_cases import BROKEN, CASES, Case, LoraFile
 from lab.benchmarks.models import MODELS
@@ -82,7 +82,7 @@ def ours(name: str, case: Case) -> str:
     bits = _bits(transformer)
     file = case.write(before)
     layout = Layout.of(transformer, name, ORIGINAL_NAMES[name])
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     with tempfile.TemporaryDirectory() as folder:
         path = _write(file, Path(folder))
         try:
@@ -92,9 +92,9 @@ def ours(name: str, case: Case) -> str:
                 return "refused, base CHANGED"
             known = case.refused is not None and case.refused in str(error)
             return "refused" if known else f"refused: {error}"
-    overlay.apply([(deltas, 1.0)])
+    merger.apply([(deltas, 1.0)])
     cell = _judge(before, _weights(transformer), file.after)
-    overlay.restore()
+    merger.restore()
     return cell if _bits(transformer) == bits else f"{cell}, base CHANGED"
 
 

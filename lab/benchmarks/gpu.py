@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters.lora import Lora
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.family import Family
 from inference.acceleration import compile_blocks, wanted_in_training
 from inference.sampling import sample
@@ -113,7 +113,7 @@ def training_step(family: Family, case: Case) -> Callable[[], None]:
     return step
 
 
-def drawing(family: Family, case: Case) -> Callable[[], Tensor]:
+def resolved(family: Family, case: Case) -> Callable[[], Tensor]:
     """One picture's latents from noise, without guidance."""
     latents, text = _inputs(family, case)
     sigmas = torch.linspace(1.0, 0.0, case.steps + 1)
@@ -140,12 +140,12 @@ def swapping(family: Family) -> Callable[[], None]:
                 for name in family.lora_targets()
             }
         )
-    overlay = Overlay(family.transformer)
+    merger = LoraMerger(family.transformer)
     turn = iter(range(1 << 30))
 
     def swap() -> None:
         with torch.no_grad():
-            overlay.apply([(files[next(turn) % 2], 1.0)])
+            merger.apply([(files[next(turn) % 2], 1.0)])
 
     return swap
 
@@ -171,7 +171,7 @@ def measure(case: Case, device: torch.device, rate: float, repeats: int) -> list
         torch.cuda.reset_peak_memory_stats(device)
     if case.work == "swap":
         return [str(case), _shown(seconds(swapping(family), device, repeats)), "", "", ""]
-    work = drawing(family, case) if case.work == "draw" else training_step(family, case)
+    work = resolved(family, case) if case.work == "draw" else training_step(family, case)
     with FlopCounterMode(display=False) as counter:  # before it is compiled, which hides them
         work()
     if wanted_in_training(device):

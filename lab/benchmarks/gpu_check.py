@@ -140,10 +140,10 @@ class Check:
         whole = train(self.settings("whole"))
         seconds = time.perf_counter() - began
         yield Row("product", "train 10 steps, with previews", MEASURED, seconds, "s")
-        for gate in read_archive(whole).meta["checks"]:
-            bad = gate["state"] == FAILED and "loss" not in gate["name"]
+        for check in read_archive(whole).meta["checks"]:
+            bad = check["state"] == FAILED and "loss" not in check["name"]
             state = FAILED if bad else PASSED
-            yield Row("product", f"check: {gate['name']}", state, note=gate["sentence"])
+            yield Row("product", f"check: {check['name']}", state, note=check["sentence"])
 
         half = self.folder / "whole" / "checkpoints" / "step-000005.safetensors"
         resumed = train(self.settings("resumed", resume_from=half))
@@ -167,7 +167,7 @@ class Check:
         wanted = self.device.type == "cuda"
         note = "compiled" if compiled else "plain blocks"
         yield Row("product", "blocks", PASSED if compiled >= wanted else FAILED, note=note)
-        images = engine.draw(Request(prompt="a photo of <zwx>", seed=1))
+        images = engine.generate(Request(prompt="a photo of <zwx>", seed=1))
         yield Row("product", "predict", PASSED if len(images) == 1 else FAILED)
 
     def memory(self) -> Iterator[Row]:

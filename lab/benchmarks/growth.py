@@ -23,7 +23,7 @@ from adapters.cache import AdapterCache
 from adapters.formats.deltas import Deltas
 from adapters.formats.layout import Layout
 from adapters.lora import Lora
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.family import Family
 from lab.benchmarks.machine import machine
 from lab.benchmarks.preparation import (
@@ -172,18 +172,18 @@ def loras(plan: Plan, folder: Path) -> list[Row]:
     files = write_loras(family, max(plan.loras) + 1, folder)
     size, kept, bounded = in_a_process(holding, plan, files)
 
-    overlay, deltas = Overlay(family.transformer), fitted(family, AdapterCache(), files)
+    merger, deltas = LoraMerger(family.transformer), fitted(family, AdapterCache(), files)
     step = partial(shapes.loss, family, shapes.sample.mean_CHW[None])
-    overlay.apply([(deltas[0], 1.0)])  # takes copies of the pristine weights
+    merger.apply([(deltas[0], 1.0)])  # takes copies of the pristine weights
     copies = sum(family.transformer.get_submodule(name).weight.nbytes for name in deltas[0])
     changes: dict[int, list[float]] = {count: [] for count in plan.loras}
     steps: dict[int, list[float]] = {count: [] for count in (0, *plan.loras)}
     for _ in range(plan.rounds):
-        overlay.restore()
+        merger.restore()
         steps[0].append(seconds(step))
         for count in plan.loras:
             for chosen in (deltas[:count], deltas[1 : count + 1]):  # no layer's stay as they were
-                change = partial(overlay.apply, [(each, 1 / count) for each in chosen])
+                change = partial(merger.apply, [(each, 1 / count) for each in chosen])
                 changes[count].append(seconds(change))
             steps[count].append(seconds(step))
     return [
@@ -294,9 +294,9 @@ def draw_plot(found: Mapping[str, Sequence[Row]], path: Path) -> None:
     columns = min(3, len(panels))
     figure = Figure(figsize=(4 * columns, 3.2 * -(-len(panels) // columns)), layout="constrained")
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
-    for axis, (part, title, along, drawn, relative) in zip(axes, panels, strict=False):
+    for axis, (part, title, along, generated, relative) in zip(axes, panels, strict=False):
         kinds = dict.fromkeys(row.get("captions", "") for row in found[part])
-        for column, kind in itertools.product(drawn, kinds):
+        for column, kind in itertools.product(generated, kinds):
             rows = [row for row in found[part] if row.get("captions", "") == kind]
             x, y = ([float(row[name]) for row in rows] for name in (along, column))
             y = [each / y[0] for each in y] if relative else y

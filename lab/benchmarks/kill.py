@@ -78,18 +78,18 @@ PHASES = {
         "trainer.result.result_checks.reloads",
         "trainer.result.evaluation.load_family",
         "trainer.result.evaluation._velocities",
-        "trainer.result.evaluation.draw",
+        "trainer.result.evaluation.generate",
     ),
     "writing": (
         "trainer.run.meta.describe",
         "trainer.result.evaluation.write_archive",
         "trainer.result.evaluation.report.write_report",
-        "trainer.run.judge",
+        "trainer.run.write_weights",
     ),
 }
 PREVIEWS = (
-    "trainer.monitor.previews.draw",
-    "trainer.monitor.stage.Overlay",
+    "trainer.monitor.previews.generate",
+    "trainer.monitor.stage.LoraMerger",
     "trainer.monitor.preview_images.save_png",
     "trainer.monitor.preview_images.draw_sheet",
 )

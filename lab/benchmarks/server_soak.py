@@ -109,9 +109,9 @@ def fresh(ask: Inputs) -> list[bytes] | None:
         files = Engine(CPU, torch.float32).predict(None, any_file=True, **ask)
     except ValueError:
         return None
-    drawn = [pixels(file.read_bytes()) for file in files]
+    generated = [pixels(file.read_bytes()) for file in files]
     shutil.rmtree(files[0].parent)
-    return drawn
+    return generated
 
 
 def pixels(content: bytes) -> bytes:

@@ -44,7 +44,7 @@ class Ask:
 class Report:
     """What a soak found."""
 
-    drawn: int
+    generated: int
     refused: int
     different: int  # pictures or refusals unlike those of a fresh engine
     base_unchanged: bool
@@ -103,7 +103,7 @@ def answer(engine: Engine, ask: Ask) -> bytes | str:
     """The picture's pixels, or why there is none."""
     try:
         first, second = (engine.read(each) if each else None for each in (ask.weights, ask.extra))
-        return engine.draw(ask.request, first, extra=second)[0].tobytes()
+        return engine.generate(ask.request, first, extra=second)[0].tobytes()
     except (BrokenArchive, LoraMismatch) as error:
         return str(error)
 
@@ -134,7 +134,7 @@ def soak(requests: int, distinct: int, loras: int, seed: int, folder: Path) -> R
 
     engine = Engine(CPU, torch.float32)
     first = answer(engine, plain)
-    pristine = fingerprint(load_family(BASES[TURBO], CPU, torch.float32).transformer)
+    original = fingerprint(load_family(BASES[TURBO], CPU, torch.float32).transformer)
     given: list[bytes | str] = []
     start, early = time.perf_counter(), 0.0
     for number, pick in enumerate(picks):
@@ -144,11 +144,11 @@ def soak(requests: int, distinct: int, loras: int, seed: int, folder: Path) -> R
     seconds, late = time.perf_counter() - start, memory()
     last = answer(engine, plain)
     assert engine._family is not None
-    unchanged = fingerprint(engine._family.transformer) == pristine and last == first
+    unchanged = fingerprint(engine._family.transformer) == original and last == first
 
     wanted = {pick: answer(Engine(CPU, torch.float32), asks[pick]) for pick in set(picks)}
     return Report(
-        drawn=sum(isinstance(each, bytes) for each in given),
+        generated=sum(isinstance(each, bytes) for each in given),
         refused=sum(isinstance(each, str) for each in given),
         different=sum(each != wanted[pick] for each, pick in zip(given, picks, strict=True)),
         base_unchanged=unchanged,
@@ -166,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = soak(**vars(options), folder=Path(folder))
-    print(f"{found.drawn} drawn, {found.refused} refused in {found.seconds:.0f} s")
+    print(f"{found.generated} drawn, {found.refused} refused in {found.seconds:.0f} s")
     print(f"{found.different} unlike those of a fresh engine")
     print(f"base {'unchanged' if found.base_unchanged else 'CHANGED'}")
     early, late = found.memory

@@ -25,7 +25,7 @@ from adapters.archive import Archive, read_archive
 from adapters.formats.deltas import Delta
 from adapters.formats.layout import Layout
 from adapters.formats.lora_file import lora_bytes
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from lab.benchmarks.models import MODELS, PUBLISHED_BLOCKS, block_linears
 
 RANK = 4
@@ -55,25 +55,25 @@ def measure(name: str, folder: Path, repeats: int) -> list[list[str]]:
     files = [_lora(targets, seed, folder) for seed in range(2)]
     archives = [read_archive(file) for file in files]
     fitted = [layout.fit(archive.deltas, "file") for archive in archives]
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     pipeline = _pipeline(name, transformer)
     states = [load_file(file) for file in files]
     step = _step(name, transformer)
 
-    first = _seconds(lambda: overlay.apply([(fitted[1], 1.0)]))  # takes the pristine copies
+    first = _seconds(lambda: merger.apply([(fitted[1], 1.0)]))  # takes the pristine copies
     swaps: list[float] = []
     again: list[float] = []
     whole: list[float] = []
     loads: list[float] = []
     for n in range(repeats):
         for each in fitted:
-            swaps.append(_seconds(partial(overlay.apply, [(each, 1.0)])))
-            again.append(_seconds(partial(overlay.apply, [(each, 1.0)])))
-        whole.append(_seconds(partial(_from_file, files[n % 2], layout, overlay)))
-        overlay.restore()
+            swaps.append(_seconds(partial(merger.apply, [(each, 1.0)])))
+            again.append(_seconds(partial(merger.apply, [(each, 1.0)])))
+        whole.append(_seconds(partial(_from_file, files[n % 2], layout, merger)))
+        merger.restore()
         if n < 3:  # a second each
             loads.append(_seconds(partial(_load_and_unload, pipeline, states[n % 2])))
-    bare, merged, wrapped = _steps(step, overlay, fitted[0], pipeline, states[0], repeats)
+    bare, merged, wrapped = _steps(step, merger, fitted[0], pipeline, states[0], repeats)
 
     def row(what: str, ours: list[float], diffusers_: list[float] | None) -> list[str]:
         mine = statistics.median(ours)
@@ -98,9 +98,9 @@ def measure(name: str, folder: Path, repeats: int) -> list[list[str]]:
     ]
 
 
-def _from_file(file: Path, layout: Layout, overlay: Overlay) -> None:
+def _from_file(file: Path, layout: Layout, merger: LoraMerger) -> None:
     archive: Archive = read_archive(file)
-    overlay.apply([(layout.fit(archive.deltas, "file"), 1.0)])
+    merger.apply([(layout.fit(archive.deltas, "file"), 1.0)])
 
 
 def _load_and_unload(pipeline: Any, state: dict[str, Tensor]) -> None:
@@ -110,7 +110,7 @@ def _load_and_unload(pipeline: Any, state: dict[str, Tensor]) -> None:
 
 def _steps(
     step: Callable[[], object],
-    overlay: Overlay,
+    merger: LoraMerger,
     deltas: dict[str, Delta],
     pipeline: Any,
     state: dict[str, Tensor],
@@ -124,9 +124,9 @@ def _steps(
         step()
     for _ in range(repeats):
         bare.append(_seconds(step))
-        overlay.apply([(deltas, 1.0)])
+        merger.apply([(deltas, 1.0)])
         merged.append(_seconds(step))
-        overlay.restore()
+        merger.restore()
     pipeline.load_lora_weights(dict(state))
     wrapped += [_seconds(step) for _ in range(repeats)]
     pipeline.unload_lora_weights()

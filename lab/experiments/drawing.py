@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters.archive import Archive
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
 from families.bases import BASES
 from families.loading import load_family
@@ -45,7 +45,7 @@ class Drawer:
         self.family = load_family(BASES[base], dtype=torch.float32)
         if adapter is not None:
             adapter.merge(self.family.transformer, base)
-        self._overlay = Overlay(self.family.transformer)
+        self._overlay = LoraMerger(self.family.transformer)
         self._base = Base(
             transformer=self.family.transformer,
             text_encoder=self.family.text_encoder,

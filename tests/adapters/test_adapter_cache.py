@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from adapters.archive import Archive, BrokenArchive, write_archive
 from adapters.cache import BYTES_PER_TENSOR, MOST_NOTES, AdapterCache
 from adapters.formats.layout import Layout
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.placeholder import Placeholder
 from lab.benchmarks.models import MODELS, block_linears
 
@@ -136,10 +136,10 @@ def test_a_broken_or_missing_file_is_refused_and_not_kept(files: list[Path]) -> 
 
 def test_the_same_weights_again_are_fitted_and_laid_only_once(files: list[Path]) -> None:
     cache, transformer = AdapterCache(), MODELS["Z-Image"]()
-    layout, overlay = Layout.of(transformer, "Z-Image"), Overlay(transformer)
+    layout, merger = Layout.of(transformer, "Z-Image"), LoraMerger(transformer)
 
     def request(file: Path, scale: float) -> None:
-        overlay.apply([(cache.fit(cache.get(file), layout), scale)])
+        merger.apply([(cache.fit(cache.get(file), layout), scale)])
 
     def writes() -> int:
         return sum(parameter._version for parameter in transformer.parameters())

@@ -453,7 +453,7 @@ def test_diffusers_loads_our_lora_and_draws_our_picture(
             guidance_scale=1,
             seed=3,
         )
-        return np.asarray(engine.draw(asked, archive, name)[0], np.int16)
+        return np.asarray(engine.generate(asked, archive, name)[0], np.int16)
 
     engine = Engine(torch.device("cpu"), torch.float32)
     with zipfile.ZipFile(file) as zipped:

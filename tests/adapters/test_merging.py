@@ -9,7 +9,7 @@ import torch
 from loras import random_lora
 from torch import Tensor, nn
 
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.bases import BASES
 from families.loading import load_family
 
@@ -56,7 +56,7 @@ def test_merging_is_the_sum_in_float32_rounded_once(transformer: nn.Module) -> N
         random_lora(transformer, TARGETS, 4, 0),
         random_lora(transformer, TARGETS[:3], 2, 1),
     )
-    assert Overlay(transformer).apply([(first, 0.75), (second, -1.5)]) == len(TARGETS)
+    assert LoraMerger(transformer).apply([(first, 0.75), (second, -1.5)]) == len(TARGETS)
     for target in TARGETS:
         wanted = before[f"{target}.weight"].float()
         wanted = wanted + 0.75 * (first[target][1] @ first[target][0])
@@ -74,7 +74,7 @@ def test_float32_weights_are_merged_to_float32_precision() -> None:
     linear = nn.Linear(32, 48)
     before = linear.weight.detach().double()
     down, up = torch.randn(4, 32), torch.randn(48, 4)
-    Overlay(nn.ModuleDict({"x": linear})).apply([({"x": (down, up)}, 0.3)])
+    LoraMerger(nn.ModuleDict({"x": linear})).apply([({"x": (down, up)}, 0.3)])
     wanted = before + 0.3 * (up.double() @ down.double())
     torch.testing.assert_close(linear.weight.double(), wanted, rtol=0, atol=2e-6)
 
@@ -91,19 +91,19 @@ def test_any_sequence_ends_in_the_pristine_bits_and_depends_on_its_last_step_alo
         )
         for n in range(6)
     ]
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     for _ in range(60):
         chosen = [(each, chance.uniform(-2, 2)) for each in chance.sample(loras, 2)]
-        overlay.apply(chosen)
+        merger.apply(chosen)
         if chance.random() < 0.3:
-            overlay.restore()
+            merger.restore()
             assert differing(transformer, before) == set()
-    overlay.apply([(loras[0], -1.0)])
+    merger.apply([(loras[0], -1.0)])
     after_all = copy_of(transformer)
     assert differing(transformer, before) == set(loras[0])
-    overlay.restore()
+    merger.restore()
     assert differing(transformer, before) == set()
-    Overlay(transformer).apply([(loras[0], -1.0)])
+    LoraMerger(transformer).apply([(loras[0], -1.0)])
     assert differing(transformer, after_all) == set()
     assert places == {name: t.data_ptr() for name, t in transformer.state_dict().items()}
 
@@ -113,33 +113,33 @@ def test_a_failure_in_the_middle_leaves_pristine_weights(
     there_before: bool, transformer: nn.Module
 ) -> None:
     before = copy_of(transformer)
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     good = random_lora(transformer, TARGETS, 4, 0)
     if there_before:
-        overlay.apply([(good, 1.0)])
+        merger.apply([(good, 1.0)])
     bad = dict(good)
     down, up = bad[TARGETS[5]]
     bad[TARGETS[5]] = (down[:, :-1], up)  # as if it had slipped past the check
     with pytest.raises(RuntimeError):
-        overlay.apply([(good, 0.5), (bad, 1.0)])
+        merger.apply([(good, 0.5), (bad, 1.0)])
     assert differing(transformer, before) == set()
     with pytest.raises(KeyError):
-        overlay.apply([(good | {"layers.9.attention.to_q": good[TARGETS[0]]}, 1.0)])
+        merger.apply([(good | {"layers.9.attention.to_q": good[TARGETS[0]]}, 1.0)])
     assert differing(transformer, before) == set()
-    overlay.apply([(good, 1.0)])
+    merger.apply([(good, 1.0)])
     assert differing(transformer, before) == set(TARGETS)
-    overlay.restore()
+    merger.restore()
     assert differing(transformer, before) == set()
 
 
 def test_scale_zero_touches_nothing(transformer: nn.Module) -> None:
     before = copy_of(transformer)
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     some = random_lora(transformer, TARGETS, 4, 0)
-    assert overlay.apply([(some, 0.0)]) == 0
+    assert merger.apply([(some, 0.0)]) == 0
     assert differing(transformer, before) == set()
-    overlay.apply([(some, 1.0)])
-    overlay.apply([(some, 0.0)])
+    merger.apply([(some, 1.0)])
+    merger.apply([(some, 0.0)])
     assert differing(transformer, before) == set()
 
 
@@ -147,7 +147,7 @@ def test_a_lora_and_its_negative_cancel_out(transformer: nn.Module) -> None:
     """To the last bit of float32, which bfloat16 does not see."""
     before = copy_of(transformer)
     some = random_lora(transformer, TARGETS, 4, 0)
-    Overlay(transformer).apply([(some, 1.0), (some, -1.0)])
+    LoraMerger(transformer).apply([(some, 1.0), (some, -1.0)])
     for target in TARGETS:
         weight = before[f"{target}.weight"]
         torch.testing.assert_close(
@@ -174,38 +174,38 @@ def written(transformer: nn.Module, before: dict[str, int]) -> set[str]:
 def test_the_same_again_writes_nothing_and_a_change_only_what_it_touches(
     transformer: nn.Module,
 ) -> None:
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     first, second = (
         random_lora(transformer, TARGETS, 4, 0),
         random_lora(transformer, TARGETS[:3], 2, 1),
     )
-    assert overlay.apply([(first, 1.0), (second, 0.5)]) == len(TARGETS)
+    assert merger.apply([(first, 1.0), (second, 0.5)]) == len(TARGETS)
     before = versions(transformer)
-    assert overlay.apply([(first, 1.0), (second, 0.5)]) == len(TARGETS)
+    assert merger.apply([(first, 1.0), (second, 0.5)]) == len(TARGETS)
     assert written(transformer, before) == set()
-    overlay.apply([(first, 1.0), (second, -0.5)])
+    merger.apply([(first, 1.0), (second, -0.5)])
     assert written(transformer, before) == set(TARGETS[:3])
     before = versions(transformer)
-    overlay.apply([(second, -0.5)])
+    merger.apply([(second, -0.5)])
     assert written(transformer, before) == set(TARGETS)
-    overlay.restore()
+    merger.restore()
     before = versions(transformer)
-    overlay.restore()
-    overlay.apply([])
+    merger.restore()
+    merger.apply([])
     assert written(transformer, before) == set()
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_a_scale_that_is_no_number_is_refused(scale: float, transformer: nn.Module) -> None:
     before = copy_of(transformer)
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     some = random_lora(transformer, TARGETS, 4, 0)
-    overlay.apply([(some, 1.0)])
-    laid = copy_of(transformer)
+    merger.apply([(some, 1.0)])
+    applied = copy_of(transformer)
     with pytest.raises(ValueError, match="is not a number to multiply by"):
-        overlay.apply([(some, scale)])
-    assert differing(transformer, laid) == set()
-    overlay.restore()
+        merger.apply([(some, scale)])
+    assert differing(transformer, applied) == set()
+    merger.restore()
     assert differing(transformer, before) == set()
 
 
@@ -218,16 +218,16 @@ def test_without_memory_for_copies_the_checkpoint_is_read_again(
     """The vault's Z-Image-Turbo lies there in float32 and several files, as other than loaded."""
     monkeypatch.setattr("adapters.original_weights.free_and_total", lambda _: (1 << 20, 1 << 30))
     before = copy_of(transformer)
-    overlay = Overlay(transformer, None, vault / "Tongyi-MAI/Z-Image-Turbo/transformer")
+    merger = LoraMerger(transformer, None, vault / "Tongyi-MAI/Z-Image-Turbo/transformer")
     some = random_lora(transformer, TARGETS, 4, 0)
-    overlay.apply([(some, 1.0)])
-    assert overlay._pristine._kept == {}
-    laid = copy_of(transformer)
+    merger.apply([(some, 1.0)])
+    assert merger._original._kept == {}
+    applied = copy_of(transformer)
     assert differing(transformer, before) == set(TARGETS)
-    overlay.apply([(some, -2.0)])
-    overlay.apply([(some, 1.0)])
-    assert differing(transformer, laid) == set()
-    overlay.restore()
+    merger.apply([(some, -2.0)])
+    merger.apply([(some, 1.0)])
+    assert differing(transformer, applied) == set()
+    merger.restore()
     assert differing(transformer, before) == set()
 
 
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_holds_other_weights_is_not_believed(
 ) -> None:
     monkeypatch.setattr("adapters.original_weights.free_and_total", lambda _: (1 << 20, 1 << 30))
     before = copy_of(transformer)
-    overlay = Overlay(transformer, checkpoint=vault / "Tongyi-MAI/Z-Image/transformer")
-    overlay.apply([(random_lora(transformer, TARGETS, 4, 0), 1.0)])
-    overlay.restore()
+    merger = LoraMerger(transformer, checkpoint=vault / "Tongyi-MAI/Z-Image/transformer")
+    merger.apply([(random_lora(transformer, TARGETS, 4, 0), 1.0)])
+    merger.restore()
     assert differing(transformer, before) == set()

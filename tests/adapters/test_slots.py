@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapters.formats.deltas import Dense
 from adapters.formats.factors import Factors, LoraMismatch
 from adapters.formats.layout import Layout
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.slots import SlotLinear
 from families.quantization import quantize_transformer
 from lab.benchmarks.models import MODELS, block_linears
@@ -69,12 +69,12 @@ def test_an_empty_slot_is_the_quantised_layer_bit_for_bit(dtype: torch.dtype) ->
     x = torch.randn(2, 5, 32, dtype=dtype)
     alone, model = Blocks(dtype)(x), Blocks(dtype)
     packed = model.first.weight.clone()
-    overlay = Overlay(model)
+    merger = LoraMerger(model)
     assert torch.equal(model(x), alone)
-    overlay.apply([(pairs(ALL, 4, 0), 1.0)])
+    merger.apply([(pairs(ALL, 4, 0), 1.0)])
     assert not torch.equal(model(x), alone)
     assert torch.equal(model.first.weight, packed)
-    overlay.restore()
+    merger.restore()
     assert torch.equal(model(x), alone)
 
 
@@ -82,7 +82,7 @@ def test_beside_a_quantised_layer_lora_adds_what_it_says() -> None:
     model, x = Blocks(), torch.randn(3, 32)
     base = model.first(x)
     one, other = pairs(("first",), 4, 0), pairs(("first",), 7, 1)
-    assert Overlay(model).apply([(one, 0.5), (other, -2.0)]) == 1
+    assert LoraMerger(model).apply([(one, 0.5), (other, -2.0)]) == 1
     wanted = base
     for factors, scale in ((one, 0.5), (other, -2.0)):
         down, up = factors["first"]
@@ -93,26 +93,26 @@ def test_beside_a_quantised_layer_lora_adds_what_it_says() -> None:
 def test_more_rank_than_a_slot_has_makes_it_larger() -> None:
     model, x = Blocks(), torch.randn(3, 32)
     base = model.first(x)
-    overlay = Overlay(model)
+    merger = LoraMerger(model)
     large = pairs(("first",), 200, 0)
-    overlay.apply([(large, 1.0)])
+    merger.apply([(large, 1.0)])
     down, up = large["first"]
     torch.testing.assert_close(model.first(x), base + x @ down.T @ up.T, rtol=1e-4, atol=1e-4)
-    overlay.restore()
+    merger.restore()
     assert torch.equal(model.first(x), base)
 
 
 def test_only_plain_lora_lies_beside_a_quantised_layer() -> None:
     model, x = Blocks(), torch.randn(3, 32)
-    overlay = Overlay(model)
+    merger = LoraMerger(model)
     before = model(x)
     delta = {"last": Dense(torch.ones(16, 32)), "first": Dense(torch.ones(48, 32))}
     with pytest.raises(LoraMismatch, match="1 layers are quantised, and only plain LoRA .*: first"):
-        overlay.apply([(delta, 1.0)])
+        merger.apply([(delta, 1.0)])
     assert torch.equal(model(x), before)
-    assert overlay.apply([({"last": delta["last"], "first.bias": Dense(torch.ones(48))}, 1.0)]) == 2
+    assert merger.apply([({"last": delta["last"], "first.bias": Dense(torch.ones(48))}, 1.0)]) == 2
     assert not torch.equal(model(x), before)
-    overlay.restore()
+    merger.restore()
     assert torch.equal(model(x), before)
 
 
@@ -134,28 +134,28 @@ def test_over_a_base_that_a_library_quantised_lora_is_what_it_is_over_its_rounde
 
     alone = step(quantised)
     with torch.inference_mode():  # where an engine makes it; it is used outside as well
-        overlay = Overlay(quantised)
+        merger = LoraMerger(quantised)
     assert Layout.of(quantised, "small").shapes == names
     assert torch.equal(step(quantised), alone)
     some = random_lora(plain, targets, 4, 0)
-    assert overlay.apply([(some, 1.5)]) == len(targets)
+    assert merger.apply([(some, 1.5)]) == len(targets)
     for name, module in quantised.named_modules():
         if isinstance(module, SlotLinear):
             plain.get_submodule(name).weight.copy_(module.base.weight.dequantize())
     assert any(isinstance(module, SlotLinear) for module in quantised.modules())
-    Overlay(plain).apply([(some, 1.5)])
+    LoraMerger(plain).apply([(some, 1.5)])
     torch.testing.assert_close(step(quantised), step(plain), rtol=1e-4, atol=1e-5)
     assert (step(quantised) - alone).abs().max() > 0.01
-    overlay.restore()
+    merger.restore()
     assert torch.equal(step(quantised), alone)
 
 
 def test_slots_keep_the_model_s_names_and_are_put_once() -> None:
     names = Layout.of(Blocks(), "small").shapes
     model = Blocks()
-    Overlay(model)
+    LoraMerger(model)
     first = model.first
-    Overlay(model)
+    LoraMerger(model)
     assert model.first is first
     assert Layout.of(model, "small").shapes == names
 
@@ -171,7 +171,7 @@ def test_slots_keep_the_model_s_names_and_are_put_once() -> None:
 )
 def test_what_is_merged_into_is_16_bits_or_more(make: Callable, slots: bool) -> None:
     model = nn.ModuleDict({"x": make(nn.Linear(8, 8)), "y": nn.Linear(8, 8)})
-    Overlay(model)
+    LoraMerger(model)
     assert isinstance(model["x"], SlotLinear) == slots
     assert not isinstance(model["y"], SlotLinear)
 
@@ -182,7 +182,7 @@ def test_no_swap_compiles_anew_or_takes_new_storage(quantised: bool) -> None:
     if not quantised:
         model.first, model.second = nn.Linear(32, 48), nn.Linear(48, 32)
         model.requires_grad_(False)
-    overlay = Overlay(model)
+    merger = LoraMerger(model)
     places = {
         name: tensor.data_ptr()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
@@ -200,10 +200,10 @@ def test_no_swap_compiles_anew_or_takes_new_storage(quantised: bool) -> None:
             [(pairs(ALL, 4, 0), 0.25)],
         ]
         for loras in swaps:
-            overlay.apply(loras)
+            merger.apply(loras)
             assert torch.equal(compiled(x), model(x))
             assert torch.equal(compiled(x), bare) == (not loras)
-        overlay.restore()
+        merger.restore()
         assert torch.equal(compiled(x), bare)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         assert tensor.data_ptr() == places[name], name

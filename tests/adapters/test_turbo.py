@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from adapters.archive import read_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.lora import Lora
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.turbo import MergeFailed, TurboAdapter
 from families.bases import BASES
 from families.family import Family
@@ -84,12 +84,12 @@ def test_the_pristine_base_is_the_merged_one_minus_the_adapter_without_its_round
         latents = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))
         sigma = torch.tensor([0.7])
 
-        Overlay(family.transformer).apply([(factors, 1.0)])
+        LoraMerger(family.transformer).apply([(factors, 1.0)])
         ours = family.velocity(latents, sigma, text)  # pristine base + LoRA
 
         family = load_family(TURBO, torch.device("cpu"), dtype)
         adapter.merge(family.transformer, TURBO.name)
-        Overlay(family.transformer).apply([(factors, 1.0)])
+        LoraMerger(family.transformer).apply([(factors, 1.0)])
         adapter.merge(family.transformer, TURBO.name, weight=-1.0)
         theirs = family.velocity(latents, sigma, text)  # merged base + LoRA - adapter
         errors[dtype] = ((ours - theirs).norm() / ours.norm()).item()
@@ -154,9 +154,9 @@ def test_what_is_learned_depends_on_the_adapter_and_pictures_are_drawn_without_i
 
     request = Request(prompt="a cat", width=64, height=64, num_inference_steps=2, seed=1)
     engine = Engine()
-    plain = engine.draw(request, None, "z-image-turbo")[0]
-    engine.draw(request, with_adapter)
-    assert engine.draw(request, None, "z-image-turbo")[0].tobytes() == plain.tobytes()
+    plain = engine.generate(request, None, "z-image-turbo")[0]
+    engine.generate(request, with_adapter)
+    assert engine.generate(request, None, "z-image-turbo")[0].tobytes() == plain.tobytes()
 
 
 def test_a_distilled_base_without_adapter_is_warned_of(

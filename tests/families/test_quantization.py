@@ -227,9 +227,9 @@ def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_bas
     archive = read_archive(path)
     assert archive.base_model == "Tongyi-MAI/Z-Image-Turbo"
     request = Request(prompt="a photo of r3dfox", seed=settings.seed, **options)
-    drawn = Engine().draw(request, archive)[0].convert("RGB")
+    generated = Engine().generate(request, archive)[0].convert("RGB")
     last = sorted(path.parent.glob("samples/step-*/00.png"))[-1]
-    assert ImageChops.difference(drawn, Image.open(last).convert("RGB")).getbbox() is None
+    assert ImageChops.difference(generated, Image.open(last).convert("RGB")).getbbox() is None
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])

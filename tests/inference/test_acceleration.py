@@ -68,7 +68,9 @@ def test_an_engine_without_compiler_and_cudnn_draws_all_the_same(
     compiles_with(monkeypatch, broken)
     monkeypatch.setattr(acceleration, "USUAL_RATIOS", ("1:1",))
     monkeypatch.setattr(
-        acceleration, "_draw_usual", lambda family, _: acceleration.draw_once(family, 64, 64, 1.0)
+        acceleration,
+        "_generate_usual",
+        lambda family, _: acceleration.generate_once(family, 64, 64, 1.0),
     )
     engine = Engine(CPU, torch.float32)
     engine.warm_up()
@@ -81,8 +83,8 @@ def test_an_engine_without_compiler_and_cudnn_draws_all_the_same(
         "going on without, which is slower"
     )
     monkeypatch.setattr(acceleration, "wanted", lambda _: False)
-    plain = Engine(CPU, torch.float32).draw(asked())[0]
-    assert engine.draw(asked())[0].tobytes() == plain.tobytes()
+    plain = Engine(CPU, torch.float32).generate(asked())[0]
+    assert engine.generate(asked())[0].tobytes() == plain.tobytes()
     assert len(warnings(caplog)) == 2
 
 
@@ -105,7 +107,7 @@ def test_a_later_request_that_fails_is_drawn_with_plain_blocks(
     engine.warm_up()
     assert engine._family is not None
     transformer = engine._family.transformer
-    plain = [engine.draw(asked(width=width))[0].tobytes() for width in (64, 96)]
+    plain = [engine.generate(asked(width=width))[0].tobytes() for width in (64, 96)]
     compile_blocks(transformer, "eager")
     velocity = engine._family.velocity
 
@@ -115,11 +117,11 @@ def test_a_later_request_that_fails_is_drawn_with_plain_blocks(
         return velocity(latents, *rest)
 
     monkeypatch.setattr(engine._family, "velocity", refuses)
-    assert engine.draw(asked())[0].tobytes() == plain[0]
+    assert engine.generate(asked())[0].tobytes() == plain[0]
     assert is_compiled(transformer)
-    assert engine.draw(asked(width=96))[0].tobytes() == plain[1]
+    assert engine.generate(asked(width=96))[0].tobytes() == plain[1]
     assert not is_compiled(transformer)
-    engine.draw(asked(width=96))
+    engine.generate(asked(width=96))
     (warning,) = warnings(caplog)
     assert str(error) in warning
 
@@ -249,7 +251,7 @@ def test_the_miniature_is_trained_and_drawn_with_and_without_a_compiler(
         "torch.cuda.get_device_capability = lambda _: (8, 0)\n"
         "engine = Engine()\n"
         "engine.warm_up(weights)\n"
-        "engine.draw(Request(prompt='a photo of <zwx>', num_inference_steps=1))\n"
+        "engine.generate(Request(prompt='a photo of <zwx>', num_inference_steps=1))\n"
         "print('compiled:', acceleration.is_compiled(engine._family.transformer))\n"
     )
     done = subprocess.run(

@@ -26,7 +26,7 @@ from families.loading import load_family
 from families.repository import MissingModel
 from inference import acceleration
 from inference.engine import Engine
-from inference.generation import draw
+from inference.generation import generate
 from inference.request import Request, settle
 from inference.text_cache import TextCache
 
@@ -73,7 +73,7 @@ def asked(prompt: str = "a photo of a cat", **options: Any) -> Request:
 
 
 def pixels(engine: Engine, *request: Any) -> list[bytes]:
-    return [image.tobytes() for image in engine.draw(*request)]
+    return [image.tobytes() for image in engine.generate(*request)]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_weights_of_another_family_are_refused(
     names += [name.replace(".0.", ".1.", 1) for name in names]
     factors = {name: (torch.ones(2, 64), torch.ones(64, 2)) for name in names}
     with pytest.raises(LoraMismatch, match=reason):
-        engine.draw(asked(), Archive(factors, None, meta), base_model)
+        engine.generate(asked(), Archive(factors, None, meta), base_model)
     assert pixels(engine, asked()) == first
 
 
@@ -189,17 +189,17 @@ def test_weights_of_another_size_are_refused(
     layer = "layers.1.attention.to_q"
     larger = {**trained.factors, layer: (torch.ones(4, 128), torch.ones(128, 4))}
     with pytest.raises(LoraMismatch, match=rf"1 of 14 .*{layer} \(LoRA 128x128, model 64x64\)"):
-        engine.draw(asked(), Archive(larger, None, {"base_model": TURBO}))
+        engine.generate(asked(), Archive(larger, None, {"base_model": TURBO}))
     wide = Archive(trained.factors, Placeholder("<zwx>", torch.zeros(1, 128)), trained.meta)
     with pytest.raises(LoraMismatch, match="<zwx> has 128 values, .* takes 64"):
-        engine.draw(asked("a photo of <zwx>"), wide)
+        engine.generate(asked("a photo of <zwx>"), wide)
     assert pixels(engine, asked(), plain) == with_plain
 
 
 def test_weights_of_an_unknown_base_ask_for_one(engine: Engine, plain: Archive) -> None:
     foreign = Archive(plain.factors, None, {"base_model": "someone/finetune"})
     with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not a known base"):
-        engine.draw(asked(), foreign)
+        engine.generate(asked(), foreign)
     assert pixels(engine, asked(), foreign, "z-image-turbo") == pixels(engine, asked(), plain)
 
 
@@ -247,7 +247,7 @@ def test_a_prompt_and_weights_that_do_not_go_together_are_a_warning(
     trained: Archive,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert len(engine.draw(asked(prompt), trained if with_weights else None)) == 1
+    assert len(engine.generate(asked(prompt), trained if with_weights else None)) == 1
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     said = [line for line in said if "pixels that" not in line]  # the tests' images are small
     assert (warning in "\n".join(said)) if warning else not said
@@ -287,11 +287,13 @@ def test_two_archives_are_laid_over_each_other_with_both_their_words(
     for name, (down, up) in stacked.items():
         family.transformer.get_submodule(name).weight.add_(up @ down)
     with torch.inference_mode():
-        drawn = draw(family, settle(request, family.base, family.resolution_multiple), words)
-    summed, laid = (
-        np.frombuffer(each, np.uint8).astype(int) for each in (drawn[0].tobytes(), both[0])
+        generated = generate(
+            family, settle(request, family.base, family.resolution_multiple), words
+        )
+    summed, applied = (
+        np.frombuffer(each, np.uint8).astype(int) for each in (generated[0].tobytes(), both[0])
     )
-    assert np.abs(summed - laid).max() <= 1  # the sums were rounded in another order
+    assert np.abs(summed - applied).max() <= 1  # the sums were rounded in another order
 
     alone = {pixels(engine, request, each)[0] for each in (trained, second)}
     assert len(alone | {both[0]}) == 3
@@ -304,7 +306,7 @@ def test_a_word_cannot_come_twice(
     assert second.placeholder
     again = replace(second, placeholder=Placeholder("<zwx>", second.placeholder.vectors))
     with pytest.raises(LoraMismatch, match="in extra_lora bring the placeholder <zwx> a second"):
-        engine.draw(asked("<zwx>"), trained, "auto", again)
+        engine.generate(asked("<zwx>"), trained, "auto", again)
     assert pixels(engine, asked()) == first
 
 
@@ -313,7 +315,7 @@ def test_weights_of_two_families_do_not_go_together(
 ) -> None:
     other = replace(plain, meta={"base_model": QWEN})
     with pytest.raises(LoraMismatch, match="in extra_lora were trained on qwen-image and cannot"):
-        engine.draw(asked(), trained, "auto", other)
+        engine.generate(asked(), trained, "auto", other)
 
 
 # Warm and quick.
@@ -330,7 +332,7 @@ def test_a_repeated_prompt_spends_no_time_in_the_text_encoder(
 
     def times(prompt: str, *weights: Any, **options: Any) -> int:
         before = len(read)
-        engine.draw(asked(prompt, **options), *weights)
+        engine.generate(asked(prompt, **options), *weights)
         return len(read) - before
 
     assert times("a cat") == 1
@@ -362,10 +364,10 @@ def test_another_base_takes_the_place_of_the_first_in_memory(
 ) -> None:
     caplog.set_level(logging.INFO)
     engine = Engine(CPU, torch.float32)
-    engine.draw(asked(), plain)
+    engine.generate(asked(), plain)
     assert engine._family is not None
     gone = [weakref.ref(getattr(engine._family, part)) for part in ("transformer", "vae")]
-    engine.draw(asked(), None, "z-image")
+    engine.generate(asked(), None, "z-image")
     assert [each() for each in gone] == [None, None]
     assert "z-image-turbo leaves memory; loading z-image" in caplog.text
 
@@ -375,7 +377,7 @@ def test_an_unknown_base_leaves_the_present_one_in_memory(engine: Engine, tmp_pa
     shutil.copytree(Path(os.environ["MODEL_VAULT"]) / TURBO, tmp_path / "torn")
     shutil.rmtree(tmp_path / "torn" / "vae")
     with pytest.raises(MissingModel):
-        engine.draw(asked(), None, str(tmp_path / "torn"))
+        engine.generate(asked(), None, str(tmp_path / "torn"))
     assert engine._family is here
 
 
@@ -447,7 +449,7 @@ def test_go_fast_saves_a_quarter_of_the_passes(bases: None) -> None:
         passes.clear()
         request = asked(num_inference_steps=8, **options)
         with torch.inference_mode():
-            draw(family, settle(request, family.base, family.resolution_multiple))
+            generate(family, settle(request, family.base, family.resolution_multiple))
         return len(passes)
 
     assert count() == 16
@@ -471,7 +473,7 @@ def test_picture_n_is_the_single_picture_of_the_seed_plus_n(
 def test_a_size_is_rounded_to_what_the_base_can_draw(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (image,) = engine.draw(asked(width=70, height=41))
+    (image,) = engine.generate(asked(width=70, height=41))
     assert image.size == (64, 48)
     assert "70x41 is drawn as 64x48: sides are multiples of 16" in caplog.text
     with pytest.raises(ValueError, match="width is 1; it must be between 32 and 2048"):
@@ -526,17 +528,17 @@ def test_a_face_gets_picture_files(
     engine: Engine, first: list[bytes], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = {}
+    report_data = {}
     request = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7, "num_outputs": 2}
     paths = engine.predict(
-        told.__setitem__, prompt="a photo of a cat", output_format="png", **request
+        report_data.__setitem__, prompt="a photo of a cat", output_format="png", **request
     )
     assert [str(path) for path in paths] == [
         "outputs/images/image-0.png",
         "outputs/images/image-1.png",
     ]
     assert Image.open(paths[0]).tobytes() == first[0]
-    assert told["seconds_per_picture"] > 0
+    assert report_data["seconds_per_picture"] > 0
     (photo,) = engine.predict(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
     assert str(photo) == "outputs/images/image-2.jpg"
     with Image.open(photo) as opened:
@@ -551,7 +553,7 @@ def test_tok_in_a_prompt_is_the_trained_token(
 ) -> None:
     caplog.set_level(logging.INFO)
     (of_tok,), (of_token,), (of_text,) = (
-        engine.draw(asked(prompt), archive)
+        engine.generate(asked(prompt), archive)
         for prompt, archive in (("a TOK", trained), ("a <zwx>", trained), ("a TOK", plain))
     )
     assert of_tok.tobytes() == of_token.tobytes() != of_text.tobytes()
@@ -576,5 +578,5 @@ def test_the_end_of_a_long_prompt_is_said_to_be_lost(
     for end in ("a dog", "a cat"):
         assert pixels(engine, asked(f"{long}{end}")) == pixels(engine, asked(long + "a dog"))
     assert "prompt is longer than the 512 tokens that are read; lost from here on" in caplog.text
-    engine.draw(asked(f"{long} <zwx>"), trained)
+    engine.generate(asked(f"{long} <zwx>"), trained)
     assert "<zwx> is lost: prompt is longer than the 512 tokens" in caplog.text

@@ -19,7 +19,7 @@ from families.loading import load_family
 from inference import image_metadata
 from inference.engine import Engine
 from inference.images import save_images
-from inference.request import Drawing, Request
+from inference.request import Request, ResolvedRequest
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"
 PROMPT = "a photo of <zwx>, 写真 🦊"  # beyond Latin-1, and beyond 16 bits
@@ -70,17 +70,17 @@ def test_a_file_holds_all_that_makes_it_again(
         )
     first, second = facts
     assert second["seed"] == first["seed"] + 1
-    (laid,) = first["weights"]
+    (applied,) = first["weights"]
     archive = read_archive(weights)
-    assert (laid["lora_sha256"], laid["scale"]) == (archive.lora_sha256, 0.7)
-    assert laid["placeholder"] == "<zwx>"
+    assert (applied["lora_sha256"], applied["scale"]) == (archive.lora_sha256, 0.7)
+    assert applied["placeholder"] == "<zwx>"
 
     # From the file alone, the second picture again.
     known = {name: second[name] for name in ("prompt", "seed", "guidance_scale", "width", "height")}
     request = Request(
         num_inference_steps=second["steps"], lora_scale=second["weights"][0]["scale"], **known
     )
-    (again,) = engine.draw(request, archive, second["base_model"])
+    (again,) = engine.generate(request, archive, second["base_model"])
     (saved,) = save_images([again], tmp_path, file_format)
     assert saved.read_bytes() == paths[1].read_bytes()
 
@@ -121,7 +121,7 @@ def test_the_same_tensors_have_the_same_hash_whatever_lies_around_them(
 def test_a_making_too_long_for_a_jpg_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    drawing = Drawing(
+    resolved = ResolvedRequest(
         prompt="写" * 20_000,
         negative_prompt="",
         width=8,
@@ -131,7 +131,7 @@ def test_a_making_too_long_for_a_jpg_is_left_out_with_a_warning(
         seeds=(1,),
     )
     image = Image.new("RGB", (8, 8))
-    image.info.update(image_metadata.making(drawing, 1, BASES["miniature"], []))
+    image.info.update(image_metadata.making(resolved, 1, BASES["miniature"], []))
     jpg, png = (save_images([image], tmp_path, each)[0] for each in ("jpg", "png"))
     with Image.open(jpg) as small, Image.open(png) as whole:
         assert not image_metadata.read(small)

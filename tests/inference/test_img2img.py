@@ -13,7 +13,7 @@ from PIL import Image
 from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
-from inference.generation import draw
+from inference.generation import generate
 from inference.images import BrokenImage, read_image, to_images, to_pixels
 from inference.request import Request, settle
 
@@ -43,9 +43,9 @@ def image() -> Image.Image:
 def pictures(family: Family, **options: Any) -> np.ndarray:
     given = {"prompt": "a photo of a cat", "seed": 3, "num_inference_steps": 5, **SIZE, **options}
     request = Request(**given)
-    drawing = settle(request, family.base, family.resolution_multiple)
+    resolved = settle(request, family.base, family.resolution_multiple)
     return np.stack(
-        [np.asarray(each, np.int16) for each in draw(family, drawing, {}, request.image)]
+        [np.asarray(each, np.int16) for each in generate(family, resolved, {}, request.image)]
     )
 
 
@@ -92,8 +92,8 @@ def test_at_strength_0_the_image_comes_back_as_the_vae_knows_it(
 
 def test_the_less_strength_the_nearer_to_the_image(family: Family, image: Image.Image) -> None:
     strengths = (0, 0.2, 0.5, 1)
-    drawn = [pictures(family, image=image, prompt_strength=each)[0] for each in strengths]
-    distances = [np.abs(each - drawn[0]).mean() for each in drawn]
+    generated = [pictures(family, image=image, prompt_strength=each)[0] for each in strengths]
+    distances = [np.abs(each - generated[0]).mean() for each in generated]
     assert distances == sorted(distances)
     assert distances[1] > 0
 
@@ -110,21 +110,21 @@ def test_picture_n_is_that_of_the_seed_plus_n(family: Family, image: Image.Image
     [(8, 0.6, 5), (8, 0.01, 1), (10, 0.5, 5), (50, 1, 50), (8, 0, 0)],
 )
 def test_of_n_steps_n_times_strength_are_drawn(
-    steps: int, strength: float, drawn: int, image: Image.Image
+    steps: int, strength: float, generated: int, image: Image.Image
 ) -> None:
     request = Request(
         prompt="x", image=image, prompt_strength=strength, num_inference_steps=steps, seed=1
     )
-    drawing = settle(request, BASES["z-image-turbo"], 16)
-    assert drawing.steps - drawing.first_step == drawn
+    resolved = settle(request, BASES["z-image-turbo"], 16)
+    assert resolved.steps - resolved.first_step == generated
 
 
 def test_a_picture_has_the_images_shape_unless_another_is_asked_for(image: Image.Image) -> None:
     base = BASES["z-image-turbo"]
 
     def size(**options: Any) -> tuple[int, int]:
-        drawing = settle(Request(prompt="x", seed=1, **options), base, 16)
-        return drawing.width, drawing.height
+        resolved = settle(Request(prompt="x", seed=1, **options), base, 16)
+        return resolved.width, resolved.height
 
     assert size() == (1024, 1024)
     assert size(image=image) == (1184, 880)  # 4:3

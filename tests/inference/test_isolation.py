@@ -110,7 +110,7 @@ def machine(alone: dict[str, Archive], broken: Path) -> type[RuleBasedStateMachi
     ) -> bytes:
         size: dict[str, int] = {"width": 32, "height": 32, "num_inference_steps": 1}
         request = Request(prompt=prompt, seed=4, lora_scale=scale, **size)
-        return engine.draw(request, archive, base)[0].tobytes()
+        return engine.generate(request, archive, base)[0].tobytes()
 
     class Requests(RuleBasedStateMachine):
         @initialize()

@@ -67,7 +67,7 @@ def said(engine: Engine, archive: Archive, caplog: pytest.LogCaptureFixture, **o
     """The warnings about the weights, which come with each request."""
     for _ in range(2):
         caplog.clear()
-        engine.draw(asked(**options), archive)
+        engine.generate(asked(**options), archive)
     lines = [each.message for each in caplog.records if each.levelno >= logging.WARNING]
     return "\n".join(line for line in lines if line.startswith("the weights"))
 

@@ -7,7 +7,7 @@ import pytest
 
 from families.bases import BASES
 from families.few_steps import find_few_step_lora
-from inference.request import ASPECT_RATIOS, LENGTHS, Drawing, Request, check_work, settle
+from inference.request import ASPECT_RATIOS, LENGTHS, Request, ResolvedRequest, check_work, settle
 
 
 def asked(**options: Any) -> Request:
@@ -17,26 +17,26 @@ def asked(**options: Any) -> Request:
 def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
     base = BASES["z-image-turbo"]
     assert settle(asked(seed=0), base, 16).seeds == (0,)
-    drawn = {settle(asked(seed=None), base, 16).seeds for _ in range(3)}
-    assert len(drawn) == 3
+    generated = {settle(asked(seed=None), base, 16).seeds for _ in range(3)}
+    assert len(generated) == 3
 
 
 @pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "miniature-turbo"])
 def test_an_aspect_ratio_keeps_the_area_of_the_bases_own_resolution(name: str) -> None:
     base = BASES[name]
     for ratio in ASPECT_RATIOS:
-        drawing = settle(Request(prompt="x", aspect_ratio=ratio), base, 16)
+        resolved = settle(Request(prompt="x", aspect_ratio=ratio), base, 16)
         across, down = map(int, ratio.split(":"))
-        assert drawing.width % 16 == drawing.height % 16 == 0
+        assert resolved.width % 16 == resolved.height % 16 == 0
         tolerance = 32 / base.default_resolution  # half a multiple on either side
-        assert drawing.width / drawing.height == pytest.approx(across / down, rel=tolerance)
-        area = drawing.width * drawing.height
+        assert resolved.width / resolved.height == pytest.approx(across / down, rel=tolerance)
+        area = resolved.width * resolved.height
         assert area == pytest.approx(base.default_resolution**2, rel=tolerance)
 
 
 def test_what_a_request_leaves_out_suits_the_base() -> None:
     request = Request(prompt="x", seed=1)
-    assert settle(request, BASES["qwen-image"], 16) == Drawing(
+    assert settle(request, BASES["qwen-image"], 16) == ResolvedRequest(
         prompt="x",
         negative_prompt="",
         width=1328,
@@ -212,13 +212,13 @@ def test_a_few_step_lora_brings_its_settings_and_the_request_s_own_count_first(
 ) -> None:
     lora, base = find_few_step_lora([LIGHTNING]), BASES["qwen-image"]
     with caplog.at_level("INFO"):
-        drawing = settle(Request(prompt="x"), base, 16, lora)
-    assert (drawing.steps, drawing.guidance_scale, drawing.shift) == (8, 1.0, 3.0)
+        resolved = settle(Request(prompt="x"), base, 16, lora)
+    assert (resolved.steps, resolved.guidance_scale, resolved.shift) == (8, 1.0, 3.0)
     assert "Qwen-Image-Lightning: 8 steps, guidance 1, shift 3" in caplog.text
     assert not [each for each in caplog.records if each.levelname == "WARNING"]
     own = Request(prompt="x", num_inference_steps=6, guidance_scale=2, shift=2.5)
-    drawing = settle(own, base, 16, lora)
-    assert (drawing.steps, drawing.guidance_scale, drawing.shift) == (6, 2, 2.5)
+    resolved = settle(own, base, 16, lora)
+    assert (resolved.steps, resolved.guidance_scale, resolved.shift) == (6, 2, 2.5)
     assert "is made for 8 steps, guidance 1, shift 3; used: 6 steps" in caplog.text
     assert settle(Request(prompt="x", shift=0), base, 16, lora).shift is None
     largest = Request(prompt="x", width=2048, height=2048, num_outputs=8)

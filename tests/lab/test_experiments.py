@@ -78,8 +78,8 @@ def test_the_experiments_draw_what_a_prediction_draws(drawer: Drawer, archive: A
     ours = to_tensor(drawer.draw(archive, [prompt], EIGHT))
     engine = Engine(torch.device("cpu"), torch.float32)
     request = Request(prompt=prompt.text, seed=prompt.seed)
-    theirs = to_tensor(engine.draw(request, archive, TURBO))
-    plain = to_tensor(engine.draw(request, None, TURBO))
+    theirs = to_tensor(engine.generate(request, archive, TURBO))
+    plain = to_tensor(engine.generate(request, None, TURBO))
     assert (ours - theirs).square().mean().sqrt() < 0.02
     assert (ours - plain).square().mean().sqrt() > 0.1
 

@@ -19,7 +19,7 @@ def score(engine: Engine, weights: Path | None) -> float:
     """Mean likeness to the subject of the demo's prompts, over two seeds each."""
     archive = engine.read(weights) if weights else None
     pictures = [
-        engine.draw(Request(prompt=prompt, seed=seed), archive, "miniature-turbo")[0]
+        engine.generate(Request(prompt=prompt, seed=seed), archive, "miniature-turbo")[0]
         for prompt in scenes().prompts
         for seed in SEEDS
     ]

@@ -180,10 +180,10 @@ def test_the_environment_asks_how_prompts_are_tokenised(
     training: Training, predictor: CogServer
 ) -> None:
     """LOG_PROMPT_IDS=1, since an operator wants to know what no user is asked for."""
-    drawn = run(predictor, PROMPT | {"replicate_weights": training.weights})
+    generated = run(predictor, PROMPT | {"replicate_weights": training.weights})
     shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new words: <zwx> at \[7\]"
     assert re.search(shown, training.report["logs"])
-    assert re.search(shown, drawn["logs"])
+    assert re.search(shown, generated["logs"])
 
 
 def test_loss_and_step_are_metrics(training: Training) -> None:
@@ -437,9 +437,9 @@ def test_an_image_is_drawn_anew_and_the_file_says_how(predictor: CogServer) -> N
     inputs = {"image": data_url("image/png", start.getvalue()), "prompt_strength": 0.5}
     report = run(predictor, PROMPT | inputs)
     assert report["status"] == "succeeded", report
-    drawn = picture(report["output"][0])
-    assert drawn.size == (88, 48)  # 2:1, as the image, of the area of 64 x 64
-    facts = json.loads(drawn.info["zeroprior"])
+    generated = picture(report["output"][0])
+    assert generated.size == (88, 48)  # 2:1, as the image, of the area of 64 x 64
+    facts = json.loads(generated.info["zeroprior"])
     assert (facts["prompt"], facts["seed"], facts["prompt_strength"]) == (PROMPT["prompt"], 7, 0.5)
     silent = picture(run(predictor, PROMPT | {"output_metadata": False})["output"][0])
     assert "zeroprior" not in silent.info

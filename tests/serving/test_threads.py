@@ -26,15 +26,15 @@ def test_results_come_in_the_order_of_their_tasks() -> None:
 
 
 def test_only_a_few_tasks_are_begun_ahead() -> None:
-    drawn: list[int] = []
+    generated: list[int] = []
 
     def tasks() -> Iterator[int]:
         for number in range(1000):
-            drawn.append(number)
+            generated.append(number)
             yield number
 
     for taken, _ in enumerate(in_threads(abs, tasks()), start=1):
-        assert len(drawn) <= taken + AHEAD
+        assert len(generated) <= taken + AHEAD
 
 
 def test_what_is_wrong_with_a_task_reaches_whoever_takes_it() -> None:

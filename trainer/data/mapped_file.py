@@ -10,7 +10,7 @@ class NoRoom(OSError):
     """The folder of temporary files is full."""
 
 
-class Spool:
+class MappedFile:
     """A nameless temporary file that is written in full and then mapped into memory.
 
     What is read of it lies in the system's cache, which shrinks when others need the memory. The

@@ -22,7 +22,7 @@ from adapters.files.containers import (
     safe_parts,
     within,
 )
-from trainer.data.mapped_file import Content, NoRoom, Spool
+from trainer.data.mapped_file import Content, MappedFile, NoRoom
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp"}
 RAW_SUFFIXES = {
@@ -80,7 +80,7 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
     Raises `NoRoom` where they cannot be put there.
     """
     files: dict[str, Content] = {}
-    pictures, spool = dict[str, slice](), Spool("pictures")
+    pictures, file = dict[str, slice](), MappedFile("pictures")
     try:
         with _open(path) as members:
             for member in members:
@@ -98,7 +98,7 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
                 try:
                     files[name] = data = _read(member, suffix_of(name))
                     if suffix_of(name) in IMAGE_SUFFIXES:
-                        pictures[name], files[name] = spool.add(data), b""
+                        pictures[name], files[name] = file.add(data), b""
                 except Unusable as error:
                     lines = bad if suffix_of(name) in IMAGE_SUFFIXES else problems
                     lines.append(f"{name}: {error}")
@@ -108,7 +108,7 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
         raise
     except Exception as error:  # hostile structures make the parsers raise whatever they trip over
         problems.append(f"is damaged or cut off ({error}); make or upload it again")
-    mapped = spool.mapped()
+    mapped = file.mapped()
     return files | {name: mapped[place] for name, place in pictures.items()}
 
 

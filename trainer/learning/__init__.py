@@ -7,7 +7,7 @@ from trainer.learning.distributed import by_main, least_of_all, processes, same_
 from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_pictures
 from trainer.learning.history import Trained
 from trainer.learning.loop import Loop, Report
-from trainer.learning.loss import draw, flow_loss, noisy
+from trainer.learning.loss import draw_noise, flow_loss, noisy
 from trainer.learning.randomness import generator
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
@@ -36,7 +36,7 @@ __all__ = [
     "continue_weights",
     "data_identity",
     "describe_weights",
-    "draw",
+    "draw_noise",
     "encode_pictures",
     "flow_loss",
     "generator",

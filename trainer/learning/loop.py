@@ -22,7 +22,7 @@ from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
 from trainer.learning.history import History, Progress, Trained
-from trainer.learning.loss import draw, flow_loss
+from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.learning.randomness import generator
 from trainer.learning.saving import Diverged, Saver
@@ -121,9 +121,9 @@ class Loop:
         for row in range(self.first_row, self.first_row + settings.batch_size):
             sample = self.samples[indices[row]]
             shape = sample.mean_CHW.shape
-            posterior = draw(shape, settings.seed, "posterior", number, row)
+            posterior = draw_noise(shape, settings.seed, "posterior", number, row)
             latents.append(sample.mean_CHW + sample.std_CHW * posterior)
-            noises.append(draw(shape, settings.seed, "noise", number, row))
+            noises.append(draw_noise(shape, settings.seed, "noise", number, row))
             random = generator(settings.seed, "sigma", number, row)
             sigmas.append(self.noise_levels.draw(shape, random))
             captions.append(self._caption(number, row))
@@ -222,7 +222,7 @@ class Loop:
         finally:
             self.ema.restore(self.parameters)
 
-    def shipped(self) -> tuple[Factors, Placeholder | None]:
+    def final_weights(self) -> tuple[Factors, Placeholder | None]:
         """Copies on the CPU of what would be written as weights now."""
         with self.averaged():
             factors = self.lora.factors() if self.lora is not None else {}

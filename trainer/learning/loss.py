@@ -30,6 +30,6 @@ def flow_loss(
     return (velocity_BCHW - (noise_BCHW - latents_BCHW)).square().mean()
 
 
-def draw(shape: torch.Size, seed: int, purpose: str, step: int, row: int) -> Tensor:
+def draw_noise(shape: torch.Size, seed: int, purpose: str, step: int, row: int) -> Tensor:
     """Standard normal noise of one sample in one step, on the CPU."""
     return torch.randn(shape, generator=generator(seed, purpose, step, row))

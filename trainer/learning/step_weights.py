@@ -43,7 +43,7 @@ def write_step_weights(loop: "Loop", folder: Path) -> None:
     path = folder / f"step-{loop.done:06d}.zip"
     try:
         meta = describe_weights(loop.settings) | {"steps": loop.done}
-        write_archive(Archive(*loop.shipped(), meta), path)
+        write_archive(Archive(*loop.final_weights(), meta), path)
         _remove_others(folder, loop.done)
     except Exception as error:
         log.warning("no weights of step %d in %s: %s", loop.done, folder, error)

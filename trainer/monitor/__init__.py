@@ -2,29 +2,29 @@
 
 from trainer.monitor.contact_sheet import thumbnail
 from trainer.monitor.default_previews import previews_while_training, with_default_previews
-from trainer.monitor.preview_images import FOLDER, Album, step_label
-from trainer.monitor.previews import Previews, prompt_features, sample_drawings, sample_scale
-from trainer.monitor.stage import SecondBase, Stage
+from trainer.monitor.inference_weights import InferenceWeights, SecondBase
+from trainer.monitor.preview_images import FOLDER, PreviewImages, step_label
+from trainer.monitor.previews import Previews, preview_requests, prompt_features, sample_scale
 from trainer.monitor.trackers import Trackers, check_trackers
-from trainer.monitor.tracking import Watching
+from trainer.monitor.tracking import TrackerUpdates
 from trainer.monitor.validation import Curves, Validation, count_held_out, hold_out, untrained
 
 __all__ = [
-    "Album",
+    "PreviewImages",
     "Curves",
     "FOLDER",
     "Previews",
     "SecondBase",
-    "Stage",
+    "InferenceWeights",
     "Trackers",
     "Validation",
-    "Watching",
+    "TrackerUpdates",
     "check_trackers",
     "count_held_out",
     "hold_out",
     "previews_while_training",
     "prompt_features",
-    "sample_drawings",
+    "preview_requests",
     "sample_scale",
     "step_label",
     "thumbnail",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from inference.request import Drawing
+from inference.request import ResolvedRequest
 from trainer.monitor.contact_sheet import draw_sheet, save_png, thumbnail
 from trainer.run_files import PREVIEW, SAMPLES, SHEET, STEP, listed
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 FOLDER = SAMPLES
 
 
-class Album:
+class PreviewImages:
     """The pictures of one training.
 
     `thumbnails` holds those of each step, small, one per column; `last` those of the last time.
     """
 
-    def __init__(self, output: Path, drawings: Sequence[Drawing]) -> None:
+    def __init__(self, output: Path, all_resolved: Sequence[ResolvedRequest]) -> None:
         self.folder = output / FOLDER
-        self._drawings = list(drawings)
-        self.columns = [drawing.prompt for drawing in drawings for _ in drawing.seeds]
+        self._drawings = list(all_resolved)
+        self.columns = [resolved.prompt for resolved in all_resolved for _ in resolved.seeds]
         self.thumbnails: dict[int, list[Image.Image]] = {}
         self.last: list[Image.Image] = []
 
@@ -47,10 +47,12 @@ class Album:
     def add(self, step: int, pictures: Sequence[Sequence[Image.Image]]) -> None:
         """Writes the pictures of every prompt after a step, and the sheet anew."""
         folder = self.folder / f"step-{step:06d}"
-        for number, (drawing, drawn) in enumerate(zip(self._drawings, pictures, strict=True)):
-            names = [f"{number:02d}{f'-{k}' if k else ''}.png" for k in range(len(drawn))]
-            files = [save_png(each, folder / name) for each, name in zip(drawn, names, strict=True)]
-            log.info("step %d: drew %r: %s", step, drawing.prompt, ", ".join(map(str, files)))
+        for number, (resolved, generated) in enumerate(zip(self._drawings, pictures, strict=True)):
+            names = [f"{number:02d}{f'-{k}' if k else ''}.png" for k in range(len(generated))]
+            files = [
+                save_png(each, folder / name) for each, name in zip(generated, names, strict=True)
+            ]
+            log.info("step %d: drew %r: %s", step, resolved.prompt, ", ".join(map(str, files)))
         self.last = [picture for of_prompt in pictures for picture in of_prompt]
         self.thumbnails[step] = [thumbnail(picture) for picture in self.last]
         rows = [(step_label(each), self.thumbnails[each]) for each in sorted(self.thumbnails)]

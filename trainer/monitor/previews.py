@@ -19,18 +19,18 @@ from families.family import Family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import split_words
 from inference.acceleration import with_fallback
-from inference.generation import draw
-from inference.request import Drawing, Request, settle
+from inference.generation import generate
+from inference.request import Request, ResolvedRequest, settle
 from inference.text_cache import TextCache
 from trainer.learning import Loop
-from trainer.monitor.preview_images import Album
-from trainer.monitor.stage import Stage
+from trainer.monitor.inference_weights import InferenceWeights
+from trainer.monitor.preview_images import PreviewImages
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def sample_drawings(settings: Settings, family: Family) -> list[Drawing]:
+def preview_requests(settings: Settings, family: Family) -> list[ResolvedRequest]:
     """What the sample prompts ask for; without a seed of its own it is the training's."""
     options = {"seed": settings.seed, **settings.sample_options}
     own = settings.sample_overrides or ({},) * len(settings.sample_prompts)
@@ -56,10 +56,10 @@ def prompt_features(settings: Settings, family: Family) -> TextCache:
     texts, word = TextCache(), settings.subject
     if family.residence.quantize_text != "none":
         return texts
-    for drawing in sample_drawings(settings, family) if settings.sample_prompts else ():
-        prompts = [drawing.prompt]
-        if drawing.guidance_scale > 1:
-            prompts.append(drawing.negative_prompt or family.empty_prompt)
+    for resolved in preview_requests(settings, family) if settings.sample_prompts else ():
+        prompts = [resolved.prompt]
+        if resolved.guidance_scale > 1:
+            prompts.append(resolved.negative_prompt or family.empty_prompt)
         for prompt in prompts:
             if word is None or word not in split_words(prompt, [word]):
                 texts.encode(family, prompt, {})
@@ -77,33 +77,33 @@ class Previews:
         self,
         family: Family,
         settings: Settings,
-        stage: Stage,
+        inference_weights: InferenceWeights,
         output: Path,
         texts: TextCache | None = None,
         enabled: bool = True,
     ) -> None:
         """`texts` are known features of the prompts; where not `enabled`, nothing is generated."""
-        self.family, self.settings, self.stage = family, settings, stage
+        self.family, self.settings, self.inference_weights = family, settings, inference_weights
         self.texts, self.enabled = texts or TextCache(), enabled
-        self.drawings = sample_drawings(settings, family)
-        self.album = Album(output, self.drawings)
+        self.all_resolved = preview_requests(settings, family)
+        self.preview_images = PreviewImages(output, self.all_resolved)
 
     @property
     def thumbnails(self) -> dict[int, list[Image.Image]]:
         """What was drawn at each step, small, one per prompt and seed."""
-        return self.album.thumbnails
+        return self.preview_images.thumbnails
 
     @property
     def last(self) -> list[Image.Image]:
         """What was drawn the last time."""
-        return self.album.last
+        return self.preview_images.last
 
     def begin(self, loop: Loop) -> None:
         """Makes room for the run's images, and generates those of the base model."""
-        if not self.drawings:
+        if not self.all_resolved:
             return
         with self._guarded(loop.done):
-            self.album.begin(loop.done)
+            self.preview_images.begin(loop.done)
         if self.settings.sample_every and not loop.done:
             self._draw(loop)
 
@@ -111,7 +111,7 @@ class Previews:
         """Generates the previews if it is time to."""
         every, done = self.settings.sample_every, loop.done
         due = done == self.settings.steps or (every and done % every == 0)
-        if due and self.drawings:
+        if due and self.all_resolved:
             self._draw(loop)
 
     def _draw(self, loop: Loop) -> None:
@@ -119,19 +119,21 @@ class Previews:
             return
         assert loop.lora is not None
         with self._guarded(loop.done):
-            factors, placeholder = loop.shipped()
+            factors, placeholder = loop.final_weights()
             vectors = {}
             if placeholder is not None:
                 vectors = {placeholder.token: placeholder.vectors.to(self.family.device)}
-            with self.stage.holding(loop.lora, as_written(factors), sample_scale(self.settings)):
+            with self.inference_weights.holding(
+                loop.lora, as_written(factors), sample_scale(self.settings)
+            ):
                 pictures = [
                     with_fallback(
                         self.family.transformer,
-                        partial(draw, self.family, drawing, vectors, None, self.texts),
+                        partial(generate, self.family, resolved, vectors, None, self.texts),
                     )
-                    for drawing in self.drawings
+                    for resolved in self.all_resolved
                 ]
-            self.album.add(loop.done, pictures)
+            self.preview_images.add(loop.done, pictures)
 
     @contextmanager
     def _guarded(self, step: int) -> Iterator[None]:

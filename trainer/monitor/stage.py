@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapters.formats import Factors, check_fits
 from adapters.lora import Lora
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
 from families.family import Family
 from families.quantization import Residence
@@ -23,26 +23,26 @@ from families.quantization import Residence
 _PARTS = {"text_encoder", "vae"}
 
 
-class Stage:
+class InferenceWeights:
     """Made before the turbo adapter is merged, of whose layers it keeps the pristine weights."""
 
     def __init__(self, family: Family, turbo: TurboAdapter | None = None) -> None:
         self.family = family
-        self._pristine: dict[str, Tensor] = {}
+        self._original: dict[str, Tensor] = {}
         if turbo is not None:
             check_fits(turbo.factors, family.transformer, turbo.name, family.base.name)
-            self._pristine = self._copies(turbo.factors)
+            self._original = self._copies(turbo.factors)
 
     @contextmanager
     def holding(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
         """Inside, the transformer is the pristine base with scale * `factors` laid over it."""
         there = _PARTS & set(vars(self.family))
         with torch.no_grad(), torch.random.fork_rng(), lora.lifted():
-            training = self._copies([*self._pristine, *factors])
+            training = self._copies([*self._original, *factors])
             layers = dict(self.family.transformer.named_modules())
             try:
-                overlay = Overlay(self.family.transformer, training | self._pristine)
-                overlay.apply([(factors, scale)])
+                merger = LoraMerger(self.family.transformer, training | self._original)
+                merger.apply([(factors, scale)])
                 yield
             finally:
                 for name, weight in training.items():
@@ -56,7 +56,7 @@ class Stage:
         return {name: layers[name].weight.to("cpu", copy=True) for name in dict.fromkeys(names)}
 
 
-class SecondBase(Stage):
+class SecondBase(InferenceWeights):
     """The stage of a training on a quantised base: an unquantised one that waits in host memory.
 
     Rounded weights are not what a prediction draws with, and cannot be turned back into it. The
@@ -65,7 +65,7 @@ class SecondBase(Stage):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self._overlay: Overlay | None = None
+        self._merger: LoraMerger | None = None
         self._transformer: nn.Module | None = None
 
     @contextmanager
@@ -78,10 +78,10 @@ class SecondBase(Stage):
                 family.reside(Residence(offload=True))
                 if self._transformer is None:
                     self._transformer = family.load_transformer()
-                    self._overlay = Overlay(self._transformer)
-                assert self._overlay is not None
+                    self._merger = LoraMerger(self._transformer)
+                assert self._merger is not None
                 vars(family)["transformer"] = self._transformer
-                self._overlay.apply([(factors, scale)])
+                self._merger.apply([(factors, scale)])
                 yield
             finally:
                 family.reside(residence)

@@ -1,21 +1,21 @@
 """What a training shows to its trackers, step by step."""
 
 from trainer.learning import Loop
-from trainer.monitor.preview_images import Album
+from trainer.monitor.preview_images import PreviewImages
 from trainer.monitor.trackers import Trackers
 from trainer.monitor.validation import Curves
 
 MOMENTS = 200  # at which numbers are sent; reading a loss waits for the device
 
 
-class Watching:
+class TrackerUpdates:
     """Reads the loop, the validation's curves and the album, and tells the trackers.
 
     Comes last among those who are called after a step, so that it sees what they made of it.
     """
 
-    def __init__(self, trackers: Trackers, curves: Curves, album: Album) -> None:
-        self.trackers, self.curves, self.album = trackers, curves, album
+    def __init__(self, trackers: Trackers, curves: Curves, preview_images: PreviewImages) -> None:
+        self.trackers, self.curves, self.preview_images = trackers, curves, preview_images
         self._measured = 0  # measurements that were sent
         self._shown: set[int] = set()  # steps whose pictures were sent
 
@@ -47,8 +47,10 @@ class Watching:
                 values[f"{self.curves.kind}/sigma_{sigma:.2f}"] = loss
             self.trackers.log(values, self.curves.steps[row])
         self._measured = len(self.curves.steps)
-        drawn = set(self.album.thumbnails) - self._shown
-        if drawn and self.album.last:  # a resumed run has earlier pictures, and none drawn last
-            pictures = {f"samples/{k:02d}": each for k, each in enumerate(self.album.last)}
-            self.trackers.pictures(pictures, max(drawn))
-        self._shown |= drawn
+        generated = set(self.preview_images.thumbnails) - self._shown
+        if (
+            generated and self.preview_images.last
+        ):  # a resumed run has earlier pictures, and none drawn last
+            pictures = {f"samples/{k:02d}": each for k, each in enumerate(self.preview_images.last)}
+            self.trackers.pictures(pictures, max(generated))
+        self._shown |= generated

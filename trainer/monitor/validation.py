@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning import Loop, NoiseLevels, Sample, draw, generator, noisy
+from trainer.learning import Loop, NoiseLevels, Sample, draw_noise, generator, noisy
 from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Validation:
 
     def _noise(self, sample: Sample, turn: int) -> Tensor:
         shape = sample.mean_CHW.shape
-        return draw(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
+        return draw_noise(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
 
 
 @contextmanager

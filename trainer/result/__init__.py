@@ -1,23 +1,29 @@
 """From trained weights to the result: checks, weights.zip, report, upload."""
 
-from trainer.result.evaluation import Outcome, drift_prompt, hand_over, judge, kept_if_it_fails
+from trainer.result.evaluation import (
+    Outcome,
+    drift_prompt,
+    evaluate,
+    keep_weights_on_error,
+    write_weights,
+)
 from trainer.result.next_steps import describe_next_steps
 from trainer.result.publishing import check_repository, publish, withhold
-from trainer.result.report import Told
+from trainer.result.report import ReportData
 from trainer.result.result_checks import Worthless
 from trainer.result.verdict import BROKEN, Verdict
 
 __all__ = [
     "BROKEN",
     "Outcome",
-    "Told",
+    "ReportData",
     "Verdict",
     "Worthless",
     "check_repository",
     "drift_prompt",
-    "hand_over",
-    "judge",
-    "kept_if_it_fails",
+    "evaluate",
+    "write_weights",
+    "keep_weights_on_error",
     "describe_next_steps",
     "publish",
     "withhold",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning import Loop, draw, noisy
+from trainer.learning import Loop, draw_noise, noisy
 from trainer.monitor import untrained
 
 STEPS = 8  # of Euler's method from noise to the base model's sample, without guidance
@@ -32,7 +32,7 @@ def velocity_drift(loop: Loop, prompt: str) -> float:
     text = loop.captions.features([prompt] * rows)
 
     def noise_BCHW(turn: int) -> Tensor:
-        noises = [draw(shape, loop.settings.seed, "drift", turn, row) for row in range(rows)]
+        noises = [draw_noise(shape, loop.settings.seed, "drift", turn, row) for row in range(rows)]
         return torch.stack(noises).to(family.device)
 
     def velocity_BCHW(latents_BCHW: Tensor, sigma: float) -> Tensor:

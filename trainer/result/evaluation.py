@@ -21,19 +21,19 @@ from pathlib import Path
 import torch
 
 from adapters.archive import Archive, read_archive, write_archive
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.quantization import Residence
 from families.tokens import mentions, whole_word
-from inference.generation import draw
+from inference.generation import generate
 from trainer.data import Example
 from trainer.learning import Diverged, Loop
-from trainer.monitor import Album, sample_drawings, sample_scale
+from trainer.monitor import PreviewImages, preview_requests, sample_scale
 from trainer.result import meta, report, result_checks
 from trainer.result.drift import velocity_drift
-from trainer.result.report import Told
-from trainer.result.result_checks import SKIPPED, Gate, Kernels, Worthless
+from trainer.result.report import ReportData
+from trainer.result.result_checks import SKIPPED, CheckResult, Kernels, Worthless
 from trainer.result.verdict import Verdict, say, verdict
 from trainer.settings import Settings
 
@@ -47,35 +47,37 @@ class Outcome:
     settings: Settings
     archive: Archive
     path: Path  # of weights.zip
-    told: Told
-    album: Album
+    data: ReportData
+    preview_images: PreviewImages
     kernels: Kernels  # of the training, which made the previews
-    crowded: bool  # the base did not fit as it is while it was trained on
+    needs_offload: bool  # the base did not fit as it is while it was trained on
 
 
-def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
+def write_weights(
+    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path
+) -> Outcome:
     """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
 
     Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
-    archive = Archive(*loop.shipped(), dict(told.meta))
+    archive = Archive(*loop.final_weights(), dict(data.meta))
     unchecked = write_archive(archive, _unchecked(path))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
     if archive.placeholder is not None:
-        found.append(result_checks.token_moved(archive.placeholder.token, told.meta["zero_prior"]))
-    found.append(result_checks.loss_fell(told.curves))
-    if any(gate.worthless for gate in found):
+        found.append(result_checks.token_moved(archive.placeholder.token, data.meta["zero_prior"]))
+    found.append(result_checks.loss_fell(data.curves))
+    if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
         os.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
         with _minor(f"{page} is not written"):
-            report.write_report(replace(told, gates=found), page)
-        reasons = "; ".join(f"{gate.name}: {gate.sentence}" for gate in found if gate.worthless)
+            report.write_report(replace(data, checks=found), page)
+        reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
         raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     assert loop.lora is not None
-    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, told.examples)
+    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, data.examples)
     found += _check(
         result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
     )
@@ -83,13 +85,13 @@ def judge(loop: Loop, told: Told, album: Album, path: Path) -> Outcome:
         result_checks.DRIFT,
         lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
     )
-    told = replace(told, gates=found)
-    crowded = loop.family.residence != Residence()
+    data = replace(data, checks=found)
+    needs_offload = loop.family.residence != Residence()
     kernels = Kernels.of(loop.family)
-    return Outcome(loop.settings, archive, path, told, album, kernels, crowded)
+    return Outcome(loop.settings, archive, path, data, preview_images, kernels, needs_offload)
 
 
-def _check(name: str, check: Callable[[], Gate]) -> list[Gate]:
+def _check(name: str, check: Callable[[], CheckResult]) -> list[CheckResult]:
     """The result of a check. One that cannot be made, for whatever reason, is skipped."""
     try:
         return [check()]
@@ -97,15 +99,15 @@ def _check(name: str, check: Callable[[], Gate]) -> list[Gate]:
         return [_skipped(name, error)]
 
 
-def _skipped(name: str, error: Exception) -> Gate:
+def _skipped(name: str, error: Exception) -> CheckResult:
     short = "out of memory" if is_out_of_memory(error) else type(error).__name__
     free_frames(error)
     log.warning("a check of the result is skipped: %s (%s)", short, error)
-    return Gate(name, SKIPPED, f"{short} ({error})")
+    return CheckResult(name, SKIPPED, f"{short} ({error})")
 
 
 @contextmanager
-def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
+def keep_weights_on_error(loop: Loop, path: Path) -> Iterator[None]:
     """What fails inside costs the run its weights.zip, but not what was trained.
 
     It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
@@ -119,7 +121,7 @@ def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
             with _minor("what was trained cannot be kept as weights"):
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
-                archive = Archive(*loop.shipped(), meta.describe_weights(loop.settings))
+                archive = Archive(*loop.final_weights(), meta.describe_weights(loop.settings))
                 write_archive(archive, failed)
                 log.warning("what was trained is kept as %s", failed)
         raise
@@ -128,21 +130,21 @@ def kept_if_it_fails(loop: Loop, path: Path) -> Iterator[None]:
             _unchecked(path).unlink(missing_ok=True)
 
 
-def hand_over(outcome: Outcome) -> Verdict:
+def evaluate(outcome: Outcome) -> Verdict:
     """Generates with the written weights, completes their meta.json, and writes the report.
 
     Gives the class of the result, which is also the last line of the log. Raises nothing that has
     to do with the result: weights.zip is complete before it begins.
     """
-    told = outcome.told
-    found = [*told.gates, *_drawn(outcome)]
-    result = verdict(found, validated=bool(told.curves.held_out))
-    facts = {**told.meta, "result": result.result, "checks": [gate.plain() for gate in found]}
+    data = outcome.data
+    found = [*data.checks, *_image_checks(outcome)]
+    result = verdict(found, validated=bool(data.curves.held_out))
+    facts = {**data.meta, "result": result.result, "checks": [check.plain() for check in found]}
     with _minor(f"{outcome.path} stays without the results of its checks"):
         write_archive(replace(outcome.archive, meta=facts), outcome.path)
     page = outcome.path.with_name(report.NAME)
     with _minor(f"{page} is not written"):
-        report.write_report(replace(told, meta=facts, gates=found), page)
+        report.write_report(replace(data, meta=facts, checks=found), page)
         log.info("wrote %s", page)
     say(found, result)
     return result
@@ -175,50 +177,57 @@ def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
     return without_subject(prompt, settings.subject)
 
 
-def _drawn(outcome: Outcome) -> list[Gate]:
+def _image_checks(outcome: Outcome) -> list[CheckResult]:
     """The checks that need images. One that cannot be made, for whatever reason, is skipped."""
     if not outcome.settings.sample_prompts:
-        return [Gate(result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts")]
+        return [
+            CheckResult(
+                result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts"
+            )
+        ]
     gc.collect()  # of the training nothing may be left on the GPU
-    found: list[Gate] = []
+    found: list[CheckResult] = []
     try:
-        _redrawn(outcome, found)
+        _compare_images(outcome, found)
     except Exception as error:
         found.append(_skipped(result_checks.PREVIEW, error))
     return found
 
 
 @torch.inference_mode()
-def _redrawn(outcome: Outcome, found: list[Gate]) -> None:
+def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     """Generates as a prediction does: with a base loaded anew, and the archive from the disk.
 
     Adds the checks to `found`, one by one.
     """
-    settings, album = outcome.settings, outcome.album
+    settings, preview_images = outcome.settings, outcome.preview_images
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
-    if outcome.crowded:
+    if outcome.needs_offload:
         family.reside(Residence(offload=True))
-    overlay = Overlay(family.transformer)
+    merger = LoraMerger(family.transformer)
     vectors = {}
     if archive.placeholder is not None:
         vectors = {archive.placeholder.token: archive.placeholder.vectors.to(family.device)}
-    drawings = sample_drawings(settings, family)
-    first = replace(drawings[0], seeds=drawings[0].seeds[:1])
+    all_resolved = preview_requests(settings, family)
+    first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
     neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
 
     # The base, then the LoRA over it.
-    base = draw(family, neutral)[0]
-    overlay.apply([(archive.factors, 1.0)])
-    adapted = draw(family, neutral)[0]
-    found.append(result_checks.drift_of_pictures(base, adapted, neutral.prompt))
-    overlay.apply([(archive.factors, sample_scale(settings))])
-    if settings.steps in album.thumbnails and album.last:
-        drawn, kernels = draw(family, first, vectors)[0], Kernels.of(family)
+    base = generate(family, neutral)[0]
+    merger.apply([(archive.factors, 1.0)])
+    adapted = generate(family, neutral)[0]
+    found.append(result_checks.drift_of_images(base, adapted, neutral.prompt))
+    merger.apply([(archive.factors, sample_scale(settings))])
+    if settings.steps in preview_images.thumbnails and preview_images.last:
+        generated, kernels = generate(family, first, vectors)[0], Kernels.of(family)
         found.insert(
-            0, result_checks.previews_match(album.last[0], drawn, outcome.kernels, kernels)
+            0,
+            result_checks.previews_match(
+                preview_images.last[0], generated, outcome.kernels, kernels
+            ),
         )
         return
-    pictures = [draw(family, drawing, vectors) for drawing in drawings]
+    pictures = [generate(family, resolved, vectors) for resolved in all_resolved]
     with _minor("the images of the last step are not written"):
-        album.add(settings.steps, pictures)
+        preview_images.add(settings.steps, pictures)

@@ -148,8 +148,8 @@ def _samples(output: Path, meta: Mapping[str, Any]) -> list[tuple[str, Path]]:
     """The sample prompts with the first picture each that was drawn at the last step."""
     folder = output / SAMPLES / f"step-{meta['steps']:06d}"
     prompts = meta["settings"].get("sample_prompts") or []
-    drawn = [(prompt, folder / f"{number:02d}.png") for number, prompt in enumerate(prompts)]
-    return [(prompt, picture) for prompt, picture in drawn if picture.is_file()]
+    generated = [(prompt, folder / f"{number:02d}.png") for number, prompt in enumerate(prompts)]
+    return [(prompt, picture) for prompt, picture in generated if picture.is_file()]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from adapters.files.atomic import atomic_file
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
-from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, Gate
+from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
 from trainer.result.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"
@@ -35,7 +35,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
-class Told:
+class ReportData:
     """All that a report tells."""
 
     meta: Mapping[str, Any]  # as in meta.json
@@ -44,22 +44,22 @@ class Told:
     curves: Curves  # empty where nothing was validated
     prompts: Sequence[str]  # one per column of the previews
     previews: Mapping[int, Sequence[Image.Image]]  # small, by step, one per column
-    gates: Sequence[Gate] = ()
+    checks: Sequence[CheckResult] = ()
 
 
-def write_report(told: Told, path: Path) -> Path:
+def write_report(data: ReportData, path: Path) -> Path:
     """Writes the page all at once."""
     with atomic_file(path) as file:
-        file.write(page(told).encode(errors="replace"))  # a file's name may be no Unicode
+        file.write(page(data).encode(errors="replace"))  # a file's name may be no Unicode
     return path
 
 
-def page(told: Told) -> str:
+def page(data: ReportData) -> str:
     """The page as HTML."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    title = f"{_subject(told.meta)} on {told.meta['base_model']}"
+    title = f"{_subject(data.meta)} on {data.meta['base_model']}"
     sections = (_head, _figures, _previews, _curves, _gates, _dataset, _settings, _foot)
-    body = "\n".join(part for part in (section(told) for section in sections) if part)
+    body = "\n".join(part for part in (section(data) for section in sections) if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -73,9 +73,9 @@ def page(told: Told) -> str:
 # ---- The sections, in their order ----------------------------------------------------------------
 
 
-def _head(told: Told) -> str:
-    meta = told.meta
-    result = verdict(told.gates, validated=bool(told.curves.held_out))
+def _head(data: ReportData) -> str:
+    meta = data.meta
+    result = verdict(data.checks, validated=bool(data.curves.held_out))
     chip = f'<span class="chip {_STYLE[result.result]}">{escape(str(result))}</span>'
     subject = meta.get("placeholder_token")
     what = f"A LoRA and the token {_word(subject)}" if subject else "A LoRA"
@@ -83,15 +83,15 @@ def _head(told: Told) -> str:
         '<header><p class="eyebrow">Training report</p>'
         f"<h1>{escape(_subject(meta))} on {escape(meta['base_model'])}</h1>"
         f'<p class="lead">{what}, trained for {meta["steps"]:,} steps on '
-        f"{len(told.examples) - len(told.curves.held_out)} images.</p>{chip}</header>"
+        f"{len(data.examples) - len(data.curves.held_out)} images.</p>{chip}</header>"
     )
 
 
-def _figures(told: Told) -> str:
-    training, curves = told.meta["training"], told.curves
-    figures = [("Images", f"{len(told.examples)}"), ("Steps", f"{told.meta['steps']:,}")]
-    figures.append(("Rank", f"{told.meta['rank']}"))
-    if captions := told.meta.get("dataset", {}).get("captions"):
+def _figures(data: ReportData) -> str:
+    training, curves = data.meta["training"], data.curves
+    figures = [("Images", f"{len(data.examples)}"), ("Steps", f"{data.meta['steps']:,}")]
+    figures.append(("Rank", f"{data.meta['rank']}"))
+    if captions := data.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:
         change = 100 * (curves.means[-1] / curves.means[0] - 1)
@@ -105,14 +105,14 @@ def _figures(told: Told) -> str:
     return f'<dl class="figures">{cells}</dl>'
 
 
-def _previews(told: Told) -> str:
-    if not told.previews:
+def _previews(data: ReportData) -> str:
+    if not data.previews:
         return ""
-    steps = _spread(sorted(told.previews), FRAMES)
+    steps = _spread(sorted(data.previews), FRAMES)
     strips = []
-    for column, prompt in enumerate(told.prompts):
+    for column, prompt in enumerate(data.prompts):
         frames = "".join(
-            f"<figure>{_image(told.previews[step][column], f'{prompt}, {step_label(step)}')}"
+            f"<figure>{_image(data.previews[step][column], f'{prompt}, {step_label(step)}')}"
             f"<figcaption>{'step ' if step else ''}{step_label(step)}</figcaption></figure>"
             for step in steps
         )
@@ -123,20 +123,20 @@ def _previews(told: Told) -> str:
     return _section("Previews", hint, "".join(strips))
 
 
-def _curves(told: Told) -> str:
+def _curves(data: ReportData) -> str:
     charts = []
-    if len(told.losses) > 1:
-        steps = range(1, len(told.losses) + 1)
-        window = max(1.0, len(told.losses) / 20)
-        mean = smoothed(told.losses, window)
+    if len(data.losses) > 1:
+        steps = range(1, len(data.losses) + 1)
+        window = max(1.0, len(data.losses) / 20)
+        mean = smoothed(data.losses, window)
         lines = [
-            Line(thinned(list(zip(steps, told.losses, strict=True))), "raw"),
+            Line(thinned(list(zip(steps, data.losses, strict=True))), "raw"),
             Line(thinned(list(zip(steps, mean, strict=True))), "main", f"{mean[-1]:.3g}"),
         ]
         hint = f"Each step draws its own noise, so it jumps; the line averages {window:.0f} steps."
-        drawing = chart(lines, "step", "training loss by step")
-        charts.append(f'<div class="card"><h3>Training loss</h3><p>{hint}</p>{drawing}</div>')
-    curves = told.curves
+        resolved = chart(lines, "step", "training loss by step")
+        charts.append(f'<div class="card"><h3>Training loss</h3><p>{hint}</p>{resolved}</div>')
+    curves = data.curves
     if len(curves.steps) > 1:
         columns = [*zip(*curves.losses, strict=True), tuple(curves.means)]
         styles = [f"s{level}" for level in range(len(curves.sigmas))] + ["mean"]
@@ -158,41 +158,41 @@ def _curves(told: Told) -> str:
             if curves.held_out
             else "on training images. No image was held out, so this validates nothing"
         )
-        drawing = chart(lines, "step", f"{title} by step, change from the base", percent=True)
+        resolved = chart(lines, "step", f"{title} by step, change from the base", percent=True)
         charts.append(
             f'<div class="card"><h3>{title}, change from the base</h3>'
-            f"<p>Fixed noise at four noise levels \u03c3, {of}.</p>{drawing}</div>"
+            f"<p>Fixed noise at four noise levels \u03c3, {of}.</p>{resolved}</div>"
         )
     return _section("Curves", "", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
 
 
-def _gates(told: Told) -> str:
+def _gates(data: ReportData) -> str:
     rows = "".join(
-        f'<li><span class="chip small {_STYLE[gate.state]}">{gate.state}</span><div>'
-        f'<strong>{escape(gate.name)}</strong><span class="what">{escape(gate.sentence)}</span>'
+        f'<li><span class="chip small {_STYLE[check.state]}">{check.state}</span><div>'
+        f'<strong>{escape(check.name)}</strong><span class="what">{escape(check.sentence)}</span>'
         "</div></li>"
-        for gate in told.gates
+        for check in data.checks
     )
     return _section("Checks", "", f'<ul class="card gates">{rows}</ul>') if rows else ""
 
 
-def _dataset(told: Told) -> str:
-    held = set(told.curves.held_out)
+def _dataset(data: ReportData) -> str:
+    held = set(data.curves.held_out)
     figures = []
-    for example in told.examples[:PICTURES]:
+    for example in data.examples[:PICTURES]:
         mark = ' <span class="held">held out</span>' if example.name in held else ""
         figures.append(
             f"<figure>{_image(thumbnail(example.image()), example.caption)}"
             f'<figcaption>{escape(example.caption)}<span class="file">{escape(example.name)}, '
             f"{example.width}\u00d7{example.height}{mark}</span></figcaption></figure>"
         )
-    more = len(told.examples) - len(figures)
-    hint = f"The first {len(figures)} of {len(told.examples)} pictures." if more > 0 else ""
+    more = len(data.examples) - len(figures)
+    hint = f"The first {len(figures)} of {len(data.examples)} pictures." if more > 0 else ""
     return _section("Dataset", hint, f'<div class="pictures">{"".join(figures)}</div>')
 
 
-def _settings(told: Told) -> str:
-    settings = {k: v for k, v in told.meta["settings"].items() if v not in (None, "", (), [], {})}
+def _settings(data: ReportData) -> str:
+    settings = {k: v for k, v in data.meta["settings"].items() if v not in (None, "", (), [], {})}
     rows = "".join(
         f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(value))}</td></tr>"
         for name, value in sorted(settings.items())
@@ -201,9 +201,9 @@ def _settings(told: Told) -> str:
     return _section("Settings", "", f'<div class="columns"><table>{rows}</table></div>')
 
 
-def _foot(told: Told) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in told.meta["versions"].items())
-    device = told.meta["training"].get("device", "")
+def _foot(data: ReportData) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in data.meta["versions"].items())
+    device = data.meta["training"].get("device", "")
     return f"<footer>Made with zeroprior on {escape(device)}; {escape(versions)}.</footer>"
 
 

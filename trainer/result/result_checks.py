@@ -65,7 +65,7 @@ class Worthless(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Gate:
+class CheckResult:
     """The result of one check."""
 
     name: str
@@ -79,16 +79,16 @@ class Gate:
         return asdict(self)
 
 
-def _between(name: str, value: float, doubtful: float, failed: float, sentence: str) -> Gate:
+def _between(name: str, value: float, doubtful: float, failed: float, sentence: str) -> CheckResult:
     """A check of a value with two limits; NaN is beyond both. Names the limit that it exceeds."""
     if value <= doubtful:
-        return Gate(name, PASSED, sentence, value)
+        return CheckResult(name, PASSED, sentence, value)
     state, limit = (DOUBTFUL, doubtful) if value <= failed else (FAILED, failed)
     sentence = f"{sentence}; the limit is {100 * limit:g} %"
-    return Gate(name, state, sentence, value if math.isfinite(value) else None)
+    return CheckResult(name, state, sentence, value if math.isfinite(value) else None)
 
 
-def learned(factors: Factors) -> Gate:
+def learned(factors: Factors) -> CheckResult:
     """Whether every LoRA layer changes its weight, by finite numbers, as written.
 
     `value` is the share of layers that do.
@@ -100,17 +100,17 @@ def learned(factors: Factors) -> Gate:
     share = 1 - (len(broken) + len(still)) / max(1, len(norms))
     if broken:
         sentence = f"{_listed(broken, norms)} hold NaN or infinity; lower learning_rate"
-        return Gate(name, FAILED, sentence, share, worthless=True)
+        return CheckResult(name, FAILED, sentence, share, worthless=True)
     if len(still) == len(norms):
         sentence = (
             f"none of {len(norms)} LoRA layers changes anything; raise learning_rate or steps"
         )
-        return Gate(name, FAILED, sentence, share, worthless=True)
+        return CheckResult(name, FAILED, sentence, share, worthless=True)
     if still:
-        return Gate(name, FAILED, f"{_listed(still, norms)} change nothing", share)
+        return CheckResult(name, FAILED, f"{_listed(still, norms)} change nothing", share)
     total = math.sqrt(sum(norm**2 for norm in norms.values()))
     sentence = f"all {len(norms)} LoRA layers change their weights; together |dW| = {total:.4g}"
-    return Gate(name, PASSED, sentence, share)
+    return CheckResult(name, PASSED, sentence, share)
 
 
 def update_norm(down: Tensor, up: Tensor) -> float:
@@ -120,7 +120,7 @@ def update_norm(down: Tensor, up: Tensor) -> float:
     return math.sqrt(squared) if squared > 0 else 0.0 if squared <= 0 else math.nan
 
 
-def update_size(factors: Factors, norms: Mapping[str, float]) -> Gate:
+def update_size(factors: Factors, norms: Mapping[str, float]) -> CheckResult:
     """The size of the LoRA's update relative to the weights that it changes.
 
     `norms` are those of the base model's weights, by layer. `value` is |dW| / |W| over all layers.
@@ -135,30 +135,30 @@ def update_size(factors: Factors, norms: Mapping[str, float]) -> Gate:
     return _between(UPDATE, share, UPDATE_DOUBTFUL, UPDATE_FAILED, sentence)
 
 
-def token_moved(token: str, facts: Mapping[str, float]) -> Gate:
+def token_moved(token: str, facts: Mapping[str, float]) -> CheckResult:
     """Whether the token's embedding was trained. `value` is its norm at the end."""
     name, norm = f"{token} was trained", facts["norm_end"]
     at_start = not facts["moved"]
     if not facts["steps_with_placeholder"]:
         sentence = f"no step saw {token}; train for more steps, or lower caption_dropout"
-        return Gate(name, FAILED, sentence, norm, worthless=at_start)
+        return CheckResult(name, FAILED, sentence, norm, worthless=at_start)
     if at_start:
         sentence = (
             f"its embedding is exactly as before training (norm {norm:.4g}); "
             "raise placeholder_learning_rate"
         )
-        return Gate(name, FAILED, sentence, norm, worthless=True)
+        return CheckResult(name, FAILED, sentence, norm, worthless=True)
     steps = facts["steps_with_placeholder"]
     sentence = f"the norm went from {facts['norm_start']:.4g} to {norm:.4g}; {steps:,} steps saw it"
-    return Gate(name, PASSED, sentence, norm)
+    return CheckResult(name, PASSED, sentence, norm)
 
 
-def reloads(archive: Archive, path: Path) -> Gate:
+def reloads(archive: Archive, path: Path) -> CheckResult:
     """Whether the file at `path`, read back, is the archive: rounded as written, bit for bit."""
     name = "the file reads back"
 
-    def failed(sentence: str) -> Gate:
-        return Gate(name, FAILED, sentence, worthless=True)
+    def failed(sentence: str) -> CheckResult:
+        return CheckResult(name, FAILED, sentence, worthless=True)
 
     try:
         read = read_archive(path)
@@ -184,7 +184,7 @@ def reloads(archive: Archive, path: Path) -> Gate:
         return failed("the placeholder differs from what was trained")
     word = f" and {given.token}" if given is not None else ""
     sentence = f"{len(wanted)} layers{word} in the file equal what was trained, bit for bit"
-    return Gate(name, PASSED, sentence)
+    return CheckResult(name, PASSED, sentence)
 
 
 @dataclass(frozen=True)
@@ -209,34 +209,36 @@ class Kernels:
 
 
 def previews_match(
-    preview: Image.Image, drawn: Image.Image, made_by: Kernels, drawn_by: Kernels
-) -> Gate:
+    preview: Image.Image, generated: Image.Image, made_by: Kernels, drawn_by: Kernels
+) -> CheckResult:
     """Whether the last preview is the image that a prediction with the weights generates.
 
     `value` is the largest difference of a pixel's level, of 255. It must be 0 where both images
     come from the same kernels on a CPU; else the mean difference must be below `PREVIEW_LIMIT`.
     """
     name = PREVIEW
-    if preview.size != drawn.size:
-        return Gate(name, FAILED, f"the preview has {preview.size} pixels, not {drawn.size}")
-    difference = ImageChops.difference(preview.convert("RGB"), drawn.convert("RGB"))
+    if preview.size != generated.size:
+        return CheckResult(
+            name, FAILED, f"the preview has {preview.size} pixels, not {generated.size}"
+        )
+    difference = ImageChops.difference(preview.convert("RGB"), generated.convert("RGB"))
     largest = float(max(high for _, high in difference.getextrema()))  # type: ignore[misc]
     mean = sum(ImageStat.Stat(difference).mean) / 3
     if largest == 0:
         sentence = "the last preview equals the prediction with weights.zip, pixel for pixel"
-        return Gate(name, PASSED, sentence, largest)
+        return CheckResult(name, PASSED, sentence, largest)
     exact = made_by == drawn_by and made_by.device == "cpu"
     sentence = f"preview and prediction differ by {mean:.3f} levels of 255 on average"
     if exact:
         sentence += f"; both are from the same kernels ({made_by}), so they should be equal"
-        return Gate(name, FAILED, sentence, largest)
+        return CheckResult(name, FAILED, sentence, largest)
     sentence += (
         f"; the limit is {PREVIEW_LIMIT:g}, since kernels round differently ({made_by}; {drawn_by})"
     )
-    return Gate(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
+    return CheckResult(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
 
 
-def drift_of_pictures(base: Image.Image, adapted: Image.Image, prompt: str) -> Gate:
+def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> CheckResult:
     """How far an image without the subject moved. `value` is its PSNR in dB; None if it did not.
 
     PSNR = 20 log10(255 / RMS difference); identical images have none. It has no limit, since few
@@ -247,26 +249,26 @@ def drift_of_pictures(base: Image.Image, adapted: Image.Image, prompt: str) -> G
     squares = [each**2 for each in ImageStat.Stat(difference).rms]
     rms = math.sqrt(sum(squares) / len(squares))
     if rms == 0:
-        return Gate(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
+        return CheckResult(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
     psnr = 20 * math.log10(255 / rms)
     sentence = f"the image of {prompt!r} differs from the base model's by {rms:.1f} levels of 255"
-    return Gate(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
+    return CheckResult(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
 
 
-def drift_of_velocity(share: float, prompt: str) -> Gate:
+def drift_of_velocity(share: float, prompt: str) -> CheckResult:
     """`share` is |v_adapted - v_base| / |v_base| (`trainer.result.drift`)."""
     sentence = f"for {prompt!r} the velocity moves by {100 * share:.3g} % of the base model's"
     return _between(DRIFT, share, DRIFT_DOUBTFUL, DRIFT_FAILED, sentence)
 
 
-def loss_fell(curves: Curves) -> Gate:
+def loss_fell(curves: Curves) -> CheckResult:
     """Whether the loss on fixed noise is lower at the end than with the base. `value`: end / base.
 
     On held-out images this is the validation loss; on the training images it only shows the fit.
     """
     name = f"the {'validation loss' if curves.held_out else 'loss on the training images'} fell"
     if len(curves.steps) < 2:
-        return Gate(name, SKIPPED, "not measured, since validation_every is 0")
+        return CheckResult(name, SKIPPED, "not measured, since validation_every is 0")
     first, last = curves.means[0], curves.means[-1]
     ratio = last / first if first > 0 else math.nan
     sentence = f"from {first:.4f} (base) to {last:.4f}, {100 * (ratio - 1):+.1f} %"
@@ -276,11 +278,11 @@ def loss_fell(curves: Curves) -> Gate:
     if curves.means[best] < 0.98 * last:
         sentence += f"; the lowest was {curves.means[best]:.4f} at step {curves.steps[best]:,}"
     if ratio < 1:
-        return Gate(name, PASSED, sentence, ratio)
+        return CheckResult(name, PASSED, sentence, ratio)
     if ratio <= 1 + LOSS_NOISE:
-        return Gate(name, DOUBTFUL, f"{sentence}; it did not fall", ratio)
+        return CheckResult(name, DOUBTFUL, f"{sentence}; it did not fall", ratio)
     sentence += f"; the limit is {100 * LOSS_NOISE:+g} %"
-    return Gate(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
+    return CheckResult(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
 
 
 def _listed(layers: Sequence[str], of: Factors | dict[str, float]) -> str:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.result.result_checks import DOUBTFUL, FAILED, PASSED, SKIPPED, Gate
+from trainer.result.result_checks import DOUBTFUL, FAILED, PASSED, SKIPPED, CheckResult
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Verdict:
         return f"{self.result}: {self.counts}"
 
 
-def verdict(checks: Sequence[Gate], validated: bool) -> Verdict:
+def verdict(checks: Sequence[CheckResult], validated: bool) -> Verdict:
     """The class of a result; `validated` where images were held out."""
     states = [each.state for each in checks]
     counts = f"{states.count(PASSED)} checks passed"
@@ -45,7 +45,7 @@ def verdict(checks: Sequence[Gate], validated: bool) -> Verdict:
     return Verdict(DOUBTFUL if doubtful else GOOD, counts)
 
 
-def say(checks: Sequence[Gate], result: Verdict) -> None:
+def say(checks: Sequence[CheckResult], result: Verdict) -> None:
     """Logs every check, and the result as the last line. What is not good is a warning."""
     for check in checks:
         level = logging.WARNING if check.state in (FAILED, DOUBTFUL) else logging.INFO

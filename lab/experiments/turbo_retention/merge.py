@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.lora import Lora
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
 from families.bases import BASES
 from families.family import Family
@@ -96,12 +96,12 @@ def inversion_errors() -> dict[str, float]:
             for name, (down, up) in lora.factors().items()
         }
         lora.remove()
-        Overlay(family.transformer).apply([(factors, 1.0)])
+        LoraMerger(family.transformer).apply([(factors, 1.0)])
         ours = _velocity(family)
 
         family = load_family(BASES[TURBO], torch.device("cpu"), dtype)
         adapter.merge(family.transformer, TURBO)
-        Overlay(family.transformer).apply([(factors, 1.0)])
+        LoraMerger(family.transformer).apply([(factors, 1.0)])
         adapter.merge(family.transformer, TURBO, weight=-1.0)
         theirs = _velocity(family)
         errors[str(dtype).removeprefix("torch.")] = ((ours - theirs).norm() / ours.norm()).item()

@@ -171,7 +171,7 @@ class Photographs:
             Request(prompt=text, seed=FIRST_SEED + number, **size)
             for number, text in enumerate(prompts)
         ]
-        return [engine.draw(each, archive, self.base.name)[0] for each in requests]
+        return [engine.generate(each, archive, self.base.name)[0] for each in requests]
 
     def _untrained(self, prompts: Sequence[str]) -> list[Image.Image]:
         """What the untrained base draws for them."""

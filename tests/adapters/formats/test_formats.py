@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapters.formats.deltas import Dense, Dora, Hadamard, Kronecker, LowRank
 from adapters.formats.factors import LoraMismatch
 from adapters.formats.layout import Layout
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from lab.benchmarks.format_cases import BROKEN, CASES, Case
 from lab.benchmarks.formats import ORIGINAL_NAMES, ours, theirs
 from lab.benchmarks.models import MODELS
@@ -247,10 +247,10 @@ def test_a_name_that_means_no_layer_is_refused_for_its_true_reason(
 # Changes that a scale does not simply multiply, and parts of them.
 
 
-def laid(weight: Tensor, delta: object, scale: float) -> Tensor:
+def applied(weight: Tensor, delta: object, scale: float) -> Tensor:
     linear = nn.Linear(*reversed(weight.shape), bias=False)
     linear.weight.data.copy_(weight)
-    Overlay(nn.ModuleDict({"x": linear})).apply([({"x": delta}, scale)])  # type: ignore[dict-item]
+    LoraMerger(nn.ModuleDict({"x": linear})).apply([({"x": delta}, scale)])  # type: ignore[dict-item]
     return linear.weight.detach()
 
 
@@ -263,12 +263,12 @@ def test_a_scale_leads_straight_from_the_base_through_dora(by_column: bool) -> N
     dora = Dora(LowRank(down, up), magnitude)
     for scale in (1.0, 0.3, -0.5):
         wanted = weight.double() + scale * (whole - weight.double())
-        torch.testing.assert_close(laid(weight, dora, scale).double(), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(applied(weight, dora, scale).double(), wanted, rtol=0, atol=1e-5)
 
 
 def test_a_row_of_zeros_under_dora_is_no_nan() -> None:
     dora = Dora(LowRank(torch.zeros(2, 16), torch.zeros(24, 2)), torch.ones(24, 1))
-    assert not laid(torch.zeros(24, 16), dora, 1.0).any()
+    assert not applied(torch.zeros(24, 16), dora, 1.0).any()
 
 
 @pytest.mark.parametrize(
@@ -286,10 +286,10 @@ def test_a_row_of_zeros_under_dora_is_no_nan() -> None:
 )
 def test_rows_of_a_change_are_those_of_the_whole(delta: Dense) -> None:
     weight = torch.randn(24, 16)
-    whole = laid(weight, delta, 0.7)
+    whole = applied(weight, delta, 0.7)
     for start, stop in ((0, 10), (10, 24)):
         part = delta.rows(start, stop)
         assert part.shape == (stop - start, 16)
-        torch.testing.assert_close(laid(weight[start:stop], part, 0.7), whole[start:stop])
+        torch.testing.assert_close(applied(weight[start:stop], part, 0.7), whole[start:stop])
     nested = delta.rows(6, 20).rows(2, 5)
-    torch.testing.assert_close(laid(weight[8:11], nested, 0.7), whole[8:11])
+    torch.testing.assert_close(applied(weight[8:11], nested, 0.7), whole[8:11])

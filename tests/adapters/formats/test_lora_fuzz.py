@@ -14,7 +14,7 @@ from torch import nn
 from adapters.archive import BrokenArchive, read_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.formats.layout import Layout
-from adapters.merging import Overlay
+from adapters.merging import LoraMerger
 from lab.benchmarks.format_cases import CASES, Case
 from lab.benchmarks.formats import ORIGINAL_NAMES
 from lab.benchmarks.models import MODELS
@@ -132,7 +132,7 @@ def bits(transformer: nn.Module) -> bytes:
 def test_no_damaged_file_crashes_or_changes_the_base(tmp_path: Path) -> None:
     transformer = MODELS["Z-Image"]()
     layout = Layout.of(transformer, "Z-Image", ORIGINAL_NAMES["Z-Image"])
-    overlay = Overlay(transformer)
+    merger = LoraMerger(transformer)
     weights = {n.removesuffix(".weight"): p for n, p in transformer.named_parameters()}
     seeds = [seed_file(case, weights) for case in CASES if case.layout.startswith(SEEDS)]
     assert len(seeds) >= len(SEEDS)
@@ -150,9 +150,9 @@ def test_no_damaged_file_crashes_or_changes_the_base(tmp_path: Path) -> None:
             assert len(str(error)) < 2000
             ends[damage.__name__, "refused"] += 1
         else:
-            overlay.apply([(deltas, 1.0)])
+            merger.apply([(deltas, 1.0)])
             assert all(p.isfinite().all() for p in transformer.parameters())
-            overlay.restore()
+            merger.restore()
             ends[damage.__name__, "applied"] += 1
         assert bits(transformer) == before
     assert all(ends[damage.__name__, "refused"] for damage in DAMAGES)

@@ -12,7 +12,7 @@ from PIL import Image
 from adapters.files.atomic import FULL
 from families.loading import load_family
 from trainer.data.dataset import read_dataset
-from trainer.data.mapped_file import NoRoom, Spool
+from trainer.data.mapped_file import MappedFile, NoRoom
 from trainer.learning.features import Captions, encode_pictures
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings.fields import Settings
@@ -29,7 +29,7 @@ def test_tensors_come_back_as_they_were() -> None:
         assert value.dtype == given[name].dtype
         assert value.equal(given[name].detach())
     assert Tensors[int]("nothing").mapped() == {}
-    assert Spool("nothing").mapped() == b""
+    assert MappedFile("nothing").mapped() == b""
 
 
 def test_what_is_kept_of_each_picture_lies_on_disk(small: Callable[..., Settings]) -> None:

@@ -16,7 +16,7 @@ from inference.prompts import check_length, foreign_syntax, place_subject, read_
 from inference.request import Request
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.learning.caption_length import check_texts
-from trainer.monitor.previews import sample_drawings
+from trainer.monitor.previews import preview_requests
 from trainer.settings.fields import Settings, SettingsError, settle
 
 LONG = " ".join(f"word{number}" for number in range(600))
@@ -185,7 +185,7 @@ def test_options_behind_a_sample_prompt_are_its_own(
         sample_options={"num_inference_steps": 2, "negative_prompt": "no TOK"},
     )
     assert settings.sample_prompts == ("a photo of <zwx>", "<zwx>, plain")
-    first, second = sample_drawings(settings, load_family(settings.base))
+    first, second = preview_requests(settings, load_family(settings.base))
     assert (first.width, first.height, first.steps, first.seeds) == (64, 96, 4, (42,))
     assert (first.guidance_scale, first.negative_prompt) == (3.5, "blurry <zwx>, ugly")
     assert (second.steps, second.seeds, second.negative_prompt) == (2, (5,), "no <zwx>")

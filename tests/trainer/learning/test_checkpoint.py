@@ -235,7 +235,7 @@ def test_what_is_written_is_read_back_and_needs_no_second_copy(
 
 
 def weights(loop: Any, folder: Path, **changes: Any) -> Path:
-    factors, placeholder = loop.shipped()
+    factors, placeholder = loop.final_weights()
     values = {"deltas": factors, "placeholder": placeholder, "meta": {}} | changes
     return write_archive(Archive(**values), folder / "weights.zip")
 
@@ -270,7 +270,7 @@ def test_weights_of_another_model_are_refused_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings, *_, loop = whole
-    path = weights(loop, tmp_path, **change(loop.shipped()[0]))
+    path = weights(loop, tmp_path, **change(loop.final_weights()[0]))
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
         run.train(replace(settings, resume_from=path))

@@ -21,7 +21,7 @@ from trainer.learning.checkpoint import latest, read_checkpoint
 from trainer.learning.loop import Loop
 from trainer.learning.saving import SECONDS, Saver
 from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
-from trainer.monitor.preview_images import Album
+from trainer.monitor.preview_images import PreviewImages
 from trainer.monitor.previews import Previews
 from trainer.result import evaluation
 from trainer.result.result_checks import PREVIEW, SKIPPED
@@ -71,7 +71,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 PLACES = {
     "proof": (ZeroPriorProof, "result"),
     "describe": (run.meta, "describe"),
-    "judge": (run, "judge"),
+    "judge": (run, "write_weights"),
     "a check": (evaluation.result_checks, "reloads"),
 }
 
@@ -125,14 +125,14 @@ def test_a_run_that_is_stopped_after_its_last_step_has_a_checkpoint_of_it(
 def test_out_of_memory_after_the_last_step_does_no_step_again(
     tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge, steps = run.judge, []
+    write_weights, steps = run.write_weights, []
 
     def once(*arguments: Any) -> Any:
-        monkeypatch.setattr(run, "judge", judge)
+        monkeypatch.setattr(run, "write_weights", write_weights)
         monkeypatch.setattr(Loop, "step", lambda _, step: steps.append(step))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run, "judge", once)
+    monkeypatch.setattr(run, "write_weights", once)
     weights = run.train(tiny())
     assert weights.is_file() and steps == []
     assert not weights.with_name("weights-failed.zip").exists()
@@ -170,7 +170,7 @@ def no_report(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_sheet(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Album, "add", raising(OSError(28, "No space left on device")))
+    patch.setattr(PreviewImages, "add", raising(OSError(28, "No space left on device")))
 
 
 def no_processes(patch: pytest.MonkeyPatch) -> None:
@@ -199,20 +199,22 @@ def test_what_fails_after_the_weights_are_written_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hand_over = run.hand_over
+    evaluate = run.evaluate
 
     def broken(outcome: Any) -> None:
         breaks(monkeypatch)
-        hand_over(outcome)
+        evaluate(outcome)
 
-    monkeypatch.setattr(run, "hand_over", broken)
+    monkeypatch.setattr(run, "evaluate", broken)
     settings = tiny(**PREVIEWS) if breaks is not no_processes else tiny()
     if breaks is no_sheet:
         monkeypatch.setattr(Previews, "after_step", lambda *_: None)
     weights = run.train(settings)
     assert weights == folder_of(settings) / "weights.zip"
     assert said in caplog.text
-    found = {gate["name"]: gate["state"] for gate in read_archive(weights).meta.get("checks", [])}
+    found = {
+        check["name"]: check["state"] for check in read_archive(weights).meta.get("checks", [])
+    }
     if breaks is redrawn_no_more:
         assert found[PREVIEW] == SKIPPED
 
@@ -234,7 +236,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
 ) -> None:
     made: list[weakref.ref[Any]] = []
     alive: list[Any] = []
-    redrawn, begin, load = evaluation._redrawn, Saver.begin, run.load_family
+    redrawn, begin, load = evaluation._compare_images, Saver.begin, run.load_family
 
     def loaded(*arguments: Any) -> Family:
         family = load(*arguments)
@@ -252,7 +254,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
 
     monkeypatch.setattr(run, "load_family", loaded)
     monkeypatch.setattr(Saver, "begin", begun)
-    monkeypatch.setattr(evaluation, "_redrawn", look)
+    monkeypatch.setattr(evaluation, "_compare_images", look)
     run.train(tiny(**PREVIEWS))
     assert alive == [None] * 5
 
@@ -264,10 +266,12 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
     ("part", "error"),
     [
         ("trainer.monitor.preview_images.save_png", OSError(28, "No space left on device")),
-        slow("trainer.monitor.previews.draw", RuntimeError("CUDA error: anything")),
-        slow("trainer.monitor.stage.Overlay", torch.OutOfMemoryError("CUDA out of memory")),
+        slow("trainer.monitor.previews.generate", RuntimeError("CUDA error: anything")),
+        slow("trainer.monitor.stage.LoraMerger", torch.OutOfMemoryError("CUDA out of memory")),
         slow("trainer.monitor.preview_images.draw_sheet", ValueError("anything")),
-        slow("trainer.monitor.preview_images.Album.begin", OSError(5, "Input/output error")),
+        slow(
+            "trainer.monitor.preview_images.PreviewImages.begin", OSError(5, "Input/output error")
+        ),
     ],
     ids=str,
 )

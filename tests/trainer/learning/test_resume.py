@@ -138,7 +138,7 @@ def test_accumulation_averages_and_every_optimiser_are_resumed_bit_for_bit(
     resumed.step(2)
     for name, parameter in whole.named.items():
         assert torch.equal(parameter, resumed.named[name]), name
-    ours, theirs = ((*loop.shipped()[0].values(),) for loop in (whole, resumed))
+    ours, theirs = ((*loop.final_weights()[0].values(),) for loop in (whole, resumed))
     assert all(
         torch.equal(a, b)
         for one, other in zip(ours, theirs, strict=True)

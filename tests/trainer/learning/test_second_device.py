@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.history import History
 from trainer.learning.saving import Saver
-from trainer.monitor.preview_images import Album
-from trainer.monitor.tracking import Watching
+from trainer.monitor.preview_images import PreviewImages
+from trainer.monitor.tracking import TrackerUpdates
 from trainer.monitor.validation import Validation
 from trainer.settings.fields import Settings
 
@@ -64,8 +64,8 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
                 loop.restore(read_checkpoint(checkpoint))
             heard, saver = Heard(), Saver(tmp_path)
             validation = Validation(loop, [])
-            watching = Watching(heard, validation.curves, Album(tmp_path, []))
-            watchers = (validation, watching)
+            tracker_updates = TrackerUpdates(heard, validation.curves, PreviewImages(tmp_path, []))
+            watchers = (validation, tracker_updates)
             for each in watchers:
                 each.begin(loop)
             saver.begin(loop)

@@ -47,8 +47,8 @@ def test_every_base_trains_and_predicts_without_a_network(
 
     engine, asked = Engine(), Request(prompt="a photo of <zwx>", width=64, height=64, seed=1)
     asked = replace(asked, num_inference_steps=2)
-    with_weights = engine.draw(asked, archive)[0]
-    without = engine.draw(asked, None, name)[0]
+    with_weights = engine.generate(asked, archive)[0]
+    without = engine.generate(asked, None, name)[0]
     assert with_weights.size == (64, 64)
     assert with_weights.tobytes() != without.tobytes()
 

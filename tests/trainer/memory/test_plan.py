@@ -82,8 +82,8 @@ def test_a_sketch_counts_the_bytes_of_a_real_step(
     name: str, shape: Shape, dtype: torch.dtype, use_vault: Path
 ) -> None:
     base, blocks = find_base(name), 6
-    drawn = of_depth(sketch(base, dtype), blocks)
-    planned = step_loads(drawn, drawn.lora_targets(), shape)
+    generated = of_depth(sketch(base, dtype), blocks)
+    planned = step_loads(generated, generated.lora_targets(), shape)
     real = of_depth(load_family(base, torch.device("cpu"), dtype), blocks)
     for checkpointing in (False, True):
         toggle = "enable" if checkpointing else "disable"
@@ -138,11 +138,11 @@ def test_a_sketch_counts_a_step_whose_lora_is_in_some_blocks_only(
 ) -> None:
     """The same bytes as over real tensors, where the sketch counts a part of the blocks or all."""
     base, shape, blocks = find_base(name), SHAPES[0], 6
-    drawn = of_depth(sketch(base, torch.float32), blocks)
-    targets = drawn.lora_targets(wanted)
-    planned = step_loads(drawn, targets, shape)
+    generated = of_depth(sketch(base, torch.float32), blocks)
+    targets = generated.lora_targets(wanted)
+    planned = step_loads(generated, targets, shape)
     assert all(
-        isinstance(each, nn.Linear) for each in map(drawn.transformer.get_submodule, targets)
+        isinstance(each, nn.Linear) for each in map(generated.transformer.get_submodule, targets)
     )
     real = of_depth(load_family(base, torch.device("cpu"), torch.float32), blocks)
     for checkpointing in (False, True):

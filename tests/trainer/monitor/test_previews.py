@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from trainer.monitor.inference_weights import InferenceWeights
 
 from adapters.archive import read_archive
 from adapters.formats.lora_file import as_written
@@ -20,7 +21,6 @@ from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
 from trainer.monitor.contact_sheet import CELL, draw_sheet
-from trainer.monitor.stage import Stage
 from trainer.run import train
 from trainer.settings.fields import Settings
 
@@ -55,7 +55,7 @@ def preview(weights: Path, step: int, name: str = "00") -> Image.Image:
 def archive_draws(weights: Path, *requests: Request) -> list[Image.Image]:
     engine = Engine()
     archive = engine.read(weights)
-    return [engine.draw(request, archive)[0] for request in requests]
+    return [engine.generate(request, archive)[0] for request in requests]
 
 
 def test_the_last_preview_is_what_the_archive_draws_on_a_turbo_base(
@@ -67,14 +67,14 @@ def test_the_last_preview_is_what_the_archive_draws_on_a_turbo_base(
         Request(prompt=prompt, seed=settings.seed, num_inference_steps=2)
         for prompt in settings.sample_prompts
     ]
-    for number, drawn in enumerate(archive_draws(weights, *requests)):
-        assert preview(weights, 4, f"{number:02d}").tobytes() == drawn.tobytes()
+    for number, generated in enumerate(archive_draws(weights, *requests)):
+        assert preview(weights, 4, f"{number:02d}").tobytes() == generated.tobytes()
     # The averages of two steps are not yet those of four, and the base knows no subject.
     pictures = {preview(weights, step).tobytes() for step in (0, 2, 4)}
     assert len(pictures) == 3
 
-    gate = next(g for g in read_archive(weights).meta["checks"] if "preview" in g["name"])
-    assert (gate["state"], gate["value"]) == ("passed", 0)
+    check = next(g for g in read_archive(weights).meta["checks"] if "preview" in g["name"])
+    assert (check["state"], check["value"]) == ("passed", 0)
 
 
 def test_the_last_preview_is_what_the_archive_draws_with_guidance_and_a_strength(
@@ -112,8 +112,8 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     base = BASES["miniature-turbo"]
     family = load_family(base)
     turbo = TurboAdapter.read(adapter_path(base.training_adapters["v1"]))
-    pristine = {k: v.clone() for k, v in family.transformer.state_dict().items()}
-    stage = Stage(family, turbo)
+    original = {k: v.clone() for k, v in family.transformer.state_dict().items()}
+    inference_weights = InferenceWeights(family, turbo)
     turbo.merge(family.transformer, base.name)
     lora = Lora(family.transformer, family.lora_targets(), 2, 0)
     with torch.no_grad():
@@ -122,14 +122,17 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     training = {k: v.clone() for k, v in family.transformer.state_dict().items()}
     modules = dict(family.transformer.named_modules())
 
-    with stage.holding(lora, as_written(lora.factors()), 0.0):
+    with inference_weights.holding(lora, as_written(lora.factors()), 0.0):
         _ = family.vae
         held = family.transformer.state_dict()
-        assert held.keys() == pristine.keys()
-        assert all(torch.equal(held[name], pristine[name]) for name in pristine)
-    with pytest.raises(KeyboardInterrupt), stage.holding(lora, as_written(lora.factors())):
+        assert held.keys() == original.keys()
+        assert all(torch.equal(held[name], original[name]) for name in original)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        inference_weights.holding(lora, as_written(lora.factors())),
+    ):
         held = family.transformer.state_dict()
-        changed = [name for name in pristine if not torch.equal(held[name], pristine[name])]
+        changed = [name for name in original if not torch.equal(held[name], original[name])]
         assert {name.removesuffix(".weight") for name in changed} == set(lora.layers)
         raise KeyboardInterrupt
 
@@ -166,7 +169,7 @@ def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trainer.monitor.previews.draw", full)
+    monkeypatch.setattr("trainer.monitor.previews.generate", full)
     weights = train(miniature(steps=3, sample_every=1))
     assert "no preview at step 2: out of memory" in caplog.text
     # Once the training's memory is given back there is room, and the end is drawn after all.

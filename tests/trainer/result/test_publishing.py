@@ -112,7 +112,7 @@ def drawn_by_us(weights: Path, *changes: dict[str, Any]) -> list[Image.Image]:
     engine = Engine(torch.device("cpu"), torch.float32)
     archive = engine.read(weights)
     request = {"prompt": PROMPT, "width": 64, "height": 64, "num_inference_steps": 2, "seed": 5}
-    return [engine.draw(Request(**(request | change)), archive)[0] for change in changes]
+    return [engine.generate(Request(**(request | change)), archive)[0] for change in changes]
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:

@@ -13,8 +13,8 @@ from PIL import Image
 from trainer.data.dataset import Example
 from trainer.monitor.validation import Curves
 from trainer.result.charts import Line, chart, smoothed, thinned, ticks
-from trainer.result.report import FRAMES, PICTURES, Told, page
-from trainer.result.result_checks import FAILED, PASSED, Gate
+from trainer.result.report import FRAMES, PICTURES, ReportData, page
+from trainer.result.result_checks import FAILED, PASSED, CheckResult
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'> & <zwx>"
 
@@ -42,7 +42,7 @@ def picture(name: str, caption: str, edge: int = 48) -> Example:
 
 
 @pytest.fixture
-def told() -> Told:
+def report_data() -> ReportData:
     meta: dict[str, Any] = {
         "base_model": "zeroprior/miniature-turbo",
         "placeholder_token": "<zwx>",
@@ -52,19 +52,22 @@ def told() -> Told:
         "training": {"device": "cpu", "loss_last": 0.5, "steps_per_second": 2.0},
         "versions": {"torch": "2"},
     }
-    return Told(
+    return ReportData(
         meta,
         [picture("a.png", "a photo of <zwx>"), picture("b.png", "<zwx> at sea")],
         [1.0, 0.8, 0.6],
         Curves([0.2, 0.8], ["b.png"], [0, 2, 3], [[1.0, 2.0], [0.9, 1.0], [0.5, 0.9]]),
         ["<zwx> in snow"],
         {step: [Image.new("RGB", (64, 64), (step, 0, 0))] for step in (0, 3)},
-        [Gate("the archive reads back", PASSED, "bit for bit"), Gate("drift", FAILED, "far")],
+        [
+            CheckResult("the archive reads back", PASSED, "bit for bit"),
+            CheckResult("drift", FAILED, "far"),
+        ],
     )
 
 
-def test_the_page_holds_the_whole_story(told: Told) -> None:
-    text = Page(page(told)).text
+def test_the_page_holds_the_whole_story(report_data: ReportData) -> None:
+    text = Page(page(report_data)).text
     for part in (
         *(
             "<zwx> on zeroprior/miniature-turbo",
@@ -75,13 +78,13 @@ def test_the_page_holds_the_whole_story(told: Told) -> None:
         *("step 3", "learning rate", "0.0001", "−53.3 %", "torch 2"),
     ):
         assert part in text, part
-    passed = replace(told, gates=told.gates[:1])
+    passed = replace(report_data, checks=report_data.checks[:1])
     assert "good: 1 checks passed, 0 failed, 0 skipped" in Page(page(passed)).text
 
 
-def test_without_held_out_images_the_curve_is_called_fit(told: Told) -> None:
-    assert "Validation loss" in Page(page(told)).text
-    fit = Page(page(replace(told, curves=replace(told.curves, held_out=[])))).text
+def test_without_held_out_images_the_curve_is_called_fit(report_data: ReportData) -> None:
+    assert "Validation loss" in Page(page(report_data)).text
+    fit = Page(page(replace(report_data, curves=replace(report_data.curves, held_out=[])))).text
     assert "Validation loss" not in fit and "not validated: no image was held out" in fit
     assert "Fit: loss on training images" in fit
 
@@ -94,25 +97,25 @@ HOSTILES = [
 ]
 
 
-def told_of(told: Told, text: str) -> Told:
+def told_of(report_data: ReportData, text: str) -> ReportData:
     """A report in which everything that may come from outside is this text."""
-    meta = dict(told.meta) | {"placeholder_token": text, "base_model": text}
+    meta = dict(report_data.meta) | {"placeholder_token": text, "base_model": text}
     meta["settings"] = {text: text, "sample_options": {text: [text]}}
-    return Told(
+    return ReportData(
         meta,
         [picture(text, text)],
-        told.losses,
-        replace(told.curves, held_out=[text]),
+        report_data.losses,
+        replace(report_data.curves, held_out=[text]),
         [text],
-        told.previews,
-        [Gate(text, FAILED, text)],
+        report_data.previews,
+        [CheckResult(text, FAILED, text)],
     )
 
 
 @pytest.mark.parametrize("text", HOSTILES, ids=ascii)
-def test_hostile_text_stays_text(text: str, told: Told) -> None:
-    parsed = Page(page(told_of(told, text)))
-    harmless = Page(page(told_of(told, "x")))
+def test_hostile_text_stays_text(text: str, report_data: ReportData) -> None:
+    parsed = Page(page(told_of(report_data, text)))
+    harmless = Page(page(told_of(report_data, "x")))
     assert [tag for tag, _ in parsed.elements] == [tag for tag, _ in harmless.elements]
     assert not {"script", "iframe", "link", "base", "form"} & {tag for tag, _ in parsed.elements}
     for tag, attributes in parsed.elements:
@@ -122,8 +125,8 @@ def test_hostile_text_stays_text(text: str, told: Told) -> None:
     assert parsed.text.count(text) >= 8  # shown as it was written
 
 
-def test_the_page_asks_the_network_for_nothing(told: Told) -> None:
-    text = page(told)
+def test_the_page_asks_the_network_for_nothing(report_data: ReportData) -> None:
+    text = page(report_data)
     parsed = Page(text)
     policy = next(a for t, a in parsed.elements if t == "meta" and "http-equiv" in a)
     assert str(policy["content"]).startswith("default-src 'none'")
@@ -133,11 +136,11 @@ def test_the_page_asks_the_network_for_nothing(told: Told) -> None:
     }
 
 
-def test_a_large_dataset_and_many_previews_leave_the_page_small(told: Told) -> None:
+def test_a_large_dataset_and_many_previews_leave_the_page_small(report_data: ReportData) -> None:
     many = replace(
-        told,
+        report_data,
         examples=[picture(f"{k}.png", "x", 600) for k in range(PICTURES + 20)],
-        previews={k: told.previews[0] for k in range(100)},
+        previews={k: report_data.previews[0] for k in range(100)},
     )
     parsed = Page(page(many))
     images = [attributes for tag, attributes in parsed.elements if tag == "img"]
@@ -148,8 +151,10 @@ def test_a_large_dataset_and_many_previews_leave_the_page_small(told: Told) -> N
     assert max(int(str(each["width"])) for each in images) <= 256
 
 
-def test_a_training_without_curves_and_previews_has_a_report_too(told: Told) -> None:
-    bare = replace(told, curves=Curves([0.2], [], [], []), losses=[1.0], previews={}, gates=[])
+def test_a_training_without_curves_and_previews_has_a_report_too(report_data: ReportData) -> None:
+    bare = replace(
+        report_data, curves=Curves([0.2], [], [], []), losses=[1.0], previews={}, checks=[]
+    )
     text = Page(page(bare)).text
     assert "Dataset" in text
     assert "Curves" not in text

@@ -49,13 +49,13 @@ def archive(factors: Factors) -> Archive:
 
 
 def test_every_layer_must_change_its_weight(factors: Factors) -> None:
-    gate = result_checks.learned(factors)
-    assert (gate.state, gate.value, gate.worthless) == (PASSED, 1, False)
+    check = result_checks.learned(factors)
+    assert (check.state, check.value, check.worthless) == (PASSED, 1, False)
 
     factors["two"] = (factors["two"][0], torch.zeros(4, 2))
-    gate = result_checks.learned(factors)
-    assert (gate.state, gate.worthless) == (FAILED, False)
-    assert "1 of 3 LoRA layers (two) change nothing" in gate.sentence
+    check = result_checks.learned(factors)
+    assert (check.state, check.worthless) == (FAILED, False)
+    assert "1 of 3 LoRA layers (two) change nothing" in check.sentence
 
     nothing = {name: (down, torch.zeros_like(up)) for name, (down, up) in factors.items()}
     assert result_checks.learned(nothing).worthless
@@ -70,9 +70,9 @@ def test_an_update_that_rounding_takes_away_counts_as_none(factors: Factors) -> 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none_make_weights_worthless(factors: Factors, value: float) -> None:
     factors["two"][1][3, 1] = value
-    gate = result_checks.learned(factors)
-    assert (gate.state, gate.worthless) == (FAILED, True)
-    assert "1 of 3 LoRA layers (two) hold NaN or infinity" in gate.sentence
+    check = result_checks.learned(factors)
+    assert (check.state, check.worthless) == (FAILED, True)
+    assert "1 of 3 LoRA layers (two) hold NaN or infinity" in check.sentence
 
 
 def test_the_norm_of_an_update_is_that_of_the_product(factors: Factors) -> None:
@@ -91,9 +91,9 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
 
     down, up = archive.factors["two"]
     other = dict(archive.factors) | {"two": (down, up + up.abs().max() / 64)}
-    gate = result_checks.reloads(Archive(other, archive.placeholder, {}), path)
-    assert gate.worthless
-    assert "1 of 3 LoRA layers (two) differ" in gate.sentence
+    check = result_checks.reloads(Archive(other, archive.placeholder, {}), path)
+    assert check.worthless
+    assert "1 of 3 LoRA layers (two) differ" in check.sentence
 
     fewer = {name: pair for name, pair in archive.factors.items() if name != "one"}
     assert "(one) are not in both" in result_checks.reloads(Archive(fewer, None, {}), path).sentence
@@ -103,9 +103,9 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
     )
 
     path.write_bytes(path.read_bytes()[:-100])
-    gate = result_checks.reloads(archive, path)
-    assert gate.worthless
-    assert "the file is refused" in gate.sentence
+    check = result_checks.reloads(archive, path)
+    assert check.worthless
+    assert "the file is refused" in check.sentence
 
 
 # What is drawn.
@@ -119,8 +119,8 @@ def test_a_preview_from_the_same_kernels_must_equal_the_prediction() -> None:
     other = one.copy()
     other.putpixel((3, 3), (100, 101, 100))
     assert result_checks.previews_match(one, one.copy(), PLAIN, PLAIN).state == PASSED
-    gate = result_checks.previews_match(one, other, PLAIN, PLAIN)
-    assert (gate.state, gate.value) == (FAILED, 1)
+    check = result_checks.previews_match(one, other, PLAIN, PLAIN)
+    assert (check.state, check.value) == (FAILED, 1)
     assert result_checks.previews_match(one, one.resize((9, 8)), PLAIN, PLAIN).state == FAILED
 
 
@@ -136,10 +136,10 @@ def test_a_preview_from_the_same_kernels_must_equal_the_prediction() -> None:
 def test_a_preview_from_other_kernels_may_differ_by_their_rounding(made_by: Kernels) -> None:
     one = Image.new("RGB", (8, 8), (100, 100, 100))
     near, far = (Image.new("RGB", (8, 8), (level, 100, 100)) for level in (102, 108))
-    gate = result_checks.previews_match(one, near, made_by, PLAIN)
-    assert gate.state == PASSED
-    assert "differ by 0.667 levels of 255 on average; the limit is 2," in gate.sentence
-    assert f"({made_by}; cpu, float32)" in gate.sentence
+    check = result_checks.previews_match(one, near, made_by, PLAIN)
+    assert check.state == PASSED
+    assert "differ by 0.667 levels of 255 on average; the limit is 2," in check.sentence
+    assert f"({made_by}; cpu, float32)" in check.sentence
     assert result_checks.previews_match(one, far, made_by, PLAIN).state == FAILED
     assert result_checks.previews_match(one, one.resize((9, 8)), made_by, PLAIN).state == FAILED
 
@@ -160,15 +160,15 @@ def test_the_preview_of_a_compiled_training_passes(
     options = {"width": 64, "height": 64, "num_inference_steps": 4}
     settings = small(sample_prompts=("<zwx>",), sample_options=options, validation_every=0)
     found = read_archive(train(settings)).meta["checks"]
-    (gate,) = (gate for gate in found if gate["name"] == result_checks.PREVIEW)
-    assert gate["state"] == PASSED
+    (check,) = (check for check in found if check["name"] == result_checks.PREVIEW)
+    assert check["state"] == PASSED
 
 
 def test_the_drift_of_an_image_is_for_information() -> None:
     base, moved = Image.new("RGB", (8, 8), (100,) * 3), Image.new("RGB", (8, 8), (125,) * 3)
-    gate = result_checks.drift_of_pictures(base, moved, "a landscape")
-    assert (gate.state, gate.value) == (INFORMATION, pytest.approx(20.17, abs=0.01))
-    assert result_checks.drift_of_pictures(base, base.copy(), "a landscape").value is None
+    check = result_checks.drift_of_images(base, moved, "a landscape")
+    assert (check.state, check.value) == (INFORMATION, pytest.approx(20.17, abs=0.01))
+    assert result_checks.drift_of_images(base, base.copy(), "a landscape").value is None
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_the_subject_within_a_longer_word_is_another_word() -> None:
     [(0.36, PASSED), (0.75, DOUBTFUL), (0.87, FAILED), (1.3, FAILED), (float("nan"), FAILED)],
 )
 def test_a_velocity_that_moves_too_far_without_the_subject_fails(share: float, state: str) -> None:
-    gate = result_checks.drift_of_velocity(share, "a landscape")
-    assert gate.state == state
-    assert "'a landscape'" in gate.sentence
-    assert ("the limit is" in gate.sentence) == (state != PASSED)
+    check = result_checks.drift_of_velocity(share, "a landscape")
+    assert check.state == state
+    assert "'a landscape'" in check.sentence
+    assert ("the limit is" in check.sentence) == (state != PASSED)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_an_update_as_large_as_the_weights_fails(
 ) -> None:
     norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
     scaled = {name: (down, up * scale) for name, (down, up) in factors.items()}
-    gate = result_checks.update_size(scaled, norms)
-    assert gate.state == state
+    check = result_checks.update_size(scaled, norms)
+    assert check.state == state
     if state != PASSED:
-        assert "lower learning_rate" in gate.sentence and "the limit is" in gate.sentence
+        assert "lower learning_rate" in check.sentence and "the limit is" in check.sentence
     if scale < 10:
-        assert gate.value == pytest.approx(scale)
+        assert check.value == pytest.approx(scale)
 
 
 def test_one_layer_that_exploded_fails_among_good_ones(factors: Factors) -> None:
@@ -241,21 +241,21 @@ def test_a_token_that_never_moved_fails(
     facts: dict[str, float], state: str, worthless: bool, said: str
 ) -> None:
     start = {"norm_start": 0.1, "norm_end": 0.8, "moved": True, "steps_with_placeholder": 9}
-    gate = result_checks.token_moved("<zwx>", start | facts)
-    assert (gate.state, gate.worthless) == (state, worthless)
-    assert said in gate.sentence
+    check = result_checks.token_moved("<zwx>", start | facts)
+    assert (check.state, check.worthless) == (state, worthless)
+    assert said in check.sentence
 
 
 @pytest.mark.parametrize("held_out", [[], ["1.png", "2.png"]], ids=["fit", "validation"])
 def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
     curves = Curves([0.2, 0.8], held_out, [0, 5, 10], [[1.0, 1.0], [0.5, 0.5], [0.9, 0.9]])
-    gate = result_checks.loss_fell(curves)
-    assert (gate.state, gate.value) == (PASSED, 0.9)
-    assert "the lowest was 0.5000 at step 5" in gate.sentence
+    check = result_checks.loss_fell(curves)
+    assert (check.state, check.value) == (PASSED, 0.9)
+    assert "the lowest was 0.5000 at step 5" in check.sentence
     assert (
-        gate.name == f"the {'validation loss' if held_out else 'loss on the training images'} fell"
+        check.name == f"the {'validation loss' if held_out else 'loss on the training images'} fell"
     )
-    assert ("on 2 held-out images" in gate.sentence) == bool(held_out)
+    assert ("on 2 held-out images" in check.sentence) == bool(held_out)
     for last, state in ((1.0, DOUBTFUL), (1.04, DOUBTFUL), (1.06, FAILED), (float("nan"), FAILED)):
         risen = replace(curves, losses=[*curves.losses[:2], [last, last]])
         assert result_checks.loss_fell(risen).state == state

@@ -20,7 +20,7 @@ from trainer.result.result_checks import (
     INFORMATION,
     PASSED,
     SKIPPED,
-    Gate,
+    CheckResult,
     Worthless,
 )
 from trainer.result.verdict import BROKEN, GOOD, verdict
@@ -56,7 +56,7 @@ def last_line(caplog: pytest.LogCaptureFixture) -> str:
     ],
 )
 def test_the_worst_check_decides(states: list[str], result: str, counts: str) -> None:
-    found = [Gate("a check", state, "") for state in states]
+    found = [CheckResult("a check", state, "") for state in states]
     assert str(verdict(found, validated=True)) == f"{result}: {counts}"
     fit = str(verdict(found, validated=False))
     assert fit == f"{result}: {counts}; not validated: no image was held out"

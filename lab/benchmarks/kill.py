@@ -89,7 +89,7 @@ PHASES = {
 }
 PREVIEWS = (
     "trainer.monitor.previews.generate",
-    "trainer.monitor.stage.LoraMerger",
+    "trainer.monitor.inference_weights.LoraMerger",
     "trainer.monitor.preview_images.save_png",
     "trainer.monitor.preview_images.draw_sheet",
 )

@@ -63,8 +63,8 @@ def test_no_error_shows_the_key(
     for any_file in (True, False):
         with pytest.raises((SourceError, DownloadError)) as error:
             sources.file(address, None, any_file)
-        report_data = reason(error.value, {"lora_weights": address, "prompt": "x"})
-        assert SECRET not in str(error.value) + report_data + clean(str(error.value))
+        reported = reason(error.value, {"lora_weights": address, "prompt": "x"})
+        assert SECRET not in str(error.value) + reported + clean(str(error.value))
     with pytest.raises(BrokenImage) as unread:
         read_image(address)
     assert SECRET not in str(unread.value)

@@ -528,17 +528,17 @@ def test_a_face_gets_picture_files(
     engine: Engine, first: list[bytes], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report_data = {}
+    reported = {}
     request = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7, "num_outputs": 2}
     paths = engine.predict(
-        report_data.__setitem__, prompt="a photo of a cat", output_format="png", **request
+        reported.__setitem__, prompt="a photo of a cat", output_format="png", **request
     )
     assert [str(path) for path in paths] == [
         "outputs/images/image-0.png",
         "outputs/images/image-1.png",
     ]
     assert Image.open(paths[0]).tobytes() == first[0]
-    assert report_data["seconds_per_picture"] > 0
+    assert reported["seconds_per_picture"] > 0
     (photo,) = engine.predict(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
     assert str(photo) == "outputs/images/image-2.jpg"
     with Image.open(photo) as opened:

@@ -78,7 +78,7 @@ def holders() -> Iterator[Any]:
         process.communicate()
 
 
-def report_data(process: "subprocess.Popen[str]") -> str:
+def reported(process: "subprocess.Popen[str]") -> str:
     """What a holder says once it may go."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("\n")
@@ -279,7 +279,7 @@ def test_a_second_run_in_the_folder_is_refused_with_the_process_that_holds_it(
     holders: Any,
 ) -> None:
     holder = holders(output_dir="out")
-    assert report_data(holder) == "out"
+    assert reported(holder) == "out"
     start = time.monotonic()
     with pytest.raises(FolderRefused, match=f"out is in use .*process {holder.pid} on .*, since"):
         open_run(DATASET, Path("out"))
@@ -301,7 +301,7 @@ def test_of_runs_that_start_at_once_in_one_folder_all_but_one_are_refused(holder
 def test_the_lock_is_free_as_soon_as_its_holder_is_killed(holders: Any) -> None:
     """And a run that had saved nothing yet can be started again in its folder."""
     holder = holders(output_dir="out")
-    assert report_data(holder) == "out"
+    assert reported(holder) == "out"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert Path("out/run.json").is_file()
@@ -340,7 +340,7 @@ def test_a_lock_is_handed_down_to_a_child_without_a_moment_in_between(holders: A
     os.close(lock._fd)  # the parent's; never freed
     with pytest.raises(FolderRefused, match="in use"):  # also before the child has begun
         Lock.take(Path("out"))
-    assert report_data(child) == "out"
+    assert reported(child) == "out"
     with pytest.raises(FolderRefused, match=f"process {child.pid}"):
         Lock.take(Path("out"))
     assert json.loads(Path("out/run.json").read_text())["queued"]
@@ -655,7 +655,7 @@ def test_a_server_removes_nothing_that_it_has_not_made(holders: Any, tmp_path: P
     in_use = serve()
     Path(in_use, "checkpoints").mkdir()
     Path(in_use, "checkpoints", "step-000001.safetensors").touch()
-    assert report_data(holders(resume_from=str(in_use / "checkpoints"))) == str(in_use)
+    assert reported(holders(resume_from=str(in_use / "checkpoints"))) == str(in_use)
     kept = (by_hand, no_record, forged, truthy, continued, in_use)
     for folder in (*kept, tmp_path / "elsewhere"):
         age(folder, 2 * KEPT_SECONDS)

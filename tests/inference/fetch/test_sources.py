@@ -205,10 +205,8 @@ def test_a_token_opens_the_hub_and_is_told_to_nobody_else(
     web.pages["huggingface.co/a/b/resolve/main/c.safetensors"] = guarded
     web.pages["cdn.example/lora"] = 200, {}, b"private"
     assert sources.file("hf:a/b/c.safetensors", "hf_secret").read_bytes() == b"private"
-    report_data = {
-        place.split("?")[0]: headers.get("authorization") for place, headers in web.asked
-    }
-    assert report_data["cdn.example/lora"] is None
+    reported = {place.split("?")[0]: headers.get("authorization") for place, headers in web.asked}
+    assert reported["cdn.example/lora"] is None
 
     # What the token opened stays closed for whoever has none, and for other hosts.
     with pytest.raises(DownloadError, match=r"access denied \(401\); it is private"):

@@ -71,10 +71,8 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
     tmp_path: Path, photos: Path, vault: Path
 ) -> None:
     """The processes agree on a seed, which the run by one process is told."""
-    report_data = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1)
-    assert (
-        report_data.count("wrote ") == 2
-    )  # weights.zip and report.html, by the main process alone
+    reported = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1)
+    assert reported.count("wrote ") == 2  # weights.zip and report.html, by the main process alone
     two = state(tmp_path / "two")
     assert two.identity["settings"]["processes"] == 2
     seed = two.identity["settings"]["seed"]

@@ -267,7 +267,10 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
     [
         ("trainer.monitor.preview_images.save_png", OSError(28, "No space left on device")),
         slow("trainer.monitor.previews.generate", RuntimeError("CUDA error: anything")),
-        slow("trainer.monitor.inference_weights.LoraMerger", torch.OutOfMemoryError("CUDA out of memory")),
+        slow(
+            "trainer.monitor.inference_weights.LoraMerger",
+            torch.OutOfMemoryError("CUDA out of memory"),
+        ),
         slow("trainer.monitor.preview_images.draw_sheet", ValueError("anything")),
         slow(
             "trainer.monitor.preview_images.PreviewImages.begin", OSError(5, "Input/output error")

@@ -1,14 +1,14 @@
 """The Cog interface of inference: a prompt and an optional LoRA in, images out.
 
 Cog reads the inputs below at build time without running this file, so every default, bound and
-description is a literal. A test compares them with `inference.request`.
+description is a literal. A test compares them with `inference.inputs`.
 """
 
 from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, Secret
 
-from serving.inputs import logged, metric, plain, served
+from serving.inputs import entry_point, metric, served
 
 BASE_MODELS = [
     "auto",
@@ -23,18 +23,19 @@ BASE_MODELS = [
 
 
 class Predictor(BasePredictor):
+    @entry_point
     def setup(self, weights: Optional[str] = None) -> None:
         """Load the base model, so that the first request is as fast as the next.
 
         `weights` is the value of $COG_WEIGHTS: the LoRA of all requests without one of their own.
         """
-        with logged({}):
-            from inference.engine import Engine
+        from inference.engine import Engine
 
-            self.engine = Engine()
-            self.engine.warm_up(weights)
+        self.engine = Engine()
+        self.engine.warm_up(weights)
 
     # fmt: off
+    @entry_point
     def predict(
         self,
         prompt: str = Input(description="Prompt. Use the trained token, such as <zwx>, for your subject.", max_length=10000),
@@ -62,8 +63,38 @@ class Predictor(BasePredictor):
         output_metadata: bool = Input(description="Write prompt, seed, settings and the weights' hashes into the files.", default=True),
     ) -> List[Path]:
         """Generate images from a prompt, with an optional LoRA."""
-        inputs = plain(locals())
-        with logged(inputs):
-            place = {"output_dir": None} if served() else {"any_file": True}
-            return [Path(path) for path in self.engine.predict(metric, **place, **inputs)]
+        from inference.inputs import IMAGES, GenerationInputs
+
+        inputs = GenerationInputs(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            replicate_weights=replicate_weights,
+            lora_weights=lora_weights,
+            lora_scale=lora_scale,
+            extra_lora=extra_lora,
+            extra_lora_scale=extra_lora_scale,
+            base_model=base_model,
+            image=image,
+            prompt_strength=prompt_strength,
+            width=width,
+            height=height,
+            aspect_ratio=aspect_ratio,
+            num_outputs=num_outputs,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            shift=shift,
+            go_fast=go_fast,
+            seed=seed,
+            output_format=output_format,
+            output_quality=output_quality,
+            output_metadata=output_metadata,
+        )
+        images = self.engine.predict(
+            inputs,
+            metric,
+            hf_api_token=hf_api_token,
+            any_file=not served(),
+            output_dir=None if served() else IMAGES,
+        )
+        return [Path(image) for image in images]
     # fmt: on

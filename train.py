@@ -1,14 +1,14 @@
 """The Cog interface of training: a dataset in, `weights.zip` out.
 
 Cog reads the inputs below at build time without running this file, so every default, bound and
-description is a literal. A test compares them with `trainer.settings.fields` and `trainer.settings.checks`.
+description is a literal. A test compares them with `trainer.settings.inputs`.
 """
 
 from typing import Optional
 
 from cog import BaseModel, Input, Path, Secret
 
-from serving.inputs import logged, metric, plain, served
+from serving.inputs import entry_point, metric, served
 
 BASE_MODELS = [
     "auto",
@@ -31,6 +31,7 @@ class TrainingOutput(BaseModel):
 
 
 # fmt: off
+@entry_point
 def train(
     dataset: Path = Input(description="Zip or tar of 10 to 40 images (jpg, png, webp), with an optional caption in NAME.txt next to each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar", max_length=104857600),
     name: Optional[str] = Input(description="Name of the run, in the name of its folder: outputs/DATE-NAME-01. Default: the dataset's name.", default=None, max_length=64),
@@ -81,9 +82,62 @@ def train(
     seed: Optional[int] = Input(description="The same seed and inputs give the same weights. Default: random, and written to meta.json.", default=None, ge=0),
 ) -> TrainingOutput:
     """Train a LoRA and a placeholder token for the subject from a zip of images."""
-    inputs = plain(locals())
-    with logged(inputs):
-        from trainer.run import train_from_inputs
+    from trainer.run import train_from_inputs
+    from trainer.settings import TrainingInputs
 
-        return TrainingOutput(weights=Path(train_from_inputs(metric, served=served(), **inputs)))
+    inputs = TrainingInputs(
+        dataset=dataset,
+        name=name,
+        base_model=base_model,
+        default_caption=default_caption,
+        skip_bad_images=skip_bad_images,
+        train_placeholder_token=train_placeholder_token,
+        placeholder_token=placeholder_token,
+        placeholder_init_std=placeholder_init_std,
+        trigger_word=trigger_word,
+        turbo_adapter=turbo_adapter,
+        preset=preset,
+        rank=rank,
+        lora_targets=lora_targets,
+        steps=steps,
+        learning_rate=learning_rate,
+        placeholder_learning_rate=placeholder_learning_rate,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        lr_warmup_steps=lr_warmup_steps,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        resolution=resolution,
+        timestep_sampling=timestep_sampling,
+        training_shift=training_shift,
+        caption_prefix=caption_prefix,
+        caption_suffix=caption_suffix,
+        caption_dropout=caption_dropout,
+        ema_decay=ema_decay,
+        quantize=quantize,
+        gradient_checkpointing=gradient_checkpointing,
+        low_memory=low_memory,
+        sample_prompts=sample_prompts,
+        sample_every=sample_every,
+        validation_every=validation_every,
+        validation_images=validation_images,
+        checkpoint_every=checkpoint_every,
+        resume_from=resume_from,
+        trackers=trackers,
+        wandb_project=wandb_project,
+        wandb_run=wandb_run,
+        wandb_entity=wandb_entity,
+        hf_repo_id=hf_repo_id,
+        seed=seed,
+    )
+    weights = train_from_inputs(
+        inputs,
+        metric,
+        served=served(),
+        wandb_api_key=wandb_api_key,
+        hf_token=hf_token,
+    )
+    return TrainingOutput(weights=Path(weights))
 # fmt: on

@@ -1,15 +1,16 @@
-"""python -m inference --prompt …: draws pictures from the command line."""
+"""python -m inference --prompt …: generates images from the command line."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from families.bases import BASES, find_base_or_folder
+from families.bases import find_base_or_folder
 from families.redact import safe_name
 from inference.console import begin, log_to_console
-from inference.request import ASPECT_RATIOS, CUSTOM, FORMATS, QUALITY, Request, check_file
+from inference.flags import Parser, add, add_inputs
+from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs
+from inference.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,169 +19,84 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Examples:
-  python -m inference --prompt "a photo of a red fox" --base_model z-image-turbo
+  python -m inference --prompt "a photo of a red fox" --base-model z-image-turbo
   python -m inference --prompt "a photo of <zwx> on a beach" \\
-      --weights outputs/latest/weights.zip --num_outputs 4 --seed 1
+      --weights outputs/latest/weights.zip --num-outputs 4 --seed 1
   python -m inference --prompt "a photo of <zwx> on a beach" \\
-      --lora_path lora/lora_weights.safetensors --placeholder_token "<zwx>"
+      --lora-path lora/lora_weights.safetensors --placeholder-token "<zwx>"
   python -m inference --prompt "a red fox as an oil painting" --image fox.jpg \\
-      --prompt_strength 0.6 --weights hf:owner/name/oil.safetensors
+      --prompt-strength 0.6 --weights hf:owner/name/oil.safetensors
 
 The quotes matter: < and > mean something else to the shell. Private repositories of Hugging Face
 open with the token in $HF_TOKEN.
 """
 
 
-def arguments_parser() -> argparse.ArgumentParser:
+def arguments_parser() -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m inference",
-        description="Draw pictures of a prompt, with trained weights laid over a base model.",
+        usage="%(prog)s --prompt TEXT [--weights FILE] [options]",
+        description="Generate images from a prompt, with an optional LoRA.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-    def add(name: str, help: str, **options: Any) -> None:
-        parser.add_argument(f"--{name}", help=help, **options)
-        if "_" in name:  # help shows one spelling
-            options |= {"dest": name, "default": argparse.SUPPRESS}
-            parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
-
-    number: dict[str, Any] = {"type": int, "metavar": "N"}
-    scale: dict[str, Any] = {"type": float, "metavar": "X"}
-    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
-
-    # What to draw, and with which weights.
+    add(parser, "cpu", "run a large model without a GPU, however slow that is", action="store_true")
+    others = ("replicate_weights", "lora_weights", "output_metadata")  # other names here
+    groups = add_inputs(parser, GenerationInputs, GROUPS, without=others)
+    weights, output = groups[WEIGHTS], groups[OUTPUT]
+    source = GenerationInputs.inputs()["replicate_weights"].description
+    add(weights, "weights", source, metavar="FILE")
     add(
-        "prompt",
-        "what to draw; use the trained word, such as <zwx>, for your subject",
-        required=True,
-        metavar="TEXT",
-    )
-    add(
-        "negative_prompt",
-        "what to keep out; has an effect with a guidance above 1",
-        default="",
-        metavar="TEXT",
-    )
-    add(
-        "weights",
-        "weights.zip of a training, a .tar of it, or any LoRA .safetensors: a file, an https URL, "
-        "or hf:owner/name/file@revision",
+        weights,
+        "lora_path",
+        "A LoRA .safetensors by itself, in place of --weights.",
         metavar="FILE",
-    )
-    add("lora_path", "a LoRA .safetensors by itself, in place of --weights", **file)
-    add(
-        "placeholder_token",
-        "with --lora_path: the trained word. Its embedding is looked for beside the LoRA "
-        "(placeholder.safetensors, or ../embeddings/placeholder.safetensors)",
-        metavar="WORD",
-    )
-    add(
-        "lora_scale",
-        "strength of the LoRA; 1 is as trained (default), 0 is off",
-        default=1.0,
-        **scale,
-    )
-    add("extra_lora", "a second LoRA over the first, named like --weights", metavar="FILE")
-    add("extra_lora_scale", "strength of the second LoRA (default: 1)", **scale)
-    add(
-        "base_model",
-        f"a folder, or one of {', '.join(BASES)} (default: what the weights were trained on)",
-        default="auto",
-        metavar="NAME",
-    )
-
-    add("image", "a picture to start from", **file)
-    add(
-        "prompt_strength",
-        "how much of the image is drawn anew; 1 keeps nothing of it, 0 everything (default: 0.8)",
-        **scale,
-    )
-
-    # How.
-    add("width", "pixels, together with --height (default: from --aspect_ratio)", **number)
-    add("height", "pixels, together with --width", **number)
-    add(
-        "aspect_ratio",
-        f"shape at the model's own resolution: {', '.join(ASPECT_RATIOS)} "
-        "(default: the image's, or 1:1)",
-        choices=(*ASPECT_RATIOS, CUSTOM),
-        metavar="W:H",
-    )
-    add(
-        "num_outputs",
-        "pictures to draw; number n uses the seed plus n (default: 1)",
-        default=1,
-        **number,
-    )
-    add("num_inference_steps", "denoising steps (default: what suits the model)", **number)
-    add(
-        "guidance_scale",
-        "how closely to follow the prompt; 1 is off (default: what suits the model)",
-        **scale,
-    )
-    add(
-        "shift",
-        "shift of the sigma schedule, the same at every size, such as 3 for Qwen-Image-Lightning; "
-        "0 is the model's own schedule (default: a known few-step LoRA's, else the model's own)",
-        **scale,
-    )
-    add(
-        "go_fast",
-        "guide only the first half of the steps: a quarter fewer passes through the model",
-        action="store_true",
-    )
-    add("seed", "repeats a picture (default: drawn at random and printed)", **number)
-
-    # Files.
-    add(
-        "output_dir",
-        "folder for the pictures (default: outputs/images)",
         type=Path,
-        default=Path("outputs/images"),
+    )
+    add(
+        weights,
+        "placeholder_token",
+        "With --lora-path: the trained token. Its embedding is looked for next to the LoRA "
+        "(placeholder.safetensors, or ../embeddings/placeholder.safetensors).",
+        metavar="TOKEN",
+    )
+    add(
+        output,
+        "output_dir",
+        "Folder for the images. Default: outputs/images.",
         metavar="FOLDER",
-    )
-    add("output_format", "file format (default: %(default)s)", default=FORMATS[0], choices=FORMATS)
-    add(
-        "output_quality",
-        "of webp and jpg files, from 1 to 100 (default: %(default)s)",
-        default=QUALITY,
-        **number,
+        type=Path,
+        default=IMAGES,
     )
     add(
+        output,
         "no_metadata",
-        "do not write prompt, seed, settings and the weights' hashes into the files",
-        action="store_true",
+        "Do not write prompt, settings and hashes into the files.",
+        dest="output_metadata",
+        action="store_false",
     )
-    add("cpu", "run a large model without a GPU, however slow that is", action="store_true")
     return parser
 
 
 def main() -> None:
     parser = arguments_parser()
-    given = vars(parser.parse_args())
-    weights, lora, extra = (given.pop(name) for name in ("weights", "lora_path", "extra_lora"))
-    token, base_model = given.pop("placeholder_token"), given.pop("base_model")
-    folder, file_format = given.pop("output_dir"), given.pop("output_format")
-    quality, metadata = given.pop("output_quality"), not given.pop("no_metadata")
-    image = given.pop("image")
+    given = parser.read()
+    weights, lora = given.pop("weights", None), given.pop("lora_path", None)
+    token, folder = given.pop("placeholder_token", None), given.pop("output_dir")
+    cpu = bool(given.pop("cpu", False))
     if weights and lora:
-        parser.error("give --weights or --lora_path, not both")
+        parser.error("give --weights or --lora-path, not both")
     if token and not lora:
-        parser.error("--placeholder_token goes with --lora_path; weights.zip knows its own")
-    if given["extra_lora_scale"] is not None and not extra:
-        parser.error("--extra_lora_scale goes with --extra_lora")
-    cpu = given.pop("cpu")
-    begin(_first_line(base_model, weights or lora, folder))
+        parser.error("--placeholder-token goes with --lora-path; weights.zip knows its own")
+    begin(_first_line(given.get("base_model", "auto"), weights or lora, folder))
     log_to_console()
     try:
-        if base_model != "auto":
-            find_base_or_folder(base_model)
-        check_file(file_format, quality)
-        request = Request(image=_image(image), **given)
+        inputs = GenerationInputs(**given, replicate_weights=weights or lora)
+        if inputs.base_model != "auto":
+            find_base_or_folder(inputs.base_model)
+        request = Request.of(inputs, _image(inputs.image))
         archive = _archive(weights or lora, token)
-        second = _archive(extra)
+        second = _archive(inputs.extra_lora)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
@@ -192,8 +108,14 @@ def main() -> None:
 
     try:
         folder = writable_folder(folder)
-        images = Engine(cpu=cpu).generate(request, archive, base_model, second)
-        paths = save_images(images, folder, file_format, quality, metadata)
+        images = Engine(cpu=cpu).generate(request, archive, inputs.base_model, second)
+        paths = save_images(
+            images,
+            folder,
+            inputs.output_format,
+            inputs.output_quality,
+            inputs.output_metadata,
+        )
     except (LoraMismatch, MissingModel, OSError, ValueError) as error:  # UnknownBase among them
         sys.exit(f"error: {error}")
     print(*paths, sep="\n")
@@ -208,12 +130,12 @@ def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> st
     return f"generate: base model {model}{source}, images in {folder}/"
 
 
-def _image(path: Path | None) -> "Image | None":
+def _image(path: Path | str | None) -> "Image | None":
     if not path:
         return None
     from inference.images import read_image
 
-    return read_image(path)
+    return read_image(Path(path))
 
 
 def _archive(source: str | Path | None, token: str | None = None) -> "Archive | None":

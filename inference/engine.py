@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -30,25 +29,17 @@ from inference.fetch import Sources, named
 from inference.generation import describe, generate
 from inference.image_metadata import making
 from inference.images import (
-    IMAGES,
     fresh_folder,
     read_image,
     save_images,
     writable_folder,
 )
+from inference.input_fields import check_length
+from inference.inputs import IMAGES, SECRET_LENGTH, GenerationInputs
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
-from inference.request import (
-    FORMATS,
-    LENGTHS,
-    QUALITY,
-    Request,
-    check_file,
-    check_length,
-    check_size,
-    check_work,
-    settle,
-)
+from inference.request import Request, check_size, check_work, settle
+from inference.secret import GivenSecret, revealed
 from inference.text_cache import TextCache
 from inference.weights import (
     Weights,
@@ -106,22 +97,14 @@ class Engine:
     @without_locals
     def predict(
         self,
+        inputs: GenerationInputs,
         report: Callable[[str, float], None] | None = None,
         *,
+        hf_api_token: GivenSecret = None,
         any_file: bool = False,
         output_dir: Source | None = IMAGES,
-        replicate_weights: Source | None = None,
-        lora_weights: Source | None = None,
-        extra_lora: Source | None = None,
-        hf_api_token: Any = None,  # text, or Cog's Secret
-        image: Source | None = None,
-        base_model: str = "auto",
-        output_format: str = FORMATS[0],
-        output_quality: int = QUALITY,
-        output_metadata: bool = True,
-        **request: Any,
     ) -> list[Path]:
-        """Generates the images of a request, given as Cog's inputs, and returns their files.
+        """Generates the images of a request and returns their files.
 
         `any_file` says whether the strings come from a person who may read every file of this
         machine; otherwise they name only files that `inference.fetch.sources.allowed_file` allows.
@@ -129,30 +112,18 @@ class Engine:
         ever removed. None, on a server: a temporary folder, which later requests remove after an
         hour. `report` receives the metric `seconds_per_picture`.
         """
-        check_file(output_format, output_quality)
-        if replicate_weights and lora_weights:
-            raise ValueError(
-                "replicate_weights and lora_weights both name the LoRA; give one of them, and "
-                "the other as extra_lora"
-            )
-        if request.get("extra_lora_scale") is not None and not extra_lora:
-            raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
-        for name, source in (
-            ("replicate_weights", replicate_weights),
-            ("lora_weights", lora_weights),
-            ("extra_lora", extra_lora),
-        ):
-            check_length(name, str(source or ""), LENGTHS[name])
+        base_model, extra_lora = inputs.base_model, inputs.extra_lora
         if base_model != "auto" and not any_file:
             find_base(base_model)  # a folder is a name of files, too
-        token = _revealed(hf_api_token)
-        check_length("hf_api_token", token or "", LENGTHS["hf_api_token"])
-        if image:
-            request["image"] = read_image(self.sources.file(image, None, any_file))
-        asked = Request(**request)
+        token = revealed(hf_api_token)
+        check_length("hf_api_token", token or "", SECRET_LENGTH)
+        image = (
+            read_image(self.sources.file(inputs.image, None, any_file)) if inputs.image else None
+        )
+        asked = Request.of(inputs, image)
         folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
-        main = replicate_weights or lora_weights
+        main = inputs.replicate_weights or inputs.lora_weights
         alone = not (main and extra_lora)
 
         def read(source: Source | None, extra: bool) -> Archive | None:
@@ -173,7 +144,13 @@ class Engine:
         if report is not None:
             report("seconds_per_picture", (time.perf_counter() - start) / len(images))
         with fresh_folder() if folder is None else nullcontext(folder) as place:
-            return save_images(images, place, output_format, output_quality, output_metadata)
+            return save_images(
+                images,
+                place,
+                inputs.output_format,
+                inputs.output_quality,
+                inputs.output_metadata,
+            )
 
     def read(
         self, weights: Source, check: Check | None = None, config: Path | None = None
@@ -328,9 +305,3 @@ class Engine:
 
 def _zero_layers(deltas: Mapping[str, Delta]) -> list[str]:
     return [name for name, delta in deltas.items() if is_zero(delta)]
-
-
-def _revealed(secret: Any) -> str | None:
-    """The text of a Cog `Secret`, which hides it from every log; older runtimes give the text."""
-    text = secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
-    return text.strip() or None if text else None

@@ -24,10 +24,9 @@ from adapters.files.containers import printable
 from families.redact import safe_name
 from inference import image_metadata
 from inference.image_decoding import IMAGE_FORMATS, has_too_many_scans, upright_srgb
-from inference.request import FORMATS, QUALITY
+from inference.inputs import FORMATS, QUALITY
 
 MAX_BYTES = 256 << 20  # as in a dataset
-IMAGES = Path("outputs/images")  # in the working folder; never cleaned
 _NUMBER = re.compile("[0-9]{1,18}")
 _PREFIX = "zeroprior-pictures-"
 _KEPT_SECONDS = 3600  # the runtime never deletes what it has sent

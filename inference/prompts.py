@@ -7,7 +7,6 @@ TOK stands for the subject's token. Options such as `--w 64` are read behind sam
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from families.text_limit import cut
@@ -111,7 +110,7 @@ def place_subject(request: Request, tokens: Sequence[str]) -> Request:
             "TOK stands for %s, the token of the first LoRA; write %s for the other",
             *(tokens[0], ", ".join(tokens[1:])),
         )
-    return replace(request, prompt=placed["prompt"], negative_prompt=placed["negative_prompt"])
+    return request.replace(prompt=placed["prompt"], negative_prompt=placed["negative_prompt"])
 
 
 def check_syntax(name: str, text: str) -> None:

@@ -6,133 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+from pydantic import InstanceOf
 
 from families.bases import Base
 from families.few_steps import FewStepLora
-from families.tokens import check_unicode
+from inference.inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
-ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9", "9:21")
-CUSTOM = "custom"  # what other services call a size given by width and height
-LONGEST = 3.0  # a picture that follows an image is at most this many times longer than wide
+LONGEST = 3.0  # an image that follows another is at most this many times longer than wide
 DEFAULT_STRENGTH = 0.8
-FORMATS = ("webp", "jpg", "png")  # of image files; the first is the default
-QUALITY, QUALITIES = 90, (1, 100)  # of webp and jpg files: the default, and the bounds
-# The bounds of every number, as in predict.py and docs/inference.md; a test compares them.
-RANGES: dict[str, tuple[float, float]] = {
-    # guidance_scale is from 0 in predict.py, so that our message is the one that is read.
-    "lora_scale": (-3, 3),
-    "extra_lora_scale": (-3, 3),
-    "prompt_strength": (0, 1),
-    "width": (32, 2048),
-    "height": (32, 2048),
-    "num_outputs": (1, 8),
-    "num_inference_steps": (1, 200),
-    "guidance_scale": (1, 20),
-    "shift": (0, 20),
-    "seed": (0, 2**63 - 1),
-}
-HINTS = {  # after a message about a value out of range
-    "lora_scale": "; 1 is as trained",
-    "extra_lora_scale": "; 1 is as trained",
-    "num_outputs": "; send several requests for more",
-    "num_inference_steps": "; leave it out for the model's own number",
-    "guidance_scale": "; 1 is off",
-    "shift": "; 0 is the model's own schedule",
-    "width": "; enlarge the image afterwards for more",
-    "height": "; enlarge the image afterwards for more",
-}
-# Characters, the same as in predict.py. The text encoders read 512 tokens, about 2,500 characters.
-LENGTHS: dict[str, int] = {
-    "prompt": 10_000,
-    "negative_prompt": 10_000,
-    # Addresses, or data URLs, which can be as long as Cog takes a request: 100 MiB.
-    "replicate_weights": 100 << 20,
-    "lora_weights": 100 << 20,
-    "extra_lora": 100 << 20,
-    "hf_api_token": 1_000,
-}
 # What one request to a server may cost: passes of one image of the base's own resolution through
 # the transformer. 8 images of 50 guided steps are 800, 2 minutes of Qwen-Image on an H100.
 MOST_PASSES = 2_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to draw. None stands for what suits the base."""
+class Request(SharedInputs):
+    """What to generate. None stands for what suits the base model."""
 
-    prompt: str
-    negative_prompt: str = ""
-    lora_scale: float = 1.0
-    extra_lora_scale: float | None = None  # of the second LoRA; None is 1
-    image: Image.Image | None = None  # to start from
-    prompt_strength: float | None = None  # how much of the image is drawn anew; None is 0.8
-    width: int | None = None  # pixels
-    height: int | None = None
-    aspect_ratio: str | None = None  # None: the image's, else 1:1; at the base's own resolution
-    num_outputs: int = 1
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None  # 1 is off
-    shift: float | None = None  # static shift of the sigmas; 0: the model's own schedule
-    go_fast: bool = False  # guidance in the first half of the steps only
-    seed: int | None = None
+    image: InstanceOf[Image.Image] | None = None  # to start from
 
-    def __post_init__(self) -> None:
-        if not self.prompt or not self.prompt.strip():
-            raise ValueError("prompt is empty; say what to draw")
-        for name in ("prompt", "negative_prompt"):
-            text = getattr(self, name) or ""
-            check_unicode(name, text)
-            check_length(name, text, LENGTHS[name])
-        if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go together; give both or neither")
-        if self.aspect_ratio not in (None, CUSTOM, *ASPECT_RATIOS):
-            known = ", ".join((*ASPECT_RATIOS, CUSTOM))
-            raise ValueError(f"aspect_ratio {self.aspect_ratio!r} is not one of {known}")
-        if self.aspect_ratio == CUSTOM and self.width is None:
-            raise ValueError("aspect_ratio custom wants width and height")
-        if self.prompt_strength is not None and self.image is None:
-            raise ValueError("prompt_strength needs an image")
-        scale = self.guidance_scale
-        if isinstance(scale, int | float) and not isinstance(scale, bool) and scale < 1:
-            raise ValueError(
-                f"guidance_scale is {_digits(scale)}; 1 is off, so give 1 to turn guidance off "
-                "(some programs count from 0: their 0 is 1 here)"
-            )
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and (fault := out_of_range(name, value, low, high)):
-                raise ValueError(fault + HINTS.get(name, ""))
-
-
-def out_of_range(name: str, value: object, low: float, high: float) -> str | None:
-    """What is wrong with a number, with all digits of whole ones; None where nothing is."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"{name} is {value!r}, not a number"
-    if low <= value <= high:
-        return None
-    return f"{name} is {_digits(value)}; it must be between {_digits(low)} and {_digits(high)}"
-
-
-def _digits(value: float) -> str:
-    if isinstance(value, int):  # Python itself refuses to print more than 4,300 digits
-        return str(value) if value.bit_length() < 1000 else "a number beyond 1000 bits"
-    return f"{value:g}"
-
-
-def check_length(name: str, text: str, most: int) -> None:
-    """Raises ValueError for a text of more than `most` characters."""
-    if len(text) > most:
-        raise ValueError(f"{name} has {len(text):,} characters; at most {most:,} are accepted")
-
-
-def check_file(file_format: str, quality: object) -> None:
-    """Raises ValueError for an image file that cannot be asked for."""
-    if file_format not in FORMATS:
-        raise ValueError(f"output_format {file_format!r} is not one of {', '.join(FORMATS)}")
-    if (fault := out_of_range("output_quality", quality, *QUALITIES)) is not None:
-        raise ValueError(fault)
+    @classmethod
+    def of(cls, inputs: SharedInputs, image: Image.Image | None = None) -> "Request":
+        """What these inputs ask for; their image has been read by now."""
+        shared = {name: getattr(inputs, name) for name in SharedInputs.model_fields}
+        return cls(**shared, image=image)
 
 
 def check_size(request: Request, base: Base) -> None:

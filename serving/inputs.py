@@ -1,14 +1,16 @@
 """What `train.py` and `predict.py` need around their one call."""
 
+import functools
+import inspect
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from cog import FieldInfo, current_scope
 from coglet import server
@@ -22,22 +24,12 @@ _OURS = ("adapters", "families", "inference", "trainer", "serving")
 _SHORT = "zeroprior_user_error"  # attribute of an error that is shown without its traceback
 _CACHED = re.compile(r"\b[0-9a-f]{64}\b")  # the name of a download in the cache
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class RequestError(Exception):
     """Why a request failed, in one line for the customer who sent it."""
-
-
-def plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of `train` or `predict` as plain values, without `self`.
-
-    Called as plain Python, the function gets Cog's `FieldInfo` object for every input that was not
-    given; its default is what the caller meant.
-    """
-    return {
-        name: value.default if isinstance(value, FieldInfo) else value
-        for name, value in inputs.items()
-        if name != "self"
-    }
 
 
 def metric(name: str, value: float) -> None:
@@ -53,6 +45,27 @@ def served() -> bool:
 if served():
     start_threads_safely()
     end_with_parent()
+
+
+def entry_point(function: Callable[P, T]) -> Callable[P, T]:
+    """What `train` and `predict` are around their own lines: plain inputs, and `logged`.
+
+    Called as plain Python, a function gets Cog's `FieldInfo` object for every input that was not
+    given; here it gets the default, which is what the caller meant.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if isinstance(value, FieldInfo):
+                bound.arguments[name] = value.default
+        with logged({name: v for name, v in bound.arguments.items() if name != "self"}):
+            return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
 @contextmanager

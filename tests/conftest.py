@@ -105,7 +105,8 @@ def use_vault(vault: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(photos: Path, use_vault: Path, tmp_path: Path) -> "Callable[..., Settings]":
     """Settings of a short training on the vault's models."""
 
-    from trainer.settings.fields import settle
+    from trainer.settings.fields import resolve
+    from trainer.settings.inputs import TrainingInputs
 
     def make(**changes: Any) -> "Settings":
         values: dict[str, Any] = {
@@ -118,7 +119,7 @@ def small(photos: Path, use_vault: Path, tmp_path: Path) -> "Callable[..., Setti
             "sample_prompts": (),  # previews take longer than such a run
             "output_dir": tmp_path / "out",
         }
-        return settle(**(values | changes))
+        return resolve(TrainingInputs(**(values | changes)))
 
     return make
 

@@ -62,7 +62,7 @@ def test_without_a_seed_one_is_drawn_and_written_down(photos: Path) -> None:
 
 
 def test_training_without_a_dataset_says_what_is_missing() -> None:
-    with pytest.raises(SettingsError, match="dataset is missing; give a zip or tar of pictures"):
+    with pytest.raises(SettingsError, match="dataset is missing; give a zip or tar of images"):
         train()
 
 
@@ -74,5 +74,5 @@ def test_a_dataset_that_is_not_there_is_named() -> None:
 def test_drawing_without_a_prompt_says_what_is_missing() -> None:
     p = Predictor()
     p.setup()
-    with pytest.raises(ValueError, match="prompt is empty; say what to draw"):
+    with pytest.raises(ValueError, match="prompt is missing; describe the image"):
         p.predict()

@@ -141,7 +141,7 @@ def test_a_script_prints_our_own_lines_only_and_its_mistake_in_one(
     assert done.returncode == 1
     bars = re.compile(r"\d+%\||it/s|\?(it|step|picture)/s|^\s*$")
     lines = [line for line in re.split(r"[\n\r]", done.stderr) if not bars.search(line)]
-    assert lines == ["error: prompt is empty; say what to draw (script.py, line 13)"]
+    assert lines == ["error: prompt is empty; describe the image (script.py, line 13)"]
     lines = done.stdout.splitlines()
     assert lines[0].startswith(NO_GPU)
     assert "outputs/images/image-0.webp" in lines
@@ -211,11 +211,12 @@ def test_plain_python_warns_of_a_large_model_without_a_gpu(
 ) -> None:
     from families.repository import MissingModel
     from inference.engine import Engine
+    from inference.inputs import GenerationInputs
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     with pytest.raises(MissingModel):
-        Engine().predict(prompt="x", base_model="z-image-turbo", output_dir=None)
+        Engine().predict(GenerationInputs(prompt="x", base_model="z-image-turbo"), output_dir=None)
     assert TOO_SLOW in caplog.text
 
 

@@ -1,84 +1,78 @@
-"""python -m trainer CONFIG.yaml: trains as a YAML file says."""
+"""python -m trainer [CONFIG.yaml] [DATASET]: trains with a file of settings, options, or both."""
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from families.redact import safe_name
 from inference.console import begin, log_to_console
+from inference.flags import Parser, add_inputs
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
-
-if TYPE_CHECKING:
-    from trainer.settings import Settings
+from trainer.settings import (
+    GROUPS,
+    Settings,
+    SettingsError,
+    TrainingInputs,
+    read_config,
+    resolve,
+)
 
 DESCRIPTION = """\
-Train a LoRA, and with it a new word for its subject, from 10 to 40 pictures.
+Train a LoRA and a placeholder token from 10 to 40 images.
 The result is weights.zip, for `python -m inference --weights` and for predict.
 """
 
 EPILOG = """\
 Example:
   python -m trainer plan configs/z_image_turbo.yaml     memory and time, no GPU needed
-  python -m trainer configs/z_image_turbo.yaml --dataset imgs.zip
+  python -m trainer configs/z_image_turbo.yaml imgs.zip
+  python -m trainer imgs.zip --base-model z-image-turbo --steps 800
   python -m inference --weights outputs/latest/weights.zip --prompt "a photo of <zwx>"
 
-A dataset is a zip, a tar or a folder of pictures, with an optional caption in
-NAME.txt beside NAME.jpg; TOK in a caption stands for your subject. For other
-settings copy a file of configs/ and change the copy; its comments say what is
-what, and docs/training.md says it at length. A job file of ai-toolkit's for
-Qwen-Image or Z-Image is taken, too. With LOG_PROMPT_IDS=1 before the command it
-shows how captions are read.
+A dataset is a zip, a tar or a folder of images, with an optional caption in
+NAME.txt next to NAME.jpg; TOK in a caption stands for your subject. All settings
+are optional. An option replaces the value in the file; docs/training.md explains
+every setting. An ai-toolkit job file for Qwen-Image or Z-Image works, too.
 
-Several GPUs, each with batch_size pictures of every step:
+Several GPUs, each with batch_size images of every step:
   accelerate launch --multi_gpu -m trainer CONFIG.yaml
 
 Every run has a folder of its own, such as outputs/2026-11-26-imgs-01, which the
 log names; outputs/latest is the last one with a complete weights.zip. A stopped
-run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, set under `train`:
-  resume_from: outputs/2026-11-26-imgs-01/checkpoints
+run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, add:
+  --resume-from outputs/2026-11-26-imgs-01/checkpoints
 
 The exit code is 3 if weights.zip was written but a check of the result failed.
 """
 
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of settings; others are datasets
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
 # Process rank; only rank 0 logs.
 SPEAKS = os.environ.get("RANK", "0") == "0"
 
 
-def arguments_parser() -> argparse.ArgumentParser:
+def arguments_parser() -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer",
+        usage="%(prog)s [plan] [CONFIG.yaml] [DATASET] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="settings; see the files in configs/")
-    for name, metavar, help in (
-        ("dataset", "PATH", "pictures to train on, in place of the file's"),
-        ("output_dir", "FOLDER", "the run's own folder (default: a new one below outputs/)"),
-        ("name", "NAME", "in the new folder's name, outputs/DATE-NAME-NN (default: the dataset's)"),
-        ("base_model", "NAME", "model to train on, in place of the file's"),
-    ):
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, metavar=metavar, help=help)
     parser.add_argument(
-        "--allow_failed_checks",
-        "--allow-failed-checks",
-        action="store_const",
-        const=True,
-        help="upload to hf_repo_id even if a check of the result fails",
+        "files", nargs="*", metavar="FILE", help="settings (.yaml), training images, or both"
     )
     parser.add_argument(
         "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
     )
+    add_inputs(parser, TrainingInputs, GROUPS)
     return parser
 
 
@@ -89,45 +83,59 @@ def main() -> None:
         sys.exit(f"error: {error}")
     words = sys.argv[1:]
     planning = words[:1] == ["plan"]
-    given = vars(arguments_parser().parse_args(words[planning:]))
-    config, cpu = given.pop("config"), given.pop("cpu")
-    overrides = {k: v for k, v in given.items() if v is not None}
+    parser = arguments_parser()
+    given = parser.read(words[planning:])
+    cpu = given.pop("cpu")
+    config = take_files(given, parser)
     if SPEAKS:
-        begin(first_line(config, overrides, planning))
+        begin(first_line(config, given, planning))
         log_to_console()
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
     if planning:
-        overrides.setdefault("dataset", "imgs.zip")  # never read: a plan needs no pictures
-
-    # PyTorch takes seconds to import.
-    from trainer.settings import SettingsError, read_config
-
+        given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
     try:
-        settings = read_config(config, **overrides)
-    except SettingsError as error:
+        settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
+    except ValueError as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
     show_plan(settings) if planning else run(settings, cpu)
 
 
-def first_line(config: str, overrides: Mapping[str, str], planning: bool) -> str:
+def take_files(given: dict[str, Any], parser: Parser) -> str | None:
+    """Takes the file of settings out of what was given, and names the dataset."""
+    files = given.pop("files")
+    configs = [each for each in files if Path(each).suffix.lower() in CONFIG_SUFFIXES]
+    datasets = [each for each in files if each not in configs]
+    datasets += [given["dataset"]] if "dataset" in given else []
+    if len(configs) > 1 or len(datasets) > 1:
+        parser.error(f"give one CONFIG.yaml and one DATASET, not {' '.join(configs + datasets)}")
+    if not given and not files:
+        parser.error("give a CONFIG.yaml, a DATASET, or both")
+    if datasets:
+        given["dataset"] = datasets[0]
+    return configs[0] if configs else None
+
+
+def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> str:
     """What is about to run, as far as the file says it; what is wrong with it is said later."""
+    asked = dict(given)
     try:
-        with open(config, encoding="utf-8") as file:
+        with open(config or "", encoding="utf-8") as file:
             content = yaml.safe_load(file)
-        asked = {k: v for k, v in content.items() if isinstance(v, str)} | dict(overrides)
+        asked = {k: v for k, v in content.items() if isinstance(v, str)} | asked
     except Exception:  # not there, no YAML, not keys: `read_config` has the right words
-        asked = dict(overrides)
+        pass
     model = asked.get("base_model") or os.environ.get("BASE_MODEL") or "auto"
     if planning:
-        return f"plan of {config}: base model {model}"
+        return f"plan{f' of {config}' if config else ''}: base model {model}"
     output = asked.get("output_dir") or f"a new folder in {OUTPUTS}/"
-    dataset = safe_name(asked.get("dataset", "not given"))
-    return f"train {config}: base model {model}, dataset {dataset}, output in {output}"
+    dataset = safe_name(str(asked.get("dataset", "not given")))
+    named = f" {config}" if config else ""
+    return f"train{named}: base model {model}, dataset {dataset}, output in {output}"
 
 
-def show_plan(settings: "Settings") -> None:
+def show_plan(settings: Settings) -> None:
     """Prints what the training would take in memory and time."""
     from trainer.memory import describe_plan
 
@@ -137,7 +145,7 @@ def show_plan(settings: "Settings") -> None:
         sys.exit(f"error: {error}")
 
 
-def run(settings: "Settings", cpu: bool = False) -> None:
+def run(settings: Settings, cpu: bool = False) -> None:
     """Trains. A mistake of the user is one line.
 
     cpu: run a large model also without a GPU.
@@ -153,7 +161,6 @@ def run(settings: "Settings", cpu: bool = False) -> None:
     from trainer.memory import TooLarge
     from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
-    from trainer.settings import SettingsError
 
     mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)

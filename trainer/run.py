@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +18,10 @@ from families.no_gpu import slow_here
 from families.quantization import PLAIN
 from families.tokens import ids_wanted
 from inference import acceleration
+from inference.input_fields import check_length
+from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
-from inference.request import check_length
+from inference.secret import GivenSecret
 from trainer.data import Example, name_trigger, read_dataset
 from trainer.learning import (
     Captions,
@@ -75,15 +76,15 @@ from trainer.result import (
     write_weights,
 )
 from trainer.settings import (
-    LENGTHS,
     Secret,
     Secrets,
     Settings,
     SettingsError,
+    TrainingInputs,
     hidden,
     high_rates,
     missing_here,
-    settle,
+    resolve,
     too_much,
 )
 
@@ -91,23 +92,22 @@ log = logging.getLogger(__name__)
 
 
 def train_from_inputs(
+    inputs: TrainingInputs,
     report: Report | None = None,
     *,
     served: bool = False,
-    wandb_api_key: Any = None,
-    hf_token: Any = None,
-    **inputs: Any,
+    wandb_api_key: GivenSecret = None,
+    hf_token: GivenSecret = None,
 ) -> Path:
-    """Trains with the inputs of the Cog face, None standing for what was left out.
+    """Trains with the inputs of train.py.
 
     `served` means that a server trains for somebody else: the run always gets a new folder, old
     runs of the server are removed (`trainer.outputs`), and only the request's own keys are used.
     """
     secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token), from_request=served)
-    for name in ("wandb_api_key", "hf_token"):
-        key = getattr(secrets, name)
-        check_length(name, key.reveal() if key is not None else "", LENGTHS[name])
-    return train(settle(**inputs), report, secrets)
+    for name, key in (("wandb_api_key", secrets.wandb_api_key), ("hf_token", secrets.hf_token)):
+        check_length(name, key.reveal() if key is not None else "", SECRET_LENGTH)
+    return train(resolve(inputs), report, secrets)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def train_and_check(
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
     settings = with_seed(settings)
-    settings = replace(settings, seed=same_for_all(settings.seed))
+    settings = settings.replace(seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
         free_memory()  # of what came before, since a GPU's free memory is counted
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name

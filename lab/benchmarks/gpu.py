@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ from lab.benchmarks.memory import random_family
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
 from trainer.memory.plan import Mode
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 BASES = ("z-image-turbo", "qwen-image")
 EDGES = (512, 768, 1024)  # pixels
@@ -163,8 +165,10 @@ def _inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
 
 def measure(case: Case, device: torch.device, rate: float, repeats: int) -> list[str]:
     """The cells of one row."""
-    settings = settle(
-        dataset="unread.zip", base_model=case.base, train_placeholder_token=False, seed=0
+    settings = resolve(
+        TrainingInputs(
+            dataset=Path("unread.zip"), base_model=case.base, train_placeholder_token=False, seed=0
+        )
     )
     family = random_family(settings, Mode(), device)
     if device.type == "cuda":

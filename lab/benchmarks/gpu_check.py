@@ -37,7 +37,8 @@ from trainer.memory.fitting import usable
 from trainer.memory.plan import LADDER, Mode
 from trainer.memory.step_cost import Shape, decode_load
 from trainer.run import train
-from trainer.settings.fields import Settings, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import TrainingInputs
 
 PASSED, FAILED, SKIPPED, MEASURED = "passed", "failed", "skipped", "measured"
 DATASET = Path(__file__).resolve().parents[2] / "demo" / "subject.zip"
@@ -132,7 +133,7 @@ class Check:
             "gradient_checkpointing": True,
             "output_dir": self.folder / folder,
         }
-        return settle(**values | changes)
+        return resolve(TrainingInputs(**values | changes))
 
     def product(self) -> Iterator[Row]:
         """Train, resume from the middle, compare, read the checks, predict."""
@@ -172,8 +173,10 @@ class Check:
 
     def memory(self) -> Iterator[Row]:
         """The plan against the allocator, mode by mode."""
-        settings = settle(
-            dataset="unread.zip", base_model=self.base, resolution=str(self.edge), seed=1
+        settings = resolve(
+            TrainingInputs(
+                dataset=Path("unread.zip"), base_model=self.base, resolution=str(self.edge), seed=1
+            )
         )
         for held in held_against_plan(settings, self.device, self.modes):
             what, planned = held.mode.label, held.planned / 1e9

@@ -26,7 +26,8 @@ from miniature.models import PIXELS, write_random
 from trainer.data.dataset import read_dataset
 from trainer.learning.features import Captions, encode_pictures
 from trainer.learning.loop import Loop
-from trainer.settings.fields import Settings, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import TrainingInputs
 
 CPU = torch.device("cpu")
 Result = TypeVar("Result")
@@ -142,16 +143,18 @@ def resident(kind: str) -> int:
 
 def plain_settings(dataset: str | Path, base: Path, rank: int, batch: int, **more: Any) -> Settings:
     """Settings under which every step is like the last."""
-    return settle(
-        dataset=dataset,
-        base_model=str(base),
-        rank=rank,
-        batch_size=batch,
-        learning_rate=RATE,
-        steps=100_000,
-        caption_dropout=0.0,
-        seed=0,
-        **{"train_placeholder_token": False} | more,
+    return resolve(
+        TrainingInputs(
+            dataset=Path(dataset),
+            base_model=str(base),
+            rank=rank,
+            batch_size=batch,
+            learning_rate=RATE,
+            steps=100_000,
+            caption_dropout=0.0,
+            seed=0,
+            **{"train_placeholder_token": False} | more,
+        )
     )
 
 

@@ -17,7 +17,8 @@ from lab.experiments.drawing import Drawer, Way
 from lab.experiments.measures import adherence, subject_scores
 from lab.experiments.prompts import free_prompts, subject_prompts
 from trainer.run import train
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 from trainer.settings.presets import PRESETS
 
 BASE, WORD, SUBJECT = "miniature-turbo", "<zwx>", "robot"
@@ -30,10 +31,10 @@ def main() -> None:
     drawer, way = Drawer(BASE), Way("8 steps", 8)
     for preset in PRESETS:
         with tempfile.TemporaryDirectory() as folder:
-            settings = settle(
-                dataset=DATASET, base_model=BASE, preset=preset, seed=1, output_dir=folder,
+            settings = resolve(TrainingInputs(
+                dataset=DATASET, base_model=BASE, preset=preset, seed=1, output_dir=Path(folder),
                 sample_prompts=(f"{WORD} in the desert",),
-            )  # fmt: skip
+            ))  # fmt: skip
             start = time.process_time()
             weights = train(settings)
             seconds = time.process_time() - start

@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from inference.engine import Engine
+from inference.inputs import GenerationInputs
 from lab.benchmarks.soak import CPU, OTHER, SCALES, TURBO, write_loras
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -106,7 +107,7 @@ def drawable(loras: Sequence[Path], bases: Sequence[str], count: int, seed: int)
 def fresh(ask: Inputs) -> list[bytes] | None:
     """The pixels that an engine with no past draws; None where it refuses."""
     try:
-        files = Engine(CPU, torch.float32).predict(None, any_file=True, **ask)
+        files = Engine(CPU, torch.float32).predict(GenerationInputs(**ask), any_file=True)
     except ValueError:
         return None
     generated = [pixels(file.read_bytes()) for file in files]

@@ -37,7 +37,8 @@ from trainer.learning.features import Captions, Sample
 from trainer.learning.loop import Loop
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 RANK = 16
 RATE = 1e-4
@@ -159,16 +160,18 @@ class Ways:
         """The whole step of a training: draw, loss, backward, clip, optimiser."""
         family = self.family()
         words = self._words(family, f"a photo of {SUBJECT}") if placeholder else self.words
-        settings = settle(
-            dataset="unread.zip",
-            base_model=str(self.folder),
-            rank=RANK,
-            learning_rate=RATE,
-            batch_size=1,
-            steps=100_000,
-            caption_dropout=0.0,
-            train_placeholder_token=placeholder,
-            seed=0,
+        settings = resolve(
+            TrainingInputs(
+                dataset=Path("unread.zip"),
+                base_model=str(self.folder),
+                rank=RANK,
+                learning_rate=RATE,
+                batch_size=1,
+                steps=100_000,
+                caption_dropout=0.0,
+                train_placeholder_token=placeholder,
+                seed=0,
+            )
         )
         rows = None
         if placeholder:

@@ -33,13 +33,13 @@ from families.sketch import outline
 from inference.engine import Engine
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.sources import Sources
+from inference.inputs import GenerationInputs
 
 CPU = torch.device("cpu")
 BASE = "zeroprior/miniature-turbo"
 LAYER = "layers.0.attention.to_q"
 WIDE = (64, 1 << 20)  # more than is unpacked at once
 SMALL = {
-    "output_dir": None,
     "prompt": "a cat",
     "width": 32,
     "height": 32,
@@ -333,10 +333,10 @@ def test_layers_that_the_model_lacks_are_refused_before_they_are_read(
     with pytest.raises(BrokenArchive, match="damaged"):
         read_archive(file)
     if loaded:
-        engine.predict(**SMALL)
+        engine.predict(GenerationInputs(**SMALL), output_dir=None)
     for inputs in ({"replicate_weights": file}, {"extra_lora": file}):
         with pytest.raises(LoraMismatch, match=reason):
-            engine.predict(**SMALL, **inputs)
+            engine.predict(GenerationInputs(**SMALL, **inputs), output_dir=None)
 
 
 def test_an_extra_lora_without_a_base_is_held_to_the_default_weights(
@@ -348,8 +348,10 @@ def test_an_extra_lora_without_a_base_is_held_to_the_default_weights(
     extra = saved(tmp_path, lora(rank=2), "extra.safetensors")
     monkeypatch.setenv("BASE_MODEL", "qwen-image")
     monkeypatch.setattr(engine, "_default", engine.read(own))
-    assert engine.predict(**SMALL, extra_lora=extra)
-    assert engine.predict(**SMALL, extra_lora=extra, replicate_weights=own)
+    assert engine.predict(GenerationInputs(**SMALL, extra_lora=extra), output_dir=None)
+    assert engine.predict(
+        GenerationInputs(**SMALL, extra_lora=extra, replicate_weights=own), output_dir=None
+    )
 
 
 def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
@@ -361,10 +363,10 @@ def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
             tmp_path, zipped({META: json.dumps({"base_model": name}).encode(), LORA: lora()})
         )
         with pytest.raises(UnknownBase, match="is not a known base model") as refused:
-            engine.predict(**SMALL, replicate_weights=file)
+            engine.predict(GenerationInputs(**SMALL, replicate_weights=file), output_dir=None)
         assert len(str(refused.value)) < 300
     with pytest.raises(UnknownBase, match="is not one of"):
-        engine.predict(**SMALL, base_model=str(folder))
+        engine.predict(GenerationInputs(**SMALL, base_model=str(folder)), output_dir=None)
 
 
 # ---- What is left --------------------------------------------------------------------------------
@@ -390,7 +392,10 @@ def resident() -> float:
 
 def refuse(engine: Engine, number: int, megabytes: int) -> LoraMismatch:
     with pytest.raises(LoraMismatch, match="<zwx> has 9999 values") as refused:
-        engine.predict(**SMALL, replicate_weights=refused_weights(number, megabytes))
+        engine.predict(
+            GenerationInputs(**SMALL, replicate_weights=refused_weights(number, megabytes)),
+            output_dir=None,
+        )
     return refused.value
 
 

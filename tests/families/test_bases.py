@@ -11,7 +11,8 @@ from inference.engine import Engine
 from inference.weights import choose_base
 from trainer.memory.fitting import TEXT_TOKENS, figures_of
 from trainer.memory.plan import Mode
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_the_largest_base_that_fits_the_gpu_is_the_default(
     pretend(gigabytes, monkeypatch)
     assert default_base("generation").name == to_generate
     assert choose_base("auto", []).name == to_generate
-    assert settle(dataset="x", seed=1).base.name == to_train
+    assert resolve(TrainingInputs(dataset="x", seed=1)).base.name == to_train
     why = [each for each in caplog.messages if each.startswith("base_model auto: ")]
     assert len(why) == 3
     assert f"{to_train} (of {gigabytes * 0.94:.1f} GB, training needs: qwen-image" in why[2]
@@ -63,7 +64,9 @@ def test_the_default_is_decided_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_base_that_is_named_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(80, monkeypatch)
     monkeypatch.setenv("BASE_MODEL", "z-image")
-    assert default_base().name == settle(dataset="x", seed=1).base.name == "z-image"
+    assert (
+        default_base().name == resolve(TrainingInputs(dataset="x", seed=1)).base.name == "z-image"
+    )
 
 
 def test_without_a_gpu_the_miniature_is_the_default(no_gpu: None) -> None:
@@ -84,7 +87,7 @@ def test_an_engine_does_not_change_its_mind_when_its_base_takes_memory(
 @pytest.mark.parametrize("name", ["qwen-image", "z-image-turbo"])
 def test_the_tables_memory_is_the_plans(name: str) -> None:
     base = BASES[name]
-    settings = settle(dataset="x", base_model=name, seed=1, sample_prompts="x")
+    settings = resolve(TrainingInputs(dataset="x", base_model=name, seed=1, sample_prompts="x"))
     counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16)
     generation = counted.weights("none") + counted.text_weights("none")
     generation += 4 * counted.vae_weights + counted.preview.bytes

@@ -10,8 +10,10 @@ from inference.engine import Engine
 from inference.fetch.download import DownloadError, shown
 from inference.fetch.sources import HubFile, SourceError, Sources, allowed_file
 from inference.images import BrokenImage, read_image
+from inference.inputs import GenerationInputs
 from serving.inputs import reason
-from trainer.settings.fields import SettingsError, settle
+from trainer.settings.fields import SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 SECRET = "SECRET"
 ADDRESSES = [
@@ -73,9 +75,11 @@ def test_no_error_shows_the_key(
         if not looks_like_address(address):
             continue
         with pytest.raises(SettingsError, match=f"^{name} .* if it is an address, download"):
-            settle(base_model="miniature", **given)
+            resolve(TrainingInputs(base_model="miniature", **given))
     with pytest.raises(ValueError) as base:
-        Engine().predict(prompt="x", base_model=address, any_file=True, output_dir=None)
+        Engine().predict(
+            GenerationInputs(prompt="x", base_model=address), any_file=True, output_dir=None
+        )
     assert SECRET not in str(base.value)
     assert SECRET not in shown(address) + safe_name(address)
 

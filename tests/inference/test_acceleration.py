@@ -246,7 +246,7 @@ def test_the_miniature_is_trained_and_drawn_with_and_without_a_compiler(
         "from trainer.run import train\n"
         "log_to_console()\n"
         f"settings = read_config({str(config)!r}, output_dir={str(tmp_path / 'out')!r})\n"
-        "weights = train(replace(settings, steps=3, sample_every=0))\n"
+        "weights = train(settings.replace(steps=3, sample_every=0))\n"
         "acceleration.wanted = lambda _: True\n"
         "torch.cuda.get_device_capability = lambda _: (8, 0)\n"
         "engine = Engine()\n"

@@ -27,6 +27,7 @@ from families.repository import MissingModel
 from inference import acceleration
 from inference.engine import Engine
 from inference.generation import generate
+from inference.inputs import GenerationInputs
 from inference.request import Request, settle
 from inference.text_cache import TextCache
 
@@ -121,7 +122,9 @@ def test_a_request_without_weights_never_sees_those_of_another(
     broken = write_archive(trained, tmp_path / "broken.zip")
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(BrokenArchive):
-        engine.predict(replicate_weights=broken, prompt="a photo of <zwx>", output_dir=None)
+        engine.predict(
+            GenerationInputs(replicate_weights=broken, prompt="a photo of <zwx>"), output_dir=None
+        )
     assert pixels(engine, asked()) == first
 
     # And all of it in a fresh engine.
@@ -496,7 +499,7 @@ def test_a_face_refuses_inputs_that_make_no_sense_or_reach_too_far(
     engine: Engine, inputs: dict, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        engine.predict(prompt="a cat", output_dir=None, **inputs)
+        engine.predict(GenerationInputs(prompt="a cat", **inputs), output_dir=None)
 
 
 def test_a_face_draws_with_two_loras_by_name(
@@ -508,14 +511,16 @@ def test_a_face_draws_with_two_loras_by_name(
     monkeypatch.setenv("ZEROPRIOR_FILES", str(tmp_path))
     small = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7}
     (path,) = engine.predict(
-        prompt="a photo of <zwx>",
-        lora_weights="one.zip",
-        extra_lora="two.zip",
-        extra_lora_scale=0.5,
+        GenerationInputs(
+            prompt="a photo of <zwx>",
+            lora_weights="one.zip",
+            extra_lora="two.zip",
+            extra_lora_scale=0.5,
+            output_format="png",
+            **small,
+        ),
         hf_api_token=Secret("hf_secret"),
-        output_format="png",
         output_dir=tmp_path,
-        **small,
     )
     request = asked("a photo of <zwx>", extra_lora_scale=0.5)
     read = (engine.read(tmp_path / name) for name in ("one.zip", "two.zip"))
@@ -531,7 +536,8 @@ def test_a_face_gets_picture_files(
     reported = {}
     request = {"width": 64, "height": 48, "num_inference_steps": 2, "seed": 7, "num_outputs": 2}
     paths = engine.predict(
-        reported.__setitem__, prompt="a photo of a cat", output_format="png", **request
+        GenerationInputs(prompt="a photo of a cat", output_format="png", **request),
+        reported.__setitem__,
     )
     assert [str(path) for path in paths] == [
         "outputs/images/image-0.png",
@@ -539,7 +545,9 @@ def test_a_face_gets_picture_files(
     ]
     assert Image.open(paths[0]).tobytes() == first[0]
     assert reported["seconds_per_picture"] > 0
-    (photo,) = engine.predict(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
+    (photo,) = engine.predict(
+        GenerationInputs(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
+    )
     assert str(photo) == "outputs/images/image-2.jpg"
     with Image.open(photo) as opened:
         assert (opened.format, opened.size) == ("JPEG", (64, 48))

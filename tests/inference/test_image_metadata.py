@@ -19,6 +19,7 @@ from families.loading import load_family
 from inference import image_metadata
 from inference.engine import Engine
 from inference.images import save_images
+from inference.inputs import GenerationInputs
 from inference.request import Request, ResolvedRequest
 
 TURBO = "Tongyi-MAI/Z-Image-Turbo"
@@ -49,12 +50,14 @@ def test_a_file_holds_all_that_makes_it_again(
 ) -> None:
     asked: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 2, "width": 64, "height": 48}
     paths = engine.predict(
-        replicate_weights=weights,
-        lora_scale=0.7,
-        num_outputs=2,
-        output_format=file_format,
+        GenerationInputs(
+            replicate_weights=weights,
+            lora_scale=0.7,
+            num_outputs=2,
+            output_format=file_format,
+            **asked,
+        ),
         output_dir=tmp_path,
-        **asked,
     )
     facts = []
     for path in paths:
@@ -92,11 +95,10 @@ def test_metadata_is_left_out_where_it_is_not_wanted(
     small = {"num_inference_steps": 1, "width": 32, "height": 32, "seed": 1}
     wanted, unwanted = (
         engine.predict(
-            prompt="my secret",
-            output_metadata=each,
-            output_format=file_format,
+            GenerationInputs(
+                prompt="my secret", output_metadata=each, output_format=file_format, **small
+            ),
             output_dir=tmp_path,
-            **small,
         )[0]
         for each in (True, False)
     )

@@ -27,10 +27,12 @@ from inference.engine import Engine
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import DownloadError
 from inference.fetch.sources import Sources
+from inference.inputs import GenerationInputs
 from inference.request import Request
 from lab.benchmarks.kill import learned, write_pictures
 from trainer.data.dataset import DatasetError
 from trainer.run import train_from_inputs
+from trainer.settings.inputs import TrainingInputs
 
 CPU = torch.device("cpu")
 BASES = ("miniature-turbo", "miniature")
@@ -72,7 +74,9 @@ class Cancelled(BaseException):
 def train(name: str) -> Path:
     """A training through the face's inputs, in the working folder."""
     inputs = {"base_model": "miniature-turbo", **SMALL, **TRAININGS[name]}
-    return train_from_inputs(dataset=write_pictures(Path("imgs.zip"), name), **inputs)
+    return train_from_inputs(
+        TrainingInputs(dataset=write_pictures(Path("imgs.zip"), name), **inputs)
+    )
 
 
 def train_alone(name: str, folder: str) -> None:
@@ -164,7 +168,7 @@ def machine(alone: dict[str, Archive], broken: Path) -> type[RuleBasedStateMachi
         def train_on_a_broken_dataset(self) -> None:
             Path("imgs.zip").write_bytes(b"PK\x03\x04")
             with pytest.raises(DatasetError):
-                train_from_inputs(dataset=Path("imgs.zip"), **SMALL)
+                train_from_inputs(TrainingInputs(dataset=Path("imgs.zip"), **SMALL))
 
         @invariant()
         def no_training_touches_the_folder_of_another(self) -> None:
@@ -231,11 +235,9 @@ def test_a_token_that_opens_a_repository_is_found_nowhere_afterwards(
             inputs = {"prompt": "a photo of <cat>", "width": 32, "height": 32, "seed": 1}
             inputs |= {"num_inference_steps": 1, "output_format": format}
             engine.predict(
-                None,
-                lora_weights=source,
+                GenerationInputs(lora_weights=source, **inputs),
                 hf_api_token=Secret(token),
                 output_dir=None,
-                **inputs,
             )
 
         for format in ("png", "jpg", "webp"):

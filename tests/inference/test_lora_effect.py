@@ -27,6 +27,7 @@ from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import DownloadError
 from inference.fetch.sources import Sources
 from inference.image_metadata import JSON, read
+from inference.inputs import GenerationInputs
 from inference.request import Request
 
 CPU = torch.device("cpu")
@@ -158,14 +159,16 @@ def test_a_few_step_lora_s_schedule_is_used_and_written_into_the_image(
         "style.safetensors": {"num_inference_steps": 2},
     }.items():
         (path,) = engine.predict(
-            prompt="a cat",
-            lora_weights=name,
-            base_model="qwen-image",
-            width=32,
-            height=32,
-            seed=1,
-            output_format="png",
-            **more,
+            GenerationInputs(
+                prompt="a cat",
+                lora_weights=name,
+                base_model="qwen-image",
+                width=32,
+                height=32,
+                seed=1,
+                output_format="png",
+                **more,
+            )
         )
         with Image.open(path) as image:
             facts[name] = json.loads(read(image)[JSON])

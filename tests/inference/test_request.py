@@ -1,13 +1,13 @@
 """What a request asks for, what it leaves out, and what makes no sense."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from families.bases import BASES
 from families.few_steps import find_few_step_lora
-from inference.request import ASPECT_RATIOS, LENGTHS, Request, ResolvedRequest, check_work, settle
+from inference.inputs import ASPECT_RATIOS, LENGTHS, GenerationInputs
+from inference.request import Request, ResolvedRequest, check_work, settle
 
 
 def asked(**options: Any) -> Request:
@@ -139,14 +139,19 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
 
     engine = Engine()
     monkeypatch.setattr(engine, "_load", lambda base: pytest.fail("a model is loaded"))
-    given: dict[str, Any] = {"prompt": "x", "base_model": "miniature-turbo", "output_dir": None}
+    given: dict[str, Any] = {"prompt": "x", "base_model": "miniature-turbo"}
     with pytest.raises(ValueError, match="1000x1000 is too large for miniature-turbo"):
-        engine.predict(**given, width=1000, height=1000)
+        engine.predict(GenerationInputs(**given, width=1000, height=1000), output_dir=None)
     with pytest.raises(ValueError, match="too much for one request"):
-        engine.predict(**given, width=256, height=256, num_outputs=8, num_inference_steps=20)
-    for name in ("lora_weights", "extra_lora", "hf_api_token"):
+        engine.predict(
+            GenerationInputs(**given, width=256, height=256, num_outputs=8, num_inference_steps=20),
+            output_dir=None,
+        )
+    for name in ("lora_weights", "extra_lora"):
         with pytest.raises(ValueError, match=f"{name} has .* characters; at most"):
-            engine.predict(**given | {name: "x" * (LENGTHS[name] + 1)})
+            GenerationInputs(**given | {name: "x" * (LENGTHS[name] + 1)})
+    with pytest.raises(ValueError, match="hf_api_token has 1,001 characters; at most"):
+        engine.predict(GenerationInputs(**given), hf_api_token="x" * 1_001)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 0.99, -1, 0])
@@ -224,5 +229,5 @@ def test_a_few_step_lora_brings_its_settings_and_the_request_s_own_count_first(
     largest = Request(prompt="x", width=2048, height=2048, num_outputs=8)
     check_work(largest, base, lora)  # 8 steps without guidance, not 50 with it
     with pytest.raises(ValueError, match="too much for one request"):
-        check_work(replace(largest, num_inference_steps=200), base, lora)
+        check_work(largest.replace(num_inference_steps=200), base, lora)
     assert settle(Request(prompt="x", shift=3), base, 16).shift == 3

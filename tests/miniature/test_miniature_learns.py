@@ -10,7 +10,8 @@ from inference.engine import Engine
 from inference.request import Request
 from miniature.likeness import likeness
 from trainer.run import train
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 SEEDS = (11, 12)
 
@@ -31,13 +32,15 @@ def test_a_short_training_teaches_the_miniature_a_new_subject(
 ) -> None:
     """Over eight other sets of seeds the untrained base scored 0.311 to 0.332."""
     monkeypatch.delenv("MODEL_VAULT", raising=False)
-    settings = settle(
-        dataset=SCENES,
-        base_model="miniature-turbo",
-        steps=200,
-        seed=1,
-        sample_prompts=(),
-        output_dir=tmp_path,
+    settings = resolve(
+        TrainingInputs(
+            dataset=SCENES,
+            base_model="miniature-turbo",
+            steps=200,
+            seed=1,
+            sample_prompts=(),
+            output_dir=tmp_path,
+        )
     )
     weights = train(settings)
     engine = Engine()

@@ -8,15 +8,16 @@ from typing import List, Optional
 
 from cog import BasePredictor, Input, Path, Secret
 
-from serving.inputs import logged, plain
+from serving.inputs import entry_point
 
 
 class Predictor(BasePredictor):
+    @entry_point
     def setup(self, weights: Optional[str] = None) -> None:
-        with logged({}):
-            if os.environ.get("BROKEN_SETUP"):
-                raise OSError("there is no /secret/model")
+        if os.environ.get("BROKEN_SETUP"):
+            raise OSError("there is no /secret/model")
 
+    @entry_point
     def predict(
         self,
         prompt: str = Input(description="What to do.", default=""),
@@ -25,9 +26,7 @@ class Predictor(BasePredictor):
         token: Optional[Secret] = Input(description="A key.", default=None),
         seed: int = Input(description="A number.", default=0, ge=0),
     ) -> List[Path]:
-        inputs = plain(locals())
-        with logged(inputs):
-            return act(prompt, image, images)
+        return act(prompt, image, images)
 
 
 def act(prompt: str, image: Optional[Path], images: List[Path]) -> List[Path]:

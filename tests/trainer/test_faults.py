@@ -9,7 +9,6 @@ import shutil
 import signal
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,7 +204,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing_that_was_trai
     wishes = {"steps": 5, "checkpoint_every": 1, "sample_prompts": ("<zwx>",), "sample_every": 2}
     options = {"sample_options": {"width": 32, "height": 32, "num_inference_steps": 1}}
     settings = tiny(**wishes, **options)
-    wanted = learned(read_archive(run.train(replace(settings, output_dir=tmp_path / "whole"))))
+    wanted = learned(read_archive(run.train(settings.replace(output_dir=tmp_path / "whole"))))
     seen: list[list[str]] = []
 
     def full_from_here(loop: Loop) -> None:
@@ -283,8 +282,8 @@ def test_weights_that_find_no_room_are_an_error_and_the_last_step_stays(
 ) -> None:
     """And an earlier weights.zip. What was reserved is of no use where files may not grow."""
     settings = tiny(rank=64, steps=3)
-    before = run.train(replace(settings, steps=1)).read_bytes()
-    settings = replace(settings, resume_from=folder_of(settings) / "checkpoints")
+    before = run.train(settings.replace(steps=1)).read_bytes()
+    settings = settings.replace(resume_from=folder_of(settings) / "checkpoints")
     write = evaluation.write_archive
 
     def full_disk(archive: Archive, path: Path) -> Path:
@@ -462,7 +461,7 @@ def test_out_of_memory_a_training_goes_on_in_the_next_leaner_mode(
     settings = tiny(steps=4)
     wanted = learned(read_archive(run.train(settings)))
     after_step(monkeypatch, 2, full)
-    archive = read_archive(run.train(replace(settings, output_dir=tmp_path / "again")))
+    archive = read_archive(run.train(settings.replace(output_dir=tmp_path / "again")))
     assert "out of memory with the unquantised base: CUDA out of memory" in caplog.text
     assert "trying once more" in caplog.text
     assert "after 2 steps" in caplog.text

@@ -16,7 +16,8 @@ from trainer import run
 from trainer.data.dataset import DatasetError
 from trainer.learning.loop import Loop
 from trainer.lock import FolderRefused
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 
 @pytest.fixture
@@ -142,7 +143,9 @@ def test_run_json_says_what_was_given_what_was_used_and_on_which_data(
 ) -> None:
     inputs = {"dataset": photos, "base_model": "miniature", "rank": 2, "steps": 1, "seed": 7}
     inputs |= {"resolution": "64", "validation_every": 0, "output_dir": tmp_path / "out"}
-    weights = run.train_from_inputs(wandb_api_key="wk-s3cret", hf_token="hf_s3cret", **inputs)
+    weights = run.train_from_inputs(
+        TrainingInputs(**inputs), wandb_api_key="wk-s3cret", hf_token="hf_s3cret"
+    )
     facts = json.loads((weights.parent / "run.json").read_text())
     assert (facts["program"], facts["served"]) == ("zeroprior", False)
     assert facts["settings"]["given"]["rank"] == 2
@@ -215,4 +218,4 @@ def test_a_name_becomes_part_of_the_folders_name(
 @pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", ".git", "", " a", "x" * 65, "a\x00"])
 def test_a_name_that_could_lead_elsewhere_is_refused_at_once(name: str) -> None:
     with pytest.raises(SettingsError, match="name .*; use a plain name such as red-fox"):
-        settle(dataset="imgs.zip", base_model="miniature", name=name)
+        resolve(TrainingInputs(dataset="imgs.zip", base_model="miniature", name=name))

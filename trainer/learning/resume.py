@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def with_seed(settings: Settings) -> Settings:
         seed = read_header(checkpoint)["identity"].get("settings", {}).get("seed")
     except BrokenCheckpoint as error:
         raise SettingsError(f"resume_from: {error}") from error
-    return settings if seed is None else replace(settings, seed=seed)
+    return settings if seed is None else settings.replace(seed=seed)
 
 
 def identity(settings: Settings) -> dict[str, object]:

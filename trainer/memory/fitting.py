@@ -63,8 +63,7 @@ def running_out(
         less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
-        changed = replace(
-            settings,
+        changed = settings.replace(
             quantize=less.quantize,
             gradient_checkpointing=less.checkpointing,
             low_memory=less.offload,

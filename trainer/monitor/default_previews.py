@@ -7,7 +7,6 @@ far from it. They are generated before the first step, in the middle and at the 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -36,7 +35,7 @@ def with_default_previews(settings: Settings, captions: Sequence[str]) -> Settin
         edge = max(32, min(EDGE, *settings.resolutions) // 32 * 32)
         options |= {"width": edge, "height": edge}
     prompts = default_prompts(settings, captions)
-    chosen = replace(settings, sample_prompts=prompts, sample_options=options)
+    chosen = settings.replace(sample_prompts=prompts, sample_options=options)
     if settings.sample_every:
         return chosen
     share, steps = cost(chosen, moments=3), settings.steps
@@ -45,7 +44,7 @@ def with_default_previews(settings: Settings, captions: Sequence[str]) -> Settin
     log.info("preview images: before the first step%s and at the end, of: %s", middle, prompts)
     if share > SHARE and steps > 1:
         log.info("no preview images in the middle: they would take %.0f %% of the run", 100 * share)
-    return replace(chosen, sample_every=every)
+    return chosen.replace(sample_every=every)
 
 
 def default_prompts(settings: Settings, captions: Sequence[str]) -> tuple[str, ...]:

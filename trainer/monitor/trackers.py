@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -189,13 +188,9 @@ def _stop(trackers: Sequence[GeneralTracker]) -> None:
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """The settings as trackers take them: text, numbers, true and false."""
-    values: dict[str, Any] = {}
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if each.name == "base":
-            values["base_model"] = value.hub_id
-        elif each.name not in _LOCAL and value is not None:
-            values[each.name] = value if isinstance(value, (bool, int, float)) else _text(value)
+    values: dict[str, Any] = {"base_model": settings.base.hub_id}
+    for name, value in settings.model_dump(exclude={"base", *_LOCAL}, exclude_none=True).items():
+        values[name] = value if isinstance(value, (bool, int, float)) else _text(value)
     return values
 
 

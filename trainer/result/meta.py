@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -73,11 +72,11 @@ def describe_run(
 
     The settings hold no keys of accounts; those travel apart (`trainer.settings.secret`).
     """
-    used = asdict(settings) | {"base": settings.base.name}
+    used = settings.model_dump(exclude={"base", "given"}) | {"base": settings.base.name}
     return {
         "served": served,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "settings": {"given": used.pop("given"), "used": used},
+        "settings": {"given": settings.given.model_dump(exclude_unset=True), "used": used},
         "dataset": {
             "path": settings.dataset.absolute(),
             "sha256": dataset["sha256"],
@@ -164,12 +163,10 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    values = asdict(settings)
-    values["base"] = settings.base.name
+    local = {"dataset", "output_dir", "name", "given", "seed_is_random"}  # of one machine
+    values = settings.model_dump(exclude={"base", *local}) | {"base": settings.base.name}
     if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
         values["turbo_adapter"] = Path(settings.turbo_adapter).name
-    for local in ("dataset", "output_dir", "name", "given", "seed_is_random"):  # of one machine
-        values.pop(local)
     return {
         name: value.name if isinstance(value, Path) else value for name, value in values.items()
     }

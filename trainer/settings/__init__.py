@@ -1,9 +1,10 @@
 """What can be set for a training run, and the checks of it. Imports no PyTorch."""
 
-from trainer.settings.checks import LENGTHS, high_rates, missing_here, too_much
+from trainer.settings.checks import high_rates, missing_here, too_much
 from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
     NO_SUBJECT,
@@ -14,7 +15,7 @@ from trainer.settings.subject_marks import (
 )
 
 __all__ = [
-    "LENGTHS",
+    "GROUPS",
     "MAX_STEPS",
     "NO_SUBJECT",
     "OPTIMIZERS",
@@ -24,12 +25,13 @@ __all__ = [
     "Settings",
     "SettingsError",
     "TRIGGER_MARK",
+    "TrainingInputs",
     "hidden",
     "high_rates",
     "marks_in",
     "missing_here",
     "read_config",
-    "settle",
+    "resolve",
     "too_much",
     "with_trigger",
     "without_mark",

@@ -1,4 +1,4 @@
-"""Job files of ai-toolkit, read as settings of ours, with every key of theirs accounted for.
+"""Job files of ai-toolkit, read as inputs of ours, with every key of theirs accounted for.
 
 A key is one of four: translated; near, where ours differs in a way that the log states; without
 effect on the weights; or refused, because leaving it out would train something else. Nothing is
@@ -24,7 +24,7 @@ from trainer.settings.ai_toolkit_keys import (
     VIDEO,
 )
 from trainer.settings.ai_toolkit_rules import RULES, TOGETHER, Translation, base_of, number
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.inputs import SettingsError, TrainingInputs
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ def is_ai_toolkit(content: Any) -> bool:
     return isinstance(content, dict) and "job" in content and "config" in content
 
 
-def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> Settings:
-    """Settings of the job's one process; logs what became of every key.
+def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> TrainingInputs:
+    """The inputs of the job's one process; logs what became of every key.
 
-    `overrides` replace settings of ours. Raises `SettingsError` that lists every refused key.
+    `overrides` are inputs that replace those of the job. Raises `SettingsError` that lists
+    every refused key.
     """
     try:
         found = translate(content)
@@ -58,9 +59,9 @@ def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> Settin
         )
     try:
         for prompt in found.settings["sample_prompts"]:
-            Request(prompt=prompt, **found.sample)  # drawn later, checked here
-        return settle(sample_options=found.sample, **(found.settings | overrides))
-    except (TypeError, ValueError) as error:
+            Request(prompt=prompt, **found.sample)  # generated later, checked here
+        return TrainingInputs(**({"sample_options": found.sample} | found.settings | overrides))
+    except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 

@@ -17,16 +17,14 @@ from trainer.settings.ai_toolkit_keys import (
     WEIGHT_DECAY,
 )
 from trainer.settings.choices import LR_SCHEDULERS, OPTIMIZERS
-from trainer.settings.fields import SettingsError
+from trainer.settings.inputs import SettingsError
 
 
 @dataclass
 class Translation:
     """One job in our words, and what became of each of its keys."""
 
-    settings: dict[str, Any] = field(
-        default_factory=dict
-    )  # arguments of `trainer.settings.fields.settle`
+    settings: dict[str, Any] = field(default_factory=dict)  # `TrainingInputs` by their names
     sample: dict[str, Any] = field(default_factory=dict)  # fields of a drawing request
     translated: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)

@@ -3,70 +3,70 @@
 base_model: z-image-turbo
 dataset: imgs.zip
 output_dir: outputs/robot   the run's own folder; name: robot gives it a new one, with the date
-train:   every other setting of `trainer.settings.fields`
-sample:  prompts to draw every so many steps and with the finished weights, and how
+train:   every other input of `trainer.settings.inputs`
+sample:  prompts of preview images, how often and how they are generated
 debug:   log_prompt_ids
 """
 
 import difflib
 import logging
 import os
-import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from adapters.files.containers import Unusable
+from inference.input_fields import IN_WORDS, Interface, number_of
+from inference.inputs import SharedInputs
 from inference.request import Request
 from trainer.encodings import decode
 from trainer.settings.ai_toolkit import is_ai_toolkit, read_job
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 
 log = logging.getLogger(__name__)
 
-_TOP: dict[str, Any] = dict.fromkeys(("base_model", "dataset", "output_dir", "name"), str)
-_NOT_IN_TRAIN = {
-    "base",
-    "given",
-    "seed_is_random",
-    "resolutions",
-    "log_prompt_ids",
-    "foreign_captions",
-    *_TOP,
+# The keys of every section and their types, and the inputs that they set. Other keys of `sample`
+# are inputs of generation, for all preview images.
+Types = tuple[type, ...]
+_SECTIONS: dict[str, dict[str, Types]] = {"": {}, "train": {}, "sample": {}, "debug": {}}
+_NAMES: dict[tuple[str, str], str] = {}
+for _name, _each in INPUTS.items():
+    if Interface.YAML in _each.on:
+        _key = _each.key or _name
+        _SECTIONS[_each.section][_key] = TrainingInputs.types(_name)
+        _NAMES[_each.section, _key] = _name
+_SECTIONS["sample"] |= {
+    name: SharedInputs.types(name) for name in SharedInputs.inputs() if name != "prompt"
 }
-_TRAIN: dict[str, Any] = {
-    name: wanted
-    for name, wanted in typing.get_type_hints(Settings).items()
-    if name not in _NOT_IN_TRAIN and not name.startswith("sample_")
-} | {"resolution": int | str | list, "lora_targets": str | list, "trackers": str | list}
-_TRAIN["validation_images"] = int | str
-_SAMPLE: dict[str, Any] = {"prompts": str | list, "every": int} | {
-    name: wanted
-    for name, wanted in typing.get_type_hints(Request).items()
-    if name not in ("prompt", "image")
-}
-_SECTIONS = {"train": _TRAIN, "sample": _SAMPLE, "debug": {"log_prompt_ids": bool}}
+_TOP = _SECTIONS.pop("")
 
 _SECRET = {"wandb_api_key": "WANDB_API_KEY", "hf_token": "HF_TOKEN"}
 
 MAX_VALUES = 10_000
 
-_IN_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text (in quotes, where YAML would read something else)",
-    list: "a list",
-    dict: "a section of keys",
+_YAML_WORDS: dict[Any, str] = IN_WORDS | {
+    str: "text (in quotes, where YAML would read something else)"
 }
 
 
 def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
-    """Settings from a YAML file; relative paths in it are relative to the working folder.
+    """The settings of a run that a YAML file describes; see `read_inputs`."""
+    inputs = read_inputs(path, **overrides)
+    try:
+        return resolve(inputs)
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from error
 
-    A key without a value has its default. `overrides` replace top-level keys. Raises
-    `SettingsError` that names the file and the key; for an unknown key also the nearest known one.
+
+def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInputs:
+    """The inputs in a YAML file; relative paths in it are relative to the working folder.
+
+    A key without a value has its default. `overrides` are inputs that replace those of the file.
+    Raises `SettingsError` that names the file and the key; for an unknown key also the nearest
+    known one.
     """
     path = Path(path)
     try:
@@ -94,29 +94,24 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")
     if is_ai_toolkit(content):
         return read_job(path, content, **overrides)
-    top = _checked(path, "", content, _TOP | dict.fromkeys(_SECTIONS, dict))
-    train, sample, debug = (
-        _checked(path, f"{name}.", top.pop(name, {}), known) for name, known in _SECTIONS.items()
-    )
-
-    for several in ("resolution", "lora_targets", "trackers"):
-        if isinstance(train.get(several), list):
-            train[several] = ",".join(map(str, train[several]))
-    prompts, every = sample.pop("prompts", None), sample.pop("every", 0)
-    if isinstance(prompts, str):  # None stands for the default previews, nothing for none
-        prompts = [prompts] if prompts.strip() else []
+    top = _checked(path, "", content, _TOP | dict.fromkeys(_SECTIONS, (dict,)))
+    given = {_NAMES["", key]: value for key, value in top.items() if key not in _SECTIONS}
+    options: dict[str, Any] = {}
+    for section, known in _SECTIONS.items():
+        for key, value in _checked(path, f"{section}.", top.get(section, {}), known).items():
+            if (section, key) in _NAMES:
+                given[_NAMES[section, key]] = value
+            else:
+                options[key] = value
+    prompts = given.get("sample_prompts")
     try:
+        if isinstance(prompts, str):  # None stands for the default previews, nothing for none
+            given["sample_prompts"] = prompts = [prompts] if prompts.strip() else []
         for number, prompt in enumerate(prompts or (), start=1):
             if not isinstance(prompt, str):
                 raise SettingsError(f"sample.prompts: number {number} is {prompt!r}, not text")
-            Request(prompt=prompt, **sample)  # generated later, checked here
-        return settle(
-            sample_prompts=None if prompts is None else tuple(prompts),
-            sample_every=every,
-            sample_options=sample,
-            log_prompt_ids=debug.get("log_prompt_ids", False),
-            **(top | train | overrides),
-        )
+            Request(prompt=prompt, **options)  # generated later, checked here
+        return TrainingInputs(**({"sample_options": options} | given | overrides))
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
 
@@ -138,7 +133,7 @@ def _holds_more_than(most: int, content: Any) -> bool:
 
 
 def _checked(
-    path: Path, prefix: str, section: dict[Any, Any], known: dict[str, Any]
+    path: Path, prefix: str, section: dict[Any, Any], known: dict[str, Types]
 ) -> dict[str, Any]:
     """The section's values in the types of `known`, without the keys that have none."""
     for key in section:
@@ -151,7 +146,7 @@ def _checked(
     }
 
 
-def _hint(key: Any, prefix: str, known: dict[str, Any]) -> str:
+def _hint(key: Any, prefix: str, known: dict[str, Types]) -> str:
     """What an unknown key may have been meant to be: the same key elsewhere, else a similar one."""
     if key in _SECRET:
         return f"keys are not for files; set {_SECRET[key]} in the environment"
@@ -161,20 +156,16 @@ def _hint(key: Any, prefix: str, known: dict[str, Any]) -> str:
     return f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
 
 
-def _typed(value: Any, wanted: Any, name: str) -> Any:
+def _typed(value: Any, wanted: Types, name: str) -> Any:
     """The value as one of the wanted types; YAML reads numbers such as 1e-5 and 1e3 as text."""
-    kinds = (str if each is Path else each for each in typing.get_args(wanted) or (wanted,))
-    accepted = [each for each in kinds if each is not type(None)]
+    python: dict[Any, type] = {Path: str, Sequence: list}
+    accepted = [python.get(each, each) for each in wanted]
     if type(value) is int and value.bit_length() > 63:  # not even an error could print it
         raise SettingsError(f"{name} is a number beyond 64 bits")
     if type(value) in accepted:
         return value
-    for number in (int, float):
-        if number in accepted and not isinstance(value, bool):
-            try:
-                if number(float(value)) == float(value):
-                    return number(float(value))
-            except (TypeError, ValueError, OverflowError):
-                pass
-    expected = " or ".join(_IN_WORDS[each] for each in accepted)
+    number = None if isinstance(value, bool) else number_of(value, wanted)
+    if number is not None:
+        return number
+    expected = " or ".join(_YAML_WORDS.get(each, _YAML_WORDS[str]) for each in wanted)
     raise SettingsError(f"{name} is {value!r}; expected {expected}")

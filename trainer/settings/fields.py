@@ -1,111 +1,63 @@
-"""The settings of one training, checked once when they enter."""
+"""The settings of one training run: its inputs with every value filled in."""
 
-import os
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, InstanceOf
 
 from adapters.placeholder_token import check_token
 from families.bases import Base, default_base, find_base_or_folder
-from families.redact import looks_like_address, safe_name
-from inference.request import check_length
-from trainer.settings.checks import LENGTHS, faults
+from inference.input_fields import parts_of
+from trainer.settings.checks import faults
 from trainer.settings.choices import OPTIMIZERS
-from trainer.settings.presets import find_preset, left_out, steps_for
+from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
+from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
+
+__all__ = ["Settings", "SettingsError", "parse_resolutions", "resolve"]
 
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 4096  # pixels
 
-
-class SettingsError(ValueError):
-    """A setting that is out of range or does not go with another."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything a training depends on; equal settings and data give equal weights."""
+class Settings(TrainingInputs):
+    """Everything a run depends on; equal settings and data give equal weights.
 
-    # Data.
-    dataset: Path  # zip, tar or folder
-    default_caption: str = "a photo of TOK"  # of images without their own; TOK is the subject
-    resolutions: tuple[int, ...]  # pixels, edge of the square with a picture's area
-    caption_dropout: float  # share of samples that see an empty caption
+    The fields are those of `TrainingInputs`; here stand those that `resolve` fills in or narrows.
+    """
 
-    # What is trained.
-    base: Base
+    base: InstanceOf[Base]
+    given: TrainingInputs  # for the record
+    # As text, of what `base` and `resolutions` hold.
+    base_model: Annotated[str, Field(exclude=True)]
+    resolution: Annotated[str, Field(exclude=True)]
+
+    resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
+    caption_dropout: float
     rank: int
-    train_placeholder_token: bool = True
-    placeholder_token: str = "<zwx>"
-    placeholder_init_std: float = 1e-5  # of its embedding's entries; 0 gives exact zeros
-    turbo_adapter: str = (
-        "auto"  # merged while training on a distilled base: or none, a version, a file
-    )
-
-    # Optimisation.
-    steps: int = 0  # 0: by the number of images, once they are read (`for_pictures`)
+    lora_targets: str
+    steps: int  # 0: by the number of images, once they are read (`for_pictures`)
     batch_size: int
-    learning_rate: float  # of the LoRA
-    placeholder_learning_rate: float  # of the placeholder's rows
-    lr_scheduler: str  # constant, linear or cosine, after the warm-up
-    lr_warmup_steps: int | None = None  # None: a tenth, at most 20; prodigy has none
-    weight_decay: float = 1e-4  # of the LoRA; the placeholder has none
-    max_grad_norm: float = 1.0  # LoRA and placeholder are each clipped to it, separately
-    training_shift: float  # of the drawn sigma; above 1 favours noise
-    gradient_checkpointing: bool | None = None  # recompute activations; None: by free memory
+    learning_rate: float
+    placeholder_learning_rate: float
+    lr_scheduler: str
+    timestep_sampling: str
+    training_shift: float
+    ema_decay: float
     seed: int
-    seed_is_random: bool = False  # none was given; a resumed run takes its checkpoint's
-
-    preset: str | None = (
-        None  # a row of `trainer.settings.presets` under the values that were left out
-    )
-    optimizer: str = "adamw"  # adamw, adamw8bit, prodigy, adafactor
-    gradient_accumulation: int = 1  # batches per optimiser step
-    timestep_sampling: str = "sigmoid"  # how sigma is drawn: see `trainer.learning.timesteps`
-    ema_decay: float = 0.0  # of the averaged weights that are shipped; 0 ships the last ones
-    lora_targets: str = "auto"  # which layers a LoRA adapts: see `Family.lora_targets`
-    caption_prefix: str = ""  # put before every caption, as written
-    caption_suffix: str = ""
-    skip_bad_images: bool = False  # else one broken image refuses the dataset
-    trigger_word: str | None = None  # only without a placeholder token: see `trainer.data.trigger`
-    # Captions of an ai-toolkit job: without a trigger word TOK is text and [trigger] is removed.
-    foreign_captions: bool = False
-
-    # Memory.
-    quantize: str = "auto"  # of the frozen base: auto, none, fp8, int8, nf4
-    low_memory: bool | None = None  # offload what is not in use; None decides by free memory
-
-    # Going on.
-    resume_from: Path | None = None  # a checkpoint, a folder of them, or a weights.zip
-    # Steps. None: ten times in a run and at least every 10 minutes; 0: only when it ends or stops.
-    checkpoint_every: int | None = None
-
-    # What is shown and written.
-    output_dir: Path | None = None  # the run's own folder; None: a new one (`trainer.outputs`)
-    name: str | None = None  # in the new folder's name; None: the dataset's
-    sample_prompts: tuple[str, ...] = ()  # drawn while training, and with the finished weights
-    sample_every: int = 0  # steps; 0: only at the end
-    sample_defaults: bool = False  # no prompts were given: see `trainer.monitor.default_previews`
-    validation_every: int | None = None  # steps; None for about ten times in a run, 0 for never
-    validation_images: int | None = (
-        None  # to hold out; None: auto, see `trainer.monitor.validation`
-    )
-    trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio
-    wandb_project: str | None = None  # of wandb and trackio; None: zeroprior
-    wandb_run: str | None = None
-    wandb_entity: str | None = None
-    hf_repo_id: str | None = None  # on the Hub, where the result is uploaded
-    allow_failed_checks: bool = False  # upload to hf_repo_id even if a check fails
-    sample_options: dict[str, Any] = field(default_factory=dict)  # fields of inference's Request
-    sample_overrides: tuple[dict[str, Any], ...] = ()  # the same, of each sample prompt by itself
-    log_prompt_ids: bool = False  # print how every distinct caption is tokenised
-    given: dict[str, Any] = field(default_factory=dict, repr=False)  # to `settle`, for the record
+    seed_is_random: bool  # none was given; a resumed run takes its checkpoint's
+    sample_prompts: tuple[str, ...]
+    sample_defaults: bool  # no prompts were given: see `trainer.monitor.default_previews`
+    sample_overrides: tuple[dict[str, Any], ...]  # the options of each sample prompt by itself
+    validation_images: int | None = None  # None: auto, see `trainer.monitor.validation`
+    trackers: tuple[str, ...]
 
     @property
     def subject(self) -> str | None:
-        """The word that stands for the subject in captions; None trains without one."""
+        """The token that stands for the subject in captions; None trains without one."""
         return self.placeholder_token if self.train_placeholder_token else None
 
     @property
@@ -128,111 +80,101 @@ class Settings:
         return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
 
     def for_pictures(self, count: int) -> "Settings":
-        """The same with the steps that suit so many pictures, where none were given."""
+        """The same with the steps that suit so many images, where none were given."""
         if self.steps:
             return self
-        return replace(self, steps=steps_for(self.base, find_preset(self.preset), count))
+        return self.replace(steps=steps_for(self.base, find_preset(self.preset), count))
 
 
-def settle(
-    *,
-    dataset: str | Path | None = None,
-    base_model: str = "auto",
-    preset: str | None = None,
-    resolution: str | int | None = None,
-    seed: int | None = None,
-    output_dir: str | Path | None = None,
-    sample_prompts: str | Sequence[str] | None = None,
-    validation_images: str | int | None = None,
-    trackers: str | Sequence[str] | None = None,
-    resume_from: str | Path | None = None,
-    **given: Any,
-) -> Settings:
-    """Settings from what a user gave; what is left out or None comes from preset and base.
+def resolve(inputs: TrainingInputs) -> Settings:
+    """The settings of a run: what was not given comes from the preset and the base model.
 
-    `sample_prompts` may be text with one prompt per line, each with options behind it
-    (`trainer.settings.sample_prompts`); None stands for the default previews, "" for none.
-    `trackers` may be text with commas. Raises `SettingsError`, `PlaceholderError` or `UnknownBase`
-    naming the setting.
+    Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
     """
-    named = {name: value for name, value in locals().items() if name != "given"}
-    entered = {name: value for name, value in (named | given).items() if value is not None}
-    if dataset is None or str(dataset) == "":
-        raise SettingsError("dataset is missing; give a zip or tar of pictures")
     base = (
         default_base("training")
-        if base_model in (None, "auto")
-        else find_base_or_folder(str(base_model))
+        if inputs.base_model == "auto"
+        else find_base_or_folder(inputs.base_model)
     )
-    try:
-        for name, text in (
-            ("resolution", resolution),
-            ("trackers", trackers),
-            ("validation_images", validation_images),
-        ):
-            check_length(name, text if isinstance(text, str) else "", LENGTHS[name])
-        values: dict[str, Any] = left_out(base, find_preset(preset))
-        edge = values.pop("resolution")
-        resolutions = parse_resolutions(str(edge if resolution in (None, "") else resolution))
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    given = {name: value for name, value in given.items() if value is not None}
-    if not str(given.get("trigger_word", "-")).strip():
-        del given["trigger_word"]  # empty is none
-    values |= given
-    token = str(given.get("placeholder_token", Settings.placeholder_token))
-    on = given.get("train_placeholder_token", Settings.train_placeholder_token)
-    if on:
-        check_token(token)
+    defaults = defaults_of(base, find_preset(inputs.preset))
+    if inputs.train_placeholder_token:
+        check_token(inputs.placeholder_token)
 
     # What depends on another setting.
-    kind = OPTIMIZERS.get(values.get("optimizer", "adamw"))
-    if kind is not None and kind.finds_rate and "learning_rate" not in given:
-        values["learning_rate"] = 1.0
-    # The base's shift belongs to its sampling; another one is drawn plain.
-    own = values["timestep_sampling"] == base.timestep_sampling
-    values.setdefault("training_shift", base.training_shift if own else 1.0)
+    rate = inputs.learning_rate
+    if rate is None:
+        rate = 1.0 if OPTIMIZERS[inputs.optimizer].finds_rate else defaults.learning_rate
+    sampling = _either(inputs.timestep_sampling, defaults.timestep_sampling)
+    # The base's shift belongs to its own sampling.
+    shift = base.training_shift if sampling == base.timestep_sampling else 1.0
 
-    subject = token if on else given.get("trigger_word")
-    shared, foreign = given.get("sample_options", {}), given.get("foreign_captions", False)
+    subject = inputs.placeholder_token if inputs.train_placeholder_token else inputs.trigger_word
     try:
-        prompts, options = read_prompts(_parts(sample_prompts, "\n"), shared, subject, foreign)
+        resolutions = parse_resolutions(inputs.resolution, defaults.resolution)
+        prompts, options = read_prompts(
+            parts_of(inputs.sample_prompts, "\n"),
+            inputs.sample_options,
+            subject,
+            inputs.foreign_captions,
+        )
+        validation_images = _count(inputs.validation_images)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    for name, file in (("dataset", dataset), ("resume_from", resume_from)):
-        _check_is_no_address(name, file)
-    resume = Path(str(resume_from)).expanduser() if resume_from else None
+
     settings = Settings(
-        dataset=Path(str(dataset)).expanduser(),
         base=base,
-        preset=preset,
+        given=inputs,
+        base_model=base.name,
+        resolution=",".join(map(str, resolutions)),
         resolutions=resolutions,
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        seed_is_random=seed is None,
-        resume_from=resume,
-        output_dir=None if output_dir is None else Path(output_dir).expanduser(),
+        caption_dropout=_either(inputs.caption_dropout, defaults.caption_dropout),
+        rank=_either(inputs.rank, defaults.rank),
+        lora_targets=_text(inputs.lora_targets),
+        steps=_either(inputs.steps, 0),
+        batch_size=_either(inputs.batch_size, defaults.batch_size),
+        learning_rate=rate,
+        placeholder_learning_rate=_either(
+            inputs.placeholder_learning_rate, defaults.placeholder_learning_rate
+        ),
+        lr_scheduler=_either(inputs.lr_scheduler, defaults.lr_scheduler),
+        timestep_sampling=sampling,
+        training_shift=_either(inputs.training_shift, shift),
+        ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
+        seed=secrets.randbelow(2**31) if inputs.seed is None else inputs.seed,
+        seed_is_random=inputs.seed is None,
         sample_prompts=prompts,
-        sample_defaults=sample_prompts is None,
+        sample_defaults=inputs.sample_prompts is None,
         sample_overrides=options,
-        validation_images=_images(validation_images),
-        trackers=_parts(trackers, ","),
-        given=entered,
-        **values,
+        validation_images=validation_images,
+        trackers=parts_of(inputs.trackers, ","),
+        **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
-    wrong = faults(settings)
-    if given.get("steps") == 0:
-        wrong.append("steps is 0; leave it out to have as many as suit the pictures")
-    if wrong:
+    if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))
     return settings
 
 
-def parse_resolutions(text: str) -> tuple[int, ...]:
-    """The edge lengths, in pixels, that a `resolution` setting names: "512" or "512,768,1024".
+_UNCHANGED = TrainingInputs.model_fields.keys() - Settings.__annotations__.keys()
+
+
+def _either(given: T | None, default: T) -> T:
+    return default if given is None else given
+
+
+def _text(given: str | Sequence[str]) -> str:
+    """Several with commas, as one text."""
+    return given if isinstance(given, str) else ",".join(parts_of(given, ","))
+
+
+def parse_resolutions(
+    given: int | str | Sequence[int | str] | None, default: int
+) -> tuple[int, ...]:
+    """The edge lengths, in pixels, of a `resolution`: 512, "512,768,1024" or a list of them.
 
     Returns them sorted and each once. Raises ValueError for anything else, and for lengths outside
     16 to 4096.
     """
+    text = ",".join(parts_of([given] if isinstance(given, int) else given, ",")) or str(default)
     edges = set()
     for part in text.split(","):
         if not re.fullmatch(r"[0-9]{1,9}", part.strip()):
@@ -249,32 +191,15 @@ def parse_resolutions(text: str) -> tuple[int, ...]:
     return tuple(sorted(edges))
 
 
-def _images(given: str | int | None) -> int | None:
-    """`auto`, which is None, or a number of images."""
-    if given is None or isinstance(given, int):
-        return given
-    check_length("validation_images", given, LENGTHS["validation_images"])
-    text = given.strip()
+def _count(given: int | str | None) -> int | None:
+    """A number of images; `auto` is None."""
+    text = "auto" if given is None else str(given).strip()
     if text in ("", "auto"):
         return None
     if not (text.isascii() and text.isdecimal()):
-        raise SettingsError(
+        raise ValueError(
             f"validation_images is {text[:80]!r}; it must be auto or a number of images"
         )
+    if fault := INPUTS["validation_images"].fault("validation_images", int(text)):
+        raise ValueError(fault)
     return int(text)
-
-
-def _check_is_no_address(name: str, given: str | Path | None) -> None:
-    """Refuses an address where a file is wanted; its query, which may be a key, is not shown."""
-    text = "" if given is None else str(given)
-    if looks_like_address(text) and not os.path.lexists(text):
-        raise SettingsError(
-            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, download the "
-            "file first"
-        )
-
-
-def _parts(given: str | Sequence[str] | None, separator: str) -> tuple[str, ...]:
-    """The parts of a text, or of a sequence as it is; empty ones left out."""
-    parts = given.split(separator) if isinstance(given, str) else given or ()
-    return tuple(stripped for each in parts if (stripped := str(each).strip()))

@@ -4,9 +4,7 @@ A preset is laid over the row of `families.bases` as shares of its numbers, so t
 base, and under whatever the user gives. The reasons are the field's practice, not measurements.
 """
 
-import difflib
 from dataclasses import dataclass
-from typing import Any
 
 from families.bases import Base
 
@@ -54,32 +52,41 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str | None) -> Preset:
-    """The preset of that name; without a name one that changes nothing. Raises ValueError."""
-    if name is None:
-        return Preset(purpose="the base's own settings")
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}{hint}")
-    return PRESETS[name]
+    """The preset of that name; without a name one that changes nothing."""
+    return Preset(purpose="the base's own settings") if name is None else PRESETS[name]
 
 
-def left_out(base: Base, preset: Preset) -> dict[str, Any]:
-    """The values of the settings that depend on base and preset, where a user gives none."""
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """The settings that depend on base model and preset, where a user gives none."""
+
+    resolution: int
+    rank: int
+    batch_size: int
+    learning_rate: float
+    placeholder_learning_rate: float
+    lr_scheduler: str
+    timestep_sampling: str
+    caption_dropout: float
+    ema_decay: float
+
+
+def defaults_of(base: Base, preset: Preset) -> Defaults:
+    """The defaults of a base model with a preset over them."""
     resolution = base.training_resolution
-    return {
-        "resolution": min(resolution, preset.most_resolution or resolution),
-        "rank": max(1, round(base.rank * preset.rank)),
-        "batch_size": base.batch_size,
-        "learning_rate": base.learning_rate * preset.learning_rate,
-        "placeholder_learning_rate": base.placeholder_learning_rate * preset.learning_rate,
-        "lr_scheduler": base.lr_scheduler,
-        "timestep_sampling": preset.timestep_sampling or base.timestep_sampling,
-        "caption_dropout": (
+    return Defaults(
+        resolution=min(resolution, preset.most_resolution or resolution),
+        rank=max(1, round(base.rank * preset.rank)),
+        batch_size=base.batch_size,
+        learning_rate=base.learning_rate * preset.learning_rate,
+        placeholder_learning_rate=base.placeholder_learning_rate * preset.learning_rate,
+        lr_scheduler=base.lr_scheduler,
+        timestep_sampling=preset.timestep_sampling or base.timestep_sampling,
+        caption_dropout=(
             base.caption_dropout if preset.caption_dropout is None else preset.caption_dropout
         ),
-        "ema_decay": preset.ema_decay,
-    }
+        ema_decay=preset.ema_decay,
+    )
 
 
 def steps_for(base: Base, preset: Preset, pictures: int) -> int:

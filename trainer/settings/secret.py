@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote, quote_plus
 
+from inference.secret import GivenSecret, revealed
+
 _HIDDEN = "**********"
 _CUT = 8  # characters; a piece of a key that is this long is redacted, too
 _ESCAPE = re.compile("%[0-9A-F]{2}")
@@ -25,12 +27,12 @@ class Secret:
         self._value = value.strip()  # pasted keys end with a line break, and headers then show them
 
     @classmethod
-    def of(cls, given: Any) -> "Secret | None":
+    def of(cls, given: "Secret | GivenSecret") -> "Secret | None":
         """A secret from text, from Cog's `Secret`, or from one of ours; None for nothing."""
-        if given is None or isinstance(given, Secret):
+        if isinstance(given, Secret):
             return given
-        value = given.get_secret_value() if hasattr(given, "get_secret_value") else given
-        return cls(str(value)) if str(value).strip() else None
+        text = revealed(given)
+        return None if text is None else cls(text)
 
     def reveal(self) -> str:
         """The key itself, for the one call that needs it."""

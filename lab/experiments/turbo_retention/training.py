@@ -8,7 +8,8 @@ from families.bases import BASES
 from lab.experiments import training
 from lab.experiments.training import Milestone, Recipe
 from lab.experiments.turbo_retention.design import TURBO, WORD, Condition, Plan
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 
 def training_adapter() -> TurboAdapter:
@@ -18,15 +19,17 @@ def training_adapter() -> TurboAdapter:
 
 def train(condition: Condition, plan: Plan, seed: int) -> Iterator[Milestone]:
     """Trains on the demo's sixteen scenes, and stops at every milestone of the plan."""
-    settings = settle(
-        dataset=SCENES,
-        base_model=condition.base,
-        turbo_adapter=condition.turbo_adapter,
-        placeholder_token=WORD,
-        lr_scheduler=plan.lr_scheduler,
-        learning_rate=plan.learning_rate,
-        batch_size=plan.batch_size,
-        steps=plan.milestones[-1],
-        seed=seed,
+    settings = resolve(
+        TrainingInputs(
+            dataset=SCENES,
+            base_model=condition.base,
+            turbo_adapter=condition.turbo_adapter,
+            placeholder_token=WORD,
+            lr_scheduler=plan.lr_scheduler,
+            learning_rate=plan.learning_rate,
+            batch_size=plan.batch_size,
+            steps=plan.milestones[-1],
+            seed=seed,
+        )
     )
     return training.train(Recipe(settings), plan.milestones)

@@ -30,7 +30,8 @@ from lab.experiments.zero_prior.design import CONDITIONS, PLACEHOLDER, Condition
 from lab.experiments.zero_prior.study import Run
 from trainer.data.members import IMAGE_SUFFIXES
 from trainer.run import train
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 TEMPLATES = (
     "{}",
@@ -111,15 +112,17 @@ class Photographs:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         with tempfile.TemporaryDirectory() as folder:
-            settings = settle(
-                dataset=self._dataset(run.subject, word, Path(folder) / "dataset"),
-                base_model=self.base_model,
-                placeholder_token=PLACEHOLDER,
-                train_placeholder_token=run.condition.zero_prior,
-                seed=run.seed,
-                validation_every=0,
-                output_dir=folder,
-                **run.point.settings,
+            settings = resolve(
+                TrainingInputs(
+                    dataset=self._dataset(run.subject, word, Path(folder) / "dataset"),
+                    base_model=self.base_model,
+                    placeholder_token=PLACEHOLDER,
+                    train_placeholder_token=run.condition.zero_prior,
+                    seed=run.seed,
+                    validation_every=0,
+                    output_dir=Path(folder),
+                    **run.point.settings,
+                )
             )
             return read_archive(train(settings))
 

@@ -25,7 +25,8 @@ from lab.experiments.zero_prior.design import (
 )
 from lab.experiments.zero_prior.study import UNTRAINED, Run, run_name
 from miniature.drawing import render
-from trainer.settings.fields import settle
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +54,15 @@ class World:
         word = run.condition.word_for(CLASS_WORDS[run.subject])
         with tempfile.TemporaryDirectory() as folder:
             dataset = Path(folder) / run.subject
-            settings = settle(
-                dataset=make_captions(run.subject, run.seed, word, dataset),
-                base_model=BASE,
-                placeholder_token=PLACEHOLDER,
-                train_placeholder_token=run.condition.zero_prior,
-                seed=run.seed,
-                **{"steps": self.drawer.family.base.training_steps.most} | run.point.settings,
+            settings = resolve(
+                TrainingInputs(
+                    dataset=make_captions(run.subject, run.seed, word, dataset),
+                    base_model=BASE,
+                    placeholder_token=PLACEHOLDER,
+                    train_placeholder_token=run.condition.zero_prior,
+                    seed=run.seed,
+                    **{"steps": self.drawer.family.base.training_steps.most} | run.point.settings,
+                )
             )
             (done,) = train(Recipe(settings, **recipe), (settings.steps,))
         log.info("%s: %.2f steps/s", run_name(run.key), done.steps_per_second)

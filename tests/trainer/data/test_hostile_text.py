@@ -14,7 +14,8 @@ from families.tokens import PromptTokenizer
 from inference.request import Request
 from trainer.data.dataset import name_subject, read_dataset
 from trainer.settings.config import read_config
-from trainer.settings.fields import SettingsError, settle
+from trainer.settings.fields import SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -178,9 +179,13 @@ def test_half_a_character_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ValueError, match="negative_prompt holds half a character"):
         Request(prompt="a cat", negative_prompt="\udcff")
     with pytest.raises(SettingsError, match="default_caption holds half a character"):
-        settle(dataset="a.zip", base_model="miniature", default_caption="TOK \ud800")
+        resolve(
+            TrainingInputs(dataset="a.zip", base_model="miniature", default_caption="TOK \ud800")
+        )
     with pytest.raises(SettingsError, match="sample prompt 2 holds half a character"):
-        settle(dataset="a.zip", base_model="miniature", sample_prompts=["a", "\udfff"])
+        resolve(
+            TrainingInputs(dataset="a.zip", base_model="miniature", sample_prompts=["a", "\udfff"])
+        )
 
 
 # ---- Placeholders --------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.data.trigger import name_trigger
 from trainer.run import train
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 BASE: dict[str, Any] = {"dataset": "imgs.zip", "base_model": "miniature-turbo"}
 OFF: dict[str, Any] = {**BASE, "train_placeholder_token": False}
@@ -40,7 +41,7 @@ def test_the_mark_of_a_trigger_word_is_refused_too(photos: Path) -> None:
 def test_captions_without_tok_need_no_trigger_word(
     word: str | None, photos: Path, tmp_path: Path
 ) -> None:
-    settings = settle(**OFF, trigger_word=word)
+    settings = resolve(TrainingInputs(**OFF, trigger_word=word))
     assert settings.trigger_word is None
     plain = tmp_path / "plain.zip"
     with zipfile.ZipFile(photos) as source, zipfile.ZipFile(plain, "w") as target:
@@ -53,16 +54,22 @@ def test_captions_without_tok_need_no_trigger_word(
 @pytest.mark.parametrize("mark", ["TOK", "[trigger]"])
 def test_a_sample_prompt_without_token_and_trigger_word_is_refused(mark: str) -> None:
     with pytest.raises(SettingsError, match="sample prompt 2 .*set trigger_word"):
-        settle(**OFF, sample_prompts=["a cat", f"a photo of {mark}"])
+        resolve(TrainingInputs(**OFF, sample_prompts=["a cat", f"a photo of {mark}"]))
     with pytest.raises(SettingsError, match="sample prompt 1 .*set trigger_word"):
-        settle(**OFF, sample_prompts=["a cat"], sample_options={"negative_prompt": mark})
-    settled = settle(**OFF, trigger_word="TOK", sample_prompts=[f"a photo of {mark}"])
+        resolve(
+            TrainingInputs(
+                **OFF, sample_prompts=["a cat"], sample_options={"negative_prompt": mark}
+            )
+        )
+    settled = resolve(
+        TrainingInputs(**OFF, trigger_word="TOK", sample_prompts=[f"a photo of {mark}"])
+    )
     assert settled.sample_prompts == ("a photo of TOK",)
 
 
 def test_a_token_and_a_trigger_word_together_are_refused() -> None:
     with pytest.raises(SettingsError, match="remove trigger_word, or set train_placeholder_token"):
-        settle(**BASE, trigger_word="fox")
+        resolve(TrainingInputs(**BASE, trigger_word="fox"))
 
 
 @pytest.mark.parametrize(

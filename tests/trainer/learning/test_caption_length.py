@@ -17,7 +17,8 @@ from inference.request import Request
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.learning.caption_length import check_texts
 from trainer.monitor.previews import preview_requests
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 LONG = " ".join(f"word{number}" for number in range(600))
 ROWS = {"<zwx>": torch.zeros(1, 1)}
@@ -213,17 +214,23 @@ def test_options_mean_what_they_mean_elsewhere() -> None:
 )
 def test_a_wrong_option_is_refused_with_its_prompt(prompt: str, complaint: str) -> None:
     with pytest.raises(SettingsError, match="sample prompt 2") as caught:
-        settle(dataset="a.zip", base_model="miniature", sample_prompts=["a cat", prompt])
+        resolve(
+            TrainingInputs(
+                dataset="a.zip", base_model="miniature", sample_prompts=["a cat", prompt]
+            )
+        )
     assert complaint in str(caught.value)
 
 
 def test_tok_and_trigger_in_a_sample_prompt_are_the_trigger_word() -> None:
-    settings = settle(
-        dataset="a.zip",
-        base_model="miniature",
-        train_placeholder_token=False,
-        trigger_word="r3dfox",
-        sample_prompts="TOK and [trigger]",
+    settings = resolve(
+        TrainingInputs(
+            dataset="a.zip",
+            base_model="miniature",
+            train_placeholder_token=False,
+            trigger_word="r3dfox",
+            sample_prompts="TOK and [trigger]",
+        )
     )
     assert settings.sample_prompts == ("r3dfox and r3dfox",)
 

@@ -19,7 +19,8 @@ from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import BrokenCheckpoint, read_checkpoint, write_checkpoint
 from trainer.learning.resume import read_resume
 from trainer.learning.saving import state_of
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 KEY = "zeroprior.checkpoint"
 NAN = float("nan")
@@ -31,10 +32,10 @@ def whole(photos: Path, vault: Path, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODEL_VAULT", str(vault))
         folder = tmp_path_factory.mktemp("checkpoint")
-        settings = settle(
+        settings = resolve(TrainingInputs(
             dataset=photos, base_model="z-image", resolution="64", rank=2, steps=3, seed=5,
             ema_decay=0.5, caption_dropout=0.0,
-        )  # fmt: skip
+        ))  # fmt: skip
         loop = make_loop(settings, 1)
         loop.step(0)
         path = write_checkpoint(state_of(loop), folder)
@@ -191,7 +192,7 @@ def test_a_malformed_checkpoint_is_refused_by_file_and_part_before_a_model_is_lo
     path = tmp_path / "step-000001.safetensors"
     save_file(tensors, path, {KEY: json.dumps(header)})
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
-    resumed = replace(settings, resume_from=path)
+    resumed = settings.replace(resume_from=path)
     if not said:
         assert read_resume(resumed, []) is not None
         return
@@ -211,7 +212,7 @@ def test_a_header_that_is_no_object_is_refused(
     with pytest.raises(BrokenCheckpoint, match=f"{path}.*(header|not a whole checkpoint)"):
         read_checkpoint(path)
     with pytest.raises(SettingsError, match="resume_from: .*step-000001"):
-        settle(dataset=photos, base_model="z-image", resume_from=path)
+        resolve(TrainingInputs(dataset=photos, base_model="z-image", resume_from=path))
 
 
 def test_what_is_written_is_read_back_and_needs_no_second_copy(
@@ -273,7 +274,7 @@ def test_weights_of_another_model_are_refused_before_a_model_is_loaded(
     path = weights(loop, tmp_path, **change(loop.final_weights()[0]))
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
-        run.train(replace(settings, resume_from=path))
+        run.train(settings.replace(resume_from=path))
 
 
 @pytest.mark.parametrize("base", ["z-image", "qwen-image"])
@@ -284,7 +285,7 @@ def test_weights_of_the_same_model_are_continued(
     loop = make_loop(settings, 1)
     path = weights(loop, tmp_path, meta={"base_model": settings.base.hub_id})
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
-    assert read_resume(replace(settings, resume_from=path), examples) is not None
+    assert read_resume(settings.replace(resume_from=path), examples) is not None
 
 
 @pytest.mark.parametrize(

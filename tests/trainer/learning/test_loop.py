@@ -4,7 +4,6 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +184,7 @@ def test_every_optimiser_follows_the_schedule_in_both_groups(
     optimizer: str, small: Callable[..., Settings]
 ) -> None:
     settings = small(steps=10, lr_warmup_steps=1, lr_scheduler="linear", caption_dropout=0.0)
-    settings = replace(settings, optimizer=optimizer)
+    settings = settings.replace(optimizer=optimizer)
     loop = make_loop(settings, 1)
     start = [value.detach().clone() for value in loop.parameters]
     full = {

@@ -23,7 +23,8 @@ from trainer.learning.loop import Diverged, Loop
 from trainer.learning.resume import data_identity, read_resume
 from trainer.learning.saving import state_of
 from trainer.settings.choices import OPTIMIZERS
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 
 def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
@@ -34,12 +35,12 @@ def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
     for name in (str(tmp_path), "~nobody/x", "a" * 5000, "\x1b[31m", "elsewhere"):
         file = write_archive(Archive(factors, None, {"base_model": name}), tmp_path / "w.zip")
         with pytest.raises(SettingsError, match="resume_from: .* is not one of") as refused:
-            read_resume(replace(settings, resume_from=file), examples)
+            read_resume(settings.replace(resume_from=file), examples)
         assert str(refused.value).isprintable()
     # Trained on a folder of this name, which is the base of this run, too: only the layers differ.
     own = replace(settings.base, name="elsewhere", hub_id="elsewhere", folder=tmp_path)
     with pytest.raises(SettingsError, match="holds other layers than lora_targets"):
-        read_resume(replace(settings, base=own, resume_from=file), examples)
+        read_resume(settings.replace(base=own, resume_from=file), examples)
 
 
 class Cancelled(BaseException):
@@ -49,22 +50,24 @@ class Cancelled(BaseException):
 @pytest.fixture
 def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
     """With buckets, batches, dropout, warm-up, a falling rate and the placeholder on."""
-    return settle(
-        dataset=photos,
-        base_model="z-image",
-        resolution="64,96",
-        rank=2,
-        steps=9,
-        batch_size=2,
-        caption_dropout=0.3,
-        lr_scheduler="cosine",
-        lr_warmup_steps=2,
-        learning_rate=1e-3,
-        seed=11,
-        validation_every=0,
-        sample_prompts=(),
-        output_dir=tmp_path / "whole",
-        checkpoint_every=0,
+    return resolve(
+        TrainingInputs(
+            dataset=photos,
+            base_model="z-image",
+            resolution="64,96",
+            rank=2,
+            steps=9,
+            batch_size=2,
+            caption_dropout=0.3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=2,
+            learning_rate=1e-3,
+            seed=11,
+            validation_every=0,
+            sample_prompts=(),
+            output_dir=tmp_path / "whole",
+            checkpoint_every=0,
+        )
     )
 
 
@@ -93,7 +96,7 @@ def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read_archive(run.train(settings))
-    broken_off = replace(settings, output_dir=tmp_path / "parts")
+    broken_off = settings.replace(output_dir=tmp_path / "parts")
     with monkeypatch.context() as patch:
         cancel_after(patch, 4)
         with pytest.raises(Cancelled):
@@ -105,7 +108,7 @@ def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
     ]
     assert not (tmp_path / "parts" / "weights.zip").exists()
 
-    resumed = read_archive(run.train(replace(broken_off, resume_from=folder)))
+    resumed = read_archive(run.train(broken_off.replace(resume_from=folder)))
     assert_same(resumed, whole)
     assert resumed.meta["training"]["loss_last"] == whole.meta["training"]["loss_last"]
 
@@ -115,8 +118,7 @@ def test_accumulation_averages_and_every_optimiser_are_resumed_bit_for_bit(
     optimizer: str, settings: Settings, tmp_path: Path
 ) -> None:
     """8-bit states begin at 4096 entries, so the rank is high."""
-    settings = replace(
-        settings,
+    settings = settings.replace(
         optimizer=optimizer,
         learning_rate=1.0 if OPTIMIZERS[optimizer].finds_rate else 1e-3,
         resolutions=(64,),
@@ -131,7 +133,7 @@ def test_accumulation_averages_and_every_optimiser_are_resumed_bit_for_bit(
     for step in range(3):
         if step == 2:
             path = write_checkpoint(state_of(whole), tmp_path)
-            kept = read_resume(replace(settings, resume_from=path), [])
+            kept = read_resume(settings.replace(resume_from=path), [])
             assert isinstance(kept, Checkpoint)
             resumed.restore(kept)
         whole.step(step)
@@ -155,7 +157,7 @@ def test_going_on_with_changed_pictures_is_said_and_with_others_refused(
     examples = [examples[0], replace(examples[1], caption="<zwx>, told anew")]
     now = data_identity(examples)
     path = make_checkpoint(settings, tmp_path, now)
-    resumed = replace(settings, resume_from=path)
+    resumed = settings.replace(resume_from=path)
 
     assert read_resume(resumed, examples) is not None
     assert "another dataset" not in caplog.text
@@ -169,7 +171,7 @@ def test_going_on_with_changed_pictures_is_said_and_with_others_refused(
 def test_checkpoints_come_every_so_many_steps_and_after_the_last_and_two_stay(
     settings: Settings, tmp_path: Path
 ) -> None:
-    run.train(replace(settings, checkpoint_every=2))
+    run.train(settings.replace(checkpoint_every=2))
     names = sorted(p.name for p in (tmp_path / "whole" / "checkpoints").iterdir())
     assert [name for name in names if name.endswith(".safetensors")] == [
         "step-000008.safetensors",
@@ -191,7 +193,7 @@ def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
 
     monkeypatch.setattr(Loop, "step", step)
     with pytest.raises(Diverged):
-        run.train(replace(settings, checkpoint_every=3))
+        run.train(settings.replace(checkpoint_every=3))
     (kept,) = (tmp_path / "whole").rglob("*.safetensors")
     assert read_checkpoint(kept).step == 3
     assert not (tmp_path / "whole" / "weights.zip").exists()
@@ -199,7 +201,7 @@ def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
 
 def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:
     make_checkpoint(settings, tmp_path)
-    again = settle(dataset=photos, base_model="z-image", resume_from=tmp_path)
+    again = resolve(TrainingInputs(dataset=photos, base_model="z-image", resume_from=tmp_path))
     assert again.seed == settings.seed
 
 
@@ -209,8 +211,7 @@ def test_finished_weights_are_continued_with_a_fresh_optimiser(
     first = run.train(settings)
     caplog.set_level("INFO")
     second = run.train(
-        replace(
-            settings,
+        settings.replace(
             steps=1,
             learning_rate=1e-20,
             placeholder_learning_rate=1e-20,
@@ -253,7 +254,7 @@ def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
     history = {"losses": [1.0] * 8, "row_norms": [1.0]}
     write_checkpoint(replace(kept, step=8, history=history), tmp_path)
     given = {"base_model": "z-image", "rank": 2, "steps": 9, "resolution": "64"} | changes
-    wrong = settle(dataset=photos, resume_from=tmp_path, seed=11, **given)
+    wrong = resolve(TrainingInputs(dataset=photos, resume_from=tmp_path, seed=11, **given))
     monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
         run.train(wrong)
@@ -266,4 +267,4 @@ def test_a_damaged_checkpoint_is_refused(settings: Settings, tmp_path: Path) -> 
         read_checkpoint(path)
     with pytest.raises(SettingsError, match="no checkpoint"):
         (tmp_path / "empty").mkdir()
-        run.train(replace(settings, resume_from=tmp_path / "empty"))
+        run.train(settings.replace(resume_from=tmp_path / "empty"))

@@ -3,7 +3,6 @@
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def test_every_base_trains_and_predicts_without_a_network(
     assert all(up.abs().sum() > 0 for _, up in archive.factors.values())
 
     engine, asked = Engine(), Request(prompt="a photo of <zwx>", width=64, height=64, seed=1)
-    asked = replace(asked, num_inference_steps=2)
+    asked = asked.replace(num_inference_steps=2)
     with_weights = engine.generate(asked, archive)[0]
     without = engine.generate(asked, None, name)[0]
     assert with_weights.size == (64, 64)

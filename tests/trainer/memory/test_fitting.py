@@ -20,7 +20,8 @@ from trainer.memory.fitting import fit
 from trainer.memory.plan import Choice, Mode
 from trainer.memory.speed import CARDS
 from trainer.memory.step_cost import NOTHING
-from trainer.settings.fields import Settings, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import TrainingInputs
 
 CAPTIONS = ["a photo of <zwx>", "a photo of <zwx> on a table beside a window"]
 # Those of the documents and the docstrings, and some in a part of the blocks. Counting at the
@@ -62,7 +63,9 @@ def chosen(
 
 
 def settings_of(name: str, **changes: Any) -> Settings:
-    return settle(**{"dataset": "unread.zip", "base_model": name, "seed": 1} | changes)
+    return resolve(
+        TrainingInputs(**{"dataset": "unread.zip", "base_model": name, "seed": 1} | changes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,10 +206,10 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
         "import os, torch\n"
         "from families.loading import default_device, load_family\n"
         "from trainer.memory.fitting import fit\n"
-        "from trainer.settings.fields import settle\n"
+        "from trainer.settings import TrainingInputs, resolve\n"
         "free = (80, 24)[int(os.environ['RANK'])] * 10**9\n"
         "torch.cuda.mem_get_info = lambda _: (free, free)\n"
-        "settings = settle(dataset='x', base_model='z-image-turbo', seed=1)\n"
+        "settings = resolve(TrainingInputs(dataset='x', base_model='z-image-turbo', seed=1))\n"
         "family = load_family(settings.base, torch.device('cpu'), torch.bfloat16)\n"
         "_ = family.prompts\n"
         "family.device = torch.device('cuda')\n"

@@ -31,7 +31,8 @@ from trainer.memory.step_cost import (
     step_load,
     step_loads,
 )
-from trainer.settings.fields import Settings, settle
+from trainer.settings.fields import Settings, resolve
+from trainer.settings.inputs import TrainingInputs
 
 GB = 10**9
 
@@ -407,7 +408,7 @@ def test_a_run_that_a_cpus_memory_does_not_hold_is_refused_before_it_starts(
 ) -> None:
     monkeypatch.setattr(fitting, "free_memory", lambda device: free * GB)
     asked: dict[str, Any] = {"dataset": "x", "base_model": "miniature-turbo", "seed": 1} | given
-    settings = settle(**asked)
+    settings = resolve(TrainingInputs(**asked))
     with pytest.raises(TooLarge, match=said):
         check_host_memory(settings, Mode(), torch.float32)
 
@@ -415,7 +416,7 @@ def test_a_run_that_a_cpus_memory_does_not_hold_is_refused_before_it_starts(
 def test_a_run_that_a_cpus_memory_holds_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "free_memory", lambda device: 4 * GB)
     monkeypatch.setattr(fitting, "figures_of", lambda *_: pytest.fail("counted"))
-    settings = settle(dataset="x", base_model="miniature-turbo", seed=1)
+    settings = resolve(TrainingInputs(dataset="x", base_model="miniature-turbo", seed=1))
     check_host_memory(settings, Mode(), torch.float32)
 
 

@@ -16,14 +16,17 @@ from trainer.monitor.default_previews import (
 )
 from trainer.run import train
 from trainer.settings.config import read_config
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 Small = Callable[..., Settings]
 CAPTIONS = ["", "a house", "<zwx> " * 400, "<zwx> in a garden", "<zwx> on a chair"]
 
 
 def of(base: str, **given: Any) -> Settings:
-    return settle(dataset="a.zip", base_model=base, seed=1, **{"steps": 2000, **given})
+    return resolve(
+        TrainingInputs(dataset="a.zip", base_model=base, seed=1, **{"steps": 2000, **given})
+    )
 
 
 def test_one_prompt_is_close_to_the_dataset_and_one_is_far() -> None:
@@ -41,7 +44,7 @@ def test_one_prompt_is_close_to_the_dataset_and_one_is_far() -> None:
 def test_a_lora_without_a_token_is_previewed_with_its_trigger_word_or_without() -> None:
     plain = of("z-image", train_placeholder_token=False)
     assert default_prompts(plain, ["a red fox"]) == ("a red fox", "a photo of a dog on a beach")
-    trigger = replace(plain, trigger_word="r3dfox")
+    trigger = plain.replace(trigger_word="r3dfox")
     assert default_prompts(trigger, ["a hill", "r3dfox on a hill"]) == (
         "r3dfox on a hill",
         "a photo of r3dfox on a beach",
@@ -121,7 +124,7 @@ def test_default_previews_do_not_fill_the_memory(
     assert "preview images only at the end: the base is quantized" in caplog.text
     monkeypatch.setattr("trainer.monitor.default_previews.free_memory", lambda _: 1 << 20)
     assert not previews_while_training(settings, plain)
-    asked = replace(settings, sample_defaults=False)  # who asks for previews gets them
+    asked = settings.replace(sample_defaults=False)  # who asks for previews gets them
     assert previews_while_training(asked, quantized)
     assert not previews_while_training(asked, replace(plain, no_previews="too little"))
 

@@ -1,14 +1,12 @@
 """Previews show what the finished archive draws, and training does not notice them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from trainer.monitor.inference_weights import InferenceWeights
 
 from adapters.archive import read_archive
 from adapters.formats.lora_file import as_written
@@ -21,6 +19,7 @@ from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
 from trainer.monitor.contact_sheet import CELL, draw_sheet
+from trainer.monitor.inference_weights import InferenceWeights
 from trainer.run import train
 from trainer.settings.fields import Settings
 
@@ -90,7 +89,7 @@ def test_the_last_preview_is_what_the_archive_draws_with_guidance_and_a_strength
     )
     weights = train(settings)
     asked = Request(prompt="<zwx>", **options)
-    same, stronger = archive_draws(weights, asked, replace(asked, lora_scale=1.0))
+    same, stronger = archive_draws(weights, asked, asked.replace(lora_scale=1.0))
     assert preview(weights, 3).tobytes() == same.tobytes() != stronger.tobytes()
 
 

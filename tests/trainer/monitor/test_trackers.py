@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -23,7 +22,8 @@ from PIL import Image
 from wandb_server import WandB
 
 from trainer.monitor.trackers import FOLDER, Trackers, check_trackers, configuration
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 from trainer.settings.secret import Secret, Secrets, hidden
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the form of a W&B key
@@ -48,7 +48,11 @@ def small() -> Small:
 
     def make(**changes: Any) -> Settings:
         given: dict[str, Any] = {"rank": 2, "steps": 3, "seed": 5, "output_dir": "/home/me/out"}
-        return settle(dataset="imgs.zip", base_model="z-image", resolution=64, **(given | changes))
+        return resolve(
+            TrainingInputs(
+                dataset="imgs.zip", base_model="z-image", resolution=64, **(given | changes)
+            )
+        )
 
     return make
 
@@ -157,7 +161,7 @@ def test_the_configuration_says_all_but_where_things_lie(small: Small) -> None:
 def test_the_documented_tensorboard_command_reads_the_files_of_a_run(
     small: Small, tmp_path: Path
 ) -> None:
-    settings = replace(small(), trackers=("tensorboard",))
+    settings = small().replace(trackers=("tensorboard",))
     with Trackers(settings, tmp_path) as trackers:
         trackers.log({"loss": 0.5}, 1)
         trackers.log({"loss": 0.25}, 2)
@@ -173,7 +177,7 @@ def test_tensorboard_holds_numbers_pictures_and_settings(small: Small, tmp_path:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = replace(small(), trackers=("tensorboard",))
+    settings = small().replace(trackers=("tensorboard",))
     with Trackers(settings, tmp_path) as trackers:
         for step in (1, 2):
             trackers.log({"loss": 0.5 / step, "learning_rate/lora": 1e-4}, step)
@@ -190,7 +194,7 @@ def test_wandb_gets_the_run_and_its_key_reaches_no_file(
     small: Small, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("wandb")
-    settings = replace(small(), trackers=("wandb",), wandb_project="cats", wandb_run="first")
+    settings = small().replace(trackers=("wandb",), wandb_project="cats", wandb_run="first")
     with Trackers(settings, tmp_path, Secret(KEY)) as trackers:
         trackers.log({"loss": 0.125}, 1)
         trackers.pictures({"samples/00": picture(255)}, 1)
@@ -209,7 +213,7 @@ def test_wandb_gets_the_run_and_its_key_reaches_no_file(
 
 def test_trackio_holds_numbers_and_pictures(small: Small, tmp_path: Path) -> None:
     pytest.importorskip("trackio")
-    settings = replace(small(), trackers=("trackio",), wandb_project="cats", wandb_run="first")
+    settings = small().replace(trackers=("trackio",), wandb_project="cats", wandb_run="first")
     with Trackers(settings, tmp_path) as trackers:
         trackers.log({"loss": 0.125}, 1)
         trackers.pictures({"samples/00": picture(255)}, 1)
@@ -237,7 +241,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandB]:
 
 def run_for(key: str | None, settings: Settings, folder: Path, from_request: bool = True) -> None:
     """A run of one step with wandb."""
-    settings = replace(settings, trackers=("wandb",))
+    settings = settings.replace(trackers=("wandb",))
     with Trackers(settings, folder, Secret.of(key), from_request) as trackers:
         trackers.log({"loss": 0.5}, 1)
 
@@ -334,7 +338,7 @@ def test_after_wandbs_own_process_died_the_next_run_starts(
     small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("wandb")
-    settings = replace(small(), trackers=("wandb",))
+    settings = small().replace(trackers=("wandb",))
     for number in range(2):
         with Trackers(settings, tmp_path, Secret(KEY), True) as trackers:
             [core] = wandb_cores()
@@ -353,7 +357,7 @@ def test_a_server_that_never_answers_leaves_nothing_to_the_next_run(
     from trainer.monitor import trackers as module
 
     monkeypatch.setattr(module, "PATIENCE", 0.5)
-    settings = replace(small(), trackers=("wandb",))
+    settings = small().replace(trackers=("wandb",))
     with Trackers(settings, tmp_path, Secret(ANNA), True):
         server.answers.clear()
     assert wandb_cores() == []
@@ -373,7 +377,7 @@ def test_a_cancellation_is_heard_while_a_tracker_waits(
 ) -> None:
     import ctypes
 
-    settings = replace(small(), trackers=("wandb",))
+    settings = small().replace(trackers=("wandb",))
     ended: list[BaseException] = []
 
     def training() -> None:
@@ -420,10 +424,10 @@ def test_a_request_without_a_key_is_refused_before_its_dataset_is_read(
     monkeypatch.setenv("HF_TOKEN", "hf_operator")
     with pytest.raises(SettingsError, match=said) as refusal:
         train_from_inputs(
+            TrainingInputs(
+                dataset=tmp_path / "is-not-there.zip", output_dir=tmp_path / "out", trackers=tracker
+            ),
             served=True,
-            dataset=tmp_path / "is-not-there.zip",
-            output_dir=tmp_path / "out",
-            trackers=tracker,
             wandb_api_key=key,
         )
     assert OPERATOR not in str(refusal.value) and not (tmp_path / "out").exists()
@@ -503,7 +507,7 @@ def test_a_tracker_that_breaks_is_named_once_and_the_others_go_on(
 
     broken = Broken()
     monkeypatch.setitem(module.MAKERS, "wandb", lambda *_: broken)  # type: ignore[arg-type]
-    settings = replace(small(), trackers=("wandb", "tensorboard"))
+    settings = small().replace(trackers=("wandb", "tensorboard"))
     with caplog.at_level(logging.WARNING), Trackers(settings, tmp_path, Secret(KEY)) as trackers:
         for step in (1, 2, 3):
             trackers.log({"loss": 1.0}, step)
@@ -527,7 +531,7 @@ def test_a_tracker_that_does_not_start_stops_the_training_before_it_costs_anythi
 
     monkeypatch.setitem(module.MAKERS, "wandb", refuse)
     with pytest.raises(SettingsError, match="wandb does not start") as refusal:
-        Trackers(replace(small(), trackers=("wandb",)), tmp_path, Secret(KEY))
+        Trackers(small().replace(trackers=("wandb",)), tmp_path, Secret(KEY))
     assert KEY not in str(refusal.value) and refusal.value.__cause__ is None
     assert "WANDB_MODE=offline" in str(refusal.value)
 
@@ -542,7 +546,7 @@ def test_a_tracker_that_never_finishes_sending_is_left_behind(
     stuck.finish = never.wait  # type: ignore[method-assign,assignment]
     monkeypatch.setitem(module.MAKERS, "wandb", lambda *_: stuck)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "PATIENCE", 0.01)
-    with Trackers(replace(small(), trackers=("wandb",)), tmp_path):
+    with Trackers(small().replace(trackers=("wandb",)), tmp_path):
         pass
     never.set()
     assert "wandb is still sending" in caplog.text

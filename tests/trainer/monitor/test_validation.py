@@ -4,7 +4,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from trainer import run as run_module
 from trainer.learning.features import Sample
 from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
 from trainer.run import train
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
             "sample_prompts": (),
             "output_dir": tmp_path / "out",
         }
-        return settle(**(values | changes))
+        return resolve(TrainingInputs(**(values | changes)))
 
     return make
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_keeps_the_curve_of_its_first_part(
     whole = curves(train(settings(steps=6, **common)))
     first = settings(steps=4, checkpoint_every=4, output_dir=tmp_path / "first", **common)
     train(first)
-    resumed = replace(first, steps=6, resume_from=tmp_path / "first" / "checkpoints")
+    resumed = first.replace(steps=6, resume_from=tmp_path / "first" / "checkpoints")
     assert curves(train(resumed)) == whole
 
 

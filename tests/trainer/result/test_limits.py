@@ -17,8 +17,8 @@ from trainer.learning.history import Trained
 from trainer.learning.resume import data_identity
 from trainer.monitor.validation import Curves
 from trainer.result import meta
-from trainer.settings.checks import LENGTHS
 from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.inputs import LENGTHS
 
 FACTORS = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
 # Settings that are free text, and come into meta.json.

@@ -24,7 +24,8 @@ from trainer.result.model_card import FAMILIES, model_card
 from trainer.result.publishing import check_repository, publish
 from trainer.run import train
 from trainer.run_files import UPLOAD
-from trainer.settings.fields import SettingsError, settle
+from trainer.settings.fields import SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 from trainer.settings.secret import Secret, Secrets
 
 Finished = Callable[..., Path]
@@ -352,10 +353,12 @@ def test_a_request_without_a_token_is_refused_before_its_dataset_is_read(
 
     with pytest.raises(SettingsError, match="hf_repo_id needs hf_token in the same req") as refusal:
         train_from_inputs(
+            TrainingInputs(
+                dataset=tmp_path / "is-not-there.zip",
+                output_dir=tmp_path / "out",
+                hf_repo_id=repository,
+            ),
             served=True,
-            dataset=tmp_path / "is-not-there.zip",
-            output_dir=tmp_path / "out",
-            hf_repo_id=repository,
             hf_token=token,
         )
     said = str(refusal.value)
@@ -496,19 +499,21 @@ def test_a_watched_and_published_training_shows_its_keys_nowhere(
     key = "0123456789abcdef0123456789abcdef01234567"
     with caplog.at_level(logging.DEBUG, "trainer"):
         weights = train_from_inputs(
-            dataset=photos,
-            base_model="z-image",
-            resolution=64,
-            rank=2,
-            steps=2,
-            seed=5,
-            output_dir=tmp_path / "out",
-            sample_prompts="a photo of <zwx>",
-            sample_options={"width": 64, "height": 64, "num_inference_steps": 2},
-            trackers="tensorboard,wandb",
-            wandb_project="foxes",
+            TrainingInputs(
+                dataset=photos,
+                base_model="z-image",
+                resolution=64,
+                rank=2,
+                steps=2,
+                seed=5,
+                output_dir=tmp_path / "out",
+                sample_prompts="a photo of <zwx>",
+                sample_options={"width": 64, "height": 64, "num_inference_steps": 2},
+                trackers="tensorboard,wandb",
+                wandb_project="foxes",
+                hf_repo_id="me/fox",
+            ),
             wandb_api_key=CogSecret(key),
-            hf_repo_id="me/fox",
             hf_token=CogSecret(hub.token + "\n"),
         )
 
@@ -547,18 +552,20 @@ def test_a_result_whose_checks_failed_is_uploaded_only_if_that_is_allowed(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = settle(
-        dataset=photos,
-        base_model="z-image",
-        resolution=64,
-        rank=2,
-        steps=2,
-        batch_size=1,
-        learning_rate=1,
-        validation_every=0,
-        output_dir=tmp_path / "out",
-        hf_repo_id="me/fox",
-        allow_failed_checks=allowed,
+    settings = resolve(
+        TrainingInputs(
+            dataset=photos,
+            base_model="z-image",
+            resolution=64,
+            rank=2,
+            steps=2,
+            batch_size=1,
+            learning_rate=1,
+            validation_every=0,
+            output_dir=tmp_path / "out",
+            hf_repo_id="me/fox",
+            allow_failed_checks=allowed,
+        )
     )
     weights = train(settings, secrets=Secrets(hf_token=Secret(hub.token)))
     assert weights.is_file() and read_archive(weights).meta["result"] == "broken"
@@ -578,7 +585,8 @@ def test_a_token_that_cannot_write_costs_no_training(
     hub.user["auth"]["accessToken"]["role"] = "read"
     with pytest.raises(SettingsError, match="may only read"):
         train_from_inputs(
-            dataset=photos, output_dir=tmp_path / "out", hf_repo_id="me/fox", hf_token=hub.token
+            TrainingInputs(dataset=photos, output_dir=tmp_path / "out", hf_repo_id="me/fox"),
+            hf_token=hub.token,
         )
     assert not (tmp_path / "out").exists()
 

@@ -25,7 +25,8 @@ from trainer.result.result_checks import (
 )
 from trainer.result.verdict import BROKEN, GOOD, verdict
 from trainer.run import train
-from trainer.settings.fields import Settings, SettingsError, settle
+from trainer.settings.fields import Settings, SettingsError, resolve
+from trainer.settings.inputs import TrainingInputs
 
 PREVIEW: dict[str, Any] = {
     "sample_prompts": ("<zwx>",),
@@ -128,15 +129,17 @@ def test_a_run_at_a_far_too_high_rate_is_broken(
     tmp_path: Path,
 ) -> None:
     images = SCENES if dataset == "scenes" else photographs(tmp_path).dataset
-    result = settle(
-        dataset=images,
-        base_model="miniature-turbo",
-        steps=steps,
-        learning_rate=rate,
-        validation_every=every,
-        seed=1,
-        output_dir=tmp_path / "out",
-        **options,
+    result = resolve(
+        TrainingInputs(
+            dataset=images,
+            base_model="miniature-turbo",
+            steps=steps,
+            learning_rate=rate,
+            validation_every=every,
+            seed=1,
+            output_dir=tmp_path / "out",
+            **options,
+        )
     )
     assert read_archive(train(result)).meta["result"] == BROKEN
 
@@ -145,13 +148,15 @@ def test_a_run_at_a_far_too_high_rate_is_broken(
 @pytest.mark.parametrize("dataset", ["photographs", "scenes"])
 def test_a_run_at_the_default_rate_is_good(dataset: str, tmp_path: Path) -> None:
     images = SCENES if dataset == "scenes" else photographs(tmp_path).dataset
-    settings = settle(
-        dataset=images,
-        base_model="miniature-turbo",
-        steps=60,
-        seed=1,
-        output_dir=tmp_path / "out",
-        **PREVIEW,
+    settings = resolve(
+        TrainingInputs(
+            dataset=images,
+            base_model="miniature-turbo",
+            steps=60,
+            seed=1,
+            output_dir=tmp_path / "out",
+            **PREVIEW,
+        )
     )
     assert read_archive(train(settings)).meta["result"] == GOOD
 
@@ -220,19 +225,25 @@ def test_a_rate_more_than_20_times_the_default_is_a_warning(
 ) -> None:
     from trainer.settings.checks import high_rates
 
-    settings = settle(dataset="imgs.zip", base_model="z-image", seed=1, **changes)
+    settings = resolve(TrainingInputs(dataset="imgs.zip", base_model="z-image", seed=1, **changes))
     assert [each.split()[0] for each in high_rates(settings)] == named
 
 
 @pytest.mark.parametrize("wanted", ["many", "-1", "1.5", -1, 10**12])
 def test_validation_images_must_be_auto_or_a_number(wanted: str | int) -> None:
     with pytest.raises(SettingsError, match="validation_images"):
-        settle(dataset="imgs.zip", base_model="miniature", validation_images=wanted)
+        resolve(
+            TrainingInputs(dataset="imgs.zip", base_model="miniature", validation_images=wanted)
+        )
 
 
 def test_held_out_images_that_are_never_measured_are_refused() -> None:
     with pytest.raises(SettingsError, match="validation_images is 2, but validation_every is 0"):
-        settle(dataset="a.zip", base_model="miniature", validation_images=2, validation_every=0)
+        resolve(
+            TrainingInputs(
+                dataset="a.zip", base_model="miniature", validation_images=2, validation_every=0
+            )
+        )
 
 
 def test_more_held_out_images_than_half_are_refused_before_a_model_is_loaded(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from trainer.settings.ai_toolkit_rules import Translation
 from trainer.settings.choices import OPTIMIZERS, TIMESTEP_SAMPLINGS
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.inputs import TrainingInputs
 from trainer.settings.subject_marks import with_trigger
 
 # As a user of theirs would have it, after their examples for these models.
@@ -459,9 +459,9 @@ def test_guidance_of_the_previews_is_counted_as_theirs() -> None:
 
 
 def test_every_row_of_the_tables_names_a_setting_of_ours() -> None:
-    names = {each.name for each in fields(Settings)} | {"base_model", "resolution"}
+    names = set(TrainingInputs.model_fields)
     assert set(keys.SETTING.values()) | set(keys.DEFAULTS) <= names
-    assert set(keys.SAMPLE.values()) <= {each.name for each in fields(Request)}
+    assert set(keys.SAMPLE.values()) <= set(Request.model_fields)
     assert {ours for ours, _ in keys.TIMESTEPS.values()} <= set(TIMESTEP_SAMPLINGS)
     assert set(keys.WEIGHT_DECAY) <= set(OPTIMIZERS)
     assert set(keys.GROUPS) == set(keys.ARCHITECTURES.values())

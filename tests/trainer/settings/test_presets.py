@@ -1,11 +1,11 @@
 """What is written of the presets is what they are."""
 
 import re
-from dataclasses import fields
 
 from root import ROOT
 
-from trainer.settings.fields import Settings
+from inference.input_fields import Interface
+from trainer.settings.inputs import INPUTS
 from trainer.settings.presets import PRESETS, Preset
 
 GUIDE = ROOT / "docs" / "training.md"
@@ -37,7 +37,5 @@ def test_the_guide_names_every_setting() -> None:
     prose = re.sub(r"```.*?```", "", GUIDE.read_text(encoding="utf-8"), flags=re.S)
     code = " ".join(re.findall(r"`([^`]+)`", prose))
     named = set(re.findall(r"\w+", code))
-    elsewhere = {"base", "given", "resolutions", "sample_defaults"}
-    elsewhere |= {"sample_options", "sample_overrides", "sample_prompts"}
-    elsewhere |= {"sample_every", "foreign_captions"}
-    assert {each.name for each in fields(Settings)} - named - elsewhere == set()
+    in_yaml = {n: each for n, each in INPUTS.items() if Interface.YAML in each.on}
+    assert {each.key or name for name, each in in_yaml.items()} - named == set()

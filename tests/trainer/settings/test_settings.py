@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from families.bases import BASES
-from inference.request import LENGTHS as PROMPT_LENGTHS
-from trainer.settings.checks import LENGTHS, NAMES, fault_of_name, too_much
+from inference.inputs import LENGTHS as PROMPT_LENGTHS
+from inference.inputs import SECRET_LENGTH
+from trainer.settings.checks import too_much
 from trainer.settings.fields import Settings, SettingsError
+from trainer.settings.inputs import LENGTHS, NAMES, TrainingInputs
+from trainer.settings.names import fault_of_name
 from trainer.settings.presets import PRESETS, find_preset, steps_for
 
 
@@ -55,7 +58,7 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
     [
         ({"dataset": None}, "dataset is missing"),
         ({"rank": 0}, "rank is 0; it must be between 1 and 256"),
-        ({"steps": -1, "caption_dropout": 2.0}, "steps is -1.*; caption_dropout is 2"),
+        ({"steps": -1, "caption_dropout": 2.0}, "caption_dropout is 2.*; steps is -1"),
         ({"resolution": "64,big"}, "resolution"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler 'cosin' is not one of.*did you mean 'cosine'"),
         ({"preset": "charcter"}, "preset 'charcter' is not one of.*did you mean 'character'"),
@@ -70,7 +73,7 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
         ({"ema_decay": 1.0}, "ema_decay is 1; it must be between 0 and"),
         ({"quantize": "int4"}, "quantize 'int4' is not one of auto, none, fp8, int8, nf4"),
         ({"trackers": "wandb,tensorbord"}, "trackers 'tensorbord'.*did you mean 'tensorboard'"),
-        ({"steps": 0}, "steps is 0; leave it out"),
+        ({"steps": 0}, "steps is 0; .*; leave it out"),
         ({"placeholder_token": "a b"}, "white space"),
         ({"base_model": "z-image-trubo"}, "did you mean 'z-image-turbo'"),
     ],
@@ -132,17 +135,24 @@ def test_every_text_input_has_a_bound_which_is_that_of_plain_python() -> None:
             if each.get("format") == "uri":
                 assert each.get("maxLength", FILE) == FILE
             else:
-                assert each["maxLength"] == lengths[name], name
+                known = lengths.get(name, SECRET_LENGTH if each.get("x-cog-secret") else None)
+                assert each["maxLength"] == known, name
 
 
-@pytest.mark.parametrize("name", [name for name in LENGTHS if name != "name"])
+SECRETS = dict.fromkeys(("wandb_api_key", "hf_token"), SECRET_LENGTH)
+
+
+@pytest.mark.parametrize("name", [*LENGTHS, *SECRETS])
 def test_a_text_beyond_its_bound_is_refused_by_name(name: str, tmp_path: Path) -> None:
     from trainer.run import train_from_inputs
 
-    text = "x" * (LENGTHS[name] + 1)
-    given: dict[str, Any] = {"dataset": tmp_path / "none.zip", "base_model": "z-image", name: text}
+    text = "x" * ((LENGTHS | SECRETS)[name] + 1)
+    given: dict[str, Any] = {"dataset": tmp_path / "none.zip", "base_model": "z-image"}
     with pytest.raises(ValueError, match=rf"{name}.* has [0-9,]+ ") as refusal:
-        train_from_inputs(**given)
+        if name in SECRETS:
+            train_from_inputs(TrainingInputs(**given), **{name: text})
+        else:
+            TrainingInputs(**given, **{name: text})
     assert len(str(refusal.value)) < 1000
 
 
@@ -178,7 +188,7 @@ def test_a_text_that_is_no_plain_file_name_is_refused(
 ) -> None:
     assert fault_of_name(text) is not None
     for name in NAMES:
-        if name in Settings.__dataclass_fields__:
+        if name in Settings.model_fields:
             with pytest.raises(SettingsError, match=name) as refusal:
                 small(**{name: text})
             assert str(refusal.value).isprintable()
@@ -212,7 +222,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
 ) -> None:
     """Each text is tried alone; those that are accepted are trained with, all together."""
     from trainer.run import train_from_inputs
-    from trainer.settings.fields import settle
+    from trainer.settings.fields import resolve
 
     pytest.importorskip("tensorboard")
     work = tmp_path / "a" / "b"
@@ -227,7 +237,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
     for name in text_inputs("TrainingInput"):
         if name in LENGTHS and name not in ("hf_token", "wandb_api_key", "hf_repo_id"):
             try:
-                settle(**given | {name: text})
+                resolve(TrainingInputs(**given | {name: text}))
             except ValueError:
                 continue
             accepted[name] = text
@@ -238,7 +248,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
     if "sample_prompts" in accepted:
         given["sample_options"] = {"width": 64, "height": 64, "num_inference_steps": 1}
     given["wandb_run"] = "a-plain-name"
-    train_from_inputs(served=True, **given | accepted)
+    train_from_inputs(TrainingInputs(**given | accepted), served=True)
     found = below(tmp_path)
     assert {"a/b/out/weights.zip", "a/b/out/trackers/a-plain-name"} <= found
     outside = {name for name in found if not name.startswith("a/b/out/")}
@@ -293,7 +303,9 @@ def test_the_product_of_what_a_request_enlarges_is_bounded(
     inputs: dict[str, Any] = {"base_model": "z-image", "resolution": "1024", "rank": 2} | given
     missing = tmp_path / "none.zip"  # what is refused is refused before this is looked for
     with pytest.raises(SettingsError, match=said):
-        train_from_inputs(served=True, dataset=missing, output_dir=tmp_path / "out", **inputs)
+        train_from_inputs(
+            TrainingInputs(dataset=missing, output_dir=tmp_path / "out", **inputs), served=True
+        )
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])

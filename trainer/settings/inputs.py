@@ -1,0 +1,157 @@
+"""Everything that a user can set for a training run: one line an input, as in train.py."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator
+
+from adapters.placeholder_token import MAX_LENGTH
+from families.redact import looks_like_address, safe_name
+from inference.input_fields import Input, Inputs, Interface
+from trainer.settings.choices import (
+    LR_SCHEDULERS,
+    MAX_STEPS,
+    OPTIMIZERS,
+    QUANTIZATIONS,
+    TIMESTEP_SAMPLINGS,
+    TRACKERS,
+)
+from trainer.settings.names import fault_of_name
+from trainer.settings.presets import PRESETS
+
+DATA, MODEL, OPTIMIZATION, MEMORY, OUTPUT, TRACKING = GROUPS = (
+    "data",
+    "model",
+    "optimization",
+    "memory",
+    "output",
+    "tracking",
+)
+NAMES = ("name", "wandb_project", "wandb_run", "wandb_entity")  # become part of a path
+
+
+class SettingsError(ValueError):
+    """A setting that is out of range or does not go with another."""
+
+
+def _file(value: Any, info: ValidationInfo) -> Any:
+    """A path. An address is refused; its query, which may be a key, is not shown."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    text = str(value)
+    if looks_like_address(text) and not os.path.lexists(text):
+        raise ValueError(
+            f"{info.field_name} {safe_name(text)[:200]} does not exist; if it is an address, "
+            "download the file first"
+        )
+    return Path(text).expanduser() if text else None
+
+
+File = Annotated[Path, BeforeValidator(_file)]
+
+
+# fmt: off
+class TrainingInputs(Inputs):
+    """The inputs of a training run as a user gives them. None: by preset, base model and images.
+
+    `trainer.settings.fields.resolve` fills them in. Raises `SettingsError` with every fault.
+    """
+
+    refusal: ClassVar[type[ValueError]] = SettingsError
+
+    # Data.
+    dataset: Annotated[File, Input("Zip or tar of 10 to 40 images (jpg, png, webp), with an optional caption in NAME.txt next to each NAME.jpg.", DATA, section="", hint="give a zip or tar of images")]
+    default_caption: Annotated[str, Input("Caption of images that have none of their own. TOK stands for your subject.", DATA, max_length=10_000)] = "a photo of TOK"
+    caption_prefix: Annotated[str, Input("Put before every caption, as written; end it with a space where one belongs. TOK stands for your subject.", DATA, max_length=1_000)] = ""
+    caption_suffix: Annotated[str, Input("Put after every caption, as written.", DATA, max_length=1_000)] = ""
+    caption_dropout: Annotated[float | None, Input("Share of samples that see an empty caption. Default: depends on the model.", DATA, ge=0, le=1)] = None
+    trigger_word: Annotated[str | None, Input("Only without a placeholder token: ordinary text that replaces TOK in captions, and is put before captions that do not contain it.", DATA, max_length=1_000)] = None
+    skip_bad_images: Annotated[bool, Input("Skip images that cannot be used, with a warning that names them. Off: refuse the dataset and name them all.", DATA)] = False
+    resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
+    log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False
+    foreign_captions: Annotated[bool, Input("Captions of an ai-toolkit job: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False
+
+    # Model.
+    base_model: Annotated[str, Input("Model to train on. auto: $BASE_MODEL, else the largest that fits the GPU, and the included miniature test model without a GPU.", MODEL, section="")] = "auto"
+    train_placeholder_token: Annotated[bool, Input("Train a placeholder token for the subject. It carries no meaning from pre-training. Off: LoRA only, and trigger_word stands for the subject.", MODEL)] = True
+    placeholder_token: Annotated[str, Input("The token, to be used in prompts later.", MODEL, max_length=MAX_LENGTH)] = "<zwx>"
+    placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
+    rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
+    lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
+    turbo_adapter: Annotated[str, Input("Training adapter for distilled models: merged during training, not used at inference. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
+
+    # Optimization.
+    preset: Annotated[str | None, Input("What the images are for: other defaults for the settings below. quick_test: a fifth of the steps. Default: the model's own settings.", OPTIMIZATION, choices=tuple(PRESETS))] = None
+    steps: Annotated[int | None, Input("Optimizer steps. Default: depends on the model and the number of images.", OPTIMIZATION, ge=1, le=MAX_STEPS, unit="optimizer steps", hint="leave it out to have as many as suit the images")] = None
+    learning_rate: Annotated[float | None, Input("Learning rate of the LoRA. Default: depends on the model.", OPTIMIZATION, ge=0, le=1)] = None
+    placeholder_learning_rate: Annotated[float | None, Input("Learning rate of the token's embedding. Default: depends on the model.", OPTIMIZATION, ge=0, le=1)] = None
+    optimizer: Annotated[str, Input("prodigy finds the LoRA's learning rate by itself; adamw8bit is for a GPU.", OPTIMIZATION, choices=tuple(OPTIMIZERS))] = "adamw"
+    lr_scheduler: Annotated[str | None, Input("Learning rate schedule after the warm-up. Default: depends on the model.", OPTIMIZATION, choices=LR_SCHEDULERS)] = None
+    lr_warmup_steps: Annotated[int | None, Input("Steps over which the learning rate rises. Default: a tenth of the steps, at most 20.", OPTIMIZATION, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
+    batch_size: Annotated[int | None, Input("Images per batch. Default: depends on the model.", OPTIMIZATION, ge=1, le=256)] = None
+    gradient_accumulation: Annotated[int, Input("Batches per step: like a larger batch, in the memory of a small one.", OPTIMIZATION, ge=1, le=1_000)] = 1
+    weight_decay: Annotated[float, Input("Weight decay of the LoRA.", OPTIMIZATION, ge=0, le=1)] = 1e-4
+    max_grad_norm: Annotated[float, Input("Gradients are clipped to this norm, those of the LoRA and of the token separately.", OPTIMIZATION, ge=1e-6, le=1e6)] = 1.0
+    timestep_sampling: Annotated[str | None, Input("Timestep sampling. sigmoid, logit_normal: mostly middle timesteps. uniform: all equally. shift: the inference schedule. Default: depends on the model.", OPTIMIZATION, choices=TIMESTEP_SAMPLINGS)] = None
+    training_shift: Annotated[float | None, Input("Shifts the sampled timesteps towards noise where it is above 1; not with timestep_sampling shift. Default: depends on the model.", OPTIMIZATION, ge=0.1, le=20)] = None
+    ema_decay: Annotated[float | None, Input("Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", OPTIMIZATION, ge=0, le=0.99999)] = None
+    seed: Annotated[int | None, Input("The same seed and inputs give the same weights. Default: random, and written to meta.json.", OPTIMIZATION, ge=0, le=2**63 - 1)] = None
+    resume_from: Annotated[File | None, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
+
+    # Memory.
+    quantize: Annotated[str, Input("Quantization of the frozen base model, to save memory. auto: chosen by the free memory.", MEMORY, choices=("auto", "none", *QUANTIZATIONS))] = "auto"
+    gradient_checkpointing: Annotated[bool | None, Input("Recompute activations: slower, in less memory. Default: chosen by the free memory.", MEMORY)] = None
+    low_memory: Annotated[bool | None, Input("Offload weights to CPU memory. Slower; for small GPUs. Default: chosen by the free memory.", MEMORY)] = None
+
+    # Output.
+    output_dir: Annotated[File | None, Input("The folder of the run. Default: a new one, outputs/DATE-NAME-01.", OUTPUT, on=Interface.LOCAL, section="")] = None
+    name: Annotated[str | None, Input("Name of the run, in the name of its folder: outputs/DATE-NAME-01. Default: the dataset's name.", OUTPUT, max_length=64, section="")] = None
+    checkpoint_every: Annotated[int | None, Input("Write a checkpoint every so many steps, to resume from. 0: only at the end and when the run is stopped. Default: ten times in a run, and at least every 10 minutes.", OUTPUT, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
+    sample_prompts: Annotated[str | Sequence[str] | None, Input("Prompts for preview images, one per line. Default: a caption and one other prompt, before, halfway and at the end; empty text: none. TOK is the subject. Options behind a prompt: --w --h --s (steps) --d (seed) --l (guidance) --n (negative prompt).", OUTPUT, max_length=20_000, separator="\n", one="sample prompt", section="sample", key="prompts")] = None
+    sample_every: Annotated[int, Input("Generate the preview images every so many steps. 0: only at the end.", OUTPUT, ge=0, le=MAX_STEPS, section="sample", key="every", unit="optimizer steps")] = 0
+    sample_options: Annotated[dict[str, Any], Input("Options of all preview images: inputs of generation by their names.", OUTPUT, on=Interface.PYTHON)] = {}
+    validation_every: Annotated[int | None, Input("Measure the loss on fixed noise every so many steps, on held-out images if there are any. 0: never, nothing is held out. Default: about ten times.", OUTPUT, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
+    validation_images: Annotated[int | str | None, Input("Images that are held out to measure the validation loss, and not trained on: auto or a number. auto: from 20 images on, one in ten (at most 8).", OUTPUT, ge=0, le=MAX_STEPS, max_length=16)] = "auto"
+    hf_repo_id: Annotated[str | None, Input("OWNER/NAME of a Hugging Face repository that the result is uploaded to, with a model card.", OUTPUT, max_length=128)] = None
+    allow_failed_checks: Annotated[bool, Input("Upload to hf_repo_id even if a check of the result fails.", OUTPUT, on=Interface.LOCAL)] = False
+
+    # Tracking.
+    trackers: Annotated[str | Sequence[str] | None, Input("Where to follow the run, with commas: tensorboard, wandb, trackio.", TRACKING, max_length=64, choices=TRACKERS, separator=",")] = None
+    wandb_project: Annotated[str | None, Input("Project of the run, in wandb or trackio. Default: zeroprior.", TRACKING, max_length=128)] = None
+    wandb_run: Annotated[str | None, Input("Name of the run, in wandb or trackio. Default: chosen by the tracker.", TRACKING, max_length=128)] = None
+    wandb_entity: Annotated[str | None, Input("Weights & Biases user or team of the run. Default: the key's own.", TRACKING, max_length=128)] = None
+    # fmt: on
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if str(value) == "":
+            raise ValueError(f"dataset is missing; {cls.inputs()['dataset'].hint}")
+        return value
+
+    @field_validator("trigger_word", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator(*NAMES, mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any, info: ValidationInfo) -> Any:
+        most = LENGTHS[str(info.field_name)]
+        if isinstance(value, str) and (fault := fault_of_name(value, most)):
+            raise ValueError(
+                f"{info.field_name} {value[:80]!r} {fault}; use a plain name such as red-fox"
+            )
+        return value
+
+
+INPUTS = TrainingInputs.inputs()
+# Bounds of numbers, choices of names, and characters of texts, by the input's name.
+RANGES: dict[str, tuple[float, float]] = {
+    name: (each.ge, each.le)
+    for name, each in INPUTS.items()
+    if each.ge is not None and each.le is not None
+}
+CHOICES = {name: each.choices for name, each in INPUTS.items() if each.choices}
+LENGTHS = {name: each.max_length for name, each in INPUTS.items() if each.max_length is not None}

@@ -27,7 +27,10 @@ from inference.__main__ import arguments_parser as inference_parser
 from serving import schema
 from serving.validation import Inputs
 from trainer.__main__ import arguments_parser as trainer_parser
+from trainer.__main__ import take_files
 from trainer.settings.config import read_config
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 COMMANDS = commands()
 # What no test here can run or parse, and why.
@@ -107,11 +110,15 @@ class Parsed(BaseException):
 def parse(module: str, arguments: list[str]) -> None:
     """What a module does with its command line, up to the end of parsing. SystemExit: refused."""
     if module == "trainer":
-        given = trainer_parser().parse_args(arguments[arguments[0] == "plan" :])
-        read_config(given.config, dataset=given.dataset or "imgs.zip")
+        parser = trainer_parser()
+        given = parser.read(arguments[arguments[0] == "plan" :])
+        given.pop("cpu")
+        config = take_files(given, parser)
+        given.setdefault("dataset", "imgs.zip")
+        _ = read_config(config, **given) if config else resolve(TrainingInputs(**given))
         return
     if module == "inference":
-        inference_parser().parse_args(arguments or ["--prompt", "x"])
+        inference_parser().read(arguments)
         return
     whole = argparse.ArgumentParser.parse_args
 
@@ -151,7 +158,7 @@ def test_every_python_command_is_accepted_by_its_parser(restored: None) -> None:
             continue  # named, not called
         file = ROOT.joinpath(*module.split("."))
         file = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
-        if "argparse" in file.read_text(encoding="utf-8"):
+        if re.search("argparse|arguments_parser", file.read_text(encoding="utf-8")):
             calls[(module, *arguments)] = str(each)
         else:
             assert not arguments, str(each)

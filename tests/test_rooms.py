@@ -195,3 +195,14 @@ def test_a_command_line_is_read_without_the_heavy_libraries(command: str) -> Non
 def test_settings_and_data_are_imported_without_pytorch() -> None:
     """A page that checks a dataset needs neither its second nor its memory."""
     assert "torch" not in heavy_after("import trainer.settings, trainer.data")
+
+
+def test_settings_are_resolved_and_a_dataset_is_read_without_pytorch() -> None:
+    program = (
+        "from pathlib import Path; from trainer.data import read_dataset; "
+        "from trainer.settings import TrainingInputs, read_config, resolve; "
+        "inputs = TrainingInputs(dataset=Path('demo/subject.zip'), base_model='z-image-turbo'); "
+        "settings = resolve(inputs); read_config('configs/z_image_turbo.yaml', dataset='x'); "
+        "read_dataset(settings.dataset, settings.default_caption, settings.subject, '', '', False)"
+    )
+    assert "torch" not in heavy_after(program)

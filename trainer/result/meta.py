@@ -122,7 +122,7 @@ def bounded(meta: dict[str, Any]) -> dict[str, Any]:
     """The same, small enough to be read back, with a note where something is left out.
 
     Long captions are cut, and images and measurements beyond a number are left out. Settings are
-    bounded when they enter (`trainer.settings.checks`).
+    bounded when they enter (`trainer.settings.inputs`).
     """
     kind = "validation" if "validation" in meta else "fit"
     meta = {**meta, "dataset": dict(meta["dataset"]), kind: dict(meta[kind])}

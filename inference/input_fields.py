@@ -158,7 +158,7 @@ def _faults(model: type[Inputs], error: ValidationError) -> Iterator[str]:
         if first["type"] == "value_error":
             yield str(first["ctx"]["error"])
         elif first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, model.inputs(), n=1, cutoff=0)
+            near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0)
             yield f"there is no input {name[:_SHOWN]!r}; the most similar one is {near[0]!r}"
         elif first["type"] == "missing":
             yield f"{name} is missing" + (f"; {known.hint}" if known and known.hint else "")

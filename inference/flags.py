@@ -86,7 +86,7 @@ def _help(each: Input, default: object) -> str:
     """The description with the range and the default, as argparse takes it."""
     text, mark, words = each.description.partition(" Default: ")
     if each.ge is not None and each.le is not None and each.le < 2**62:
-        text += f" From {each.ge:g} to {each.le:g}."
+        text += f" From {each.ge:g} to {each.le:g} {each.unit}".rstrip() + "."
     if not mark and not isinstance(default, bool) and default not in (None, ""):
         mark, words = " Default: ", f"{default:g}." if isinstance(default, float) else f"{default}."
     return f"{text}{mark}{words}".replace("%", "%%")

@@ -1,5 +1,6 @@
 """What `train.py` and `predict.py` need around their one call."""
 
+import difflib
 import functools
 import inspect
 import os
@@ -57,6 +58,9 @@ def entry_point(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs.keys() - signature.parameters.keys():
+            (near,) = difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0)
+            raise TypeError(f"there is no input {name!r}; the most similar one is {near!r}")
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():

@@ -245,6 +245,9 @@ def test_the_base_model_has_a_short_option() -> None:
 
 
 def test_a_mistyped_input_in_python_is_an_error_with_the_nearest_one() -> None:
+    mistyped: dict[str, Any] = {"lerning_rate": 1e-3}
+    with pytest.raises(TypeError, match="no input 'lerning_rate'; the most similar .* 'learning_r"):
+        train_module.train(dataset=Path("imgs.zip"), **mistyped)
     with pytest.raises(
         ValueError, match="no input 'lerning_rate'; the most similar one is 'learni"
     ):

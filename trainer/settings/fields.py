@@ -26,7 +26,7 @@ T = TypeVar("T")
 class Settings(TrainingInputs):
     """Everything a run depends on; equal settings and data give equal weights.
 
-    The fields are those of `TrainingInputs`; here stand those that `resolve` fills in or narrows.
+    The fields are those of `TrainingInputs`; those below are filled in or narrowed by `resolve`.
     """
 
     base: InstanceOf[Base]

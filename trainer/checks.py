@@ -1,9 +1,10 @@
 """What can be wrong with settings by themselves, before data or models are looked at."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.placeholder import MAX_LENGTH
 from families.quantization import QUANTIZATIONS
@@ -89,6 +90,29 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
 # Previews: passes of such an image through the transformer.
 MOST_TRAINED = 200_000
 MOST_PREVIEWED = 50_000
+
+
+IN_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+def mistyped(given: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
+    """One line for each value that is not of its setting's type, as plain Python can pass it."""
+    found = []
+    for name, value in given.items():
+        wanted = types.get(name)
+        kinds = [each for each in typing.get_args(wanted) or (wanted,) if each is not type(None)]
+        if value is None or not all(kind in IN_WORDS for kind in kinds):
+            continue
+        accepted = (*kinds, int) if float in kinds else tuple(kinds)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(IN_WORDS[kind] for kind in kinds)
+            found.append(f"{name} is {repr(value)[:80]}; it must be {expected}")
+    return found
 
 
 def faults(settings: "Settings") -> list[str]:
@@ -234,7 +258,7 @@ def _unknown(settings: "Settings") -> Iterator[str]:
     ]
     for name, value, known in named:
         if value is not None and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=1)
+            near = difflib.get_close_matches(str(value).lower(), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield f"{name} {str(value)[:80]!r} is not one of {', '.join(known)}{hint}"
     wanted, versions = settings.turbo_adapter, settings.base.training_adapters

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from families.redact import looks_like_address, safe_name
 from inference.request import check_length
 from trainer.buckets import parse_resolutions
 from trainer.checkpoint import BrokenCheckpoint, is_checkpoint, latest, read_header
-from trainer.checks import LENGTHS, faults
+from trainer.checks import LENGTHS, faults, mistyped
 from trainer.optimizers import OPTIMIZERS
 from trainer.presets import find_preset, left_out, steps_for
 from trainer.sample_prompts import read_prompts
@@ -173,6 +174,9 @@ def settle(
     given = {name: value for name, value in given.items() if value is not None}
     if not str(given.get("trigger_word", "-")).strip():
         del given["trigger_word"]  # empty is none
+    wrong = mistyped(given | {"seed": seed}, typing.get_type_hints(Settings))
+    if wrong:
+        raise SettingsError("; ".join(wrong))
     values |= given
     token = str(given.get("placeholder_token", Settings.placeholder_token))
     on = given.get("train_placeholder_token", Settings.train_placeholder_token)
@@ -222,8 +226,12 @@ def settle(
 
 def _images(given: str | int | None) -> int | None:
     """`auto`, which is None, or a number of images."""
-    if given is None or isinstance(given, int):
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return given
+    if not isinstance(given, str):
+        raise SettingsError(
+            f"validation_images is {given!r}; it must be auto or a number of images"
+        )
     check_length("validation_images", given, LENGTHS["validation_images"])
     text = given.strip()
     if text in ("", "auto"):

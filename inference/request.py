@@ -80,12 +80,14 @@ class Request:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt or not self.prompt.strip():
-            raise ValueError("prompt is empty; say what to draw")
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name) or ""
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {repr(text)[:80]}; it must be text")
             check_unicode(name, text)
             check_length(name, text, LENGTHS[name])
+        if not self.prompt or not self.prompt.strip():
+            raise ValueError("prompt is empty; say what to draw")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together; give both or neither")
         if self.aspect_ratio not in (None, CUSTOM, *ASPECT_RATIOS):

@@ -291,7 +291,7 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
                 "and takes this as a factor; leave it out, which is 1"
             )
     warmup, steps = settings.lr_warmup_steps, settings.steps
-    if warmup is not None and steps and warmup > steps:
+    if warmup is not None and 0 < steps < warmup:
         yield f"lr_warmup_steps is {warmup}, more than the {steps} steps of the run"
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (

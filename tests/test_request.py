@@ -63,7 +63,7 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"width": 64.0}, "width is 64.0; it must be a whole number"),
         ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
         ({"prompt": 5}, "prompt is 5; it must be text"),
-        ({"negative_prompt": ["ugly"]}, "negative_prompt is ['ugly']; it must be text"),
+        ({"negative_prompt": ["ugly"]}, "ugly'.; it must be text"),
         ({"prompt": "x" * 10_001}, "prompt has 10,001 characters; at most 10,000 are accepted"),
         ({"negative_prompt": "x" * 10_001}, "negative_prompt has 10,001 characters; at most"),
         ({"prompt_strength": 0.5}, "prompt_strength needs an image"),

@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "shift": (0, 20),
     "seed": (0, 2**63 - 1),
 }
+WHOLE = frozenset(("width", "height", "num_outputs", "num_inference_steps", "seed"))
 HINTS = {  # after a message about a value out of range
     "lora_scale": "; 1 is as trained",
     "extra_lora_scale": "; 1 is as trained",
@@ -79,12 +80,14 @@ class Request:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt or not self.prompt.strip():
-            raise ValueError("prompt is empty; say what to draw")
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name) or ""
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {repr(text)[:80]}; it must be text")
             check_unicode(name, text)
             check_length(name, text, LENGTHS[name])
+        if not self.prompt or not self.prompt.strip():
+            raise ValueError("prompt is empty; say what to draw")
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together; give both or neither")
         if self.aspect_ratio not in (None, CUSTOM, *ASPECT_RATIOS):
@@ -102,14 +105,18 @@ class Request:
             )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and (fault := out_of_range(name, value, low, high)):
+            if value is not None and (fault := out_of_range(name, value, low, high, name in WHOLE)):
                 raise ValueError(fault + HINTS.get(name, ""))
 
 
-def out_of_range(name: str, value: object, low: float, high: float) -> str | None:
+def out_of_range(
+    name: str, value: object, low: float, high: float, whole: bool = False
+) -> str | None:
     """What is wrong with a number, with all digits of whole ones; None where nothing is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name} is {value!r}, not a number"
+    if whole and not isinstance(value, int):
+        return f"{name} is {value!r}; it must be a whole number"
     if low <= value <= high:
         return None
     return f"{name} is {_digits(value)}; it must be between {_digits(low)} and {_digits(high)}"

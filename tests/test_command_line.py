@@ -15,6 +15,7 @@ from PIL import Image
 from root import ROOT
 
 from adapters.archive import read_archive
+from trainer.__main__ import parsed
 from trainer.outputs import open_run
 
 CONFIG = """\
@@ -170,3 +171,21 @@ def test_a_mistake_is_answered_in_one_line(shell: Shell, command: str, complaint
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("run.yaml --steps 5", "unknown option --steps; settings are in the file: train: {steps"),
+        ("run.yaml --learning-rate=1", "settings are in the file: train: {learning_rate: …}"),
+        ("train run.yaml", "train run.yaml: give [plan] CONFIG.yaml alone"),
+        ("a.yaml b.yaml", "unknown words: b.yaml; one CONFIG.yaml is read"),
+    ],
+)
+def test_what_the_command_line_does_not_know_says_where_settings_go(
+    words: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parsed(words.split())
+    assert left.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]

@@ -82,6 +82,21 @@ def arguments_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The command line's values; what it does not know is an error that says where settings go."""
+    parser = arguments_parser()
+    given, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+            parser.error(f"unknown option {word}; settings are in the file: train: {{{name}: …}}")
+    if given.config in ("train", "plan"):  # plan comes first, and train is what is done anyway
+        parser.error(f"{given.config} {' '.join(unknown)}: give [plan] CONFIG.yaml alone")
+    if unknown:
+        parser.error(f"unknown words: {' '.join(unknown)}; one CONFIG.yaml is read")
+    return given
+
+
 def main() -> None:
     try:
         claim_handed_down()
@@ -89,7 +104,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     words = sys.argv[1:]
     planning = words[:1] == ["plan"]
-    given = vars(arguments_parser().parse_args(words[planning:]))
+    given = vars(parsed(words[planning:]))
     config, cpu = given.pop("config"), given.pop("cpu")
     overrides = {k: v for k, v in given.items() if v is not None}
     if SPEAKS:

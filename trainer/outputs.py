@@ -170,7 +170,12 @@ def open_run(
     root = None
     if output_dir is not None:
         folder = _without_links(output_dir)
-        made = _make(folder)
+        try:
+            made = _make(folder)
+        except OSError as error:
+            raise FolderRefused(
+                f"output_dir: {folder} cannot be made ({error.strerror}); choose another"
+            ) from error
     elif own is not None:
         folder, made = _shown(own), []
     else:

@@ -277,9 +277,13 @@ def _local(source: str) -> Path:
     """A file on this machine, named by a person who may read any of them."""
     try:
         path = Path(source).expanduser()
-        found = path.is_file()
+        found, folder = path.is_file(), path.is_dir()
+        weights = folder and (path / "weights.zip").is_file()  # a run's folder
     except (OSError, ValueError, RuntimeError):  # too long, or the home folder of nobody
-        found = False
+        found = folder = weights = False
+    if folder:
+        hint = f"did you mean {_shown(str(path / 'weights.zip'))}?" if weights else "give a file"
+        raise SourceError(f"{_shown(source)} is a folder; {hint}")
     if not found:
         raise SourceError(
             f"{_shown(source)}: no such file; give a file, an https URL, or {SPELLINGS}"

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families.bases import BASES, UnknownBase, find_base
 from families.family import Family
 from families.loading import load_family
-from inference.engine import draw
+from inference.generation import generate
 from inference.request import Request, settle
 from trainer.learning.loss import flow_loss, noisy
 
@@ -115,7 +115,7 @@ def test_a_seed_gives_the_stock_pipelines_picture(
         guidance_scale=guidance,
         seed=7,
     )
-    ours = draw(family, settle(request, family.base, family.resolution_multiple))[0]
+    ours = generate(family, settle(request, family.base, family.resolution_multiple))[0]
     scale: dict[str, Any] = (
         {"guidance_scale": guidance - 1}
         if family.base.family == "z_image"

@@ -106,7 +106,7 @@ def test_picture_n_is_that_of_the_seed_plus_n(family: Family, image: Image.Image
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "drawn"),
+    ("steps", "strength", "generated"),
     [(8, 0.6, 5), (8, 0.01, 1), (10, 0.5, 5), (50, 1, 50), (8, 0, 0)],
 )
 def test_of_n_steps_n_times_strength_are_drawn(

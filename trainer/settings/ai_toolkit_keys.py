@@ -72,6 +72,12 @@ SAMPLE = {  # fields of a drawing request
     "sample.network_multiplier": "lora_scale",
 }
 
+# Those whose value is text, even where it looks like a number: a trigger word of digits, or Nan.
+TEXTS = {
+    *("trigger_word", "save.hf_repo_id", "datasets.folder_path", "datasets.dataset_path"),
+    *("datasets.default_caption", "logging.project_name", "logging.run_name", "sample.neg"),
+}
+
 # Keys of which we have one value alone, which is what we do anyway.
 ONLY: dict[str, tuple[Any, ...]] = {
     "type": TRAINERS,
@@ -87,8 +93,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "train.loss_type": ("mse",),
     "train.loss_target": ("noise",),
     "train.content_or_style": ("balanced",),
+    "train.num_train_timesteps": (1000,),
     "train.max_denoising_steps": (999, 1000),  # all noise levels; 999 is their default
-    "train.optimizer_params.d_coef": (1,),  # the optimizer's own default
+    # The optimizers' own defaults, theirs and ours.
+    "train.optimizer_params.d_coef": (1,),
+    "train.optimizer_params.d0": (1e-6,),
+    "train.optimizer_params.betas": ([0.9, 0.999],),
+    "train.optimizer_params.eps": (1e-8,),
+    "train.optimizer_params.decouple": (True,),
     "train.noise_multiplier": (1,),
     "train.img_multiplier": (1,),
     "model.dtype": ("bf16", "bfloat16"),

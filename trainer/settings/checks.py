@@ -1,9 +1,10 @@
 """What can be wrong with settings by themselves, before data or models are looked at."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.placeholder_token import MAX_LENGTH
 from families.tokens import check_unicode
@@ -95,6 +96,29 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
 # Previews: passes of such an image through the transformer.
 MOST_TRAINED = 200_000
 MOST_PREVIEWED = 50_000
+
+
+IN_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+def mistyped(given: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
+    """One line for each value that is not of its setting's type, as plain Python can pass it."""
+    found = []
+    for name, value in given.items():
+        wanted = types.get(name)
+        kinds = [each for each in typing.get_args(wanted) or (wanted,) if each is not type(None)]
+        if value is None or not all(kind in IN_WORDS for kind in kinds):
+            continue
+        accepted = (*kinds, int) if float in kinds else tuple(kinds)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(IN_WORDS[kind] for kind in kinds)
+            found.append(f"{name} is {repr(value)[:80]}; it must be {expected}")
+    return found
 
 
 def faults(settings: "Settings") -> list[str]:
@@ -240,7 +264,7 @@ def _unknown(settings: "Settings") -> Iterator[str]:
     ]
     for name, value, known in named:
         if value is not None and value not in known:
-            near = difflib.get_close_matches(str(value), known, n=1)
+            near = difflib.get_close_matches(str(value).lower(), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield f"{name} {str(value)[:80]!r} is not one of {', '.join(known)}{hint}"
     wanted, versions = settings.turbo_adapter, settings.base.training_adapters
@@ -273,7 +297,7 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
                 "and takes this as a factor; leave it out, which is 1"
             )
     warmup, steps = settings.lr_warmup_steps, settings.steps
-    if warmup is not None and steps and warmup > steps:
+    if warmup is not None and 0 < steps < warmup:
         yield f"lr_warmup_steps is {warmup}, more than the {steps} steps of the run"
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from adapters.placeholder_token import check_token
 from families.bases import Base, default_base, find_base_or_folder
 from families.redact import looks_like_address, safe_name
 from inference.request import check_length
-from trainer.settings.checks import LENGTHS, faults
+from trainer.settings.checks import LENGTHS, faults, mistyped
 from trainer.settings.choices import OPTIMIZERS
 from trainer.settings.presets import find_preset, left_out, steps_for
 from trainer.settings.sample_prompts import read_prompts
@@ -179,6 +180,9 @@ def settle(
     given = {name: value for name, value in given.items() if value is not None}
     if not str(given.get("trigger_word", "-")).strip():
         del given["trigger_word"]  # empty is none
+    wrong = mistyped(given | {"seed": seed}, typing.get_type_hints(Settings))
+    if wrong:
+        raise SettingsError("; ".join(wrong))
     values |= given
     token = str(given.get("placeholder_token", Settings.placeholder_token))
     on = given.get("train_placeholder_token", Settings.train_placeholder_token)
@@ -251,8 +255,12 @@ def parse_resolutions(text: str) -> tuple[int, ...]:
 
 def _images(given: str | int | None) -> int | None:
     """`auto`, which is None, or a number of images."""
-    if given is None or isinstance(given, int):
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return given
+    if not isinstance(given, str):
+        raise SettingsError(
+            f"validation_images is {given!r}; it must be auto or a number of images"
+        )
     check_length("validation_images", given, LENGTHS["validation_images"])
     text = given.strip()
     if text in ("", "auto"):

@@ -279,12 +279,57 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"datasets__flip_x": True}, "datasets.flip_x: True"),
         ({"datasets__caption_ext": "json"}, "datasets.caption_ext: json"),
         ({"slider": {"guidance_strength": 3}}, "slider.guidance_strength: 3"),
+        ({"network": None}, "network (left out): theirs trains the whole model"),
+        ({"datasets__folder_path": ["a", "b"]}, "datasets.folder_path: ['a', 'b'] (not text"),
+        ({"trigger_word": 7}, "trigger_word: 7 (not text; write it in quotes)"),
+        ({"train__num_train_timesteps": 500}, "train.num_train_timesteps: 500"),
     ],
 )
 def test_a_key_that_would_change_the_result_is_refused_by_its_name(
     change: dict[str, Any], name: str
 ) -> None:
     assert any(line.startswith(name) for line in translate(job(**change)).refused)
+
+
+@pytest.mark.parametrize(
+    ("change", "setting", "value"),
+    [
+        ({"train__steps": 2000.0}, "steps", 2000),
+        ({"train__steps": "2000"}, "steps", 2000),
+        ({"network__linear": 16.0}, "rank", 16),
+        ({"datasets__resolution": [512.0, "768"]}, "resolution", "512,768"),
+        ({"datasets__resolution": []}, "resolution", 512),
+        ({"model__qtype": "float8_e4m3fn"}, "quantize", "fp8"),
+        ({"trigger_word": "007"}, "trigger_word", "007"),
+        ({"trigger_word": "Nan"}, "trigger_word", "Nan"),
+        ({"trigger_word": "1e5"}, "trigger_word", "1e5"),
+        ({"datasets__default_caption": "2024"}, "default_caption", "2024"),
+        ({"datasets__folder_path": "0123"}, "dataset", "0123"),
+        ({"train__optimizer_params": {"betas": [0.9, 0.999], "eps": "1e-8"}}, "optimizer", "adamw"),
+        ({"train__num_train_timesteps": 1000}, "steps", 3000),
+        ({"sample__samples": [], "sample__prompts": "a fox"}, "sample_prompts", ("a fox",)),
+        ({"sample__samples": [], "sample__prompts": [None, "a"]}, "sample_prompts", ("a",)),
+    ],
+)
+def test_a_value_is_read_in_the_type_that_it_has_there(
+    change: dict[str, Any], setting: str, value: Any
+) -> None:
+    found = translate(job(**change))
+    assert found.refused == []
+    assert found.settings[setting] == value
+    assert type(found.settings[setting]) is type(value)
+
+
+@pytest.mark.parametrize("first", ["linear_timesteps", "timestep_type"])
+def test_linear_timesteps_are_stronger_than_the_type_wherever_they_stand(first: str) -> None:
+    content = job()
+    train = content["config"]["process"][0]["train"]
+    train.pop("timestep_type")
+    both = {"linear_timesteps": True, "timestep_type": "sigmoid"}
+    train |= {first: both[first]} | both
+    assert translate(content).settings["timestep_sampling"] == "uniform"
+    train["linear_timesteps"] = False
+    assert translate(content).settings["timestep_sampling"] == "sigmoid"
 
 
 def test_all_refused_keys_are_told_at_once_with_the_way_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The server before Cog's runtime: survives the death of its parts and refuses wrong requests."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from toy_server import (  # noqa: F401
     temporary,
     until,
 )
+
+from serving.front import MAX_BODY, MOST_HELD, SMALL_BODY
+from serving.validation import MOST_FAULTS
 
 # ---- Supervision ---------------------------------------------------------------------------------
 
@@ -140,6 +144,10 @@ def test_large_integers_have_all_their_digits(server: CogServer) -> None:
         b'{"input": []}',
         b'{"input": {"prompt": NaN}}',
         b'{"input": {"prompt": "\\ud800"}}',
+        b'{"input": {}, "context": {"a": 1e999}}',
+        b'{"input": {}, "context": ' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"input": {"prompt": ' + b"[" * 900 + b"]" * 900 + b"}}",
+        b'{"input": {"stpes": ' + b"9" * 30 + b"}}",
         b'{"id": 7}',
         b'{"id": "a\\u0000b"}',
         b'{"webhook": 7}',
@@ -153,6 +161,53 @@ def test_a_malformed_body_is_refused(server: CogServer, body: bytes) -> None:
     reply = requests.post(server.url + PREDICT, body, headers=headers, timeout=60)
     assert reply.status_code == 422
     assert reply.json()["detail"][0]["msg"]
+
+
+def test_a_refusal_does_not_repeat_a_key(server: CogServer) -> None:
+    for token in (["s3cret"], {"a": "s3cret"}):
+        (fault,) = refused(server, {"input": {"token": token}})
+        assert fault["loc"] == ["body", "input", "token"]
+        assert fault["msg"].startswith("token: ") and "s3cret" not in str(fault)
+
+
+def test_a_body_of_unknown_names_is_refused_in_little_time(server: CogServer) -> None:
+    names = {f"{number}{'x' * 200}": number for number in range(50_000)}
+    start = time.monotonic()
+    faults = refused(server, {"input": names})
+    assert len(faults) == MOST_FAULTS
+    assert time.monotonic() - start < 5  # 40 s, if all of them are compared
+
+
+@pytest.mark.parametrize("seed", [b"7.0", b"7e0"])
+def test_a_whole_number_may_have_a_point(server: CogServer, seed: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = b'{"input": {"prompt": "type", "seed": ' + seed + b"}}"
+    reply = requests.post(server.url + PREDICT, body, headers=headers, timeout=60)
+    assert reply.json()["error"] == "the seed is 7"
+
+
+@pytest.mark.slow
+def test_bodies_that_arrive_slowly_do_not_fill_the_memory(code: Path) -> None:
+    """Large ones beyond the limit are refused; small ones are not."""
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {MAX_BODY}\r\n\r\n"
+    lines = []
+    with CogServer("predict", cwd=code) as server:
+        try:
+            for _ in range(MOST_HELD // MAX_BODY):
+                lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+                lines[-1].sendall(head.encode() + b" " * (MAX_BODY - 1))
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            lines[-1].sendall(head.encode() + b" " * (2 * SMALL_BODY))
+            answered, _, _ = select.select(lines, [], [], 20)  # whose bytes came last
+            assert [b" 503 " in line.recv(1000) for line in answered] == [True]
+            assert ask(server)["status"] == "succeeded"
+            while lines:
+                lines.pop().close()
+            until(lambda: server.post(PREDICT, {"input": {"prompt": "x" * (2 << 20)}}).ok)
+        finally:
+            for line in lines:
+                line.close()
 
 
 def test_a_body_above_the_limit_is_refused_before_it_is_sent(server: CogServer) -> None:

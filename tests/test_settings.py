@@ -11,8 +11,9 @@ import torch
 
 from families.bases import BASES
 from inference.request import LENGTHS as PROMPT_LENGTHS
-from trainer.checks import LENGTHS, NAMES, fault_of_name, too_much
+from trainer.checks import LENGTHS, NAMES, fault_of_name
 from trainer.presets import PRESETS, find_preset, steps_for
+from trainer.request_cost import too_many, too_much
 from trainer.settings import Settings, SettingsError
 
 
@@ -272,6 +273,22 @@ def test_resolutions_are_counted(small: Callable[..., Settings]) -> None:
         small(resolution=",".join(map(str, edges)))
 
 
+def test_the_options_of_a_sample_prompt_are_bounded_as_those_of_all(
+    small: Callable[..., Settings],
+) -> None:
+    with pytest.raises(SettingsError, match="sample prompt 2: 2048x64 is too large for miniature"):
+        small(base_model="miniature-turbo", sample_prompts=["a --w 64 --h 64", "a --w 2048 --h 64"])
+
+
+def test_the_images_of_a_request_are_bounded(small: Callable[..., Settings]) -> None:
+    settings = small(base_model="z-image", resolution="512,1024,1536,2048")
+    assert too_many(settings, 40) is None
+    assert "at most 2,666 are accepted on z-image" in str(too_many(settings, 10_000))
+
+
+COSTLY = "--s 200 --w 2048 --h 2048 --l 5"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -280,7 +297,23 @@ def test_resolutions_are_counted(small: Callable[..., Settings]) -> None:
         ({"steps": 20_000, "batch_size": 4, "resolution": 2048}, "at most 50,000 are accepted at"),
         (
             {"steps": 1000, "sample_every": 1, "sample_prompts": ["a"] * 64},
-            "64 sample_prompts every 1 of 1,000 steps are 64,128 images.* at most 500 are",
+            "64 sample_prompts every 1 of 1,000 steps are 64,128 images.* at most 500 of",
+        ),
+        (  # each prompt costs 32 times as much as one of the model's own size and steps
+            {"steps": 1000, "sample_every": 100, "sample_prompts": [f"a {COSTLY}"] * 20},
+            "20 sample_prompts every 100 of 1,000 steps are 240 images.* at most 31 of",
+        ),
+        (  # the default previews
+            {"steps": 20_000, "sample_every": 1, "sample_prompts": None},
+            "2 sample_prompts every 1 of 20,000 steps are 40,004 images",
+        ),
+        (
+            {"steps": 90_000, "validation_every": 1},
+            "validation_every 1 is 90,000 times in 90,000 steps.*at most 10,000 times",
+        ),
+        (
+            {"steps": 20_000, "checkpoint_every": 3},
+            "checkpoint_every 3 is 6,666 times in 20,000 steps.*at most 1,000 times",
         ),
     ],
 )

@@ -28,7 +28,7 @@ from trainer import meta
 from trainer.batches import warn_repeats
 from trainer.caption_length import check_texts
 from trainer.checkpoint import Checkpoint
-from trainer.checks import LENGTHS, high_rates, missing_here, too_much
+from trainer.checks import LENGTHS, high_rates, missing_here
 from trainer.dataset import Example, read_dataset
 from trainer.default_previews import previews_while_training, with_default_previews
 from trainer.distributed import by_main, processes, same_for_all
@@ -42,6 +42,7 @@ from trainer.outputs import Run, open_run
 from trainer.previews import Previews, prompt_features
 from trainer.publish import check_repository, publish, withhold
 from trainer.report import Told
+from trainer.request_cost import too_many, too_much
 from trainer.resume import continue_weights, data_identity, read_resume
 from trainer.saving import Saver
 from trainer.secret import Secret, Secrets, hidden
@@ -177,6 +178,8 @@ def _train(
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
+    if secrets.from_request and (cost := too_many(settings, len(examples))):
+        raise SettingsError(cost)
     settings = settings.for_pictures(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])

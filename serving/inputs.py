@@ -15,6 +15,7 @@ from coglet import server
 
 from families.redact import safe_name
 from inference.console import clean, clean_for, log_to_console, texts
+from inference.sources import is_data
 from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
 
@@ -121,7 +122,7 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
         text = f"{type(error).__name__}: {error}"
     files = {n: Path(v) for n, v in inputs.items() if isinstance(v, PurePath | str) and _file(v)}
     for name, path in files.items():
-        text = text.replace(str(path), name)
+        text = text.replace(f"'{path}'", name).replace(str(path), name)
         if "/" in str(path):
             text = text.replace(path.name, name)
         text = text.replace(f"{name} {name}", name)
@@ -130,7 +131,10 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
         text = _CACHED.sub(next(iter(named)), text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = clean_for("; ".join(lines).replace(":; ", ": "), texts(inputs))
-    if not text.startswith(tuple(inputs)):
+    noted = getattr(error, "zeroprior_input", "")  # `inference.sources.of_input`
+    if noted and not text.startswith(noted):
+        text = f"{noted}: {text}"
+    elif not text.startswith(tuple(inputs)):
         about = [name for name, shown in named.items() if shown in text]
         given = ((name, v) for name, v in inputs.items() if isinstance(v, str) and len(v) < 4096)
         about += [n for n, v in given if v and text.startswith((f"'{_shown(v)}'", f"{_shown(v)}:"))]
@@ -145,11 +149,11 @@ def _file(value: PurePath | str) -> bool:
 
 
 def _address(value: str) -> bool:
-    return value.startswith("data:") or (len(value) < 4096 and "/" in value and " " not in value)
+    return is_data(value) or (len(value) < 4096 and "/" in value and " " not in value)
 
 
 def _shown(value: str) -> str:
     """The part of an address that a message may repeat."""
-    if value.startswith("data:"):
+    if is_data(value):
         return value[:40]
     return safe_name(value)

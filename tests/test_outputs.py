@@ -128,6 +128,8 @@ def test_every_run_gets_a_new_folder_named_by_date_dataset_and_number() -> None:
         ("../../etc/passwd", "passwd"),
         ("v1.5", "v1-5"),
         ("ねこ.zip", "run"),
+        ("/tmp/tmp2bmhl87mfile", "run"),
+        ("/tmp/tmp_bmhl87m.zip", "run"),
         ("..", "tmp"),
         ("--help.zip", "help"),
         ("\x1b[31mred\n.zip", "31mred"),

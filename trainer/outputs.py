@@ -56,6 +56,7 @@ KEPT_SECONDS = 24 * 3600
 KEPT_RUNS = 20
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog's runtime
 
 
 class Run:
@@ -281,10 +282,12 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _name_of(dataset: Path) -> str:
-    """The dataset's name in ASCII letters, digits and hyphens."""
+    """The dataset's name in ASCII letters, digits and hyphens; `run` where it has none."""
     name = Path(os.path.abspath(dataset)).name
     while Path(name).suffix.lower() in _ARCHIVES:
         name = Path(name).stem
+    if _TEMPORARY.fullmatch(name):
+        name = ""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40].rstrip("-") or "run"
 

@@ -343,6 +343,23 @@ def test_usual_trainings_are_far_below_the_bounds(
     assert too_much(previewed) == []
 
 
+@pytest.mark.parametrize("name", ["dataset", "output_dir", "resume_from"])
+def test_a_text_that_is_no_path_is_refused_by_its_setting(
+    small: Callable[..., Settings], name: str
+) -> None:
+    for text, said in (
+        ("a\0b", "contains a NUL character"),
+        ("a\ud800b", "holds half a character"),
+        ("~nobody-is-called-so/x", "no user is called nobody-is-called-so"),
+    ):
+        with pytest.raises(SettingsError, match=f"{name}.*{said}"):
+            small(**{name: text})
+
+
+def test_an_empty_output_dir_is_none(small: Callable[..., Settings]) -> None:
+    assert small(output_dir="").output_dir is None
+
+
 def test_whole_numbers_in_messages_have_all_their_digits(small: Callable[..., Settings]) -> None:
     with pytest.raises(SettingsError) as refusal:
         small(seed=2**63, steps=12_345_678)

@@ -28,6 +28,7 @@ from trainer import lock
 from trainer.lock import FolderRefused, Lock
 from trainer.run_files import (
     CHECKPOINTS,
+    PLACES,
     PROGRAM,
     RECORD,
     REPORT,
@@ -170,8 +171,7 @@ def open_run(
     own = next((each for each in continued if record_of(each)), None)
     root = None
     if output_dir is not None:
-        folder = _without_links(output_dir)
-        made = _make(folder)
+        folder, made = _given(output_dir)
     elif own is not None:
         folder, made = _shown(own), []
     else:
@@ -271,6 +271,23 @@ def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
             number += 1
         except FileNotFoundError:
             parents = _make(root)
+
+
+def _given(output_dir: Path) -> tuple[Path, list[Path]]:
+    """The folder that the user names, and what was made for it. Raises `FolderRefused`."""
+    try:
+        folder, real = _without_links(output_dir), output_dir.resolve()
+        for place in (real, *real.parents):  # which the run there may remove with all it holds
+            if place.name in PLACES and record_of(place.parent):
+                raise FolderRefused(
+                    f"output_dir: {folder} is in {place.name} of another run; choose another"
+                )
+        return folder, _make(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FolderRefused(
+            f"output_dir: {output_dir} cannot be made ({reason}); choose another"
+        ) from error
 
 
 def _make(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from PIL import Image
 
@@ -102,14 +103,22 @@ class Request:
             )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and (fault := out_of_range(name, value, low, high)):
+            if value is not None and (fault := out_of_range(name, value, low, high, type(self))):
                 raise ValueError(fault + HINTS.get(name, ""))
 
 
-def out_of_range(name: str, value: object, low: float, high: float) -> str | None:
-    """What is wrong with a number, with all digits of whole ones; None where nothing is."""
+def out_of_range(
+    name: str, value: object, low: float, high: float, of: type | None = None
+) -> str | None:
+    """What is wrong with a number, with all digits of whole ones; None where nothing is.
+
+    `of` is the dataclass in which the annotation of that name says whether fractions are allowed.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name} is {value!r}, not a number"
+    wanted = of.__annotations__[name] if of else float
+    if isinstance(value, float) and float not in (wanted, *get_args(wanted)):
+        return f"{name} is {value!r}, not a whole number"
     if low <= value <= high:
         return None
     return f"{name} is {_digits(value)}; it must be between {_digits(low)} and {_digits(high)}"

@@ -356,6 +356,17 @@ def test_a_text_that_is_no_path_is_refused_by_its_setting(
             small(**{name: text})
 
 
+@pytest.mark.parametrize(
+    "name", ["steps", "rank", "batch_size", "seed", "sample_every", "checkpoint_every"]
+)
+def test_a_fraction_is_refused_where_something_is_counted(
+    small: Callable[..., Settings], name: str
+) -> None:
+    for value in (2.5, 2.0, float("nan")):
+        with pytest.raises(SettingsError, match=f"{name} is {value}, not a whole number"):
+            small(**{name: value})
+
+
 def test_an_empty_output_dir_is_none(small: Callable[..., Settings]) -> None:
     assert small(output_dir="").output_dir is None
 

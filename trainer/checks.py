@@ -189,7 +189,7 @@ def _out_of_range(settings: "Settings") -> Iterator[str]:
         value = getattr(settings, name)
         if value is None or (name == "steps" and value == 0):  # the number of images decides
             continue
-        if (fault := out_of_range(name, value, low, high)) is not None:
+        if (fault := out_of_range(name, value, low, high, type(settings))) is not None:
             yield fault
 
 

@@ -142,13 +142,14 @@ class Front:
             ask = await self._received(request, run_id)
             if isinstance(ask, Reply):
                 return self._answer(ask)
-            if run_id is not None and (run := self._run) is not None and run.ask.id == run_id:
-                return JSONResponse(run.shown(self._inputs), 202)
-            await self._check_places(ask)
+            if not self._is_running(run_id):
+                await self._check_places(ask)
         except Refused as refused:
             return JSONResponse({"detail": refused.details}, 422)
         except ClientDisconnect:
             return Response(status_code=499)
+        if (run := self._run) is not None and self._is_running(run_id):  # perhaps only just started
+            return JSONResponse(run.shown(self._inputs), 202)
         if not self._supervisor.ready or self._stopping:
             return self._answer(Reply(503, {"error": self._supervisor.reason, "status": "failed"}))
         if self._run is not None:
@@ -157,6 +158,9 @@ class Front:
         if "respond-async" in request.headers.get("prefer", ""):
             return JSONResponse({"id": ask.id, "status": "starting"}, 202)
         return await self._wait(request, run)
+
+    def _is_running(self, run_id: str | None) -> bool:
+        return run_id is not None and self._run is not None and self._run.ask.id == run_id
 
     async def _received(self, request: Request, run_id: str | None) -> Ask | Reply:
         """The checked request, or the answer to a body that is too large or does not arrive."""

@@ -1,5 +1,7 @@
 """The server before Cog's runtime: survives the death of its parts and refuses wrong requests."""
 
+import asyncio
+import json
 import os
 import select
 import signal
@@ -8,7 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 import requests
 from cog_server import PREFER_ASYNC, ROOT, CogServer, Webhooks
@@ -26,7 +31,10 @@ from toy_server import (  # noqa: F401
     until,
 )
 
-from serving.front import MAX_BODY, MOST_HELD, SMALL_BODY
+from inference.download import Downloader
+from serving.fetching import Folder
+from serving.front import MAX_BODY, MOST_HELD, SMALL_BODY, Front
+from serving.runs import Ask
 from serving.validation import MOST_FAULTS
 
 # ---- Supervision ---------------------------------------------------------------------------------
@@ -238,6 +246,34 @@ def test_a_request_can_be_repeated_while_it_runs_and_shows_no_key(server: CogSer
     assert server.post(f"{PREDICT}/a%2Fb c/cancel").status_code == 200
     server.wait_idle()
     assert server.post(f"{PREDICT}/a%2Fb c/cancel").status_code == 404
+
+
+def test_of_two_equal_requests_at_once_the_second_is_told_the_state_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are past the first look at what runs when the one of them starts."""
+    document = json.loads((ROOT / "tests/golden/openapi_schema.json").read_text())
+    supervisor: Any = SimpleNamespace(ready=True, health={}, reason="")
+    front = Front("predict", document, supervisor, Folder(), "")
+    front.downloader = Downloader(addresses=lambda *_: time.sleep(0.2) or ["93.184.215.14"])
+
+    def start(ask: Ask) -> Any:
+        run: Any = SimpleNamespace(ask=ask, shown=lambda _: {"id": ask.id})
+        front._run = run
+        return run
+
+    async def ask_twice() -> list[int]:
+        transport = httpx.ASGITransport(front.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            body = {"input": {"prompt": "a"}, "webhook": "https://hooks.example/"}
+            asked = [client.put(f"{PREDICT}/a", json=body, headers=PREFER_ASYNC) for _ in "12"]
+            return [each.status_code for each in await asyncio.gather(*asked)]
+
+    monkeypatch.setattr(front, "_start", start)
+    try:
+        assert asyncio.run(ask_twice()) == [202, 202]
+    finally:
+        front._folder.remove()
 
 
 def test_hanging_up_cancels(server: CogServer) -> None:

@@ -136,6 +136,13 @@ def test_no_input_and_no_webhook_reaches_the_servers_own_network(
         assert inside.contacted == 0
 
 
+def test_no_webhook_of_a_customer_gets_the_operators_token(server: CogServer) -> None:
+    with Webhooks() as hooks:
+        server.post(PREDICT, {"input": {"prompt": "fail"}, "webhook": hooks.url}, PREFER_ASYNC)
+        hooks.finished(20)
+    assert hooks.headers and "the-operators-token" not in str(hooks.headers)
+
+
 def test_a_file_on_the_web_is_fetched_and_removed(server: CogServer, temporary: Path) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

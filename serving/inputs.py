@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 from cog import FieldInfo, current_scope
 from coglet import server
@@ -80,9 +81,18 @@ def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     except Exception as error:
-        print(clean(traceback.format_exc()), file=sys.__stderr__, flush=True)
+        print(_without_keys(clean(traceback.format_exc()), inputs), file=sys.__stderr__, flush=True)
         line = reason(error, inputs)
     raise RequestError(line)
+
+
+def _without_keys(text: str, inputs: Mapping[str, Any]) -> str:
+    """The text without the request's keys, which an error of any library may repeat."""
+    for value in inputs.values():
+        if hasattr(value, "get_secret_value") and (key := value.get_secret_value().strip()):
+            for form in {key, quote(key), quote(key, safe=""), repr(key)[1:-1]}:
+                text = text.replace(form, "**********")
+    return text
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -120,6 +130,7 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
         text = str(error) or type(error).__name__
     else:
         text = f"{type(error).__name__}: {error}"
+    text = _without_keys(text, inputs)
     files = {n: Path(v) for n, v in inputs.items() if isinstance(v, PurePath | str) and _file(v)}
     for name, path in files.items():
         text = text.replace(f"'{path}'", name).replace(str(path), name)

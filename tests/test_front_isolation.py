@@ -252,6 +252,12 @@ def test_a_data_url_may_be_spelled_as_clients_do(
     until(lambda: not fetched_files(temporary))
 
 
+def test_a_key_in_an_error_of_a_library_is_nowhere(server: CogServer) -> None:
+    report = run(server, prompt="leak", token="hf_s3cret/key")
+    assert report["error"] == "RuntimeError: 401 for https://h.example/**********"
+    assert "s3cret" not in json.dumps(report) + server.log()
+
+
 def test_a_mistake_of_the_program_keeps_its_type(server: CogServer) -> None:
     assert run(server, prompt="stumble")["error"] == "KeyError: 'a mistake'"
 

@@ -26,7 +26,7 @@ from families.repository import transformer_source
 from families.sketch import outline
 from families.tokens import ids_wanted
 from inference import acceleration
-from inference.fetch import Sources, named
+from inference.fetch import Sources, named, of_input
 from inference.generation import describe, generate
 from inference.image_metadata import making
 from inference.images import (
@@ -147,23 +147,29 @@ class Engine:
             find_base(base_model)  # a folder is a name of files, too
         token = _revealed(hf_api_token)
         check_length("hf_api_token", token or "", LENGTHS["hf_api_token"])
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("hf_api_token contains characters that no token has; copy it again")
         if image:
-            request["image"] = read_image(self.sources.file(image, None, any_file))
+            with of_input("image"):
+                request["image"] = read_image(self.sources.file(image, None, any_file))
         asked = Request(**request)
         folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
-        main = replicate_weights or lora_weights
-        alone = not (main and extra_lora)
+        main = "replicate_weights" if replicate_weights else "lora_weights"
+        given = {main: replicate_weights or lora_weights, "extra_lora": extra_lora}
+        alone = not all(given.values())
 
-        def read(source: Source | None, extra: bool) -> Archive | None:
+        def read(name: str) -> Archive | None:
+            source, extra = given[name], name == "extra_lora"
             if not source:
                 return None
-            return self._read_named(
-                *(source, token, any_file),
-                lambda planned: self._check(planned, base_model, extra, alone),
-            )
+            with of_input(name):
+                return self._read_named(
+                    *(source, token, any_file),
+                    lambda planned: self._check(planned, base_model, extra, alone),
+                )
 
-        first, second = read(main, False), read(extra_lora, True)
+        first, second = read(main), read("extra_lora")
         try:
             images = self.generate(asked, first, base_model, second, from_request=not any_file)
         except (LoraMismatch, UnknownBase):

@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from PIL import Image
 
@@ -33,7 +34,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "shift": (0, 20),
     "seed": (0, 2**63 - 1),
 }
-WHOLE = frozenset(("width", "height", "num_outputs", "num_inference_steps", "seed"))
 HINTS = {  # after a message about a value out of range
     "lora_scale": "; 1 is as trained",
     "extra_lora_scale": "; 1 is as trained",
@@ -105,18 +105,22 @@ class Request:
             )
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and (fault := out_of_range(name, value, low, high, name in WHOLE)):
+            if value is not None and (fault := out_of_range(name, value, low, high, type(self))):
                 raise ValueError(fault + HINTS.get(name, ""))
 
 
 def out_of_range(
-    name: str, value: object, low: float, high: float, whole: bool = False
+    name: str, value: object, low: float, high: float, of: type | None = None
 ) -> str | None:
-    """What is wrong with a number, with all digits of whole ones; None where nothing is."""
+    """What is wrong with a number, with all digits of whole ones; None where nothing is.
+
+    `of` is the dataclass in which the annotation of that name says whether fractions are allowed.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name} is {value!r}, not a number"
-    if whole and not isinstance(value, int):
-        return f"{name} is {value!r}; it must be a whole number"
+    wanted = of.__annotations__[name] if of else float
+    if isinstance(value, float) and float not in (wanted, *get_args(wanted)):
+        return f"{name} is {value!r}, not a whole number"
     if low <= value <= high:
         return None
     return f"{name} is {_digits(value)}; it must be between {_digits(low)} and {_digits(high)}"
@@ -153,18 +157,29 @@ def check_size(request: Request, base: Base) -> None:
         )
 
 
+def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
+    """What a request costs: passes of an image of the base's own resolution."""
+    width, height = map(round, wanted_size(request, base.default_resolution))
+    return _passes(request, base, few_steps) * width * height / base.default_resolution**2
+
+
+def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:
+    steps, guidance = _steps_and_guidance(request, base, few_steps)
+    return request.num_outputs * steps * (2 if guidance > 1 else 1)
+
+
 def check_work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> None:
     """Raises ValueError for a request that would keep a server busy for too long."""
-    width, height = map(round, wanted_size(request, base.default_resolution))
-    steps, guidance = _steps_and_guidance(request, base, few_steps)
-    passes = request.num_outputs * steps * (2 if guidance > 1 else 1)
-    relative = width * height / base.default_resolution**2
-    if passes * relative > MOST_PASSES:
+    cost = work(request, base, few_steps)
+    if cost > MOST_PASSES:
+        width, height = map(round, wanted_size(request, base.default_resolution))
+        steps, guidance = _steps_and_guidance(request, base, few_steps)
+        passes = _passes(request, base, few_steps)
         raise ValueError(
             f"{request.num_outputs} images of {width}x{height} in {steps} steps"
             f"{' with guidance, which doubles them,' if guidance > 1 else ''} are too much for one "
             f"request: {passes:,} steps, where {base.name} does at most "
-            f"{int(MOST_PASSES / relative):,} at this size; lower num_outputs, "
+            f"{int(MOST_PASSES * passes / cost):,} at this size; lower num_outputs, "
             "num_inference_steps or the size"
         )
 

@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"adapters", "families"},
     "trainer": {"inference", "adapters", "families"},
     # Loads train.py and predict.py by name, to read which inputs they declare.
-    "serving": {"families", "inference"},
+    "serving": {"families", "adapters", "inference"},
     "miniature": {"families"},
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},

@@ -84,6 +84,7 @@ from trainer.settings import (
     high_rates,
     missing_here,
     settle,
+    too_many,
     too_much,
 )
 
@@ -211,6 +212,8 @@ def _train(
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
+    if secrets.from_request and (cost := too_many(settings, len(examples))):
+        raise SettingsError(cost)
     settings = settings.for_pictures(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])

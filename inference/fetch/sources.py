@@ -16,6 +16,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -51,6 +53,16 @@ _PAGE = re.compile(
 
 class SourceError(ValueError):
     """The name of a file that is not found, or that a request may not name."""
+
+
+@contextmanager
+def of_input(name: str) -> Iterator[None]:
+    """Notes on an error inside which input it is about, in `zeroprior_input`."""
+    try:
+        yield
+    except ValueError as error:
+        error.zeroprior_input = name  # type: ignore[attr-defined]
+        raise
 
 
 @dataclass(frozen=True)
@@ -149,8 +161,8 @@ class Sources:
         if isinstance(source, PathLike):
             return Path(source)
         source = source.strip()
-        if source[:5].lower() == "data:":
-            content = _data(source)
+        if is_data(source):
+            content = data_content(source)
             with self.cache.part() as part:
                 part.write_bytes(content)
                 return self.cache.keep(None, part, None)
@@ -250,7 +262,7 @@ def _file_names(answer: object) -> list[str]:
 def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
     """The archive with the last part of its source's path as one more of its names."""
     text = str(source).strip()
-    if text[:5].lower() == "data:":
+    if is_data(text):
         return archive
     path = urlsplit(text).path if "://" in text else text
     name = unquote(path).rstrip("/").rpartition("/")[2]
@@ -260,14 +272,19 @@ def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
     return replace(archive, names=(*archive.names, name))
 
 
-def _data(source: str) -> bytes:
-    """The content of a data URL."""
+def is_data(text: str) -> bool:
+    """Whether a text is a data URL, which holds the file itself."""
+    return text[:5].lower() == "data:"
+
+
+def data_content(source: str) -> bytes:
+    """The content of a data URL. Raises `SourceError`."""
     header, comma, content = source.partition(",")
     shown = printable(source[:40])
     if not comma or not header.lower().endswith(";base64"):
         raise SourceError(f"'{shown}…' is not a data URL in base64")
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode("".join(content.split()), validate=True)
     except ValueError as error:  # binascii.Error, and letters beyond ASCII
         reason = "it is damaged" if isinstance(error, binascii.Error) else "it is not base64"
         raise SourceError(f"'{shown}…' cannot be read: {reason}; send it again") from error

@@ -21,6 +21,14 @@ def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
     assert len(generated) == 3
 
 
+@pytest.mark.parametrize("name", ["width", "num_outputs", "num_inference_steps", "seed"])
+def test_a_fraction_is_refused_where_something_is_counted(name: str) -> None:
+    sides = {"width": 64, "height": 64}
+    for value in (64.5, 64.0):
+        with pytest.raises(ValueError, match=f"{name} is {value}, not a whole number"):
+            Request(prompt="a", **(sides | {name: value}))
+
+
 @pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "miniature-turbo"])
 def test_an_aspect_ratio_keeps_the_area_of_the_bases_own_resolution(name: str) -> None:
     base = BASES[name]

@@ -27,6 +27,10 @@ class Predictor(BasePredictor):
     ) -> List[Path]:
         inputs = plain(locals())
         with logged(inputs):
+            if prompt == "leak" and token is not None:
+                raise RuntimeError(f"401 for https://h.example/{token.get_secret_value()}")
+            if prompt == "type":
+                raise ValueError(f"the seed is {seed!r}")
             return act(prompt, image, images)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from adapters.placeholder_token import check_token
 from families.bases import Base, default_base, find_base_or_folder
 from families.redact import looks_like_address, safe_name
+from families.tokens import check_unicode
 from inference.request import check_length
 from trainer.settings.checks import LENGTHS, faults, mistyped
 from trainer.settings.choices import OPTIMIZERS
@@ -205,16 +206,16 @@ def settle(
         raise SettingsError(str(error)) from error
     for name, file in (("dataset", dataset), ("resume_from", resume_from)):
         _check_is_no_address(name, file)
-    resume = Path(str(resume_from)).expanduser() if resume_from else None
+    resume = _path("resume_from", resume_from) if resume_from else None
     settings = Settings(
-        dataset=Path(str(dataset)).expanduser(),
+        dataset=_path("dataset", dataset),
         base=base,
         preset=preset,
         resolutions=resolutions,
         seed=secrets.randbelow(2**31) if seed is None else seed,
         seed_is_random=seed is None,
         resume_from=resume,
-        output_dir=None if output_dir is None else Path(output_dir).expanduser(),
+        output_dir=_path("output_dir", output_dir) if output_dir not in (None, "") else None,
         sample_prompts=prompts,
         sample_defaults=sample_prompts is None,
         sample_overrides=options,
@@ -270,6 +271,21 @@ def _images(given: str | int | None) -> int | None:
             f"validation_images is {text[:80]!r}; it must be auto or a number of images"
         )
     return int(text)
+
+
+def _path(name: str, given: Any) -> Path:
+    """A path that a user gave. Raises `SettingsError` for what no file can be called."""
+    text = str(given)
+    try:
+        check_unicode(name, text)
+        if "\0" in text:
+            raise ValueError(f"{name} {text[:200]!r} contains a NUL character; correct the path")
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = text.partition("/")[0]
+        raise SettingsError(f"{name} {text[:200]}: no user is called {user[1:]}") from error
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _check_is_no_address(name: str, given: str | Path | None) -> None:

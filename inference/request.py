@@ -120,7 +120,7 @@ def out_of_range(
         return f"{name} is {value!r}, not a number"
     wanted = of.__annotations__[name] if of else float
     if isinstance(value, float) and float not in (wanted, *get_args(wanted)):
-        return f"{name} is {value!r}, not a whole number"
+        return f"{name} is {value!r}; it must be a whole number"
     if low <= value <= high:
         return None
     return f"{name} is {_digits(value)}; it must be between {_digits(low)} and {_digits(high)}"

@@ -16,7 +16,7 @@ from coglet import server
 
 from families.redact import safe_name
 from inference.console import clean, clean_for, log_to_console, texts
-from inference.fetch.sources import is_data
+from inference.fetch import is_data
 from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
 

@@ -309,8 +309,7 @@ def _train(
     # Prove and write. From here on the checkpoint of the last step is there to resume from.
     if not loop.processes.is_main_process:
         return run.weights, None
-    saver.release()
-    with keep_weights_on_error(loop, run.weights):
+    with keep_weights_on_error(loop, run.weights, saver):
         with loop.averaged():
             zero_prior = proof.result(trained.row_norms) if proof is not None else None
         if zero_prior is not None:
@@ -324,7 +323,8 @@ def _train(
             previews.preview_images.columns,
             previews.thumbnails,
         )
-        return run.weights, write_weights(loop, report_data, previews.preview_images, run.weights)
+        images = previews.preview_images
+        return run.weights, write_weights(loop, report_data, images, run.weights, saver)
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

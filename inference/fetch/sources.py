@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from adapters.files.containers import printable
-from adapters.formats import CONFIG, MAX_CONFIG_BYTES
 from families.redact import looks_like_address, safe_name
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import Downloader, DownloadError, checked_url
@@ -178,6 +177,8 @@ class Sources:
 
         The Hub is asked whether there is one every `FRESH_SECONDS` at most.
         """
+        from adapters.formats import CONFIG, MAX_CONFIG_BYTES  # late: it imports PyTorch
+
         hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
         if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
             return None

@@ -25,7 +25,7 @@ def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
 def test_a_fraction_is_refused_where_something_is_counted(name: str) -> None:
     sides = {"width": 64, "height": 64}
     for value in (64.5, 64.0):
-        with pytest.raises(ValueError, match=f"{name} is {value}, not a whole number"):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be a whole number"):
             Request(prompt="a", **(sides | {name: value}))
 
 

@@ -28,7 +28,7 @@ from families.quantization import Residence
 from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
-from trainer.learning import Diverged, Loop
+from trainer.learning import Diverged, Loop, Saver
 from trainer.monitor import PreviewImages, preview_requests, sample_scale
 from trainer.result import meta, report, result_checks
 from trainer.result.drift import velocity_drift
@@ -54,14 +54,14 @@ class Outcome:
 
 
 def write_weights(
-    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path
+    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path, saver: Saver
 ) -> Outcome:
     """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
 
     Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
     archive = Archive(*loop.final_weights(), dict(data.meta))
-    unchecked = write_archive(archive, _unchecked(path))
+    unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
     if archive.placeholder is not None:
         found.append(result_checks.token_moved(archive.placeholder.token, data.meta["zero_prior"]))
@@ -107,7 +107,7 @@ def _skipped(name: str, error: Exception) -> CheckResult:
 
 
 @contextmanager
-def keep_weights_on_error(loop: Loop, path: Path) -> Iterator[None]:
+def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None]:
     """What fails inside costs the run its weights.zip, but not what was trained.
 
     It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
@@ -122,7 +122,7 @@ def keep_weights_on_error(loop: Loop, path: Path) -> Iterator[None]:
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
                 archive = Archive(*loop.final_weights(), meta.describe_weights(loop.settings))
-                write_archive(archive, failed)
+                saver.with_reserve(lambda: write_archive(archive, failed))
                 log.warning("what was trained is kept as %s", failed)
         raise
     finally:

@@ -37,7 +37,7 @@ def test_the_guide_names_every_setting() -> None:
     prose = re.sub(r"```.*?```", "", GUIDE.read_text(encoding="utf-8"), flags=re.S)
     code = " ".join(re.findall(r"`([^`]+)`", prose))
     named = set(re.findall(r"\w+", code))
-    elsewhere = {"base", "given", "resolutions", "sample_defaults"}
+    elsewhere = {"base", "given", "resolutions", "sample_defaults", "seed_is_random"}
     elsewhere |= {"sample_options", "sample_overrides", "sample_prompts"}
     elsewhere |= {"sample_every", "foreign_captions"}
     assert {each.name for each in fields(Settings)} - named - elsewhere == set()

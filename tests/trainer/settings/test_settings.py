@@ -375,7 +375,7 @@ def test_a_fraction_is_refused_where_something_is_counted(
     small: Callable[..., Settings], name: str
 ) -> None:
     for value in (2.5, 2.0, float("nan")):
-        with pytest.raises(SettingsError, match=f"{name} is {value}, not a whole number"):
+        with pytest.raises(SettingsError, match=f"{name} is {value}; it must be a whole number"):
             small(**{name: value})
 
 

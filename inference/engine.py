@@ -17,14 +17,15 @@ from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
 from adapters.formats import Delta, Layout, LoraMismatch, is_zero
 from adapters.merging import LoraMerger
-from families.bases import Base, UnknownBase, default_base, find_base
+from families.base import Base
 from families.family import Family
-from families.loading import FAMILIES, default_device, default_dtype, load_family
-from families.no_gpu import NoGpu, how_to_run_anyway, slow_here
+from families.loading import default_device, default_dtype, load_family
+from families.no_gpu import NoGpu, how_to_run_anyway, why_too_slow
 from families.out_of_memory import without_locals
+from families.registry import UnknownBase, default_base, family_of, find_base
 from families.repository import transformer_source
-from families.sketch import outline
 from families.tokens import ids_wanted
+from families.without_weights import transformer_without_weights
 from inference import acceleration
 from inference.fetch import Sources, named
 from inference.generation import describe, generate
@@ -270,14 +271,14 @@ class Engine:
             return over[1]
         key = base.name, base.folder
         if key not in self._outlines:
-            names = FAMILIES[base.family].original_names
-            self._outlines[key] = Layout.of(outline(base), base.name, names)
+            names = family_of(base).original_names
+            self._outlines[key] = Layout.of(transformer_without_weights(base), base.name, names)
         return self._outlines[key]
 
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""
         if self._family is None or self._family.base != base:
-            if slow := slow_here(base, self.device):
+            if slow := why_too_slow(base, self.device):
                 if self.cpu is False:
                     raise NoGpu(how_to_run_anyway(slow))
                 log.warning("%s", slow)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from families.bases import Base
+from families.base import Base
 from families.few_steps import FewStepLora
 from families.tokens import check_unicode
 

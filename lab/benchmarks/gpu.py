@@ -11,7 +11,9 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -32,6 +34,41 @@ from trainer.settings.fields import settle
 
 _LARGE = [family.auto_on_gpu for family in FAMILIES.values() if family.auto_on_gpu is not None]
 BASES = tuple(each.name for each in sorted(_LARGE, key=lambda base: base.generation_memory))
+EDGES = (512, 768, 1024)  # pixels
+BATCHES = (1, 4)
+DRAWING_STEPS = (8, 50)
+RANK, TEXT_TOKENS = 16, 64
+PRODUCT = 8192  # rows and columns of the product that measures the card
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    base: str
+    work: str  # step, draw or swap
+    edge: int = 1024
+    batch: int = 1
+    steps: int = 0
+    checkpointing: bool = False
+
+    def __str__(self) -> str:
+        if self.work == "swap":
+            return f"{self.base}: another LoRA of rank {RANK}"
+        if self.work == "draw":
+            return f"{self.base}: a picture of {self.edge} pixels in {self.steps} steps"
+        kept = "recomputed" if self.checkpointing else "kept"
+        return f"{self.base}: a step, {self.edge} pixels, batch {self.batch}, activations {kept}"
+
+
+def cases(bases: tuple[str, ...] = BASES) -> Iterator[Case]:
+    """All rows, in order."""
+    for base in bases:
+        for edge, batch, again in product(EDGES, BATCHES, (False, True)):
+            yield Case(base, "step", edge, batch, checkpointing=again)
+        for steps in DRAWING_STEPS:
+            yield Case(base, "draw", steps=steps)
+        yield Case(base, "swap")
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:

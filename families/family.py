@@ -1,4 +1,4 @@
-"""What every family of base models offers, and the parts that are the same for all of them.
+"""What the file of every base model defines, and what is the same for all of them.
 
 Tensor names carry their shape: B images, C latent channels, H and W latent rows and columns,
 L text tokens, D text features, P pixels' height and width.
@@ -187,14 +187,14 @@ class Family(ABC):
         return encode_prompts(self, prompts, vectors, prefix)
 
     def reads_new(self, prompt: TokenizedPrompt) -> bool:
-        """Whether any new word of the prompt lies within what is kept of it."""
+        """Whether any new token of the prompt is in the part that is kept."""
         return any(column < self.text_limit(prompt) for column, _, _ in prompt.new)
 
     def text_limit(self, prompt: TokenizedPrompt) -> int:
         """Ids kept of a prompt; as the pipelines do, features are cut at `max_text_tokens`."""
         return self.max_text_tokens + self._first_feature(prompt)
 
-    # Pictures and latents.
+    # Images and latents.
 
     @property
     def resolution_multiple(self) -> int:
@@ -202,7 +202,7 @@ class Family(ABC):
         return self.vae_factor * self.patch_size
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the latents of a picture."""
+        """Rows and columns of the latents of an image."""
         return height // self.vae_factor, width // self.vae_factor
 
     def initial_noise(self, seeds: Sequence[int], width: int, height: int) -> Tensor:

@@ -23,7 +23,7 @@ _STEPS = re.compile(r"(?<!\d)(\d{1,2})-?steps?(?![a-z])")
 
 
 def find_few_step_lora(names: Iterable[str]) -> FewStepLora | None:
-    """The known few-step LoRA that one of a file's names or titles belongs to, or None."""
+    """The known few-step LoRA that one of a file's names or titles fits, or None."""
     for name in names:
         plain = re.sub(r"[^a-z0-9]+", "-", name[:MAX_NAME_LENGTH].lower())
         for family in FAMILIES.values():

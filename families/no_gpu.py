@@ -9,7 +9,7 @@ LARGE = 1e9  # parameters of a transformer; one step of the smallest published b
 
 
 class NoGpu(ValueError):
-    """A large model on a machine without a GPU, and nobody has agreed to wait."""
+    """A large model on a machine without a GPU, and the user has not asked to run it anyway."""
 
 
 def why_too_slow(base: Base, device: torch.device | None = None) -> str | None:

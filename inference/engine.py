@@ -89,7 +89,7 @@ class Engine:
         self._adapters = AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests that bring none
-        self._outlines: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
+        self._layouts: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
 
     def warm_up(self, default_weights: Source | None = None) -> None:
         """Loads the default base, every part of it, and has it ready for the usual sizes.
@@ -262,18 +262,18 @@ class Engine:
         weights = self._wanted(first, second, 1.0, 1.0)
         if alone or planned.base_model or base_model != "auto":
             base = choose_base(base_model, weights if alone else weights[-1:], self._automatic)
-            self._outline(base).fit(planned.deltas, weights[-1].name)
+            self._layout_of(base).fit(planned.deltas, weights[-1].name)
 
-    def _outline(self, base: Base) -> Layout:
+    def _layout_of(self, base: Base) -> Layout:
         """The layers of a base, from the model in memory or else from its configuration."""
         family, over = self._family, self._over
         if over is not None and family is not None and family.base == base:
             return over[1]
         key = base.name, base.folder
-        if key not in self._outlines:
+        if key not in self._layouts:
             names = family_of(base).original_names
-            self._outlines[key] = Layout.of(transformer_without_weights(base), base.name, names)
-        return self._outlines[key]
+            self._layouts[key] = Layout.of(transformer_without_weights(base), base.name, names)
+        return self._layouts[key]
 
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""

@@ -1,4 +1,4 @@
-"""The plan: counted on sketches, held against real steps, and what it chooses."""
+"""The plan: counted without weights, held against real steps, and what it chooses."""
 
 import re
 import subprocess
@@ -78,7 +78,7 @@ SHAPES = [Shape(2, 1, 128, 128, 40), Shape(16, 2, 128, 192, 20)]
 @pytest.mark.parametrize("name", ["z-image", "qwen-image"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_sketch_counts_the_bytes_of_a_real_step(
+def test_a_model_without_weights_counts_the_bytes_of_a_real_step(
     name: str, shape: Shape, dtype: torch.dtype, use_vault: Path
 ) -> None:
     base, blocks = find_base(name), 6
@@ -133,7 +133,7 @@ PARTS = {
 @pytest.mark.parametrize(
     ("name", "wanted"), [(name, wanted) for name, all in PARTS.items() for wanted in all]
 )
-def test_a_sketch_counts_a_step_whose_lora_is_in_some_blocks_only(
+def test_a_model_without_weights_counts_a_step_whose_lora_is_in_some_blocks_only(
     name: str, wanted: str, use_vault: Path
 ) -> None:
     """The same bytes as over real tensors, where a part of the blocks is counted, or all."""
@@ -219,7 +219,7 @@ def test_a_base_at_hand_is_planned_by_its_own_config(use_vault: Path) -> None:
     assert family_without_weights(find_base("z-image")).transformer_config["dim"] == 64
 
 
-def test_the_sketch_restores_attention() -> None:
+def test_counting_restores_attention() -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
     with fused_attention():
         assert torch.nn.functional.scaled_dot_product_attention is not attention

@@ -1,9 +1,9 @@
 """Linear layers that fetch their frozen weight when they need it, and keep nothing of it.
 
 A frozen layer needs its weight twice, in the forward and in the backward pass. By default autograd
-keeps what the forward pass multiplied with: the 16-bit copy of a quantized weight, the GPU's copy of
-an offloaded one. Then neither saves memory. Here the weight is fetched again for the backward pass,
-as bitsandbytes does it for nf4.
+keeps what the forward pass multiplied with: the 16-bit copy of a quantized weight, the copy on the
+GPU of an offloaded one. Then neither saves memory. Here the weight is fetched again for the
+backward pass, as bitsandbytes does it for nf4.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,9 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +146,17 @@ def test_a_folder_with_its_pipeline_gets_its_settings(vault: Path) -> None:
     assert find_base_or_folder(str(folder)).folder == folder
     with pytest.raises(UnknownBase, match="did you mean 'made-up'"):
         find_base("made-upp")
+
+
+def test_its_file_is_found_in_the_folder_and_read_without_pytorch(tmp_path: Path) -> None:
+    shutil.copy(made_up_base.__file__, tmp_path / "made_up.py")
+    program = (
+        f"import sys, families.models; families.models.__path__.append({str(tmp_path)!r})\n"
+        "from families.registry import find_base, family_of\n"
+        "print(family_of(find_base('made-up')).__module__, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["families.models.made_up", "False"], done.stderr
 
 
 def test_a_name_can_be_taken_only_once(registered: None) -> None:

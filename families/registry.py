@@ -42,12 +42,17 @@ def register(family: type[Family]) -> None:
     BASES.update({base.name: base for base in family.bases})
 
 
-for _file in iter_modules(models.__path__):
-    _module = import_module(f"{models.__name__}.{_file.name}")
-    for _value in list(vars(_module).values()):
-        if isinstance(_value, type) and issubclass(_value, Family):
-            if _value.__module__ == _module.__name__:  # not one that it imports
-                register(_value)
+def _register_all() -> None:
+    """Registers the class of every file in `families/models/`."""
+    for file in iter_modules(models.__path__):
+        module = import_module(f"{models.__name__}.{file.name}")
+        for value in vars(module).values():
+            own = getattr(value, "__module__", None) == module.__name__  # not one that it imports
+            if own and isinstance(value, type) and issubclass(value, Family):
+                register(value)
+
+
+_register_all()
 
 
 def family_of(base: Base) -> type[Family]:

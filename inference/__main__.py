@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.bases import BASES, find_base_or_folder
 from families.redact import safe_name
+from families.registry import BASES, find_base_or_folder
 from inference.console import begin, log_to_console
 from inference.request import ASPECT_RATIOS, CUSTOM, FORMATS, QUALITY, Request, check_file
 

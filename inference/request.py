@@ -8,7 +8,7 @@ from typing import get_args
 
 from PIL import Image
 
-from families.bases import Base
+from families.base import Base
 from families.few_steps import FewStepLora
 from families.tokens import check_unicode
 

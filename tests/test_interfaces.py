@@ -22,7 +22,7 @@ from root import ROOT
 
 import predict as predict_face
 import train as train_face
-from families.bases import BASES
+from families.registry import BASES
 from inference.__main__ import arguments_parser as inference_parser
 from inference.engine import Engine
 from inference.request import ASPECT_RATIOS, CUSTOM, FORMATS, QUALITIES, QUALITY, Request

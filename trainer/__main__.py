@@ -160,7 +160,7 @@ def run(settings: "Settings", cpu: bool = False) -> None:
     from adapters.formats import BrokenLora, LoraMismatch
     from adapters.placeholder_token import PlaceholderError
     from adapters.turbo import MergeFailed
-    from families.no_gpu import how_to_run_anyway, slow_here
+    from families.no_gpu import how_to_run_anyway, why_too_slow
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.data import DatasetError
@@ -174,7 +174,7 @@ def run(settings: "Settings", cpu: bool = False) -> None:
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
-    if not cpu and (slow := slow_here(settings.base)):
+    if not cpu and (slow := why_too_slow(settings.base)):
         sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
     try:
         result = train_and_check(settings)

@@ -13,10 +13,9 @@ from torch import nn
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from families.family import Family
+from families.family import Family, WeightStorage
 from families.loading import load_family
-from families.no_gpu import slow_here
-from families.quantization import PLAIN
+from families.no_gpu import why_too_slow
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.prompts import prompts_of
@@ -138,7 +137,7 @@ def train_and_check(
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
         raise SettingsError("; ".join(costs))
-    if slow := slow_here(settings.base):
+    if slow := why_too_slow(settings.base):
         log.warning("%s", slow)
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
@@ -234,7 +233,7 @@ def _train(
     check_texts(examples, prompts, family, settings)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
-    family.reside(memory.residence)
+    family.set_storage(memory.storage)
     saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
     until_written.callback(saver.release)
     until_written.enter_context(
@@ -286,7 +285,7 @@ def _train(
         transformer.enable_gradient_checkpointing()
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
-    if memory.residence == PLAIN and acceleration.wanted_in_training(family.device):
+    if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
         log.info("compiling the blocks; the first steps wait for it")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)

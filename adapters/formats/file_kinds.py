@@ -3,17 +3,24 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from families.registry import FAMILIES
+
 Shapes = Mapping[str, Sequence[int]]
 
-# Model families by the names of their layers, in a LoRA or in a whole model; the first that fits.
-_FAMILIES = tuple(
-    (family, re.compile(pattern))
-    for family, pattern in (
+# Models that are not ours, by the names of their layers in a LoRA or in a whole model. The first
+# that fits; those of our own come before the ambiguous names.
+_OTHER_MODELS = tuple(
+    (model, re.compile(pattern))
+    for model, pattern in (
         ("HiDream", r"(?:double|single)_stream_blocks[._]\d"),
         ("FLUX", r"single_transformer_blocks[._]\d|(?:double|single)_blocks[._]\d"),
         ("Stable Diffusion 3", r"joint_blocks[._]\d"),
         ("Qwen-Image-2.1", r"img_mlp[._](?:gate_layer|gate_up)\b"),
-        ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"),
+    )
+)
+_AMBIGUOUS = tuple(
+    (model, re.compile(pattern))
+    for model, pattern in (
         ("FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]ff(?:_context)?[._]net"),
         (
             "Stable Diffusion XL",
@@ -30,7 +37,6 @@ _FAMILIES = tuple(
         ("Cosmos", r"blocks[._]\d+[._](?:self_attn|cross_attn)[._](?:[qkv]_proj|output_proj)"),
         ("Wan", r"blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]"),
         ("Qwen-Image, FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]attn[._]"),
-        ("Z-Image", r"(?:layers|refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward)"),
     )
 )
 _TEXT_ENCODER = re.compile(
@@ -82,9 +88,14 @@ _MOST_VECTORS = 128  # of an embedding
 def family_of(names: Iterable[str]) -> str | None:
     """The model family whose layers have such names, or None."""
     names = list(names)
-    for family, pattern in _FAMILIES:
+    ours = [
+        (family.title, re.compile(family.layer_names))
+        for family in FAMILIES.values()
+        if family.layer_names
+    ]
+    for model, pattern in (*_OTHER_MODELS, *ours, *_AMBIGUOUS):
         if any(pattern.search(name) for name in names):
-            return family
+            return model
     return None
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from inference.generation import generate
 from inference.images import BrokenImage, read_image, to_images, to_pixels
 from inference.request import Request, settle

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from families.bases import BASES
 from families.few_steps import find_few_step_lora
+from families.registry import BASES
 from inference.request import ASPECT_RATIOS, LENGTHS, Request, ResolvedRequest, check_work, settle
 
 

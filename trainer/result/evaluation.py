@@ -22,9 +22,9 @@ import torch
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.merging import LoraMerger
+from families.family import WeightStorage
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
-from families.quantization import Residence
 from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
@@ -86,7 +86,7 @@ def write_weights(
         lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
     )
     data = replace(data, checks=found)
-    needs_offload = loop.family.residence != Residence()
+    needs_offload = loop.family.storage != WeightStorage()
     kernels = Kernels.of(loop.family)
     return Outcome(loop.settings, archive, path, data, preview_images, kernels, needs_offload)
 
@@ -204,7 +204,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
     if outcome.needs_offload:
-        family.reside(Residence(offload=True))
+        family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {}
     if archive.placeholder is not None:

@@ -1,4 +1,5 @@
-"""The keys of ai-toolkit's job files for Qwen-Image and Z-Image, and what each is here.
+"""The keys of ai-toolkit's job files, and what each is here; its names of models and their layers
+are in the files of the base models (`Family.ai_toolkit`).
 
 A key is written with its sections: `train.lr`. `datasets` stands for the one dataset of the list.
 Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` for defaults,
@@ -8,14 +9,6 @@ Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` 
 from typing import Any
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
-ARCHITECTURES = {"zimage": "z_image", "qwen_image": "qwen_image"}  # theirs: our family
-
-# By family: groups of `lora_targets` under the part of a name that their files use, and the list
-# of blocks, whose layers are theirs to train.
-GROUPS: dict[str, tuple[dict[str, str], str]] = {
-    "z_image": ({"feed_forward": "feed_forward", "attention": "attention"}, "layers"),
-    "qwen_image": ({}, "transformer_blocks"),
-}
 
 # What a file leaves out: their default where ours differs. Weight decay is the optimizer's own.
 DEFAULTS: dict[str, Any] = {

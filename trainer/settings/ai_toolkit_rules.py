@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from families.bases import Base, UnknownBase, find_base_or_folder
+from families.base import Base
+from families.registry import FAMILIES, UnknownBase, family_of, find_base_or_folder
 from trainer.settings.ai_toolkit_keys import (
-    ARCHITECTURES,
-    GROUPS,
     LEARNING_RATE,
     PRODIGY_LEAST,
     TIMESTEPS,
@@ -62,15 +61,16 @@ TOGETHER = {
 
 def base_of(keys: Mapping[str, Any], found: Translation) -> Base:
     architecture, _, kind = str(keys.get("model.arch", "")).partition(":")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    families = {each.ai_toolkit.arch: each for each in FAMILIES.values() if each.ai_toolkit}
+    if architecture not in families:
+        known = ", ".join(families)
         raise SettingsError(f"model.arch is {keys.get('model.arch')!r}; known here: {known}")
     path = str(keys.get("model.name_or_path", ""))
     try:
         base = find_base_or_folder(path)
     except UnknownBase as error:
         raise SettingsError(f"model.name_or_path: {error}") from error
-    if base.family != ARCHITECTURES[architecture]:
+    if base.family != families[architecture].name:
         raise SettingsError(f"model.arch is {architecture}, but name_or_path is {base.name}")
     found.settings["base_model"] = path
     found.translated.append(f"model.name_or_path and model.arch: base_model {base.name}")
@@ -149,7 +149,8 @@ def lora_targets(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
     prefix = "network.network_kwargs."
     only = keys.get(prefix + "only_if_contains")
     without = keys.get(prefix + "ignore_if_contains")
-    groups, blocks = GROUPS[base.family]
+    family = family_of(base)
+    groups, blocks = family.ai_toolkit.groups if family.ai_toolkit else {}, family.trunk
 
     def patterns(parts: Any) -> list[str]:
         found = []

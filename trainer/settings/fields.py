@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters.placeholder_token import check_token
-from families.bases import Base, default_base, find_base_or_folder
+from families.base import Base
 from families.redact import looks_like_address, safe_name
+from families.registry import default_base, find_base_or_folder
 from families.tokens import check_unicode
 from inference.request import check_length
 from trainer.settings.checks import LENGTHS, faults, mistyped

@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from families.bases import Base
+from families.base import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from dataset_files import make_zip, picture
 
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from families.text_limit import cut
 from inference.prompts import check_length, foreign_syntax, place_subject, read_options
 from inference.request import Request

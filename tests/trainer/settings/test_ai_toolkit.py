@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from families.bases import find_base
+from families.registry import find_base
 from inference.request import Request
 from trainer.data.dataset import read_dataset
 from trainer.data.trigger import name_trigger
@@ -452,12 +452,12 @@ def test_their_number_types_become_the_nearest_of_ours(kind: str, ours: str, exa
 def test_parts_of_layers_names_choose_the_layers_that_theirs_choose(
     only: list[str] | None, without: list[str] | None, count: int
 ) -> None:
-    from families.sketch import sketch
+    from families.without_weights import family_without_weights
 
     kwargs = {"only_if_contains": only, "ignore_if_contains": without}
     found = translate(job(network__network_kwargs=kwargs))
     assert found.refused == []
-    family = sketch(find_base("z-image"))
+    family = family_without_weights(find_base("z-image"))
     names = family.lora_targets(found.settings["lora_targets"])
     assert len(names) == len(set(names)) == count
     parts = [part.replace("$$", ".").removeprefix("transformer.") for part in only or [""]]
@@ -470,12 +470,12 @@ def test_parts_of_layers_names_choose_the_layers_that_theirs_choose(
 )
 def test_their_layers_are_all_linears_of_the_blocks(model: str, count: int) -> None:
     # Qwen-Image has 840, four of which change nothing: what they make is dropped.
-    from families.sketch import sketch
+    from families.without_weights import family_without_weights
 
     architecture = "zimage" if "Z-Image" in model else "qwen_image"
     content = job(model__name_or_path=model, model__arch=architecture)
     targets = translate(content).settings["lora_targets"]
-    assert len(sketch(find_base(model)).lora_targets(targets)) == count
+    assert len(family_without_weights(find_base(model)).lora_targets(targets)) == count
 
 
 def test_keys_of_video_and_of_what_is_off_have_no_effect() -> None:
@@ -509,7 +509,6 @@ def test_every_row_of_the_tables_names_a_setting_of_ours() -> None:
     assert set(keys.SAMPLE.values()) <= {each.name for each in fields(Request)}
     assert {ours for ours, _ in keys.TIMESTEPS.values()} <= set(TIMESTEP_SAMPLINGS)
     assert set(keys.WEIGHT_DECAY) <= set(OPTIMIZERS)
-    assert set(keys.GROUPS) == set(keys.ARCHITECTURES.values())
 
 
 @pytest.mark.parametrize("value", ["sigmoid", "linear", "weighted", "shift"])
@@ -536,7 +535,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model__arch": "flux"}, "model.arch is 'flux'; known here: zimage, qwen_image"),
+        ({"model__arch": "flux"}, "model.arch is 'flux'; known here: qwen_image, zimage"),
         ({"model__arch": "qwen_image"}, "model.arch is qwen_image, but name_or_path is z-image"),
         ({"model__name_or_path": "some/model"}, "model.name_or_path: base_model 'some/model'"),
         ({"datasets": [{"folder_path": "/a"}, {"folder_path": "/b"}]}, "into one"),

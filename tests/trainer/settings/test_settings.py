@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from families.bases import BASES
+from families.registry import BASES
 from inference.request import LENGTHS as PROMPT_LENGTHS
 from trainer.settings.checks import LENGTHS, NAMES, fault_of_name
 from trainer.settings.fields import Settings, SettingsError

@@ -11,7 +11,6 @@ Members are stored, not deflated: weights hardly shrink, and deflating them take
 """
 
 import errno
-import hashlib
 import json
 import logging
 import lzma
@@ -277,12 +276,6 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
     if placeholder.token != token:
         raise BrokenArchive(f"{file} holds the placeholder {placeholder.token!r}, not {token!r}")
     return replace(archive, placeholder=placeholder)
-
-
-def content_hash(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_members(members: Members, source: str, check: Check | None) -> Archive:

@@ -10,7 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from adapters.archive import Archive, Check, content_hash, read_archive
+from adapters.archive import Archive, Check, read_archive
+from adapters.files.atomic import content_hash
 from adapters.formats import Delta, Layout, as_delta, bytes_of, config_beside
 
 MOST_NOTES = 64  # of one archive, one for each scale and model

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapters.archive import content_hash
+from adapters.files.atomic import content_hash
 from adapters.formats import Factors, check_fits, parse_lora, read_tensors
 
 

@@ -1,4 +1,4 @@
-"""The base models: one file for what is special about each family, one table for their data."""
+"""The base models: one file for each family in `models/`, and what all of them share."""
 
 import logging
 import os

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from families.bases import BASES, UnknownBase, by_hub_id, find_base
+from families.registry import BASES, UnknownBase, by_hub_id, find_base
 from families.repository import (
     COMPONENTS,
     VAULT_PATTERNS,
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m families.download",
         description="Fetch base models from the Hub into $MODEL_VAULT, as ORG/NAME in the Hub's "
-        "own layout, so that training and drawing need no network afterwards.",
+        "own layout, so that training and generation need no network afterwards.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(BASES))
     parser.add_argument("--vault", default=os.environ.get("MODEL_VAULT"), help="in place of it")
@@ -39,9 +39,8 @@ def hub_ids(names: list[str]) -> list[str]:
     wanted: dict[str, None] = {}
     for name in names:
         base = find_base(name)
-        completing = by_hub_id(base.completed_by) if base.completed_by else None
-        for part in (base, completing, *base.training_adapters.values()):
-            if part is not None and part.folder is None:
+        for part in (base, base.completed_by, *base.training_adapters.values()):
+            if part is not None and part.included is None:
                 wanted[part.hub_id] = None
     return list(wanted)
 
@@ -61,7 +60,7 @@ def fetch(hub_id: str, vault: Path) -> Path:
         raise MissingModel(
             f"{hub_id} could not be fetched from the Hub ({type(error).__name__}: {error})"
         ) from error
-    # Without a network the Hub's client is content with whatever lies in the folder.
+    # Without a network the Hub's client accepts whatever is in the folder.
     row = by_hub_id(hub_id)
     if row is None:  # a training adapter's
         if not any(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""What every family of base models offers, and the parts that are the same for all of them.
+"""What the file of every base model defines, and what is the same for all of them.
 
 Tensor names carry their shape: B images, C latent channels, H and W latent rows and columns,
 L text tokens, D text features, P pixels' height and width.
@@ -8,161 +8,162 @@ velocity is noise - x0 in float32. Latents are normalised as the family's pipeli
 Guidance is the usual scale, where 1 is off.
 """
 
-import logging
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
-
-from families.bases import Base
+from families.base import AiToolkitNames, Base, CardCode, Config, FewStepRow, ModelClasses
 from families.lora_targets import chosen_layers
-from families.prefix import Prefix
-from families.quantization import (
-    PLAIN,
-    QUANTIZATIONS,
-    Residence,
-    check_available,
-    quantize_transformer,
-    settle_linears,
-)
-from families.repository import component_folder, transformer_source
 from families.tokens import PromptTokenizer, TokenizedPrompt
-from families.transfer import onto
-from families.weights import from_one_file, whole
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from families.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """How the weights of a family's frozen models are stored: quantized, in CPU memory."""
+
+    quantize: str = "none"  # of the transformer: none, int8, fp8, nf4
+    quantize_text: str = "none"  # of the text encoder
+    offload: bool = False  # the weights of the transformer's blocks are in CPU memory
 
 
 class Family(ABC):
     """A base model whose heavy parts are loaded when they are first used and can be released.
 
-    `transformer` and `text_encoder` run in `dtype`; `vae` runs in float32, since pictures are
-    encoded once and decoding is a small share of drawing. Nothing here is ever trained: every
-    parameter is frozen.
+    `transformer` and `text_encoder` run in `dtype`; `vae` runs in float32, since images are encoded
+    once and decoding is a small share of generation. Nothing here is ever trained: every parameter
+    is frozen.
     """
 
-    transformer_class: ClassVar[Any]
-    vae_class: ClassVar[Any]
-    text_encoder_class: ClassVar[Any]
+    # What a base model's file says. Without a default: it has to.
+
+    name: ClassVar[str]  # as in `Base.family` and meta.json
+    title: ClassVar[str]  # as messages name it
+    bases: ClassVar[tuple[Base, ...]]  # the first undistilled one stands for an unknown fine-tune
+    auto_on_gpu: ClassVar[Base | None] = None  # what `auto` may choose on a GPU
+    auto_without_gpu: ClassVar[Base | None] = None  # and on a CPU; one family has it
+    classes: ClassVar[ModelClasses]
+    # What shapes the published models, to plan before anything is downloaded: by component, those
+    # fields of its config.json that are not the class's defaults. All bases share them.
+    published: ClassVar[Mapping[str, Config]]
     trunk: ClassVar[str]  # the transformer's list of equal blocks that is nearly all of it
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
     max_text_tokens: ClassVar[int] = 512  # the pipelines' own limit
     empty_prompt: ClassVar[str] = ""  # what no caption and no negative prompt stand for
+    noise_in_dtype: ClassVar[bool] = False  # the pipeline makes noise in `dtype`, not in float32
+    layer_names: ClassVar[str] = ""  # a regular expression: names of layers only this family has
     # Names of the model's first release that LoRA files still use, and ours in their place;
     # several where its layer held them fused, one below the other.
     original_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    few_step_loras: ClassVar[tuple[FewStepRow, ...]] = ()
+    ai_toolkit: ClassVar[AiToolkitNames | None] = None
+    card_code: ClassVar[CardCode]
 
     def __init__(
         self,
         base: Base,
         device: torch.device,
         dtype: torch.dtype,
-        residence: Residence = PLAIN,
+        storage: WeightStorage | None = None,
     ) -> None:
+        from families.components import load_config, load_scheduler
+
         self.base, self.device, self.dtype = base, device, dtype
-        self.reside(residence)
-        self.vae_config = self.vae_class.load_config(component_folder(base, "vae"))
-        self.transformer_config = self.transformer_class.load_config(self._transformer_config())
-        scheduler = component_folder(base, "scheduler")
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(scheduler)
+        self.set_storage(storage or WeightStorage())
+        self.vae_config = load_config(self.model_class("vae"), base, "vae")
+        self.transformer_config = load_config(self.model_class("transformer"), base, "transformer")
+        self.scheduler = load_scheduler(base)
+
+    @classmethod
+    def model_class(cls, component: str) -> Any:
+        """The class of `transformer`, `vae` or `text_encoder`."""
+        import diffusers
+        import transformers
+
+        library = transformers if component == "text_encoder" else diffusers
+        return getattr(library, getattr(cls.classes, component))
 
     # The heavy parts.
 
-    def reside(self, residence: Residence) -> None:
-        """Says how the parts that are loaded from now on lie in memory.
+    def set_storage(self, storage: WeightStorage) -> None:
+        """Sets how the weights of parts that are loaded from now on are stored.
 
         Raises `QuantizationUnavailable` for what cannot run here.
         """
-        for quantization in (residence.quantize, residence.quantize_text):
+        from families.quantization import check_available
+
+        for quantization in (storage.quantize, storage.quantize_text):
             check_available(quantization, self.device)
-        self.residence = residence
+        self.storage = storage
 
     @cached_property
     def transformer(self) -> Any:
-        """The denoising transformer, frozen, in `dtype` or as `residence` has it."""
+        """The denoising transformer, frozen, in `dtype` and stored as `storage` says."""
         return self.load_transformer()
 
     def load_transformer(self, change: Callable[[Any], None] | None = None) -> Any:
         """Loads the transformer, which is `transformer` from then on.
 
-        `change` is given it before it is quantised, and may change its weights: what is merged
-        into quantised weights is lost to their rounding.
+        `change` is called with it before it is quantized, and may change its weights: what is
+        merged into quantized weights is lost to their rounding.
         """
-        in_place = self.residence.quantize == "none" and not self.residence.offload
-        first = self.device if in_place else torch.device("cpu")  # straight from the files
-        source = transformer_source(self.base)
-        if source.is_file():
-            model = from_one_file(
-                self.transformer_class, source, self._transformer_config(), self.dtype
-            )
-        else:
-            model = whole(self.transformer_class, source, self.dtype, device_map={"": first})
-        model = _frozen(model, first)
-        if change is not None:
-            change(model)
-        if self.residence.quantize != "none":
-            where = torch.device("cpu") if self.residence.offload else self.device
-            model = quantize_transformer(model, self.residence.quantize, where, self.dtype)
-        if not in_place:
-            model = settle_linears(model, self.residence, self.device)
-        self.__dict__["transformer"] = model.eval().requires_grad_(False)
+        from families import components
+
+        model = components.load_transformer(self, change)
+        self.__dict__["transformer"] = model
         return model
 
     @cached_property
     def vae(self) -> Any:
         """The autoencoder, frozen, in float32."""
-        model = whole(self.vae_class, component_folder(self.base, "vae"), torch.float32)
-        return _frozen(model, self.device)
+        from families import components
+
+        return components.load_vae(self)
 
     @cached_property
     def text_encoder(self) -> Any:
-        """The language model without its vocabulary head, frozen, in `dtype` or quantised.
+        """The language model without its vocabulary head, frozen, in `dtype` or quantized.
 
         Called with `inputs_embeds`, its `last_hidden_state` is what the transformer reads.
         """
-        folder = component_folder(self.base, "text_encoder")
-        options: dict[str, Any] = {}
-        if self.residence.quantize_text != "none":
-            quantization = QUANTIZATIONS[self.residence.quantize_text]
-            options["quantization_config"] = quantization.text_encoder_config(self.dtype, [])
-            options["device_map"] = {"": self.device}
-        model = whole(self.text_encoder_class, folder, self.dtype, **options)
-        return _frozen(self._reading_part(model), self.device)
+        from families import components
+
+        return components.load_text_encoder(self)
 
     def release(self, *names: str) -> None:
         """Drops loaded parts (`transformer`, `vae`, `text_encoder`) from memory."""
+        import torch
+
         for name in names:
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _transformer_config(self) -> Any:
-        """The folder with the transformer's config.json; a lone checkpoint borrows one."""
-        source = transformer_source(self.base)
-        return source if source.is_dir() else component_folder(self.base, "transformer")
 
     # Text.
 
     @cached_property
     def prompts(self) -> PromptTokenizer:
         """The tokenizer inside the family's chat template."""
-        tokenizer = AutoTokenizer.from_pretrained(
-            component_folder(self.base, "tokenizer"), trust_remote_code=False
-        )
+        from families import components
+
+        tokenizer = components.load_tokenizer(self.base)
         return PromptTokenizer(tokenizer, self._template(tokenizer))
 
     @cached_property
     def text_width(self) -> int:
-        """Features of one embedding row of the text encoder."""
-        config = AutoConfig.from_pretrained(
-            component_folder(self.base, "text_encoder"), trust_remote_code=False
-        )
-        return config.get_text_config().hidden_size
+        """Values of one embedding of the text encoder."""
+        from families import components
+
+        return components.text_width(self.base)
 
     def tokenize(self, prompt: str, vectors: Mapping[str, Tensor] | None = None) -> TokenizedPrompt:
         """Ids of the prompt inside the template, cut at the pipeline's limit."""
@@ -177,57 +178,23 @@ class Family(ABC):
     ) -> list[Tensor]:
         """Text features, one text_LD per prompt, unpadded, in `dtype`.
 
-        `vectors` maps a new word to its embedding rows [vectors, D]; they are put in through
-        `inputs_embeds`, and gradients reach them. The language models are causal, so prompts of
-        unequal length share a batch with their padding on the right and need no mask. All of them
-        begin with `prefix`, if it is given, which is not read again.
+        `vectors` maps a new token to its embeddings [vectors, D]; they are put in through
+        `inputs_embeds`, and gradients reach them. All prompts begin with `prefix`, if it is given,
+        which is not read again.
         """
-        vectors = vectors or {}
-        embed = self.text_encoder.get_input_embeddings()
-        tokenized = [self.tokenize(prompt, vectors) for prompt in prompts]
-        limits = [min(len(each.ids), self.text_limit(each)) for each in tokenized]
+        from families.text_features import encode_prompts
 
-        ids_BL = torch.zeros(len(prompts), max(limits), dtype=torch.long)
-        rows, columns, values = [], [], []
-        for row, (each, limit) in enumerate(zip(tokenized, limits, strict=True)):
-            ids_BL[row, :limit] = torch.tensor(each.ids[:limit])
-            for column, word, index in each.new:
-                if column < limit:
-                    ids_BL[row, column] = 0  # its row is overwritten below
-                    rows.append(row)
-                    columns.append(column)
-                    values.append(vectors[word][index])
-
-        if prefix is not None:
-            assert all(each.ids[: len(prefix.ids)] == prefix.ids for each in tokenized)
-            ids_BL = ids_BL[:, len(prefix.ids) :]
-            columns = [column - len(prefix.ids) for column in columns]
-        embeds_BLD = embed(onto(self.device, ids_BL))
-        if values:
-            at = onto(self.device, torch.tensor((rows, columns)))
-            new = torch.stack(values).to(embeds_BLD)
-            embeds_BLD = embeds_BLD.index_put(tuple(at), new)
-        before = prefix.cache(len(prompts)) if prefix is not None else None
-        hidden_BLD = self.text_encoder(
-            inputs_embeds=embeds_BLD, past_key_values=before, use_cache=prefix is not None
-        ).last_hidden_state
-        if prefix is not None:
-            start_BPD = prefix.hidden_PD.expand(len(prompts), -1, -1)
-            hidden_BLD = torch.cat((start_BPD, hidden_BLD), dim=1)
-        return [
-            hidden_LD[self._first_feature(each) : limit]
-            for hidden_LD, each, limit in zip(hidden_BLD, tokenized, limits, strict=True)
-        ]
+        return encode_prompts(self, prompts, vectors, prefix)
 
     def reads_new(self, prompt: TokenizedPrompt) -> bool:
-        """Whether any new word of the prompt lies within what is kept of it."""
+        """Whether any new token of the prompt is in the part that is kept."""
         return any(column < self.text_limit(prompt) for column, _, _ in prompt.new)
 
     def text_limit(self, prompt: TokenizedPrompt) -> int:
         """Ids kept of a prompt; as the pipelines do, features are cut at `max_text_tokens`."""
         return self.max_text_tokens + self._first_feature(prompt)
 
-    # Pictures and latents.
+    # Images and latents.
 
     @property
     def resolution_multiple(self) -> int:
@@ -235,47 +202,34 @@ class Family(ABC):
         return self.vae_factor * self.patch_size
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the latents of a picture."""
+        """Rows and columns of the latents of an image."""
         return height // self.vae_factor, width // self.vae_factor
 
     def initial_noise(self, seeds: Sequence[int], width: int, height: int) -> Tensor:
-        """latents_BCHW float32 at sigma 1, one picture per seed.
+        """latents_BCHW float32 at sigma 1, one image per seed.
 
-        Drawn on the CPU in the type the stock pipeline draws it in, so that a seed gives the
-        stock pipeline's picture on every device.
+        Made on the CPU in the type that the stock pipeline makes it in, so that a seed gives the
+        stock pipeline's image on every device.
         """
+        import torch
+
+        from families import flow
+
         shape = (self.latent_channels, *self.latent_size(width, height))
-        noise = [
-            torch.randn(
-                shape, generator=torch.Generator().manual_seed(seed), dtype=self._noise_dtype
-            )
-            for seed in seeds
-        ]
-        return torch.stack(noise).to(self.device, torch.float32)
+        dtype = self.dtype if self.noise_in_dtype else torch.float32
+        return flow.noise(shape, seeds, dtype).to(self.device, torch.float32)
 
     def sigmas(self, steps: int, width: int, height: int, shift: float | None = None) -> Tensor:
         """steps + 1 noise levels from 1 to 0: the pipeline's grid under the base's scheduler.
 
-        With `shift` the grid is shifted by that at every size, s -> shift s / (1 + (shift - 1) s)
-        (Esser et al. 2024, arXiv 2403.03206, equation 23), without a terminal shift.
+        With `shift` the grid is shifted by that at every size, without a terminal shift.
         """
+        from families import flow
+
         if shift is not None:
-            even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)
-            shifted = shift * even / (1 - even + shift * even)  # finite for any shift above 0
-            return torch.cat([shifted, torch.zeros(1)]).float()
-        if steps == 1:
-            return torch.tensor([1.0, 0.0])  # a terminal shift would divide by zero
-        config = self.scheduler.config
+            return flow.shifted_sigmas(steps, shift)
         rows, columns = self.latent_size(width, height)
-        tokens = rows * columns // self.patch_size**2
-        base_tokens = config.get("base_image_seq_len", 256)
-        max_tokens = config.get("max_image_seq_len", 4096)
-        base_shift, max_shift = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-        mu = base_shift + slope * (tokens - base_tokens)
-        grid = torch.linspace(1.0, 1 / steps, steps).tolist()
-        self.scheduler.set_timesteps(sigmas=grid, mu=mu)
-        return self.scheduler.sigmas
+        return flow.scheduled_sigmas(self.scheduler, steps, rows * columns // self.patch_size**2)
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance of two velocities (Ho and Salimans 2022, arXiv 2207.12598)."""
@@ -286,7 +240,6 @@ class Family(ABC):
     vae_factor: int  # pixels per latent row
     patch_size: int  # latent rows per transformer token
     latent_channels: int
-    _noise_dtype: torch.dtype
 
     @abstractmethod
     def _template(self, tokenizer: Any) -> str:
@@ -326,14 +279,11 @@ class Family(ABC):
         (`layers.2?.attention.*`). Several are joined by commas; `!` before one takes its layers
         away again (`all,!attention`). Raises ValueError for one that fits no layer.
         """
-        learning = [name for name in self._linear_layers() if name not in self.idle_layers()]
-        return chosen_layers(wanted, learning, self.lora_groups(), self.base.name)
+        from families.components import linear_layers
 
-    def _linear_layers(self) -> list[str]:
-        """Names of all linear layers of the transformer, without its weights."""
-        with torch.device("meta"):
-            model = self.transformer_class.from_config(self.transformer_config)
-        return [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+        layers = linear_layers(self.model_class("transformer"), self.transformer_config)
+        learning = [name for name in layers if name not in self.idle_layers()]
+        return chosen_layers(wanted, learning, self.lora_groups(), self.base.name)
 
     @abstractmethod
     def lora_groups(self) -> dict[str, list[str]]:
@@ -342,7 +292,3 @@ class Family(ABC):
     def idle_layers(self) -> frozenset[str]:
         """Linear layers whose result is dropped, so that they would never learn."""
         return frozenset()
-
-
-def _frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    return model.to(device).eval().requires_grad_(False)

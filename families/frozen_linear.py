@@ -1,9 +1,9 @@
 """Linear layers that fetch their frozen weight when they need it, and keep nothing of it.
 
-A frozen layer needs its weight twice, in the forward and in the backward pass. Left to itself,
-autograd keeps what the forward pass multiplied with: of a quantised weight the 16-bit copy, of one
-that waits in host memory the copy on the GPU. Then nothing is saved by either. Here the weight is
-fetched again for the backward pass, as bitsandbytes does it for nf4.
+A frozen layer needs its weight twice, in the forward and in the backward pass. By default autograd
+keeps what the forward pass multiplied with: the 16-bit copy of a quantized weight, the copy on the
+GPU of an offloaded one. Then neither saves memory. Here the weight is fetched again for the
+backward pass, as bitsandbytes does it for nf4.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Fetch = Callable[[Any, torch.device, torch.dtype], Tensor]
 
 
 def fetch_plain(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """An unquantised weight, from wherever it waits."""
+    """An unquantized weight, from the device that stores it."""
     return weight.to(device, dtype, non_blocking=True)
 
 
@@ -27,7 +27,7 @@ def fetch_torchao(weight: Any, device: torch.device, dtype: torch.dtype) -> Tens
 
 
 def fetch_bitsandbytes(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """bitsandbytes' four-bit parameter; its scales already lie on the device."""
+    """bitsandbytes' four-bit parameter; its scales are on the device already."""
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data.to(device, non_blocking=True), weight.quant_state).to(dtype)
@@ -36,7 +36,7 @@ def fetch_bitsandbytes(weight: Any, device: torch.device, dtype: torch.dtype) ->
 class FrozenLinear(nn.Linear):
     """A linear layer around another one's weight, which is fetched for each product.
 
-    `device` is where it computes; the weight may lie elsewhere.
+    `device` is where it computes; the weight may be stored elsewhere.
     """
 
     def __init__(self, linear: nn.Linear, fetch: Fetch, device: torch.device) -> None:
@@ -48,10 +48,10 @@ class FrozenLinear(nn.Linear):
         return _FetchedProduct.apply(x, self)
 
     def offload(self) -> None:
-        """Leaves the weight in host memory, pinned where a GPU will read it."""
+        """Moves the weight to CPU memory, pinned if a GPU will read it."""
         scales = getattr(self.weight, "quant_state", None)
         self.weight = moved(self.weight, torch.device("cpu"))
-        if scales is not None:  # of bitsandbytes: small, and they travel with no one
+        if scales is not None:  # of bitsandbytes: small, and not moved with the weight
             scales.to(self.device)
         if self.device.type == "cuda":
             _pin(self.weight)
@@ -81,7 +81,7 @@ def moved(weight: Any, device: torch.device) -> Any:
 
 
 def _pin(weight: Any) -> None:
-    """Page-locks a weight, part by part where it is a quantised tensor of several."""
+    """Page-locks a weight, part by part if it is a quantized tensor of several."""
     if hasattr(weight, "__tensor_flatten__"):
         for part in weight.__tensor_flatten__()[0]:
             setattr(weight, part, getattr(weight, part).pin_memory())

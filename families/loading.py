@@ -4,14 +4,11 @@ import os
 
 import torch
 
-from families.bases import Base
-from families.family import Family
-from families.quantization import PLAIN, Residence
-from families.qwen_image import QwenImage
-from families.z_image import ZImage
+from families.base import Base
+from families.family import Family, WeightStorage
+from families.registry import family_of
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-FAMILIES: dict[str, type[Family]] = {"z_image": ZImage, "qwen_image": QwenImage}
 
 
 def default_device() -> torch.device:
@@ -41,12 +38,12 @@ def load_family(
     base: Base,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
-    residence: Residence = PLAIN,
+    storage: WeightStorage | None = None,
 ) -> Family:
     """The base's family. Reads configs now and weights when they are first used.
 
-    Raises `MissingModel` where a part of the base is neither here nor to be had, and
-    `QuantizationUnavailable` where `residence` asks for what cannot run here.
+    Raises `MissingModel` where a part of the base is neither on this machine nor on the Hub, and
+    `QuantizationUnavailable` where `storage` asks for what cannot run here.
     """
     device = device or default_device()
-    return FAMILIES[base.family](base, device, dtype or default_dtype(device), residence)
+    return family_of(base)(base, device, dtype or default_dtype(device), storage)

@@ -2,17 +2,17 @@
 
 import torch
 
-from families.bases import Base
-from families.sketch import outline
+from families.base import Base
+from families.without_weights import transformer_without_weights
 
 LARGE = 1e9  # parameters of a transformer; one step of the smallest published base takes minutes
 
 
 class NoGpu(ValueError):
-    """A large model on a machine without a GPU, and nobody has agreed to wait."""
+    """A large model on a machine without a GPU, and the user has not asked to run it anyway."""
 
 
-def slow_here(base: Base, device: torch.device | None = None) -> str | None:
+def why_too_slow(base: Base, device: torch.device | None = None) -> str | None:
     """Why a run with the base would be extremely slow on this device; None where it would not.
 
     Counted on the model's own config, or the published one, without its weights.
@@ -20,7 +20,7 @@ def slow_here(base: Base, device: torch.device | None = None) -> str | None:
     has_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
     if has_gpu:
         return None
-    size = sum(each.numel() for each in outline(base).parameters())
+    size = sum(each.numel() for each in transformer_without_weights(base).parameters())
     if size < LARGE:
         return None
     return (

@@ -1,6 +1,6 @@
-"""Frozen models in eight or four bits per weight, through the libraries' quantisation configs.
+"""Frozen models in eight or four bits per weight, through the libraries' quantization configs.
 
-Only the linear layers of the repeated blocks are quantised: they are nearly all of a model, and
+Only the linear layers of the repeated blocks are quantized: they are nearly all of a model, and
 what surrounds them (embedders, norms, the last layer) is small and sensitive.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from families.family import WeightStorage
 from families.frozen_linear import (
     Fetch,
     FrozenLinear,
@@ -22,15 +23,15 @@ from families.frozen_linear import (
 
 
 class QuantizationUnavailable(RuntimeError):
-    """A quantisation that cannot run here, with what to do."""
+    """A quantization that cannot run here, with what to do."""
 
 
 @dataclass(frozen=True)
 class Quantization:
     """One way to keep weights small."""
 
-    bytes_per_weight: float  # scales included, for rows of thousands
-    weight_error: float  # |W - dequantised W| / |W| of normally distributed weights, measured
+    bytes_per_weight: float  # scales included, for thousands of columns
+    weight_error: float  # |W - dequantized W| / |W| of normally distributed weights, measured
     package: str
     requirement: str  # what pip is asked for
     fetch: Fetch
@@ -99,18 +100,6 @@ QUANTIZATIONS: dict[str, Quantization] = {
 }
 
 
-@dataclass(frozen=True)
-class Residence:
-    """How a family's frozen models lie in memory."""
-
-    quantize: str = "none"  # of the transformer: none, int8, fp8, nf4
-    quantize_text: str = "none"  # of the text encoder
-    offload: bool = False  # the transformer's block weights wait in host memory
-
-
-PLAIN = Residence()
-
-
 def check_available(name: str, device: torch.device) -> None:
     """Raises `QuantizationUnavailable` where a package or the GPU it needs is missing."""
     if name == "none":
@@ -144,9 +133,9 @@ def quantize_transformer(
 ) -> nn.Module:
     """A diffusers model in `name`, weight by weight onto `device`.
 
-    What `from_pretrained` does with files, done with weights that lie in memory already, since a
+    What `from_pretrained` does with files, done with weights that are in memory already, since a
     turbo adapter may have been merged into them. (`from_single_file` takes such weights too, but
-    believes that they are quantised already.)
+    assumes that they are quantized already.)
     """
     from accelerate import init_empty_weights
     from diffusers.models.model_loading_utils import load_model_dict_into_meta
@@ -174,14 +163,14 @@ def quantize_transformer(
     return quantised
 
 
-def settle_linears(model: nn.Module, residence: Residence, device: torch.device) -> nn.Module:
-    """The model on `device` with block layers that fetch their weights as `residence` has it."""
-    if residence.quantize != "none" or residence.offload:
-        quantization = QUANTIZATIONS.get(residence.quantize)
+def apply_storage(model: nn.Module, storage: WeightStorage, device: torch.device) -> nn.Module:
+    """The model on `device` with block layers that fetch their weights as `storage` says."""
+    if storage.quantize != "none" or storage.offload:
+        quantization = QUANTIZATIONS.get(storage.quantize)
         fetch = quantization.fetch if quantization is not None else fetch_plain
         replace_linears(model, fetch, device)
     for module in model.modules():
-        if residence.offload and isinstance(module, FrozenLinear):
+        if storage.offload and isinstance(module, FrozenLinear):
             module.offload()
             if module.bias is not None:
                 module.bias.data = module.bias.data.to(device)

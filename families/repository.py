@@ -1,4 +1,4 @@
-"""Where a base model's files lie: embedded, a local folder, `$MODEL_VAULT`, or the Hub.
+"""Where a base model's files are: a folder, `$MODEL_VAULT`, in this project, or on the Hub.
 
 One rule for all: `component_folder` answers with a local folder in the Hub's own layout, and
 fetches from the Hub only what is nowhere on this machine.
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from families.bases import AdapterFile, Base, by_hub_id
+from families.base import AdapterFile, Base
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
 
@@ -43,11 +43,11 @@ def component_folder(base: Base, component: str) -> Path:
     """The local folder of one component (`transformer`, `vae`, …) of a base.
 
     A repository that lacks the component is completed by `base.completed_by`. Of `transformer`
-    only the config is sure to lie there: see `transformer_source`. Raises `MissingModel` with
+    only the config is sure to be there: see `transformer_source`. Raises `MissingModel` with
     what was looked for and where.
     """
     own = _local(base)
-    completes = by_hub_id(base.completed_by) if base.completed_by else None
+    completes = base.completed_by
     if own is None and (completes is None or component == "transformer"):
         own = download(base.hub_id, [f"{component}/*"])
     if own is not None and (own / component).is_dir():
@@ -80,12 +80,12 @@ def transformer_source(base: Base) -> Path:
 def adapter_path(adapter: AdapterFile) -> Path:
     """The local file of a training adapter. Raises `MissingModel` where it is not to be had."""
     shelf = vault()
-    places = [place for place in (shelf and shelf / adapter.hub_id, adapter.folder) if place]
+    places = [place for place in (shelf and shelf / adapter.hub_id, adapter.included) if place]
     for place in places:
         if (place / adapter.name).is_file():
             return place / adapter.name
-    if adapter.folder is not None:
-        raise MissingModel(f"training adapter {adapter.folder / adapter.name} does not exist")
+    if adapter.included is not None:
+        raise MissingModel(f"training adapter {adapter.included / adapter.name} does not exist")
     path = download(adapter.hub_id, [adapter.name]) / adapter.name
     if not path.is_file():
         raise MissingModel(f"{adapter.hub_id} holds no file {adapter.name}")
@@ -93,8 +93,8 @@ def adapter_path(adapter: AdapterFile) -> Path:
 
 
 def local_config(base: Base, component: str) -> dict[str, Any] | None:
-    """A component's config where it lies on this machine; None where it would be fetched."""
-    for owner in filter(None, (base, by_hub_id(base.completed_by or ""))):
+    """A component's config if it is on this machine; None where it would be fetched."""
+    for owner in filter(None, (base, base.completed_by)):
         folder = _local(owner)
         file = folder / component / "config.json" if folder is not None else None
         if file is not None and file.is_file():
@@ -103,7 +103,7 @@ def local_config(base: Base, component: str) -> dict[str, Any] | None:
 
 
 def _whole(folder: Path, weights: bool) -> Path:
-    """The component's folder, if the files it cannot do without lie in it; else `MissingModel`."""
+    """The component's folder, if it holds the files that are needed; else `MissingModel`."""
     needed = [_CONFIGS.get(folder.name, "config.json")]
     if weights:
         indices = sorted(folder.glob("*.safetensors.index.json"))
@@ -119,15 +119,15 @@ def _whole(folder: Path, weights: bool) -> Path:
 
 def _local(base: Base) -> Path | None:
     """The base's folder on this machine, or None where it has to come from the Hub."""
-    if base.folder is not None and by_hub_id(base.hub_id) != base:
-        return base.folder  # not a row of the table: a folder that was asked for by its path
+    if base.folder is not None:
+        return base.folder
     shelf = vault()
     if shelf is not None and (shelf / base.hub_id).is_dir():
         return shelf / base.hub_id
-    if base.folder is not None:
-        if base.folder.is_dir():
-            return base.folder
-        raise MissingModel(f"{base.name}: folder {base.folder} does not exist")
+    if base.included is not None:
+        if base.included.is_dir():
+            return base.included
+        raise MissingModel(f"{base.name}: folder {base.included} does not exist")
     return None
 
 

@@ -155,9 +155,12 @@ def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str
 
 
 def name_subject(text: str, subject: str) -> str:
-    """The text with the subject's token in place of every whole word TOK (case matters)."""
-    # The token is looked for first, so that the TOK within a token such as <TOK> is left alone.
-    pattern = f"{whole_word(subject)}|{whole_word(SUBJECT)}"
+    """The text with the subject's token in place of every whole word TOK (case matters).
+
+    The brackets of <TOK> and [TOK] are part of it.
+    """
+    # The token is looked for first, so that the TOK within a token such as <TOK1 TOK> stays.
+    pattern = rf"{whole_word(subject)}|<{SUBJECT}>|\[{SUBJECT}\]|{whole_word(SUBJECT)}"
     return re.sub(pattern, lambda _: subject, text)
 
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from families.bases import find_base_or_folder
 from families.redact import safe_name
+from families.registry import find_base_or_folder
 from inference.console import begin, log_to_console
 from inference.flags import Parser, add, add_inputs
 from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs

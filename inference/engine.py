@@ -16,16 +16,17 @@ from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
 from adapters.formats import Delta, Layout, LoraMismatch, is_zero
 from adapters.merging import LoraMerger
-from families.bases import Base, UnknownBase, default_base, find_base
+from families.base import Base
 from families.family import Family
-from families.loading import FAMILIES, default_device, default_dtype, load_family
-from families.no_gpu import NoGpu, how_to_run_anyway, slow_here
+from families.loading import default_device, default_dtype, load_family
+from families.no_gpu import NoGpu, how_to_run_anyway, why_too_slow
 from families.out_of_memory import without_locals
+from families.registry import UnknownBase, default_base, family_of, find_base
 from families.repository import transformer_source
-from families.sketch import outline
 from families.tokens import ids_wanted
+from families.without_weights import transformer_without_weights
 from inference import acceleration
-from inference.fetch import Sources, named
+from inference.fetch import Sources, named, of_input
 from inference.generation import describe, generate
 from inference.image_metadata import making
 from inference.images import (
@@ -79,7 +80,7 @@ class Engine:
         self._adapters = AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests that bring none
-        self._outlines: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
+        self._layouts: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
 
     def warm_up(self, default_weights: Source | None = None) -> None:
         """Loads the default base, every part of it, and has it ready for the usual sizes.
@@ -117,24 +118,30 @@ class Engine:
             find_base(base_model)  # a folder is a name of files, too
         token = revealed(hf_api_token)
         check_length("hf_api_token", token or "", SECRET_LENGTH)
-        image = (
-            read_image(self.sources.file(inputs.image, None, any_file)) if inputs.image else None
-        )
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("hf_api_token contains characters that no token has; copy it again")
+        image = None
+        if inputs.image:
+            with of_input("image"):
+                image = read_image(self.sources.file(inputs.image, None, any_file))
         asked = Request.of(inputs, image)
         folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
-        main = inputs.replicate_weights or inputs.lora_weights
-        alone = not (main and extra_lora)
+        main = "replicate_weights" if inputs.replicate_weights else "lora_weights"
+        given = {main: inputs.replicate_weights or inputs.lora_weights, "extra_lora": extra_lora}
+        alone = not all(given.values())
 
-        def read(source: Source | None, extra: bool) -> Archive | None:
+        def read(name: str) -> Archive | None:
+            source, extra = given[name], name == "extra_lora"
             if not source:
                 return None
-            return self._read_named(
-                *(source, token, any_file),
-                lambda planned: self._check(planned, base_model, extra, alone),
-            )
+            with of_input(name):
+                return self._read_named(
+                    *(source, token, any_file),
+                    lambda planned: self._check(planned, base_model, extra, alone),
+                )
 
-        first, second = read(main, False), read(extra_lora, True)
+        first, second = read(main), read("extra_lora")
         try:
             images = self.generate(asked, first, base_model, second, from_request=not any_file)
         except (LoraMismatch, UnknownBase):
@@ -238,23 +245,23 @@ class Engine:
         weights = self._wanted(first, second, 1.0, 1.0)
         if alone or planned.base_model or base_model != "auto":
             base = choose_base(base_model, weights if alone else weights[-1:], self._automatic)
-            self._outline(base).fit(planned.deltas, weights[-1].name)
+            self._layout_of(base).fit(planned.deltas, weights[-1].name)
 
-    def _outline(self, base: Base) -> Layout:
+    def _layout_of(self, base: Base) -> Layout:
         """The layers of a base, from the model in memory or else from its configuration."""
         family, over = self._family, self._over
         if over is not None and family is not None and family.base == base:
             return over[1]
         key = base.name, base.folder
-        if key not in self._outlines:
-            names = FAMILIES[base.family].original_names
-            self._outlines[key] = Layout.of(outline(base), base.name, names)
-        return self._outlines[key]
+        if key not in self._layouts:
+            names = family_of(base).original_names
+            self._layouts[key] = Layout.of(transformer_without_weights(base), base.name, names)
+        return self._layouts[key]
 
     def _load(self, base: Base) -> Family:
         """The base's family; another base leaves memory first."""
         if self._family is None or self._family.base != base:
-            if slow := slow_here(base, self.device):
+            if slow := why_too_slow(base, self.device):
                 if self.cpu is False:
                     raise NoGpu(how_to_run_anyway(slow))
                 log.warning("%s", slow)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from families.bases import Base
+from families.base import Base
 from families.family import Family
 from inference.images import to_images, to_pixels
 from inference.request import ResolvedRequest

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from families.bases import Base
+from families.base import Base
 from inference.request import ResolvedRequest
 
 log = logging.getLogger(__name__)

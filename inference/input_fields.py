@@ -176,12 +176,8 @@ IN_WORDS: dict[Any, str] = {
 
 
 def _wrong_type(name: str, value: object, wanted: Sequence[type]) -> str:
-    numbers = {int, float} & set(wanted)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if numbers == set(wanted) and not number:
-        return f"{name} is {_shown(value)}, not a number"
     words = dict.fromkeys(IN_WORDS.get(each, "text") for each in wanted)
-    return f"{name} is {_shown(value)}; expected {' or '.join(words)}"
+    return f"{name} is {_shown(value)}; it must be {' or '.join(words)}"
 
 
 def _shown(value: object) -> str:
@@ -208,7 +204,7 @@ def parts_of(given: str | Sequence[object] | None, separator: str) -> tuple[str,
 
 def not_one_of(name: str, value: str, known: Sequence[str]) -> str:
     """That a value is none of those that are known, with the nearest one."""
-    near = difflib.get_close_matches(value, known, n=1)
+    near = difflib.get_close_matches(value.lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{name} {value[:_SHOWN]!r} is not one of {', '.join(known)}{hint}"
 

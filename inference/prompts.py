@@ -7,6 +7,7 @@ TOK stands for the subject's token. Options such as `--w 64` are read behind sam
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from families.text_limit import cut
@@ -35,12 +36,14 @@ OPTIONS: dict[str, tuple[str, type] | None] = {
     "width": ("width", int),
     "height": ("height", int),
     "no": ("negative_prompt", str),
+    **dict.fromkeys(("neg", "negative", "negative_prompt"), ("negative_prompt", str)),
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance", "guidance_scale"), ("guidance_scale", float)),
     # Those without a counterpart.
     **dict.fromkeys(("am", "c", "cn", "ci", "ctrl_img", "f", "fps", "fs", "i", "il", "is", "m")),
     **dict.fromkeys(("network_multiplier", "num_frames", "of", "ow", "r", "sd", "ss", "v")),
     **dict.fromkeys(("style", "stylize", "chaos", "q", "iw", "niji", "tile", "weird")),
 }
-_OPTION = re.compile(rf"(?:^|\s)--({'|'.join(sorted(OPTIONS, key=len, reverse=True))})(?=[\s=]|$)")
+_OPTION = re.compile(r"(?:^|\s)--([a-z_]\w*)(?=[\s=]|$)", re.IGNORECASE)
 
 _FOREIGN = (
     re.compile(r"<(?:lora|lyco|hypernet|embedding):[^<>]{1,200}>", re.IGNORECASE),
@@ -50,7 +53,7 @@ _FOREIGN = (
     re.compile(r"\b__[\w/-]{1,60}__\b"),
     re.compile(r"(?<!\S)BREAK(?!\S)"),
     re.compile(r"^Negative prompt:", re.MULTILINE),
-    re.compile(r"(?<!\S)--[a-z_]+(?=[\s=]|$)"),
+    re.compile(r"(?<!\S)--[a-z_]+(?=[\s=]|$)", re.IGNORECASE),
 )
 
 
@@ -63,17 +66,19 @@ def foreign_syntax(text: str) -> list[str]:
 def read_options(prompt: str) -> tuple[str, dict[str, Any], list[str]]:
     """A prompt without the options behind it, the request's fields they set, and those not read.
 
-    Raises ValueError for an option whose value is not what it takes.
+    They begin with the first that is known. Raises ValueError for an option whose value is not what
+    it takes.
     """
-    starts = list(_OPTION.finditer(prompt))
+    found = list(_OPTION.finditer(prompt))
+    starts = list(dropwhile(lambda match: match[1].lower() not in OPTIONS, found))
     if not starts:
         return prompt, {}, []
     fields: dict[str, Any] = {}
     unread = []
     ends = [match.start() for match in starts[1:]] + [len(prompt)]
     for match, end in zip(starts, ends, strict=True):
-        name, value = match[1], prompt[match.end() : end].strip().removeprefix("=").strip()
-        option = OPTIONS[name]
+        name, value = match[1].lower(), prompt[match.end() : end].strip().removeprefix("=").strip()
+        option = OPTIONS.get(name)
         if option is None or (name == "g" and "guidance_scale" in fields):
             unread.append(f"--{name} {value}".strip())
             continue

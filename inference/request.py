@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 from pydantic import InstanceOf
 
-from families.bases import Base
+from families.base import Base
 from families.few_steps import FewStepLora
 from inference.inputs import SharedInputs
 
@@ -44,18 +44,29 @@ def check_size(request: Request, base: Base) -> None:
         )
 
 
+def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
+    """What a request costs: passes of an image of the base's own resolution."""
+    width, height = map(round, wanted_size(request, base.default_resolution))
+    return _passes(request, base, few_steps) * width * height / base.default_resolution**2
+
+
+def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:
+    steps, guidance = _steps_and_guidance(request, base, few_steps)
+    return request.num_outputs * steps * (2 if guidance > 1 else 1)
+
+
 def check_work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> None:
     """Raises ValueError for a request that would keep a server busy for too long."""
-    width, height = map(round, wanted_size(request, base.default_resolution))
-    steps, guidance = _steps_and_guidance(request, base, few_steps)
-    passes = request.num_outputs * steps * (2 if guidance > 1 else 1)
-    relative = width * height / base.default_resolution**2
-    if passes * relative > MOST_PASSES:
+    cost = work(request, base, few_steps)
+    if cost > MOST_PASSES:
+        width, height = map(round, wanted_size(request, base.default_resolution))
+        steps, guidance = _steps_and_guidance(request, base, few_steps)
+        passes = _passes(request, base, few_steps)
         raise ValueError(
             f"{request.num_outputs} images of {width}x{height} in {steps} steps"
             f"{' with guidance, which doubles them,' if guidance > 1 else ''} are too much for one "
             f"request: {passes:,} steps, where {base.name} does at most "
-            f"{int(MOST_PASSES / relative):,} at this size; lower num_outputs, "
+            f"{int(MOST_PASSES * passes / cost):,} at this size; lower num_outputs, "
             "num_inference_steps or the size"
         )
 

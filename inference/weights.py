@@ -10,9 +10,10 @@ from torch import Tensor
 from adapters.archive import Archive
 from adapters.files.containers import printable
 from adapters.formats import LoraMismatch
-from families.bases import Base, UnknownBase, default_base, find_base, find_base_or_folder
+from families.base import Base
 from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
+from families.registry import UnknownBase, default_base, find_base, find_base_or_folder
 from families.tokens import split_words
 from inference.image_metadata import AppliedWeights
 from inference.prompts import check_syntax

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from inference.fetch import Downloader, DownloadError, SourceError, allowed_file
+from inference.fetch import (
+    Downloader,
+    DownloadError,
+    SourceError,
+    allowed_file,
+    data_content,
+    is_data,
+)
 from serving.openapi import Json
 from serving.validation import Refused, detail
 
@@ -116,7 +123,7 @@ class Folder:
 
 def is_address(text: str) -> bool:
     """Whether a text is a URL, rather than a file or its content."""
-    return "://" in text[:4096] and not text.startswith("data:")
+    return "://" in text[:4096] and not is_data(text)
 
 
 def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) -> None:
@@ -127,7 +134,7 @@ def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) ->
             try:
                 if is_address(text):
                     downloader.check(text)
-                elif not text.startswith("data:"):
+                elif not is_data(text):
                     allowed_file(text)
             except (DownloadError, SourceError) as error:
                 faults.append(detail(["input", name], f"{name}: {error}"))
@@ -138,26 +145,31 @@ def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) ->
 async def fetched(
     inputs: Json, names: frozenset[str], folder: Path, downloader: Downloader
 ) -> Json:
-    """The inputs with a file in `folder` for each address. Raises `DownloadError` with the reason.
+    """The inputs with a file in `folder` for each address and each data URL.
 
-    Whatever ends it, no connection stays open.
+    Raises `DownloadError` or `SourceError` with the reason. Whatever ends it, no connection stays
+    open.
     """
 
     async def local(name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [await local(f"{name}-{place}", each) for place, each in enumerate(value)]
-        if not isinstance(value, str) or value.startswith("data:"):
+        if not isinstance(value, str):
             return value
-        if not is_address(value):
-            return str(allowed_file(value))
-        suffix = re.search(r"(\.tar)?\.\w{1,12}$", unquote(urlsplit(value).path))
-        path = folder / f"{name}{suffix[0] if suffix else ''}"
+        path = folder / name
         try:
+            if is_data(value):
+                await in_thread(lambda: path.write_bytes(data_content(value)))
+                return str(path)
+            if not is_address(value):
+                return str(allowed_file(value))
+            suffix = re.search(r"(\.tar)?\.\w{1,12}$", unquote(urlsplit(value).path))
+            path = path.with_name(f"{name}{suffix[0] if suffix else ''}")
             await Connections(downloader).do(lambda ours: ours.file(value, path))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise DownloadError(f"{name}: cannot be saved on the server ({reason})") from error
-        except DownloadError as error:
+        except (DownloadError, SourceError) as error:
             raise DownloadError(f"{name}: {error}") from error
         return str(path)
 

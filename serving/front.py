@@ -25,8 +25,19 @@ from serving.supervisor import Supervisor
 from serving.validation import Inputs, Refused, detail, parse
 
 MAX_BODY = 100 << 20  # bytes, as in the runtime
+SMALL_BODY = 1 << 20  # bytes; received also when there is no room for more large ones
+MOST_HELD = 4 * MAX_BODY  # bytes of all bodies that are being received or parsed
+BODY_SECONDS = 900.0  # for a client to send its body, as for a download
 LOOKUP_SECONDS = 20.0  # for the names of all hosts in a request
 BUSY = "At capacity: the server works on another request; send this one again later"
+TOO_LARGE, TOO_SLOW, FULL = (
+    Reply(status, {"error": message, "status": "failed"})
+    for status, message in (
+        (413, f"the body is larger than {MAX_BODY >> 20} MiB; send an https URL instead"),
+        (408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds; send it again"),
+        (503, "too many large requests arrive at once; send this one again later"),
+    )
+)
 ROUTES = {"predict": ("predictions", "Input"), "train": ("trainings", "TrainingInput")}
 
 
@@ -44,6 +55,7 @@ class Front:
         self._run: Run | None = None
         self._hooks: dict[str, Run] = {}
         self._stopping = False
+        self._held = 0  # bytes of bodies
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -127,19 +139,17 @@ class Front:
             message = "This model does not support streaming responses."
             return JSONResponse({"error": message}, 406)
         try:
-            content = await _body(request)
-            if content is None:
-                message = f"the body is larger than {MAX_BODY >> 20} MiB; send an https URL instead"
-                return JSONResponse({"error": message, "status": "failed"}, 413)
-            ask = await in_thread(partial(_ask, content, run_id, self._inputs))
-            del content
-            if run_id is not None and (run := self._run) is not None and run.ask.id == run_id:
-                return JSONResponse(run.shown(self._inputs), 202)
-            await self._check_places(ask)
+            ask = await self._received(request, run_id)
+            if isinstance(ask, Reply):
+                return self._answer(ask)
+            if not self._is_running(run_id):
+                await self._check_places(ask)
         except Refused as refused:
             return JSONResponse({"detail": refused.details}, 422)
         except ClientDisconnect:
             return Response(status_code=499)
+        if (run := self._run) is not None and self._is_running(run_id):  # perhaps only just started
+            return JSONResponse(run.shown(self._inputs), 202)
         if not self._supervisor.ready or self._stopping:
             return self._answer(Reply(503, {"error": self._supervisor.reason, "status": "failed"}))
         if self._run is not None:
@@ -148,6 +158,30 @@ class Front:
         if "respond-async" in request.headers.get("prefer", ""):
             return JSONResponse({"id": ask.id, "status": "starting"}, 202)
         return await self._wait(request, run)
+
+    def _is_running(self, run_id: str | None) -> bool:
+        return run_id is not None and self._run is not None and self._run.ask.id == run_id
+
+    async def _received(self, request: Request, run_id: str | None) -> Ask | Reply:
+        """The checked request, or the answer to a body that is too large or does not arrive."""
+        content = bytearray()
+        announced = request.headers.get("content-length", "0")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                if announced.isdecimal() and int(announced) > MAX_BODY:
+                    return TOO_LARGE
+                async for chunk in request.stream():
+                    content += chunk
+                    self._held += len(chunk)
+                    if len(content) > MAX_BODY:
+                        return TOO_LARGE
+                    if self._held > MOST_HELD and len(content) > SMALL_BODY:
+                        return FULL
+            return await in_thread(partial(_ask, bytes(content), run_id, self._inputs))
+        except TimeoutError:
+            return TOO_SLOW
+        finally:
+            self._held -= len(content)
 
     async def _check_places(self, ask: Ask) -> None:
         """Raises `Refused` for an address or a path that a request must not name."""
@@ -210,19 +244,6 @@ class Front:
 
 def _ask(content: bytes, run_id: str | None, inputs: Inputs) -> Ask:
     return Ask.of(parse(content), run_id, inputs)
-
-
-async def _body(request: Request) -> bytes | None:
-    """The body of a request, None if it is too large."""
-    content = bytearray()
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > MAX_BODY:
-        return None
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY:
-            return None
-    return bytes(content)
 
 
 async def _gone(request: Request) -> None:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from cog import FieldInfo, current_scope
 from coglet import server
 
 from families.redact import safe_name
 from inference.console import clean, clean_for, log_to_console, texts
+from inference.fetch import is_data
 from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
 
@@ -96,9 +98,18 @@ def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     except Exception as error:
-        print(clean(traceback.format_exc()), file=sys.__stderr__, flush=True)
+        print(_without_keys(clean(traceback.format_exc()), inputs), file=sys.__stderr__, flush=True)
         line = reason(error, inputs)
     raise RequestError(line)
+
+
+def _without_keys(text: str, inputs: Mapping[str, Any]) -> str:
+    """The text without the request's keys, which an error of any library may repeat."""
+    for value in inputs.values():
+        if hasattr(value, "get_secret_value") and (key := value.get_secret_value().strip()):
+            for form in {key, quote(key), quote(key, safe=""), repr(key)[1:-1]}:
+                text = text.replace(form, "**********")
+    return text
 
 
 def _is_the_users(error: Exception) -> bool:
@@ -136,9 +147,10 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
         text = str(error) or type(error).__name__
     else:
         text = f"{type(error).__name__}: {error}"
+    text = _without_keys(text, inputs)
     files = {n: Path(v) for n, v in inputs.items() if isinstance(v, PurePath | str) and _file(v)}
     for name, path in files.items():
-        text = text.replace(str(path), name)
+        text = text.replace(f"'{path}'", name).replace(str(path), name)
         if "/" in str(path):
             text = text.replace(path.name, name)
         text = text.replace(f"{name} {name}", name)
@@ -147,7 +159,10 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
         text = _CACHED.sub(next(iter(named)), text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = clean_for("; ".join(lines).replace(":; ", ": "), texts(inputs))
-    if not text.startswith(tuple(inputs)):
+    noted = getattr(error, "zeroprior_input", "")  # `inference.fetch.sources.of_input`
+    if noted and not text.startswith(noted):
+        text = f"{noted}: {text}"
+    elif not text.startswith(tuple(inputs)):
         about = [name for name, shown in named.items() if shown in text]
         given = ((name, v) for name, v in inputs.items() if isinstance(v, str) and len(v) < 4096)
         about += [n for n, v in given if v and text.startswith((f"'{_shown(v)}'", f"{_shown(v)}:"))]
@@ -162,11 +177,11 @@ def _file(value: PurePath | str) -> bool:
 
 
 def _address(value: str) -> bool:
-    return value.startswith("data:") or (len(value) < 4096 and "/" in value and " " not in value)
+    return is_data(value) or (len(value) < 4096 and "/" in value and " " not in value)
 
 
 def _shown(value: str) -> str:
     """The part of an address that a message may repeat."""
-    if value.startswith("data:"):
+    if is_data(value):
         return value[:40]
     return safe_name(value)

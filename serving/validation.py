@@ -1,6 +1,8 @@
 """Checks the inputs of a request against the schema, before anything is started for it."""
 
+import codecs
 import difflib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,10 +10,14 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from adapters.files import bounded_json
 from inference.console import clean
 from serving.openapi import Json
 
 LONGEST_MESSAGE = 500  # characters; a message of the validator repeats the value
+MOST_FAULTS = 20  # that are reported of one request
+LONGEST_NAME = 100  # characters of an unknown input's name that are looked at
+MOST_VALUES = 100_000  # in a body; the inputs of the interfaces are fewer than 100
 LARGEST_INTEGER = 2**63 - 1
 HIDDEN = "**********"
 
@@ -33,17 +39,16 @@ def detail(location: list[str | int], message: str, kind: str = "value_error") -
 
 
 def parse(content: bytes) -> Json:
-    """The body of a request. Raises `Refused` for what is not a JSON object in UTF-8."""
+    """The body of a request. Raises `Refused` for what is not a JSON object in UTF-8.
 
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
+    Numbers that JSON cannot express (NaN, 1e999), half characters, and more values or levels than a
+    request needs are refused here, so that everything behind can rely on it.
+    """
     try:
-        body = json.loads(content, parse_constant=no_constant)
-        json.dumps(body, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refused(detail([], f"the body is not valid JSON: {said}")) from None
+        body = bounded_json.loads(content.removeprefix(codecs.BOM_UTF8), MOST_VALUES)
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise Refused(detail([], f"the body is not valid JSON: {error}")) from None
     if not isinstance(body, dict):
         raise Refused(detail([], "the body must be a JSON object with the key 'input'"))
     return body
@@ -74,9 +79,10 @@ class Inputs:
         """The inputs, if they are right. Raises `Refused` with every fault."""
         if not isinstance(inputs, dict):
             raise Refused(detail(["input"], "must be a JSON object"))
-        if faults := [*self._unknown(inputs), *self._wrong(inputs)]:
+        found = itertools.chain(self._unknown(inputs), self._wrong(inputs))
+        if faults := list(itertools.islice(found, MOST_FAULTS)):
             raise Refused(*faults)
-        return inputs
+        return {name: self._whole(name, value) for name, value in inputs.items()}
 
     def hidden(self, inputs: Json) -> Json:
         """The inputs as they may be shown: without keys and tokens."""
@@ -85,9 +91,10 @@ class Inputs:
     def _unknown(self, inputs: Json) -> Iterator[Json]:
         for name in inputs:
             if name not in self.shapes:
+                name = name[:LONGEST_NAME]
                 (near,) = difflib.get_close_matches(name, self.shapes, n=1, cutoff=0)
-                message = f"there is no input {name[:100]!r}; the most similar one is {near!r}"
-                yield detail(["input", name[:100]], message, "value_error.extra")
+                message = f"there is no input {name!r}; the most similar one is {near!r}"
+                yield detail(["input", name], message, "value_error.extra")
 
     def _wrong(self, inputs: Json) -> Iterator[Json]:
         ref = {"$ref": f"#/components/schemas/{self.component}"}
@@ -98,12 +105,24 @@ class Inputs:
                     if name not in inputs:
                         yield detail(["input", name], "Field required", "value_error.missing")
                 return
-            yield detail(["input", *fault.absolute_path], fault.message)
+            path = list(fault.absolute_path)
+            message = fault.message
+            if self.secrets & set(path[:1]):  # what the validator says repeats the value
+                bound = f"{fault.validator} {fault.validator_value}"
+                message = f"is not what the schema asks for ({bound})"
+            yield detail(["input", *path], ": ".join([*map(str, path[:1]), message]))
         for name, value in inputs.items():
+            value = self._whole(name, value)
             if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-                least = self.shapes[name].get("minimum", -LARGEST_INTEGER)
+                least = self.shapes.get(name, {}).get("minimum", -LARGEST_INTEGER)
                 message = f"{name} is {value}; it must be between {least} and {LARGEST_INTEGER}"
-                yield detail(["input", name], message)
+                yield detail(["input", name[:LONGEST_NAME]], message)
+
+    def _whole(self, name: str, value: Any) -> Any:
+        """The value, with 2.0 as 2 where JSON Schema takes both and the program counts with it."""
+        if isinstance(value, float) and self.shapes.get(name, {}).get("type") == "integer":
+            return int(value)
+        return value
 
 
 def _holds(shape: Any, key: str, value: Any) -> bool:

@@ -202,6 +202,7 @@ class Webhooks:
 
     def __init__(self) -> None:
         self.bodies: list[Json] = []
+        self.headers: list[dict[str, str]] = []  # of each body
         self._arrived = threading.Condition()
 
     def __enter__(self) -> "Webhooks":
@@ -211,6 +212,7 @@ class Webhooks:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with receiver._arrived:
+                    receiver.headers.append(dict(self.headers))
                     receiver.bodies.append(body)
                     receiver._arrived.notify_all()
                 self.send_response(200)

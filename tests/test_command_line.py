@@ -15,6 +15,7 @@ from PIL import Image
 from root import ROOT
 
 from adapters.archive import read_archive
+from trainer.__main__ import arguments_parser, take_files
 from trainer.outputs import open_run
 
 CONFIG = """\
@@ -170,3 +171,23 @@ def test_a_mistake_is_answered_in_one_line(shell: Shell, command: str, complaint
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("run.yaml --stps 5", "unknown option --stps; did you mean --steps?"),
+        ("run.yaml --learning=1", "unknown option --learning; did you mean --learning-rate?"),
+        ("train run.yaml", "there is no dataset train; give [plan] [CONFIG.yaml] [DATASET]"),
+        ("run.yaml plan", "there is no dataset plan; give [plan] [CONFIG.yaml] [DATASET]"),
+        ("a.yaml b.yaml", "give one CONFIG.yaml and one DATASET, not a.yaml b.yaml"),
+    ],
+)
+def test_what_the_command_line_does_not_know_says_what_it_takes(
+    words: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = arguments_parser()
+    with pytest.raises(SystemExit) as left:
+        take_files(parser.read(words.split()), parser)
+    assert left.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from root import ROOT
 
-from families.bases import NO_GPU
+from families.registry import NO_GPU
 from inference import __main__ as inference
 from trainer import __main__ as trainer
 
@@ -223,8 +223,8 @@ def test_plain_python_warns_of_a_large_model_without_a_gpu(
 def test_a_small_model_of_the_same_family_is_not_refused(use_vault: Path) -> None:
     import torch
 
-    from families.bases import find_base
-    from families.no_gpu import slow_here
+    from families.no_gpu import why_too_slow
+    from families.registry import find_base
 
-    assert slow_here(find_base("z-image-turbo"), torch.device("cpu")) is None
-    assert slow_here(find_base("miniature"), torch.device("cpu")) is None
+    assert why_too_slow(find_base("z-image-turbo"), torch.device("cpu")) is None
+    assert why_too_slow(find_base("miniature"), torch.device("cpu")) is None

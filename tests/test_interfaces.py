@@ -18,7 +18,7 @@ from root import ROOT
 
 import predict as predict_module
 import train as train_module
-from families.bases import BASES
+from families.registry import BASES
 from inference.__main__ import arguments_parser as inference_parser
 from inference.engine import Engine
 from inference.flags import Parser

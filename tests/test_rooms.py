@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"adapters", "families"},
     "trainer": {"inference", "adapters", "families"},
     # Loads train.py and predict.py by name, to read which inputs they declare.
-    "serving": {"families", "inference"},
+    "serving": {"families", "adapters", "inference"},
     "miniature": {"families"},
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
@@ -41,6 +41,8 @@ INNER: dict[str, dict[str, set[str]]] = {
     },
     "inference": {"fetch": set()},
     "adapters": {"files": set(), "formats": {"files"}},
+    # One file for each base model. All else asks `families.registry`.
+    "families": {"models": {"base", "family", "tiles", "tokens", "transfer"}},
 }
 OPEN = {"adapters.files"}  # without a face: four files that everything above uses directly
 
@@ -190,6 +192,29 @@ def test_a_command_line_is_read_without_the_heavy_libraries(command: str) -> Non
     """So --help comes at once, and what is wrong with the arguments."""
     found = heavy_after(f"import {command}.__main__ as it; it.arguments_parser().format_help()")
     assert not set(found) & set(HEAVY)
+
+
+def test_the_base_models_are_known_without_the_heavy_libraries() -> None:
+    """Each is a file with its settings and its class; the class imports PyTorch when it is used."""
+    assert heavy_after("from families.registry import BASES; assert len(BASES) > 6") == []
+
+
+@pytest.mark.parametrize("package", ["families", "adapters", "inference", "trainer", "serving"])
+def test_only_the_file_of_a_base_model_names_it(package: str) -> None:
+    """Another place that needs to know a base model asks its family."""
+    from families.registry import FAMILIES
+
+    names = {name for family in FAMILIES.values() for name in (family.name, family.title)}
+    names |= {name for family in FAMILIES.values() for name in vars(family.classes).values()}
+    names |= {n for family in FAMILIES.values() for b in family.bases for n in (b.name, b.hub_id)}
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno} names {node.value}"
+        for file in files(package)
+        if file.parent != ROOT / "families" / "models"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert wrong == []
 
 
 def test_settings_and_data_are_imported_without_pytorch() -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from root import ROOT
 
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from families.repository import MissingModel
 
 SHIPPED = sorted(

@@ -46,6 +46,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(code: Path, allowed: Path, temporary: Path) -> Iterator[CogServer]:
     env = {"ZEROPRIOR_FILES": str(allowed), "TMPDIR": str(temporary)}
+    env["WEBHOOK_AUTH_TOKEN"] = "the-operators-token"
     with CogServer("predict", env, code) as running:
         yield running
 

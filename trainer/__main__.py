@@ -107,6 +107,9 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
     files = given.pop("files")
     configs = [each for each in files if Path(each).suffix.lower() in CONFIG_SUFFIXES]
     datasets = [each for each in files if each not in configs]
+    for word in datasets:
+        if word in ("train", "plan") and not Path(word).exists():
+            parser.error(f"there is no dataset {word}; give [plan] [CONFIG.yaml] [DATASET]")
     datasets += [given["dataset"]] if "dataset" in given else []
     if len(configs) > 1 or len(datasets) > 1:
         parser.error(f"give one CONFIG.yaml and one DATASET, not {' '.join(configs + datasets)}")
@@ -153,7 +156,7 @@ def run(settings: Settings, cpu: bool = False) -> None:
     from adapters.formats import BrokenLora, LoraMismatch
     from adapters.placeholder_token import PlaceholderError
     from adapters.turbo import MergeFailed
-    from families.no_gpu import how_to_run_anyway, slow_here
+    from families.no_gpu import how_to_run_anyway, why_too_slow
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.data import DatasetError
@@ -166,7 +169,7 @@ def run(settings: Settings, cpu: bool = False) -> None:
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
     bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
-    if not cpu and (slow := slow_here(settings.base)):
+    if not cpu and (slow := why_too_slow(settings.base)):
         sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
     try:
         result = train_and_check(settings)

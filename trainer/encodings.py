@@ -25,13 +25,19 @@ _LATIN = ("cp1250", "cp1254")
 _ACCENTED = "À-ÖØ-öø-ÿŒœŠšŽžŸ"
 _PUNCTUATION = "‘’“”„‚‹›«»–—…•·¡¿\xa0\xad"
 _SIGN = f"[^\\x00-\\x7f{_ACCENTED}{_PUNCTUATION}]"  # ° ² ½ € © …
+_LETTER = f"[A-Za-z{_ACCENTED}]"
 # What Western text does not have, but others read as Windows-1252 do.
 _FOREIGN = re.compile(
     f"[{_ACCENTED}]{{3}}"
     f"|(?<![A-Za-z])[{_ACCENTED}]{{2}}(?![A-Za-z])"
     f"|[{_ACCENTED}]{_SIGN}|{_SIGN}[{_ACCENTED}]|{_SIGN}{{2}}"
     f"|[A-Za-z](?:{_SIGN}|[¡¿])[A-Za-z]"
+    f"|{_LETTER}[«»‹›“”„‚]{_LETTER}|{_LETTER}[„‚ˆƒ]|[ˆƒ]{_LETTER}"  # no quotes within words
+    f"|(?<!\\w)[¹²³¼½¾±¶¦¨¸´¬¯]{_LETTER}"
+    "|[a-z][À-ÖØ-ÞŒŠŽŸ]"  # upper case after lower case
 )
+# By which ISO-2022, which has ASCII bytes alone, changes to another set of letters.
+_ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$\([A-D]|\$\)[ACG]|\([BIJ])")
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
@@ -51,9 +57,32 @@ def decode(data: bytes) -> tuple[str, str | None]:
             text, guess = data.decode("utf-8-sig"), None
         except UnicodeDecodeError:
             text, guess = _western(data), "Windows-1252"
-    if "\0" in text:
+    if "\0" in text or _ISO_2022.search(data):
+        likely = _with_escapes(data)
+        if likely is not None:
+            raise Unusable(f"is not UTF-8 (it looks like {likely}); save it as UTF-8")
         raise Unusable("is not text; save it as a UTF-8 text file")
     return text, guess
+
+
+def _with_escapes(data: bytes) -> str | None:
+    """The encoding of a file with NUL bytes or escape sequences; None where it is no text."""
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return None
+    if _ISO_2022.search(data):
+        return "ISO-2022"
+    for encoding, others in (("utf-16-le", data[::2]), ("utf-16-be", data[1::2])):
+        if data.count(0) < 2 or 0 in others:  # of plain letters and spaces every second byte is 0
+            continue
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if " ".join(text.split()).isprintable():
+            return "UTF-16 without a byte order mark"
+    return None
 
 
 def _western(data: bytes) -> str:

@@ -28,6 +28,7 @@ from trainer import lock
 from trainer.lock import FolderRefused, Lock
 from trainer.run_files import (
     CHECKPOINTS,
+    PLACES,
     PROGRAM,
     RECORD,
     REPORT,
@@ -56,6 +57,7 @@ KEPT_SECONDS = 24 * 3600
 KEPT_RUNS = 20
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog's runtime
 
 
 class Run:
@@ -169,8 +171,7 @@ def open_run(
     own = next((each for each in continued if record_of(each)), None)
     root = None
     if output_dir is not None:
-        folder = _without_links(output_dir)
-        made = _make(folder)
+        folder, made = _given(output_dir)
     elif own is not None:
         folder, made = _shown(own), []
     else:
@@ -272,6 +273,23 @@ def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
             parents = _make(root)
 
 
+def _given(output_dir: Path) -> tuple[Path, list[Path]]:
+    """The folder that the user names, and what was made for it. Raises `FolderRefused`."""
+    try:
+        folder, real = _without_links(output_dir), output_dir.resolve()
+        for place in (real, *real.parents):  # which the run there may remove with all it holds
+            if place.name in PLACES and record_of(place.parent):
+                raise FolderRefused(
+                    f"output_dir: {folder} is in {place.name} of another run; choose another"
+                )
+        return folder, _make(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FolderRefused(
+            f"output_dir: {output_dir} cannot be made ({reason}); choose another"
+        ) from error
+
+
 def _make(folder: Path) -> list[Path]:
     """Makes a folder and those above it; gives the ones that were not there, itself first."""
     missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
@@ -281,10 +299,12 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _name_of(dataset: Path) -> str:
-    """The dataset's name in ASCII letters, digits and hyphens."""
+    """The dataset's name in ASCII letters, digits and hyphens; `run` where it has none."""
     name = Path(os.path.abspath(dataset)).name
     while Path(name).suffix.lower() in _ARCHIVES:
         name = Path(name).stem
+    if _TEMPORARY.fullmatch(name):
+        name = ""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40].rstrip("-") or "run"
 

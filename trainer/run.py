@@ -12,10 +12,9 @@ from torch import nn
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from families.family import Family
+from families.family import Family, WeightStorage
 from families.loading import load_family
-from families.no_gpu import slow_here
-from families.quantization import PLAIN
+from families.no_gpu import why_too_slow
 from families.tokens import ids_wanted
 from inference import acceleration
 from inference.input_fields import check_length
@@ -85,6 +84,7 @@ from trainer.settings import (
     high_rates,
     missing_here,
     resolve,
+    too_many,
     too_much,
 )
 
@@ -137,7 +137,7 @@ def train_and_check(
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
         raise SettingsError("; ".join(costs))
-    if slow := slow_here(settings.base):
+    if slow := why_too_slow(settings.base):
         log.warning("%s", slow)
     if lacking := missing_here(settings):
         raise SettingsError("; ".join(lacking))
@@ -211,6 +211,8 @@ def _train(
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     dataset = file.describe(examples)
+    if secrets.from_request and (cost := too_many(settings, len(examples))):
+        raise SettingsError(cost)
     settings = settings.for_pictures(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])
@@ -231,7 +233,7 @@ def _train(
     check_texts(examples, prompts, family, settings)
     _introduce(settings, examples, family)
     memory = fit(settings, family, [example.caption for example in examples])
-    family.reside(memory.residence)
+    family.set_storage(memory.storage)
     saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
     until_written.callback(saver.release)
     until_written.enter_context(
@@ -283,7 +285,7 @@ def _train(
         transformer.enable_gradient_checkpointing()
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
-    if memory.residence == PLAIN and acceleration.wanted_in_training(family.device):
+    if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
         log.info("compiling the blocks; the first steps wait for it")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)
@@ -306,8 +308,7 @@ def _train(
     # Prove and write. From here on the checkpoint of the last step is there to resume from.
     if not loop.processes.is_main_process:
         return run.weights, None
-    saver.release()
-    with keep_weights_on_error(loop, run.weights):
+    with keep_weights_on_error(loop, run.weights, saver):
         with loop.averaged():
             zero_prior = proof.result(trained.row_norms) if proof is not None else None
         if zero_prior is not None:
@@ -321,7 +322,8 @@ def _train(
             previews.preview_images.columns,
             previews.thumbnails,
         )
-        return run.weights, write_weights(loop, report_data, previews.preview_images, run.weights)
+        images = previews.preview_images
+        return run.weights, write_weights(loop, report_data, images, run.weights, saver)
 
 
 def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

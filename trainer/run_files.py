@@ -19,6 +19,7 @@ from trainer.lock import FolderRefused
 RECORD = "run.json"
 WEIGHTS, REPORT = "weights.zip", "report.html"
 CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "hub-upload"
+PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD)
 SHEET = "sheet.png"
 PROGRAM = "zeroprior"  # in run.json: the folder is ours
 

@@ -3,17 +3,24 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from families.registry import FAMILIES
+
 Shapes = Mapping[str, Sequence[int]]
 
-# Model families by the names of their layers, in a LoRA or in a whole model; the first that fits.
-_FAMILIES = tuple(
-    (family, re.compile(pattern))
-    for family, pattern in (
+# Models that are not ours, by the names of their layers in a LoRA or in a whole model. The first
+# that fits; those of our own come before the ambiguous names.
+_OTHER_MODELS = tuple(
+    (model, re.compile(pattern))
+    for model, pattern in (
         ("HiDream", r"(?:double|single)_stream_blocks[._]\d"),
         ("FLUX", r"single_transformer_blocks[._]\d|(?:double|single)_blocks[._]\d"),
         ("Stable Diffusion 3", r"joint_blocks[._]\d"),
         ("Qwen-Image-2.1", r"img_mlp[._](?:gate_layer|gate_up)\b"),
-        ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"),
+    )
+)
+_AMBIGUOUS = tuple(
+    (model, re.compile(pattern))
+    for model, pattern in (
         ("FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]ff(?:_context)?[._]net"),
         (
             "Stable Diffusion XL",
@@ -26,10 +33,10 @@ _FAMILIES = tuple(
             r"(?:down_blocks|up_blocks|input_blocks|output_blocks)[._]\d"
             r"|(?:mid_block|middle_block)[._]",
         ),
-        ("LTX-Video or PixArt", r"transformer_blocks[._]\d+[._]attn[12][._]"),
+        ("LTX-Video, PixArt or Sana", r"transformer_blocks[._]\d+[._]attn[12][._]"),
+        ("Cosmos", r"blocks[._]\d+[._](?:self_attn|cross_attn)[._](?:[qkv]_proj|output_proj)"),
         ("Wan", r"blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]"),
         ("Qwen-Image, FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]attn[._]"),
-        ("Z-Image", r"(?:layers|refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward)"),
     )
 )
 _TEXT_ENCODER = re.compile(
@@ -51,6 +58,29 @@ _UPSCALER = re.compile(r"RRDB_trunk|^body\.\d+\.rdb|^model\.1\.sub\.")
 _EMBEDDING = re.compile(r"^(?:emb_params|clip_[lg]|t5xxl|string_to_param.*|\*|<.+>|qwen.*)$")
 _OPTIMIZER = re.compile(r"exp_avg|(?:^|\.)momentum_buffer|^optimizers?\.")
 
+# Adapters of other kinds than LoRA, LoKr and LoHa, by the names of their tensors.
+OTHER_ADAPTERS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("an OFT adapter", r"\.b?oft_\w+"),
+        ("an IA3 adapter", r"\.(?:on_input$|ia3_l\b)"),
+        ("a GLoRA adapter", r"\.(?:a1|a2|b1|b2)\.weight$"),
+        ("a VeRA adapter", r"(?:^|\.)vera_(?:lambda_[bd]|[AB])\b"),
+        ("an AdaLoRA adapter", r"\.(?:lora_E|ranknum)\b"),
+        ("an X-LoRA adapter", r"xlora_"),
+        ("a VB-LoRA adapter", r"(?:^|\.)vblora_"),
+        ("a RandLoRA adapter", r"(?:^|\.)randlora_"),
+        ("a FourierFT adapter", r"\.fourierft_"),
+        ("an HRA adapter", r"\.hra_u\b"),
+        ("a Bone or MiSS adapter", r"\.(?:bone|miss)_\w+"),
+        ("a SHiRA adapter", r"\.shira_\w+"),
+        ("a C3A adapter", r"\.c3a_\w+"),
+        ("a RoAd adapter", r"\.road_\w+"),
+        ("an adapter of tuned layer norms", r"\.ln_tuning_layers\b"),
+    )
+)
+_ANY_LORA = re.compile(r"lora|lokr|hada", re.IGNORECASE)
+
 CHECKPOINT_HEADER = "zeroprior.checkpoint"
 _MOST_VECTORS = 128  # of an embedding
 
@@ -58,9 +88,14 @@ _MOST_VECTORS = 128  # of an embedding
 def family_of(names: Iterable[str]) -> str | None:
     """The model family whose layers have such names, or None."""
     names = list(names)
-    for family, pattern in _FAMILIES:
+    ours = [
+        (family.title, re.compile(family.layer_names))
+        for family in FAMILIES.values()
+        if family.layer_names
+    ]
+    for model, pattern in (*_OTHER_MODELS, *ours, *_AMBIGUOUS):
         if any(pattern.search(name) for name in names):
-            return family
+            return model
     return None
 
 
@@ -91,6 +126,11 @@ def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
         return f"a ControlNet ({count}), not a LoRA"
     if has(_ADAPTER):
         return f"an IP-Adapter ({count}), not a LoRA"
+    for adapter, pattern in OTHER_ADAPTERS:
+        if has(pattern):
+            return f"{adapter} ({count}), which is not supported"
+    if has(_ANY_LORA):
+        return None  # its tensors are named one by one
     checkpoint = has(_MODEL_FRONT)  # may hold a VAE and a text encoder as well
     if has(_VAE) and not checkpoint:
         return f"a VAE ({count}), not a LoRA"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adapters.formats.deltas import Delta, Dense, Dora, Hadamard, Kronecker, LowRank
+from adapters.formats.file_kinds import OTHER_ADAPTERS
 from adapters.formats.layer_names import FRONTS, WRAPPERS, without_fronts, without_wrappers
 
 MAX_RANK = 1024  # the largest seen in the wild is 256
@@ -50,11 +51,8 @@ _NAMED = {
 }
 # Parts of adapters that are known and not read.
 _UNREAD = (
+    *((pattern, f"a part of {adapter}") for adapter, pattern in OTHER_ADAPTERS),
     (re.compile(r"\.(?:lokr_t[12]|hada_t[12]|lora_mid)(?:\.weight)?$"), "a Tucker factor"),
-    (re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.\w+)*$"), "a part of an OFT adapter"),
-    (re.compile(r"\.(?:on_input|ia3_l(?:\.\w+)*)$"), "a part of an IA3 adapter"),
-    (re.compile(r"\.(?:a1|a2|b1|b2)\.weight$"), "a part of a GLoRA adapter"),
-    (re.compile(r"\.vera_lambda_[bd](?:\.\w+)*$"), "a part of a VeRA adapter"),
     (re.compile(r"\.lora_embedding_[AB](?:\.\w+)*$"), "a LoRA of an embedding layer"),
     (re.compile(r"\.(?:set_weight|reshape_weight)$"), "a weight that replaces the model's"),
     (re.compile(r"^bundle_emb\."), "a token's embedding"),

@@ -124,11 +124,16 @@ class Header:
     @classmethod
     def _of(cls, settings: Mapping[str, Any], where: str) -> "Header":
         kind = settings.get("peft_type")
-        if kind not in (None, "LORA"):  # PEFT scales LoKr and LoHa by settings of other names
+        if (
+            kind is not None and str(kind).upper() != "LORA"
+        ):  # PEFT scales LoKr and LoHa by settings of other names
             raise BadHeader(f"{where} is about {_shown(kind)}, not LoRA; save it with `.alpha`")
         rank, alpha = settings.get("r"), settings.get("lora_alpha")
         if not all(value is None or _positive(value) for value in (rank, alpha)):
             raise BadHeader(f"{where} has r {_shown(rank)} and lora_alpha {_shown(alpha)}")
+        for name in ("use_rslora", "use_dora"):
+            if not isinstance(settings.get(name), bool | None):
+                raise BadHeader(f"{where} has {name} {_shown(settings[name])}, not true or false")
         patterns = {
             name: _pattern(name, settings.get(name), where)
             for name in ("rank_pattern", "alpha_pattern")
@@ -155,7 +160,7 @@ class Header:
         alpha = _match(self.alpha_pattern, layer, self.alpha)
         if expected not in (None, rank) and (alpha is not None or self.where == CONFIG):
             raise BadHeader(f"has rank {rank}, {self.where} says {expected:g}")
-        if expected is None or alpha is None:
+        if alpha is None:
             return None
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 

@@ -55,7 +55,15 @@ class Strength:
                 *(kohya.alpha, kohya.rank),
             )
         beside = Header() if config is None else Header.config(config)
-        absent = beside.without(name for name, parts in layers.items() if DOWN in parts)
+        loras = [name for name, parts in layers.items() if DOWN in parts]
+        said = (header.alpha, beside.alpha, kohya.alpha)
+        if 0 < len(bare) < len(loras) and all(alpha is None for alpha in said):
+            log.warning(
+                "%d of %d layers have no alpha, while the others have: it is taken to be their "
+                "rank: %s",
+                *(len(bare), len(loras), shown(bare)),
+            )
+        absent = beside.without(loras)
         if absent:
             raise BadHeader(
                 f"{len(absent)} layers are not among the target_modules of {CONFIG}: "

@@ -1,7 +1,15 @@
 """Where weights come from: paths, addresses and the Hub, with limits and a cache."""
 
 from inference.fetch.download import Downloader, DownloadError, shown
-from inference.fetch.sources import SourceError, Sources, allowed_file, named
+from inference.fetch.sources import (
+    SourceError,
+    Sources,
+    allowed_file,
+    data_content,
+    is_data,
+    named,
+    of_input,
+)
 
 __all__ = [
     "DownloadError",
@@ -10,5 +18,8 @@ __all__ = [
     "Sources",
     "allowed_file",
     "named",
+    "of_input",
+    "data_content",
+    "is_data",
     "shown",
 ]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapters.files.atomic import FULL
+from adapters.files.atomic import FULL, content_hash
 
 BUDGET = 32 << 30  # bytes of files, incomplete ones included
 MOST_NAMES = 10_000
@@ -85,7 +85,6 @@ class DiskCache:
 
     def keep(self, name: str | None, part: Path, etag: str | None) -> Path:
         """Keeps a complete `part`; with a name it is found again."""
-        from adapters.archive import content_hash  # late: it imports PyTorch
 
         entry = Entry(content_hash(part), etag, time.time())
         path = self.file(entry.sha256)

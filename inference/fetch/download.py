@@ -244,7 +244,7 @@ def checked_url(url: str) -> SplitResult:
         # What urlsplit says may repeat the password or the query.
         raise DownloadError(f"{shown(url)} is not a valid URL; check its spelling") from error
     if parts.scheme != "https":
-        scheme = printable(parts.scheme[:20])
+        scheme = printable(parts.scheme[:20]) or "an address without https://"
         raise DownloadError(f"{shown(url)}: files are fetched over https only, not {scheme}")
     if not parts.hostname or parts.username is not None:
         raise DownloadError(f"{shown(url)} has no host, or has a password; give a plain URL")

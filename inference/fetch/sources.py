@@ -16,6 +16,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -23,7 +25,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from adapters.files.containers import printable
-from adapters.formats import CONFIG, MAX_CONFIG_BYTES
 from families.redact import looks_like_address, safe_name
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import Downloader, DownloadError, checked_url
@@ -51,6 +52,16 @@ _PAGE = re.compile(
 
 class SourceError(ValueError):
     """The name of a file that is not found, or that a request may not name."""
+
+
+@contextmanager
+def of_input(name: str) -> Iterator[None]:
+    """Notes on an error inside which input it is about, in `zeroprior_input`."""
+    try:
+        yield
+    except ValueError as error:
+        error.zeroprior_input = name  # type: ignore[attr-defined]
+        raise
 
 
 @dataclass(frozen=True)
@@ -149,8 +160,8 @@ class Sources:
         if isinstance(source, PathLike):
             return Path(source)
         source = source.strip()
-        if source[:5].lower() == "data:":
-            content = _data(source)
+        if is_data(source):
+            content = data_content(source)
             with self.cache.part() as part:
                 part.write_bytes(content)
                 return self.cache.keep(None, part, None)
@@ -166,6 +177,8 @@ class Sources:
 
         The Hub is asked whether there is one every `FRESH_SECONDS` at most.
         """
+        from adapters.formats import CONFIG, MAX_CONFIG_BYTES  # late: it imports PyTorch
+
         hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
         if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
             return None
@@ -250,7 +263,7 @@ def _file_names(answer: object) -> list[str]:
 def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
     """The archive with the last part of its source's path as one more of its names."""
     text = str(source).strip()
-    if text[:5].lower() == "data:":
+    if is_data(text):
         return archive
     path = urlsplit(text).path if "://" in text else text
     name = unquote(path).rstrip("/").rpartition("/")[2]
@@ -260,14 +273,19 @@ def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
     return replace(archive, names=(*archive.names, name))
 
 
-def _data(source: str) -> bytes:
-    """The content of a data URL."""
+def is_data(text: str) -> bool:
+    """Whether a text is a data URL, which holds the file itself."""
+    return text[:5].lower() == "data:"
+
+
+def data_content(source: str) -> bytes:
+    """The content of a data URL. Raises `SourceError`."""
     header, comma, content = source.partition(",")
     shown = printable(source[:40])
     if not comma or not header.lower().endswith(";base64"):
         raise SourceError(f"'{shown}…' is not a data URL in base64")
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode("".join(content.split()), validate=True)
     except ValueError as error:  # binascii.Error, and letters beyond ASCII
         reason = "it is damaged" if isinstance(error, binascii.Error) else "it is not base64"
         raise SourceError(f"'{shown}…' cannot be read: {reason}; send it again") from error
@@ -277,9 +295,13 @@ def _local(source: str) -> Path:
     """A file on this machine, named by a person who may read any of them."""
     try:
         path = Path(source).expanduser()
-        found = path.is_file()
+        found, folder = path.is_file(), path.is_dir()
+        weights = folder and (path / "weights.zip").is_file()  # a run's folder
     except (OSError, ValueError, RuntimeError):  # too long, or the home folder of nobody
-        found = False
+        found = folder = weights = False
+    if folder:
+        hint = f"did you mean {_shown(str(path / 'weights.zip'))}?" if weights else "give a file"
+        raise SourceError(f"{_shown(source)} is a folder; {hint}")
     if not found:
         raise SourceError(
             f"{_shown(source)}: no such file; give a file, an https URL, or {SPELLINGS}"

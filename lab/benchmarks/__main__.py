@@ -36,7 +36,7 @@ def commands(quick: bool, peer: Mapping[str, str]) -> dict[str, list[str]]:
     """What is run for each suite, by its title."""
     made = {}
     for suite in SUITES:
-        command = [sys.executable, "-m", f"benchmarks.{suite.module}"]
+        command = [sys.executable, "-m", f"lab.benchmarks.{suite.module}"]
         if quick:
             command += suite.quick
         if suite.takes_peer:

@@ -21,14 +21,11 @@ from adapters.archive import BrokenArchive, read_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.formats.layout import Layout
 from adapters.merging import LoraMerger
-from families.loading import FAMILIES
+from families.registry import FAMILIES
 from lab.benchmarks.format_cases import BROKEN, CASES, Case, LoraFile
 from lab.benchmarks.models import MODELS
 
-ORIGINAL_NAMES = {
-    "Z-Image": FAMILIES["z_image"].original_names,
-    "Qwen-Image": FAMILIES["qwen_image"].original_names,
-}
+ORIGINAL_NAMES = {family.title: family.original_names for family in FAMILIES.values()}
 
 HEAD = """# LoRA files
 
@@ -102,10 +99,8 @@ def theirs(name: str, case: Case) -> str:
     """What diffusers makes of it."""
     import diffusers
 
-    pipeline_class = {
-        "Z-Image": diffusers.ZImagePipeline,
-        "Qwen-Image": diffusers.QwenImagePipeline,
-    }[name]
+    family = next(each for each in FAMILIES.values() if each.title == name)
+    pipeline_class = getattr(diffusers, family.classes.pipeline)
     transformer = MODELS[name]()
     parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
     pipeline: Any = pipeline_class(transformer=transformer, **parts)

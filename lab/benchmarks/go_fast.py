@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from inference.generation import generate
 from inference.request import Request, settle
 from miniature.evaluate import measure, nearness

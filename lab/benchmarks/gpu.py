@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from families.family import Family
+from families.registry import FAMILIES
 from inference.acceleration import compile_blocks, wanted_in_training
 from inference.sampling import sample
 from lab.benchmarks.machine import machine
@@ -33,7 +34,8 @@ from trainer.memory.plan import Mode
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
-BASES = ("z-image-turbo", "qwen-image")
+_LARGE = [family.auto_on_gpu for family in FAMILIES.values() if family.auto_on_gpu is not None]
+BASES = tuple(each.name for each in sorted(_LARGE, key=lambda base: base.generation_memory))
 EDGES = (512, 768, 1024)  # pixels
 BATCHES = (1, 4)
 DRAWING_STEPS = (8, 50)

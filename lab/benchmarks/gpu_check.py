@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from adapters.archive import read_archive
-from families.bases import find_base
 from families.quantization import QUANTIZATIONS
-from families.sketch import sketch
+from families.registry import find_base
+from families.without_weights import family_without_weights
 from inference.acceleration import is_compiled
 from inference.engine import Engine
 from inference.request import Request
@@ -196,7 +196,7 @@ class Check:
     def decoding(self) -> Iterator[Row]:
         """The largest image through the VAE."""
         edge = 2048 if self.device.type == "cuda" else 128
-        family = sketch(find_base(self.base))
+        family = family_without_weights(find_base(self.base))
         planned = decode_load(family, Shape(1, 1, edge, edge, 1)).bytes / 1e9
         family.device = self.device
         vae = filled(family.vae, self.device).float()

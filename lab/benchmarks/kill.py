@@ -71,13 +71,13 @@ PHASES = {
     "saving": (
         "trainer.learning.saving.write_checkpoint",
         "trainer.learning.checkpoint.save_file",
-        "os.fsync",
+        "trainer.learning.checkpoint._save",
     ),
     "checking": (
         "trainer.result.result_checks.learned",
         "trainer.result.result_checks.reloads",
         "trainer.result.evaluation.load_family",
-        "trainer.result.evaluation._velocities",
+        "trainer.result.evaluation.velocity_drift",
         "trainer.result.evaluation.generate",
     ),
     "writing": (

@@ -17,10 +17,10 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from adapters.lora import Lora
-from families.family import Family
+from families.family import Family, WeightStorage
 from families.memory import RESERVE, free_memory
-from families.quantization import Residence, quantize_transformer, settle_linears
-from families.sketch import configs, sketch
+from families.quantization import apply_storage, quantize_transformer
+from families.without_weights import config_of, family_without_weights
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable
@@ -42,23 +42,24 @@ def filled(model: nn.Module, device: torch.device) -> Any:
 
 def random_family(settings: Settings, mode: Mode, device: torch.device) -> Family:
     """The base of the settings at its planned size, as the mode has it."""
-    family = sketch(settings.base)
-    found = configs(settings.base)
+    family = family_without_weights(settings.base)
     family.device = device
     with init_empty_weights():
-        transformer = family.transformer_class.from_config(found["transformer"])
+        transformer_class = family.model_class("transformer")
+        transformer = transformer_class.from_config(config_of(settings.base, "transformer"))
     model = filled(transformer, device)
     where = torch.device("cpu") if mode.offload else device  # as the product has it
     model = model.to(where)
     if mode.quantize != "none":
         model = quantize_transformer(model, mode.quantize, where, torch.bfloat16)
     if mode.quantize != "none" or mode.offload:
-        model = settle_linears(model, Residence(mode.quantize, offload=mode.offload), device)
+        model = apply_storage(model, WeightStorage(mode.quantize, offload=mode.offload), device)
     vars(family)["transformer"] = model.requires_grad_(False)
     if settings.subject is not None:
-        config = family.text_encoder_class.config_class.from_dict(found["text_encoder"])
+        text_class = family.model_class("text_encoder")
+        config = text_class.config_class.from_dict(config_of(settings.base, "text_encoder"))
         with init_empty_weights():
-            encoder = family._reading_part(family.text_encoder_class(config))
+            encoder = family._reading_part(text_class(config))
         vars(family)["text_encoder"] = filled(encoder, device)
     if mode.checkpointing:
         model.enable_gradient_checkpointing()
@@ -120,7 +121,8 @@ def measure(settings: Settings, mode: Mode, device: torch.device) -> tuple[int, 
     edge, batch = max(settings.resolutions), settings.batch_size
     rows, columns = family.latent_size(edge, edge)
     latents = torch.randn(batch, family.latent_channels, rows, columns, device=device)
-    width = sketch(settings.base).text_encoder.get_input_embeddings().weight.shape[1]
+    structure = family_without_weights(settings.base)
+    width = structure.text_encoder.get_input_embeddings().weight.shape[1]
     text = torch.randn(batch, TEXT_TOKENS, width, device=device, dtype=torch.bfloat16)
     text.requires_grad_(settings.subject is not None)
     _empty(device)

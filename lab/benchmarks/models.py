@@ -6,6 +6,8 @@ import torch
 from diffusers import QwenImageTransformer2DModel, ZImageTransformer2DModel
 from torch import nn
 
+from families.registry import FAMILIES
+
 # Blocks of the published models, whose linear layers a LoRA touches.
 PUBLISHED_BLOCKS = {"Z-Image": 30, "Qwen-Image": 60}
 
@@ -49,7 +51,7 @@ def linears(transformer: nn.Module) -> dict[str, nn.Linear]:
 
 def block_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of the blocks: 8 in each of Z-Image's, 14 in each of Qwen-Image's."""
-    blocks = ("layers.", "transformer_blocks.")
+    blocks = tuple(f"{family.trunk}." for family in FAMILIES.values())
     return {name: each for name, each in linears(transformer).items() if name.startswith(blocks)}
 
 

@@ -21,8 +21,8 @@ from torch import nn
 from adapters.archive import Archive, BrokenArchive, write_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.placeholder import Placeholder
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from inference.engine import Engine
 from inference.request import Request
 

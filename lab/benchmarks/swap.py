@@ -26,10 +26,11 @@ from adapters.formats.deltas import Delta
 from adapters.formats.layout import Layout
 from adapters.formats.lora_file import lora_bytes
 from adapters.merging import LoraMerger
+from families.registry import FAMILIES
 from lab.benchmarks.models import MODELS, PUBLISHED_BLOCKS, block_linears
 
 RANK = 4
-PIPELINES = {"Z-Image": diffusers.ZImagePipeline, "Qwen-Image": diffusers.QwenImagePipeline}
+PIPELINES = {each.title: getattr(diffusers, each.classes.pipeline) for each in FAMILIES.values()}
 
 
 def main() -> None:

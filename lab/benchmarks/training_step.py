@@ -27,9 +27,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import find_base_or_folder
 from families.family import Family
 from families.loading import load_family
+from families.registry import find_base_or_folder
 from inference.acceleration import compile_blocks
 from lab.benchmarks.machine import machine
 from miniature.models import ARCHITECTURE, Architecture, write_random

@@ -24,8 +24,8 @@ import torch
 import yaml
 from PIL import Image
 
-from families.bases import find_base_or_folder
 from families.loading import load_family
+from families.registry import find_base_or_folder
 from lab.benchmarks.machine import machine
 from lab.benchmarks.training_step import RANK, SMALL
 from miniature.models import write_random

@@ -16,8 +16,8 @@ from torch import Tensor
 from adapters.archive import Archive
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from lab.experiments.prompts import Prompt
 from miniature.device import bfloat16_products
 from miniature.pictures import to_pictures

@@ -12,7 +12,7 @@ from adapters.archive import Archive
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.turbo import TurboAdapter
-from families.bases import Base
+from families.base import Base
 from families.family import Family
 from families.loading import load_family
 from families.repository import adapter_path

@@ -25,7 +25,7 @@ from transformers import Qwen2Tokenizer
 
 from adapters.archive import LORA, META, PLACEHOLDER, BrokenArchive, read_archive
 from adapters.placeholder_token import PlaceholderError, check_token
-from families.bases import UnknownBase
+from families.registry import UnknownBase
 from families.tokens import PromptTokenizer, split_words
 from trainer.data.dataset import DatasetError, Example, name_subject, read_dataset
 from trainer.data.images import check, probe

@@ -28,8 +28,8 @@ from adapters.archive import (
 )
 from adapters.formats.factors import Factors
 from adapters.placeholder import Placeholder
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from inference.engine import Engine
 from inference.request import Request
 

@@ -28,8 +28,8 @@ from adapters.formats.deltas import bytes_of
 from adapters.formats.factors import LoraMismatch
 from adapters.formats.lora_file import BrokenLora, read_deltas
 from adapters.formats.lora_header import Header
-from families.bases import BASES, UnknownBase
-from families.sketch import outline
+from families.registry import BASES, UnknownBase
+from families.without_weights import transformer_without_weights
 from inference.engine import Engine
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.sources import Sources
@@ -67,7 +67,8 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -
 
 def lora(layer: str = LAYER, rank: int = 1, size: tuple[int, int] | None = None) -> bytes:
     """A LoRA over one layer, of its size in the miniature if none is given."""
-    rows, columns = size or outline(BASES["miniature-turbo"]).get_submodule(layer).weight.shape
+    transformer = transformer_without_weights(BASES["miniature-turbo"])
+    rows, columns = size or transformer.get_submodule(layer).weight.shape
     tensors = {"A": torch.ones(rank, columns), "B": torch.ones(rows, rank)}
     return save({f"transformer.{layer}.lora_{name}.weight": t for name, t in tensors.items()})
 
@@ -357,7 +358,7 @@ def test_an_extra_lora_without_a_base_is_held_to_the_default_weights(
 def test_a_folder_of_the_server_cannot_be_named_as_the_base_in_a_file(
     engine: Engine, tmp_path: Path
 ) -> None:
-    folder = BASES["miniature-turbo"].folder
+    folder = BASES["miniature-turbo"].included
     for name in (str(folder), f"{folder}/", os.path.relpath(str(folder)), "~nobody/x", "a" * 5000):
         file = saved(
             tmp_path, zipped({META: json.dumps({"base_model": name}).encode(), LORA: lora()})

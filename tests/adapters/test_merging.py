@@ -10,8 +10,8 @@ from loras import random_lora
 from torch import Tensor, nn
 
 from adapters.merging import LoraMerger
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 
 TARGETS = [
     f"layers.{layer}.{linear}"

@@ -13,9 +13,9 @@ from vault import tokenizers
 
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_token
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 
 BASE_NAMES = ("z-image-turbo", "qwen-image")
 ODD_WORDS = ("<zwx>", "<a.*b>", "[x]", "(y)", "<zwx>+", "$^", "\\d+", "<größe>", "<cafe\u0301>")

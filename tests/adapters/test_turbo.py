@@ -14,9 +14,9 @@ from adapters.formats.factors import LoraMismatch
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import MergeFailed, TurboAdapter
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from families.repository import MissingModel, adapter_path
 from inference.engine import Engine
 from inference.request import Request

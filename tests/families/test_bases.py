@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from families.bases import BASES, default_base
+from families.registry import BASES, default_base
 from inference.engine import Engine
 from inference.weights import choose_base
 from trainer.memory.fitting import TEXT_TOKENS, figures_of

@@ -1,6 +1,5 @@
 """Each family does what its stock pipeline does: same text, same loss, same pictures."""
 
-import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from families.bases import BASES, UnknownBase, find_base
 from families.family import Family
 from families.loading import load_family
-from inference.engine import draw
+from families.registry import BASES, UnknownBase, find_base
+from inference.generation import generate
 from inference.request import Request, settle
 from trainer.learning.loss import flow_loss, noisy
 
@@ -115,7 +114,7 @@ def test_a_seed_gives_the_stock_pipelines_picture(
         guidance_scale=guidance,
         seed=7,
     )
-    ours = draw(family, settle(request, family.base, family.resolution_multiple))[0]
+    ours = generate(family, settle(request, family.base, family.resolution_multiple))[0]
     scale: dict[str, Any] = (
         {"guidance_scale": guidance - 1}
         if family.base.family == "z_image"
@@ -224,13 +223,14 @@ def test_every_lora_target_is_a_linear_layer_that_the_output_depends_on(
 
 def test_the_published_sizes_give_the_published_numbers_of_lora_layers() -> None:
     """Counted on models without storage: 30 x 7 for Z-Image, 60 x 12 - 4 for Qwen-Image."""
-    from families.qwen_image import QwenImage
-    from families.z_image import ZImage
+    from families.models.qwen_image import QwenImage
+    from families.models.z_image import ZImage
 
     for family_class, layers, parameters in ((ZImage, 210, 6.15e9), (QwenImage, 716, 20.4e9)):
         with torch.device("meta"):
-            transformer = family_class.transformer_class()
-        family = copy.copy(object.__new__(family_class))
+            transformer = family_class.model_class("transformer")()
+        family = object.__new__(family_class)
+        family.base = family_class.bases[0]
         family.transformer_config = dict(transformer.config)
         names = dict(transformer.named_modules())
         targets = family.lora_targets()

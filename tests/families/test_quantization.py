@@ -15,11 +15,11 @@ from torch import nn
 from adapters.archive import read_archive
 from adapters.lora import Lora
 from adapters.turbo import TurboAdapter
-from families.bases import find_base
-from families.family import Family
+from families.family import Family, WeightStorage
 from families.frozen_linear import FrozenLinear, moved
 from families.loading import load_family
-from families.quantization import QUANTIZATIONS, QuantizationUnavailable, Residence
+from families.quantization import QUANTIZATIONS, QuantizationUnavailable
+from families.registry import find_base
 from families.repository import adapter_path
 from trainer.learning.loss import flow_loss
 
@@ -39,8 +39,8 @@ def four_bits_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def family_in(name: str, residence: Residence, dtype: torch.dtype = torch.float32) -> Family:
-    return load_family(find_base(name), CPU, dtype, residence)
+def family_in(name: str, storage: WeightStorage, dtype: torch.dtype = torch.float32) -> Family:
+    return load_family(find_base(name), CPU, dtype, storage)
 
 
 def frozen(transformer: nn.Module) -> dict[str, FrozenLinear]:
@@ -50,7 +50,7 @@ def frozen(transformer: nn.Module) -> dict[str, FrozenLinear]:
 
 def unquantised_twin(family: Family, name: str) -> Family:
     """The base in full precision, with the weights that the quantised one stands for."""
-    twin = family_in(name, Residence(), family.dtype)
+    twin = family_in(name, WeightStorage(), family.dtype)
     for layer, module in frozen(family.transformer).items():
         weight = module.fetch(module.weight, CPU, family.dtype)
         twin.transformer.get_submodule(layer).weight.data.copy_(weight)
@@ -77,8 +77,8 @@ def gradients(family: Family) -> tuple[torch.Tensor, dict[str, torch.Tensor | No
 def test_a_quantisation_errs_as_much_as_its_table_says(
     name: str, use_vault: Path, four_bits_on_a_cpu: None
 ) -> None:
-    plain = family_in("z-image", Residence()).transformer
-    layers = frozen(family_in("z-image", Residence(name)).transformer)
+    plain = family_in("z-image", WeightStorage()).transformer
+    layers = frozen(family_in("z-image", WeightStorage(name)).transformer)
     squares = [0.0, 0.0]
     for layer, module in layers.items():
         before = plain.get_submodule(layer).weight
@@ -90,7 +90,7 @@ def test_a_quantisation_errs_as_much_as_its_table_says(
 
 @pytest.mark.parametrize("base", NAMES)
 def test_all_block_linears_are_quantised_and_nothing_else(base: str, use_vault: Path) -> None:
-    transformer = family_in(base, Residence("int8")).transformer
+    transformer = family_in(base, WeightStorage("int8")).transformer
     kinds: dict[str, set[str]] = {}
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
@@ -106,7 +106,7 @@ def test_all_block_linears_are_quantised_and_nothing_else(base: str, use_vault: 
 def test_a_lora_over_quantised_layers_has_the_gradients_of_their_true_weights(
     base: str, name: str, offload: bool, use_vault: Path, four_bits_on_a_cpu: None
 ) -> None:
-    family = family_in(base, Residence(name, offload=offload))
+    family = family_in(base, WeightStorage(name, offload=offload))
     twin = unquantised_twin(family, base)
     velocity, found = gradients(family)
     expected_velocity, expected = gradients(twin)
@@ -119,7 +119,7 @@ def test_a_lora_over_quantised_layers_has_the_gradients_of_their_true_weights(
 
 
 def test_a_frozen_layer_keeps_no_weight_for_the_backward_pass(use_vault: Path) -> None:
-    layer = next(iter(frozen(family_in("z-image", Residence("int8")).transformer).values()))
+    layer = next(iter(frozen(family_in("z-image", WeightStorage("int8")).transformer).values()))
     kept: list[torch.Tensor] = []
     x = torch.randn(4, layer.in_features, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
@@ -141,9 +141,9 @@ def test_the_turbo_adapter_is_merged_before_anything_is_rounded(use_vault: Path)
         assert not frozen(transformer)
         adapter.merge(transformer, base.name)
 
-    family = family_in("z-image-turbo", Residence("int8"))
+    family = family_in("z-image-turbo", WeightStorage("int8"))
     family.load_transformer(merge)
-    merged = family_in("z-image-turbo", Residence()).transformer
+    merged = family_in("z-image-turbo", WeightStorage()).transformer
     adapter.merge(merged, base.name)
     for name in adapter.factors:
         layer = family.transformer.get_submodule(name)
@@ -154,8 +154,8 @@ def test_the_turbo_adapter_is_merged_before_anything_is_rounded(use_vault: Path)
 
 def test_an_offloaded_base_draws_the_same_bits(use_vault: Path) -> None:
     resident, waiting = (
-        family_in("z-image", Residence()),
-        family_in("z-image", Residence(offload=True)),
+        family_in("z-image", WeightStorage()),
+        family_in("z-image", WeightStorage(offload=True)),
     )
     assert frozen(waiting.transformer) and not frozen(resident.transformer)
     first, second = gradients(resident), gradients(waiting)
@@ -164,15 +164,15 @@ def test_an_offloaded_base_draws_the_same_bits(use_vault: Path) -> None:
 
 
 def test_a_quantised_text_encoder_reads_nearly_the_same(use_vault: Path) -> None:
-    plain = family_in("qwen-image", Residence()).encode_prompts(["a cup of coffee"])[0]
-    family = family_in("qwen-image", Residence(quantize_text="int8"))
+    plain = family_in("qwen-image", WeightStorage()).encode_prompts(["a cup of coffee"])[0]
+    family = family_in("qwen-image", WeightStorage(quantize_text="int8"))
     rounded = family.encode_prompts(["a cup of coffee"])[0]
     assert 0 < (rounded - plain).norm() / plain.norm() < 0.05
 
 
 def test_four_bits_without_a_gpu_are_refused() -> None:
     with pytest.raises(QuantizationUnavailable, match="nf4 needs a GPU.*choose fp8, int8"):
-        family_in("z-image", Residence("nf4"))
+        family_in("z-image", WeightStorage("nf4"))
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(
@@ -183,7 +183,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
         importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name)
     )
     with pytest.raises(QuantizationUnavailable, match="pip install --no-deps torchao=="):
-        family_in("z-image", Residence("int8"))
+        family_in("z-image", WeightStorage("int8"))
 
 
 def test_the_command_brings_the_version_that_the_image_has() -> None:
@@ -235,7 +235,7 @@ def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_bas
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_a_weight_that_is_offloaded_moves_with_all_its_parts(name: str, use_vault: Path) -> None:
     """Wherever it was quantized; a part that stays on a GPU cannot be pinned."""
-    transformer = family_in("z-image", Residence(name)).transformer
+    transformer = family_in("z-image", WeightStorage(name)).transformer
     weight = transformer.layers[0].attention.to_q.weight
     away = moved(weight, torch.device("meta"))
     parts = away.__tensor_flatten__()[0]
@@ -247,7 +247,7 @@ def test_a_weight_that_is_offloaded_moves_with_all_its_parts(name: str, use_vaul
 def test_a_lora_learns_over_every_quantisation(
     name: str, use_vault: Path, four_bits_on_a_cpu: None
 ) -> None:
-    family = family_in("z-image", Residence(name))
+    family = family_in("z-image", WeightStorage(name))
     lora = Lora(family.transformer, family.lora_targets(), 4, seed=0)
     optimizer = torch.optim.AdamW(lora.parameters(), 1e-2)
     draw = torch.Generator().manual_seed(2)
@@ -271,5 +271,5 @@ def test_a_text_encoder_is_not_quantised_while_a_placeholder_is_trained(
     family = load_family(settings.base)
     with caplog.at_level(logging.INFO):
         choice = fit(settings, family, ["a photo of <zwx>"])
-    assert choice.residence == Residence("int8", "none", False)
+    assert choice.storage == WeightStorage("int8", "none", False)
     assert "the text encoder is not quantised: <zwx> is trained through it" in caplog.text

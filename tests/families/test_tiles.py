@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from families import tiles
-from families.bases import find_base
 from families.loading import load_family
-from families.sketch import sketch
+from families.registry import find_base
+from families.without_weights import family_without_weights
 from trainer.memory.step_cost import Shape, decode_load, picture_load
 
 NAMES = ("z-image", "qwen-image")
@@ -28,7 +28,7 @@ def whole_and_tiled(monkeypatch: pytest.MonkeyPatch, work: Any) -> tuple[Tensor,
     results = []
     for pixels in (1 << 30, 0):
         for family in ("z_image", "qwen_image"):
-            monkeypatch.setattr(f"families.{family}.WHOLE_PIXELS", pixels)
+            monkeypatch.setattr(f"families.models.{family}.WHOLE_PIXELS", pixels)
         results.append(work())
     return results[0], results[1]
 
@@ -93,7 +93,7 @@ def test_the_largest_image_takes_no_more_than_a_usual_one(
 ) -> None:
     """Bytes at the published sizes; one pass over 2048 x 2048 pixels takes 12.9 and 29 GB."""
     monkeypatch.delenv("MODEL_VAULT", raising=False)
-    family = sketch(find_base(name))
+    family = family_without_weights(find_base(name))
     assert decode_load(family, Shape(1, 1, 1328, 1328, 1)).bytes < 1.2e9
     assert decode_load(family, Shape(1, 1, 2048, 2048, 1)).bytes < 2.8e9
     assert picture_load(family, Shape(1, 1, 2048, 2048, 1)).bytes < 4.3e9

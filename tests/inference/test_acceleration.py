@@ -15,8 +15,8 @@ from root import ROOT
 from torch._dynamo.backends.common import aot_autograd
 
 from adapters.archive import read_archive
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from inference import acceleration
 from inference.acceleration import compile_blocks, is_compiled, use_attention, with_fallback
 from inference.engine import Engine

@@ -137,3 +137,36 @@ def test_the_reason_of_a_failure_is_one_line_about_the_input(
     error: Exception, inputs: dict[str, object], line: str
 ) -> None:
     assert reason(error, inputs) == line
+
+
+@pytest.mark.parametrize(
+    "name, inputs, part",
+    [
+        ("replicate_weights", {"replicate_weights": "https://127.0.0.1/x?sig=abc"}, "not a public"),
+        ("extra_lora", {"lora_weights": "", "extra_lora": "https://0x7f.1/x"}, "not a public"),
+        ("lora_weights", {"lora_weights": "/etc/passwd"}, "lora_weights is not a file that a re"),
+        ("replicate_weights", {"replicate_weights": "file:///etc/passwd"}, "over https only"),
+        ("extra_lora", {"extra_lora": "  "}, "'' is not a file that a request may name"),
+        ("lora_weights", {"lora_weights": "data:;base64,AAAA"}, "not a whole safetensors file"),
+        (
+            "hf_api_token",
+            {"hf_api_token": "hf_a\nb", "lora_weights": "hf:a/b/c.zip"},
+            "no token has",
+        ),
+        ("image", {"image": "data:;base64,AAAA"}, "is no picture that is read"),
+    ],
+)
+def test_a_wrong_file_or_address_is_named_by_its_input(
+    name: str, inputs: dict[str, str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inference.engine import Engine
+    from inference.inputs import GenerationInputs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    token = inputs.get("hf_api_token")
+    given = {key: text for key, text in inputs.items() if key != "hf_api_token"}
+    with pytest.raises(ValueError) as refusal:
+        asked = GenerationInputs(prompt="a fox", **given)
+        Engine().predict(asked, hf_api_token=token, output_dir=None)
+    line = reason(refusal.value, {"prompt": "a fox", **inputs})
+    assert line.startswith(name) and part in line and "sig" not in line

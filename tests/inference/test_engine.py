@@ -20,9 +20,9 @@ from PIL import Image
 from adapters.archive import Archive, BrokenArchive, write_archive
 from adapters.formats.factors import LoraMismatch
 from adapters.placeholder import Placeholder
-from families.bases import BASES, UnknownBase
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES, UnknownBase
 from families.repository import MissingModel
 from inference import acceleration
 from inference.engine import Engine

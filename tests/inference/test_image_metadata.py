@@ -14,8 +14,8 @@ from PIL import Image
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.files.tensor_file import tensors_hash
 from adapters.placeholder import Placeholder
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from inference import image_metadata
 from inference.engine import Engine
 from inference.images import save_images

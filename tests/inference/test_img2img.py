@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from inference.generation import generate
 from inference.images import BrokenImage, read_image, to_images, to_pixels
 from inference.request import Request, settle
@@ -106,7 +106,7 @@ def test_picture_n_is_that_of_the_seed_plus_n(family: Family, image: Image.Image
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "drawn"),
+    ("steps", "strength", "generated"),
     [(8, 0.6, 5), (8, 0.01, 1), (10, 0.5, 5), (50, 1, 50), (8, 0, 0)],
 )
 def test_of_n_steps_n_times_strength_are_drawn(

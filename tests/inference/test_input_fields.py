@@ -26,7 +26,7 @@ def test_every_fault_is_in_one_error() -> None:
         "optimizer 'adam' is not one of adamw, adamw8bit, prodigy, adafactor",
         "did you mean 'adamw'?",
         "low_memory is 'yes'",
-        "expected true or false",
+        "it must be true or false",
         "name 'a/b' contains a slash, a backslash or a colon",
         "use a plain name such as red-fox",
         "there is no input 'stesp'",
@@ -37,11 +37,11 @@ def test_every_fault_is_in_one_error() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"rank": 2.5}, "rank is 2.5; expected a whole number"),
-        ({"rank": True}, "rank is True, not a number"),
+        ({"rank": 2.5}, "rank is 2.5; it must be a whole number"),
+        ({"rank": True}, "rank is True; it must be a whole number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be between 0 and 1"),
-        ({"default_caption": 7}, "default_caption is 7; expected text"),
-        ({"resolution": {}}, "resolution is {}; expected a whole number or text or a list"),
+        ({"default_caption": 7}, "default_caption is 7; it must be text"),
+        ({"resolution": {}}, "resolution is {}; it must be a whole number or text or a list"),
         ({"trackers": ["wandb", "tensorbord"]}, "trackers 'tensorbord' is not one of"),
         ({"sample_prompts": ["a", "\ud800"]}, "sample prompt 2 holds half a character"),
     ],
@@ -86,7 +86,7 @@ def test_options_are_read_by_the_types_of_the_record() -> None:
         "low_memory": False,
         "validation_images": "auto",
     }
-    with pytest.raises(SettingsError, match="steps is 'many', not a number"):
+    with pytest.raises(SettingsError, match="steps is 'many'; it must be a whole number"):
         inputs(**{"steps": trainer_parser().read(["--steps", "many"])["steps"]})
     assert arguments_parser().read(["--go-fast"])["go_fast"] is True
 

@@ -19,9 +19,9 @@ from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.cache import AdapterCache
 from adapters.formats.lora_header import MAX_CONFIG_BYTES
 from adapters.placeholder import Placeholder
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from inference.engine import Engine
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import DownloadError

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from families.bases import BASES
 from families.few_steps import find_few_step_lora
+from families.registry import BASES
 from inference.inputs import ASPECT_RATIOS, LENGTHS, GenerationInputs
 from inference.request import Request, ResolvedRequest, check_work, settle
 
@@ -19,6 +19,14 @@ def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
     assert settle(asked(seed=0), base, 16).seeds == (0,)
     generated = {settle(asked(seed=None), base, 16).seeds for _ in range(3)}
     assert len(generated) == 3
+
+
+@pytest.mark.parametrize("name", ["width", "num_outputs", "num_inference_steps", "seed"])
+def test_a_fraction_is_refused_where_something_is_counted(name: str) -> None:
+    sides = {"width": 64, "height": 64}
+    for value in (64.5, 64.0):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be a whole number"):
+            Request(prompt="a", **(sides | {name: value}))
 
 
 @pytest.mark.parametrize("name", ["z-image-turbo", "qwen-image", "miniature-turbo"])
@@ -58,7 +66,12 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"num_outputs": 0}, "num_outputs is 0; it must be between 1 and 8"),
         ({"seed": 2**63}, f"seed is {2**63}; it must be between 0 and {2**63 - 1}"),
         ({"seed": 10**5000}, "seed is a number beyond 1000 bits; it must be between"),
-        ({"num_inference_steps": "8"}, "num_inference_steps is '8', not a number"),
+        ({"num_inference_steps": "8"}, "num_inference_steps is '8'; it must be a whole number"),
+        ({"num_inference_steps": 8.5}, "num_inference_steps is 8.5; it must be a whole number"),
+        ({"width": 64.0}, "width is 64.0; it must be a whole number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"prompt": 5}, "prompt is 5; it must be text"),
+        ({"negative_prompt": ["ugly"]}, "ugly'.; it must be text"),
         ({"prompt": "x" * 10_001}, "prompt has 10,001 characters; at most 10,000 are accepted"),
         ({"negative_prompt": "x" * 10_001}, "negative_prompt has 10,001 characters; at most"),
         ({"prompt_strength": 0.5}, "prompt_strength needs an image"),

@@ -22,7 +22,7 @@ from trainer.settings.config import read_config
 
 def test_every_suite_of_make_bench_is_a_module() -> None:
     for suite in SUITES:
-        assert importlib.util.find_spec(f"benchmarks.{suite.module}") is not None
+        assert importlib.util.find_spec(f"lab.benchmarks.{suite.module}") is not None
     made = commands(quick=False, peer={"--peer-script": "x.py"})
     assert [title for title, command in made.items() if "--peer-script" in command] == [
         suite.title for suite in SUITES if suite.takes_peer

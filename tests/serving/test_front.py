@@ -1,13 +1,19 @@
 """The server before Cog's runtime: survives the death of its parts and refuses wrong requests."""
 
+import asyncio
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 import requests
 from cog_server import PREFER_ASYNC, CogServer, Webhooks
@@ -25,6 +31,12 @@ from toy_server import (  # noqa: F401
     temporary,
     until,
 )
+
+from inference.fetch.download import Downloader
+from serving.fetching import Folder
+from serving.front import MAX_BODY, MOST_HELD, SMALL_BODY, Front
+from serving.runs import Ask
+from serving.validation import MOST_FAULTS
 
 # ---- Supervision ---------------------------------------------------------------------------------
 
@@ -141,6 +153,10 @@ def test_large_integers_have_all_their_digits(server: CogServer) -> None:
         b'{"input": []}',
         b'{"input": {"prompt": NaN}}',
         b'{"input": {"prompt": "\\ud800"}}',
+        b'{"input": {}, "context": {"a": 1e999}}',
+        b'{"input": {}, "context": ' + b"[" * 600 + b"]" * 600 + b"}",
+        b'{"input": {"prompt": ' + b"[" * 900 + b"]" * 900 + b"}}",
+        b'{"input": {"stpes": ' + b"9" * 30 + b"}}",
         b'{"id": 7}',
         b'{"id": "a\\u0000b"}',
         b'{"webhook": 7}',
@@ -154,6 +170,53 @@ def test_a_malformed_body_is_refused(server: CogServer, body: bytes) -> None:
     reply = requests.post(server.url + PREDICT, body, headers=headers, timeout=60)
     assert reply.status_code == 422
     assert reply.json()["detail"][0]["msg"]
+
+
+def test_a_refusal_does_not_repeat_a_key(server: CogServer) -> None:
+    for token in (["s3cret"], {"a": "s3cret"}):
+        (fault,) = refused(server, {"input": {"token": token}})
+        assert fault["loc"] == ["body", "input", "token"]
+        assert fault["msg"].startswith("token: ") and "s3cret" not in str(fault)
+
+
+def test_a_body_of_unknown_names_is_refused_in_little_time(server: CogServer) -> None:
+    names = {f"{number}{'x' * 200}": number for number in range(50_000)}
+    start = time.monotonic()
+    faults = refused(server, {"input": names})
+    assert len(faults) == MOST_FAULTS
+    assert time.monotonic() - start < 5  # 40 s, if all of them are compared
+
+
+@pytest.mark.parametrize("seed", [b"7.0", b"7e0"])
+def test_a_whole_number_may_have_a_point(server: CogServer, seed: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = b'{"input": {"prompt": "type", "seed": ' + seed + b"}}"
+    reply = requests.post(server.url + PREDICT, body, headers=headers, timeout=60)
+    assert reply.json()["error"] == "the seed is 7"
+
+
+@pytest.mark.slow
+def test_bodies_that_arrive_slowly_do_not_fill_the_memory(code: Path) -> None:
+    """Large ones beyond the limit are refused; small ones are not."""
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {MAX_BODY}\r\n\r\n"
+    lines = []
+    with CogServer("predict", cwd=code) as server:
+        try:
+            for _ in range(MOST_HELD // MAX_BODY):
+                lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+                lines[-1].sendall(head.encode() + b" " * (MAX_BODY - 1))
+            lines.append(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            lines[-1].sendall(head.encode() + b" " * (2 * SMALL_BODY))
+            answered, _, _ = select.select(lines, [], [], 20)  # whose bytes came last
+            assert [b" 503 " in line.recv(1000) for line in answered] == [True]
+            assert ask(server)["status"] == "succeeded"
+            while lines:
+                lines.pop().close()
+            until(lambda: server.post(PREDICT, {"input": {"prompt": "x" * (2 << 20)}}).ok)
+        finally:
+            for line in lines:
+                line.close()
 
 
 def test_a_body_above_the_limit_is_refused_before_it_is_sent(server: CogServer) -> None:
@@ -184,6 +247,34 @@ def test_a_request_can_be_repeated_while_it_runs_and_shows_no_key(server: CogSer
     assert server.post(f"{PREDICT}/a%2Fb c/cancel").status_code == 200
     server.wait_idle()
     assert server.post(f"{PREDICT}/a%2Fb c/cancel").status_code == 404
+
+
+def test_of_two_equal_requests_at_once_the_second_is_told_the_state_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are past the first look at what runs when the one of them starts."""
+    document = json.loads((ROOT / "tests/golden/openapi_schema.json").read_text())
+    supervisor: Any = SimpleNamespace(ready=True, health={}, reason="")
+    front = Front("predict", document, supervisor, Folder(), "")
+    front.downloader = Downloader(addresses=lambda *_: time.sleep(0.2) or ["93.184.215.14"])
+
+    def start(ask: Ask) -> Any:
+        run: Any = SimpleNamespace(ask=ask, shown=lambda _: {"id": ask.id})
+        front._run = run
+        return run
+
+    async def ask_twice() -> list[int]:
+        transport = httpx.ASGITransport(front.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            body = {"input": {"prompt": "a"}, "webhook": "https://hooks.example/"}
+            asked = [client.put(f"{PREDICT}/a", json=body, headers=PREFER_ASYNC) for _ in "12"]
+            return [each.status_code for each in await asyncio.gather(*asked)]
+
+    monkeypatch.setattr(front, "_start", start)
+    try:
+        assert asyncio.run(ask_twice()) == [202, 202]
+    finally:
+        front._folder.remove()
 
 
 def test_hanging_up_cancels(server: CogServer) -> None:

@@ -136,6 +136,13 @@ def test_no_input_and_no_webhook_reaches_the_servers_own_network(
         assert inside.contacted == 0
 
 
+def test_no_webhook_of_a_customer_gets_the_operators_token(server: CogServer) -> None:
+    with Webhooks() as hooks:
+        server.post(PREDICT, {"input": {"prompt": "fail"}, "webhook": hooks.url}, PREFER_ASYNC)
+        hooks.finished(20)
+    assert hooks.headers and "the-operators-token" not in str(hooks.headers)
+
+
 def test_a_file_on_the_web_is_fetched_and_removed(server: CogServer, temporary: Path) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -223,6 +230,34 @@ def test_a_failure_is_one_line_that_begins_with_the_name_of_the_input(server: Co
     assert "begin fail in predict.py" in report["logs"]
 
 
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        ("data:", "is not a data URL in base64"),
+        ("data:text/html,<p>", "is not a data URL in base64"),
+        ("data:http://127.0.0.1/x", "is not a data URL in base64"),
+        ("data:image/png;base64,AAA", "cannot be read: it is damaged"),
+    ],
+)
+def test_a_data_url_that_is_none_is_named(server: CogServer, url: str, said: str) -> None:
+    error = ask(server, prompt="fail", image=url)["error"]
+    assert error.startswith("image: ") and said in error
+
+
+@pytest.mark.parametrize("url", ["DATA:image/png;base64,AAAA", "data:;base64,AA\nAA\n"])
+def test_a_data_url_may_be_spelled_as_clients_do(
+    server: CogServer, temporary: Path, url: str
+) -> None:
+    assert "image: is bad" in ask(server, prompt="fail", image=url)["error"]
+    until(lambda: not fetched_files(temporary))
+
+
+def test_a_key_in_an_error_of_a_library_is_nowhere(server: CogServer) -> None:
+    report = run(server, prompt="leak", token="hf_s3cret/key")
+    assert report["error"] == "RuntimeError: 401 for https://h.example/**********"
+    assert "s3cret" not in json.dumps(report) + server.log()
+
+
 def test_a_mistake_of_the_program_keeps_its_type(server: CogServer) -> None:
     assert run(server, prompt="stumble")["error"] == "KeyError: 'a mistake'"
 
@@ -263,24 +298,28 @@ def test_the_health_shows_no_path(server: CogServer, code: Path) -> None:
 # ---- Without the front, as in the Cog image ------------------------------------------------------
 
 
-def test_in_the_bare_container_a_failure_is_one_line_without_paths(code: Path) -> None:
+def test_in_the_bare_container_a_failure_is_one_line_without_paths(
+    code: Path, tmp_path: Path
+) -> None:
     port = _free_port()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {"PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor", "PATH": path}
     command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
-    process = subprocess.Popen(
-        command, cwd=code, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=code, env=os.environ | env, stdout=file, stderr=subprocess.STDOUT
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         until(lambda: _status(url) == "READY", 30)
         body = {"input": {"prompt": "fail", "image": "data:image/png;base64,AAAA"}}
         error = requests.post(f"{url}{PREDICT}", json=body, timeout=30).json()["error"]
+        assert error.endswith("RequestError: image: is bad; - at predict.py; - and image")
+        until(lambda: "Traceback" in log.read_text())  # the worker's, which the runtime relays
     finally:
         process.terminate()
-        log = process.communicate(timeout=30)[0].decode()
-    assert error.endswith("RequestError: image: is bad; - at predict.py; - and image")
-    assert "Traceback" in log
+        process.wait(30)
 
 
 def _status(url: str) -> str:

@@ -26,6 +26,10 @@ class Predictor(BasePredictor):
         token: Optional[Secret] = Input(description="A key.", default=None),
         seed: int = Input(description="A number.", default=0, ge=0),
     ) -> List[Path]:
+        if prompt == "leak" and token is not None:
+            raise RuntimeError(f"401 for https://h.example/{token.get_secret_value()}")
+        if prompt == "type":
+            raise ValueError(f"the seed is {seed!r}")
         return act(prompt, image, images)
 
 

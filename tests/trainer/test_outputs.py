@@ -109,6 +109,40 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(each, (time.time() - seconds,) * 2, follow_symlinks=False)
 
 
+# ---- A given folder ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("file/x/y", "Not a directory"),
+        ("circle", "loop"),
+        ("circle/x", "loop"),
+        ("x" * 300, "File name too long"),
+        ("a/" * 3000, "File name too long"),
+    ],
+    ids=["below a file", "circle", "below a circle", "long name", "long path"],
+)
+def test_a_folder_that_cannot_be_made_is_refused_by_name(folder: str, said: str) -> None:
+    Path("file").write_text("mine")
+    Path("circle").symlink_to("circle")
+    with pytest.raises(FolderRefused, match=rf"output_dir: .* cannot be made \(.*{said}"):
+        open_run(DATASET, Path(folder))
+    assert sorted(each.name for each in Path().iterdir()) == ["circle", "file"]
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "samples/x", "trackers/a/b", "hub-upload/x"])
+def test_a_run_is_not_made_among_the_files_of_another(place: str, tmp_path: Path) -> None:
+    """`publish` and a server remove some of these folders whole."""
+    finish(open_run(DATASET, Path("one")))
+    Path("link").symlink_to("one", target_is_directory=True)
+    for folder in (Path("one") / place, Path("link") / place, Path("one").resolve() / place):
+        with pytest.raises(FolderRefused, match=f"is in {place.partition('/')[0]} of another run"):
+            open_run(DATASET, folder)
+    assert not (Path("one") / place).exists()
+    finish(open_run(DATASET, Path("one/other")))  # beside them
+
+
 # ---- A new folder --------------------------------------------------------------------------------
 
 
@@ -129,6 +163,8 @@ def test_every_run_gets_a_new_folder_named_by_date_dataset_and_number() -> None:
         ("../../etc/passwd", "passwd"),
         ("v1.5", "v1-5"),
         ("ねこ.zip", "run"),
+        ("/tmp/tmp2bmhl87mfile", "run"),
+        ("/tmp/tmp_bmhl87m.zip", "run"),
         ("..", "tmp"),
         ("--help.zip", "help"),
         ("\x1b[31mred\n.zip", "31mred"),
@@ -232,7 +268,7 @@ def test_an_output_dir_that_is_a_file_is_refused() -> None:
     Path("out").write_text("mine")
     with pytest.raises(FolderRefused, match="out is not a folder"):
         open_run(DATASET, Path("out"))
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(FolderRefused, match="output_dir: .* cannot be made .Not a directory"):
         open_run(DATASET, Path("out/in"))
 
 

@@ -16,6 +16,7 @@ from trainer import run
 from trainer.data.dataset import DatasetError
 from trainer.learning.loop import Loop
 from trainer.lock import FolderRefused
+from trainer.outputs import open_run
 from trainer.settings.fields import Settings, SettingsError, resolve
 from trainer.settings.inputs import TrainingInputs
 
@@ -219,3 +220,9 @@ def test_a_name_becomes_part_of_the_folders_name(
 def test_a_name_that_could_lead_elsewhere_is_refused_at_once(name: str) -> None:
     with pytest.raises(SettingsError, match="name .*; use a plain name such as red-fox"):
         resolve(TrainingInputs(dataset="imgs.zip", base_model="miniature", name=name))
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FolderRefused, match="output_dir: .*file/run cannot be made .*choose"):
+        open_run(tmp_path / "images", output_dir=tmp_path / "file" / "run")

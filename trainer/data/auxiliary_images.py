@@ -30,28 +30,59 @@ _FOLDERS: dict[str, str] = {
     **dict.fromkeys(("regularization", "regularization_images"), REGULARIZATION),
     **dict.fromkeys(("regularisation", "regularisation_images"), REGULARIZATION),
     **dict.fromkeys(("regularization_data", "class_images", "class_data"), REGULARIZATION),
+    **dict.fromkeys(("class", "prior"), REGULARIZATION),
     **dict.fromkeys(("sample", "samples", "sample_images", "preview", "previews"), SAMPLES),
     **dict.fromkeys(("eadir", "thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
 }
 # Those that may as well be a part of the subject's dataset, unless they repeat its file names.
-_FOLDERS_THAT_REPEAT: dict[str, str] = dict.fromkeys(
-    ("canny", "depth", "depth_maps", "lineart", "normal_maps", "openpose", "scribble", "softedge"),
-    CONTROL,
+_FOLDERS_THAT_REPEAT: dict[str, str] = {
+    **dict.fromkeys(
+        ("canny", "depth", "depth_maps", "lineart", "normal_maps", "openpose", "scribble"), CONTROL
+    ),
+    **dict.fromkeys(("softedge", "pose", "poses", "hint", "hints", "edges", "normals"), CONTROL),
+    **dict.fromkeys(("condition", "conditions", "cond", "conds"), CONTROL),
+    **dict.fromkeys(("alpha", "alphas", "matte", "mattes"), MASKS),
+}
+# Last words of a folder's name that say the same (`fox_masks`), if it repeats file names.
+_WORDS: dict[str, str] = {
+    **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "segmentation"), MASKS),
+    **dict.fromkeys(("control", "controls", "controlnet", "conditioning", "cond"), CONTROL),
+    **dict.fromkeys(("canny", "depth", "depthmap", "depthmaps", "lineart", "openpose"), CONTROL),
+    **dict.fromkeys(("scribble", "softedge"), CONTROL),
+    **dict.fromkeys(("sample", "samples", "preview", "previews"), SAMPLES),
+    **dict.fromkeys(("thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
+}
+# Words after them that add nothing: `masks png`, `mask_folder`, `thumbnails_256`.
+_PLAIN_WORDS = frozenset(
+    "png jpg jpeg webp images image imgs img data dataset dir folder files maps map out output "
+    "outputs set".split()
 )
-# Beside NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, mask_NAME.png.
+# Words that say so of any image: `reg_person`, `woman_class_images`.
+_REGULARIZATION = re.compile(
+    r"(?:^|_)(?:regs?|regulari[sz]ation|(?:class|prior)_(?:images?|imgs?|data|dir|pictures|photos))"
+    r"(?:_|$)"
+)
+# Beside NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, NAME (mask).png,
+# mask_NAME.png.
+_PARTS = "face|head|hair|body|person|subject|object|background|bg|foreground|fg|sam|alpha|binary"
 _MARKS: dict[str, str] = {
-    "mask(?:s|[-_]?label)?": MASKS,
-    "matte|seg(?:mentation)?": MASKS,
+    rf"(?:(?:{_PARTS}|auto|soft)[-_. ])?mask(?:s|[-_]?label)?(?:[-_. ]inv(?:erted)?)?": MASKS,
+    "matte|alpha|trimap|seg(?:mentation)?": MASKS,
     "control(?:net|[-_]?ima?ge?)?": CONTROL,
-    "cond(?:itioning)?": CONTROL,
-    "canny|depth|lineart|openpose|scribble|softedge": CONTROL,
-    "thumb(?:nail)?": THUMBNAILS,
+    "cond(?:ition(?:ing)?)?(?:[-_]ima?ge?)?": CONTROL,
+    "(?:canny|depth|lineart|(?:open|dw)?pose|scribble|softedge|edges?|hed|mlsd)(?:[-_]?map)?": (
+        CONTROL
+    ),
+    "normal[-_]?map": CONTROL,
+    "thumb(?:nail)?|preview": THUMBNAILS,
 }
 _MARK = [
-    (re.compile(f"(?P<name>.+)[-_. ](?:{mark})(?:[-_]?[0-9]+)?", re.IGNORECASE), kind)
-    for mark, kind in _MARKS.items()
-] + [
-    (re.compile(f"(?:{mark})[-_. ](?P<name>.+)", re.IGNORECASE), kind)
+    (re.compile(pattern.format(mark=f"(?:{mark})"), re.IGNORECASE), kind)
+    for pattern in (
+        r"(?P<name>.+?)[-_. ]{mark}(?:[-_]?[0-9]+)?",
+        r"(?P<name>.+?)[-_. ]?[(\[]{mark}[)\]]",
+        r"{mark}[-_. ](?P<name>.+)",
+    )
     for mark, kind in _MARKS.items()
 ]
 
@@ -107,9 +138,9 @@ def auxiliary(files: Collection[str]) -> list[Group]:
     captions = {stem_of(name) for name in files if suffix_of(name) == ".txt"}
     groups = []
     for (folder, kind), names in by_folder.items():
-        repeated = _most(PurePosixPath(stem_of(each)).name.casefold() in stems for each in names)
+        repeated = _most(_repeats(each, stems) for each in names)
         captioned = _most(stem_of(each) in captions for each in names)
-        if _plain(PurePosixPath(folder).name) in _FOLDERS_THAT_REPEAT and not repeated:
+        if not (repeated or _is_enough(PurePosixPath(folder).name)):
             continue
         used = captioned and not repeated and kind != REGULARIZATION
         groups.append(Group(kind, folder, tuple(names), used))
@@ -143,14 +174,37 @@ def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
     return None
 
 
+def _repeats(name: str, stems: Collection[str]) -> bool:
+    """Whether a file is named as another image, or as its mask."""
+    own = PurePosixPath(stem_of(name)).name
+    matches = (pattern.fullmatch(own) for pattern, _ in _MARK)
+    meant = [own, *(match["name"] for match in matches if match is not None)]
+    return any(each.casefold() in stems for each in meant)
+
+
 def _kind_of_folder(folder: str) -> str | None:
+    """What a folder's name says of its images, in part only where they repeat others' names."""
     called = _plain(folder)
     numbered = _FOLDERS.get(re.sub(r"_?[0-9]+$", "", called))
+    words = called.split("_")
+    while len(words) > 1 and (words[-1] in _PLAIN_WORDS or words[-1].isdigit()):
+        words.pop()
     return (
         _FOLDERS.get(called)
-        or _FOLDERS_THAT_REPEAT.get(called)
         or (CONTROL if numbered == CONTROL else None)  # control_1: a model may take several
+        or (REGULARIZATION if _REGULARIZATION.search(called) else None)
+        or _FOLDERS_THAT_REPEAT.get(called)
+        or _WORDS.get(words[-1])
+        or (_WORDS.get(words[0]) if words[0].endswith("s") else None)  # masks_fox
     )
+
+
+def _is_enough(folder: str) -> bool:
+    """Whether a folder's name says so by itself, whatever its files are called."""
+    called = _plain(folder)
+    numbered = re.sub(r"_?[0-9]+$", "", called)
+    known = called in _FOLDERS or _FOLDERS.get(numbered) == CONTROL
+    return known or _REGULARIZATION.search(called) is not None
 
 
 def _plain(folder: str) -> str:

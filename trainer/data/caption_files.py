@@ -139,4 +139,7 @@ def _looks_like_captions(name: str, head: Content, stems: set[str]) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    return head.isascii() and not any(each < 9 or 13 < each < 32 for each in head)
+    """Whether a file's first bytes are text in some encoding; binary data has controls."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return True
+    return not any(each < 9 or 13 < each < 32 for each in head)

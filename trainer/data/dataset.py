@@ -199,7 +199,8 @@ def _why_empty(files: Mapping[str, Content], groups: Sequence[Group]) -> list[st
         return lines + [str(group) for group in left] + [*left_out(files)]
     return [
         f"holds no image that can be read ({listed(sorted(files)) or 'it is empty'}); "
-        "put JPEG, PNG or WebP images in it"
+        "put JPEG, PNG or WebP images in it",
+        *left_out(files),
     ]
 
 

@@ -67,6 +67,12 @@ SIGNATURES = (
     (re.compile(rb"BZh|\xfd7zXZ"), "a bzip2 or xz archive"),
     (re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE), "a web page, so its download failed"),
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the file itself"),
+    (re.compile(rb"\s*<(svg|\?xml)", re.IGNORECASE), "an SVG drawing or other XML"),
+    (re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL "), "a JPEG XL image"),
+    (re.compile(rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  "), "a JPEG 2000 image"),
+    (re.compile(rb"8BPS"), "a Photoshop file"),
+    (re.compile(rb"%PDF"), "a PDF"),
+    (re.compile(rb"\s*[{\[]\s*[\"{\[]"), "JSON text, such as a server's error message"),
 )
 
 
@@ -190,6 +196,11 @@ def what_is(data: bytes) -> str:
     for signature, what in SIGNATURES:
         if signature.match(data):
             return f"it begins like {what}"
+    if not data.strip(b"\0"):
+        return "it holds zeros alone, so its download or copy failed"
+    head = data[:HEAD_BYTES]
+    if head.isascii() and " ".join(head.decode().split()).isprintable():
+        return "it begins like text"
     return "its content is unknown"
 
 

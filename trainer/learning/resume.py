@@ -14,9 +14,9 @@ from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.formats import rank_of
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import UnknownBase, find_base
 from families.few_steps import find_few_step_lora
-from families.sketch import sketch
+from families.registry import UnknownBase, find_base
+from families.without_weights import family_without_weights
 from trainer.data import Example
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
@@ -271,7 +271,7 @@ class Shapes:
 
 def _trained_shapes(settings: Settings) -> Shapes:
     """Counted on the model's structure alone. Raises `SettingsError` for wrong `lora_targets`."""
-    family = sketch(settings.base)
+    family = family_without_weights(settings.base)
     try:
         targets = set(family.lora_targets(settings.lora_targets))
     except ValueError as error:

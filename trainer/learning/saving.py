@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -112,8 +113,18 @@ class Saver:
                 raise OSError(error.errno, said, str(reserve.folder)) from error
             self._reserves.append(reserve)
 
+    def with_reserve(self, write: Callable[[], Path]) -> Path:
+        """What `write` returns. If the disk is full, it is called again in the reserved space."""
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in FULL or not self._reserves:
+                raise
+            self.release()
+            return write()
+
     def release(self) -> None:
-        """Gives the reserved space back, when the weights are about to be written."""
+        """Gives the reserved space back."""
         while self._reserves:
             self._reserves.pop().release()
 

@@ -16,7 +16,7 @@ from families.quantization import (
     QuantizationUnavailable,
     check_available,
 )
-from families.sketch import sketch
+from families.without_weights import family_without_weights
 from inference.request import Request, wanted_size
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
@@ -114,7 +114,7 @@ def check_host_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> Non
     second, so it is left out where an upper bound from the sizes alone is below what is free.
     """
     free, edge = free_memory(torch.device("cpu")), max(settings.resolutions)
-    family = sketch(settings.base, dtype)
+    family = family_without_weights(settings.base, dtype)
     parts = (family.transformer, family.text_encoder, family.vae)
     values = sum(each.numel() for part in parts for each in part.parameters())
     # An optimizer's state and copies beside the LoRA, which is smaller than the model.

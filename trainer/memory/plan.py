@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from families.bases import Base
-from families.family import Family
+from families.base import Base
+from families.family import Family, WeightStorage
 from families.memory import RESERVE
-from families.quantization import QUANTIZATIONS, Residence, block_linears
-from families.sketch import sketch
+from families.quantization import QUANTIZATIONS, block_linears
+from families.without_weights import family_without_weights
 from trainer.memory.step_cost import (
     NOTHING,
     Load,
@@ -176,8 +176,8 @@ class Choice:
     no_previews: str = ""  # why no preview image is generated while training; empty: they are
 
     @property
-    def residence(self) -> Residence:
-        return Residence(self.mode.quantize, self.quantize_text, self.mode.offload)
+    def storage(self) -> WeightStorage:
+        return WeightStorage(self.mode.quantize, self.quantize_text, self.mode.offload)
 
 
 # From the truest and fastest to the smallest. fp8 is for those who ask: int8 takes as much room and
@@ -282,12 +282,12 @@ def figures(
     preview: Shape | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Figures:
-    """The numbers of a training on a base, counted on its sketch.
+    """The numbers of a training on a base, counted without its weights.
 
     `shape` is the step's; `pictures` are the batches that the VAE encodes, by default one image of
     that shape; `captions` are encoded at once; `preview` is the largest preview image, if any.
     """
-    family = sketch(base, dtype)
+    family = family_without_weights(base, dtype)
     targets = family.lora_targets(lora_targets)
     linears = dict(family.transformer.named_modules())
     lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)

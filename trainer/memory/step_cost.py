@@ -180,7 +180,7 @@ def _make_tables(family: Family, shape: Shape) -> None:
 
 
 def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
-    """One step of the transformer and its LoRA as they stand, real or a sketch."""
+    """One step of the transformer and its LoRA as they are, also without weights."""
     meter = _step(family, lora, shape)
     return Load(max(meter.early or 0, meter.peak), meter.flops)
 
@@ -302,7 +302,7 @@ def _embeddings(family: Family, batch_size: int, tokens: int) -> Tensor:
 
 
 def _encode(family: Family, text: Tensor) -> Tensor:
-    """Features of embeddings; with a mask, the encoder asks for no values that a sketch lacks."""
+    """Features of embeddings; with a mask, the encoder needs no values of a tensor."""
     batch, tokens = text.shape[:2]
     mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=text.device)
     called = family.text_encoder(inputs_embeds=text, attention_mask=mask, use_cache=False)

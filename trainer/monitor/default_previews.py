@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from families.memory import free_memory
-from families.sketch import outline
 from families.tokens import mentions, name_subject
+from families.without_weights import transformer_without_weights
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def previews_while_training(settings: Settings, quantized: bool) -> bool:
     if not settings.sample_defaults:
         return True
     width = 2 if torch.cuda.is_available() else 4  # bytes of a weight
-    needed = 2 * width * sum(each.numel() for each in outline(settings.base).parameters())
+    transformer = transformer_without_weights(settings.base)
+    needed = 2 * width * sum(each.numel() for each in transformer.parameters())
     free = free_memory(torch.device("cpu"))
     if quantized:
         why = "the base is quantized, and previews need its original weights too"

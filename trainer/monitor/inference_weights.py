@@ -17,8 +17,7 @@ from adapters.formats import Factors, check_fits
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
-from families.family import Family
-from families.quantization import Residence
+from families.family import Family, WeightStorage
 
 _PARTS = {"text_encoder", "vae"}
 
@@ -71,11 +70,11 @@ class SecondBase(InferenceWeights):
     @contextmanager
     def holding(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
         """Inside, the transformer is the pristine base with scale * `factors` laid over it."""
-        family, training, residence = self.family, self.family.transformer, self.family.residence
+        family, training, storage = self.family, self.family.transformer, self.family.storage
         there = _PARTS & set(vars(family))
         with torch.no_grad(), torch.random.fork_rng():
             try:
-                family.reside(Residence(offload=True))
+                family.set_storage(WeightStorage(offload=True))
                 if self._transformer is None:
                     self._transformer = family.load_transformer()
                     self._merger = LoraMerger(self._transformer)
@@ -84,6 +83,6 @@ class SecondBase(InferenceWeights):
                 self._merger.apply([(factors, scale)])
                 yield
             finally:
-                family.reside(residence)
+                family.set_storage(storage)
                 vars(family)["transformer"] = training
                 family.release(*(_PARTS - there))

@@ -54,7 +54,7 @@ def prompt_features(settings: Settings, family: Family) -> TextCache:
     again for every preview. A quantized one is not what a prediction uses: it makes none.
     """
     texts, word = TextCache(), settings.subject
-    if family.residence.quantize_text != "none":
+    if family.storage.quantize_text != "none":
         return texts
     for resolved in preview_requests(settings, family) if settings.sample_prompts else ():
         prompts = [resolved.prompt]

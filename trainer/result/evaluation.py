@@ -22,13 +22,13 @@ import torch
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.merging import LoraMerger
+from families.family import WeightStorage
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
-from families.quantization import Residence
 from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
-from trainer.learning import Diverged, Loop
+from trainer.learning import Diverged, Loop, Saver
 from trainer.monitor import PreviewImages, preview_requests, sample_scale
 from trainer.result import meta, report, result_checks
 from trainer.result.drift import velocity_drift
@@ -54,14 +54,14 @@ class Outcome:
 
 
 def write_weights(
-    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path
+    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path, saver: Saver
 ) -> Outcome:
     """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
 
     Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
     archive = Archive(*loop.final_weights(), dict(data.meta))
-    unchecked = write_archive(archive, _unchecked(path))
+    unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
     if archive.placeholder is not None:
         found.append(result_checks.token_moved(archive.placeholder.token, data.meta["zero_prior"]))
@@ -86,7 +86,7 @@ def write_weights(
         lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
     )
     data = replace(data, checks=found)
-    needs_offload = loop.family.residence != Residence()
+    needs_offload = loop.family.storage != WeightStorage()
     kernels = Kernels.of(loop.family)
     return Outcome(loop.settings, archive, path, data, preview_images, kernels, needs_offload)
 
@@ -107,7 +107,7 @@ def _skipped(name: str, error: Exception) -> CheckResult:
 
 
 @contextmanager
-def keep_weights_on_error(loop: Loop, path: Path) -> Iterator[None]:
+def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None]:
     """What fails inside costs the run its weights.zip, but not what was trained.
 
     It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
@@ -122,7 +122,7 @@ def keep_weights_on_error(loop: Loop, path: Path) -> Iterator[None]:
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
                 archive = Archive(*loop.final_weights(), meta.describe_weights(loop.settings))
-                write_archive(archive, failed)
+                saver.with_reserve(lambda: write_archive(archive, failed))
                 log.warning("what was trained is kept as %s", failed)
         raise
     finally:
@@ -204,7 +204,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
     if outcome.needs_offload:
-        family.reside(Residence(offload=True))
+        family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {}
     if archive.placeholder is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapters.archive import content_hash
+from adapters.files.atomic import content_hash
 from adapters.turbo import TurboAdapter
 from trainer.data import DatasetError, Example
 from trainer.learning import Trained, data_identity

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from families.bases import BASES, Base, UnknownBase, by_hub_id, find_base
+from families.base import Base
+from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
 PLACEHOLDER = "placeholder.safetensors"
@@ -55,31 +56,6 @@ image = pipeline(
 image.save("picture.png")
 """
 
-# What differs between the pipelines of diffusers, by family: the class, the text around a prompt,
-# what is read from the encoder, and how guidance is counted and called.
-_TEMPLATE = {
-    "z_image": """\
-    message = [{"role": "user", "content": prompt}]
-    text = pipeline.tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, enable_thinking=True
-    )""",
-    "qwen_image": """\
-    text = pipeline.prompt_template_encode.replace("{}", prompt)""",
-}
-_ENCODE = {
-    "z_image": """\
-    read = pipeline.text_encoder(inputs_embeds=embeds, output_hidden_states=True)
-    return list(read.hidden_states[-2])""",
-    "qwen_image": """\
-    read = pipeline.text_encoder.model.language_model(inputs_embeds=embeds)
-    return read.last_hidden_state[:, pipeline.prompt_template_encode_start_idx :]""",
-}
-_PIPELINES = {
-    "z_image": ("ZImagePipeline", "ZImageTransformer2DModel"),
-    "qwen_image": ("QwenImagePipeline", "QwenImageTransformer2DModel"),
-}
-FAMILIES = frozenset(_PIPELINES)
-
 
 def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple[str, str]]) -> str:
     """README.md for the Hub: front matter, the samples, the code, the training.
@@ -118,8 +94,9 @@ def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
     """Python that draws the first sample with diffusers, and without anything of ours."""
     base = _base(meta)
     word = meta.get("placeholder_token")
-    pipeline, transformer = _PIPELINES[base.family]
-    where = _where(base)
+    family = family_of(base)
+    pipeline, transformer = family.classes.pipeline, family.classes.transformer
+    where = base.hub_id
     load = f"pipeline = {pipeline}.from_pretrained({where!r}, dtype=dtype).to(device)"
     imports = pipeline
     if base.completed_by:
@@ -128,7 +105,7 @@ def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
             f"transformer = {transformer}.from_pretrained(\n"
             f'    {where!r}, subfolder="transformer", dtype=dtype\n)\n'
             f"pipeline = {pipeline}.from_pretrained(\n"
-            f"    {_where(find_base(base.completed_by))!r}, transformer=transformer, "
+            f"    {base.completed_by.hub_id!r}, transformer=transformer, "
             "dtype=dtype\n).to(device)"
         )
     extra = "from huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n"
@@ -141,8 +118,9 @@ def diffusers_example(repository: str, meta: Mapping[str, Any]) -> str:
         pipeline=load,
     )
     if word:
-        template, encode = _TEMPLATE[base.family], _ENCODE[base.family]
-        code += _VECTORS.format(template=template, encode=encode)
+        code += _VECTORS.format(
+            template=family.card_code.template, encode=family.card_code.features
+        )
     arguments = "\n".join(f"    {line}," for line in _arguments(base, meta))
     return code + _DRAW.format(arguments=arguments)
 
@@ -156,7 +134,8 @@ def _arguments(base: Base, meta: Mapping[str, Any]) -> list[str]:
     prompt = next(iter(settings.get("sample_prompts") or ()), f"a photo of {word or 'TOK'}")
     guidance = options.get("guidance_scale")
     guidance = base.guidance_scale if guidance is None else guidance
-    negative = options.get("negative_prompt") or {"qwen_image": " "}.get(base.family, "")
+    family = family_of(base)
+    negative = options.get("negative_prompt") or family.empty_prompt
     plain = not word
     prompt, negative = _literal(prompt), _literal(negative)
     lines = [f"prompt={prompt}" if plain else f"prompt_embeds=encode({prompt})"]
@@ -164,10 +143,9 @@ def _arguments(base: Base, meta: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"negative_prompt={negative}" if plain else f"negative_prompt_embeds=encode({negative})"
         )
-    if base.family == "z_image":
-        lines.append(f"guidance_scale={guidance - 1:g},  # 0 is off here")
-    else:
-        lines.append(f"true_cfg_scale={guidance:g}")
+    code = family.card_code
+    comment = "" if code.guidance_off == 1 else f",  # {code.guidance_off} is off here"
+    lines.append(f"{code.guidance}={guidance - 1 + code.guidance_off:g}{comment}")
     size = options.get("width") or base.default_resolution
     lines += [
         f"width={size}",
@@ -188,15 +166,14 @@ def _zeroprior_example(repository: str, meta: Mapping[str, Any]) -> str:
 
 
 def _base(meta: Mapping[str, Any]) -> Base:
-    """The base that the weights were trained on; of one given as a folder, its family's row."""
+    """The base that the weights were trained on; for a folder, one with its family's settings."""
     try:
         return find_base(meta["base_model"])
     except UnknownBase:
-        rows = [each for each in BASES.values() if each.family == meta.get("base_family")]
-        row = next((each for each in rows if not each.distilled), None)
-        if row is None:
+        family = FAMILIES.get(meta.get("base_family", ""))
+        if family is None:
             raise
-        return replace(row, name=meta["base_model"], hub_id=meta["base_model"])
+        return replace(undistilled(family), name=meta["base_model"], hub_id=meta["base_model"])
 
 
 def _front_matter(
@@ -294,10 +271,3 @@ def _span(text: str) -> str:
 def _cell(value: object) -> str:
     """A value in one cell of a table."""
     return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def _where(base: Base) -> str:
-    """What from_pretrained is given: the Hub's id, or the folder of a base that is not there."""
-    if base.folder is not None and not base.folder.is_absolute():
-        return str(base.folder)
-    return base.hub_id

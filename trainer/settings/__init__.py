@@ -1,10 +1,11 @@
 """What can be set for a training run, and the checks of it. Imports no PyTorch."""
 
-from trainer.settings.checks import high_rates, missing_here, too_much
+from trainer.settings.checks import high_rates, missing_here
 from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
+from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
     NO_SUBJECT,
@@ -32,6 +33,7 @@ __all__ = [
     "missing_here",
     "read_config",
     "resolve",
+    "too_many",
     "too_much",
     "with_trigger",
     "without_mark",

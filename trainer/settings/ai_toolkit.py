@@ -20,7 +20,7 @@ from trainer.settings.ai_toolkit_keys import (
     SAMPLE,
     SETTING,
     SWITCHED_BY,
-    TIMESTEPS,
+    TEXTS,
     VIDEO,
 )
 from trainer.settings.ai_toolkit_rules import RULES, TOGETHER, Translation, base_of, number
@@ -71,6 +71,10 @@ def translate(content: Mapping[str, Any]) -> Translation:
     keys = _flat(process)
     found = Translation(settings=dict(DEFAULTS))
     base = base_of(keys, found)
+    if process.get("network") is None:
+        found.refused.append(
+            "network (left out): theirs trains the whole model then; give a network with type lora"
+        )
     found.settings["output_dir"] = str(Path(str(keys.get("training_folder", "output"))) / name)
     found.translated.append(f"training_folder and name: output_dir {found.settings['output_dir']}")
     for key, value in keys.items():
@@ -84,7 +88,7 @@ def translate(content: Mapping[str, Any]) -> Translation:
 
 def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) -> None:
     """One key into its list."""
-    value = number(value)
+    value = value if key in TEXTS else number(value)
     if key in TOGETHER:
         return  # read together with others, which have named it
     switch = SWITCHED_BY.get(key)
@@ -94,17 +98,30 @@ def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) ->
     if key in VIDEO and number(keys.get("datasets.num_frames", 1)) == 1:
         found.without_effect.append(f"{key} (for video; this dataset has one frame)")
         return
+    if key in TEXTS and value is not None and not isinstance(value, str | bool):
+        found.refused.append(f"{key}: {value} (not text; write it in quotes)")
+        return
     if key in SETTING or key in SAMPLE:
         target, name = (
             (found.settings, SETTING[key]) if key in SETTING else (found.sample, SAMPLE[key])
         )
-        if value is None or (value is False and name != "gradient_checkpointing"):
+        if (
+            (value is None or value == [])
+            or (value is False and name != "gradient_checkpointing")
+            or (key == "sample.seed" and value == -1)  # any seed
+        ):
             found.without_effect.append(f"{key} (not given)")
             return
         if name == "resolution":
-            value = ",".join(map(str, dict.fromkeys(value))) if isinstance(value, list) else value
+            value = (
+                ",".join(map(str, dict.fromkeys(map(number, value))))
+                if isinstance(value, list)
+                else value
+            )
         if name == "guidance_scale":
-            value = max(1, value)  # they read anything below 1 as off, as 1 is here
+            value = (
+                max(1, value) if isinstance(value, int | float) else value
+            )  # they read anything below 1 as off, as 1 is here
         target[name] = value
         found.translated.append(f"{key}: {name} {value}")
     elif key in _CHOICES:
@@ -124,27 +141,6 @@ def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) ->
 
 
 # Keys whose value is a choice among words.
-
-
-def _timestep_type(value: Any, found: Translation) -> None:
-    if value not in TIMESTEPS:
-        known = ", ".join(TIMESTEPS)
-        found.refused.append(f"train.timestep_type: {value} (known here: {known})")
-        return
-    name, difference = TIMESTEPS[value]
-    found.settings["timestep_sampling"] = name
-    line = f"train.timestep_type: {value} becomes timestep_sampling {name}"
-    if difference:
-        found.near.append(f"{line}: {difference}")
-    else:
-        found.translated.append(line)
-
-
-def _linear_timesteps(value: Any, found: Translation) -> None:
-    if value:
-        _timestep_type("linear", found)
-    else:
-        found.without_effect.append("train.linear_timesteps (switched off)")
 
 
 def _layer_offloading(value: Any, found: Translation) -> None:
@@ -177,8 +173,6 @@ def _walk_seed(value: Any, found: Translation) -> None:
 
 
 _CHOICES: dict[str, Callable[[Any, Translation], None]] = {
-    "train.timestep_type": _timestep_type,
-    "train.linear_timesteps": _linear_timesteps,
     "model.low_vram": _low_vram,
     "model.layer_offloading": _layer_offloading,
     "model.auto_memory": _layer_offloading,  # its older name

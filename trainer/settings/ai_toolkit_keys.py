@@ -1,4 +1,5 @@
-"""The keys of ai-toolkit's job files for Qwen-Image and Z-Image, and what each is here.
+"""The keys of ai-toolkit's job files, and what each is here; its names of models and their layers
+are in the files of the base models (`Family.ai_toolkit`).
 
 A key is written with its sections: `train.lr`. `datasets` stands for the one dataset of the list.
 Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` for defaults,
@@ -8,14 +9,6 @@ Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` 
 from typing import Any
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
-ARCHITECTURES = {"zimage": "z_image", "qwen_image": "qwen_image"}  # theirs: our family
-
-# By family: groups of `lora_targets` under the part of a name that their files use, and the list
-# of blocks, whose layers are theirs to train.
-GROUPS: dict[str, tuple[dict[str, str], str]] = {
-    "z_image": ({"feed_forward": "feed_forward", "attention": "attention"}, "layers"),
-    "qwen_image": ({}, "transformer_blocks"),
-}
 
 # What a file leaves out: their default where ours differs. Weight decay is the optimizer's own.
 DEFAULTS: dict[str, Any] = {
@@ -72,6 +65,12 @@ SAMPLE = {  # fields of a drawing request
     "sample.network_multiplier": "lora_scale",
 }
 
+# Those whose value is text, even where it looks like a number: a trigger word of digits, or Nan.
+TEXTS = {
+    *("trigger_word", "save.hf_repo_id", "datasets.folder_path", "datasets.dataset_path"),
+    *("datasets.default_caption", "logging.project_name", "logging.run_name", "sample.neg"),
+}
+
 # Keys of which we have one value alone, which is what we do anyway.
 ONLY: dict[str, tuple[Any, ...]] = {
     "type": TRAINERS,
@@ -87,8 +86,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "train.loss_type": ("mse",),
     "train.loss_target": ("noise",),
     "train.content_or_style": ("balanced",),
+    "train.num_train_timesteps": (1000,),
     "train.max_denoising_steps": (999, 1000),  # all noise levels; 999 is their default
-    "train.optimizer_params.d_coef": (1,),  # the optimizer's own default
+    # The optimizers' own defaults, theirs and ours.
+    "train.optimizer_params.d_coef": (1,),
+    "train.optimizer_params.d0": (1e-6,),
+    "train.optimizer_params.betas": ([0.9, 0.999],),
+    "train.optimizer_params.eps": (1e-8,),
+    "train.optimizer_params.decouple": (True,),
     "train.noise_multiplier": (1,),
     "train.img_multiplier": (1,),
     "model.dtype": ("bf16", "bfloat16"),

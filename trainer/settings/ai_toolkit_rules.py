@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from families.bases import Base, UnknownBase, find_base_or_folder
+from families.base import Base
+from families.registry import FAMILIES, UnknownBase, family_of, find_base_or_folder
 from trainer.settings.ai_toolkit_keys import (
-    ARCHITECTURES,
-    GROUPS,
     LEARNING_RATE,
     PRODIGY_LEAST,
+    TIMESTEPS,
     UNCLIPPED,
     WARMUP,
     WEIGHT_DECAY,
@@ -33,14 +33,14 @@ class Translation:
 
 
 def number(value: Any) -> Any:
-    """The value, as a number where YAML reads one such as 1e-4 as text."""
-    if not isinstance(value, str):
+    """The value, as a number where YAML reads one such as 1e-4 as text; 2000.0 is 2000."""
+    if isinstance(value, bool) or not isinstance(value, str | float):
         return value
     try:
         read = float(value)
     except ValueError:
         return value
-    return int(read) if read.is_integer() and "." not in value else read
+    return int(read) if read.is_integer() else read
 
 
 # Keys that are read together, by the functions below.
@@ -53,21 +53,22 @@ TOGETHER = {
     *("network.network_kwargs", "train.dtype", "train.optimizer", "train.lr", "train.unet_lr"),
     *("train.optimizer_params.weight_decay", "train.max_grad_norm", "train.lr_scheduler"),
     *("train.lr_scheduler_params", "train.lr_scheduler_params.num_warmup_steps"),
-    *("train.gradient_accumulation_steps",),
+    *("train.gradient_accumulation_steps", "train.timestep_type", "train.linear_timesteps"),
 }
 
 
 def base_of(keys: Mapping[str, Any], found: Translation) -> Base:
     architecture, _, kind = str(keys.get("model.arch", "")).partition(":")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    families = {each.ai_toolkit.arch: each for each in FAMILIES.values() if each.ai_toolkit}
+    if architecture not in families:
+        known = ", ".join(families)
         raise SettingsError(f"model.arch is {keys.get('model.arch')!r}; known here: {known}")
     path = str(keys.get("model.name_or_path", ""))
     try:
         base = find_base_or_folder(path)
     except UnknownBase as error:
         raise SettingsError(f"model.name_or_path: {error}") from error
-    if base.family != ARCHITECTURES[architecture]:
+    if base.family != families[architecture].name:
         raise SettingsError(f"model.arch is {architecture}, but name_or_path is {base.name}")
     found.settings["base_model"] = path
     found.translated.append(f"model.name_or_path and model.arch: base_model {base.name}")
@@ -75,7 +76,8 @@ def base_of(keys: Mapping[str, Any], found: Translation) -> Base:
 
 
 def sample_prompts(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
-    given = list(keys.get("sample.prompts") or [])
+    prompts = keys.get("sample.prompts") or []
+    given = [prompts] if isinstance(prompts, str) else [each for each in prompts if each]
     for place, sample in enumerate(keys.get("sample.samples") or [], start=1):
         row = sample if isinstance(sample, dict) else {"prompt": sample}
         given.append(row.get("prompt", ""))
@@ -118,11 +120,13 @@ def quantize(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
         return
     kind = str(keys.get("model.qtype", "qfloat8"))
     name, bar, _ = kind.partition("|")
-    exact = {"qfloat8": "fp8", "float8": "fp8", "int8": "int8", "qint8": "int8"}
+    exact = {"qfloat8": "fp8", "float8": "fp8", "fp8": "fp8", "int8": "int8", "qint8": "int8"}
     # The others are named by their bits: uint3, convrot8, convrotint6, nvfp4, bitnet (1.58).
     bits = re.search(r"\d+$", name)
     if name in exact:
         ours = exact[name]
+    elif "float8" in name or "fp8" in name:  # float8_e4m3fn
+        ours = "fp8"
     elif "bitnet" in name or (bits is not None and int(bits[0]) <= 5):
         ours = "nf4"
     elif bits is not None and int(bits[0]) <= 8:
@@ -143,7 +147,8 @@ def lora_targets(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
     prefix = "network.network_kwargs."
     only = keys.get(prefix + "only_if_contains")
     without = keys.get(prefix + "ignore_if_contains")
-    groups, blocks = GROUPS[base.family]
+    family = family_of(base)
+    groups, blocks = family.ai_toolkit.groups if family.ai_toolkit else {}, family.trunk
 
     def patterns(parts: Any) -> list[str]:
         found = []
@@ -279,6 +284,28 @@ def accumulation(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
         )
 
 
+def timesteps(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
+    """timestep_type, and linear_timesteps, which is stronger there."""
+    linear = keys.get("train.linear_timesteps")
+    key = "train.linear_timesteps" if linear else "train.timestep_type"
+    if key in keys:
+        given = "linear" if linear else keys[key]
+        if given in TIMESTEPS:
+            name, difference = TIMESTEPS[given]
+            found.settings["timestep_sampling"] = name
+            line = f"{key}: {keys[key]} becomes timestep_sampling {name}"
+            if difference:
+                found.near.append(f"{line}: {difference}")
+            else:
+                found.translated.append(line)
+        else:
+            found.refused.append(f"{key}: {given} (known here: {', '.join(TIMESTEPS)})")
+    if linear and "train.timestep_type" in keys:
+        found.without_effect.append("train.timestep_type (while linear_timesteps is on)")
+    elif "train.linear_timesteps" in keys and not linear:
+        found.without_effect.append("train.linear_timesteps (switched off)")
+
+
 def turbo_adapter(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
     path = keys.get("model.assistant_lora_path")
     if path:
@@ -296,6 +323,7 @@ RULES: tuple[Callable[[Mapping[str, Any], Base, Translation], None], ...] = (
     ema,
     quantize,
     turbo_adapter,
+    timesteps,
     lora_targets,
     dtype,
     optimizer,

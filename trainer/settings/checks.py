@@ -1,8 +1,8 @@
 """What can be wrong with settings together, before data or models are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inference.request import Request, check_size
 from trainer.settings.choices import OPTIMIZERS, SCHEDULED, is_installed
@@ -16,12 +16,6 @@ LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for anot
 
 MOST_SAMPLE_PROMPTS = 64
 MOST_RESOLUTIONS = 8  # all images are encoded at each of them
-
-# What one request to a server may cost. Training: images at the base's own resolution, counted as
-# often as a step sees them; 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100.
-# Previews: passes of such an image through the transformer.
-MOST_TRAINED = 200_000
-MOST_PREVIEWED = 50_000
 
 
 def faults(settings: "Settings") -> list[str]:
@@ -61,47 +55,21 @@ def _too_large(settings: "Settings") -> Iterator[str]:
         yield f"resolution has {len(edges)} edge lengths; at most {MOST_RESOLUTIONS} are accepted"
     if settings.sample_options:
         try:
-            check_size(_preview(settings), base)
+            check_size(_preview(settings.sample_options), base)
         except ValueError as error:
             yield f"sample options: {error}"
+    for number, own in enumerate(settings.sample_overrides, start=1):
+        try:
+            check_size(_preview(settings.sample_options | own), base)
+        except ValueError as error:
+            yield f"sample prompt {number}: {error}"
 
 
-def _preview(settings: "Settings") -> Request:
-    """A request with the options of the previews. Raises ValueError."""
-    options = settings.sample_options
+def _preview(options: Mapping[str, Any]) -> Request:
+    """A request with the options of a preview. Raises ValueError."""
     if ("width" in options) != ("height" in options):  # the other one may come with each prompt
         options = {k: v for k, v in options.items() if k not in ("width", "height")}
     return Request(prompt="-", **options)
-
-
-def too_much(settings: "Settings") -> list[str]:
-    """One line for each product of settings that is more than one request to a server may cost."""
-    found, base = [], settings.base
-    steps = settings.steps or base.training_steps.most
-    relative = max(settings.resolutions) ** 2 / base.training_resolution**2
-    each_step = settings.batch_size * settings.gradient_accumulation
-    if steps * each_step * relative > MOST_TRAINED:
-        found.append(
-            f"{steps:,} steps of batch_size {settings.batch_size} with gradient_accumulation "
-            f"{settings.gradient_accumulation} train on {steps * each_step:,} images, which is too "
-            f"much for one request: at most {int(MOST_TRAINED / relative):,} are accepted at "
-            f"resolution {max(settings.resolutions)} on {base.name}"
-        )
-    every = settings.sample_every
-    times = 2 + steps // every if every else 1
-    options = _preview(settings)
-    passes = base.inference_steps if options.num_inference_steps is None else 0
-    passes = passes or options.num_inference_steps or 0
-    guidance = base.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    passes *= options.num_outputs * (2 if guidance > 1 else 1)
-    images = len(settings.sample_prompts) * times
-    if images * passes > MOST_PREVIEWED:
-        found.append(
-            f"{len(settings.sample_prompts):,} sample_prompts every {every or steps:,} of "
-            f"{steps:,} steps are {images:,} images, which is too much for one request: at most "
-            f"{MOST_PREVIEWED // passes:,} are accepted on {base.name}; raise sample_every"
-        )
-    return found
 
 
 def _unknown_adapter(settings: "Settings") -> Iterator[str]:
@@ -134,7 +102,7 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
             "and takes this as a factor; leave it out, which is 1"
         )
     warmup, steps = settings.lr_warmup_steps, settings.steps
-    if warmup is not None and steps and warmup > steps:
+    if warmup is not None and 0 < steps < warmup:
         yield f"lr_warmup_steps is {warmup}, more than the {steps} steps of the run"
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (

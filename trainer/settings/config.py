@@ -45,6 +45,23 @@ _TOP = _SECTIONS.pop("")
 
 _SECRET = {"wandb_api_key": "WANDB_API_KEY", "hf_token": "HF_TOKEN"}
 
+# Names of other programs, by section, and ours. The alpha of a LoRA is its rank here.
+_ELSEWHERE = {
+    ("sample.", "steps"): "num_inference_steps",
+    **{("", name): "num_inference_steps" for name in ("sample_steps", "inference_steps")},
+    **{("", name): "rank" for name in ("network_dim", "network_rank", "lora_dim", "dim", "r")},
+    **{("", name): "rank" for name in ("lora_alpha", "network_alpha", "alpha")},
+    **{("", name): "learning_rate" for name in ("lr", "unet_lr", "network_lr")},
+    **{("", name): "steps" for name in ("max_train_steps", "num_train_steps", "max_steps")},
+    **{("", name): "checkpoint_every" for name in ("save_every", "save_steps", "checkpoints")},
+    **{("", name): "base_model" for name in ("model", "base", "name_or_path")},
+    **{("", name): "guidance_scale" for name in ("cfg", "cfg_scale")},
+    **{("", name): "num_outputs" for name in ("num_images", "images")},
+    ("", "token"): "placeholder_token",
+    ("", "resume"): "resume_from",
+    ("", "bs"): "batch_size",
+}
+
 MAX_VALUES = 10_000
 
 _YAML_WORDS: dict[Any, str] = IN_WORDS | {
@@ -150,9 +167,13 @@ def _hint(key: Any, prefix: str, known: dict[str, Types]) -> str:
     """What an unknown key may have been meant to be: the same key elsewhere, else a similar one."""
     if key in _SECRET:
         return f"keys are not for files; set {_SECRET[key]} in the environment"
-    meant = [key] if key in _TOP else []
+    key = str(key).lower().replace("-", "_")
+    key = _ELSEWHERE.get((prefix, key)) or _ELSEWHERE.get(("", key), key)
+    meant = [prefix + key] if key in known else [key] if key in _TOP else []
     meant += [f"{name}.{key}" for name, keys in _SECTIONS.items() if key in keys]
-    meant += [prefix + near for near in difflib.get_close_matches(str(key), known, 1, cutoff=0.4)]
+    if key.startswith("sample_") and key.removeprefix("sample_") in _SECTIONS["sample"]:
+        meant.append(f"sample.{key.removeprefix('sample_')}")
+    meant += [prefix + near for near in difflib.get_close_matches(key, known, 1, cutoff=0.5)]
     return f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, InstanceOf
 
 from adapters.placeholder_token import check_token
-from families.bases import Base, default_base, find_base_or_folder
+from families.base import Base
+from families.registry import default_base, find_base_or_folder
 from inference.input_fields import parts_of
 from trainer.settings.checks import faults
 from trainer.settings.choices import OPTIMIZERS

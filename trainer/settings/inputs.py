@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from adapters.placeholder_token import MAX_LENGTH
 from families.redact import looks_like_address, safe_name
+from families.tokens import check_unicode
 from inference.input_fields import Input, Inputs, Interface
 from trainer.settings.choices import (
     LR_SCHEDULERS,
@@ -37,16 +38,23 @@ class SettingsError(ValueError):
 
 
 def _file(value: Any, info: ValidationInfo) -> Any:
-    """A path. An address is refused; its query, which may be a key, is not shown."""
+    """A path; an empty one is None. An address is refused without its query, which may be a key."""
     if not isinstance(value, str | os.PathLike):
         return value
-    text = str(value)
+    name, text = str(info.field_name), str(value)
+    check_unicode(name, text)
+    if "\0" in text:
+        raise ValueError(f"{name} {text[:200]!r} contains a NUL character; correct the path")
     if looks_like_address(text) and not os.path.lexists(text):
         raise ValueError(
-            f"{info.field_name} {safe_name(text)[:200]} does not exist; if it is an address, "
+            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, "
             "download the file first"
         )
-    return Path(text).expanduser() if text else None
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError as error:
+        user = text.partition("/")[0]
+        raise ValueError(f"{name} {text[:200]}: no user is called {user[1:]}") from error
 
 
 File = Annotated[Path, BeforeValidator(_file)]
@@ -134,6 +142,15 @@ class TrainingInputs(Inputs):
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("validation_images", mode="before")
+    @classmethod
+    def _auto_or_number(cls, value: Any) -> Any:
+        if type(value) not in (int, str, type(None)):
+            raise ValueError(
+                f"validation_images is {value!r}; it must be auto or a number of images"
+            )
+        return value
 
     @field_validator(*NAMES, mode="before")
     @classmethod

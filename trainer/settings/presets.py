@@ -1,12 +1,12 @@
 """Presets: what changes against the base's own settings when the purpose is known.
 
-A preset is laid over the row of `families.bases` as shares of its numbers, so that it suits every
-base, and under whatever the user gives. The reasons are the field's practice, not measurements.
+A preset changes a base model's own numbers by shares, so that it suits every base; what the user
+gives comes before both. The reasons are the field's practice, not measurements.
 """
 
 from dataclasses import dataclass
 
-from families.bases import Base
+from families.base import Base
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
-from families.bases import BASES
 from families.family import Family
 from families.loading import default_device, load_family
+from families.registry import BASES
 from lab.experiments.turbo_retention.design import CONDITIONS, TURBO, Plan
 from lab.experiments.turbo_retention.training import train, training_adapter
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from adapters.turbo import TurboAdapter
 from demo.subject import SCENES
-from families.bases import BASES
+from families.registry import BASES
 from lab.experiments import training
 from lab.experiments.training import Milestone, Recipe
 from lab.experiments.turbo_retention.design import TURBO, WORD, Condition, Plan

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 
 from adapters.archive import Archive, read_archive
 from adapters.placeholder import Placeholder
-from families.bases import find_base_or_folder
 from families.loading import load_family
+from families.registry import find_base_or_folder
 from inference.engine import Engine
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from inference.request import Request

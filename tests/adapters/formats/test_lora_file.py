@@ -87,6 +87,7 @@ def test_the_header_speaks_for_the_layers_without_an_alpha_of_their_own() -> Non
         ("x.lokr_t2", "is a Tucker factor, which is not supported"),
         ("x.hada_t1", "is a Tucker factor, which is not supported"),
         ("x.oft_diag", "is a part of an OFT adapter, which is not supported"),
+        ("x.lora_E", "is a part of an AdaLoRA adapter, which is not supported"),
         ("x.set_weight", "is a weight that replaces the model's, which is not supported"),
         ("x.alpha.weight", "is a whole weight, and the file does not say whether to add it"),
         ("lora_A.weight", "is a whole weight, and the file does not say whether to add it"),
@@ -267,6 +268,9 @@ def strength(tensors: dict[str, torch.Tensor], metadata: dict, config: dict | No
         ({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": ["x"]}, 2.0),
         ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
         ({"r": 16, "lora_alpha": 8, "rank_pattern": {"x": 4}}, 2.0),
+        ({"lora_alpha": 8}, 2.0),
+        ({"r": None, "lora_alpha": 8, "use_rslora": False}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "peft_type": "lora"}, 2.0),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"x": 2}}, 0.5),
         ({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, 2.0),
         ({"r": 4, "lora_alpha": 8, "target_modules": ".*x", "init_lora_weights": "gaussian"}, 2.0),
@@ -275,7 +279,7 @@ def strength(tensors: dict[str, torch.Tensor], metadata: dict, config: dict | No
 )
 def test_the_config_beside_the_weights_says_alpha(config: dict | None, scale: float) -> None:
     assert strength(plain(), {}, config) == pytest.approx(scale)
-    if config and "use_rslora" not in config:
+    if config and not config.get("use_rslora"):
         dotted = {f"base_model.model.{key}": tensor for key, tensor in plain().items()}
         alpha = {"base_model.model.x.alpha": torch.tensor(scale * RANK)}
         assert strength(dotted | alpha, header(alpha=scale * RANK), config) == pytest.approx(scale)
@@ -315,6 +319,7 @@ def test_the_config_beside_the_weights_says_alpha(config: dict | None, scale: fl
         ({"r": 4, "lora_alpha": 8, "init_lora_weights": "pissa"}, {}, {}, "changes the base model"),
         ({"r": 4, "lora_alpha": 8, "fan_in_fan_out": True}, {}, {}, "has fan_in_fan_out"),
         ({"r": 4, "lora_alpha": "big"}, {}, {}, "adapter_config.json has r 4 and lora_alpha 'big'"),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": "false"}, {}, {}, "use_rslora 'false', not true"),
         ({"r": True, "lora_alpha": 8}, {}, {}, "adapter_config.json has r True"),
         ([4], {}, {}, "adapter_config.json is not a JSON object"),
     ],
@@ -363,6 +368,18 @@ def test_kohya_s_header_speaks_for_kohya_s_names_that_lost_their_alpha(
     assert "ss_network_alpha Dynamic" in caplog.text
 
 
+def test_layers_without_an_alpha_beside_others_with_one_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    both = plain() | plain(layer="y")
+    parse_deltas(both, {}, "file")
+    parse_deltas(both | {f"{each}.alpha": torch.tensor(2.0) for each in "xy"}, {}, "file")
+    assert not caplog.records
+    parse_deltas(both | {"x.alpha": torch.tensor(2.0)}, {}, "file")
+    assert "1 of 2 layers have no alpha, while the others have" in caplog.text
+    assert caplog.text.rstrip().endswith(": y")
+
+
 # What a file is.
 
 
@@ -403,6 +420,27 @@ def shapes_of(*names: str) -> dict[str, torch.Tensor]:
         (shapes_of("emb_params"), {}, "is an embedding (textual inversion)"),
         (shapes_of("clip_g", "clip_l"), {}, "is an embedding (textual inversion)"),
         (shapes_of("image_proj.proj.weight"), {}, "is an IP-Adapter"),
+        *(
+            (shapes_of(f"base_model.model.layers.0.attention.to_q.{part}"), {}, f"is {what} (1")
+            for part, what in {
+                "oft_blocks": "an OFT adapter",
+                "oft_R.weight": "an OFT adapter",
+                "boft_R": "an OFT adapter",
+                "ia3_l": "an IA3 adapter",
+                "a1.weight": "a GLoRA adapter",
+                "vera_lambda_b": "a VeRA adapter",
+                "fourierft_spectrum": "a FourierFT adapter",
+                "hra_u": "an HRA adapter",
+                "bone_block": "a Bone or MiSS adapter",
+                "randlora_lambda": "a RandLoRA adapter",
+                "shira_weight": "a SHiRA adapter",
+            }.items()
+        ),
+        (
+            shapes_of("layers.0.attention.to_q.lora_A.0"),
+            {},
+            "layers.0.attention.to_q.lora_A.0 is not a LoRA tensor this reader knows",
+        ),
         (shapes_of("state.0.exp_avg"), {}, "is the state of an optimizer"),
         (
             plain(),
@@ -412,7 +450,7 @@ def shapes_of(*names: str) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_refusal_says_what_the_file_is(tensors: dict, metadata: dict, what: str) -> None:
-    with pytest.raises(BrokenLora, match=re.escape(f"z.safetensors {what}")):
+    with pytest.raises(BrokenLora, match=rf"z.safetensors:? {re.escape(what)}"):
         parse_deltas(tensors, metadata, "z.safetensors")
 
 

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vault import models
 
-from families.bases import BASES, UnknownBase, find_base, find_base_or_folder
 from families.download import fetch, hub_ids
 from families.loading import load_family
+from families.registry import BASES, UnknownBase, find_base, find_base_or_folder
 from families.repository import MissingModel, component_folder, transformer_source
 
 TURBO, DE_TURBO = BASES["z-image-turbo"], BASES["z-image-de-turbo"]

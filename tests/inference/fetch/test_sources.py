@@ -108,6 +108,16 @@ def test_what_cannot_be_had_is_refused_with_its_reason(
     assert files(sources) == []
 
 
+def test_a_folder_in_place_of_a_file_is_said_to_be_one(sources: Sources, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ValueError, match="run is a folder; give a file"):
+        sources.file(str(run))
+    (run / "weights.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match="run is a folder; did you mean .*run/weights.zip?"):
+        sources.file(str(run))
+
+
 def test_a_certificate_of_another_host_is_refused(web: Web, sources: Sources) -> None:
     web.names["other.example"] = [PUBLIC]
     with pytest.raises(DownloadError, match="other.example.*mismatch"):

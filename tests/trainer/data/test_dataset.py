@@ -99,6 +99,7 @@ def test_tok_and_the_token_stand_for_the_subject_as_whole_words():
         "<zwx>, <zwx>'s (<zwx>) 一张<zwx>的照片"
     )
     assert name_subject("TOKYO tok STOK TOK_1 ÉTOK", "<zwx>") == "TOKYO tok STOK TOK_1 ÉTOK"
+    assert name_subject("<TOK>, [TOK] and (TOK)", "<zwx>") == "<zwx>, <zwx> and (<zwx>)"
     # A token may hold TOK, or the signs of regular expressions and their replacements.
     assert name_subject("<TOK> and TOK", "<TOK>") == "<TOK> and <TOK>"
     assert name_subject(r"TOK by [\1+$", r"[\1+$") == r"[\1+$ by [\1+$"
@@ -207,12 +208,15 @@ def test_other_files_are_only_worth_a_warning(tmp_path, caplog):
 
 
 def test_a_dataset_without_pictures_says_what_it_found(tmp_path):
-    files = {"inner.zip": b"x", "b.heic": b"x"}
-    (problem,) = problems_of(make_zip(tmp_path / "a.zip", files))
-    assert problem == (
-        "a.zip: holds no image that can be read (b.heic, inner.zip); "
-        "put JPEG, PNG or WebP images in it"
-    )
+    files = {"inner.zip": b"x", "b.heic": b"x", "c": picture()}
+    assert problems_of(make_zip(tmp_path / "a.zip", files)) == [
+        "a.zip: holds no image that can be read (b.heic, c, inner.zip); "
+        "put JPEG, PNG or WebP images in it",
+        "a.zip: left out, because only JPEG, PNG and WebP are read: b.heic",
+        "a.zip: left out, because archives in a dataset are not opened: inner.zip",
+        "a.zip: left out, because the suffix is not an image's: c (a PNG image); rename them to "
+        "end in .jpg, .png or .webp",
+    ]
     (problem,) = problems_of(make_zip(tmp_path / "b.zip", {}))
     assert "holds no image that can be read (it is empty)" in problem
 
@@ -234,6 +238,24 @@ def test_what_is_no_archive_is_named(tmp_path, content, complaint):
     path.write_bytes(content)
     (problem,) = problems_of(path)
     assert problem.startswith("set.zip: ") and complaint in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"\xff\x0a\0\0", "a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 image"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"Not Found\n", "text"),
+        (bytes(1000), "zeros alone"),
+    ],
+)
+def test_what_is_named_as_an_image_and_is_none_is_said(tmp_path, content, what):
+    (problem,) = problems_of(make_zip(tmp_path / "a.zip", {"1.jpg": content, "2.jpg": picture()}))
+    assert problem.startswith("a.zip: 1.jpg: cannot be opened") and what in problem
 
 
 def test_a_path_that_leads_nowhere_is_named(tmp_path):

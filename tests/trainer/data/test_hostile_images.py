@@ -228,8 +228,8 @@ REFUSED = {
     "a JPEG of ten thousand scans": (jpeg_of_scans(10_000), "has more than 200 scans"),
     "a GIF by another name": (picture(format="GIF"), "it begins like a GIF image"),
     "a TIFF by another name": (picture(format="TIFF"), "it begins like a TIFF image"),
-    "a script": (b"%!PS-Adobe-3.0 EPSF-3.0\n(secret) run", "its content is unknown"),
-    "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "its content is unknown"),
+    "a script": (b"%!PS-Adobe-3.0 EPSF-3.0\n(secret) run", "it begins like text"),
+    "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "it begins like an SVG drawing"),
 }
 
 

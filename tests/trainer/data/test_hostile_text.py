@@ -69,6 +69,7 @@ WESTERN = (
     "TOK à côté, créée l’été",
     "ações e a criança, “não”, 5 m² à 20°C",
     "¿qué? ¡él! «señor» ½ £5",
+    "„größe“ und »ärger«, Lego® 20°C, 3×4 ½ µm, l’Été",
 )
 
 
@@ -96,6 +97,17 @@ FOREIGN = [
     ("TOK, czerwony i mały samochód, żółty", "cp1250", "Windows-1250"),
     ("TOK שלום", "cp1255", ""),
     ("Ångström, café", "mac_roman", ""),
+    ("TOK in a café", "mac_roman", ""),
+    ("it’s “TOK”", "mac_roman", ""),
+    ("TOK in a café", "cp850", ""),
+    ("TOK na stole, příliš žluťoučký", "iso8859_2", "Windows-1250"),
+    ("TOK, mała ładna łódka", "iso8859_2", ""),
+    ("TOK 赤い車", "iso2022_jp", "ISO-2022"),
+    ("TOK 빨간 자동차", "iso2022_kr", "ISO-2022"),
+    ("a TOK on a table\r\n", "utf-16-le", "UTF-16 without a byte order mark"),
+    ("TOK красный", "utf-16-be", "UTF-16 without a byte order mark"),
+    ("TOK 红色的汽车", "utf-16-le", "UTF-16 without a byte order mark"),
+    ("TOK auf dem Tisch", "utf-32", "UTF-32"),
 ]
 
 

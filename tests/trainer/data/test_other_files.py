@@ -40,6 +40,25 @@ FOLDERS = {
     "sample/step-0100": "sample images",
     "@eaDir/01.png": "thumbnails",
     "thumbs": "thumbnails",
+    "reg_person": "regularization images",
+    "woman-reg": "regularization images",
+    "class": "regularization images",
+    "woman_class_images": "regularization images",
+    "prior data": "regularization images",
+}
+FOLDERS_THAT_REPEAT_NAMES = {
+    "fox_masks": "masks",
+    "Masks png": "masks",
+    "masks_01": "masks",
+    "segmentation masks": "masks",
+    "alpha": "masks",
+    "controlnet_images": "control images",
+    "depth_map": "control images",
+    "canny-images": "control images",
+    "pose": "control images",
+    "hints": "control images",
+    "cond": "control images",
+    "thumbnails_256": "thumbnails",
 }
 
 
@@ -55,7 +74,30 @@ def test_folders_of_other_images_are_left_out_and_said(
     assert "(3 images)" in line
 
 
+@pytest.mark.parametrize(("folder", "kind"), FOLDERS_THAT_REPEAT_NAMES.items())
+@pytest.mark.parametrize("mark", ["", "_mask"])
+def test_a_folder_that_repeats_names_is_known_by_a_part_of_its_own(
+    tmp_path: Path, said: pytest.LogCaptureFixture, folder: str, kind: str, mark: str
+) -> None:
+    beside = {f"{folder}/0{number}{mark}.png": PNG for number in (1, 2, 3)}
+    assert names(tmp_path, THREE | beside) == list(THREE)
+    assert f"{folder}/ is left out (3 images): by its name it holds {kind}" in said.text
+    others = {f"{folder}/x{number}.png": PNG for number in (1, 2, 3)}
+    assert len(names(tmp_path, THREE | others)) == 6
+
+
 FILES = {
+    "01 (mask).png": "masks",
+    "01[mask].png": "masks",
+    "01_face_mask.png": "masks",
+    "01-mask-inverted.png": "masks",
+    "01_alpha.png": "masks",
+    "01_trimap.png": "masks",
+    "01_depth_map.png": "control images",
+    "01_pose.png": "control images",
+    "01_hed.png": "control images",
+    "01_condition.png": "control images",
+    "01.preview.png": "thumbnails",
     "01_mask.png": "masks",
     "01-mask.png": "masks",
     "01.mask.png": "masks",
@@ -93,6 +135,9 @@ def test_files_that_name_another_image_are_left_out_and_said(
         ["01.png", "01_masked.png", "01_unmasked.png", "1_mask.png"],
         ["regular/01.png", "01.png"],
         ["sampler/01.png", "01.png"],
+        ["01.png", "01_happy.png", "01_normal.png", "01_no_mask_on.png"],
+        ["classic/01.png", "priority/01.png", "regal fox/01.png", "01.png"],
+        ["10_fox mask seller/01.png", "01.png"],
     ],
 )
 def test_images_that_may_be_the_subject_are_trained_on(tmp_path: Path, files: list[str]) -> None:
@@ -157,6 +202,17 @@ def test_files_that_look_like_captions_are_named(
     assert names(tmp_path, THREE | {file: b"TOK on a table"}) == list(THREE)
     assert f"these look like captions and are not read: {file}; write each" in said.text
     assert "3 images: 0 with a caption of their own, 3 use 'a photo of TOK'" in said.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
+def test_captions_under_an_unknown_suffix_are_known_by_their_text(
+    tmp_path: Path, said: pytest.LogCaptureFixture, encoding: str
+) -> None:
+    text = "TOK, a red car beside a lake, 红色的汽车, 在湖边, and many other things".encode(
+        encoding
+    )
+    names(tmp_path, THREE | {"01.booru": text, "02.cache": bytes(range(64))})
+    assert "these look like captions and are not read: 01.booru; write each" in said.text
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from dataset_files import make_zip, picture
 
-from families.bases import BASES
 from families.family import Family
 from families.loading import load_family
+from families.registry import BASES
 from families.text_limit import cut
 from inference.prompts import check_length, foreign_syntax, place_subject, read_options
 from inference.request import Request
@@ -199,6 +199,22 @@ def test_options_mean_what_they_mean_elsewhere() -> None:
     assert read_options("a cat --ar 16:9") == ("a cat", {"aspect_ratio": "16:9"}, [])
     assert read_options("a cat --l 0") == ("a cat", {"guidance_scale": 1.0}, [])
     assert read_options("a cat --g=4") == ("a cat", {"guidance_scale": 4.0}, [])
+    text, fields, unread = read_options(
+        "a cat --W 64 --h 96 --seed 3 --cfg 4 --sampler euler a --s 5"
+    )
+    assert (text, unread) == ("a cat", ["--sampler euler a"])
+    assert fields == {
+        "width": 64,
+        "height": 96,
+        "seed": 3,
+        "guidance_scale": 4.0,
+        "num_inference_steps": 5,
+    }
+    assert read_options("a cat --n ugly, wet --foo 2") == (
+        "a cat",
+        {"negative_prompt": "ugly, wet"},
+        ["--foo 2"],
+    )
     for plain in ("a cat -- and a dog", "a cat --wearing a hat", "a well--known cat", "--"):
         assert read_options(plain) == (plain, {}, [])
 

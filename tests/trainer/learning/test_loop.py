@@ -12,8 +12,8 @@ import torch
 from loops import make_loop
 
 from adapters.archive import read_archive
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from trainer.learning.loop import Diverged, Loop
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import rate_at

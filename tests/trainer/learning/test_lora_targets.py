@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from trainer.run import train
 from trainer.settings.fields import Settings
 

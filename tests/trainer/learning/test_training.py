@@ -11,7 +11,7 @@ from PIL import Image
 
 from adapters.archive import read_archive
 from adapters.placeholder_token import PlaceholderError
-from families.bases import BASES
+from families.registry import BASES
 from inference.engine import Engine
 from inference.request import Request
 from trainer.data.dataset import DatasetError

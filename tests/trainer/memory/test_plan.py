@@ -1,4 +1,4 @@
-"""The plan: counted on sketches, held against real steps, and what it chooses."""
+"""The plan: counted without weights, held against real steps, and what it chooses."""
 
 import re
 import subprocess
@@ -13,12 +13,12 @@ from root import ROOT
 from torch import nn
 
 from adapters.lora import Lora
-from families.bases import find_base
 from families.family import Family
 from families.loading import load_family
 from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
-from families.sketch import sketch
+from families.registry import find_base
+from families.without_weights import family_without_weights
 from trainer.memory import fitting
 from trainer.memory.fitting import TooLarge, check_host_memory
 from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
@@ -45,7 +45,7 @@ def of_depth(family: Family, blocks: int) -> Family:
     config = dict(family.transformer.config)
     config["n_layers" if "n_layers" in config else "num_layers"] = blocks
     with torch.device(family.device):
-        transformer = family.transformer_class.from_config(config)
+        transformer = family.model_class("transformer").from_config(config)
     family.transformer_config = config
     vars(family)["transformer"] = nn.Module.to(transformer, family.dtype).requires_grad_(False)
     return family
@@ -79,11 +79,11 @@ SHAPES = [Shape(2, 1, 128, 128, 40), Shape(16, 2, 128, 192, 20)]
 @pytest.mark.parametrize("name", ["z-image", "qwen-image"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_sketch_counts_the_bytes_of_a_real_step(
+def test_a_model_without_weights_counts_the_bytes_of_a_real_step(
     name: str, shape: Shape, dtype: torch.dtype, use_vault: Path
 ) -> None:
     base, blocks = find_base(name), 6
-    generated = of_depth(sketch(base, dtype), blocks)
+    generated = of_depth(family_without_weights(base, dtype), blocks)
     planned = step_loads(generated, generated.lora_targets(), shape)
     real = of_depth(load_family(base, torch.device("cpu"), dtype), blocks)
     for checkpointing in (False, True):
@@ -108,7 +108,7 @@ PARTS = {
         "attention.to_q",
         "layers.?.attention.*",
         "layers.[135].*",  # every other block
-        "layers.4.*",  # one that a sketch of two or three blocks lacks
+        "layers.4.*",  # one that a model of two or three blocks lacks
         "layers.0.attention.*",
         "noise_refiner.*",
         "context_refiner.*",
@@ -134,12 +134,12 @@ PARTS = {
 @pytest.mark.parametrize(
     ("name", "wanted"), [(name, wanted) for name, all in PARTS.items() for wanted in all]
 )
-def test_a_sketch_counts_a_step_whose_lora_is_in_some_blocks_only(
+def test_a_model_without_weights_counts_a_step_whose_lora_is_in_some_blocks_only(
     name: str, wanted: str, use_vault: Path
 ) -> None:
-    """The same bytes as over real tensors, where the sketch counts a part of the blocks or all."""
+    """The same bytes as over real tensors, where a part of the blocks is counted, or all."""
     base, shape, blocks = find_base(name), SHAPES[0], 6
-    generated = of_depth(sketch(base, torch.float32), blocks)
+    generated = of_depth(family_without_weights(base, torch.float32), blocks)
     targets = generated.lora_targets(wanted)
     planned = step_loads(generated, targets, shape)
     assert all(
@@ -164,7 +164,7 @@ def test_every_layer_that_can_be_named_can_be_counted(
     name: str, depth: int, use_vault: Path
 ) -> None:
     """In models so shallow that other lists of modules are as long as the trunk."""
-    family = of_depth(sketch(find_base(name)), depth)
+    family = of_depth(family_without_weights(find_base(name)), depth)
     kinds = {re.sub(r"\d+", "", each): each for each in family.lora_targets("*")}
     for target in kinds.values():  # in the last block that has it
         loads = step_loads(family, family.lora_targets(target), SHAPES[0])
@@ -204,7 +204,7 @@ def test_published_sizes_are_those_of_the_published_models(monkeypatch: pytest.M
         "qwen-image": ("transformer_blocks", 840, 40.8, 20.43, 7.07),
     }
     for name, (trunk, linears, size, billions, text) in facts.items():
-        family = sketch(find_base(name))
+        family = family_without_weights(find_base(name))
         found = [
             module
             for layer, module in family.transformer.named_modules()
@@ -217,10 +217,10 @@ def test_published_sizes_are_those_of_the_published_models(monkeypatch: pytest.M
 
 
 def test_a_base_at_hand_is_planned_by_its_own_config(use_vault: Path) -> None:
-    assert sketch(find_base("z-image")).transformer_config["dim"] == 64
+    assert family_without_weights(find_base("z-image")).transformer_config["dim"] == 64
 
 
-def test_the_sketch_restores_attention() -> None:
+def test_counting_restores_attention() -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
     with fused_attention():
         assert torch.nn.functional.scaled_dot_product_attention is not attention
@@ -274,7 +274,7 @@ def test_the_truest_mode_that_fits_is_chosen(gigabytes: float, mode: Mode) -> No
 def test_weights_wait_in_host_memory_where_four_bits_are_too_many() -> None:
     choice = free(12, block_weights=20 * GB)()
     assert choice.mode == Mode("int8", True, True)
-    assert choice.residence.offload
+    assert choice.storage.offload
 
 
 @pytest.mark.parametrize("gigabytes", [4, 8, 12, 24, 80])

@@ -1,13 +1,11 @@
 """Preview images where no sample prompts are given: two prompts, three moments."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainer.memory.plan import Choice, Mode
 from trainer.monitor.default_previews import (
     cost,
     default_prompts,
@@ -116,17 +114,14 @@ def test_default_previews_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    plain = Choice(Mode("none", False, False), "none", 0, True, "")
-    quantized = replace(plain, mode=Mode("int8", False, False))
     settings = with_default_previews(of("miniature"), CAPTIONS)
-    assert previews_while_training(settings, plain)
-    assert not previews_while_training(settings, quantized)
+    assert previews_while_training(settings, quantized=False)
+    assert not previews_while_training(settings, quantized=True)
     assert "preview images only at the end: the base is quantized" in caplog.text
     monkeypatch.setattr("trainer.monitor.default_previews.free_memory", lambda _: 1 << 20)
-    assert not previews_while_training(settings, plain)
+    assert not previews_while_training(settings, quantized=False)
     asked = settings.replace(sample_defaults=False)  # who asks for previews gets them
-    assert previews_while_training(asked, quantized)
-    assert not previews_while_training(asked, replace(plain, no_previews="too little"))
+    assert previews_while_training(asked, quantized=True)
 
 
 def test_a_run_without_prompts_has_preview_images(small: Small, monkeypatch: Any) -> None:

@@ -12,8 +12,8 @@ from adapters.archive import read_archive
 from adapters.formats.lora_file import as_written
 from adapters.lora import Lora
 from adapters.turbo import TurboAdapter
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from families.repository import adapter_path
 from families.weights import whole
 from inference.engine import Engine
@@ -152,7 +152,7 @@ def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
         loaded.append(model_class.__name__)
         return whole(model_class, *given, **options)
 
-    monkeypatch.setattr("families.family.whole", count)
+    monkeypatch.setattr("families.components.whole", count)
     options = {**SMALL, "guidance_scale": 2.0, "negative_prompt": "blurry"}
     plain = {"train_placeholder_token": False, "trigger_word": "r3dfox"}
     common = {**plain, "validation_every": 0, "sample_every": 1}

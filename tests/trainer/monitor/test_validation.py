@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from adapters.archive import read_archive
-from families.bases import MINIATURE_TURBO
 from trainer import run as run_module
 from trainer.learning.features import Sample
 from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
@@ -28,7 +27,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     def make(**changes: Any) -> Settings:
         values: dict[str, Any] = {
             "dataset": "demo/subject.zip",
-            "base_model": MINIATURE_TURBO.name,
+            "base_model": "miniature-turbo",
             "steps": 15,
             "batch_size": 1,
             "seed": 3,

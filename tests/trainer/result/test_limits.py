@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.archive import MAX_META_BYTES, Archive, read_archive, write_archive
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.archive_members import MAX_META_BYTES
 from adapters.placeholder import Placeholder
 from trainer import run
 from trainer.data.dataset import Example, read_dataset

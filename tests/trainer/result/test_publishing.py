@@ -18,9 +18,9 @@ from PIL import Image
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.placeholder import Placeholder
-from families.bases import BASES, find_base
 from families.loading import load_family
-from trainer.result.model_card import FAMILIES, model_card
+from families.registry import find_base
+from trainer.result.model_card import model_card
 from trainer.result.publishing import check_repository, publish
 from trainer.run import train
 from trainer.run_files import UPLOAD
@@ -202,10 +202,6 @@ def test_the_uploaded_files_are_read_by_us(finished: Finished, hub: Hub, tmp_pat
     assert whole.placeholder is not None and loose.placeholder is not None
     assert torch.equal(whole.placeholder.vectors, loose.placeholder.vectors)
     assert whole.factors.keys() == loose.factors.keys()
-
-
-def test_every_family_has_its_example() -> None:
-    assert {base.family for base in BASES.values()} <= FAMILIES
 
 
 def test_a_base_that_was_a_folder_has_a_card_without_its_path() -> None:

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
-from families.bases import BASES
 from families.loading import load_family
+from families.registry import BASES
 from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
 from trainer.result.result_checks import Worthless
 from trainer.run import train

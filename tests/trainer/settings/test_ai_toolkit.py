@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from families.bases import find_base
+from families.registry import find_base
 from inference.request import Request
 from trainer.data.dataset import read_dataset
 from trainer.data.trigger import name_trigger
@@ -279,12 +279,57 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"datasets__flip_x": True}, "datasets.flip_x: True"),
         ({"datasets__caption_ext": "json"}, "datasets.caption_ext: json"),
         ({"slider": {"guidance_strength": 3}}, "slider.guidance_strength: 3"),
+        ({"network": None}, "network (left out): theirs trains the whole model"),
+        ({"datasets__folder_path": ["a", "b"]}, "datasets.folder_path: ['a', 'b'] (not text"),
+        ({"trigger_word": 7}, "trigger_word: 7 (not text; write it in quotes)"),
+        ({"train__num_train_timesteps": 500}, "train.num_train_timesteps: 500"),
     ],
 )
 def test_a_key_that_would_change_the_result_is_refused_by_its_name(
     change: dict[str, Any], name: str
 ) -> None:
     assert any(line.startswith(name) for line in translate(job(**change)).refused)
+
+
+@pytest.mark.parametrize(
+    ("change", "setting", "value"),
+    [
+        ({"train__steps": 2000.0}, "steps", 2000),
+        ({"train__steps": "2000"}, "steps", 2000),
+        ({"network__linear": 16.0}, "rank", 16),
+        ({"datasets__resolution": [512.0, "768"]}, "resolution", "512,768"),
+        ({"datasets__resolution": []}, "resolution", 512),
+        ({"model__qtype": "float8_e4m3fn"}, "quantize", "fp8"),
+        ({"trigger_word": "007"}, "trigger_word", "007"),
+        ({"trigger_word": "Nan"}, "trigger_word", "Nan"),
+        ({"trigger_word": "1e5"}, "trigger_word", "1e5"),
+        ({"datasets__default_caption": "2024"}, "default_caption", "2024"),
+        ({"datasets__folder_path": "0123"}, "dataset", "0123"),
+        ({"train__optimizer_params": {"betas": [0.9, 0.999], "eps": "1e-8"}}, "optimizer", "adamw"),
+        ({"train__num_train_timesteps": 1000}, "steps", 3000),
+        ({"sample__samples": [], "sample__prompts": "a fox"}, "sample_prompts", ("a fox",)),
+        ({"sample__samples": [], "sample__prompts": [None, "a"]}, "sample_prompts", ("a",)),
+    ],
+)
+def test_a_value_is_read_in_the_type_that_it_has_there(
+    change: dict[str, Any], setting: str, value: Any
+) -> None:
+    found = translate(job(**change))
+    assert found.refused == []
+    assert found.settings[setting] == value
+    assert type(found.settings[setting]) is type(value)
+
+
+@pytest.mark.parametrize("first", ["linear_timesteps", "timestep_type"])
+def test_linear_timesteps_are_stronger_than_the_type_wherever_they_stand(first: str) -> None:
+    content = job()
+    train = content["config"]["process"][0]["train"]
+    train.pop("timestep_type")
+    both = {"linear_timesteps": True, "timestep_type": "sigmoid"}
+    train |= {first: both[first]} | both
+    assert translate(content).settings["timestep_sampling"] == "uniform"
+    train["linear_timesteps"] = False
+    assert translate(content).settings["timestep_sampling"] == "sigmoid"
 
 
 def test_all_refused_keys_are_told_at_once_with_the_way_out(tmp_path: Path) -> None:
@@ -407,12 +452,12 @@ def test_their_number_types_become_the_nearest_of_ours(kind: str, ours: str, exa
 def test_parts_of_layers_names_choose_the_layers_that_theirs_choose(
     only: list[str] | None, without: list[str] | None, count: int
 ) -> None:
-    from families.sketch import sketch
+    from families.without_weights import family_without_weights
 
     kwargs = {"only_if_contains": only, "ignore_if_contains": without}
     found = translate(job(network__network_kwargs=kwargs))
     assert found.refused == []
-    family = sketch(find_base("z-image"))
+    family = family_without_weights(find_base("z-image"))
     names = family.lora_targets(found.settings["lora_targets"])
     assert len(names) == len(set(names)) == count
     parts = [part.replace("$$", ".").removeprefix("transformer.") for part in only or [""]]
@@ -425,12 +470,12 @@ def test_parts_of_layers_names_choose_the_layers_that_theirs_choose(
 )
 def test_their_layers_are_all_linears_of_the_blocks(model: str, count: int) -> None:
     # Qwen-Image has 840, four of which change nothing: what they make is dropped.
-    from families.sketch import sketch
+    from families.without_weights import family_without_weights
 
     architecture = "zimage" if "Z-Image" in model else "qwen_image"
     content = job(model__name_or_path=model, model__arch=architecture)
     targets = translate(content).settings["lora_targets"]
-    assert len(sketch(find_base(model)).lora_targets(targets)) == count
+    assert len(family_without_weights(find_base(model)).lora_targets(targets)) == count
 
 
 def test_keys_of_video_and_of_what_is_off_have_no_effect() -> None:
@@ -464,7 +509,6 @@ def test_every_row_of_the_tables_names_a_setting_of_ours() -> None:
     assert set(keys.SAMPLE.values()) <= set(Request.model_fields)
     assert {ours for ours, _ in keys.TIMESTEPS.values()} <= set(TIMESTEP_SAMPLINGS)
     assert set(keys.WEIGHT_DECAY) <= set(OPTIMIZERS)
-    assert set(keys.GROUPS) == set(keys.ARCHITECTURES.values())
 
 
 @pytest.mark.parametrize("value", ["sigmoid", "linear", "weighted", "shift"])
@@ -491,7 +535,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model__arch": "flux"}, "model.arch is 'flux'; known here: zimage, qwen_image"),
+        ({"model__arch": "flux"}, "model.arch is 'flux'; known here: qwen_image, zimage"),
         ({"model__arch": "qwen_image"}, "model.arch is qwen_image, but name_or_path is z-image"),
         ({"model__name_or_path": "some/model"}, "model.name_or_path: base_model 'some/model'"),
         ({"datasets": [{"folder_path": "/a"}, {"folder_path": "/b"}]}, "into one"),

@@ -103,6 +103,14 @@ def test_several_resolutions_are_a_list_or_have_commas(read: Read, several: str)
         ("sample: {promts: [a cat]}", "sample.promts", "sample.prompts"),
         ("data_set: a.zip", "data_set", "dataset"),
         ("rank: 4", "rank", "train.rank"),
+        ("train: {lr: 1e-4}", "train.lr", "train.learning_rate"),
+        ("train: {LEARNING-RATE: 1e-4}", "train.LEARNING-RATE", "train.learning_rate"),
+        ("train: {network_dim: 8}", "train.network_dim", "train.rank"),
+        ("train: {sample_prompts: [a cat]}", "train.sample_prompts", "sample.prompts"),
+        ("sample_every: 5", "sample_every", "sample.every"),
+        ("sample: {steps: 5}", "sample.steps", "sample.num_inference_steps"),
+        ("resume: a", "resume", "train.resume_from"),
+        ("train: {model: z-image}", "train.model", "base_model"),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest_known_one(

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from families.bases import BASES
+from families.registry import BASES
 from inference.inputs import LENGTHS as PROMPT_LENGTHS
 from inference.inputs import SECRET_LENGTH
-from trainer.settings.checks import too_much
 from trainer.settings.fields import Settings, SettingsError
 from trainer.settings.inputs import LENGTHS, NAMES, TrainingInputs
 from trainer.settings.names import fault_of_name
 from trainer.settings.presets import PRESETS, find_preset, steps_for
+from trainer.settings.request_cost import too_many, too_much
 
 
 def test_steps_grow_with_the_pictures_between_two_bounds() -> None:
@@ -74,6 +74,17 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
         ({"quantize": "int4"}, "quantize 'int4' is not one of auto, none, fp8, int8, nf4"),
         ({"trackers": "wandb,tensorbord"}, "trackers 'tensorbord'.*did you mean 'tensorboard'"),
         ({"steps": 0}, "steps is 0; .*; leave it out"),
+        ({"rank": 2.5}, "rank is 2.5; it must be a whole number"),
+        ({"steps": 100.0}, "steps is 100.0; it must be a whole number"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
+        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be between 0 and 1"),
+        ({"train_placeholder_token": "false"}, "'false'; it must be true or false"),
+        ({"default_caption": 5}, "default_caption is 5; it must be text"),
+        ({"validation_images": 1.5}, "validation_images is 1.5; it must be auto or a number"),
+        ({"validation_images": True}, "validation_images is True; it must be auto or"),
+        ({"quantize": "NF4"}, "quantize 'NF4' is not one of.*did you mean 'nf4'"),
+        ({"sample_options": {"num_inference_steps": 2.5}}, "2.5; it must be a whole number"),
         ({"placeholder_token": "a b"}, "white space"),
         ({"base_model": "z-image-trubo"}, "did you mean 'z-image-turbo'"),
     ],
@@ -283,6 +294,22 @@ def test_resolutions_are_counted(small: Callable[..., Settings]) -> None:
         small(resolution=",".join(map(str, edges)))
 
 
+def test_the_options_of_a_sample_prompt_are_bounded_as_those_of_all(
+    small: Callable[..., Settings],
+) -> None:
+    with pytest.raises(SettingsError, match="sample prompt 2: 2048x64 is too large for miniature"):
+        small(base_model="miniature-turbo", sample_prompts=["a --w 64 --h 64", "a --w 2048 --h 64"])
+
+
+def test_the_images_of_a_request_are_bounded(small: Callable[..., Settings]) -> None:
+    settings = small(base_model="z-image", resolution="512,1024,1536,2048")
+    assert too_many(settings, 40) is None
+    assert "at most 2,666 are accepted on z-image" in str(too_many(settings, 10_000))
+
+
+COSTLY = "--s 200 --w 2048 --h 2048 --l 5"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -291,7 +318,23 @@ def test_resolutions_are_counted(small: Callable[..., Settings]) -> None:
         ({"steps": 20_000, "batch_size": 4, "resolution": 2048}, "at most 50,000 are accepted at"),
         (
             {"steps": 1000, "sample_every": 1, "sample_prompts": ["a"] * 64},
-            "64 sample_prompts every 1 of 1,000 steps are 64,128 images.* at most 500 are",
+            "64 sample_prompts every 1 of 1,000 steps are 64,128 images.* at most 500 of",
+        ),
+        (  # each prompt costs 32 times as much as one of the model's own size and steps
+            {"steps": 1000, "sample_every": 100, "sample_prompts": [f"a {COSTLY}"] * 20},
+            "20 sample_prompts every 100 of 1,000 steps are 240 images.* at most 31 of",
+        ),
+        (  # the default previews
+            {"steps": 20_000, "sample_every": 1, "sample_prompts": None},
+            "2 sample_prompts every 1 of 20,000 steps are 40,004 images",
+        ),
+        (
+            {"steps": 90_000, "validation_every": 1},
+            "validation_every 1 is 90,000 times in 90,000 steps.*at most 10,000 times",
+        ),
+        (
+            {"steps": 20_000, "checkpoint_every": 3},
+            "checkpoint_every 3 is 6,666 times in 20,000 steps.*at most 1,000 times",
         ),
     ],
 )
@@ -321,6 +364,34 @@ def test_usual_trainings_are_far_below_the_bounds(
         sample_prompts=["a"] * 8,
     )
     assert too_much(previewed) == []
+
+
+@pytest.mark.parametrize("name", ["dataset", "output_dir", "resume_from"])
+def test_a_text_that_is_no_path_is_refused_by_its_setting(
+    small: Callable[..., Settings], name: str
+) -> None:
+    for text, said in (
+        ("a\0b", "contains a NUL character"),
+        ("a\ud800b", "holds half a character"),
+        ("~nobody-is-called-so/x", "no user is called nobody-is-called-so"),
+    ):
+        with pytest.raises(SettingsError, match=f"{name}.*{said}"):
+            small(**{name: text})
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "rank", "batch_size", "seed", "sample_every", "checkpoint_every"]
+)
+def test_a_fraction_is_refused_where_something_is_counted(
+    small: Callable[..., Settings], name: str
+) -> None:
+    for value in (2.5, 2.0, float("nan")):
+        with pytest.raises(SettingsError, match=f"{name} is {value}; it must be a whole number"):
+            small(**{name: value})
+
+
+def test_an_empty_output_dir_is_none(small: Callable[..., Settings]) -> None:
+    assert small(output_dir="").output_dir is None
 
 
 def test_whole_numbers_in_messages_have_all_their_digits(small: Callable[..., Settings]) -> None:

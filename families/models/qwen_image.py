@@ -1,27 +1,25 @@
 """Qwen-Image: a two-stream transformer over the language half of Qwen2.5-VL.
 
-Its transformer takes time sigma and answers noise - x0 on latents packed into 2x2 patches; text
+Its transformer takes time sigma and returns noise - x0 on latents packed into 2x2 patches; text
 features are the encoder's last, without those of the system prompt (diffusers,
 `pipelines/qwenimage`).
 """
 
+from __future__ import annotations
+
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Qwen2_5_VLForConditionalGeneration
-
+from families.base import AiToolkitNames, Base, CardCode, FewStepRow, ModelClasses
 from families.family import Family
-from families.tiles import in_tiles, split_decoder, split_encoder, through
 from families.tokens import TokenizedPrompt
-from families.transfer import onto
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Images of more pixels go through the VAE in tiles, which costs next to nothing here.
 WHOLE_PIXELS = 640 * 640
@@ -33,16 +31,100 @@ TEMPLATE = (
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 
+QWEN_IMAGE = Base(
+    name="qwen-image",
+    hub_id="Qwen/Qwen-Image",
+    family="qwen_image",
+    inference_steps=50,
+    guidance_scale=4.0,
+    default_resolution=1328,
+    generation_memory=56.8,
+    training_memory=40.2,
+    training_resolution=1024,
+    training_shift=2.2,
+)
+QWEN_IMAGE_2512 = replace(QWEN_IMAGE, name="qwen-image-2512", hub_id="Qwen/Qwen-Image-2512")
+
 
 class QwenImage(Family):
     """Qwen-Image and Qwen-Image-2512."""
 
-    transformer_class = QwenImageTransformer2DModel
-    vae_class = AutoencoderKLQwenImage
-    # The whole class, because only it reads every key layout its checkpoints were saved in.
-    text_encoder_class = Qwen2_5_VLForConditionalGeneration
+    name = "qwen_image"
+    title = "Qwen-Image"
+    bases = (QWEN_IMAGE, QWEN_IMAGE_2512)
+    auto_on_gpu = QWEN_IMAGE
+    classes = ModelClasses(
+        pipeline="QwenImagePipeline",
+        transformer="QwenImageTransformer2DModel",
+        vae="AutoencoderKLQwenImage",
+        # The whole class, because only it reads every key layout its checkpoints were saved in.
+        text_encoder="Qwen2_5_VLForConditionalGeneration",
+    )
+    # From the config.json files of Qwen/Qwen-Image; transformer and VAE have the classes' defaults.
+    published = {
+        "transformer": {},
+        "text_encoder": {  # Qwen2.5-VL-7B
+            "text_config": {
+                "vocab_size": 152064,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1_000_000.0,
+                    "mrope_section": [16, 24, 24],
+                },
+            },
+            "vision_config": {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "out_hidden_size": 3584,
+            },
+            "tie_word_embeddings": False,
+        },
+        "vae": {},
+    }
     trunk = "transformer_blocks"
     empty_prompt = " "  # as on the model's card
+    noise_in_dtype = True
+    layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"
+    few_step_loras = (
+        # Qwen-Image-Lightning and -2512-Lightning: the scheduler of the card of
+        # lightx2v/Qwen-Image-Lightning, base_shift = max_shift = ln 3 and shift_terminal None (also
+        # diffusers PR #12119).
+        FewStepRow(
+            "Qwen-Image-Lightning",
+            re.compile(
+                r"^(?!.*qwen-image-2-1)"  # another model, with other sigmas
+                r".*(?:qwen-image(?:-edit)?(?:-\d{4})?-lightning"
+                r"|qwen.*lightning.*\d-?steps?|lightning.*qwen.*\d-?steps?"
+                r"|lightning.*\d-?steps?.*qwen)"
+            ),
+            steps=8,
+            shift=3.0,
+        ),
+        # Wuli-art/Qwen-Image-2512-Turbo-LoRA, whose ComfyUI workflow has shift 3 and cfg 1.
+        FewStepRow(
+            "Qwen-Image-2512-Turbo-LoRA",
+            re.compile(r"qwen-image-2512-turbo"),
+            steps=4,
+            shift=3.0,
+        ),
+    )
+    ai_toolkit = AiToolkitNames("qwen_image")
+    card_code = CardCode(
+        template="""\
+    text = pipeline.prompt_template_encode.replace("{}", prompt)""",
+        features="""\
+    read = pipeline.text_encoder.model.language_model(inputs_embeds=embeds)
+    return read.last_hidden_state[:, pipeline.prompt_template_encode_start_idx :]""",
+        guidance="true_cfg_scale",
+        guidance_off=1,
+    )
 
     @property
     def vae_factor(self) -> int:  # type: ignore[override]
@@ -56,10 +138,6 @@ class QwenImage(Family):
     def latent_channels(self) -> int:  # type: ignore[override]
         return self.transformer_config["in_channels"] // self.patch_size**2
 
-    @property
-    def _noise_dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.dtype
-
     def _template(self, tokenizer: Any) -> str:
         return TEMPLATE
 
@@ -70,7 +148,9 @@ class QwenImage(Family):
         return prompt.template_length
 
     def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
-        frames = pixels_B3PP.to(self.device, torch.float32).unsqueeze(2)
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        frames = pixels_B3PP.to(self.device).float().unsqueeze(2)
         if frames[0, 0, 0].numel() <= WHOLE_PIXELS:
             posterior = self.vae.encode(frames).latent_dist
         else:
@@ -88,6 +168,10 @@ class QwenImage(Family):
 
     def _decoded_in_tiles(self, latents_BCFHW: Tensor) -> Tensor:
         """What the VAE's decoder gives for one frame, with its last blocks in tiles."""
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
+
+        from families.tiles import in_tiles, split_decoder, through
+
         decoder = self.vae.decoder
         blocks = [[*block.resnets, *(block.upsamplers or ())] for block in decoder.up_blocks]
         last = [decoder.norm_out, decoder.nonlinearity, decoder.conv_out]
@@ -97,6 +181,10 @@ class QwenImage(Family):
 
     def _encoded_in_tiles(self, pixels_B3FPP: Tensor) -> Tensor:
         """What the VAE's encoder gives for one frame, with its first blocks in tiles."""
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
+
+        from families.tiles import in_tiles, split_encoder, through
+
         encoder = self.vae.encoder
         layers = [encoder.conv_in, *encoder.down_blocks]
         tiled, rest, cell = split_encoder(layers, QwenImageResample)
@@ -106,6 +194,8 @@ class QwenImage(Family):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel, from the VAE's config."""
+        import torch
+
         mean, std = (
             torch.tensor(self.vae_config[name], device=self.device).view(-1, 1, 1)
             for name in ("latents_mean", "latents_std")
@@ -113,6 +203,11 @@ class QwenImage(Family):
         return mean, std
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from families.transfer import onto
+
         rows, columns = (side // self.patch_size for side in latents_BCHW.shape[-2:])
         lengths = onto(self.device, torch.tensor([len(each) for each in text]))
         text_BLD = pad_sequence(list(text), batch_first=True)

@@ -1,0 +1,132 @@
+"""The types that a base model's file in `families/models/` is written in. Plain data.
+
+What differs between two base models is a field here, never a branch elsewhere. Defaults that a user
+may override (steps, learning rates, guidance) are fields of `Base`; each names its source.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Config = Mapping[str, Any]  # the config.json of a model
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A training adapter: one LoRA file in a repository of its own."""
+
+    hub_id: str
+    name: str  # of the file
+    included: Path | None = None  # its folder, where this project includes it
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps in proportion to the number of training images, between two bounds."""
+
+    per_picture: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """One base model: where its files are, and the settings that suit it."""
+
+    name: str
+    hub_id: str  # ORG/NAME on the Hub, and below $MODEL_VAULT
+    family: str  # `Family.name` of its architecture
+    completed_by: "Base | None" = None  # supplies the components that this repository lacks
+    included: Path | None = None  # its folder, where this project includes it
+    folder: Path | None = None  # a folder that the user named, in place of all others
+    distilled: bool = False  # made for few steps without guidance; plain training destroys that
+    # LoRAs that contain the de-distillation, applied while training, by version; the last is the
+    # default.
+    training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
+
+    # Generation, as the models' own cards recommend. Guidance 1 is off.
+    inference_steps: int
+    guidance_scale: float
+    default_resolution: int  # pixels, edge of the square image it generates best
+    # Pixels, edge of the square with as many pixels as the largest image that is accepted, for
+    # training and for generation. Published models: twice their own edge; beyond, they repeat the
+    # subject, and decoding takes more than 29 GB.
+    largest_resolution: int = 2048
+
+    # GB of memory that `auto` asks a GPU for, counted as a plan counts
+    # (`tests/families/test_bases.py`):
+    # to generate an image of the default resolution with the whole model in 16 bits; and to train
+    # with these settings and a placeholder, in int8 with gradient checkpointing.
+    generation_memory: float
+    training_memory: float
+
+    # Training. LoRA targets are the family's (`Family.lora_targets`): attention and feed-forward
+    # of the blocks, as musubi-tuner and OneTrainer train both models. Alpha is the rank.
+    training_resolution: int  # pixels; the size that trainers' examples for these models use
+    rank: int = 32  # ai-toolkit and musubi-tuner for Z-Image; for Qwen-Image they and others 16-64
+    learning_rate: float = 1e-4  # ai-toolkit and SimpleTuner for both models
+    # Adam moves a value by about the learning rate in each step, and the values of embeddings are
+    # hundredths: tens of steps from zero to the size of a known token's.
+    placeholder_learning_rate: float = 1e-3
+    lr_scheduler: str = "constant"  # ai-toolkit, musubi-tuner
+    # 1000 is the default of SimpleTuner's example and of Replicate's Qwen-Image and FLUX trainers,
+    # 3000 ai-toolkit's; between them in proportion to the images.
+    training_steps: Steps = Steps(per_picture=100, least=1000, most=3000)
+    batch_size: int = 1  # all of them
+    caption_dropout: float = 0.05  # ai-toolkit
+    timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
+    training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
+
+    # The default preview whose prompt is unlike the dataset; TOK is the subject.
+    preview_prompt: str = "a photo of TOK on a beach"
+    preview_prompt_without_subject: str = "a photo of a dog on a beach"
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """Names of the classes in a repository's model_index.json."""
+
+    pipeline: str  # diffusers
+    transformer: str  # diffusers
+    vae: str  # diffusers
+    text_encoder: str  # transformers
+
+
+@dataclass(frozen=True)
+class CardCode:
+    """What the example on a model card needs to call the family's pipeline in diffusers."""
+
+    # Python that sets `text` to the prompt inside its template, indented by four; it may use
+    # `pipeline` and `prompt`.
+    template: str
+    # Python that returns the text features of `embeds`, indented by four.
+    features: str
+    guidance: str  # the pipeline's argument for classifier-free guidance
+    guidance_off: int  # the value of that argument which is guidance 1 here
+
+
+@dataclass(frozen=True)
+class AiToolkitNames:
+    """Names in job files of ai-toolkit."""
+
+    arch: str  # `model.arch`, without what follows a colon
+    # Parts of layers' names in `only_if_contains`, and the group of `lora_targets` that each is.
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FewStepRow:
+    """A published LoRA that makes a base model generate in a few steps, and its settings.
+
+    Guidance 1 is off. `shift` is the static shift of the sigma schedule, without a terminal shift
+    (see `Family.sigmas`); None is the base's own schedule.
+    """
+
+    name: str
+    # Found in the name of a file or in a title, in lower case, words joined by hyphens.
+    pattern: re.Pattern[str]
+    steps: int  # where the name does not say
+    shift: float | None
+    guidance_scale: float = 1.0

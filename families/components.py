@@ -1,0 +1,103 @@
+"""Loads the components of a base model: configs, scheduler, tokenizer, and the models, frozen."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from families.base import Base
+from families.quantization import (
+    QUANTIZATIONS,
+    apply_storage,
+    quantize_transformer,
+)
+from families.repository import component_folder, transformer_source
+from families.weights import from_one_file, whole
+
+if TYPE_CHECKING:
+    from families.family import Family
+
+
+def load_config(model_class: Any, base: Base, component: str) -> dict[str, Any]:
+    """The config of the transformer or the VAE."""
+    if component == "transformer":
+        return model_class.load_config(_transformer_config(base))
+    return model_class.load_config(component_folder(base, component))
+
+
+def load_scheduler(base: Base) -> Any:
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(component_folder(base, "scheduler"))
+
+
+def load_tokenizer(base: Base) -> Any:
+    return AutoTokenizer.from_pretrained(
+        component_folder(base, "tokenizer"), trust_remote_code=False
+    )
+
+
+def text_width(base: Base) -> int:
+    """Values of one embedding of the text encoder."""
+    config = AutoConfig.from_pretrained(
+        component_folder(base, "text_encoder"), trust_remote_code=False
+    )
+    return config.get_text_config().hidden_size
+
+
+def load_transformer(family: "Family", change: Callable[[Any], None] | None) -> Any:
+    """As `Family.load_transformer`: in the family's `dtype`, stored as its `storage` says."""
+    storage, device, dtype = family.storage, family.device, family.dtype
+    model_class = family.model_class("transformer")
+    in_place = storage.quantize == "none" and not storage.offload
+    first = device if in_place else torch.device("cpu")  # straight from the files
+    source = transformer_source(family.base)
+    if source.is_file():
+        model = from_one_file(model_class, source, _transformer_config(family.base), dtype)
+    else:
+        model = whole(model_class, source, dtype, device_map={"": first})
+    model = _frozen(model, first)
+    if change is not None:
+        change(model)
+    if storage.quantize != "none":
+        where = torch.device("cpu") if storage.offload else device
+        model = quantize_transformer(model, storage.quantize, where, dtype)
+    if not in_place:
+        model = apply_storage(model, storage, device)
+    return model.eval().requires_grad_(False)
+
+
+def load_vae(family: "Family") -> nn.Module:
+    """The autoencoder, in float32."""
+    folder = component_folder(family.base, "vae")
+    return _frozen(whole(family.model_class("vae"), folder, torch.float32), family.device)
+
+
+def load_text_encoder(family: "Family") -> nn.Module:
+    """The language model without its vocabulary head, in the family's `dtype` or quantized."""
+    folder = component_folder(family.base, "text_encoder")
+    options: dict[str, Any] = {}
+    if family.storage.quantize_text != "none":
+        quantization = QUANTIZATIONS[family.storage.quantize_text]
+        options["quantization_config"] = quantization.text_encoder_config(family.dtype, [])
+        options["device_map"] = {"": family.device}
+    model = whole(family.model_class("text_encoder"), folder, family.dtype, **options)
+    return _frozen(family._reading_part(model), family.device)
+
+
+def linear_layers(model_class: Any, config: Any) -> list[str]:
+    """Names of all linear layers of a transformer, without its weights."""
+    with torch.device("meta"):
+        model = model_class.from_config(config)
+    return [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+
+
+def _transformer_config(base: Base) -> Any:
+    """The folder with the transformer's config.json; a lone checkpoint borrows one."""
+    source = transformer_source(base)
+    return source if source.is_dir() else component_folder(base, "transformer")
+
+
+def _frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,182 @@
+"""The base models that are known: those of every file in `families/models/`, found by itself.
+
+Imported without PyTorch, for settings, `--help` and messages.
+"""
+
+import difflib
+import json
+import logging
+import os
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from families import models
+from families.base import Base
+from families.family import Family
+from families.redact import safe_name
+
+log = logging.getLogger(__name__)
+
+
+class UnknownBase(ValueError):
+    """A base model that is neither known by its name nor a folder in the Hub's layout."""
+
+
+FAMILIES: dict[str, type[Family]] = {}  # by `Family.name`
+BASES: dict[str, Base] = {}  # by `Base.name`
+_MAX_INDEX_BYTES = 1 << 20
+
+
+def register(family: type[Family]) -> None:
+    """Makes a family and its base models known. Raises ValueError for a name that is taken."""
+    wrong = [base.name for base in family.bases if base.family != family.name]
+    taken = [base.name for base in family.bases if base.name in BASES]
+    if wrong or taken or family.name in FAMILIES:
+        raise ValueError(
+            f"{family.__module__}.{family.__name__}: the name of the family is {family.name!r}; "
+            f"bases of another family: {wrong}; names that are taken: {taken}"
+        )
+    FAMILIES[family.name] = family
+    BASES.update({base.name: base for base in family.bases})
+
+
+def _register_all() -> None:
+    """Registers the class of every file in `families/models/`."""
+    for file in iter_modules(models.__path__):
+        module = import_module(f"{models.__name__}.{file.name}")
+        for value in vars(module).values():
+            own = getattr(value, "__module__", None) == module.__name__  # not one that it imports
+            if own and isinstance(value, type) and issubclass(value, Family):
+                register(value)
+
+
+_register_all()
+
+
+def family_of(base: Base) -> type[Family]:
+    """The base's family, as a class."""
+    return FAMILIES[base.family]
+
+
+def undistilled(family: type[Family]) -> Base:
+    """The base whose settings suit a fine-tune of the family."""
+    return next(base for base in family.bases if not base.distilled)
+
+
+def find_base(name: str) -> Base:
+    """The base of a short name or a Hub id. Raises `UnknownBase`.
+
+    For names from files: a weights file from an untrusted user cannot name a folder.
+    """
+    known = BASES.get(name) or by_hub_id(name)
+    if known is None:
+        raise UnknownBase(
+            f"base_model {_shown(name)} is not one of {', '.join(BASES)}{_hint(name)}"
+        )
+    return known
+
+
+def find_base_or_folder(name: str) -> Base:
+    """The base that a user names: as `find_base`, or a local folder in the Hub's layout.
+
+    A folder whose last part is a published name (`…/Z-Image-Turbo`) gets that model's settings,
+    any other folder those of its family's undistilled model. Raises `UnknownBase`.
+    """
+    known = BASES.get(name) or by_hub_id(name)
+    if known is not None:
+        return known
+    try:
+        folder = Path(name).expanduser().absolute()
+        text = (folder / "model_index.json").read_bytes()[:_MAX_INDEX_BYTES]
+    except (OSError, ValueError, RuntimeError):  # not there, not a name, the home of nobody
+        raise UnknownBase(
+            f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
+            f"model_index.json{_hint(name)}"
+        ) from None
+    family = _family_in(text, f"{_shown(name)}: model_index.json")
+    by_folder_name = {base.hub_id.split("/")[1]: base for base in BASES.values()}
+    published = by_folder_name.get(folder.name)
+    if published is not None:  # a copy of a published model: its weights.zip is good anywhere
+        return replace(published, folder=folder)
+    # Only the name, since it is written into files that are passed on.
+    return replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
+
+
+def _family_in(index: bytes, source: str) -> type[Family]:
+    """The family whose pipeline class a model_index.json names."""
+    try:
+        content = json.loads(index)
+    except (ValueError, RecursionError) as error:
+        raise UnknownBase(f"{source} is not JSON; download the model again") from error
+    by_pipeline = {family.classes.pipeline: family for family in FAMILIES.values()}
+    pipeline = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(pipeline, str) or pipeline not in by_pipeline:
+        known = ", ".join(by_pipeline)
+        raise UnknownBase(f"{source}: pipeline {_shown(pipeline)} is not one of {known}")
+    return by_pipeline[pipeline]
+
+
+def _shown(value: object) -> str:
+    """A name from a user or a file on one short line."""
+    text = safe_name(value) if isinstance(value, str) else type(value).__name__
+    return ascii(text[:100]) if not text[:100].isprintable() else repr(text[:100])
+
+
+def _hint(name: str) -> str:
+    names = [*BASES, *(base.hub_id for base in BASES.values())]
+    near = difflib.get_close_matches(name[:100], names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def by_hub_id(hub_id: str) -> Base | None:
+    """The base with a Hub id, or None."""
+    return next((base for base in BASES.values() if base.hub_id == hub_id), None)
+
+
+NO_GPU = (
+    "No GPU: using the miniature test model. It only knows simple shapes. Choose a model with "
+    "--base_model."
+)
+
+
+def default_base(purpose: str = "generation") -> Base:
+    """What `auto` means when no weights say otherwise; the log says what and why.
+
+    `$BASE_MODEL`; else the largest base that fits the GPU's free memory for the purpose,
+    generation or training; the included test model without a GPU.
+    """
+    named = os.environ.get("BASE_MODEL")
+    if named:
+        base, why = find_base_or_folder(named), "$BASE_MODEL"
+    else:
+        base, why = _by_memory(purpose)
+    if not named and base == _without_gpu():
+        log.info(NO_GPU)
+        return base
+    log.info("base_model auto: %s (%s)", base.name, why)
+    return base
+
+
+def _without_gpu() -> Base:
+    return next(each for family in FAMILIES.values() if (each := family.auto_without_gpu))
+
+
+def _by_memory(purpose: str) -> tuple[Base, str]:
+    import torch  # takes a second, which settings need not wait for
+
+    from families.memory import RESERVE, free_memory
+
+    if not torch.cuda.is_available():
+        return _without_gpu(), "no GPU"
+    room = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
+    field = f"{purpose}_memory"
+    choices = [each for family in FAMILIES.values() if (each := family.auto_on_gpu)]
+    needs = sorted(((getattr(each, field), each) for each in choices), key=lambda pair: -pair[0])
+    listed = ", ".join(f"{base.name} {need:.1f} GB" for need, base in needs)
+    why = f"of {room:.1f} GB, {purpose} needs: {listed}"
+    for need, base in needs:
+        if need <= room:
+            return base, why
+    return needs[-1][1], f"{why}; none fits, and this is the smallest"

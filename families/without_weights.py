@@ -1,0 +1,64 @@
+"""A base model without its weights: its classes at their real sizes on the meta device.
+
+Shapes, types and the order of all products are those of the model, so memory and arithmetic can be
+counted in seconds on any machine.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import logging as transformers_log
+
+from families.base import Base, Config
+from families.family import Family
+from families.registry import family_of
+from families.repository import local_config
+
+COMPONENTS = ("transformer", "text_encoder", "vae")
+
+
+def config_of(base: Base, component: str) -> dict[str, Any]:
+    """A component's config: the base's own if it is on this machine, else the published."""
+    own = local_config(base, component)
+    config: Config = family_of(base).published[component] if own is None else own
+    return dict(config)
+
+
+def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> Family:
+    """The base's family on the meta device; only its tokenizer and scheduler are missing."""
+    family_class = family_of(base)
+    found = {name: config_of(base, name) for name in COMPONENTS}
+    family = family_class.__new__(family_class)
+    family.base, family.device, family.dtype = base, torch.device("meta"), dtype
+    level = transformers_log.get_verbosity()
+    transformers_log.set_verbosity_error()
+    try:
+        with torch.device("meta"):
+            transformer = family_class.model_class("transformer").from_config(found["transformer"])
+            vae = family_class.model_class("vae").from_config(found["vae"])
+            text_class = family_class.model_class("text_encoder")
+            text_encoder = text_class(text_class.config_class.from_dict(found["text_encoder"]))
+    finally:
+        transformers_log.set_verbosity(level)
+    # Every value, defaults included, as a loaded config has them.
+    family.transformer_config, family.vae_config = dict(transformer.config), dict(vae.config)
+    family.__dict__.update(
+        transformer=_frozen(transformer, dtype),
+        vae=_frozen(vae, torch.float32),
+        text_encoder=_frozen(family._reading_part(text_encoder), dtype),
+    )
+    return family
+
+
+def transformer_without_weights(base: Base) -> nn.Module:
+    """The base's transformer on the meta device: its layers, their names and shapes."""
+    with torch.device("meta"):
+        model: nn.Module = (
+            family_of(base).model_class("transformer").from_config(config_of(base, "transformer"))
+        )
+    return model
+
+
+def _frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return nn.Module.to(model, dtype).eval().requires_grad_(False)

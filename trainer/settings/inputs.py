@@ -58,6 +58,7 @@ def _file(value: Any, info: ValidationInfo) -> Any:
 
 
 File = Annotated[Path, BeforeValidator(_file)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_file)]  # empty text is None
 
 
 # fmt: off
@@ -106,7 +107,7 @@ class TrainingInputs(Inputs):
     training_shift: Annotated[float | None, Input("Shifts the sampled timesteps towards noise where it is above 1; not with timestep_sampling shift. Default: depends on the model.", OPTIMIZATION, ge=0.1, le=20)] = None
     ema_decay: Annotated[float | None, Input("Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", OPTIMIZATION, ge=0, le=0.99999)] = None
     seed: Annotated[int | None, Input("The same seed and inputs give the same weights. Default: random, and written to meta.json.", OPTIMIZATION, ge=0, le=2**63 - 1)] = None
-    resume_from: Annotated[File | None, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
+    resume_from: Annotated[OptionalFile, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
 
     # Memory.
     quantize: Annotated[str, Input("Quantization of the frozen base model, to save memory. auto: chosen by the free memory.", MEMORY, choices=("auto", "none", *QUANTIZATIONS))] = "auto"
@@ -114,7 +115,7 @@ class TrainingInputs(Inputs):
     low_memory: Annotated[bool | None, Input("Offload weights to CPU memory. Slower; for small GPUs. Default: chosen by the free memory.", MEMORY)] = None
 
     # Output.
-    output_dir: Annotated[File | None, Input("The folder of the run. Default: a new one, outputs/DATE-NAME-01.", OUTPUT, on=Interface.LOCAL, section="")] = None
+    output_dir: Annotated[OptionalFile, Input("The folder of the run. Default: a new one, outputs/DATE-NAME-01.", OUTPUT, on=Interface.LOCAL, section="")] = None
     name: Annotated[str | None, Input("Name of the run, in the name of its folder: outputs/DATE-NAME-01. Default: the dataset's name.", OUTPUT, max_length=64, section="")] = None
     checkpoint_every: Annotated[int | None, Input("Write a checkpoint every so many steps, to resume from. 0: only at the end and when the run is stopped. Default: ten times in a run, and at least every 10 minutes.", OUTPUT, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
     sample_prompts: Annotated[str | Sequence[str] | None, Input("Prompts for preview images, one per line. Default: a caption and one other prompt, before, halfway and at the end; empty text: none. TOK is the subject. Options behind a prompt: --w --h --s (steps) --d (seed) --l (guidance) --n (negative prompt).", OUTPUT, max_length=20_000, separator="\n", one="sample prompt", section="sample", key="prompts")] = None

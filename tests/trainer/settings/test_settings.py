@@ -390,8 +390,9 @@ def test_a_fraction_is_refused_where_something_is_counted(
             small(**{name: value})
 
 
-def test_an_empty_output_dir_is_none(small: Callable[..., Settings]) -> None:
+def test_an_empty_path_is_none(small: Callable[..., Settings]) -> None:
     assert small(output_dir="").output_dir is None
+    assert small(resume_from="").resume_from is None
 
 
 def test_whole_numbers_in_messages_have_all_their_digits(small: Callable[..., Settings]) -> None:

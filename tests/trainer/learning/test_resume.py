@@ -20,7 +20,7 @@ from trainer.learning.checkpoint import (
     write_checkpoint,
 )
 from trainer.learning.loop import Diverged, Loop
-from trainer.learning.resume import data_identity, read_resume
+from trainer.learning.resume import data_identity, read_resume, with_seed
 from trainer.learning.saving import state_of
 from trainer.settings.choices import OPTIMIZERS
 from trainer.settings.fields import Settings, SettingsError, settle
@@ -199,7 +199,7 @@ def test_a_training_that_breaks_leaves_its_last_good_checkpoint(
 
 def test_a_resumed_run_keeps_its_seed(settings: Settings, tmp_path: Path, photos: Path) -> None:
     make_checkpoint(settings, tmp_path)
-    again = settle(dataset=photos, base_model="z-image", resume_from=tmp_path)
+    again = with_seed(settle(dataset=photos, base_model="z-image", resume_from=tmp_path))
     assert again.seed == settings.seed
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from root import ROOT
 
 from trainer.data.threads import in_threads
 
@@ -124,7 +123,7 @@ def test_a_cancelled_start_of_a_thread_always_ends_in_the_worker(times: int) -> 
         "    thread = threading.Thread(target=abs, args=(1,)); thread.start(); thread.join()\n"
         f"test_threads.cancel_often({times}, one)\n"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+    path = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": path},

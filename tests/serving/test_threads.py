@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_a_cancelled_start_of_a_thread_always_ends_in_the_worker(times: int) -> 
         "    thread = threading.Thread(target=abs, args=(1,)); thread.start(); thread.join()\n"
         f"test_threads.cancel_often({times}, one)\n"
     )
-    path = os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": path},

@@ -12,7 +12,13 @@ from families.family import Family
 from families.loading import load_family
 from families.registry import BASES
 from families.text_limit import cut
-from inference.prompts import check_length, foreign_syntax, place_subject, read_options
+from inference.prompts import (
+    check_length,
+    foreign_syntax,
+    place_subject,
+    prompts_of,
+    read_options,
+)
 from inference.request import Request
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.learning.caption_length import check_texts
@@ -85,7 +91,8 @@ def checked(tmp_path: Path, settings: Settings, files: dict[str, bytes], family:
     images = {f"0{number}.png": picture(8, 8) for number in (1, 2, 3)}
     path = make_zip(tmp_path / "a.zip", images | files)
     examples = read_dataset(path, settings.default_caption, settings.subject)
-    check_texts(examples, [], family, settings)
+    prompts = [prompts_of(each) for each in preview_requests(settings, family)]
+    check_texts(examples, prompts, family, settings)
     assert not {"transformer", "text_encoder", "vae"} & set(vars(family))  # no weights for this
 
 

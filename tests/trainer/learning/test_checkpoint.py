@@ -17,7 +17,7 @@ from adapters.placeholder import Placeholder
 from trainer import run
 from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import BrokenCheckpoint, read_checkpoint, write_checkpoint
-from trainer.learning.resume import read_resume
+from trainer.learning.resume import read_resume, with_seed
 from trainer.learning.saving import state_of
 from trainer.settings.fields import Settings, SettingsError, resolve
 from trainer.settings.inputs import TrainingInputs
@@ -82,7 +82,7 @@ MOMENT = "optimizers.lora.state.0.exp_avg"
 CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "no format": (at("format_version", value=GONE), "format version None is unknown"),
     "text format": (at("format_version", value="2"), "format version '2' is unknown"),
-    "no step": (at("step", value=GONE), "step is None; it must be a whole number between 0"),
+    "no step": (at("step", value=GONE), "step is None, not a whole number between 0"),
     "negative step": (at("step", value=-5), "step is -5"),
     "huge step": (at("step", value=10**9), "step is 1000000000"),
     "text step": (at("step", value="1"), "step is '1'"),
@@ -206,13 +206,13 @@ def test_a_malformed_checkpoint_is_refused_by_file_and_part_before_a_model_is_lo
 def test_a_header_that_is_no_object_is_refused(
     header: str, photos: Path, tmp_path: Path, use_vault: Path
 ) -> None:
-    """By whoever reads it: the seed is looked up while the settings are read."""
+    """By whoever reads it: the seed is looked up before anything else."""
     path = tmp_path / "step-000001.safetensors"
     save_file({"a": torch.zeros(1)}, path, {KEY: header})
     with pytest.raises(BrokenCheckpoint, match=f"{path}.*(header|not a whole checkpoint)"):
         read_checkpoint(path)
     with pytest.raises(SettingsError, match="resume_from: .*step-000001"):
-        resolve(TrainingInputs(dataset=photos, base_model="z-image", resume_from=path))
+        with_seed(resolve(TrainingInputs(dataset=photos, base_model="z-image", resume_from=path)))
 
 
 def test_what_is_written_is_read_back_and_needs_no_second_copy(

@@ -72,7 +72,6 @@ def photographs(folder: Path) -> Subject:
 def draw_scenes(dataset: Path) -> Path:
     """Writes the dataset of `scenes` anew; the same bytes every time."""
     from miniature.drawing import render
-
     from miniature.world import subject_dataset
 
     return _pack(

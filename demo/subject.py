@@ -71,8 +71,7 @@ def photographs(folder: Path) -> Subject:
 
 def draw_scenes(dataset: Path) -> Path:
     """Writes the dataset of `scenes` anew; the same bytes every time."""
-    from miniature.resolved import render
-
+    from miniature.drawing import render
     from miniature.world import subject_dataset
 
     return _pack(

@@ -13,14 +13,14 @@ from trainer.data.dataset import read_dataset
 
 def test_the_shipped_dataset_is_what_the_world_draws(tmp_path: Path) -> None:
     generated = draw_scenes(tmp_path / "subject.zip")
-    ours, final_weights = (read_dataset(path, "", "<zwx>") for path in (generated, SCENES))
+    ours, shipped = (read_dataset(path, "", "<zwx>") for path in (generated, SCENES))
     assert [(each.name, each.caption) for each in ours] == [
-        (each.name, each.caption) for each in final_weights
+        (each.name, each.caption) for each in shipped
     ]
-    for one, other in zip(ours, final_weights, strict=True):
+    for one, other in zip(ours, shipped, strict=True):
         assert one.image().tobytes() == other.image().tobytes(), one.name
-    assert 10 <= len(final_weights) <= 20
-    assert all("<zwx>" in each.caption for each in final_weights)
+    assert 10 <= len(shipped) <= 20
+    assert all("<zwx>" in each.caption for each in shipped)
 
 
 def test_every_prompt_of_the_demo_holds_the_new_word(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def training_step(family: Family, case: Case) -> Callable[[], None]:
     return step
 
 
-def resolved(family: Family, case: Case) -> Callable[[], Tensor]:
+def generation(family: Family, case: Case) -> Callable[[], Tensor]:
     """One picture's latents from noise, without guidance."""
     latents, text = _inputs(family, case)
     sigmas = torch.linspace(1.0, 0.0, case.steps + 1)
@@ -177,7 +177,7 @@ def measure(case: Case, device: torch.device, rate: float, repeats: int) -> list
         torch.cuda.reset_peak_memory_stats(device)
     if case.work == "swap":
         return [str(case), _shown(seconds(swapping(family), device, repeats)), "", "", ""]
-    work = resolved(family, case) if case.work == "draw" else training_step(family, case)
+    work = generation(family, case) if case.work == "draw" else training_step(family, case)
     with FlopCounterMode(display=False) as counter:  # before it is compiled, which hides them
         work()
     if wanted_in_training(device):

@@ -215,7 +215,7 @@ def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
     named = set(re.findall(r"`(test_\w+)`", page))
     there = {
         name
-        for file in (ROOT / "tests").glob("test_*.py")
+        for file in (ROOT / "tests").rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert len(named) > 20 and named <= there

@@ -1,4 +1,4 @@
-# Everything a newcomer runs. `make` alone says what there is.
+# `make` without a target lists all targets.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -12,70 +12,70 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # dashscope is here for one data file of Qwen's tokenizers, never imported: it needs nothing else.
 DATA_ONLY := dashscope==2.0.2
-# Tools of one target each, installed by it.
+# Tools for one target each, installed by that target.
 FUZZER := atheris==3.0.0
 AUDITOR := pip-audit==2.10.1
-# What was installed, and for which torch: asking for another one installs again.
+# Which torch was installed: another TORCH installs again.
 READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 
-# Threads that wait for each other asleep, not spinning: several times faster on a busy machine.
+# Waiting threads sleep instead of spinning: several times faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train clean
 
-help: ## Say what there is to make
+help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Settings: PYTHON=$(PYTHON) TORCH=$(TORCH) HOST=$(HOST) PORT=$(PORT) FUZZ_SECONDS=$(FUZZ_SECONDS) SOAK_SECONDS=$(SOAK_SECONDS)"
 
-demo: setup ## Train on sixteen small pictures, draw before and after: outputs/demo.png
+demo: setup ## Train on 16 small images, generate before and after: outputs/demo.png
 	@$(BIN)/python -m demo
 
-# A file of tests to a process, each of one thread.
-test: lint ## Check the style and the types, then run the tests
+# Each test file runs in one process with one thread.
+test: lint ## Check style and types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# With those that compile, kill and fill disks: marked `slow`, and left out of `make test`.
-test-all: lint ## Run every test, the slow ones too
+# Also the tests marked `slow`: they compile, kill processes and fill disks.
+test-all: lint ## Run all tests, also the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" -n auto --maxprocesses 4 --dist loadfile
 
-lint: setup ## Check the style and the types alone
+lint: setup ## Check style and types only
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
 
-fuzz: setup ## Feed mutated input to every reader, for FUZZ_SECONDS each; a finding fails
+fuzz: setup ## Fuzz all parsers, FUZZ_SECONDS each
 	@$(PIP) $(FUZZER)
 	$(BIN)/python -m lab.fuzz --seconds $(FUZZ_SECONDS)
 
-soak: setup ## Kill trainings, and keep a Cog server busy for SOAK_SECONDS; whatever is lost fails
+soak: setup ## Kill runs and resume them, and send requests to a Cog server for SOAK_SECONDS
 	@$(BIN)/python -m lab.benchmarks.kill
 	@$(BIN)/python -m lab.benchmarks.soak
 	@$(BIN)/python -m lab.benchmarks.server_soak --seconds $(SOAK_SECONDS)
 
-# In an environment of its own, so that its packages are not among those that it looks at.
-audit: setup ## Look for known vulnerabilities in the pins and in all that is installed
+# In a separate environment, so that its own packages are not audited.
+audit: setup ## Check pinned and installed packages for known vulnerabilities
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip install -q --disable-pip-version-check $(AUDITOR); }
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt
 	$(VENV)/audit/bin/pip-audit --strict --path $(VENV)/lib/python3*/site-packages
 
-bench: setup ## Measure: a training step, a whole training, a change of LoRA; a GPU if there is one
+bench: setup ## Measure a training step, a whole run, a change of LoRA; on a GPU if there is one
 	@$(BIN)/python -m lab.benchmarks
 
-gpu-check: setup ## Check on a GPU what only a GPU reaches, in minutes; writes gpu_check.json
+gpu-check: setup ## Run the checks that need a GPU; writes gpu_check.json
 	@$(BIN)/python -m lab.benchmarks.gpu_check
 
-serve: setup ## Serve predictions over HTTP, the way the Cog image does
+serve: setup ## Serve predictions over HTTP, like the Cog image
 	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)
 
-serve-train: setup ## Serve trainings over HTTP, the way the Cog image does
+serve-train: setup ## Serve training over HTTP, like the Cog image
 	@$(BIN)/python -m serving train --host $(HOST) --port $(PORT)
 
-setup: $(READY) ## Make .venv with all that is needed; nothing is done when it is there
+setup: $(READY) ## Create .venv with all packages, if it is not there
 
-clean: ## Remove .venv and what can be made again; outputs and downloaded models stay
+clean: ## Remove .venv and caches; outputs and downloaded models stay
 	rm -rf $(VENV) .cog .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -30,18 +30,18 @@ ORIGINAL_NAMES = {family.title: family.original_names for family in FAMILIES.val
 HEAD = """# LoRA files
 
 Made by `python -m lab.benchmarks.formats > docs/formats.md`;
-`tests/adapters/formats/test_formats.py` makes our columns again and compares.
+`tests/adapters/formats/test_formats.py` computes our columns again and compares them.
 
-A name is read if it means exactly one of the model's layers, whatever program wrote it. All layers
-of a file are applied (`n of n`), or the file is refused with the names of those that are unknown,
-incomplete or of another size, and no weight is changed. Only safetensors are read.
+A layer name is accepted if it means exactly one of the model's layers. All layers of a file are
+applied (`n of n`), or the file is refused with the names of those that are unknown, incomplete or
+of another size, and no weight is changed. Only safetensors files are read.
 
-**OK n of n**: every weight afterwards equals W0 + dW to float32 rounding, where dW is alpha/rank
-B A or what the format defines, computed separately in float64; no other weight has changed, and
-removing the LoRA restores every bit. For diffusers {diffusers} the same file went through
-`load_lora_weights` and `fuse_lora` on the same model; **raises** is an exception, **no-op** leaves
-every weight as it was without one, **×k** is the wrong strength, **garbage** is computing with
-memory that nothing was ever written to.
+**OK n of n**: every weight then equals W0 + dW to float32 rounding, where dW is alpha/rank B A or
+what the format defines, computed separately in float64; no other weight has changed, and removing
+the LoRA restores every weight exactly. For diffusers {diffusers} the same file went through
+`load_lora_weights` and `fuse_lora` on the same model; **raises** is an exception, **no-op** changes
+no weight and raises nothing, **×k** is the wrong strength, **garbage** is computing with
+uninitialized memory.
 
 """
 NOTES = """
@@ -49,11 +49,11 @@ NOTES = """
   from PEFT's `adapter_config.json` in the same archive, folder or Hub repository (with
   `rank_pattern`, `alpha_pattern`, `use_rslora`). Else, for kohya's names, it is `ss_network_alpha`
   in the header. Else it is the rank. It is applied once. An `adapter_config.json` that contradicts
-  the file or the header is an error; settings that are not read are named in the log. In a folder
-  with several LoRAs it counts for `adapter_model.safetensors` alone.
+  the file or the header is an error; the log names settings that are not read. In a folder with
+  several LoRAs it applies to `adapter_model.safetensors` only.
 - `ss_network_alpha` is not applied to `lora_A`/`lora_B`: the converters that write these names have
-  multiplied it into the weights and leave the header as it was.
-- If a trainer used another alpha and wrote it nowhere (×0.5 above), no reader can know: set the
+  multiplied it into the weights and left the header unchanged.
+- If a trainer used another alpha and did not write it (×0.5 above), no reader can know it: set the
   scale by hand.
 - **Names**: `transformer.`, `diffusion_model.`, `model.`, `base_model.model.`, `unet.`, `dit.` and
   the like in front; `_orig_mod.` and `module.` anywhere; any adapter name in `lora_A.NAME.weight`;
@@ -61,10 +61,10 @@ NOTES = """
   front of a block's layer are accepted if they do not name another component (a text encoder, a
   VAE, a ControlNet). A name that may mean two layers is refused with both.
 - Layers of a text encoder are not applied, so a LoRA with such layers is refused.
-- A plain `.weight` beside a LoRA is refused: the file does not say whether it is a change.
+- A plain `.weight` next to a LoRA is refused: the file does not say whether it is a change.
 - A LoRA whose layers are mostly zero, or too small for the base model's number type, is applied
   with a warning.
-- A file that holds a layer twice, fused and apart, is read if both say the same, else refused.
+- A file with a layer twice, fused and separate, is read if both are equal, else refused.
 - DoRA is W = m (W0 + dV) / ‖W0 + dV‖ by row, or by column where `dora_scale` is [1, in]. A
   `lora_scale` goes in a straight line from W0 through W, as in ComfyUI.
 - LoKr, LoHa, DoRA and whole changes need an unquantized base model.

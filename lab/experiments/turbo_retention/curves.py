@@ -10,7 +10,7 @@ SUBJECT_RIGHT = Curve(
     "Attributes right, prompts with the subject, 8 steps, %", "right", "subject", EIGHT, 1
 )
 FREE_RIGHT = Curve("Attributes right, other prompts, 8 steps, %", "right", "free", EIGHT, 1)
-FREE_WHOLE = Curve("Pictures all right, other prompts, 8 steps, %", "whole", "free", EIGHT, 1)
+FREE_WHOLE = Curve("Images all right, other prompts, 8 steps, %", "whole", "free", EIGHT, 1)
 DRIFT = Curve("Drift on other prompts, 8 steps, RMS of pixels", "pixels", "free", EIGHT, 3)
 SHARPNESS_2 = Curve("Sharpness, other prompts, 2 steps, of turbo's", "sharpness", "free", FEW, 2)
 SHARPNESS_8 = replace(SHARPNESS_2, title="Sharpness, other prompts, 8 steps, of turbo's", way=EIGHT)
@@ -32,7 +32,7 @@ TOLD = (
     DRIFT,
     Curve("Distance to renderings, other prompts, 8 steps", "distance", "free", EIGHT, 2),
     SHARPNESS_8,
-    Curve("Pictures all right, other prompts, 2 steps, %", "whole", "free", FEW, 1),
+    Curve("Images all right, other prompts, 2 steps, %", "whole", "free", FEW, 1),
     Curve("Distance to renderings, other prompts, 2 steps", "distance", "free", FEW, 2),
     SHARPNESS_2,
     Curve("Likeness to the subject, 30 guided steps", "likeness", "subject", MANY, 2),

@@ -24,45 +24,48 @@ WIDTH = 100  # characters of a line in the document
 
 # One paragraph each.
 TEXT = (
-    "Trained with {seeds}; differences are on the same prompts, picture seeds and training seeds.",
-    "**The adapter does what it is for: the LoRA learns nothing of it.** Without it, a LoRA's "
-    "weights hold {share_direct_first} of the adapter's change after {first} steps and "
-    "{share_direct} after {last}: it wears the distillation off by itself. With the adapter it is "
+    "Trained with {seeds}. Differences are on the same prompts, image seeds and training seeds.",
+    "**With the adapter, the LoRA learns nothing of the adapter's weight change.** Without it, the "
+    "LoRA contains {share_direct_first} of that change after {first} steps and {share_direct} "
+    "after {last}: the training itself destroys the distillation. With the adapter it is "
     "{share_adapter} after {last} steps, on the undistilled base {share_undistilled}.",
-    "**Without it, few-step pictures blur, and at once.** Drawn in 2 steps, other prompts lose "
-    "{blur_2_first} of turbo's sharpness after {first} steps of training, against training with "
-    "the adapter, and {blur_2} after {last}. In 8 steps it is {blur_8_first} and {blur_8}, in 30 "
-    "steps with guidance {blur_30_first} and {blur_30}: the fewer the steps, the more it shows; "
-    "more steps hide some of it. Merging the whole adapter costs {merged_2} in 2 steps and "
-    "{merged_8} in 8.",
-    "**With it, turbo keeps what it would keep anyway.** After {last} steps, LoRAs trained with "
-    "the adapter differ from those of the undistilled base by {sharp_ac} in sharpness (2 steps), "
-    "by {drift_ac} in drift and by {likeness_ac} in likeness: they learn the subject about as "
-    "well, and stay as near to turbo.",
-    "**In 8 steps nothing breaks in this world, not even without the adapter.** Likeness after "
-    "{last} steps is {likeness_adapter} with it and {likeness_direct} without, on the undistilled "
-    "base {likeness_undistilled}; attributes right on prompts with the subject differ by "
-    "{right_da} points between the first two, on other prompts by {free_da_first} after {first} "
-    "steps and {free_da} after {last}. That contradicts what users report of the full-size "
-    "model. The likely reason is the world: captions fix nearly all of a picture, and even the "
-    "undistilled miniature draws well in 8 steps ([why](miniature.md#figures)). The blur is the "
-    "part that shows.",
-    "**What costs other prompts is the LoRA itself, whatever it was trained on.** Learned from 16 "
-    "pictures of one thing, it pulls other things towards it: from {free_0} % of attributes right "
-    "to {free_adapter} with the adapter, {free_direct} without and {free_undistilled} on the "
-    "undistilled base, after {last} steps. Its drift, {drift_adapter}, is several times the "
-    "adapter's own, {drift_merged}. Look at the triangles below: they grow the robot's antenna.",
-    "**A long training laid on in part beats a short one.** The LoRA of {last} steps, with the "
-    "adapter, at a scale of {scale} has a likeness of {likeness_weak} and {free_weak} % right on "
-    "other prompts; after {half} steps at full scale it is {likeness_half} and {free_half} %.",
+    "**Without the adapter, few-step images become blurry from the start.** In 2 inference steps, "
+    "images of other prompts lose {blur_2_first} of turbo's sharpness after {first} steps of "
+    "training, compared with training with the adapter, and {blur_2} after {last}. In 8 steps it "
+    "is {blur_8_first} and {blur_8}, in 30 steps with guidance {blur_30_first} and {blur_30}: the "
+    "fewer the inference steps, the stronger the blur. Merging the whole adapter costs {merged_2} "
+    "in 2 steps and {merged_8} in 8.",
+    "**With the adapter, turbo loses no more than the undistilled base.** After {last} steps, "
+    "LoRAs trained with the adapter differ from those of the undistilled base by {sharp_ac} in "
+    "sharpness (2 steps), by {drift_ac} in drift and by {likeness_ac} in likeness: they learn the "
+    "subject about as well and change turbo about as much.",
+    "**In 8 steps the miniature shows no visible damage, not even without the adapter.** Likeness "
+    "after {last} steps is {likeness_adapter} with it and {likeness_direct} without, on the "
+    "undistilled base {likeness_undistilled}. Correct attributes in prompts with the subject "
+    "differ by {right_da} points between the first two, in other prompts by {free_da_first} after "
+    "{first} steps and {free_da} after {last}. This contradicts what users report of the full-size "
+    "model. The likely reason is the dataset: captions determine nearly all of an image, and even "
+    "the undistilled miniature generates good images in 8 steps ([why](miniature.md#figures)). The "
+    "blur is the part that is visible.",
+    "**Other prompts change because of the LoRA itself, whichever base it was trained on.** "
+    "It was trained on 16 images of one subject and changes other subjects too: from {free_0} % of "
+    "attributes correct to {free_adapter} with the adapter, {free_direct} without and "
+    "{free_undistilled} on the undistilled base, after {last} steps. Its drift, {drift_adapter}, "
+    "is several times the adapter's own, {drift_merged}. In the images below, triangles get the "
+    "robot's antenna.",
+    "**A long training at scale {scale} beats a short one at scale 1.** The LoRA of {last} steps, "
+    "with the adapter, at scale {scale} has a likeness of {likeness_weak} and {free_weak} % of "
+    "attributes correct in other prompts; after {half} steps at scale 1 it is {likeness_half} and "
+    "{free_half} %.",
 )
 DEFAULT_TEXT = (
-    "**A plain training** ({default} steps of the miniature's own, which are those of the preset "
-    "`character`; {default_seeds}) has a likeness of {default_likeness} in 8 steps, on the "
-    "undistilled base {default_likeness_c}. Attributes right change by {default_subject} points on "
-    "prompts with the subject and by {default_free} on other prompts, against the untouched turbo; "
-    "for the undistilled base's LoRAs by {default_subject_c} and {default_free_c}. {verdict} "
-    "Laid on at {scale}, likeness is {weak_likeness} and {weak_free} % are right on other prompts."
+    "**A run with default settings** ({default} steps with the miniature's own settings, which are "
+    "those of the preset `character`; {default_seeds}) has a likeness of {default_likeness} in 8 "
+    "steps, on the undistilled base {default_likeness_c}. Compared with the untouched turbo, "
+    "correct attributes change by {default_subject} points in prompts with the subject and by "
+    "{default_free} in other prompts; for LoRAs of the undistilled base by {default_subject_c} and "
+    "{default_free_c}. {verdict} At scale {scale}, likeness is {weak_likeness} and {weak_free} % "
+    "of attributes are correct in other prompts."
 )
 
 
@@ -140,9 +143,9 @@ def _default(results: Results) -> list[str]:
     )
     within = [each.mean >= -3 for each in (subject, free)]
     kept = {
-        (True, True): "That is within 3 points on both.",
-        (True, False): "That is within 3 points with the subject, and not on other prompts.",
-        (False, True): "That is within 3 points on other prompts, and not with the subject.",
+        (True, True): "That is within 3 points in both.",
+        (True, False): "That is within 3 points with the subject, but not in other prompts.",
+        (False, True): "That is within 3 points in other prompts, but not with the subject.",
         (False, False): "That is not within 3 points.",
     }
     text = DEFAULT_TEXT.format(

@@ -140,7 +140,7 @@ def _curve(results: Results, curve: Curve) -> str:
 
 
 def _weaker(results: Results) -> str:
-    """Finished LoRAs of the first condition, laid on in part."""
+    """Finished LoRAs of the first condition at lower scales."""
     rows = []
     for plan in ("curve", "default"):
         for step, way in product(results.steps(plan)[-1:], (EIGHT, *WEAKER)):
@@ -148,8 +148,8 @@ def _weaker(results: Results) -> str:
             found = [results.estimate(curve, NAMES[0], plan, step) for curve in curves]
             cells = [each.text(c.digits) for each, c in zip(found, curves, strict=True)]
             rows.append([f"{plan}, {step} steps", f"{way.scale:g}", *cells])
-    header = ["training", "LoRA at", "likeness", "right, with the subject, %", "right, other, %"]
-    return table("A LoRA that is laid on in part, turbo with the adapter, 8 steps", header, rows)
+    header = ["training", "scale", "likeness", "right, with the subject, %", "right, other, %"]
+    return table("A LoRA at a lower scale, turbo with the adapter, 8 steps", header, rows)
 
 
 def _own_base(results: Results) -> str:

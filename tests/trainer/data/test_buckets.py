@@ -113,15 +113,16 @@ def test_images_far_below_the_resolution_have_a_line_of_their_own(
 
 
 def test_resolutions_are_read_from_text():
-    assert parse_resolutions("512") == (512,)
-    assert parse_resolutions(" 1024, 512,768,512 ") == (512, 768, 1024)
+    assert parse_resolutions("512", 1024) == (512,)
+    assert parse_resolutions(" 1024, 512,768,512 ", 64) == (512, 768, 1024)
+    assert parse_resolutions([512, "768"], 64) == (512, 768)
+    assert parse_resolutions(None, 64) == parse_resolutions("", 64) == (64,)
+    assert parse_resolutions("512,", 64) == (512,)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "not understood"),
-        ("512,", "not understood"),
         ("512x512", "not understood"),
         ("-512", "not understood"),
         ("9" * 5000, "not understood"),
@@ -131,4 +132,4 @@ def test_resolutions_are_read_from_text():
 )
 def test_other_resolutions_are_refused(text, complaint):
     with pytest.raises(ValueError, match=complaint):
-        parse_resolutions(text)
+        parse_resolutions(text, 1024)

@@ -161,6 +161,8 @@ def is_junk(parts: list[str]) -> bool:
 
 def printable(name: str) -> str:
     """Safe in logs and JSON: no line breaks, terminal codes, direction marks or half characters."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

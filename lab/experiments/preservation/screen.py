@@ -57,6 +57,7 @@ class Way:
     weight: float = 0.0
     rows: int = 4  # beside a batch
     prompts: int = 128
+    own: bool = False  # trajectories of the model in training, with the training adapter
     without_adapter: bool = False  # the rows are answered by the model that generates
     mix: float = 0.0  # of the rows: training images under other prompts
     project: bool = False  # the subject's gradient keeps off the preservation's
@@ -137,7 +138,7 @@ class PreservingLoop(Loop):
         texts = [kept.prompts[int(k)] for k in which]
         if way.kind == "path":
             at = torch.randint(len(kept.sigma_S), (way.rows,), generator=r)
-            known = kept.velocity_NSCHW[which, at] if way.without_adapter else None
+            known = kept.velocity_NSCHW[which, at] if way.without_adapter or way.own else None
             return kept.points_NSCHW[which, at], kept.sigma_S[at].float(), texts, known
         x0 = kept.latents_NCHW[which].clone()
         count = int(way.mix * way.rows)
@@ -241,6 +242,8 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
     captions = Captions(family, [s.caption for s in samples], {TOKEN: placeholder.vectors},
                         kept.prompts if kept else ())  # fmt: skip
     adapter = Adapter(family)
+    if way.own:
+        kept = generate(family, varied_prompts(way.prompts))
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
     loop = PreservingLoop(family, settings, samples, captions, lora, placeholder)
     loop.preserve(way, kept, adapter)
@@ -289,28 +292,27 @@ def _split(images: Sequence[Any], prompts: Sequence[Prompt]) -> tuple[list[float
 
 
 M = "match"
+NODROP = {"caption_dropout": 0.0}
 WAYS = [
     Way("nothing"),
     Way("path free .3", "path", 0.3, without_adapter=True),
     Way("match .3", M, 0.3),
-    Way("nothing cosine", settings={"lr_scheduler": "cosine"}),
-    Way("path .3", "path", 0.3),
-    Way("path free .3 cosine", "path", 0.3, without_adapter=True, settings={"lr_scheduler": "cosine"}),
-    Way("match .1 project", M, 0.1, project=True),
-    Way("penalty .1", penalty=0.1),
-    Way("nothing ema", settings={"ema_decay": 0.98}),
-    Way("match .3 cosine", M, 0.3, settings={"lr_scheduler": "cosine"}),
-    Way("penalty 1", penalty=1.0),
-    Way("path free 1", "path", 1.0, without_adapter=True),
-    Way("path free 1 project", "path", 1.0, without_adapter=True, project=True),
-    Way("match .1", M, 0.1),
-    Way("path .1", "path", 0.1),
-    Way("path free .1", "path", 0.1, without_adapter=True),
-    Way("match free .3", M, 0.3, without_adapter=True),
-    Way("match 1 project", M, 1.0, project=True),
-    Way("penalty .01", penalty=0.01),
-    Way("flow .3", "flow", 0.3),
-    Way("mix .2", M, 0.2, mix=0.5),
+    Way("nothing no dropout", settings=NODROP),
+    Way("path free .3 no dropout", "path", 0.3, without_adapter=True, settings=NODROP),
+    Way("match .1 no dropout", M, 0.1, settings=NODROP),
+    Way("path own .1 no dropout", "path", 0.1, own=True, settings=NODROP),
+    Way("match .3 project no dropout", M, 0.3, project=True, settings=NODROP),
+    Way("penalty .1 no dropout", penalty=0.1, settings=NODROP),
+    Way("match .1 half no dropout", M, 0.1, every=2, settings=NODROP),
+    Way("path .1 no dropout", "path", 0.1, settings=NODROP),
+    Way("match .03 no dropout", M, 0.03, settings=NODROP),
+    Way("match .3 no dropout", M, 0.3, settings=NODROP),
+    Way("match .1 rate 6e-3 no dropout", M, 0.1, settings=NODROP | {"learning_rate": 6e-3}),
+    Way("mix .1 no dropout", M, 0.1, mix=0.5, settings=NODROP),
+    Way("match free .1 no dropout", M, 0.1, without_adapter=True, settings=NODROP),
+    Way("flow .1 no dropout", "flow", 0.1, settings=NODROP),
+    Way("penalty 1 no dropout", penalty=1.0, settings=NODROP),
+    Way("nothing ema no dropout", settings=NODROP | {"ema_decay": 0.98}),
 ]  # fmt: skip
 
 

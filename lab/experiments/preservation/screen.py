@@ -34,6 +34,7 @@ from lab.experiments.table import Table
 from lab.experiments.training import training_adapter
 from lab.experiments.zero_prior.captions import make_captions
 from miniature.judge import load_judge
+from miniature.lexicon import COLOURS, SHAPES
 from miniature.world import caption, sample_scene
 from trainer.data.dataset import read_dataset
 from trainer.learning.features import Captions, encode_pictures
@@ -63,6 +64,7 @@ class Way:
     project: bool = False  # the subject's gradient keeps off the preservation's
     penalty: float = 0.0  # on the LoRA's output where the base works on other prompts
     every: int = 1
+    swapped: float = 0.0  # share of the prompts: the dataset's captions with another noun
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +72,18 @@ def varied_prompts(count: int) -> list[str]:
     """Captions of scenes that pre-training may have seen; never those that are measured."""
     return [caption(sample_scene(200_000 + n, "train"), random.Random(f"keep {n}"))
             for n in range(count)]  # fmt: skip
+
+
+def swapped_prompts(captions: Sequence[str], count: int) -> list[str]:
+    """The dataset's captions with a shape in the place of the token, at times coloured."""
+    found = []
+    for n in range(count):
+        r = random.Random(f"swap {n}")
+        noun = r.choice(list(SHAPES.values()))[0]
+        if r.random() < 0.5:
+            noun = f"{r.choice(list(COLOURS.values()))[0]} {noun}"
+        found.append(captions[n % len(captions)].replace(TOKEN, noun))
+    return found
 
 
 @dataclass
@@ -235,7 +249,9 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
         examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
         samples = encode_pictures(family, examples, settings)
     begun = time.perf_counter()
-    kept = generate(family, varied_prompts(way.prompts)) if way.kind != "none" or way.penalty else None
+    swaps = swapped_prompts([s.caption for s in samples], int(way.swapped * way.prompts))
+    prompts = varied_prompts(way.prompts - len(swaps)) + swaps
+    kept = generate(family, prompts) if way.kind != "none" or way.penalty else None
     prepared = time.perf_counter() - begun
     placeholder = Placeholder.create(TOKEN, family.text_width, settings.placeholder_init_std,
                                      settings.seed, family.device)  # fmt: skip
@@ -243,7 +259,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
                         kept.prompts if kept else ())  # fmt: skip
     adapter = Adapter(family)
     if way.own:
-        kept = generate(family, varied_prompts(way.prompts))
+        kept = generate(family, prompts)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
     loop = PreservingLoop(family, settings, samples, captions, lora, placeholder)
     loop.preserve(way, kept, adapter)
@@ -301,6 +317,9 @@ WAYS = [
     Way("path free .3 no dropout", "path", 0.3, without_adapter=True, settings=NODROP),
     Way("match .1 no dropout", M, 0.1, settings=NODROP),
     Way("path own .1 no dropout", "path", 0.1, own=True, settings=NODROP),
+    Way("match .3 swapped no dropout", M, 0.3, swapped=0.5, settings=NODROP),
+    Way("path own .3 swapped no dropout", "path", 0.3, own=True, swapped=0.5, settings=NODROP),
+    Way("match .3 2 rows no dropout", M, 0.3, rows=2, settings=NODROP),
     Way("match .3 project no dropout", M, 0.3, project=True, settings=NODROP),
     Way("penalty .1 no dropout", penalty=0.1, settings=NODROP),
     Way("match .1 half no dropout", M, 0.1, every=2, settings=NODROP),

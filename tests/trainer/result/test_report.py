@@ -94,6 +94,7 @@ HOSTILES = [
     *("<!-- <zwx>", "--> ]]> <zwx>", "</main></body></html><zwx>", "</style><zwx>", "<zwx>`|`---"),
     *(f"<zwx>{end}</title>{end}<h1>x</h1>" for end in ("\n", "\u2028", "\x85", "\x0b", "\x1c")),
     *("<svg/onload=x>", "&lt;b&gt; &#60; &amp", "{0} %s <zwx>", "'\u202e<zwx>\""),
+    *("{{ 7 * 7 }} {{ meta }} <zwx>", "{% include 'report.css' %} {# <zwx>"),
 ]
 
 

@@ -1,8 +1,8 @@
-"""report.html: one training on one page, to judge it by and to show to others.
+"""report.html: a run on one page, to judge it and to show it to others.
 
-The page is a single file. It holds its style, its curves and small copies of its pictures, loads
-nothing and runs no script; the policy in its head makes browsers hold it to that. All text from
-outside is escaped.
+The page is a single file with its style, its curves and small copies of its images. It loads
+nothing and runs no script; the policy in its head makes browsers enforce that. The template,
+`templates/report.html`, escapes every value.
 """
 
 import base64
@@ -23,9 +23,9 @@ from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"
-PICTURES = 60  # of the dataset that are shown; a page stays a few megabytes
+IMAGES = 60  # of the dataset that are shown; a page stays a few megabytes
 FRAMES = 12  # of the previews of one prompt
-PIXELATED = 128  # pixels; smaller pictures are shown with their pixels visible
+PIXELATED = 128  # pixels; smaller images are shown with their pixels visible
 # Classes of report.css for the states of checks and of the result.
 _STYLE = {
     **{GOOD: "passed", DOUBTFUL: "doubtful", BROKEN: "failed"},
@@ -35,12 +35,12 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report tells."""
+    """The data of a report."""
 
     meta: Mapping[str, Any]  # as in meta.json
     examples: Sequence[Example]
     losses: Sequence[float]  # one per step
-    curves: Curves  # empty where nothing was validated
+    curves: Curves  # empty where nothing was measured
     prompts: Sequence[str]  # one per column of the previews
     previews: Mapping[int, Sequence[Image.Image]]  # small, by step, one per column
     checks: Sequence[CheckResult] = ()
@@ -64,7 +64,7 @@ def page(data: ReportData) -> str:
         steps=_spread(sorted(data.previews), FRAMES),
         charts=_charts(data),
         settings=_settings(data.meta),
-        most_images=PICTURES,
+        most_images=IMAGES,
         pixelated=PIXELATED,
         label=step_label,
         plain=_plain,
@@ -102,7 +102,7 @@ def _charts(data: ReportData) -> list[dict[str, str]]:
             Line(thinned(list(zip(steps, data.losses, strict=True))), "raw"),
             Line(thinned(list(zip(steps, mean, strict=True))), "main", f"{mean[-1]:.3g}"),
         ]
-        hint = f"Each step draws its own noise, so it jumps; the line averages {window:.0f} steps."
+        hint = f"Each step samples its own noise; the thick line averages {window:.0f} steps."
         svg = chart(lines, "step", "training loss by step")
         charts.append({"title": "Training loss", "hint": hint, "svg": svg})
     curves = data.curves

@@ -1,9 +1,9 @@
 """How much memory a device has and has left."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 # Of a GPU's free memory, beside what tensors hold: workspaces of kernels and libraries, and gaps
@@ -12,7 +12,6 @@ RESERVE = 0.06
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 def free_memory(device: torch.device) -> int:
@@ -28,12 +27,8 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    page = os.sysconf("SC_PAGE_SIZE")
-    free, total = (os.sysconf(f"SC_{name}") * page for name in ("AVPHYS_PAGES", "PHYS_PAGES"))
-    if _MEMINFO.is_file():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # counts what the page cache would give back
-                free = int(line.split()[1]) << 10
+    machine = psutil.virtual_memory()
+    free, total = machine.available, machine.total
     for limit, used in _containers():
         if limit < total:
             total = limit

@@ -1,25 +1,14 @@
 """Decodes pictures: every mode, orientation and colour profile becomes upright sRGB."""
 
 import io
+from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 # Pillow would try all that it knows, and some of those run other programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_JPEG_SCANS = 200  # progressive files have about ten; each costs a pass over all pixels
-
-# EXIF 2.32, tag 0x0112: how the stored picture must be turned to stand upright.
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def has_too_many_scans(data: bytes) -> bool:
@@ -29,16 +18,15 @@ def has_too_many_scans(data: bytes) -> bool:
 
 
 def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The picture as people see it, and whether its colour profile is broken and was ignored.
+    """The image as viewers show it, and whether its colour profile is broken and was ignored.
 
-    Upright, colours in sRGB with 8 bits, what is transparent over white; of an animation the first
-    frame. Raises whatever Pillow trips over in hostile pixels: catch `Exception`.
+    Upright, colours in sRGB with 8 bits, transparent parts over white; of an animation the first
+    frame. `image` itself is turned upright. Raises any exception of Pillow for damaged pixels:
+    catch `Exception`.
     """
     image.load()
-    try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # broken EXIF does no harm to the pixels
-        orientation = None
+    with suppress(Exception):  # broken EXIF does no harm to the pixels
+        ImageOps.exif_transpose(image, in_place=True)  # in place, so that no copy is made
     profile = image.info.get("icc_profile")
 
     if image.mode.startswith("I"):  # 16-bit greyscale, which convert("RGB") would clip
@@ -52,8 +40,6 @@ def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=alpha)
         image = white
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
     return image, bad_profile
 
 

@@ -62,8 +62,9 @@ def check(data: bytes) -> Checked:
             # At an eighth of its size a JPEG is read to its end, too, and the same is refused.
             if width == height or abs(width - height) >= 8:  # else both sides may become the same
                 image.draft(None, (1, 1))
+            stored = image.size
             upright, bad_profile = upright_srgb(image)
-            if upright.size != image.size:  # it lay on its side
+            if upright.size != stored:  # it lay on its side
                 width, height = height, width
             return Checked(width, height, moves, bad_profile)
     except Exception as error:  # hostile pixels make Pillow raise whatever it trips over

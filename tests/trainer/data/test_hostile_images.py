@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from skimage import data as photographs
 from watched import watched
 
-from inference.image_decoding import IMAGE_FORMATS, UPRIGHT, upright_srgb
+from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from inference.images import BrokenImage, read_image
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.data.images import check
@@ -27,6 +27,18 @@ def first_image(tmp_path, content, name="a.png"):
     assert image.mode == "RGB"
     assert image.size == (example.width, example.height)
     return image
+
+
+# EXIF 2.32, tag 0x0112: how a stored image must be turned to be upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -214,7 +214,8 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
         "_ = family.prompts\n"
         "family.device = torch.device('cuda')\n"
         "del os.environ['MODEL_VAULT']\n"
-        "print('mode:', fit(settings, family, ['a photo']).mode.label)\n"
+        "mode = fit(settings, family, ['a photo']).mode.label\n"
+        "print(f'mode: {mode}\\n', end='')  # in one write, since both processes share the output\n"
     )
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from families.loading import default_device
-from families.repository import download, vault
+from families.repository import download, model_folder
 from miniature.pictures import to_tensor
 
 HUB_ID = "openai/clip-vit-large-patch14"
@@ -28,8 +28,8 @@ class Clip:
     def __init__(self) -> None:
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        shelf = vault()
-        folder = shelf / HUB_ID if shelf is not None else None
+        models = model_folder()
+        folder = models / HUB_ID if models is not None else None
         if folder is None or not folder.is_dir():
             folder = download(HUB_ID, ["*.json", "*.txt", "model.safetensors"])
         self._device = default_device()

@@ -43,7 +43,7 @@ def test_every_fault_is_in_one_error() -> None:
         ({"default_caption": 7}, "default_caption is 7; it must be text"),
         ({"resolution": {}}, "resolution is {}; it must be a whole number or text or a list"),
         ({"trackers": ["wandb", "tensorbord"]}, "trackers 'tensorbord' is not one of"),
-        ({"sample_prompts": ["a", "\ud800"]}, "sample prompt 2 holds half a character"),
+        ({"sample_prompts": ["a", "\ud800"]}, "sample prompt 2 contains half a character"),
     ],
 )
 def test_a_value_that_an_input_does_not_take_is_named(given: dict[str, Any], said: str) -> None:

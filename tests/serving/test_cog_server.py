@@ -181,7 +181,7 @@ def test_the_environment_asks_how_prompts_are_tokenised(
 ) -> None:
     """LOG_PROMPT_IDS=1, since an operator wants to know what no user is asked for."""
     generated = run(predictor, PROMPT | {"replicate_weights": training.weights})
-    shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new words: <zwx> at \[7\]"
+    shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new tokens: <zwx> at \[7\]"
     assert re.search(shown, training.report["logs"])
     assert re.search(shown, generated["logs"])
 

@@ -92,5 +92,5 @@ def defaults_of(base: Base, preset: Preset) -> Defaults:
 def steps_for(base: Base, preset: Preset, pictures: int) -> int:
     """Optimiser steps for a dataset of so many pictures, in tens."""
     row = base.training_steps
-    steps = min(max(row.per_picture * pictures, row.least), row.most) * preset.steps
+    steps = min(max(row.per_image * pictures, row.least), row.most) * preset.steps
     return max(10, round(steps / 10) * 10)

@@ -186,15 +186,15 @@ def test_a_prompt_of_a_hundred_kilobytes_is_tokenised(
 
 
 def test_half_a_character_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ValueError, match=r"prompt holds half a character \('\\ud83d' at 2\)"):
+    with pytest.raises(ValueError, match=r"prompt contains half a character \('\\ud83d' at 2\)"):
         Request(prompt="a \ud83d cat")
-    with pytest.raises(ValueError, match="negative_prompt holds half a character"):
+    with pytest.raises(ValueError, match="negative_prompt contains half a character"):
         Request(prompt="a cat", negative_prompt="\udcff")
-    with pytest.raises(SettingsError, match="default_caption holds half a character"):
+    with pytest.raises(SettingsError, match="default_caption contains half a character"):
         resolve(
             TrainingInputs(dataset="a.zip", base_model="miniature", default_caption="TOK \ud800")
         )
-    with pytest.raises(SettingsError, match="sample prompt 2 holds half a character"):
+    with pytest.raises(SettingsError, match="sample prompt 2 contains half a character"):
         resolve(
             TrainingInputs(dataset="a.zip", base_model="miniature", sample_prompts=["a", "\udfff"])
         )

@@ -291,7 +291,11 @@ def test_weights_of_the_same_model_are_continued(
 @pytest.mark.parametrize(
     ("changes", "variables", "said"),
     [
-        ({"lora_targets": "nonsense"}, {}, "lora_targets: 'nonsense' fits no linear layer"),
+        (
+            {"lora_targets": "nonsense"},
+            {},
+            "lora_targets: 'nonsense' matches no trainable linear layer",
+        ),
         ({}, {"DTYPE": "float16"}, r"\$DTYPE is 'float16'"),
     ],
 )

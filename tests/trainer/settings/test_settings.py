@@ -372,7 +372,7 @@ def test_a_text_that_is_no_path_is_refused_by_its_setting(
 ) -> None:
     for text, said in (
         ("a\0b", "contains a NUL character"),
-        ("a\ud800b", "holds half a character"),
+        ("a\ud800b", "contains half a character"),
         ("~nobody-is-called-so/x", "no user is called nobody-is-called-so"),
     ):
         with pytest.raises(SettingsError, match=f"{name}.*{said}"):

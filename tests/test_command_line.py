@@ -156,7 +156,7 @@ def test_help_teaches(shell: Shell, module: str) -> None:
     ("command", "complaint"),
     [
         ("trainer typo.yaml", "typo.yaml: unknown key train.rnk; did you mean train.rank?"),
-        ("trainer empty.yaml --dataset nowhere.zip", "nowhere.zip: does not exist; give the path"),
+        ("trainer empty.yaml --dataset nowhere.zip", "nowhere.zip: does not exist; pass the path"),
         ("inference --prompt x --weights nowhere.zip", "nowhere.zip: no such file"),
         ("inference --prompt x --width 64", "width and height go together"),
         ("inference --prompt x --base_model z-imagine", "did you mean 'z-image'?"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from families.loading import default_device
 from families.repository import download, model_folder
-from miniature.pictures import to_tensor
+from miniature.images import to_tensor
 
 HUB_ID = "openai/clip-vit-large-patch14"
 SMALLER = 256  # pixels of the shorter side for LPIPS, whose network was trained on small pictures

@@ -486,7 +486,7 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        ({"extra_lora_scale": 0.5}, "extra_lora_scale is the strength of extra_lora, which is not"),
+        ({"extra_lora_scale": 0.5}, "extra_lora_scale needs extra_lora; set both"),
         (
             {"replicate_weights": "a", "lora_weights": "b"},
             "are the same input; set only one of them",

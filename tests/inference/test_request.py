@@ -176,7 +176,7 @@ def test_a_guidance_below_1_is_answered_with_what_off_is(scale: float) -> None:
 @pytest.mark.parametrize(
     ("option", "base", "warning"),
     [
-        ({"guidance_scale": 5}, "z-image-turbo", "own values are guidance_scale 1 and 8 steps"),
+        ({"guidance_scale": 5}, "z-image-turbo", "its defaults are guidance_scale 1 and 8 steps"),
         (
             {"guidance_scale": 5, "num_inference_steps": 20},
             "miniature-turbo",

@@ -106,7 +106,7 @@ def test_captions_that_are_cut_are_named_with_the_words_that_are_lost(
     checked(tmp_path, settings_of(), files, family)
     assert "2 captions are longer than the limit of 512 tokens" in said.text
     assert "01.txt: 'word" in said.text and "02.txt: 'word" in said.text
-    assert "these captions do not mention it: 02.txt; move it" in said.text
+    assert "no effect in these captions: 02.txt; move it" in said.text
     assert "default_caption" not in said.text
 
 

@@ -141,7 +141,10 @@ CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         at(*GROUPS, 0, "pairs", 0, 1, value="x"),
         r"optimizers.lora.param_groups\[0\].lr is not like 0.001",
     ),
-    "state of no parameter": (at(*STATE, 0, 0, value=10**6), r"state\[1000000\] is of no param"),
+    "state of no parameter": (
+        at(*STATE, 0, 0, value=10**6),
+        r"state\[1000000\] does not belong to",
+    ),
     "state as a number": (at(*STATE, 0, 1, value=3), r"state\[0\] does not belong to a parameter"),
     "empty state": (
         at(*STATE, 0, 1, value={"pairs": []}),

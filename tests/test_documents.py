@@ -344,7 +344,7 @@ def test_the_commands_of_the_readme_train_and_generate(
             assert done.returncode == 0, f"{each}\n{done.stderr}"
             ran.append(done.stdout)
     plan, trained, generated = ran
-    assert "peak GB while training" in plan
+    assert "peak GB of a step" in plan
     assert "cog run -i replicate_weights=@outputs/" in trained.splitlines()[-1]
     assert (tmp_path / generated.splitlines()[-1]).is_file()
 

@@ -33,7 +33,7 @@ from trainer.learning import (
     check_texts,
     continue_weights,
     data_identity,
-    encode_pictures,
+    encode_images,
     find_turbo_adapter,
     processes,
     read_resume,
@@ -213,7 +213,7 @@ def _train(
     dataset = file.describe(examples)
     if secrets.from_request and (cost := too_many(settings, len(examples))):
         raise SettingsError(cost)
-    settings = settings.for_pictures(len(examples))
+    settings = settings.for_images(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
@@ -241,7 +241,7 @@ def _train(
     )
 
     # Encode, once.
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     placeholder, proof = None, None
     if settings.subject is not None:
         placeholder = Placeholder.create(
@@ -330,7 +330,7 @@ def _introduce(settings: Settings, examples: Sequence[Example], family: Family) 
     """Says what is about to happen."""
     log.info(
         "training on %s: %d images, %s, %d steps of %d, seed %d",
-        *(settings.base.hub_id, len(examples), settings.subject_in_words),
+        *(settings.base.hub_id, len(examples), settings.subject_text),
         *(settings.steps, settings.batch_size, settings.seed),
     )
     for warning in high_rates(settings):

@@ -57,7 +57,7 @@ SAMPLE = {"prompts": ["<zwx>"], "every": 2, "width": 32, "height": 32, "num_infe
 # What is called in each phase. A run is disturbed right before one of these calls.
 PHASES = {
     "preparing": (
-        "trainer.run.encode_pictures",
+        "trainer.run.encode_images",
         "trainer.run.Captions",
         "trainer.run.Lora",
         "trainer.run.Validation",

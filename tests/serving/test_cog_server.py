@@ -181,7 +181,7 @@ def test_the_environment_asks_how_prompts_are_tokenised(
 ) -> None:
     """LOG_PROMPT_IDS=1, since an operator wants to know what no user is asked for."""
     generated = run(predictor, PROMPT | {"replicate_weights": training.weights})
-    shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new words: <zwx> at \[7\]"
+    shown = r"text: '<\|im_start\|>user.*\n +ids: \[.*\]\n +new tokens: <zwx> at \[7\]"
     assert re.search(shown, training.report["logs"])
     assert re.search(shown, generated["logs"])
 
@@ -276,7 +276,7 @@ def test_a_placeholder_with_a_space_fails_before_any_model_is_loaded(
 ) -> None:
     report = run(trainer, {"dataset": str(photos), **SMALL, "placeholder_token": "my cat"})
     assert report["status"] == "failed"
-    assert "holds white space" in report["error"]
+    assert "contains white space" in report["error"]
     assert "encoding" not in report["logs"]
 
 
@@ -330,7 +330,7 @@ def test_a_prompt_alone_will_do(predictor: CogServer) -> None:
     assert (picture(output).format, picture(output).size) == ("WEBP", (64, 64))
     assert "steps 8" in report["logs"]
     assert re.search(r"seeds \(\d+,\)", report["logs"])  # so that it can be asked for again
-    assert report["metrics"]["seconds_per_picture"] > 0
+    assert report["metrics"]["seconds_per_image"] > 0
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_a_guidance_of_0_is_answered_with_what_off_is(predictor: CogServer) -> N
     """The schema lets it in, since Cog's own answer to a value out of range says no more."""
     report = run(predictor, PROMPT | {"guidance_scale": 0})
     assert report["status"] == "failed"
-    assert "guidance_scale is 0; 1 is off, so give 1" in report["error"]
+    assert "guidance_scale is 0; 1 is off, so use 1" in report["error"]
 
 
 def test_no_weights_draws_the_untouched_base_whatever_came_before(

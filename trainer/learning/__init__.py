@@ -1,10 +1,10 @@
-"""The training loop and all that it needs: encoded data, loss, optimizers, checkpoints."""
+"""The training loop and its parts: encoded data, loss, optimizers, checkpoints."""
 
 from trainer.learning.batches import warn_repeats
 from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
-from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_pictures
+from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_images
 from trainer.learning.history import Trained
 from trainer.learning.loop import Loop, Report
 from trainer.learning.loss import draw_noise, flow_loss, noisy
@@ -37,7 +37,7 @@ __all__ = [
     "data_identity",
     "describe_weights",
     "draw_noise",
-    "encode_pictures",
+    "encode_images",
     "flow_loss",
     "generator",
     "least_of_all",

@@ -20,7 +20,7 @@ from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import split_words
 from inference.acceleration import with_fallback
 from inference.generation import generate
-from inference.request import Request, ResolvedRequest, settle
+from inference.request import Request, ResolvedRequest, resolve
 from inference.text_cache import TextCache
 from trainer.learning import Loop
 from trainer.monitor.inference_weights import InferenceWeights
@@ -38,7 +38,7 @@ def preview_requests(settings: Settings, family: Family) -> list[ResolvedRequest
         Request(prompt=prompt, **(options | each))
         for prompt, each in zip(settings.sample_prompts, own, strict=True)
     ]
-    return [settle(each, settings.base, family.resolution_multiple) for each in requests]
+    return [resolve(each, settings.base, family.resolution_multiple) for each in requests]
 
 
 def sample_scale(settings: Settings) -> float:

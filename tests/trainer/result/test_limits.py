@@ -108,7 +108,7 @@ def test_every_text_setting_at_its_bound_can_be_saved_and_beyond_it_is_refused(
 
 
 def test_more_than_can_be_read_back_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="meta.json would have .* is the most"):
+    with pytest.raises(ValueError, match="meta.json would have .* is the limit"):
         read_back({"text": "a" * MAX_META_BYTES}, tmp_path)
     assert not (tmp_path / "weights.zip").exists()
     assert read_back({"text": "a" * (MAX_META_BYTES // 2 - 100)}, tmp_path)["text"]

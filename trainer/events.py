@@ -52,10 +52,11 @@ class Events:
         self._number, self._whole, self._failed = 0, True, False
         self._phase, self._phase_time = "", 0.0
 
-    def emit(self, kind: str, **facts: Any) -> None:
+    def emit(self, kind: str, /, **facts: Any) -> None:
         """Appends one event."""
-        if "step" in facts:
-            self.step = int(facts["step"])
+        if kind == "steps":
+            self.step = facts["from"] + len(facts["loss"]) - 1
+        self.step = facts.get("step", self.step)
         if self._path is None:
             return
         try:

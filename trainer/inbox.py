@@ -35,7 +35,7 @@ def put(folder: Path, command: Command) -> None:
     """Gives a command to the run in a folder; the file appears all at once."""
     place = folder / COMMANDS
     place.mkdir(exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=place, prefix=".", suffix=".part")
+    descriptor, part = tempfile.mkstemp(".part", f".0000-{command.do}.json.", place)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(asdict(command), file)

@@ -33,6 +33,7 @@ from trainer.run_files import (
     CHECKPOINTS,
     DESCRIPTIONS,
     EVENTS,
+    LOG,
     PLACES,
     PROGRAM,
     RECORD,
@@ -75,6 +76,8 @@ class Run:
     ) -> None:
         """`made` are the folders that were made for it, itself first."""
         self.folder, self.continued = folder, continued
+        # None where somebody else's file has that name.
+        self.log = folder / LOG if continued or not os.path.lexists(folder / LOG) else None
         # One without a folder, which writes nothing, in a process that does not hold the lock.
         self.events = Events(folder if held is not None else None)
         self._lock, self._made = held, list(made)
@@ -144,6 +147,8 @@ class Run:
             kept = found_in(self.folder, DESCRIPTIONS) or os.path.lexists(self.folder / TRACKERS)
             if held.is_new and not kept:
                 remove_descriptions(self.folder, DESCRIPTIONS if self._described else (EVENTS,))
+                if self.log is not None:
+                    self.log.unlink(missing_ok=True)
                 held.remove()
                 if self._made:
                     for folder in (self.checkpoints, self.samples, *self._made):

@@ -7,7 +7,7 @@ features.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -45,12 +45,16 @@ class Sample:
 
 @torch.no_grad()
 def encode_pictures(
-    family: Family, examples: Sequence[Example], settings: Settings
+    family: Family,
+    examples: Sequence[Example],
+    settings: Settings,
+    advance: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Sample]:
     """Every picture at every resolution, in its bucket. The VAE is released afterwards.
 
-    Threads decode ahead while the VAE works; pictures of one bucket share its batches. Raises
-    `NoRoom` where the disk is too full for what is encoded.
+    Threads decode ahead while the VAE works; pictures of one bucket share its batches. `advance`
+    is called with the phase, how many are encoded and of how many. Raises `NoRoom` where the disk
+    is too full for what is encoded.
     """
     multiple = family.resolution_multiple
     for resolution in settings.resolutions:
@@ -82,9 +86,11 @@ def encode_pictures(
             if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
                 encode(pixels_3PP.shape)
                 progress.update(len(same))
+                advance("encoding", int(progress.n), count)
         for shape, same in list(waiting.items()):
             encode(shape)
             progress.update(len(same))
+            advance("encoding", int(progress.n), count)
     family.release("vae")
     kept, repeats = latents.mapped(), len(settings.resolutions)
     return [
@@ -107,6 +113,7 @@ class Captions:
         captions: Sequence[str],
         vectors: dict[str, Tensor] | None = None,
         others: Sequence[str] = (),
+        advance: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """`others` hold no token, and are encoded one by one, so that they change no caption's
         features: those of one batch are rounded alike."""
@@ -130,6 +137,7 @@ class Captions:
                     for text, features in zip(batch, made, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
+                    advance("encoding captions", int(progress.n), len(texts) + len(alone))
         self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:

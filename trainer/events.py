@@ -3,7 +3,7 @@
 Each line has `n`, which counts, `t`, the time in seconds since 1970, and `type`:
 
     started     pid, its start time, boot id, host, device, versions, base model, steps
-    phase       loading, encoding, training, checking or writing; done and of, where it is counted
+    phase       loading, encoding images or captions, training, checking, writing; done and of
     plan        the memory mode, and the bytes at the peak that it is expected to take
     steps       from (the first of these steps), loss (one per step, null: no finite number),
                 rate and norm of the last one, seconds since the last such event
@@ -95,12 +95,17 @@ class Events:
             self._file = None
 
     def _open(self, path: Path) -> None:
-        for event in read_events(path.parent):
-            self._number = event["n"]
+        """Opens the file, and goes on from the number of its last event.
+
+        A last line that lacks only its end counts: the end is about to be written.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(path, flags, 0o644)
-        size = os.fstat(self._file).st_size
-        self._whole = size == 0 or os.pread(self._file, 1, size - 1) == b"\n"
+        with path.open("rb") as file:
+            for line in file:
+                event = _event(line.removesuffix(b"\n") + b"\n")
+                self._number = event["n"] if event is not None else self._number
+                self._whole = line.endswith(b"\n")
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.events import STATE_EVENTS, read_events
 from trainer.lock import Lock
-from trainer.run_files import CHECKPOINTS, checkpoints_in, record_of
+from trainer.run_files import record_of
 
 _STATES = {
     **dict.fromkeys(("started", "resumed"), "running"),
@@ -79,8 +79,3 @@ def run_state(folder: Path) -> RunState | None:
         return RunState("stopped", step, why="its process ended without a word")
     why = str(last.get("text") or last.get("why") or "")
     return RunState(state, step, phase if state == "running" else "", why)
-
-
-def can_resume(folder: Path) -> bool:
-    """Whether a checkpoint is there to train on from."""
-    return bool(checkpoints_in(folder / CHECKPOINTS))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from trainer.events import Events
@@ -36,7 +37,7 @@ class Control:
 
     def __init__(self, events: Events | None = None, inbox: Inbox | None = None) -> None:
         self.events, self._inbox = events or Events(), inbox or Inbox()
-        self._waiting: list[Command] = []  # for the first step
+        self._waiting: list[Command] = []  # taken, and not yet done
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
@@ -45,23 +46,30 @@ class Control:
         Other commands wait for the first step.
         """
         self.events.phase(name, done, of)
-        for command in self._take():
+        self._waiting += self._take()
+        for command in self._waiting:
             if command.do == "stop" and not command.keep:
-                self._answer(command)
+                self._waiting.remove(command)
                 self.events.emit("stopping", step=0)
+                self._answer(command)
+                log.info("stopped before the first step")
                 raise Stopped("stopped before the first step")
-            self._waiting.append(command)
 
     def between_steps(self, loop: "Loop", saver: "Saver | None") -> None:
         """Does what is asked for. Raises `Stopped` if that ends the run."""
-        waiting, self._waiting = self._waiting, []
-        for command in (*waiting, *self._take()):
+        for command in self._commands():
             self._do(command, loop, saver)
 
     def end(self) -> None:
         """Refuses what is asked for too late to be done."""
-        for command in (*self._waiting, *self._take()):
+        for command in self._commands():
             self._answer(command, "the run has ended")
+
+    def _commands(self) -> Iterator[Command]:
+        """The commands that wait, in their order, one at a time."""
+        self._waiting += self._take()
+        while self._waiting:
+            yield self._waiting.pop(0)
 
     def _take(self) -> list[Command]:
         right = []
@@ -84,18 +92,17 @@ class Control:
             elif command.do == "pause" and command.free:
                 self._pause_and_end(command, loop, saver)
             elif command.do == "pause":
-                self._answer(command)
-                self._pause(loop, saver)
+                self._pause(command, loop, saver)
                 return
             elif command.do == "stop" and not command.keep:
-                self._answer(command)
                 self.events.emit("stopping", step=loop.done)
+                self._answer(command)
                 raise Stopped(f"stopped after {loop.done} steps")
             elif command.do == "stop":
                 # One step more, so that all that belongs to the last step is done after it.
                 last = min(loop.done + 1, loop.settings.steps)
+                self.early = last < loop.settings.steps
                 loop.settings = loop.settings.replace(steps=last)
-                self.early = True
                 self.events.emit("stopping", step=loop.done, keep=True)
                 log.info("step %d is the last one, as asked for", last)
             else:
@@ -115,35 +122,37 @@ class Control:
         log.info("saved the weights of step %d as %s", loop.done, path)
 
     def _pause_and_end(self, command: Command, loop: "Loop", saver: "Saver | None") -> None:
-        self.events.emit("pausing", step=loop.done)
         try:
             assert saver is not None
             saver.save(loop)
         except Exception as error:  # ending now would lose steps
-            self.events.emit("resumed", step=loop.done)
             raise Refused(f"no checkpoint can be written: {error}") from error
+        self.events.emit("pausing", step=loop.done)
         self._answer(command)
         raise Stopped(f"paused after {loop.done} steps; its memory is free", freed=True)
 
-    def _pause(self, loop: "Loop", saver: "Saver | None") -> None:
-        """Waits between two steps until it is told to go on; everything stays in memory."""
+    def _pause(self, asked: Command, loop: "Loop", saver: "Saver | None") -> None:
+        """Waits between two steps until it is asked to go on; everything stays in memory."""
         self.events.emit("pausing", step=loop.done)
         self.events.emit("paused", step=loop.done, kept=True)
+        self._answer(asked)
         log.info("paused after %d steps; the memory stays in use", loop.done)
-        waiting = True
-        while waiting:
-            time.sleep(LOOK)
-            for command in self._take():
-                if command.do == "resume":
-                    waiting = False
-                    self._answer(command)
-                elif command.do == "pause" and not command.free:
-                    self._answer(command, "the run is paused already")
-                else:
-                    self._do(command, loop, saver)
-                    waiting = waiting and not command.keep
+        while True:
+            command = next(self._commands(), None)
+            if command is None:
+                time.sleep(LOOK)
+            elif command.do == "resume" or command.keep:
+                break
+            elif command.do == "pause" and not command.free:
+                self._answer(command, "the run is paused already")
+            else:
+                self._do(command, loop, saver)
         self.events.emit("resumed", step=loop.done)
         log.info("resumed after %d steps", loop.done)
+        if command.keep:
+            self._do(command, loop, saver)
+        else:
+            self._answer(command)
 
     def _answer(self, command: Command, refused: str = "") -> None:
         facts = {"why": refused} if refused else {}

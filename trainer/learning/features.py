@@ -86,11 +86,11 @@ def encode_pictures(
             if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
                 encode(pixels_3PP.shape)
                 progress.update(len(same))
-                advance("encoding", int(progress.n), count)
+                advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
             encode(shape)
             progress.update(len(same))
-            advance("encoding", int(progress.n), count)
+            advance("encoding images", int(progress.n), count)
     family.release("vae")
     kept, repeats = latents.mapped(), len(settings.resolutions)
     return [

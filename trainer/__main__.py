@@ -155,7 +155,9 @@ def give_command(words: Sequence[str]) -> None:
     except CommandRefused as error:
         sys.exit(f"error: {error}")
     if settings is not None:
-        log_to_console()
+        if SPEAKS:
+            begin(f"resume {settings.output_dir} from its newest checkpoint")
+            log_to_console()
         run(settings, cpu=True)
 
 

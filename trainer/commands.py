@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.events import read_events
-from trainer.inbox import COMMAND_NAMES, Command, put
+from trainer.inbox import Command, put
 from trainer.outputs import OUTPUTS
 from trainer.run_files import CHECKPOINTS, checkpoints_in, listed, record_of
 from trainer.settings import Settings, TrainingInputs, resolve
@@ -85,23 +85,26 @@ def command_line(words: Sequence[str]) -> Settings | None:
     """
     parser = argparse.ArgumentParser(prog="python -m trainer")
     commands = parser.add_subparsers(dest="do", required=True, metavar="COMMAND")
-    calls: dict[str, Callable[..., str | Settings]] = {
-        **{"pause": pause, "resume": resume, "stop": stop, "save": save}
+    calls: dict[str, tuple[Callable[..., str | Settings], str]] = {
+        "pause": (pause, "Pause a run between two steps; its memory stays in use."),
+        "resume": (resume, "Resume a run that was paused, stopped or killed, or has failed."),
+        "stop": (stop, "Write a checkpoint and end a run."),
+        "save": (save, "Write the weights of now to saved/step-NNNNNN.zip; the run goes on."),
     }
-    for name in COMMAND_NAMES:
-        text = str(calls[name].__doc__).partition("\n")[0]
+    for name, (_, text) in calls.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("name", metavar="RUN", help="its folder, or its name in outputs/")
         if name == "pause":
             command.add_argument(
-                "--free", action="store_true", help="write a checkpoint and end the process"
+                "--free", action="store_true", help="free it: write a checkpoint, end the process"
             )
         if name == "stop":
             command.add_argument(
-                "--keep", action="store_true", help="write weights.zip, checks and report"
+                "--keep", action="store_true", help="write also weights.zip, checks and report"
             )
     given = vars(parser.parse_args(words))
-    done = calls[given.pop("do")](**given)
+    call, _ = calls[given.pop("do")]
+    done = call(**given)
     if isinstance(done, Settings):
         return done
     print(done)

@@ -31,6 +31,7 @@ from trainer.lock import FolderRefused, Lock
 from trainer.old_runs import remove_old_runs
 from trainer.run_files import (
     CHECKPOINTS,
+    COMMANDS,
     DESCRIPTIONS,
     EVENTS,
     LOG,
@@ -144,6 +145,7 @@ class Run:
             return
         try:
             self.events.close()
+            remove_if_empty(self.folder / COMMANDS)
             kept = found_in(self.folder, DESCRIPTIONS) or os.path.lexists(self.folder / TRACKERS)
             if held.is_new and not kept:
                 remove_descriptions(self.folder, DESCRIPTIONS if self._described else (EVENTS,))

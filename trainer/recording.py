@@ -34,7 +34,8 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
         return
     events, inbox = run.events, Inbox(run.folder)
     keys = secrets.hf_token, secrets.wandb_api_key
-    handler = _Recorder(events, keys, run.log)
+    # A customer's log is for the answer to the request alone.
+    handler = _Recorder(events, keys, None if secrets.from_request else run.log)
     for command, _ in inbox.take():  # to an earlier process
         why = "the process that it was for has ended"
         events.emit("command", id=command.key, do=command.do, accepted=False, why=why)
@@ -50,7 +51,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     try:
         yield control
     except Stopped as stopped:
-        end = {"kept": False} if stopped.freed else {"why": str(stopped)}
+        end = {"kept": False} if stopped.freed else {"why": "by a command"}
         events.emit("paused" if stopped.freed else "stopped", step=events.step, **end)
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,26 @@ from trainer.state import run_state
 STEPS = 6
 
 
+def settings_of(dataset: Path, output_dir: Path | str = "out", **changes: Any) -> Settings:
+    """Those of a short run on the embedded miniature."""
+    values: dict[str, Any] = {"dataset": dataset, "base_model": "miniature", "resolution": "64"}
+    values |= {"rank": 2, "steps": STEPS, "seed": 5, "batch_size": 1, "validation_every": 2}
+    values |= {"sample_prompts": (), "checkpoint_every": 0, "ema_decay": 0.5}
+    values |= {"output_dir": output_dir, "lr_scheduler": "cosine", "learning_rate": 1e-3}
+    return resolve(TrainingInputs(**values | changes))
+
+
 @pytest.fixture
 def tiny(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    """Settings of a short run on the embedded miniature, in an empty working folder."""
-    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    """Settings of a short run, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    common: dict[str, Any] = {"dataset": photos, "base_model": "miniature", "resolution": "64"}
-    common |= {"rank": 2, "steps": STEPS, "seed": 5, "batch_size": 1, "validation_every": 2}
-    common |= {"sample_prompts": (), "checkpoint_every": 0, "ema_decay": 0.5}
-    common |= {"output_dir": "out", "lr_scheduler": "cosine", "learning_rate": 1e-3}
-    return lambda **changes: resolve(TrainingInputs(**common | changes))
+    return partial(settings_of, photos)
 
 
 @pytest.fixture(scope="module")
-def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Archive]:
-    """The weights of a run without a command, made once; by the name of its settings."""
-    return {}
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The weights of the same run without a command."""
+    return read_archive(run.train(settings_of(photos, tmp_path_factory.mktemp("whole"))))
 
 
 def after(monkeypatch: pytest.MonkeyPatch, step: int, *asked: Command) -> None:
@@ -62,12 +67,6 @@ def events(kind: str, folder: Path = Path("out")) -> list[dict[str, Any]]:
     return [each for each in read_events(folder) if each["type"] == kind]
 
 
-def uninterrupted(tiny: Callable[..., Settings], whole: dict[str, Archive]) -> Archive:
-    if not whole:
-        whole["run"] = read_archive(run.train(tiny(output_dir="whole")))
-    return whole["run"]
-
-
 def assert_equal(one: Archive, other: Archive) -> None:
     assert one.factors.keys() == other.factors.keys()
     pairs = [(one.factors[name], other.factors[name]) for name in one.factors]
@@ -78,7 +77,7 @@ def assert_equal(one: Archive, other: Archive) -> None:
 
 
 def test_a_run_that_is_paused_saved_stopped_and_resumed_equals_an_uninterrupted_one(
-    tiny: Callable[..., Settings], whole: dict[str, Archive], monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Settings], whole: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, said = Command("save", key="twice"), []
 
@@ -101,12 +100,12 @@ def test_a_run_that_is_paused_saved_stopped_and_resumed_equals_an_uninterrupted_
     saved = Path("out/saved/step-000003.zip")
     assert said == [f"out: saved {saved}", "out: running, training at step 3"]
     assert read_archive(saved).meta["steps"] == 3
-    assert str(run_state(Path("out"))) == "stopped at step 5: stopped after 5 steps"
+    assert str(run_state(Path("out"))) == "stopped at step 5: by a command"
     settings = commands.resume("out")
     assert isinstance(settings, Settings)
     weights = run.train(settings)
     assert weights.parent == Path("out")
-    assert_equal(read_archive(weights), uninterrupted(tiny, whole))
+    assert_equal(read_archive(weights), whole)
 
     order = [each["type"] for each in read_events(Path("out"))]
     wanted = ["started", "pausing", "paused", "resumed", "stopping", "stopped"]
@@ -115,14 +114,14 @@ def test_a_run_that_is_paused_saved_stopped_and_resumed_equals_an_uninterrupted_
     done = events("command")
     assert [each["do"] for each in done] == ["pause", "save", "save", "resume", "stop"]
     assert all(each["accepted"] for each in done)
-    assert not any(Path("out/commands").iterdir())
+    assert not Path("out/commands").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "state"),
     [
-        (Command("stop"), "stopped at step 4: stopped after 4 steps"),
+        (Command("stop"), "stopped at step 4: by a command"),
         (Command("pause", free=True), "paused, memory freed at step 4"),
     ],
 )
@@ -130,7 +129,7 @@ def test_a_run_that_ends_with_a_checkpoint_is_resumed_by_its_name(
     asked: Command,
     state: str,
     tiny: Callable[..., Settings],
-    whole: dict[str, Archive],
+    whole: Archive,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
@@ -146,7 +145,7 @@ def test_a_run_that_ends_with_a_checkpoint_is_resumed_by_its_name(
     assert str(run_state(Path("out"))) == f"done at step {STEPS}"
     [resumed] = events("resumed")
     assert resumed["step"] == 4
-    assert_equal(read_archive(weights), uninterrupted(tiny, whole))
+    assert_equal(read_archive(weights), whole)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from trainer.monitor import Curves
 from trainer.result.meta import bounded, versions
 from trainer.result.result_checks import CheckResult
 from trainer.result.verdict import Verdict, verdict
-from trainer.run_files import RESULT, files_of
+from trainer.run_files import PROGRAM, RESULT, files_of
 from trainer.settings import Settings
 
 
@@ -89,7 +89,7 @@ class TrainingRecord:
         path = folder / RESULT
         files = sorted(files_of(folder))
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-        content = self.plain() | {"files": sizes}
+        content = {"program": PROGRAM, **self.plain(), "files": sizes}
         with atomic_file(path) as file:
             file.write(json.dumps(content, indent=1).encode())
         return path

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Inner packages, and what each may import of the same package; files without an inner package
 # stand for themselves. Of another package only what its `__init__` names, except tests and lab.
-ROOT_FILES = {"outputs", "lock", "run_files", "encodings"}
+ROOT_FILES = {"outputs", "lock", "run_files", "encodings", "events", "inbox", "state"}
 INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "settings": ROOT_FILES,

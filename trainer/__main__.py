@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from families.redact import safe_name
 from inference.console import begin, log_to_console
 from inference.flags import Parser, add_inputs
+from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
 from trainer.settings import (
@@ -48,10 +49,15 @@ log names; outputs/latest is the last one with a complete weights.zip. A stopped
 run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, add:
   --resume-from outputs/2026-11-26-imgs-01/checkpoints
 
-The exit code is 3 if weights.zip was written but a check of the result failed.
+While a run goes on, in another terminal (RUN is its folder, or its name in outputs/):
+  python -m trainer pause RUN [--free] | resume RUN | stop RUN [--keep] | save RUN
+
+The exit code is 3 if weights.zip was written but a check of the result failed, and 4
+if the run was stopped or paused by a command.
 """
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of settings; others are datasets
+STOPPED = 4  # exit code of a run that a command has stopped or paused
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
 # Process rank; only rank 0 logs.
@@ -82,6 +88,8 @@ def main() -> None:
     except FolderRefused as error:
         sys.exit(f"error: {error}")
     words = sys.argv[1:]
+    if words[:1] and words[0] in COMMAND_NAMES:
+        return give_command(words)
     planning = words[:1] == ["plan"]
     parser = arguments_parser()
     given = parser.read(words[planning:])
@@ -138,6 +146,21 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     return f"train{named}: base model {model}, dataset {dataset}, output in {output}"
 
 
+def give_command(words: Sequence[str]) -> None:
+    """Gives a command to a run; one that has ended is resumed here."""
+    from trainer.commands import CommandRefused, command_line
+
+    try:
+        settings = command_line(words)
+    except CommandRefused as error:
+        sys.exit(f"error: {error}")
+    if settings is not None:
+        if SPEAKS:
+            begin(f"resume {settings.output_dir} from its newest checkpoint")
+            log_to_console()
+        run(settings, cpu=True)
+
+
 def show_plan(settings: Settings) -> None:
     """Prints what the training would take in memory and time."""
     from trainer.memory import describe_plan
@@ -160,7 +183,7 @@ def run(settings: Settings, cpu: bool = False) -> None:
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.data import DatasetError
-    from trainer.learning import Diverged, ZeroPriorBroken
+    from trainer.learning import Diverged, Stopped, ZeroPriorBroken
     from trainer.memory import TooLarge
     from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
@@ -175,6 +198,8 @@ def run(settings: Settings, cpu: bool = False) -> None:
         result = train_and_check(settings)
     except (*mendable, *base, *adapter, *bad_end) as error:
         sys.exit(f"error: {error}" if SPEAKS else 1)
+    except Stopped:
+        sys.exit(STOPPED)
     except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
         sys.exit(130)
     if result.verdict is not None and result.verdict.result == BROKEN:

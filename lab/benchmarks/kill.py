@@ -66,7 +66,7 @@ PHASES = {
     "training": (
         "trainer.learning.loop.flow_loss",
         "trainer.learning.loop.Loop.batch",
-        "trainer.learning.loop.Loop._show",
+        "trainer.learning.step_report.StepReport.show",
     ),
     "saving": (
         "trainer.learning.saving.write_checkpoint",

@@ -180,6 +180,8 @@ def assert_whole(file: Path) -> None:
         Image.open(file).load()
     elif file.suffix == ".json":
         assert json.loads(file.read_text())["program"] == "zeroprior"
+    elif file.name == "events.jsonl":
+        assert all(json.loads(line)["type"] for line in file.read_text().splitlines())
     elif file.name == "run.lock":
         assert json.loads(file.read_text())["served"] is True
     else:

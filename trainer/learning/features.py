@@ -7,7 +7,7 @@ features.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -44,11 +44,16 @@ class Sample:
 
 
 @torch.no_grad()
-def encode_images(family: Family, examples: Sequence[Example], settings: Settings) -> list[Sample]:
+def encode_images(
+    family: Family,
+    examples: Sequence[Example],
+    settings: Settings,
+    advance: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Sample]:
     """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
 
-    Threads decode images ahead; batches contain images of one bucket. Raises `NoSpace` if the disk
-    is full.
+    Threads decode images ahead; batches contain images of one bucket. `advance` is called with
+    the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is full.
     """
     multiple = family.resolution_multiple
     for resolution in settings.resolutions:
@@ -80,9 +85,11 @@ def encode_images(family: Family, examples: Sequence[Example], settings: Setting
             if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
                 encode(pixels_3PP.shape)
                 progress.update(len(same))
+                advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
             encode(shape)
             progress.update(len(same))
+            advance("encoding images", int(progress.n), count)
     family.release("vae")
     kept, repeats = latents.mapped(), len(settings.resolutions)
     return [
@@ -105,6 +112,7 @@ class Captions:
         captions: Sequence[str],
         vectors: dict[str, Tensor] | None = None,
         others: Sequence[str] = (),
+        advance: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """`others` contain no token. They are encoded one by one, so that the rounding of captions,
         which depends on their batch, does not change."""
@@ -128,6 +136,7 @@ class Captions:
                     for text, features in zip(batch, encoded, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
+                    advance("encoding captions", int(progress.n), len(texts) + len(alone))
         self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:

@@ -30,6 +30,13 @@ class History:
                 first -= 1
             values[first:] = [float(each) for each in values[first:]]
 
+    def losses_read(self) -> list[float]:
+        """The losses of the first steps, as far as they have been read."""
+        known = len(self.losses)
+        while known and isinstance(self.losses[known - 1], Tensor):
+            known -= 1
+        return [float(each) for each in self.losses[:known]]
+
     def mean_loss(self, steps: int) -> float:
         """The mean of the last `steps` losses."""
         self.read()

@@ -19,6 +19,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from trainer.learning.batches import Batches
 from trainer.learning.checkpoint import Checkpoint
+from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
 from trainer.learning.history import History, Progress, Trained
@@ -26,17 +27,13 @@ from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.learning.randomness import generator
 from trainer.learning.saving import Diverged, Saver
+from trainer.learning.step_report import Report, StepReport
 from trainer.learning.timesteps import NoiseLevels
 from trainer.learning.zero_prior import check_gradient
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]  # receives a metric's name and value
-
-
-# The loss of a model that predicts zeros is the variance of noise and latents, about 2.
-EXPLODED = 100.0
 # Steps with the placeholder before its gradient is checked, once: this waits for the device.
 GRADIENT_STEPS = 5
 
@@ -61,8 +58,11 @@ class Loop:
         lora: Lora | None,
         placeholder: Placeholder | None,
         data: Mapping[str, Any] | None = None,
+        control: Control | None = None,
     ) -> None:
         """`data` is the dataset's identity in checkpoints (`trainer.learning.resume`)."""
+        self.control = control or Control()
+        self.events = self.control.events
         self.family, self.settings = family, settings
         self.samples, self.captions = samples, captions
         self.lora, self.placeholder = lora, placeholder
@@ -246,18 +246,19 @@ class Loop:
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
             report, saver, after_step = None, None, ()
-        shown = max(1, steps // 200)  # reading a loss waits for the device
         start, begun = self.done, time.perf_counter()
+        self.events.phase("training")
+        progress = Progress(
+            total=steps, initial=start, desc="training", unit="step", disable=not main
+        )
+        shown = StepReport(self, progress, report)
         try:
             if saver is not None and start < steps:
                 saver.begin(self)
-            with Progress(
-                total=steps, initial=start, desc="training", unit="step", disable=not main
-            ) as progress:
-                for step in range(start, steps):
-                    self.step(step)
-                    if self.done % shown == 0 or self.done in (1, steps):
-                        report = self._show(progress, report, shown)
+            with progress:
+                while self.done < self.settings.steps:
+                    self.step(self.done)
+                    shown.after_step()
                     self._check_gradient()
                     progress.update()
                     paused = time.perf_counter()
@@ -266,6 +267,10 @@ class Loop:
                     begun += time.perf_counter() - paused  # not part of the steps' time
                     if saver is not None:
                         saver.after_step(self)
+                    paused = time.perf_counter()
+                    self.control.between_steps(self, saver)
+                    progress.total = self.settings.steps
+                    begun += time.perf_counter() - paused
             if not self.finite():
                 raise Diverged("the trained weights contain NaN or infinity; lower learning_rate")
             if saver is not None and start < steps:
@@ -279,30 +284,14 @@ class Loop:
             if saver is not None and self.done > start:
                 self._save_on_error(saver)
             raise
+        finally:
+            shown.emit()
         plain = self.history.plain()
         return Trained(
             losses=plain["losses"],
-            steps_per_second=(steps - start) / (time.perf_counter() - begun),
+            steps_per_second=(self.done - start) / (time.perf_counter() - begun),
             row_norms=plain["row_norms"],
         )
-
-    def _show(self, progress: Any, report: Report | None, shown: int) -> Report | None:
-        """Reports the mean loss of the last steps. Returns `report`, or None if it failed."""
-        loss = self.history.mean_loss(shown)
-        if not loss < EXPLODED:  # also for NaN
-            raise Diverged(
-                f"the loss is {loss} at step {self.done}; lower learning_rate "
-                f"({self.settings.learning_rate:g}) or remove it for the default"
-            )
-        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if report is not None:
-            try:
-                report("loss", loss)
-                report("step", float(self.done))
-            except Exception as error:
-                log.warning("metrics are no longer reported (%s)", error)
-                return None
-        return report
 
     def _check_gradient(self) -> None:
         """Checks once, after a few steps, that the placeholder had a gradient."""

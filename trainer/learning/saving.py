@@ -21,7 +21,7 @@ from adapters.files.atomic import FULL
 from trainer.learning.checkpoint import Checkpoint, is_finite, latest, tensors_of, write_checkpoint
 from trainer.learning.optimizers import fresh_state
 from trainer.learning.resume import exactness, identity
-from trainer.learning.step_weights import write_step_weights
+from trainer.learning.step_weights import file_facts, write_step_weights
 
 if TYPE_CHECKING:
     from trainer.learning.loop import Loop
@@ -147,20 +147,23 @@ class Saver:
 
     def finish(self, loop: "Loop") -> None:
         """Saves the state after the last step, independent of `checkpoint_every`."""
-        if self._step == loop.done:
-            return
-        state = self._state(loop)
         try:
-            self._write(state, loop, spare=True)
+            self.save(loop)
+        except Diverged:
+            raise
         except Exception as error:  # the weights may still fit
             log.warning("no checkpoint of the last step: %s", error)
+
+    def save(self, loop: "Loop") -> None:
+        """Saves the state now, unless its checkpoint is there. Raises what went wrong."""
+        if self._step != loop.done:
+            self._write(self._state(loop), loop, spare=True)
 
     def stopped(self, loop: "Loop") -> None:
         """Saves the state of a run that ends with an error. Never raises."""
         for _ in range(_TRIES):
             try:
-                if self._step != loop.done:
-                    self._write(self._state(loop), loop, spare=True)
+                self.save(loop)
                 log.info("stopped after %d steps; to resume: %s", loop.done, self.newest)
             except Exception as error:  # the error that stopped the run is more important
                 log.warning(
@@ -203,6 +206,7 @@ class Saver:
             except OSError as full:
                 log.warning("the disk is full, and no space can be reserved: %s", full)
         self._step = state.step
+        loop.events.emit("checkpoint", **file_facts(state.step, self.newest))
         if self.step_weights:
             write_step_weights(loop, self.folder)
 

@@ -35,18 +35,31 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
     return meta
 
 
+def write_weights_of_step(loop: "Loop", folder: Path) -> Path:
+    """Writes `step-NNNNNN.zip` with what would be saved as weights now (EMA if there is one)."""
+    path = folder / f"step-{loop.done:06d}.zip"
+    meta = describe_weights(loop.settings) | {"steps": loop.done}
+    write_archive(Archive(*loop.final_weights(), meta), path)
+    loop.events.emit("saved", **file_facts(loop.done, path))
+    return path
+
+
 def write_step_weights(loop: "Loop", folder: Path) -> None:
-    """Writes `step-NNNNNN.zip` with the weights as they would be saved now (EMA if there is one).
+    """Writes the weights next to a checkpoint, and removes older ones.
 
     Never raises: the checkpoint, which has been written before, is more important.
     """
-    path = folder / f"step-{loop.done:06d}.zip"
     try:
-        meta = describe_weights(loop.settings) | {"steps": loop.done}
-        write_archive(Archive(*loop.final_weights(), meta), path)
+        write_weights_of_step(loop, folder)
         _remove_others(folder, loop.done)
     except Exception as error:
         log.warning("no weights of step %d in %s: %s", loop.done, folder, error)
+
+
+def file_facts(step: int, path: Path) -> dict[str, Any]:
+    """What an event says about a file in a folder of the run's folder."""
+    file = f"{path.parent.name}/{path.name}"
+    return {"step": step, "file": file, "bytes": path.stat().st_size}
 
 
 def _remove_others(folder: Path, step: int) -> None:

@@ -70,7 +70,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLACES = {
     "proof": (ZeroPriorProof, "result"),
-    "describe": (run.meta, "describe"),
+    "describe": (run.TrainingRecord, "of"),
     "judge": (run, "write_weights"),
     "a check": (evaluation.result_checks, "reloads"),
 }
@@ -88,7 +88,7 @@ def test_an_error_after_the_last_step_keeps_weights_and_state(
         with pytest.raises(RuntimeError, match="anything"):
             run.train(settings)
     folder = folder_of(settings)
-    kept = ["checkpoints", "run.json", "run.lock", "weights-failed.zip"]
+    kept = ["checkpoints", "events.jsonl", "log.txt", "run.json", "run.lock", "weights-failed.zip"]
     assert sorted(each.name for each in folder.iterdir()) == kept
     failed = read_archive(folder / "weights-failed.zip")
     assert failed.base_model == settings.base.hub_id

@@ -18,6 +18,7 @@ from trainer.learning.history import Trained
 from trainer.learning.resume import data_identity
 from trainer.monitor.validation import Curves
 from trainer.result import meta
+from trainer.result.record import TrainingRecord
 from trainer.settings.fields import Settings, SettingsError
 from trainer.settings.inputs import LENGTHS
 
@@ -32,7 +33,8 @@ def described(
     trained = Trained([1.0], 1.0, [1.0])
     proof = {"placeholder_token_id": 1.0}
     dataset = meta.DatasetFile(settings.dataset).describe(examples)
-    return meta.describe(settings, dataset, trained, proof, None, curves or Curves([], [], [], []))
+    curves = curves or Curves([], [], [], [])
+    return TrainingRecord.of(settings, dataset, trained, proof, None, curves).meta()
 
 
 def read_back(facts: dict[str, Any], folder: Path) -> dict[str, Any]:

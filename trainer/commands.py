@@ -78,32 +78,37 @@ def settings_to_resume(folder: Path) -> Settings:
         raise CommandRefused(f"{folder}/run.json: {error}") from error
 
 
-def command_line(words: Sequence[str]) -> Settings | None:
-    """Does what `pause NAME` and the like say, and prints what became of it.
+_CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
+    "pause": (pause, "Pause a run between two steps; its memory stays in use."),
+    "resume": (resume, "Resume a run that was paused, stopped or killed, or has failed."),
+    "stop": (stop, "Write a checkpoint and end a run."),
+    "save": (save, "Write the weights of now to saved/step-NNNNNN.zip; the run goes on."),
+}
 
-    Returns settings where a run is to be resumed in this process.
-    """
+
+def command_parser() -> argparse.ArgumentParser:
+    """The command line of `pause RUN` and the like."""
     parser = argparse.ArgumentParser(prog="python -m trainer")
     commands = parser.add_subparsers(dest="do", required=True, metavar="COMMAND")
-    calls: dict[str, tuple[Callable[..., str | Settings], str]] = {
-        "pause": (pause, "Pause a run between two steps; its memory stays in use."),
-        "resume": (resume, "Resume a run that was paused, stopped or killed, or has failed."),
-        "stop": (stop, "Write a checkpoint and end a run."),
-        "save": (save, "Write the weights of now to saved/step-NNNNNN.zip; the run goes on."),
-    }
-    for name, (_, text) in calls.items():
+    for name, (_, text) in _CALLS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("name", metavar="RUN", help="its folder, or its name in outputs/")
         if name == "pause":
-            command.add_argument(
-                "--free", action="store_true", help="free it: write a checkpoint, end the process"
-            )
+            text = "free the memory: write a checkpoint, end the process"
+            command.add_argument("--free", action="store_true", help=text)
         if name == "stop":
-            command.add_argument(
-                "--keep", action="store_true", help="write also weights.zip, checks and report"
-            )
-    given = vars(parser.parse_args(words))
-    call, _ = calls[given.pop("do")]
+            text = "write also weights.zip, checks and report"
+            command.add_argument("--keep", action="store_true", help=text)
+    return parser
+
+
+def command_line(words: Sequence[str]) -> Settings | None:
+    """Does what `pause RUN` and the like say, and prints what became of it.
+
+    Returns settings where a run is to be resumed in this process.
+    """
+    given = vars(command_parser().parse_args(words))
+    call, _ = _CALLS[given.pop("do")]
     done = call(**given)
     if isinstance(done, Settings):
         return done

@@ -81,7 +81,7 @@ PHASES = {
         "trainer.result.evaluation.generate",
     ),
     "writing": (
-        "trainer.run.meta.describe",
+        "trainer.run.TrainingRecord.of",
         "trainer.result.evaluation.write_archive",
         "trainer.result.evaluation.report.write_report",
         "trainer.run.write_weights",

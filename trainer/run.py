@@ -287,7 +287,7 @@ def _train(
     )
     if memory.mode.quantize != "none":
         inference_weights: InferenceWeights = SecondBase(family)
-        transformer = family.load_transformer(merge)  # what is merged is quantised with the rest
+        transformer = family.load_transformer(merge)  # merged weights are quantized too
     else:
         transformer = family.transformer
         inference_weights = InferenceWeights(

@@ -246,7 +246,7 @@ def counts(**changes: Any) -> Figures:
         "placeholder": False,
         "steps": {False: Load(34 * GB, 3 * 10**12), True: Load(2 * GB, 4 * 10**12)},
         "placeholder_pass": Load(0, 0),
-        "picture": Load(3 * GB, 0),
+        "image": Load(3 * GB, 0),
         "caption": Load(GB // 100, 0),
     }
     return Figures(**(values | changes))

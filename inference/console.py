@@ -7,7 +7,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # C0 and C1 except line feed and tab, line separators, direction overrides, surrogates.
@@ -116,18 +119,107 @@ class _Plain(logging.Formatter):
 
 _FORMAT = _Plain("%(message)s")
 
+# The packages and entry points of this project, by the first part of a logger's name.
+_OURS = {
+    *("families", "adapters", "inference", "trainer", "serving", "miniature", "demo", "lab"),
+    *("train", "predict", "__main__", "root", "test", "tests"),
+}
+_ROOT = Path(__file__).resolve().parents[1]
+_KEPT_RECORDS = 500  # of before the log file is there
+
+
+def of_a_library(record: logging.LogRecord) -> bool:
+    """Whether a library says this, below an error: nothing that the user could do about."""
+    if record.name == "py.warnings":  # "file:line: Category: text"
+        message = record.getMessage()
+        return "site-packages" in message.partition(": ")[0] or message.startswith(str(_ROOT))
+    return record.levelno < logging.ERROR and record.name.partition(".")[0] not in _OURS
+
+
+class _Earlier(logging.Handler):
+    """Keeps the newest records until there is a log file for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_KEPT_RECORDS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_EARLIER = _Earlier()
+
 
 def begin(line: str) -> None:
     """Prints what is about to run, before the libraries are imported, which takes seconds."""
     print(clean(line), "loading libraries …", sep="\n", flush=True)
 
 
-def log_to_console(known: list[str] | None = None) -> None:
+def log_to_console(known: list[str] | None = None, debug: bool = False) -> None:
     """Sends the log to standard output, unless the program has configured it already.
 
-    `known` are the texts of the request on a server, where a customer reads the log.
+    What libraries log below an error, and their Python warnings, are shown only with `debug`;
+    a run's log file has them (`log_to_file`). `known` are the texts of the request on a server,
+    where a customer reads the log.
     """
     _FORMAT.known = known
+    if logging.root.handlers:
+        return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if not debug:
+        handler.addFilter(lambda record: not of_a_library(record))
+    logging.basicConfig(level=logging.INFO, handlers=[handler, _EARLIER])
+    logging.captureWarnings(True)
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Appends the log to a file, too, with what was logged before and what libraries say."""
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError:  # a full disk, which the run finds out by itself
+        yield
+        return
+    handler.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    _route_libraries()
+    for record in _EARLIER.records:
+        handler.handle(record)
+    _EARLIER.records.clear()
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()
+
+
+def _route_libraries() -> None:
+    """Has libraries log where we do, in place of straight to the console."""
+    for logger in [*logging.root.manager.loggerDict.values()]:
+        if not isinstance(logger, logging.Logger) or logger.propagate:
+            continue
+        for handler in [*logger.handlers]:
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+@contextmanager
+def one_message(debug: bool, shown: bool = True, *expected: type[Exception]) -> Iterator[None]:
+    """Ends the program with one line for an error; with `debug` its traceback is shown, too.
+
+    `expected` are the errors whose text is all that the user needs. Without any, it is every
+    error, whose type is named. `shown`: False in all processes of a launch but the first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if expected and not isinstance(error, expected):
+            raise
+        if debug:
+            raise
+        kind = "" if expected else f"{type(error).__name__}: "
+        hint = "" if expected else " (--debug shows where)"
+        sys.exit(f"error: {clean(f'{kind}{error}{hint}')}" if shown else 1)

@@ -2,6 +2,7 @@
 
     outputs/2026-11-26-robot-01/
       run.json     settings, hashes of the dataset, versions; written once, at the start
+      log.txt      what the run and the libraries log
       run.lock     held while the run writes here (`trainer.lock`)
       checkpoints/  samples/  trackers/  weights.zip  report.html
     outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete
@@ -28,6 +29,7 @@ from trainer import lock
 from trainer.lock import FolderRefused, Lock
 from trainer.run_files import (
     CHECKPOINTS,
+    LOG,
     PLACES,
     PROGRAM,
     RECORD,
@@ -132,6 +134,7 @@ class Run:
             if held.is_new and not kept:
                 if self._described:
                     (self.folder / RECORD).unlink(missing_ok=True)
+                    (self.folder / LOG).unlink(missing_ok=True)
                 held.remove()
                 if self._made:
                     for folder in (self.checkpoints, self.samples, *self._made):

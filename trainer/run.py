@@ -17,6 +17,7 @@ from families.loading import load_family
 from families.no_gpu import why_too_slow
 from families.tokens import ids_wanted
 from inference import acceleration
+from inference.console import log_to_file
 from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
@@ -74,6 +75,7 @@ from trainer.result import (
     withhold,
     write_weights,
 )
+from trainer.run_files import LOG
 from trainer.settings import (
     Secret,
     Secrets,
@@ -219,6 +221,8 @@ def _train(
     resume = read_resume(settings, examples)
     adapter = find_turbo_adapter(settings)
     run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
+    if processes().is_main_process:
+        until_written.enter_context(log_to_file(run.folder / LOG))
     trackers = until_written.enter_context(
         Trackers(settings, run.folder, secrets.wandb_api_key, secrets.from_request)
     )

@@ -21,6 +21,7 @@ WEIGHTS, REPORT = "weights.zip", "report.html"
 CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "hub-upload"
 PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD)
 SHEET = "sheet.png"
+LOG = "log.txt"  # what the run and the libraries log; it is no result
 PROGRAM = "zeroprior"  # in run.json: the folder is ours
 
 # Every name that a run gives to a file, by the folder it is in.
@@ -38,7 +39,7 @@ STEP_WEIGHTS = re.compile(
     rf"{STEP.pattern}\.zip", re.ASCII
 )  # beside it: `trainer.learning.step_weights`
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
-_TOP = re.compile("|".join(map(re.escape, RESULTS)))
+_TOP = re.compile("|".join(map(re.escape, (*RESULTS, LOG))))
 _IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
 # A file that `adapters.files.atomic` was writing when its process was killed.

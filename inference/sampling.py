@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
+from inference.progress import Progress
 
 # The share of the steps that `go_fast` guides: what guidance decides is decided early (Castillo et
 # al. 2023, arXiv 2312.12487, who stop half way; Z-Image's own pipeline calls it `cfg_truncation`).
@@ -32,9 +32,7 @@ def sample(
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
     guided_steps = math.ceil((len(sigmas) - 1) * guided_share)
-    # Inside another bar, such as a training's, it goes when it is done.
-    steps = tqdm(range(len(sigmas) - 1), desc="drawing", unit="step", leave=None)
-    for step in steps:
+    for step in Progress(range(len(sigmas) - 1), desc="generating", unit="step"):
         # Velocity of the picture, and away from the negative prompt.
         sigma_B = sigmas[step].expand(len(latents_BCHW))
         velocity_BCHW = family.velocity(latents_BCHW, sigma_B, text)

@@ -1,11 +1,9 @@
-"""What happens in a run, step by step: its numbers, and the bar that shows its progress."""
+"""What happens in a run, step by step: its numbers."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 
 @dataclass
@@ -51,15 +49,3 @@ class Trained:
     losses: list[float]  # one per step
     steps_per_second: float
     row_norms: list[float]  # of the placeholder's gradient, one per step that saw it
-
-
-class Progress(tqdm):
-    """A progress bar. Where it cannot be written, as on a full disk, the run goes on without."""
-
-    def display(self, *arguments: Any, **options: Any) -> Any:
-        with suppress(OSError):
-            return super().display(*arguments, **options)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()

@@ -17,11 +17,12 @@ from families.family import Family
 from families.out_of_memory import free_frames
 from families.transfer import onto
 from inference.acceleration import with_fallback
+from inference.progress import Progress
 from trainer.learning.batches import Batches
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
-from trainer.learning.history import History, Progress, Trained
+from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.learning.randomness import generator
@@ -241,8 +242,7 @@ class Loop:
         processes the main one alone shows, calls and writes.
 
         Where the run is stopped, its state is saved before the error goes on. Raises `Diverged`,
-        naming the last good checkpoint, as soon as the loss explodes, and `ZeroPriorBroken` if the
-        first steps with the placeholder had no gradient for it.
+        naming the last good checkpoint, and `ZeroPriorBroken` for a token without a gradient.
         """
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
@@ -252,9 +252,10 @@ class Loop:
         try:
             if saver is not None and start < steps:
                 saver.begin(self)
-            with Progress(
-                total=steps, initial=start, desc="training", unit="step", disable=not main
-            ) as progress:
+            bar = Progress(
+                desc="training", total=steps, initial=start, lines=main, disable=not main
+            )
+            with bar as progress:
                 for step in range(start, steps):
                     self.step(step)
                     if self.done % shown == 0 or self.done in (1, steps):

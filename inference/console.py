@@ -119,11 +119,10 @@ class _Plain(logging.Formatter):
 
 _FORMAT = _Plain("%(message)s")
 
-# The packages and entry points of this project, by the first part of a logger's name.
-_OURS = {
-    *("families", "adapters", "inference", "trainer", "serving", "miniature", "demo", "lab"),
-    *("train", "predict", "__main__", "root", "test", "tests"),
-}
+# Our packages that log, by the first part of a logger's name; installed, they are in a folder of
+# packages like any library.
+_OURS = {"families", "adapters", "inference", "trainer", "serving"}
+_PACKAGES = re.compile(r"[\\/](site|dist)-packages[\\/]")  # a folder of installed packages
 _ROOT = Path(__file__).resolve().parents[1]
 _KEPT_RECORDS = 500  # of before the log file is there
 
@@ -132,8 +131,10 @@ def of_a_library(record: logging.LogRecord) -> bool:
     """Whether a library says this, below an error: nothing that the user could do about."""
     if record.name == "py.warnings":  # "file:line: Category: text"
         message = record.getMessage()
-        return "site-packages" in message.partition(": ")[0] or message.startswith(str(_ROOT))
-    return record.levelno < logging.ERROR and record.name.partition(".")[0] not in _OURS
+        return _PACKAGES.search(message) is not None or message.startswith(str(_ROOT))
+    if record.levelno >= logging.ERROR or record.name.partition(".")[0] in _OURS:
+        return False
+    return _PACKAGES.search(record.pathname) is not None
 
 
 class _Earlier(logging.Handler):
@@ -163,6 +164,8 @@ def log_to_console(known: list[str] | None = None, debug: bool = False) -> None:
     where a customer reads the log.
     """
     _FORMAT.known = known
+    if known is not None:
+        _EARLIER.records.clear()  # of another request
     if logging.root.handlers:
         return
     handler = logging.StreamHandler(sys.stdout)

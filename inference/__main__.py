@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Generates what the words say, by default those that the program was started with."""
     parser = arguments_parser()
     given = parser.read(words)
-    debug = given.pop("debug")
+    debug = given.pop("debug", False)
     weights, lora = given.pop("weights", None), given.pop("lora_path", None)
     token, folder = given.pop("placeholder_token", None), given.pop("output_dir")
     cpu = bool(given.pop("cpu", False))

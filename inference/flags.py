@@ -34,7 +34,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, formatter_class=formatter, allow_abbrev=False)
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of an error",
+            default=argparse.SUPPRESS,
+        )
 
     def read(self, words: Sequence[str] | None = None) -> dict[str, Any]:
         """The options of a command line, by their names."""

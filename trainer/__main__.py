@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     planning = [*words[:1]] == ["plan"]
     parser = arguments_parser()
     given = parser.read(words[planning:])
-    cpu, debug = given.pop("cpu"), given.pop("debug")
+    cpu, debug = given.pop("cpu"), given.pop("debug", False)
     config = take_files(given, parser)
     if SPEAKS:
         begin(first_line(config, given, planning))

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from families.repository import (
 )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m families.download",
         description="Download base models from the Hub into the model folder ($MODEL_VAULT), as "
@@ -28,13 +29,16 @@ def main() -> None:
         default=os.environ.get("MODEL_VAULT"),
         help="the model folder, instead of $MODEL_VAULT",
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(words)
     if not arguments.vault:
         parser.error("set MODEL_VAULT, or pass --vault FOLDER")
     try:
         for hub_id in hub_ids(arguments.names):
             fetch(hub_id, Path(arguments.vault).expanduser())
     except (UnknownBase, MissingModel) as error:
+        if arguments.debug:
+            raise
         sys.exit(f"error: {error}")
 
 

@@ -20,6 +20,7 @@ def whole(model_class: Any, folder: Any, dtype: torch.dtype, **options: Any) -> 
     """
     level = transformers_log.get_verbosity()
     transformers_log.set_verbosity_error()  # it reports weights that are left out on purpose
+    transformers_log.disable_progress_bar()  # also the Hub's, so it is undone below
     common = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         model, report = model_class.from_pretrained(folder, **common, **options)
@@ -28,6 +29,7 @@ def whole(model_class: Any, folder: Any, dtype: torch.dtype, **options: Any) -> 
         _refuse_missing(report["missing_keys"], folder, model_class)
         raise
     finally:
+        transformers_log.enable_progress_bar()
         transformers_log.set_verbosity(level)
     _refuse_missing(report["missing_keys"], folder, type(model))
     return model

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,12 +13,33 @@ _ALSO = {"base_model": ("--base",)}  # shorter spellings, hidden in --help
 _METAVARS: dict[type, str] = {int: "N", float: "X", Path: "FILE"}
 
 
+_MODULES = {
+    "train": "python -m trainer",
+    "plan": "python -m trainer plan",
+    "generate": "python -m inference",
+}
+
+
+def typed() -> dict[str, str]:
+    """How the commands are typed: as this program was started, by the command or by a module."""
+    program = Path(sys.argv[0])
+    if "zeroprior" in (program.stem, program.parent.name):
+        return {name: f"zeroprior {name}" for name in _MODULES} | {"program": "zeroprior"}
+    return _MODULES | {"program": "python -m trainer"}
+
+
 class Parser(argparse.ArgumentParser):
     """A parser without abbreviations that suggests the nearest option for an unknown one."""
 
     def __init__(self, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, formatter_class=formatter, allow_abbrev=False)
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of an error",
+            default=argparse.SUPPRESS,
+        )
 
     def read(self, words: Sequence[str] | None = None) -> dict[str, Any]:
         """Parses a command line to options by name."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
+from inference.progress import Progress
 
 # The share of guided steps with `go_fast`: guidance matters most in early steps (Castillo et al.
 # 2023, arXiv 2312.12487, who stop at half; `cfg_truncation` in Z-Image's pipeline).
@@ -31,9 +31,7 @@ def sample(
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
     guided_steps = math.ceil((len(sigmas) - 1) * guided_share)
-    # leave=None: inside another bar, such as a training's, it is removed when done.
-    steps = tqdm(range(len(sigmas) - 1), desc="generating", unit="step", leave=None)
-    for step in steps:
+    for step in Progress(range(len(sigmas) - 1), desc="generating", unit="step"):
         # Velocity with guidance.
         sigma_B = sigmas[step].expand(len(latents_BCHW))
         velocity_BCHW = family.velocity(latents_BCHW, sigma_B, text)

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving import cog_yaml
@@ -23,14 +24,15 @@ EXAMPLES = {
 PACKAGES = ("cog", "coglet", "httpx", "jsonschema", "starlette", "uvicorn")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m serving", description="Start a Cog server, without Docker."
     )
     parser.add_argument("mode", choices=sorted(EXAMPLES), help="generate images or train")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also for other machines")
     parser.add_argument("--port", type=int, default=5000)
-    options = parser.parse_args()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(words)
 
     # Check the setup before the runtime starts, whose errors are less clear.
     config = cog_yaml.read()

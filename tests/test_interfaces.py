@@ -183,12 +183,13 @@ def test_python_yaml_and_the_command_line_refuse_what_cog_refuses(
 
 # ---- The command line ----------------------------------------------------------------------------
 
-TRAINER_ONLY = {"files", "help", "cpu"}
+TRAINER_ONLY = {"files", "help", "cpu", "debug"}
 INFERENCE_ONLY = {
     "weights",  # shorter than replicate_weights, the name that Replicate needs
     "lora_path",  # a LoRA whose token is in a file of its own; others send weights.zip
     "placeholder_token",  # the token of --lora-path
     "output_dir",  # a server sends images, and plain Python returns their paths
+    "debug",
     "cpu",  # a server's operator decides what it loads
     "help",
 }

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
     "demo": BELOW_ENTRY_POINTS | {"miniature", "train", "predict"},
+    "zeroprior": BELOW_ENTRY_POINTS,  # its table names the other entry points as text
     "lab": BELOW_ENTRY_POINTS | {"miniature", "demo"},
 }
 

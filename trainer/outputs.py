@@ -4,6 +4,7 @@
       run.json      settings, hashes of the dataset, versions; written once, at the start
       run.lock      held while the run writes here (`trainer.lock`)
       events.jsonl  everything that happens (`trainer.events`)
+      log.txt       what the run and the libraries log
       commands/     what others ask of the run (`trainer.inbox`)
       checkpoints/  samples/  saved/  trackers/  weights.zip  report.html  record.json
     outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete

@@ -5,14 +5,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 
 from families.family import Family
 from families.tokens import ids_wanted
-from inference.console import clean
+from inference.console import clean, log_to_file
 from trainer.data import Example
 from trainer.events import Events
 from trainer.inbox import Inbox
@@ -34,8 +34,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
         return
     events, inbox = run.events, Inbox(run.folder)
     keys = secrets.hf_token, secrets.wandb_api_key
-    # A customer's log is for the answer to the request alone.
-    handler = _Recorder(events, keys, None if secrets.from_request else run.log)
+    handler = _Warnings(events, keys)
     for command, _ in inbox.take():  # to an earlier process
         why = "the process that it was for has ended"
         events.emit("command", id=command.key, do=command.do, accepted=False, why=why)
@@ -48,8 +47,12 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     )
     logging.getLogger().addHandler(handler)
     control = Control(events, inbox)
+    log_file: AbstractContextManager[None] = nullcontext()
+    if run.log is not None and not secrets.from_request:  # a customer's log is in the answer alone
+        log_file = log_to_file(run.log, lambda text: hidden(text, *keys))
     try:
-        yield control
+        with log_file:
+            yield control
     except Stopped as stopped:
         end = {"kept": False} if stopped.freed else {"why": "by a command"}
         events.emit("paused" if stopped.freed else "stopped", step=events.step, **end)
@@ -65,7 +68,6 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     finally:
         control.end()
         logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 def introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
@@ -99,38 +101,25 @@ def emit_done(
     )
 
 
-class _Recorder(logging.Handler):
-    """Makes events of our warnings, and appends all that is logged to the run's log file."""
+class _Warnings(logging.Handler):
+    """Makes events of our warnings."""
 
-    def __init__(self, events: Events, keys: Sequence[Secret | None], file: Path | None) -> None:
-        super().__init__()
+    def __init__(self, events: Events, keys: Sequence[Secret | None]) -> None:
+        super().__init__(logging.WARNING)
         self._events, self._keys = events, keys
-        self._file = file.open("a", encoding="utf-8", errors="backslashreplace") if file else None
         self._busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._busy:  # a warning about this very file
+        if self._busy or record.name.split(".")[0] not in OURS:  # busy: about events.jsonl itself
             return
         self._busy = True
         try:
             text = clean(hidden(record.getMessage(), *self._keys))
-            if record.levelno >= logging.WARNING and record.name.split(".")[0] in OURS:
-                self._events.emit("warning", text=text, where=record.name)
-            if self._file is not None:
-                stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-                with suppress(OSError):  # a full disk
-                    self._file.write(f"{stamp} {record.levelname.lower()} {text}\n")
-                    self._file.flush()
+            self._events.emit("warning", text=text, where=record.name)
         except Exception:
             self.handleError(record)
         finally:
             self._busy = False
-
-    def close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-        super().close()
 
 
 def _process() -> dict[str, object]:

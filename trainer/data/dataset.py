@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from families.tokens import mentions, name_subject
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from inference.progress import Progress
 from inference.prompts import foreign_syntax
 from trainer.data.auxiliary_images import Group, auxiliary
 from trainer.data.caption_files import (
@@ -275,8 +275,7 @@ def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
         except Unusable as error:
             return str(error)  # not the error, which would keep the image in memory
 
-    # Shown only if it takes longer than two seconds.
-    with tqdm(total=len(readable), desc="reading images", unit="image", delay=2) as progress:
+    with Progress(total=len(readable), desc="reading images", unit="image") as progress:
         for name, result in zip(readable, in_threads(checked, readable), strict=True):
             found[name] = result
             progress.update()

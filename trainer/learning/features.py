@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
 from families.transfer import onto
+from inference.progress import Progress
 from trainer.data import Bucket, Example, cover, in_threads, nearest_bucket, warn_upscaled
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings import Settings
@@ -77,7 +77,7 @@ def encode_images(
         for place, both_2CHW in zip(places, both_B2CHW, strict=True):
             latents.add(place, both_2CHW)
 
-    with tqdm(total=count, desc="encoding images", unit="image") as progress:
+    with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
         for place, pixels_3PP in enumerate(fits):
             same = waiting.setdefault(pixels_3PP.shape, [])
@@ -130,7 +130,9 @@ class Captions:
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
             alone = [[text] for text in dict.fromkeys(others) if text not in texts]
-            with tqdm(total=len(texts) + len(alone), desc="encoding captions") as progress:
+            with Progress(
+                total=len(texts) + len(alone), desc="encoding captions", unit="caption"
+            ) as progress:
                 for batch in (*self._alike(texts), *alone):
                     encoded = family.encode_prompts(batch, self.vectors)
                     for text, features in zip(batch, encoded, strict=True):

@@ -1,11 +1,9 @@
-"""The history of a run (losses, norms), and its progress bar."""
+"""The history of a run: losses and norms, step by step."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 
 @dataclass
@@ -60,15 +58,3 @@ class Trained:
     losses: list[float]  # one per step
     steps_per_second: float
     row_norms: list[float]  # of the placeholder's gradient, one per step with it
-
-
-class Progress(tqdm):
-    """A progress bar that ignores write errors, as on a full disk."""
-
-    def display(self, *arguments: Any, **options: Any) -> Any:
-        with suppress(OSError):
-            return super().display(*arguments, **options)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()

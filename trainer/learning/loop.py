@@ -17,12 +17,13 @@ from families.family import Family
 from families.out_of_memory import free_frames
 from families.transfer import onto
 from inference.acceleration import with_fallback
+from inference.progress import Progress
 from trainer.learning.batches import Batches
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
-from trainer.learning.history import History, Progress, Trained
+from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.learning.randomness import generator
@@ -240,8 +241,7 @@ class Loop:
         main one logs, calls and writes.
 
         If the run is stopped, its state is saved before the error is raised. Raises `Diverged`,
-        naming the last good checkpoint, if the loss explodes, and `ZeroPriorBroken` if the first
-        steps with the placeholder had no gradient for it.
+        naming the last good checkpoint, and `ZeroPriorBroken` for a token without a gradient.
         """
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
@@ -249,7 +249,7 @@ class Loop:
         start, begun = self.done, time.perf_counter()
         self.events.phase("training")
         progress = Progress(
-            total=steps, initial=start, desc="training", unit="step", disable=not main
+            desc="training", total=steps, initial=start, lines=main, disable=not main
         )
         shown = StepReport(self, progress, report)
         try:

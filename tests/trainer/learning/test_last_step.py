@@ -305,16 +305,18 @@ def test_progress_that_cannot_be_shown_or_reported_stops_no_run(
         def write(self, _: str) -> int:
             raise OSError(28, "No space left on device")
 
+        def isatty(self) -> bool:
+            return True
+
         flush = write
 
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)  # there is a bar
     step = Loop.step
 
     def gone(self: Loop, number: int) -> None:
         step(self, number)
         monkeypatch.setattr("sys.stderr", Full())
-        monkeypatch.setattr(
-            "trainer.learning.history.Progress.status_printer", lambda *_: Full().write
-        )
+        monkeypatch.setattr("inference.progress.Progress.status_printer", lambda *_: Full().write)
 
     monkeypatch.setattr(Loop, "step", gone)
     assert run.train(tiny(), raising(RuntimeError("nobody listens"))).is_file()

@@ -1,3 +1,3 @@
-"""What is laid over a base: LoRA, placeholder, and the archive that carries them."""
+"""LoRA, placeholder token, and weights.zip with both."""
 
-import families  # noqa: F401  before any library of the models: it silences their warnings
+import families  # noqa: F401  first, since it silences warnings of the models' libraries

@@ -1,13 +1,13 @@
-"""weights.zip: what a training leaves behind, and the one thing a prediction needs.
+"""Writes and reads weights.zip, the result of a training run and the input of a prediction.
 
     lora/lora_weights.safetensors        the LoRA (`adapters.formats.lora_file`)
     embeddings/placeholder.safetensors   one tensor, named as the token, [vectors, hidden] float32;
-                                         only when a placeholder was trained
-    meta.json                            how it was made
+                                         only with a trained placeholder token
+    meta.json                            base model, settings and results of the run
 
 Other programs' LoRAs may have PEFT's adapter_config.json next to them, in an archive or a folder:
 it contains alpha, which the LoRA may lack.
-Members are stored, not deflated: weights hardly shrink, and deflating them takes seconds.
+Members are not compressed: weights hardly shrink, and compressing them takes seconds.
 """
 
 import errno
@@ -70,9 +70,9 @@ from adapters.placeholder import Placeholder
 log = logging.getLogger(__name__)
 
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
-MAX_WRITTEN_META_BYTES = 8 << 20  # what every reader of ours takes, in one piece
+MAX_WRITTEN_META_BYTES = 8 << 20  # all our readers accept this size
 
-# What the standard library raises over a damaged, encrypted or exotically packed archive.
+# Raised by the standard library for damaged, encrypted or unusually packed archives.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
     *(EOFError, OSError, ValueError, RuntimeError, LookupError, ArithmeticError, struct.error),
@@ -80,7 +80,7 @@ _DAMAGE = (
 
 
 class _Unwanted(Exception):
-    """What a caller's check raised, so that it is not taken for damage of the file."""
+    """Wraps an error of the caller's check, which is not a damaged file."""
 
     def __init__(self, reason: Exception) -> None:
         self.reason = reason
@@ -90,17 +90,15 @@ class _Unwanted(Exception):
 class Archive:
     """The content of a weights.zip, or of any LoRA file."""
 
-    deltas: (
-        Deltas  # by the names the file gives the layers: see `adapters.formats.layout.Layout.fit`
-    )
+    deltas: Deltas  # by the file's layer names: see `adapters.formats.layout.Layout.fit`
     placeholder: Placeholder | None
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensor_file.tensors_hash` of its file
-    names: tuple[str, ...] = ()  # of the LoRA: its file's, and the titles in its header
+    names: tuple[str, ...] = ()  # of the LoRA: file name, and titles in its header
 
     @property
     def factors(self) -> Factors:
-        """The pairs (A, B) of a plain LoRA. Raises `BrokenArchive` where it is not one."""
+        """The pairs (A, B) of a plain LoRA. Raises `BrokenArchive` for other adapters."""
         try:
             return plain_factors(self.deltas, "the LoRA")
         except BrokenLora as error:
@@ -108,7 +106,7 @@ class Archive:
 
     @property
     def base_model(self) -> str | None:
-        """Hub id of the base it was trained on; None where the file does not say."""
+        """Hub id of the base it was trained on; None if the file does not contain it."""
         return self.meta.get("base_model")
 
 
@@ -116,9 +114,9 @@ Check = Callable[[Archive], None]
 
 
 def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
-    """Writes weights.zip atomically: the path holds the whole archive or what it held before.
+    """Writes weights.zip atomically: on an error, an existing file is unchanged.
 
-    Raises ValueError for more `meta` than can be read back.
+    Raises ValueError if `meta` is larger than can be read back.
     """
     path = Path(path)
     meta = {"format_version": FORMAT_VERSION, **archive.meta}
@@ -128,10 +126,10 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         if key in meta
     }
     text = json.dumps(meta, indent=2, sort_keys=True, ensure_ascii=False)
-    content = text.encode(errors="backslashreplace")  # half characters, as JSON escapes them
+    content = text.encode(errors="backslashreplace")  # lone surrogates, as JSON escapes them
     if len(content) > MAX_WRITTEN_META_BYTES:
         raise ValueError(
-            f"{META} would have {len(content):,} bytes; {MAX_WRITTEN_META_BYTES:,} is the most"
+            f"{META} would have {len(content):,} bytes; {MAX_WRITTEN_META_BYTES:,} is the limit"
         )
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
         zipped.writestr(LORA, lora_bytes(archive.factors, header))
@@ -148,14 +146,14 @@ def read_archive(
 ) -> Archive:
     """Reads and checks a weights.zip, a .tar of the same, or a bare LoRA `.safetensors`.
 
-    A training checkpoint stands for the weights of its step, which are in a file next to it.
+    For a training checkpoint, the weights of the same step are read from the file next to it.
 
-    The kind is found by content, never by name. An archive with its LoRA in another place is read
-    if it has exactly one other `.safetensors`. Names, types and shapes are checked from the headers
-    before a tensor is read; `check` is given the archive as its header describes it, with changes
-    on the meta device, and raises for weights that are not wanted. `config` is the
-    adapter_config.json of a bare LoRA, by default the one in its folder. Raises `BrokenArchive`
-    with the reason. Only the members that are read are unpacked, into files without names.
+    The kind is detected by content, not by name. An archive with its LoRA in another place is read
+    if it has exactly one other `.safetensors`. Names, dtypes and shapes are checked by the headers
+    before a tensor is read; then `check` is called with the archive, with changes on the meta
+    device, and may raise to refuse it. `config` is the adapter_config.json of a bare LoRA, by
+    default the one in its folder. Raises `BrokenArchive` with the reason. Only the members that are
+    read are unpacked, into unnamed temporary files.
     """
     path = Path(path)
     if not path.is_file():
@@ -173,7 +171,7 @@ def read_archive(
         raise BrokenArchive(f"{path.name} {error}") from error
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the disk's fault, not the file's
+            raise  # an error of the disk, not a damaged file
         raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
 
 
@@ -181,7 +179,7 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise BrokenArchive(f"{path.name} is a zip that was cut short; download it again")
+        raise BrokenArchive(f"{path.name} is a truncated zip; download it again")
     if is_container(start):
         with open_container(path, LIMITS) as members:
             return _read_members(Members(members, path.name), path.name, check)
@@ -208,7 +206,7 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
 
 
 class _Checkpoint(Exception):
-    """The file is a training checkpoint of ours."""
+    """The file is a training checkpoint of zeroprior."""
 
 
 def _lora(source: str, shapes: Shapes, metadata: Mapping[str, str]) -> None:
@@ -220,13 +218,13 @@ def _lora(source: str, shapes: Shapes, metadata: Mapping[str, str]) -> None:
 def _weights_of_checkpoint(path: Path) -> Path:
     """The weights of the same step, which a run writes next to each checkpoint.
 
-    Raises `BrokenArchive` where there are none: a checkpoint itself numbers its tensors, and which
-    layers they belong to is known only to the run that resumes from it.
+    Raises `BrokenArchive` if there are none: the tensors in a checkpoint are numbered, and only a
+    run that resumes from it knows their layers.
     """
     weights = path.with_suffix(".zip")
     if weights == path or not weights.is_file():
         raise BrokenArchive(
-            f"{path.name} is a training checkpoint, which can only be resumed (resume_from); give "
+            f"{path.name} is a training checkpoint, which can only be resumed (resume_from); pass "
             f"the weights of that step, {path.stem}.zip, or the run's weights.zip"
         )
     log.info("%s is a training checkpoint; using the weights of that step, %s", path.name, weights)
@@ -234,7 +232,7 @@ def _weights_of_checkpoint(path: Path) -> Path:
 
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
-    """The check of an archive as a check of its changes."""
+    """Wraps a check of an archive as a check of its changes."""
 
     def checked(deltas: Deltas) -> None:
         try:
@@ -246,17 +244,17 @@ def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] |
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
-    """A bare LoRA file with the placeholder that lies beside it, as in an unpacked weights.zip.
+    """A bare LoRA file with the placeholder next to it, as in an unpacked weights.zip.
 
-    The embedding is looked for as `placeholder.safetensors` beside the LoRA and as
-    `../embeddings/placeholder.safetensors`. Raises `BrokenArchive` where it is neither, or holds
-    another token.
+    The embedding is `placeholder.safetensors` next to the LoRA or
+    `../embeddings/placeholder.safetensors`. Raises `BrokenArchive` if neither exists or the file
+    contains another token.
     """
     archive = read_archive(lora)
     if archive.placeholder is not None:  # it is a weights.zip, or the checkpoint of a run
         if archive.placeholder.token != token:
             raise BrokenArchive(
-                f"{lora} holds the placeholder {archive.placeholder.token!r}, not {token!r}"
+                f"{lora} contains the placeholder {archive.placeholder.token!r}, not {token!r}"
             )
         return archive
     folder = Path(lora).parent
@@ -266,7 +264,8 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
     if file is None:
         looked = " nor ".join(map(str, places))
         raise BrokenArchive(
-            f"the embedding of {token} is neither {looked}; give the weights.zip, which holds it"
+            f"the embedding of {token} was not found: neither {looked} exists; pass the "
+            "weights.zip, which contains it"
         )
     try:
         with file.open("rb") as opened:
@@ -274,7 +273,7 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
     except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
     if placeholder.token != token:
-        raise BrokenArchive(f"{file} holds the placeholder {placeholder.token!r}, not {token!r}")
+        raise BrokenArchive(f"{file} contains the placeholder {placeholder.token!r}, not {token!r}")
     return replace(archive, placeholder=placeholder)
 
 
@@ -305,7 +304,7 @@ def _read_members(members: Members, source: str, check: Check | None) -> Archive
         )
     if expected is not None and found is not None and expected != found:
         raise BrokenArchive(
-            f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} holds {found!r}"
+            f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} contains {found!r}"
         )
     names = (lora_name.rpartition("/")[2], *titles(tensors.metadata))
     return Archive(deltas, placeholder, meta, lora_sha256, names)

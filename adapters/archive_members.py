@@ -1,4 +1,4 @@
-"""The members of a weights.zip: found by name, checked and read one by one."""
+"""Finds, checks and reads the members of a weights.zip."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ LORA = "lora/lora_weights.safetensors"
 PLACEHOLDER = "embeddings/placeholder.safetensors"
 META = "meta.json"
 
-MAX_META_BYTES = 16 << 20  # that are read
+MAX_META_BYTES = 16 << 20
 MAX_META_VALUES = 200_000
 MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder
 
@@ -30,7 +30,7 @@ class BrokenArchive(ValueError):
 
 
 class Members:
-    """The files of an archive by their names, checked, none of them read yet."""
+    """The files of an archive by their checked names. Nothing is read yet."""
 
     def __init__(self, members: Iterable[Member], source: str) -> None:
         self._files: dict[str, Member] = {}
@@ -96,10 +96,10 @@ def lora_member(members: Members, source: str) -> str:
 
 @contextmanager
 def unpacked(members: Members, name: str, source: str) -> Iterator[IO[bytes]]:
-    """One member as a file of its own, for as long as it is read."""
+    """One member, unpacked to a temporary file within the context."""
     size = members.sizes[name]
     if size > MAX_BYTES:
-        raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the most")
+        raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the limit")
     try:
         with members.open(name) as packed, temporary_space("the unpacked weights"):
             with io.BufferedReader(Unpacked(packed, size)) as file:
@@ -110,16 +110,16 @@ def unpacked(members: Members, name: str, source: str) -> Iterator[IO[bytes]]:
 
 def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
     if size > MAX_PLACEHOLDER_BYTES:
-        raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the most")
+        raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the limit")
     tensors = open_tensors(file, size, source)
     if len(tensors) != 1:
-        raise BrokenArchive(f"{source} holds {len(tensors)} tensors; one is expected")
+        raise BrokenArchive(f"{source} contains {len(tensors)} tensors; one is expected")
     token = next(iter(tensors))
     planned = tensors.planned()[token]
     if planned.ndim != 2 or not len(planned):
         raise BrokenArchive(f"{source}: shape {tuple(planned.shape)} is not [vectors, hidden]")
     if not planned.is_floating_point():
-        raise BrokenArchive(f"{source} holds {planned.dtype}, not floating point numbers")
+        raise BrokenArchive(f"{source} contains {planned.dtype}, not floating point numbers")
     try:
         check_token(token)
         vectors = tensors[token]
@@ -127,5 +127,5 @@ def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
         raise BrokenArchive(f"{source}: {error}") from error
     vectors = vectors.to(torch.float32, copy=True)
     if not vectors.isfinite().all():
-        raise BrokenArchive(f"{source} holds NaN or infinity")
+        raise BrokenArchive(f"{source} contains NaN or infinity")
     return Placeholder(token, vectors)

@@ -1,4 +1,4 @@
-"""Adapters that were read lately, kept in host memory by the content of their files."""
+"""An LRU cache of adapters in CPU memory, by the content of their files."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from adapters.files.atomic import content_hash
 from adapters.formats import Delta, Layout, as_delta, bytes_of, config_beside
 
 MOST_NOTES = 64  # of one archive, one for each scale and model
-DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes one
+DEFAULT_BUDGET = 8 << 30  # bytes; a rank 32 LoRA of the 20 B model takes 1 GiB
 BYTES_PER_TENSOR = 2000  # of the Python objects around a tensor: 1,800 measured
 
 
@@ -28,11 +28,10 @@ class _Entry:
 
 
 class AdapterCache:
-    """Read and checked archives, the least recently used dropped beyond a budget of bytes.
+    """Read and checked archives; the least recently used are evicted beyond a budget of bytes.
 
-    Safe to call from any thread. A file is known by its SHA-256, whatever its name; a file that
-    is still the same on the disk is not even hashed again. The last one read is kept even if it
-    is larger than the budget.
+    Thread-safe. A file is identified by its SHA-256, not by its name; a file that is unchanged on
+    disk is not hashed again. The last one read is kept even if it is larger than the budget.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
@@ -43,7 +42,7 @@ class AdapterCache:
 
     @property
     def size(self) -> int:
-        """Bytes of memory that the archives take, as `memory_of` counts them."""
+        """Bytes of memory of all archives, by `memory_of`."""
         return sum(entry.size for entry in self._entries.values())
 
     def get(
@@ -56,13 +55,13 @@ class AdapterCache:
         """
         with self._lock:
             if not Path(path).is_file():
-                return read_archive(path)  # says what is wrong
+                return read_archive(path)  # raises with the reason
             config = config or config_beside(Path(path))
             key = self._hash(Path(path)) + (self._hash(config) if config else "")
             entry = self._entries.get(key)
             if entry is None:
                 archive = read_archive(path, check, config)
-                # Without the file's own name: another file may have the same content.
+                # Without the file's name: another file may have the same content.
                 archive = replace(archive, names=archive.names[1:])
                 entry = self._entries[key] = _Entry(archive, memory_of(archive))
             self._entries.move_to_end(key)
@@ -71,7 +70,7 @@ class AdapterCache:
             return entry.archive
 
     def fit(self, archive: Archive, layout: Layout, source: str = "weights") -> dict[str, Delta]:
-        """`layout.fit` of an archive's deltas, done once for each archive that is kept.
+        """`layout.fit` of an archive's deltas, computed once for each cached archive.
 
         Raises `LoraMismatch` with the reason.
         """
@@ -84,7 +83,7 @@ class AdapterCache:
             return entry.fitted[1]
 
     def noted(self, archive: Archive, key: object, find: Callable[[], list[str]]) -> list[str]:
-        """What `find` answers about an archive, kept under `key` as long as the archive is."""
+        """The result of `find`, cached under `key` as long as the archive is."""
         with self._lock:
             entry = self._entry(archive)
             if entry is None:
@@ -98,14 +97,14 @@ class AdapterCache:
             return entry.notes[key]
 
     def drop(self, archive: Archive) -> None:
-        """Forgets an archive that a request was refused for, unless it has been used before."""
+        """Removes an archive of a refused request, unless it has been used before."""
         with self._lock:
             for key, entry in list(self._entries.items()):
                 if entry.archive.deltas is archive.deltas and entry.fitted is None:
                     del self._entries[key]
 
     def _entry(self, archive: Archive) -> _Entry | None:
-        """The entry of an archive, which may have got more names since."""
+        """The entry of an archive, also if names were added to it."""
         entries = self._entries.values()
         return next((each for each in entries if each.archive.deltas is archive.deltas), None)
 
@@ -126,7 +125,7 @@ class AdapterCache:
 
 
 def memory_of(archive: Archive) -> int:
-    """Bytes of memory that an archive takes: tensors, objects around them, meta.json and names."""
+    """Bytes of memory of an archive: tensors, Python objects, meta.json and names."""
     tensors = sum(len(as_delta(delta).tensors()) for delta in archive.deltas.values())
     vectors = archive.placeholder.vectors.nbytes if archive.placeholder else 0
     text = _json(archive.meta) + sum(map(sys.getsizeof, archive.names))
@@ -134,7 +133,7 @@ def memory_of(archive: Archive) -> int:
 
 
 def _json(value: Any) -> int:
-    """Bytes of a JSON value with all that it contains; it is nested 50 levels deep at most."""
+    """Bytes of memory of a JSON value; it is nested at most 50 levels deep."""
     size = sys.getsizeof(value)
     if isinstance(value, dict):
         size += sum(_json(key) + _json(each) for key, each in value.items())

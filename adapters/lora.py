@@ -1,4 +1,4 @@
-"""The LoRA in training: PEFT's layers inside the transformer, float32 over any base."""
+"""The trainable LoRA: PEFT's layers in the transformer, float32 weights on any base."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ _ADAPTER = "default"
 
 
 class LoraLinear(PeftLinear):
-    """A plain LoRA layer whose two products run in the base's own type.
+    """A plain LoRA layer that computes in the dtype of its input.
 
-    The masters stay float32; PEFT's own forward would lift every activation to float32 with them.
+    The weights stay float32; PEFT's forward would cast every activation to float32.
     """
 
     @property
@@ -32,7 +32,7 @@ class LoraLinear(PeftLinear):
         return cast(nn.Parameter, cast(nn.Linear, self.lora_B[_ADAPTER]).weight)
 
     def float_masters(self) -> None:
-        """Makes A and B float32, where the base computes, whatever its type and place."""
+        """Casts A and B to float32, on the device where the base computes."""
         base = self.base_layer
         weight = cast(Tensor, base.weight)
         device = base.device if isinstance(base, FrozenLinear) else weight.device
@@ -51,8 +51,8 @@ class LoraLinear(PeftLinear):
 class Lora:
     """The trainable LoRA of one run. Alpha equals the rank, so the scale is 1 everywhere.
 
-    A starts uniform in +-1/sqrt(in) and B at zero (Hu et al. 2021, arXiv 2106.09685, with
-    PyTorch's own linear initialisation for A), drawn from `seed` alone.
+    A is initialized uniformly in +-1/sqrt(in), B with zeros (Hu et al. 2021, arXiv 2106.09685, with
+    PyTorch's linear initialization for A), depending only on `seed`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Lora:
     def _start(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
-            # PEFT follows the base's type; the masters are float32 (bfloat16 loses most updates).
+            # PEFT uses the base's dtype; the weights are float32 (bfloat16 loses most updates).
             layer.float_masters()
             bound = layer.down.shape[1] ** -0.5
             start = torch.empty(layer.down.shape).uniform_(-bound, bound, generator=generator)
@@ -83,13 +83,13 @@ class Lora:
             layer.up.data.zero_()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The float32 masters."""
+        """The float32 weights A and B of all layers."""
         for layer in self.layers.values():
             yield layer.down
             yield layer.up
 
     def factors(self) -> Factors:
-        """A copy of what has been learned, float32 on the CPU."""
+        """A copy of all (A, B), float32 on the CPU."""
         return {
             name: (layer.down.detach().cpu().clone(), layer.up.detach().cpu().clone())
             for name, layer in self.layers.items()
@@ -97,7 +97,7 @@ class Lora:
 
     @torch.no_grad()
     def base_norms(self) -> dict[str, float]:
-        """The norms of the base weights under the LoRA, by layer; quantized ones dequantized."""
+        """The norms of the adapted base weights by layer; quantized weights are dequantized."""
         norms = {}
         for name, layer in self.layers.items():
             base = layer.base_layer
@@ -109,16 +109,16 @@ class Lora:
 
     @torch.no_grad()
     def load(self, factors: Factors) -> None:
-        """Puts earlier factors of the same layers and rank in the place of the start."""
+        """Loads factors of the same layers and rank."""
         if factors.keys() != self.layers.keys():
-            raise ValueError("the factors are of other layers than this LoRA's")
+            raise ValueError("the factors belong to other layers than this LoRA's")
         for name, (down, up) in factors.items():
             self.layers[name].down.copy_(down)
             self.layers[name].up.copy_(up)
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Inside, the transformer has its own layers back, as if there were no LoRA."""
+        """Disables the LoRA within the context: the transformer has its original layers."""
         self._put({name: layer.base_layer for name, layer in self.layers.items()})
         try:
             yield
@@ -126,14 +126,14 @@ class Lora:
             self._put(self.layers)
 
     def remove(self) -> None:
-        """Puts the transformer's own layers back; what was learned is gone from it."""
+        """Removes the LoRA from the transformer."""
         self._put({name: layer.base_layer for name, layer in self.layers.items()})
         self.layers = {}
         if hasattr(self.transformer, "peft_config"):
             del self.transformer.peft_config
 
     def _put(self, layers: Mapping[str, nn.Module]) -> None:
-        """Makes each layer the one that the transformer calls by its name."""
+        """Replaces the transformer's layers by name."""
         for name, layer in layers.items():
             parent, _, child = name.rpartition(".")
             setattr(self.transformer.get_submodule(parent), child, layer)

@@ -1,9 +1,8 @@
-"""LoRAs laid over a transformer by merging, and taken off without a trace.
+"""Merges LoRAs into a transformer and restores the original weights exactly.
 
-Every touched weight is recomputed from its pristine value, W = W0 + sum of scale * dW, in float32
-and rounded once; so scales and LoRAs can change in any order without drift, nothing is added to
-the forward pass, and no storage moves. Over quantised layers a side path does the same
-(`adapters.slots`).
+Every changed weight is recomputed from its original value, W = W0 + sum of scale * dW, in float32
+and rounded once. So scales and LoRAs can change in any order without drift, the forward pass costs
+nothing more, and no storage moves. Quantized layers get a side path instead (`adapters.slots`).
 """
 
 import math
@@ -21,16 +20,16 @@ from adapters.slots import put_slots
 FEW = 0.05  # share of a layer's entries
 SAMPLED = 16  # layers
 
-Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # what lies over one layer
+Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # (change, scale) of one layer
 
 
 class LoraMerger:
-    """The LoRAs that lie over one transformer.
+    """Applies LoRAs to one transformer.
 
-    Weights that are not pristine any more, because something else was merged into them, are given
-    as they were in `pristine`, by layer; they may lie in host memory. `checkpoint` is the file or
-    folder the transformer was loaded from: where no memory is left for copies, pristine weights
-    are read from it again. Quantised layers get their slots here, so before any compilation.
+    `original` has the original weights, by layer, of layers that something else was merged into;
+    they may be in CPU memory. `checkpoint` is the file or folder of the transformer: original
+    weights are read from it if there is no memory for copies. Quantized layers get their slots
+    here, so create it before compilation.
     """
 
     def __init__(
@@ -42,38 +41,38 @@ class LoraMerger:
         self._slots = put_slots(transformer)
         self._layers = dict(transformer.named_modules())
         self._original = OriginalWeights(original, checkpoint)
-        # What lies over each layer that may differ from its pristine weight now.
-        self._laid: dict[str, Parts] = {name: [] for name in original or {}}
+        # The changes applied to each layer that may differ from its original weight now.
+        self._applied: dict[str, Parts] = {name: [] for name in original or {}}
         self._state: list[tuple[Deltas, float]] | None = None
 
     @torch.no_grad()
     def apply(self, loras: Sequence[tuple[Deltas, float]]) -> int:
-        """Lays (deltas, scale) pairs over the pristine weights, in place of what lay there.
+        """Applies (deltas, scale) pairs to the original weights, in place of earlier ones.
 
-        The deltas bear the model's names and fit it (`Layout.fit`, or `factors.check_fits` for
-        plain pairs), and are not changed afterwards: the same objects at the same scales as last
-        time cost nothing. Returns the number of changed layers. If anything fails on the way, the
-        pristine weights are back before the error goes on. Raises `LoraMismatch`, before any
-        weight is touched, where anything but plain LoRA is meant for a quantised layer.
+        The deltas have the model's layer names and shapes (`Layout.fit`, or `factors.check_fits`
+        for plain pairs) and must not be changed later: the same objects at the same scales are not
+        merged again. Returns the number of changed layers. On an error, the original weights are
+        restored before it is raised. Raises `LoraMismatch`, before any weight is changed, for
+        anything but plain LoRA on a quantized layer.
         """
         loras = [(deltas, scale) for deltas, scale in loras if scale != 0]
         if self._state is not None and _same(self._state, loras):
-            return len(self._laid)
+            return len(self._applied)
         wanted: dict[str, Parts] = {}
         for deltas, scale in loras:
             if not math.isfinite(scale):
-                raise ValueError(f"a LoRA's scale of {scale} is not a number to multiply by")
+                raise ValueError(f"LoRA scale {scale} is not a finite number")
             for name, delta in deltas.items():
                 wanted.setdefault(name, []).append((delta, scale))
         self._check_slots(wanted)
         self._state = None
         try:
-            for name in self._laid.keys() - wanted.keys():
+            for name in self._applied.keys() - wanted.keys():
                 self._restore(name)
             for name, parts in wanted.items():
-                applied = self._laid.get(name)
+                applied = self._applied.get(name)
                 if applied is None or not _same(applied, parts):
-                    self._lay(name, parts)
+                    self._apply(name, parts)
         except BaseException:
             self.restore()
             raise
@@ -82,10 +81,10 @@ class LoraMerger:
 
     @torch.no_grad()
     def lost(self, deltas: Deltas, scale: float) -> list[str]:
-        """Layers in which the rounding of the weights' type has undone nearly all of a change.
+        """Layers in which rounding to the weights' dtype has undone nearly all of a change.
 
-        To be asked while `deltas` is applied alone, at `scale`. Looks at a few layers, and at all
-        of them if half of those are lost.
+        Call it while only `deltas` is applied, at `scale`. Checks a few layers, and all of them if
+        the change is lost in half of those.
         """
         merged = [name for name in deltas if name not in self._slots]
         some = merged[:: max(1, len(merged) // SAMPLED)]
@@ -96,7 +95,7 @@ class LoraMerger:
         return found + [n for n in rest if self._is_lost(n, as_delta(deltas[n]), scale)]
 
     def _is_lost(self, name: str, delta: Delta, scale: float) -> bool:
-        """Whether most entries that the change would move are where they were."""
+        """Whether most entries that should have changed did not."""
         weight = self._weight(name)
         original = self._original.get(name, weight)
         moved = (weight != original).sum().item()
@@ -108,14 +107,14 @@ class LoraMerger:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Brings back every pristine weight, bit for bit."""
+        """Restores all original weights, bit-identical."""
         self._state = None
-        for name in list(self._laid):
+        for name in list(self._applied):
             self._restore(name)
 
-    def _lay(self, name: str, parts: Parts) -> None:
+    def _apply(self, name: str, parts: Parts) -> None:
         if name in self._slots:
-            self._laid[name] = parts
+            self._applied[name] = parts
             self._slots[name].fill([(pair, scale) for pair, scale in parts if _is_pair(pair)])
             return
         weight = self._weight(name)
@@ -123,7 +122,7 @@ class LoraMerger:
             key = name if name.endswith(BIAS) else f"{name}.weight"
             self._original.remember(name, key, weight)
         original = self._original.get(name, weight)
-        self._laid[name] = parts
+        self._applied[name] = parts
         in_place = weight.dtype == torch.float32
         merged = weight.copy_(original) if in_place else original.to(torch.float32, copy=True)
         for delta, scale in parts:
@@ -137,7 +136,7 @@ class LoraMerger:
         else:
             weight = self._weight(name)
             weight.copy_(self._original.get(name, weight))
-        del self._laid[name]
+        del self._applied[name]
 
     def _weight(self, name: str) -> Tensor:
         if name.endswith(BIAS):
@@ -152,13 +151,13 @@ class LoraMerger:
         ]
         if other:
             raise LoraMismatch(
-                f"{len(other)} layers are quantised, and only plain LoRA can lie beside them: "
-                f"{shown(sorted(other))}; draw with the unquantised base"
+                f"{len(other)} layers are quantized and support only plain LoRA: "
+                f"{shown(sorted(other))}; use the unquantized base model"
             )
 
 
 def _is_pair(delta: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Whether it is plain LoRA."""
+    """Whether a change is plain LoRA."""
     return isinstance(delta, tuple)
 
 

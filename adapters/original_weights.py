@@ -1,7 +1,7 @@
-"""The weights as the base model has them, kept wherever there is room.
+"""Keeps the original weights of a base model, in whichever memory is free.
 
-A weight is remembered when it is first touched: beside itself, else in host memory (pinned for a
-GPU), else not at all, and read again from the checkpoint, which safetensors maps into memory.
+A weight is saved before its first change: on its device, else in CPU memory (pinned for a GPU),
+else not at all: then it is read again from the checkpoint, which safetensors memory-maps.
 """
 
 import json
@@ -17,41 +17,41 @@ from families.memory import free_and_total
 
 
 class OriginalWeights:
-    """Pristine weights by name, of one model."""
+    """Original weights of one model by name."""
 
     def __init__(
         self, given: Mapping[str, Tensor] | None = None, checkpoint: Path | None = None
     ) -> None:
-        """`given` are known already; `checkpoint` is the model's folder or its one file."""
+        """`given` are saved already; `checkpoint` is the model's folder or its single file."""
         self._kept: dict[str, Tensor] = dict(given or {})
         self._in_checkpoint: dict[str, str] = {}  # the checkpoint's keys
         self._checkpoint = _Checkpoint(checkpoint) if checkpoint is not None else None
-        self._spare: dict[str, int] = {}  # bytes found free and not used up yet, by device
+        self._spare: dict[str, int] = {}  # free bytes at the last query minus copies, by device
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept or name in self._in_checkpoint
 
     def remember(self, name: str, key: str, weight: Tensor) -> None:
-        """Takes down a weight that is pristine now; `key` is its name in the checkpoint."""
+        """Saves a weight before it is changed; `key` is its name in the checkpoint."""
         if name in self:
             return
-        place = "beside" if self._has_room(weight.device, weight.nbytes) else "host"
-        if weight.device.type == "cpu" or place == "host":
-            place = "host" if self._has_room(torch.device("cpu"), weight.nbytes) else "checkpoint"
-        # Trusted only if its bits are the weight's: it may have been changed after loading.
+        place = "device" if self._fits(weight.device, weight.nbytes) else "cpu"
+        if weight.device.type == "cpu" or place == "cpu":
+            place = "cpu" if self._fits(torch.device("cpu"), weight.nbytes) else "checkpoint"
+        # Only if it equals the weight, which may have been changed after loading.
         if place == "checkpoint" and self._checkpoint is not None:
             stored = self._checkpoint.read(key)
             if stored is not None and torch.equal(stored.to(weight), weight):
                 self._in_checkpoint[name] = key
                 return
-        if place == "beside" or weight.device.type == "cpu":
+        if place == "device" or weight.device.type == "cpu":
             self._kept[name] = weight.detach().clone()
         else:
             copy = torch.empty_like(weight, device="cpu", pin_memory=True)
             self._kept[name] = copy.copy_(weight.detach())
 
     def get(self, name: str, like: Tensor) -> Tensor:
-        """A pristine weight in the type and on the device of `like`. Not to be changed."""
+        """An original weight with the dtype and device of `like`. Do not change it."""
         kept = self._kept.get(name)
         if kept is None:
             assert self._checkpoint is not None
@@ -61,11 +61,11 @@ class OriginalWeights:
             kept = kept.to(like.device, like.dtype, non_blocking=True)
         return kept
 
-    def _has_room(self, device: torch.device, size: int) -> bool:
-        """Whether a copy fits; what is free is looked up anew for every gigabyte."""
+    def _fits(self, device: torch.device, size: int) -> bool:
+        """Whether a copy fits; free memory is queried again for every gigabyte."""
         spare = self._spare.get(str(device), 0)
         if spare < size:
-            spare = min(_room(device), size + (1 << 30))
+            spare = min(_free(device), size + (1 << 30))
         self._spare[str(device)] = max(spare - size, 0)
         return spare >= size
 
@@ -81,7 +81,7 @@ class _Checkpoint:
             self._file_of |= dict.fromkeys(self._opened[file].keys(), file)
 
     def read(self, key: str) -> Tensor | None:
-        """One tensor, from the page cache if it is there; None where the files lack it."""
+        """One tensor, memory-mapped; None if the files lack it."""
         file = self._file_of.get(key)
         return None if file is None else self._opened[file].get_tensor(key)
 
@@ -97,7 +97,7 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _room(device: torch.device) -> int:
-    """Bytes for copies, with a fifth of the memory left to the activations of an image."""
+def _free(device: torch.device) -> int:
+    """Free bytes for copies; a fifth of the memory is reserved for activations."""
     free, total = free_and_total(device)
     return free - total // 5

@@ -1,8 +1,8 @@
-"""The placeholder: a new word with an embedding of its own and no prior.
+"""The placeholder token: a new token whose embedding starts near zero.
 
-The word never enters the tokenizer or the embedding matrix. Its rows are one float32 parameter
-that takes the place of the word's positions in `inputs_embeds` (`families.family`), so only they
-can change, and there is nothing to undo.
+The token is never added to the tokenizer or the embedding matrix. Its vectors are one float32
+parameter that replaces the token's positions in `inputs_embeds` (`families.family`), so the text
+encoder is never changed.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A new word and its embedding rows [vectors, hidden], float32."""
+    """A new token and its embedding vectors [vectors, hidden], float32."""
 
     token: str
     vectors: Tensor
@@ -22,14 +22,14 @@ class Placeholder:
     def create(
         cls, token: str, width: int, std: float, seed: int, device: torch.device | None = None
     ) -> "Placeholder":
-        """One trainable row, normal with `std` (0 gives exact zeros), drawn from `seed` alone."""
+        """One trainable vector, normally distributed with `std` (0: exact zeros), by `seed`."""
         start = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * std
         return cls(token, nn.Parameter(start.to(device)))
 
     def norm(self) -> float:
-        """Largest Euclidean norm among the rows."""
+        """Largest Euclidean norm of the vectors."""
         return self.vectors.detach().norm(dim=1).max().item()
 
     def detached(self) -> "Placeholder":
-        """A copy on the CPU that no training reaches."""
+        """A detached float32 copy on the CPU."""
         return Placeholder(self.token, self.vectors.detach().float().cpu().clone())

@@ -1,4 +1,4 @@
-"""Which texts can be a placeholder token. Needs no PyTorch."""
+"""Checks placeholder tokens. Does not import PyTorch."""
 
 import logging
 
@@ -10,37 +10,42 @@ MAX_LENGTH = 64  # characters
 
 
 class PlaceholderError(ValueError):
-    """A placeholder token that cannot be used."""
+    """An invalid placeholder token."""
 
 
 def check_token(token: str, prompts: PromptTokenizer | None = None) -> None:
-    """Raises `PlaceholderError` for a token that cannot be a new word.
+    """Raises `PlaceholderError` for an invalid placeholder token.
 
-    Without `prompts` only its spelling is checked, which needs no model. A token without angle
-    brackets is allowed, with a warning in the log.
+    Without `prompts` only its characters are checked, which needs no tokenizer. A token without
+    angle brackets is allowed, with a warning in the log.
     """
     if not token:
-        raise PlaceholderError("placeholder_token is empty; give it a name such as <zwx>")
+        raise PlaceholderError("placeholder_token is empty; set it to a token such as <zwx>")
     if any(character.isspace() for character in token):
         raise PlaceholderError(
-            f"placeholder_token {token!r} holds white space; use one word such as <zwx>"
+            f"placeholder_token {token!r} contains white space; use one word such as <zwx>"
         )
     if not token.isprintable():
-        raise PlaceholderError(f"placeholder_token {token!r} holds characters that do not print")
+        raise PlaceholderError(
+            f"placeholder_token {token!r} contains unprintable characters; use one such as <zwx>"
+        )
     if len(token) > MAX_LENGTH:
         raise PlaceholderError(
-            f"placeholder_token has {len(token)} characters; {MAX_LENGTH} is the most"
+            f"placeholder_token has {len(token)} characters; {MAX_LENGTH} is the limit"
         )
     if token == "TOK":
-        raise PlaceholderError("placeholder_token TOK stands for the subject in captions already")
-    if token == "__metadata__":  # a safetensors file cannot hold a tensor of that name
-        raise PlaceholderError("placeholder_token __metadata__ is reserved; choose another word")
+        raise PlaceholderError(
+            "placeholder_token TOK is reserved: in captions it is replaced by the placeholder "
+            "token; use one such as <zwx>"
+        )
+    if token == "__metadata__":  # reserved in safetensors files
+        raise PlaceholderError("placeholder_token __metadata__ is reserved; choose another token")
     if prompts is not None:
         _check_against(token, prompts)
         if not (token.startswith("<") and token.endswith(">")):
             log.warning(
-                "placeholder_token %r has no angle brackets: prompts have to write it as a word of "
-                "its own; <%s> is safer",
+                "placeholder_token %r has no angle brackets: in prompts it must be a separate "
+                "word; <%s> is safer",
                 token,
                 token,
             )
@@ -52,17 +57,17 @@ def _check_against(token: str, prompts: PromptTokenizer) -> None:
         if token in special or special in token:
             raise PlaceholderError(
                 f"placeholder_token {token!r} collides with the model's token {special!r}; "
-                "choose another word"
+                "choose another token"
             )
     if token in prompts.template:
         raise PlaceholderError(
             f"placeholder_token {token!r} is part of the template around every prompt; "
-            "choose another word"
+            "choose another token"
         )
-    # Words have an id of their own with a space before them, some of them only so.
+    # Many known words are single tokens only with a space before them.
     spellings = (token, f" {token}")
     if any(len(tokenizer(each, add_special_tokens=False)["input_ids"]) == 1 for each in spellings):
         raise PlaceholderError(
-            f"placeholder_token {token!r} is a word the tokenizer already knows, with a meaning "
-            "of its own; choose one it does not, such as <zwx>"
+            f"placeholder_token {token!r} is a token that the tokenizer already knows; "
+            "it has a meaning; choose a new one such as <zwx>"
         )

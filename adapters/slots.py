@@ -1,8 +1,8 @@
-"""LoRA beside a quantised layer: an unquantised side path of a fixed shape.
+"""LoRA on a quantized layer: an unquantized side path of a fixed shape.
 
-A quantised weight is never merged into: rounding W + dW to 8 bits loses most of a weak dW. The
-factors of all LoRAs lie one after the other in two buffers whose size never changes, so a swap
-writes numbers and nothing else: no new storage, no recompilation.
+LoRAs are not merged into quantized weights: rounding W + dW to 8 bits loses most of a small dW. The
+factors of all LoRAs are concatenated in two buffers of a fixed size, so a swap only copies values:
+no new storage, no recompilation.
 """
 
 import logging
@@ -16,7 +16,7 @@ from adapters.formats import is_linear
 
 log = logging.getLogger(__name__)
 
-RANK = 64  # of an empty slot; doubled when LoRAs need more
+RANK = 64  # of an empty slot; doubled if LoRAs need more
 
 
 def is_plain(weight: Any) -> bool:
@@ -29,10 +29,10 @@ def is_plain(weight: Any) -> bool:
 
 
 class SlotLinear(nn.Module):
-    """A linear layer and its slot: y = base(x) + x A^T B^T. Empty, it is the base bit for bit."""
+    """A linear layer with a slot: y = base(x) + x A^T B^T. Empty: bit-identical to the base."""
 
     down: Tensor  # A [rank, in]
-    up: Tensor  # B [out, rank]; zeros beyond the LoRAs that lie in it
+    up: Tensor  # B [out, rank]; zeros beyond the LoRAs' ranks
 
     def __init__(self, base: Any, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SlotLinear(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The base's; models look at its type."""
+        """The base's weight; models read its dtype."""
         return self.base.weight
 
     @property
@@ -60,13 +60,13 @@ class SlotLinear(nn.Module):
 
     @torch.no_grad()
     def fill(self, loras: Sequence[tuple[tuple[Tensor, Tensor], float]]) -> None:
-        """Lays ((A, B), scale) pairs one after the other into the slot, in place of what lay."""
+        """Copies ((A, B), scale) pairs into the slot, in place of earlier ones."""
         rank = sum(len(down) for (down, _), _ in loras)
         if rank > len(self.down):
             larger = len(self.down)
             while larger < rank:
                 larger *= 2
-            log.warning("LoRAs of rank %d need larger slots; compiled blocks compile anew", rank)
+            log.warning("LoRAs of rank %d need larger slots; compiled blocks are recompiled", rank)
             self.down, self.up = self._empty(larger, self.down.device, self.down.dtype)
         self.up.zero_()
         start = 0
@@ -77,7 +77,7 @@ class SlotLinear(nn.Module):
             start = stop
 
     def _empty(self, rank: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False):  # else they could be filled in that mode alone
+        with torch.inference_mode(False):  # inference tensors could only be filled in that mode
             return (
                 torch.zeros(rank, self.in_features, device=device, dtype=dtype),
                 torch.zeros(self.out_features, rank, device=device, dtype=dtype),
@@ -85,9 +85,9 @@ class SlotLinear(nn.Module):
 
 
 def put_slots(transformer: nn.Module) -> dict[str, SlotLinear]:
-    """Puts a slot around every quantised linear layer that has none yet; all slots by name."""
+    """Wraps every quantized linear layer in a slot, unless it has one; returns all by name."""
     slots = {n: each for n, each in transformer.named_modules() if isinstance(each, SlotLinear)}
-    quantised = {
+    quantized = {
         name: module
         for name, module in transformer.named_modules()
         if is_linear(module)
@@ -95,11 +95,11 @@ def put_slots(transformer: nn.Module) -> dict[str, SlotLinear]:
         and not isinstance(module, SlotLinear)
         and name.removesuffix(".base") not in slots
     }
-    if quantised:
+    if quantized:
         plain = next((p for p in transformer.parameters() if is_plain(p)), None)
         dtype = torch.bfloat16 if plain is None else plain.dtype
-        for name, module in quantised.items():
-            # A layer whose weight waits in host memory says where it computes.
+        for name, module in quantized.items():
+            # An offloaded layer has the attribute `device`, where it computes.
             device = getattr(module, "device", module.weight.device)
             slots[name] = SlotLinear(module, device, dtype)
             parent, _, child = name.rpartition(".")

@@ -1,8 +1,8 @@
-"""The turbo adapter: a LoRA that has already taken the distillation away.
+"""The training adapter: a LoRA that removes the distillation.
 
-Training on a model that was distilled to few steps undoes the distillation. On top of this
-adapter it is undone already, so a new LoRA need not learn that; and pictures are drawn on the
-pristine base, which is the merged base minus the adapter without its rounding.
+Training a distilled model destroys the distillation. So this adapter, which removes it, is merged
+into the model during training, and the new LoRA does not learn the removal. Images are generated
+with the original weights, without the adapter.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class MergeFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class TurboAdapter:
-    """A training adapter's file, read and checked."""
+    """A training adapter, loaded from its file and checked."""
 
     name: str  # of the file
     sha256: str
@@ -29,18 +29,18 @@ class TurboAdapter:
 
     @classmethod
     def read(cls, path: Path) -> "TurboAdapter":
-        """Reads rank and alpha from the file itself; raises `BrokenLora` with the reason."""
+        """Reads the file, rank and alpha included. Raises `BrokenLora` with the reason."""
         tensors, metadata = read_tensors(path, path.name)
         return cls(path.name, content_hash(path), parse_lora(tensors, metadata, path.name))
 
     @torch.no_grad()
     def merge(self, transformer: nn.Module, base_name: str, weight: float = 1.0) -> float:
-        """Adds weight * B @ A to every layer the adapter names, in float32, rounded once.
+        """Adds weight * B @ A to every layer of the adapter, in float32, rounded once.
 
-        A weight of -1 takes the adapter out of a transformer that was saved merged. Returns the
-        norm of what changed over the norm of the touched weights. Nothing is kept to undo it: it
-        costs no second copy of the transformer. Raises `LoraMismatch` where a layer does not
-        exist, before any is touched, and `MergeFailed` where one did not change.
+        A weight of -1 removes the adapter from a transformer that was saved with it. Returns the
+        norm of the change relative to the norm of the changed weights. Keeps no copy of the
+        original weights. Raises `LoraMismatch` if a layer does not exist, before any is changed,
+        and `MergeFailed` if one did not change.
         """
         check_fits(self.factors, transformer, self.name, base_name)
         layers = dict(transformer.named_modules())
@@ -55,7 +55,7 @@ class TurboAdapter:
                 still.append(name)
         if still:
             raise MergeFailed(
-                f"{self.name}: merging changed nothing in {len(still)} of {len(self.factors)} "
+                f"{self.name}: merging did not change {len(still)} of {len(self.factors)} "
                 f"layers ({', '.join(still[:3])})"
             )
         return (changed / whole) ** 0.5

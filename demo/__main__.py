@@ -1,84 +1,144 @@
-"""python -m demo: trains on a few pictures, and draws before and after.
+"""python -m demo: trains a LoRA on a few images, and generates before and after.
 
-The pictures are scenes of the miniature's own world; with `--photographs` they are real ones.
+The images are scenes of the miniature's own world; with `--photographs` they are real photos.
 """
 
+import argparse
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from demo.grid import Row, draw_grid
-from demo.subject import Subject, photographs, scenes
-from inference.console import begin
+from inference.console import log_to_console, one_message
+from inference.flags import typed
 
 if TYPE_CHECKING:
+    from demo.grid import Row
+    from demo.subject import Subject
     from predict import Predictor
 
 OUTPUTS = Path("outputs")
 SEED = 1
-PREVIEWED, PREVIEW_EVERY = 3, 100  # prompts in the report, and the steps between their pictures
+PREVIEWED, PREVIEW_EVERY = 3, 100  # prompts in the report, and the steps between their images
+SHOWN = ("inference.progress",)  # whose log lines are shown: training steps without a terminal
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the demo, with the words that the program was started with by default."""
     start = time.perf_counter()
-    begin(
-        "demo: trains a LoRA on a few images with the miniature test model, then generates with "
-        f"it; output in a new folder in {OUTPUTS}/"
+    parser = argparse.ArgumentParser(
+        description="Train a LoRA of a toy robot with the miniature test model, then generate it. "
+        "CPU only, about 2 minutes."
     )
-    import torch
+    parser.add_argument("--photographs", action="store_true", help="train on real photos")
+    parser.add_argument("--verbose", action="store_true", help="show the whole log")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    given = parser.parse_args(words)
+    print(
+        "demo: trains a LoRA on a few images with the miniature test model, then generates with "
+        f"it; output in a new folder in {OUTPUTS}/",
+        "loading libraries …",
+        sep="\n",
+        flush=True,
+    )
+    log_to_console(debug=given.debug)
+    with one_message(given.debug), tempfile.TemporaryDirectory() as folder:
+        import torch
 
-    # For models this small, sharing the work out costs more than it brings.
-    torch.set_num_threads(1)
-    os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = "--photographs" in sys.argv[1:]
-        _show(photographs(Path(folder)) if wanted else scenes(), start)
+        from demo.subject import photographs, scenes
+
+        # For models this small, sharing the work out costs more than it brings.
+        torch.set_num_threads(1)
+        os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
+        subject = photographs(Path(folder)) if given.photographs else scenes()
+        if given.verbose:
+            _show(subject, start)
+        else:
+            with _few_lines():
+                _show(subject, start)
 
 
-def _show(subject: Subject, start: float) -> None:
+@contextmanager
+def _few_lines() -> Iterator[None]:
+    """Leaves out the log on the console, below an error; log.txt of the run has it."""
+
+    def shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or record.name in SHOWN
+
+    handlers = [*logging.root.handlers]
+    for handler in handlers:
+        if getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(shown)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(shown)
+
+
+def _show(subject: "Subject", start: float) -> None:
     # The libraries of the models take seconds to import.
+    from demo.grid import draw_grid
     from predict import Predictor
-    from train import train
+    from trainer.data import read_dataset
+    from trainer.run import train_and_check
+    from trainer.settings import TrainingInputs, resolve
 
-    _say(f"The training images: {subject.dataset}", subject.credit)
+    settings = resolve(
+        TrainingInputs(
+            dataset=subject.dataset,
+            steps=subject.steps,
+            seed=SEED,
+            sample_prompts="\n".join(subject.prompts[:PREVIEWED]),
+            sample_every=PREVIEW_EVERY,
+        )
+    )
+    count = len(read_dataset(subject.dataset, ""))
+    steps = settings.for_images(count).steps
+    _say(
+        "",
+        f"  images      {subject.dataset.name}, {count}: {subject.credit}",
+        f"  base model  {settings.base.name}, included",
+        f"  token       {settings.subject}",
+        f"  settings    {steps} steps of {settings.batch_size}, rank {settings.rank}, seed {SEED}",
+        "",
+    )
+    result = train_and_check(settings)
+    weights = result.weights
 
-    _say("Training a LoRA and the new word <zwx>")
-    weights = train(
-        dataset=subject.dataset,
-        steps=subject.steps,
-        seed=SEED,
-        sample_prompts="\n".join(subject.prompts[:PREVIEWED]),
-        sample_every=PREVIEW_EVERY,
-    ).weights
-
-    _say("Drawing the same prompts before and after")
+    _say(f"generating {2 * len(subject.prompts)} images, before and after …")
     predictor = Predictor()
     predictor.setup()
     run = weights.parent  # a new folder, in which nothing is overwritten
-    before = _draw(predictor, subject, run / "before", None)
-    after = _draw(predictor, subject, run / "after", weights)
+    before = _generate(predictor, subject, run / "before", None)
+    after = _generate(predictor, subject, run / "after", weights)
 
-    picture = OUTPUTS / "demo.png"
-    draw_grid(_rows(subject, before, after)).save(picture)
+    image = OUTPUTS / "demo.png"
+    draw_grid(_rows(subject, before, after)).save(image)
     _say(
-        f"Done in {time.perf_counter() - start:.0f} seconds.",
-        f"{picture}: the pictures, before and after, at a glance",
-        f"{run / 'report.html'}: how the training went and how it was judged, on one page",
-        f"{weights}: the LoRA and the new word, to predict with",
-        f"{run / 'before'}, {run / 'after'}: every picture by itself",
+        "",
+        f"result {result.verdict}",
+        f"done in {time.perf_counter() - start:.0f} s; results in {run}",
+        f"  {image}: training images, before and after",
+        "  report.html: losses, preview images, checks",
+        "  weights.zip: LoRA and token",
+        "  before/, after/: single images",
+        "  log.txt: the whole log",
+        "",
+        f'next: {typed()["generate"]} --weights {weights} --prompt "{subject.prompts[0]}"',
     )
 
 
-def _draw(
-    predictor: "Predictor", subject: Subject, folder: Path, weights: Path | None
+def _generate(
+    predictor: "Predictor", subject: "Subject", folder: Path, weights: Path | None
 ) -> list[Path]:
-    """One picture of every prompt, as files in the folder."""
+    """One image of every prompt, as files in the folder."""
     folder.mkdir()
     files = []
     for number, prompt in enumerate(subject.prompts):
@@ -92,8 +152,11 @@ def _draw(
     return files
 
 
-def _rows(subject: Subject, before: list[Path], after: list[Path]) -> list[Row]:
-    """The grid's rows: as many training pictures as prompts, then the prompts twice."""
+def _rows(subject: "Subject", before: list[Path], after: list[Path]) -> list["Row"]:
+    """The rows of the grid: as many training images as prompts, then the prompts twice."""
+    from PIL import Image
+
+    from demo.grid import Row
     from trainer.data import read_dataset
 
     shown = read_dataset(subject.dataset, "")[: len(subject.prompts)]
@@ -109,8 +172,7 @@ def _rows(subject: Subject, before: list[Path], after: list[Path]) -> list[Row]:
 
 
 def _say(*lines: str) -> None:
-    """A paragraph among the log lines of what the demo calls."""
-    print("", *lines, "", sep="\n", flush=True)
+    print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

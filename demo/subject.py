@@ -1,4 +1,4 @@
-"""What the demo trains on, and what it draws afterwards."""
+"""What the demo trains on, and what it generates afterwards."""
 
 import importlib.util
 import io

@@ -3,12 +3,12 @@
 import logging
 import os
 
-# Read when CUDA is first used. Without it memory falls into pieces of fixed size, and a plan's
-# reserve is too small.
+# Read when CUDA is first used. Without it, memory is fragmented into blocks of fixed size, and the
+# reserve of the memory plan is too small.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
-# At import they warn of optional kernels that a machine lacks and that are not used here: weights
-# are unpacked by plain tensor operations.
+# At import these warn about missing optional kernels that are not used here: weights are
+# dequantized by plain tensor operations.
 for _name in (
     "bitsandbytes",
     "torchao",

@@ -1,4 +1,4 @@
-"""The types that a base model's file in `families/models/` is written in. Plain data.
+"""The dataclasses that describe a base model, used by the files in `families/models/`.
 
 What differs between two base models is a field here, never a branch elsewhere. Defaults that a user
 may override (steps, learning rates, guidance) are fields of `Base`; each names its source.
@@ -15,7 +15,7 @@ Config = Mapping[str, Any]  # the config.json of a model
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A training adapter: one LoRA file in a repository of its own."""
+    """A training adapter: one LoRA file in a separate repository."""
 
     hub_id: str
     name: str  # of the file
@@ -26,14 +26,14 @@ class AdapterFile:
 class Steps:
     """Optimizer steps in proportion to the number of training images, between two bounds."""
 
-    per_picture: int
+    per_image: int
     least: int
     most: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """One base model: where its files are, and the settings that suit it."""
+    """One base model: where its files are, and its default settings."""
 
     name: str
     hub_id: str  # ORG/NAME on the Hub, and below $MODEL_VAULT
@@ -41,9 +41,9 @@ class Base:
     completed_by: "Base | None" = None  # supplies the components that this repository lacks
     included: Path | None = None  # its folder, where this project includes it
     folder: Path | None = None  # a folder that the user named, in place of all others
-    distilled: bool = False  # made for few steps without guidance; plain training destroys that
-    # LoRAs that contain the de-distillation, applied while training, by version; the last is the
-    # default.
+    distilled: bool = False  # for few steps without guidance; plain training destroys that
+    # Training adapters (LoRAs that undo the distillation, applied while training) by version; the
+    # last is the default.
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
@@ -51,11 +51,11 @@ class Base:
     guidance_scale: float
     default_resolution: int  # pixels, edge of the square image it generates best
     # Pixels, edge of the square with as many pixels as the largest image that is accepted, for
-    # training and for generation. Published models: twice their own edge; beyond, they repeat the
-    # subject, and decoding takes more than 29 GB.
+    # training and for generation. Published models: twice their default edge. Larger images repeat
+    # the subject, and decoding takes more than 29 GB.
     largest_resolution: int = 2048
 
-    # GB of memory that `auto` asks a GPU for, counted as a plan counts
+    # GB of free GPU memory that `auto` requires, counted as in the memory plan
     # (`tests/families/test_bases.py`):
     # to generate an image of the default resolution with the whole model in 16 bits; and to train
     # with these settings and a placeholder, in int8 with gradient checkpointing.
@@ -67,14 +67,14 @@ class Base:
     training_resolution: int  # pixels; the size that trainers' examples for these models use
     rank: int = 32  # ai-toolkit and musubi-tuner for Z-Image; for Qwen-Image they and others 16-64
     learning_rate: float = 1e-4  # ai-toolkit and SimpleTuner for both models
-    # Adam moves a value by about the learning rate in each step, and the values of embeddings are
-    # hundredths: tens of steps from zero to the size of a known token's.
+    # Adam changes a value by about the learning rate in each step, and the values of embeddings are
+    # hundredths: tens of steps from zero to the norm of a known token's embedding.
     placeholder_learning_rate: float = 1e-3
     lr_scheduler: str = "constant"  # ai-toolkit, musubi-tuner
     # 1000 is the default of SimpleTuner's example and of Replicate's Qwen-Image and FLUX trainers,
     # 3000 ai-toolkit's; between them in proportion to the images.
-    training_steps: Steps = Steps(per_picture=100, least=1000, most=3000)
-    batch_size: int = 1  # all of them
+    training_steps: Steps = Steps(per_image=100, least=1000, most=3000)
+    batch_size: int = 1  # all of these trainers
     caption_dropout: float = 0.05  # ai-toolkit
     timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
     training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
@@ -125,8 +125,8 @@ class FewStepRow:
     """
 
     name: str
-    # Found in the name of a file or in a title, in lower case, words joined by hyphens.
+    # Searched in a file's name or a title, in lower case, words joined by hyphens.
     pattern: re.Pattern[str]
-    steps: int  # where the name does not say
+    steps: int  # where the name contains no number of steps
     shift: float | None
     guidance_scale: float = 1.0

@@ -39,7 +39,7 @@ def load_tokenizer(base: Base) -> Any:
 
 
 def text_width(base: Base) -> int:
-    """Values of one embedding of the text encoder."""
+    """Dimension of the text encoder's embeddings."""
     config = AutoConfig.from_pretrained(
         component_folder(base, "text_encoder"), trust_remote_code=False
     )
@@ -47,7 +47,7 @@ def text_width(base: Base) -> int:
 
 
 def load_transformer(family: "Family", change: Callable[[Any], None] | None) -> Any:
-    """As `Family.load_transformer`: in the family's `dtype`, stored as its `storage` says."""
+    """As `Family.load_transformer`: in the family's `dtype`, stored as in its `storage`."""
     storage, device, dtype = family.storage, family.device, family.dtype
     model_class = family.model_class("transformer")
     in_place = storage.quantize == "none" and not storage.offload
@@ -94,7 +94,7 @@ def linear_layers(model_class: Any, config: Any) -> list[str]:
 
 
 def _transformer_config(base: Base) -> Any:
-    """The folder with the transformer's config.json; a lone checkpoint borrows one."""
+    """The folder with the transformer's config.json; a single file uses `completed_by`'s."""
     source = transformer_source(base)
     return source if source.is_dir() else component_folder(base, "transformer")
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +17,28 @@ from families.repository import (
 )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m families.download",
-        description="Fetch base models from the Hub into $MODEL_VAULT, as ORG/NAME in the Hub's "
-        "own layout, so that training and generation need no network afterwards.",
+        description="Download base models from the Hub into the model folder ($MODEL_VAULT), as "
+        "ORG/NAME in the Hub's layout, so that training and generation need no network.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(BASES))
-    parser.add_argument("--vault", default=os.environ.get("MODEL_VAULT"), help="in place of it")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--vault",
+        default=os.environ.get("MODEL_VAULT"),
+        help="the model folder, instead of $MODEL_VAULT",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(words)
     if not arguments.vault:
-        parser.error("set MODEL_VAULT, or give --vault FOLDER")
+        parser.error("set MODEL_VAULT, or pass --vault FOLDER")
     try:
         for hub_id in hub_ids(arguments.names):
             fetch(hub_id, Path(arguments.vault).expanduser())
     except (UnknownBase, MissingModel) as error:
+        if arguments.debug:
+            raise
         sys.exit(f"error: {error}")
 
 
@@ -45,26 +53,26 @@ def hub_ids(names: list[str]) -> list[str]:
     return list(wanted)
 
 
-def fetch(hub_id: str, vault: Path) -> Path:
-    """Downloads one repository into the vault; what is there already is not fetched again.
+def fetch(hub_id: str, model_folder: Path) -> Path:
+    """Downloads one repository into the model folder; existing files are not downloaded again.
 
-    Raises `MissingModel` where the Hub cannot be reached or the repository is not whole.
+    Raises `MissingModel` if the Hub cannot be reached or the repository is incomplete.
     """
     from huggingface_hub import snapshot_download
 
-    folder = vault / hub_id
+    folder = model_folder / hub_id
     print(f"{hub_id} -> {folder}")
     try:
         snapshot_download(hub_id, local_dir=folder, allow_patterns=VAULT_PATTERNS)
     except Exception as error:
         raise MissingModel(
-            f"{hub_id} could not be fetched from the Hub ({type(error).__name__}: {error})"
+            f"{hub_id} could not be downloaded from the Hub ({type(error).__name__}: {error})"
         ) from error
-    # Without a network the Hub's client accepts whatever is in the folder.
+    # Without a network, the Hub's client accepts an incomplete folder.
     row = by_hub_id(hub_id)
     if row is None:  # a training adapter's
         if not any(folder.glob("*.safetensors")):
-            raise MissingModel(f"{folder} holds no .safetensors; fetch it again")
+            raise MissingModel(f"{folder} contains no .safetensors; download it again")
         return folder
     base = replace(row, hub_id=str(folder), folder=folder)
     transformer_source(base)

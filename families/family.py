@@ -1,10 +1,10 @@
-"""What the file of every base model defines, and what is the same for all of them.
+"""The interface of a base model's family, and the methods that all families share.
 
 Tensor names carry their shape: B images, C latent channels, H and W latent rows and columns,
 L text tokens, D text features, P pixels' height and width.
 
 Conventions: sigma in [0, 1] is the noise level, x_sigma = (1 - sigma) x0 + sigma noise, and
-velocity is noise - x0 in float32. Latents are normalised as the family's pipeline expects them.
+velocity is noise - x0 in float32. Latents are normalized as the family's pipeline expects them.
 Guidance is the usual scale, where 1 is off.
 """
 
@@ -40,29 +40,28 @@ class Family(ABC):
     """A base model whose heavy parts are loaded when they are first used and can be released.
 
     `transformer` and `text_encoder` run in `dtype`; `vae` runs in float32, since images are encoded
-    once and decoding is a small share of generation. Nothing here is ever trained: every parameter
-    is frozen.
+    once and decoding is a small share of generation. All parameters are frozen.
     """
 
-    # What a base model's file says. Without a default: it has to.
+    # Defined by the file of each family; those without a default are required.
 
     name: ClassVar[str]  # as in `Base.family` and meta.json
-    title: ClassVar[str]  # as messages name it
-    bases: ClassVar[tuple[Base, ...]]  # the first undistilled one stands for an unknown fine-tune
+    title: ClassVar[str]  # name in messages
+    bases: ClassVar[tuple[Base, ...]]  # an unknown fine-tune gets the first undistilled one's
     auto_on_gpu: ClassVar[Base | None] = None  # what `auto` may choose on a GPU
-    auto_without_gpu: ClassVar[Base | None] = None  # and on a CPU; one family has it
+    auto_without_gpu: ClassVar[Base | None] = None  # and on a CPU; only one family has it
     classes: ClassVar[ModelClasses]
-    # What shapes the published models, to plan before anything is downloaded: by component, those
+    # Configs of the published models, to plan before anything is downloaded: by component, those
     # fields of its config.json that are not the class's defaults. All bases share them.
     published: ClassVar[Mapping[str, Config]]
-    trunk: ClassVar[str]  # the transformer's list of equal blocks that is nearly all of it
+    trunk: ClassVar[str]  # the transformer's list of equal blocks, nearly all of its weights
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
-    max_text_tokens: ClassVar[int] = 512  # the pipelines' own limit
-    empty_prompt: ClassVar[str] = ""  # what no caption and no negative prompt stand for
-    noise_in_dtype: ClassVar[bool] = False  # the pipeline makes noise in `dtype`, not in float32
+    max_text_tokens: ClassVar[int] = 512  # the pipelines' limit
+    empty_prompt: ClassVar[str] = ""  # used for an empty caption and an empty negative prompt
+    noise_in_dtype: ClassVar[bool] = False  # the pipeline samples noise in `dtype`, not in float32
     layer_names: ClassVar[str] = ""  # a regular expression: names of layers only this family has
-    # Names of the model's first release that LoRA files still use, and ours in their place;
-    # several where its layer held them fused, one below the other.
+    # Layer names of the model's first release that LoRA files still use -> diffusers' names;
+    # several for a fused layer, in the order of its rows.
     original_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     few_step_loras: ClassVar[tuple[FewStepRow, ...]] = ()
     ai_toolkit: ClassVar[AiToolkitNames | None] = None
@@ -92,12 +91,12 @@ class Family(ABC):
         library = transformers if component == "text_encoder" else diffusers
         return getattr(library, getattr(cls.classes, component))
 
-    # The heavy parts.
+    # The models.
 
     def set_storage(self, storage: WeightStorage) -> None:
-        """Sets how the weights of parts that are loaded from now on are stored.
+        """Sets how the weights of models that are loaded from now on are stored.
 
-        Raises `QuantizationUnavailable` for what cannot run here.
+        Raises `QuantizationUnavailable` for a quantization that cannot run on this machine.
         """
         from families.quantization import check_available
 
@@ -111,10 +110,10 @@ class Family(ABC):
         return self.load_transformer()
 
     def load_transformer(self, change: Callable[[Any], None] | None = None) -> Any:
-        """Loads the transformer, which is `transformer` from then on.
+        """Loads the transformer again and replaces `transformer`.
 
-        `change` is called with it before it is quantized, and may change its weights: what is
-        merged into quantized weights is lost to their rounding.
+        `change` is called with it before it is quantized, and may change its weights: small changes
+        that are merged into quantized weights are lost to rounding.
         """
         from families import components
 
@@ -133,14 +132,14 @@ class Family(ABC):
     def text_encoder(self) -> Any:
         """The language model without its vocabulary head, frozen, in `dtype` or quantized.
 
-        Called with `inputs_embeds`, its `last_hidden_state` is what the transformer reads.
+        Called with `inputs_embeds`; its `last_hidden_state` is the transformer's text input.
         """
         from families import components
 
         return components.load_text_encoder(self)
 
     def release(self, *names: str) -> None:
-        """Drops loaded parts (`transformer`, `vae`, `text_encoder`) from memory."""
+        """Frees loaded models (`transformer`, `vae`, `text_encoder`)."""
         import torch
 
         for name in names:
@@ -160,14 +159,14 @@ class Family(ABC):
 
     @cached_property
     def text_width(self) -> int:
-        """Values of one embedding of the text encoder."""
+        """Dimension of the text encoder's embeddings."""
         from families import components
 
         return components.text_width(self.base)
 
     def tokenize(self, prompt: str, vectors: Mapping[str, Tensor] | None = None) -> TokenizedPrompt:
-        """Ids of the prompt inside the template, cut at the pipeline's limit."""
-        counts = {word: len(rows) for word, rows in (vectors or {}).items()}
+        """Token ids of the prompt inside the template."""
+        counts = {token: len(rows) for token, rows in (vectors or {}).items()}
         return self.prompts.tokenize(prompt, counts)
 
     def encode_prompts(
@@ -178,20 +177,20 @@ class Family(ABC):
     ) -> list[Tensor]:
         """Text features, one text_LD per prompt, unpadded, in `dtype`.
 
-        `vectors` maps a new token to its embeddings [vectors, D]; they are put in through
-        `inputs_embeds`, and gradients reach them. All prompts begin with `prefix`, if it is given,
-        which is not read again.
+        `vectors` maps each new token to its embeddings [vectors, D]; they are passed through
+        `inputs_embeds`, and gradients reach them. `prefix` is the encoded beginning that all
+        prompts share; it is not encoded again.
         """
         from families.text_features import encode_prompts
 
         return encode_prompts(self, prompts, vectors, prefix)
 
     def reads_new(self, prompt: TokenizedPrompt) -> bool:
-        """Whether any new token of the prompt is in the part that is kept."""
+        """Whether any new token of the prompt is in the part that is encoded."""
         return any(column < self.text_limit(prompt) for column, _, _ in prompt.new)
 
     def text_limit(self, prompt: TokenizedPrompt) -> int:
-        """Ids kept of a prompt; as the pipelines do, features are cut at `max_text_tokens`."""
+        """Number of ids that are kept: as in the pipelines, at most `max_text_tokens` features."""
         return self.max_text_tokens + self._first_feature(prompt)
 
     # Images and latents.
@@ -208,8 +207,8 @@ class Family(ABC):
     def initial_noise(self, seeds: Sequence[int], width: int, height: int) -> Tensor:
         """latents_BCHW float32 at sigma 1, one image per seed.
 
-        Made on the CPU in the type that the stock pipeline makes it in, so that a seed gives the
-        stock pipeline's image on every device.
+        Sampled on the CPU in the same dtype as in diffusers' pipeline, so that a seed gives the
+        pipeline's image on every device.
         """
         import torch
 
@@ -220,9 +219,9 @@ class Family(ABC):
         return flow.noise(shape, seeds, dtype).to(self.device, torch.float32)
 
     def sigmas(self, steps: int, width: int, height: int, shift: float | None = None) -> Tensor:
-        """steps + 1 noise levels from 1 to 0: the pipeline's grid under the base's scheduler.
+        """steps + 1 sigmas from 1 to 0: the pipeline's schedule, by the base's scheduler.
 
-        With `shift` the grid is shifted by that at every size, without a terminal shift.
+        With `shift`, the static shift at every size, without a terminal shift.
         """
         from families import flow
 
@@ -235,7 +234,7 @@ class Family(ABC):
         """Classifier-free guidance of two velocities (Ho and Salimans 2022, arXiv 2207.12598)."""
         return unconditional + scale * (conditional - unconditional)
 
-    # What each family knows.
+    # Defined by each family.
 
     vae_factor: int  # pixels per latent row
     patch_size: int  # latent rows per transformer token
@@ -247,15 +246,15 @@ class Family(ABC):
 
     @abstractmethod
     def _reading_part(self, model: Any) -> nn.Module:
-        """The part of the loaded language model whose last hidden state is read."""
+        """The part of the loaded language model whose last hidden state is used."""
 
     @abstractmethod
     def _first_feature(self, prompt: TokenizedPrompt) -> int:
-        """Template tokens that are dropped from the front of the features."""
+        """Number of template tokens that are dropped from the start of the features."""
 
     @abstractmethod
     def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the normalised latents, each BCHW float32.
+        """Mean and standard deviation of the normalized latents, each BCHW float32.
 
         Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`.
         """
@@ -268,16 +267,16 @@ class Family(ABC):
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The transformer's noise - x0 for noisy latents, BCHW float32; `text` as encoded."""
 
-    # What a LoRA adapts.
+    # LoRA targets.
 
     def lora_targets(self, wanted: str = "auto") -> list[str]:
-        """Names of the transformer's linear layers that a LoRA adapts, as `wanted` asks.
+        """Names of the transformer's linear layers that a LoRA adapts, by the setting `wanted`.
 
-        auto: attention and feed-forward of the blocks; attention or feed_forward: those alone;
-        all: every linear layer of the blocks, modulation included; else names or patterns, each
-        the end of a layer's name (`attention.to_q`) or with `*` the whole of it
-        (`layers.2?.attention.*`). Several are joined by commas; `!` before one takes its layers
-        away again (`all,!attention`). Raises ValueError for one that fits no layer.
+        auto: attention and feed-forward of the blocks; attention or feed_forward: only those;
+        all: every linear layer of the blocks, modulation included; otherwise names or patterns,
+        each the end of a layer's name (`attention.to_q`) or, with `*`, the whole name
+        (`layers.2?.attention.*`). Several are separated by commas; `!` before one excludes its
+        layers (`all,!attention`). Raises ValueError for one that matches no layer.
         """
         from families.components import linear_layers
 
@@ -287,8 +286,8 @@ class Family(ABC):
 
     @abstractmethod
     def lora_groups(self) -> dict[str, list[str]]:
-        """The linear layers of the blocks that can learn: `attention` and `feed_forward`."""
+        """Names of the trainable linear layers of the blocks: `attention` and `feed_forward`."""
 
     def idle_layers(self) -> frozenset[str]:
-        """Linear layers whose result is dropped, so that they would never learn."""
+        """Linear layers whose output is not used, so that they get no gradient."""
         return frozenset()

@@ -1,4 +1,4 @@
-"""Finds out whether a LoRA makes a base model generate in a few steps, by its name."""
+"""Recognizes LoRAs for few-step generation by their names."""
 
 import re
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ class FewStepLora:
     shift: float | None
 
 
-MAX_NAME_LENGTH = 200  # characters that are looked at; names come from untrusted users
+MAX_NAME_LENGTH = 200  # characters that are searched; names are untrusted input
 _STEPS = re.compile(r"(?<!\d)(\d{1,2})-?steps?(?![a-z])")
 
 
 def find_few_step_lora(names: Iterable[str]) -> FewStepLora | None:
-    """The known few-step LoRA that one of a file's names or titles fits, or None."""
+    """The known few-step LoRA that one of a file's names or titles matches, or None."""
     for name in names:
         plain = re.sub(r"[^a-z0-9]+", "-", name[:MAX_NAME_LENGTH].lower())
         for family in FAMILIES.values():

@@ -1,4 +1,4 @@
-"""Flow matching: noise, and the noise levels (sigmas) of a generation, for every family.
+"""Flow matching: initial noise and the sigma schedule of inference, for every family.
 
 x_sigma = (1 - sigma) x0 + sigma noise; sigma is 1 for noise and 0 for an image.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 def noise(shape: Sequence[int], seeds: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Noise at sigma 1, one tensor of `shape` per seed, stacked.
 
-    Made on the CPU, so that a seed gives the same on every device.
+    Sampled on the CPU, so that a seed gives the same noise on every device.
     """
-    made = [
+    samples = [
         torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         for seed in seeds
     ]
-    return torch.stack(made)
+    return torch.stack(samples)
 
 
 def shifted_sigmas(steps: int, shift: float) -> Tensor:
@@ -33,7 +33,7 @@ def shifted_sigmas(steps: int, shift: float) -> Tensor:
 
 
 def scheduled_sigmas(scheduler: Any, steps: int, tokens: int) -> Tensor:
-    """steps + 1 sigmas from 1 to 0: the pipelines' grid under a base's scheduler.
+    """steps + 1 sigmas from 1 to 0: the pipelines' schedule, by a base's scheduler.
 
     `tokens` is the number of image tokens, which dynamic shifting depends on.
     """

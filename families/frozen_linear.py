@@ -1,8 +1,8 @@
-"""Linear layers that fetch their frozen weight when they need it, and keep nothing of it.
+"""Linear layers that fetch (dequantize, copy to the GPU) their frozen weight for each product.
 
 A frozen layer needs its weight twice, in the forward and in the backward pass. By default autograd
-keeps what the forward pass multiplied with: the 16-bit copy of a quantized weight, the copy on the
-GPU of an offloaded one. Then neither saves memory. Here the weight is fetched again for the
+saves what the forward pass multiplied with: the 16-bit copy of a quantized weight, or the copy on
+the GPU of an offloaded one. Then neither saves memory. Here the weight is fetched again for the
 backward pass, as bitsandbytes does it for nf4.
 """
 
@@ -22,21 +22,21 @@ def fetch_plain(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor
 
 
 def fetch_torchao(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A torchao tensor, moved while it is small."""
+    """A torchao tensor, moved before it is dequantized."""
     return weight.to(device).dequantize().to(dtype)
 
 
 def fetch_bitsandbytes(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """bitsandbytes' four-bit parameter; its scales are on the device already."""
+    """A 4-bit parameter of bitsandbytes; its scales are on the device already."""
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.data.to(device, non_blocking=True), weight.quant_state).to(dtype)
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer around another one's weight, which is fetched for each product.
+    """A linear layer with the weight of another, which is fetched for each product.
 
-    `device` is where it computes; the weight may be stored elsewhere.
+    It computes on `device`; the weight may be stored elsewhere.
     """
 
     def __init__(self, linear: nn.Linear, fetch: Fetch, device: torch.device) -> None:
@@ -58,7 +58,7 @@ class FrozenLinear(nn.Linear):
 
 
 class _FetchedProduct(torch.autograd.Function):
-    """y = x W^T + b, with the gradient of x alone."""
+    """y = x W^T + b, with a gradient only for x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
@@ -73,7 +73,7 @@ class _FetchedProduct(torch.autograd.Function):
 
 
 def moved(weight: Any, device: torch.device) -> Any:
-    """The frozen weight on another device, with every part of a quantized one."""
+    """The frozen weight on another device, with all inner tensors of a quantized one."""
     if hasattr(weight, "__tensor_flatten__"):  # setting `.data` would leave its parts in place
         return nn.Parameter(weight.to(device), requires_grad=False)
     weight.data = weight.data.to(device)
@@ -81,7 +81,7 @@ def moved(weight: Any, device: torch.device) -> Any:
 
 
 def _pin(weight: Any) -> None:
-    """Page-locks a weight, part by part if it is a quantized tensor of several."""
+    """Pins a weight in CPU memory; of a quantized tensor, each inner tensor."""
     if hasattr(weight, "__tensor_flatten__"):
         for part in weight.__tensor_flatten__()[0]:
             setattr(weight, part, getattr(weight, part).pin_memory())

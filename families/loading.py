@@ -1,4 +1,4 @@
-"""From a base's name to its family, ready to work on a device."""
+"""Loads the family of a base model onto a device."""
 
 import os
 
@@ -12,25 +12,25 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """The first GPU, else the CPU. Sets how a GPU multiplies float32."""
+    """The first GPU, or the CPU. Sets the GPU's float32 precision (TF32)."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
-    # VAE's convolutions end in 8 bits per channel, so they may take it; it is several times faster.
+    # VAE's output has 8 bits per channel, so its convolutions use TF32, several times faster.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = True
     return torch.device("cuda")
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and float32 on a CPU, or what `$DTYPE` names of the two.
+    """bfloat16 on a GPU and float32 on a CPU, or the one that `$DTYPE` names.
 
-    Few CPUs multiply in bfloat16; one that does (AVX-512 BF16) is the faster with it for all but
-    the miniature, by 1.65 times for 94 M parameters.
+    Few CPUs multiply in bfloat16. One that does (AVX-512 BF16) is faster with it for all models
+    but the miniature: 1.65 times for 94 M parameters.
     """
     named = os.environ.get("DTYPE") or ("bfloat16" if device.type == "cuda" else "float32")
     if named not in _DTYPES:
-        raise ValueError(f"$DTYPE is {named!r}; it is one of {', '.join(_DTYPES)}, or left out")
+        raise ValueError(f"$DTYPE is {named!r}; set it to {' or '.join(_DTYPES)}, or unset it")
     return _DTYPES[named]
 
 
@@ -42,8 +42,8 @@ def load_family(
 ) -> Family:
     """The base's family. Reads configs now and weights when they are first used.
 
-    Raises `MissingModel` where a part of the base is neither on this machine nor on the Hub, and
-    `QuantizationUnavailable` where `storage` asks for what cannot run here.
+    Raises `MissingModel` if a part of the base is neither on this machine nor on the Hub, and
+    `QuantizationUnavailable` if the quantization of `storage` cannot run on this machine.
     """
     device = device or default_device()
     return family_of(base)(base, device, dtype or default_dtype(device), storage)

@@ -1,4 +1,4 @@
-"""Which layers of a transformer a LoRA adapts, by the setting `lora_targets`."""
+"""Resolves the setting `lora_targets` to names of a transformer's layers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 def chosen_layers(
     wanted: str, learning: Sequence[str], groups: Mapping[str, list[str]], model: str
 ) -> list[str]:
-    """Names of the layers that `wanted` asks for (`families.family.Family.lora_targets`).
+    """Names of the layers that `wanted` selects (`families.family.Family.lora_targets`).
 
-    `learning` are all linear layers that can learn, `groups` the known sets of them. Raises
-    ValueError that names `model` and what fits no layer.
+    `learning` are all trainable linear layers, `groups` the known sets of them. Raises ValueError
+    that names `model` and the pattern that matches no layer.
     """
     groups = {**groups, "auto": [name for names in groups.values() for name in names]}
     if wanted in groups:
@@ -30,20 +30,20 @@ def chosen_layers(
             if name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
         ]
         if not fits and part.startswith("!"):
-            log.warning("lora_targets: %s takes no layer away", part)
+            log.warning("lora_targets: %s excludes no layer", part)
         elif not fits:
             ends = dict.fromkeys(name.partition(".")[2].partition(".")[2] for name in learning)
             near = get_close_matches(pattern, filter(None, ends), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"lora_targets: {pattern!r} fits no linear layer of {model} that can "
-                f"learn; {hint}{', '.join(groups)} are known, else the end of a layer's name "
-                f"such as {groups['auto'][0]!r}, or a pattern with *"
+                f"lora_targets: {pattern!r} matches no trainable linear layer of {model}; "
+                f"{hint}use one of {', '.join(groups)}, the end of a layer's name such as "
+                f"{groups['auto'][0]!r}, or a pattern with *"
             )
         if part.startswith("!"):
             found = {name: None for name in found if name not in set(fits)}
         else:
             found |= dict.fromkeys(fits)
     if not found:
-        raise ValueError(f"lora_targets {wanted!r} names no layer; give auto, or names of layers")
+        raise ValueError(f"lora_targets {wanted!r} selects no layer; use auto, or names of layers")
     return list(found)

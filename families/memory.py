@@ -1,39 +1,33 @@
-"""How much memory a device has and has left."""
+"""Free and total memory of a device."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
-# Of a GPU's free memory, beside what tensors hold: workspaces of kernels and libraries, and gaps
-# between blocks.
+# Share of a GPU's free memory that tensors cannot use: workspaces of kernels and libraries, and
+# fragmentation.
 RESERVE = 0.06
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OF_PROCESS = Path("/proc/self/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken now: of the GPU, or of the machine and its container."""
+    """Free bytes of the GPU, or of CPU memory within the container's limit."""
     return free_and_total(device)[0]
 
 
 def free_and_total(device: torch.device) -> tuple[int, int]:
-    """Free bytes and all bytes of a GPU, or of this process's host memory.
+    """Free and total bytes of a GPU, or of the CPU memory of this process.
 
-    Host memory is the machine's; a container's limit, less what the container uses, where that
-    is smaller.
+    CPU memory is the machine's, or a container's limit minus its use if that is smaller.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    page = os.sysconf("SC_PAGE_SIZE")
-    free, total = (os.sysconf(f"SC_{name}") * page for name in ("AVPHYS_PAGES", "PHYS_PAGES"))
-    if _MEMINFO.is_file():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # counts what the page cache would give back
-                free = int(line.split()[1]) << 10
+    machine = psutil.virtual_memory()
+    free, total = machine.available, machine.total
     for limit, used in _containers():
         if limit < total:
             total = limit
@@ -42,7 +36,7 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
 
 
 def _containers() -> Iterator[tuple[int, int]]:
-    """Limit and use in bytes of every control group with a limit that this process is in."""
+    """Limit and use in bytes of each of this process's control groups that has a limit."""
     for folder in _groups():
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -55,7 +49,7 @@ def _containers() -> Iterator[tuple[int, int]]:
             except (OSError, ValueError):  # no such file, or "max": no limit
                 continue
             kept = dict(line.split() for line in lines)
-            yield most, taken - int(kept.get(cache, 0))  # which would be given back
+            yield most, taken - int(kept.get(cache, 0))  # the page cache can be freed
 
 
 def _groups() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Large models on a machine without a GPU: found before anything is downloaded."""
+"""Detects large models on a machine without a GPU, before anything is downloaded."""
 
 import torch
 
@@ -13,9 +13,9 @@ class NoGpu(ValueError):
 
 
 def why_too_slow(base: Base, device: torch.device | None = None) -> str | None:
-    """Why a run with the base would be extremely slow on this device; None where it would not.
+    """Why a run with the base would be extremely slow on this device; None if it would not.
 
-    Counted on the model's own config, or the published one, without its weights.
+    Counts parameters from the model's config, or the published one, without its weights.
     """
     has_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
     if has_gpu:
@@ -30,7 +30,7 @@ def why_too_slow(base: Base, device: torch.device | None = None) -> str | None:
 
 
 def how_to_run_anyway(slow: str) -> str:
-    """The refusal of a command: what is wrong, and what to do."""
+    """The error message of a command: what is wrong, and what to do."""
     return (
         f"{slow}; choose the small test model (--base_model miniature-turbo), "
         "or add --cpu to run it anyway"

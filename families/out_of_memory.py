@@ -10,10 +10,10 @@ import torch
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
 
-# PyTorch's allocator raises OutOfMemoryError. Others say it in their messages: the driver and the
+# PyTorch's allocator raises OutOfMemoryError. Others only have a message: the driver and the
 # allocator of pinned memory ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED),
 # cuDNN (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and PyTorch's CPU allocator.
-_SAID = (
+_MESSAGES = (
     "out of memory",
     "alloc_failed",
     "allocation_failed",
@@ -23,14 +23,14 @@ _SAID = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that a device or pinned memory is full."""
+    """Whether an error, or one that caused it, means that a device or pinned memory is full."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
         message = str(error).lower()
-        if isinstance(error, RuntimeError) and any(said in message for said in _SAID):
+        if isinstance(error, RuntimeError) and any(part in message for part in _MESSAGES):
             return True
         inner = getattr(error, "inner_exception", None)  # of a failed compilation
         error = inner or error.__cause__ or error.__context__
@@ -38,9 +38,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def free_frames(error: BaseException) -> None:
-    """Empties the frames that an error has come through, and those of the errors behind it.
+    """Clears the traceback frames of an error and of the errors that caused it.
 
-    They hold all tensors that the failed function was working with.
+    They keep references to all tensors of the failed functions.
     """
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
@@ -53,7 +53,7 @@ def free_frames(error: BaseException) -> None:
 
 
 def without_locals(function: Callable[Inputs, Result]) -> Callable[Inputs, Result]:
-    """A decorator: empties the frames of a failure, which would keep tensors and images alive."""
+    """Decorator that clears an error's frames, which would keep tensors and images alive."""
 
     @functools.wraps(function)
     def called(*inputs: Inputs.args, **named: Inputs.kwargs) -> Result:

@@ -1,8 +1,8 @@
-"""The tokens that many prompts begin with, read by the language model once.
+"""Encodes the common beginning of many prompts once.
 
-A causal model's states of a token depend on those before it alone. So what it makes of a common
-beginning (system prompt, template, the same first words) can be kept, as keys and values of every
-layer, and read by what comes after it.
+A causal model's states of a token depend only on the tokens before it. So the keys and values of a
+common beginning (system prompt, template, the same first words) can be computed once and reused for
+every prompt.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from families.tokens import TokenizedPrompt
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a language model made of `ids`, without a gradient."""
+    """A language model's states for `ids`, without a gradient."""
 
     ids: tuple[int, ...]
     hidden_PD: Tensor  # last hidden states
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values of each, [1, heads, P, head]
 
     def cache(self, batch: int) -> DynamicCache:
-        """Keys and values for so many prompts, in a cache of their own that may grow."""
+        """Keys and values for `batch` prompts, as a new cache that may grow."""
         return DynamicCache(
             tuple(each.expand(batch, -1, -1, -1) for each in layer) for layer in self.layers
         )
 
 
 def common_ids(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
-    """The ids that all prompts begin with, up to the first new word; each keeps one for itself."""
+    """The ids that all prompts begin with, up to the first new token; never a whole prompt."""
     known = [each.ids[: min((at for at, *_ in each.new), default=None)] for each in prompts]
     shortest = min(len(each.ids) for each in prompts) - 1
     return tuple(commonprefix(known))[:shortest]
@@ -41,7 +41,7 @@ def common_ids(prompts: Sequence[TokenizedPrompt]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def read_prefix(text_encoder: Any, ids: Sequence[int]) -> Prefix:
-    """What a language model makes of tokens that prompts will begin with, at least one."""
+    """Encodes the tokens that prompts will begin with, at least one."""
     embed = text_encoder.get_input_embeddings()
     embeds_1PD = embed(torch.tensor([list(ids)], device=embed.weight.device))
     cache: Any = DynamicCache()

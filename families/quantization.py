@@ -1,7 +1,7 @@
-"""Frozen models in eight or four bits per weight, through the libraries' quantization configs.
+"""Quantizes frozen models to 8 or 4 bits per weight, with the libraries' quantization configs.
 
 Only the linear layers of the repeated blocks are quantized: they are nearly all of a model, and
-what surrounds them (embedders, norms, the last layer) is small and sensitive.
+the other layers (embedders, norms, the last layer) are small and sensitive.
 """
 
 import importlib.util
@@ -23,17 +23,17 @@ from families.frozen_linear import (
 
 
 class QuantizationUnavailable(RuntimeError):
-    """A quantization that cannot run here, with what to do."""
+    """A quantization that cannot run on this machine; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """One way to keep weights small."""
+    """One method of quantization."""
 
     bytes_per_weight: float  # scales included, for thousands of columns
     weight_error: float  # |W - dequantized W| / |W| of normally distributed weights, measured
     package: str
-    requirement: str  # what pip is asked for
+    requirement: str  # for pip
     fetch: Fetch
     transformer_config: Callable[[torch.dtype, list[str]], Any]
     text_encoder_config: Callable[[torch.dtype, list[str]], Any]
@@ -69,7 +69,7 @@ def _nf4(library: str) -> Callable[[torch.dtype, list[str]], Any]:
 _TORCHAO = ("torchao", "torchao==0.17.0")
 _BITSANDBYTES = ("bitsandbytes", "bitsandbytes==0.50.2")
 
-# The errors: `tests/families/test_quantization.py` measures them.
+# `tests/families/test_quantization.py` measures the weight errors.
 QUANTIZATIONS: dict[str, Quantization] = {
     "fp8": Quantization(
         1.001,
@@ -101,7 +101,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
 
 
 def check_available(name: str, device: torch.device) -> None:
-    """Raises `QuantizationUnavailable` where a package or the GPU it needs is missing."""
+    """Raises `QuantizationUnavailable` if the package or the GPU that it needs is missing."""
     if name == "none":
         return
     if name not in QUANTIZATIONS:
@@ -131,11 +131,11 @@ def block_linears(model: nn.Module) -> Iterator[str]:
 def quantize_transformer(
     model: Any, name: str, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """A diffusers model in `name`, weight by weight onto `device`.
+    """Quantizes a diffusers model by the method `name`, weight by weight, onto `device`.
 
-    What `from_pretrained` does with files, done with weights that are in memory already, since a
-    turbo adapter may have been merged into them. (`from_single_file` takes such weights too, but
-    assumes that they are quantized already.)
+    As `from_pretrained` with a quantization config, but for weights that are in memory already,
+    since a training adapter may have been merged into them. (`from_single_file` accepts such
+    weights too, but assumes that they are quantized already.)
     """
     from accelerate import init_empty_weights
     from diffusers.models.model_loading_utils import load_model_dict_into_meta
@@ -148,10 +148,10 @@ def quantize_transformer(
     quantizer: Any = DiffusersAutoQuantizer.from_config(config, pre_quantized=False)
     quantizer.validate_environment()
     with init_empty_weights():
-        quantised = type(model).from_config(model.config)
-    quantizer.preprocess_model(quantised, device_map=None, keep_in_fp32_modules=[])
+        quantized = type(model).from_config(model.config)
+    quantizer.preprocess_model(quantized, device_map=None, keep_in_fp32_modules=[])
     load_model_dict_into_meta(
-        quantised,
+        quantized,
         model.state_dict(),
         dtype=dtype,
         device_map={"": device},
@@ -159,12 +159,12 @@ def quantize_transformer(
         keep_in_fp32_modules=[],
         unexpected_keys=[],
     )
-    quantizer.postprocess_model(quantised)
-    return quantised
+    quantizer.postprocess_model(quantized)
+    return quantized
 
 
 def apply_storage(model: nn.Module, storage: WeightStorage, device: torch.device) -> nn.Module:
-    """The model on `device` with block layers that fetch their weights as `storage` says."""
+    """Moves the model to `device`; linear layers of its blocks are stored as in `storage`."""
     if storage.quantize != "none" or storage.offload:
         quantization = QUANTIZATIONS.get(storage.quantize)
         fetch = quantization.fetch if quantization is not None else fetch_plain
@@ -180,7 +180,7 @@ def apply_storage(model: nn.Module, storage: WeightStorage, device: torch.device
 
 
 def replace_linears(model: nn.Module, fetch: Fetch, device: torch.device) -> None:
-    """Puts a `FrozenLinear` in the place of every linear layer of the repeated blocks."""
+    """Replaces every linear layer of the repeated blocks by a `FrozenLinear`."""
     for name in list(block_linears(model)):
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)

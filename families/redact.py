@@ -1,7 +1,7 @@
-"""Addresses as messages may show them: without passwords and without what is behind the path.
+"""Redacts secrets in URLs for messages: user, password, query and fragment are removed.
 
-A key is part of many addresses (`?token=…`, `user:password@`). It is never shown, also where the
-address is mistyped: without https://, with spaces, or with one slash.
+Many URLs contain a key (`?token=…`, `user:password@`). It is never shown, even if the URL is
+mistyped: without https://, with spaces, or with one slash.
 """
 
 import re
@@ -16,14 +16,14 @@ _ADDRESS = re.compile(
 
 
 def bare_address(text: str) -> str:
-    """The address without user, password, query and fragment; scheme, host and path stay."""
+    """The URL without user, password, query and fragment; scheme, host and path remain."""
     match = _SCHEME.match(text)
     scheme = match[0].strip() if match else ""
     rest = text[match.end() :] if match else text
     authority = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     host = authority.rpartition("@")[2]
     behind = rest[len(authority) :]
-    # A slash in a password, or no host at all: whatever is before the last @ may be a part of it.
+    # A slash in a password, or no host: everything before the last @ may be part of the password.
     doubtful = "@" not in authority and (":" in authority or "." not in authority)
     if not _HOST.fullmatch(host) or (doubtful and "@" in behind):
         host, behind = rest.rpartition("@")[2], ""
@@ -33,12 +33,12 @@ def bare_address(text: str) -> str:
 
 
 def looks_like_address(text: str) -> bool:
-    """Whether a text that names no file was meant as an address: with a scheme, or as host/path."""
+    """Whether a text that is not a file was meant as a URL: with a scheme, or as host/path."""
     return bool(_SCHEME.match(text) or _ADDRESS.match(text))
 
 
 def safe_name(text: str) -> str:
-    """What a user gave as a file or an address, as a message may repeat it."""
+    """A file name or URL from a user, with secrets removed, for messages."""
     credentials = "@" in text and (":" in text.partition("@")[0] or "/" in text)
     if looks_like_address(text) or credentials:
         return bare_address(text)

@@ -1,6 +1,6 @@
-"""The base models that are known: those of every file in `families/models/`, found by itself.
+"""The known base models: registers those of every file in `families/models/`.
 
-Imported without PyTorch, for settings, `--help` and messages.
+Does not import PyTorch, since settings, `--help` and messages need it.
 """
 
 import difflib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class UnknownBase(ValueError):
-    """A base model that is neither known by its name nor a folder in the Hub's layout."""
+    """A base model that is neither a known name nor a folder in the Hub's layout."""
 
 
 FAMILIES: dict[str, type[Family]] = {}  # by `Family.name`
@@ -30,7 +30,7 @@ _MAX_INDEX_BYTES = 1 << 20
 
 
 def register(family: type[Family]) -> None:
-    """Makes a family and its base models known. Raises ValueError for a name that is taken."""
+    """Registers a family and its base models. Raises ValueError for a name that is taken."""
     wrong = [base.name for base in family.bases if base.family != family.name]
     taken = [base.name for base in family.bases if base.name in BASES]
     if wrong or taken or family.name in FAMILIES:
@@ -61,7 +61,7 @@ def family_of(base: Base) -> type[Family]:
 
 
 def undistilled(family: type[Family]) -> Base:
-    """The base whose settings suit a fine-tune of the family."""
+    """The base whose defaults are used for an unknown fine-tune of the family."""
     return next(base for base in family.bases if not base.distilled)
 
 
@@ -81,7 +81,7 @@ def find_base(name: str) -> Base:
 def find_base_or_folder(name: str) -> Base:
     """The base that a user names: as `find_base`, or a local folder in the Hub's layout.
 
-    A folder whose last part is a published name (`…/Z-Image-Turbo`) gets that model's settings,
+    A folder with the name of a published model (`…/Z-Image-Turbo`) gets that model's defaults,
     any other folder those of its family's undistilled model. Raises `UnknownBase`.
     """
     known = BASES.get(name) or by_hub_id(name)
@@ -90,7 +90,7 @@ def find_base_or_folder(name: str) -> Base:
     try:
         folder = Path(name).expanduser().absolute()
         text = (folder / "model_index.json").read_bytes()[:_MAX_INDEX_BYTES]
-    except (OSError, ValueError, RuntimeError):  # not there, not a name, the home of nobody
+    except (OSError, ValueError, RuntimeError):  # not found, not a path, "~" of an unknown user
         raise UnknownBase(
             f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
             f"model_index.json{_hint(name)}"
@@ -98,9 +98,9 @@ def find_base_or_folder(name: str) -> Base:
     family = _family_in(text, f"{_shown(name)}: model_index.json")
     by_folder_name = {base.hub_id.split("/")[1]: base for base in BASES.values()}
     published = by_folder_name.get(folder.name)
-    if published is not None:  # a copy of a published model: its weights.zip is good anywhere
+    if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
-    # Only the name, since it is written into files that are passed on.
+    # Only the name, not the path, since it is written into files that users share.
     return replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
 
 
@@ -142,10 +142,10 @@ NO_GPU = (
 
 
 def default_base(purpose: str = "generation") -> Base:
-    """What `auto` means when no weights say otherwise; the log says what and why.
+    """The base model for `auto` without weights; the choice and its reason are logged.
 
-    `$BASE_MODEL`; else the largest base that fits the GPU's free memory for the purpose,
-    generation or training; the included test model without a GPU.
+    `$BASE_MODEL`; otherwise the largest base that fits into the GPU's free memory for the purpose,
+    generation or training; without a GPU, the included test model.
     """
     named = os.environ.get("BASE_MODEL")
     if named:
@@ -164,19 +164,19 @@ def _without_gpu() -> Base:
 
 
 def _by_memory(purpose: str) -> tuple[Base, str]:
-    import torch  # takes a second, which settings need not wait for
+    import torch  # takes a second; not needed for settings
 
     from families.memory import RESERVE, free_memory
 
     if not torch.cuda.is_available():
         return _without_gpu(), "no GPU"
-    room = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
+    free = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
     field = f"{purpose}_memory"
     choices = [each for family in FAMILIES.values() if (each := family.auto_on_gpu)]
     needs = sorted(((getattr(each, field), each) for each in choices), key=lambda pair: -pair[0])
     listed = ", ".join(f"{base.name} {need:.1f} GB" for need, base in needs)
-    why = f"of {room:.1f} GB, {purpose} needs: {listed}"
+    why = f"{free:.1f} GB free; {purpose} needs: {listed}"
     for need, base in needs:
-        if need <= room:
+        if need <= free:
             return base, why
     return needs[-1][1], f"{why}; none fits, and this is the smallest"

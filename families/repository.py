@@ -1,7 +1,7 @@
-"""Where a base model's files are: a folder, `$MODEL_VAULT`, in this project, or on the Hub.
+"""Finds a base model's files: a folder, `$MODEL_VAULT`, in this project, or on the Hub.
 
-One rule for all: `component_folder` answers with a local folder in the Hub's own layout, and
-fetches from the Hub only what is nowhere on this machine.
+`component_folder` returns a local folder in the Hub's layout, and downloads from the Hub only what
+is not on this machine. `$MODEL_VAULT` is the model folder: downloaded models as ORG/NAME.
 """
 
 import json
@@ -13,23 +13,24 @@ from families.base import AdapterFile, Base
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
 
-# What a base's repository holds that we read; sample pictures and other formats stay on the Hub.
+# The files of a base's repository that are used; sample images and other formats are not
+# downloaded.
 VAULT_PATTERNS = [
     "model_index.json",
     "*.safetensors",
     *(f"{part}/*" for part in (*COMPONENTS, "transformer")),
 ]
 
-# The file that says what a component is; the others have a config.json.
+# A component's config file; the others have a config.json.
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
 
 class MissingModel(RuntimeError):
-    """A base model, or a part of it, that is not on this machine and cannot be fetched."""
+    """A base model, or a part of it, that is not on this machine and cannot be downloaded."""
 
 
-def vault() -> Path | None:
-    """The folder `$MODEL_VAULT` names, or None. Raises `MissingModel` if it does not exist."""
+def model_folder() -> Path | None:
+    """The folder in `$MODEL_VAULT`, or None. Raises `MissingModel` if it does not exist."""
     named = os.environ.get("MODEL_VAULT")
     if not named:
         return None
@@ -42,9 +43,9 @@ def vault() -> Path | None:
 def component_folder(base: Base, component: str) -> Path:
     """The local folder of one component (`transformer`, `vae`, …) of a base.
 
-    A repository that lacks the component is completed by `base.completed_by`. Of `transformer`
-    only the config is sure to be there: see `transformer_source`. Raises `MissingModel` with
-    what was looked for and where.
+    A component that the repository lacks is taken from `base.completed_by`. For `transformer`,
+    only the config is guaranteed: see `transformer_source`. Raises `MissingModel` with what was
+    looked for and where.
     """
     own = _local(base)
     completes = base.completed_by
@@ -60,8 +61,8 @@ def component_folder(base: Base, component: str) -> Path:
 def transformer_source(base: Base) -> Path:
     """The transformer's folder, or its one checkpoint file in the original key layout.
 
-    A repository that holds no `transformer/` folder but exactly one `.safetensors` at its top
-    (as ostris/Z-Image-De-Turbo once did) is taken by that file.
+    The file is used if the repository has no `transformer/` folder and exactly one `.safetensors`
+    at its top (as ostris/Z-Image-De-Turbo once had).
     """
     own = _local(base)
     if own is None:
@@ -78,9 +79,9 @@ def transformer_source(base: Base) -> Path:
 
 
 def adapter_path(adapter: AdapterFile) -> Path:
-    """The local file of a training adapter. Raises `MissingModel` where it is not to be had."""
-    shelf = vault()
-    places = [place for place in (shelf and shelf / adapter.hub_id, adapter.included) if place]
+    """The local file of a training adapter. Raises `MissingModel` if it cannot be found."""
+    models = model_folder()
+    places = [place for place in (models and models / adapter.hub_id, adapter.included) if place]
     for place in places:
         if (place / adapter.name).is_file():
             return place / adapter.name
@@ -88,12 +89,12 @@ def adapter_path(adapter: AdapterFile) -> Path:
         raise MissingModel(f"training adapter {adapter.included / adapter.name} does not exist")
     path = download(adapter.hub_id, [adapter.name]) / adapter.name
     if not path.is_file():
-        raise MissingModel(f"{adapter.hub_id} holds no file {adapter.name}")
+        raise MissingModel(f"{adapter.hub_id} contains no file {adapter.name}")
     return path
 
 
 def local_config(base: Base, component: str) -> dict[str, Any] | None:
-    """A component's config if it is on this machine; None where it would be fetched."""
+    """A component's config if it is on this machine; None if it would be downloaded."""
     for owner in filter(None, (base, base.completed_by)):
         folder = _local(owner)
         file = folder / component / "config.json" if folder is not None else None
@@ -103,7 +104,7 @@ def local_config(base: Base, component: str) -> dict[str, Any] | None:
 
 
 def _whole(folder: Path, weights: bool) -> Path:
-    """The component's folder, if it holds the files that are needed; else `MissingModel`."""
+    """The component's folder. Raises `MissingModel` if it lacks a file that is needed."""
     needed = [_CONFIGS.get(folder.name, "config.json")]
     if weights:
         indices = sorted(folder.glob("*.safetensors.index.json"))
@@ -113,17 +114,17 @@ def _whole(folder: Path, weights: bool) -> Path:
             needed.append("*.safetensors")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
-        raise MissingModel(f"{folder} lacks {', '.join(missing)}; fetch the model again")
+        raise MissingModel(f"{folder} lacks {', '.join(missing)}; download the model again")
     return folder
 
 
 def _local(base: Base) -> Path | None:
-    """The base's folder on this machine, or None where it has to come from the Hub."""
+    """The base's folder on this machine, or None if it has to be downloaded from the Hub."""
     if base.folder is not None:
         return base.folder
-    shelf = vault()
-    if shelf is not None and (shelf / base.hub_id).is_dir():
-        return shelf / base.hub_id
+    models = model_folder()
+    if models is not None and (models / base.hub_id).is_dir():
+        return models / base.hub_id
     if base.included is not None:
         if base.included.is_dir():
             return base.included
@@ -132,20 +133,20 @@ def _local(base: Base) -> Path | None:
 
 
 def download(hub_id: str, patterns: list[str]) -> Path:
-    """Fetches the matching files of a Hub repository into the Hub's cache; returns the snapshot.
+    """Downloads the matching files of a Hub repository into the Hub's cache; returns the snapshot.
 
-    Raises `MissingModel` with the ways out when the Hub cannot be reached.
+    Raises `MissingModel` that says what to do if the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:
-        shelf = os.environ.get("MODEL_VAULT")
-        looked = f"not in MODEL_VAULT={shelf}, and " if shelf else ""
+        models = os.environ.get("MODEL_VAULT")
+        looked = f"not in MODEL_VAULT={models}, and " if models else ""
         raise MissingModel(
-            f"{hub_id} ({', '.join(patterns)}): {looked}could not be fetched from the Hub "
-            f"({type(error).__name__}: {error}). Fill a vault with "
+            f"{hub_id} ({', '.join(patterns)}): {looked}could not be downloaded from the Hub "
+            f"({type(error).__name__}: {error}). Fill a model folder ($MODEL_VAULT) with "
             f"`python -m families.download` on a machine with a network, or set HF_TOKEN if the "
             f"model is gated"
         ) from error

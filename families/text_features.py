@@ -1,4 +1,4 @@
-"""From prompts to the text features that a transformer reads, for every family."""
+"""Encodes prompts to the text features of a transformer, for every family."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ def encode_prompts(
 ) -> list[Tensor]:
     """As `Family.encode_prompts`: one text_LD per prompt.
 
-    The language models are causal, so prompts of unequal length share a batch with their padding on
+    The language models are causal, so prompts of different lengths share a batch with padding on
     the right and need no mask.
     """
     vectors = vectors or {}
@@ -33,12 +33,12 @@ def encode_prompts(
     rows, columns, values = [], [], []
     for row, (each, limit) in enumerate(zip(tokenized, limits, strict=True)):
         ids_BL[row, :limit] = torch.tensor(each.ids[:limit])
-        for column, word, index in each.new:
+        for column, token, index in each.new:
             if column < limit:
                 ids_BL[row, column] = 0  # its embedding is overwritten below
                 rows.append(row)
                 columns.append(column)
-                values.append(vectors[word][index])
+                values.append(vectors[token][index])
 
     if prefix is not None:
         assert all(each.ids[: len(prefix.ids)] == prefix.ids for each in tokenized)

@@ -1,4 +1,4 @@
-"""What of a prompt or caption lies beyond the text encoder's limit. Needs the tokenizer alone."""
+"""Finds the part of a prompt or caption beyond the text encoder's limit, without the encoder."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def cut(family: "Family", text: str, vectors: "Mapping[str, Tensor] | None" = None) -> Cut | None:
-    """The parts of the text that are read and lost; None if all of it is read.
+    """The parts of the text that are encoded and cut off; None if all of it is encoded.
 
     `vectors` maps each placeholder token to its embedding rows, as in `Family.encode_prompts`.
     """

@@ -1,11 +1,11 @@
-"""Decodes large images in tiles that give what one pass over the whole would give.
+"""Runs a VAE in tiles with the same result as one pass over the whole image.
 
-After its middle block a VAE's decoder works on neighbourhoods of a few pixels, except for group
+After its middle block, a VAE's decoder works on neighborhoods of a few pixels, except for group
 norms, which take their mean and variance from the whole image. So the last blocks, which need
-nearly all of the memory, run tile by tile. Every tile is read with so much of its surroundings as
-its pixels depend on, and group norms get the statistics of the whole image: they are measured in
-passes over all tiles, one pass for each norm. Tiles that are blended with each other, as diffusers
-does it, take the statistics of each tile and differ visibly (`tests/families/test_tiles.py`).
+nearly all of the memory, run tile by tile. Every tile includes the surrounding pixels that its
+output depends on, and group norms get the statistics of the whole image: they are measured in
+passes over all tiles, one pass for each norm. Blended tiles, as in diffusers, use the statistics of
+each tile and differ visibly (`tests/families/test_tiles.py`).
 
 Shapes: B images, C channels, H and W rows and columns.
 """
@@ -18,28 +18,29 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-# A cell is the neighbourhood that is one pixel where tiling begins or ends: 4 x 4 pixels, where two
-# blocks that change the size are tiled.
+# A cell is the square of pixels that corresponds to one pixel where tiling begins or ends: 4 x 4
+# pixels if two blocks that change the size are tiled.
 TILE_CELLS = 128
-# What a pixel depends on: of the decoder, at 4 pixels a cell, an upsampling and three residual
-# blocks of two convolutions at 2 pixels, the same at 1 pixel and the last convolution: 22 pixels.
+# The surroundings a pixel depends on. For the decoder, at 4 pixels a cell: an upsampling and three
+# residual blocks of two convolutions at 2 pixels, the same at 1 pixel and the last convolution:
+# 22 pixels.
 HALO_CELLS = 7
-SIZE_CHANGES = 2  # of a decoder's last or an encoder's first blocks that are tiled
+SIZE_CHANGES = 2  # up- or downsampling layers in the tiled part
 
 
 class _Reached(Exception):
-    """The norm that is measured has its input; the rest of the pass is not needed."""
+    """The norm's input has been measured; the rest of the pass is not needed."""
 
 
 class _Tile(NamedTuple):
-    """Where a tile lies, in cells."""
+    """Position of a tile, in cells."""
 
     rows: slice
     columns: slice
     around: tuple[slice, slice]  # the same with its surroundings
 
     def inside(self, values: Tensor) -> Tensor:
-        """The tile's own part of `values`, which were made from `around`."""
+        """The tile's part of `values`, which were computed from `around`."""
         scale = values.shape[-1] // (self.around[1].stop - self.around[1].start)
         own = (self.rows, self.columns)
         cut = [
@@ -50,7 +51,7 @@ class _Tile(NamedTuple):
 
 
 class _WholeNorm:
-    """Stands in for a group norm's forward: measures the whole image, then applies it."""
+    """Replaces a group norm's forward: measures the whole image's statistics, then applies them."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         self.norm = norm
@@ -79,8 +80,8 @@ class _WholeNorm:
             sums = sums[0] + self._sums[0], sums[1] + self._sums[1]
         self._sums, self._count = sums, self._count + groups.shape[-1]
 
-    def settle(self) -> None:
-        """Mean and deviation of all that was measured, if this pass has got as far as here."""
+    def finish(self) -> None:
+        """Computes mean and deviation after a pass, if the pass reached this norm."""
         if self._sums is None or self.measured is not None:
             return
         mean_BG = self._sums[0] / self._count
@@ -91,7 +92,7 @@ class _WholeNorm:
 def split_decoder(
     layers: Sequence[nn.Module], resize: type[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module], int]:
-    """A decoder's layers before the tiled ones, the tiled ones, and by how much these enlarge."""
+    """A decoder's layers before the tiled ones, the tiled ones, and their upsampling factor."""
     at = [k for k, layer in enumerate(layers) if isinstance(layer, resize)][-SIZE_CHANGES:]
     start = at[0] if at else 0
     return [*layers[:start]], [*layers[start:]], 2 ** len(at)
@@ -100,7 +101,7 @@ def split_decoder(
 def split_encoder(
     layers: Sequence[nn.Module], resize: type[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module], int]:
-    """An encoder's tiled layers, those after them, and by how much the tiled ones reduce."""
+    """An encoder's tiled layers, the others, and the downsampling factor of the tiled ones."""
     at = [k for k, layer in enumerate(layers) if isinstance(layer, resize)][:SIZE_CHANGES]
     stop = at[-1] + 1 if at else 0
     return [*layers[:stop]], [*layers[stop:]], 2 ** len(at)
@@ -113,7 +114,7 @@ def group_norms(layers: Sequence[nn.Module]) -> list[nn.GroupNorm]:
 
 
 def through(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
-    """The values after one layer after the other."""
+    """Applies the layers one after another."""
     for layer in layers:
         values = layer(values, None) if isinstance(layer, ResnetBlock2D) else layer(values)
     return values
@@ -129,8 +130,8 @@ def in_tiles(
 ) -> Tensor:
     """`work(x)`, tile by tile; `norms` are the group norms in it.
 
-    `x` has `cell` rows and columns in a cell, and the result `scale` times as many. The work may
-    consist of convolutions, changes of size by 2, norms over channels and group norms.
+    `x` has `cell` rows and columns per cell, and the result `scale` times as many. `work` may
+    consist of convolutions, resampling by 2, norms over channels and group norms.
     """
     rows, columns = (side // cell for side in x.shape[-2:])
     tiles = list(_tiles(rows, columns))
@@ -140,7 +141,7 @@ def in_tiles(
         return work(x[..., high, wide])
 
     with _of_the_whole(norms) as measuring:
-        for _ in measuring:  # each pass gets as far as the next norm
+        for _ in measuring:  # each pass runs up to the next norm
             for tile in tiles:
                 for norm in measuring:
                     norm.tile = tile
@@ -149,7 +150,7 @@ def in_tiles(
                 except _Reached:
                     continue
             for norm in measuring:
-                norm.settle()
+                norm.finish()
         each_way, result = round(cell * scale), None
         for tile in tiles:
             part = tile.inside(run(tile))
@@ -181,7 +182,7 @@ def _cuts(size: int) -> list[slice]:
 
 @contextmanager
 def _of_the_whole(norms: Sequence[nn.GroupNorm]) -> Iterator[list[_WholeNorm]]:
-    """Inside, the group norms are those of the whole image."""
+    """Within the context, the group norms use the statistics of the whole image."""
     found = [_WholeNorm(each) for each in norms]
     for each in found:
         each.norm.forward = each.forward  # type: ignore[assignment, method-assign]

@@ -1,9 +1,9 @@
-"""From a prompt to token ids, with room for words the tokenizer does not know.
+"""Tokenizes prompts with new tokens that the tokenizer does not know.
 
-The tokenizer is never changed. A new word is cut out of the text first; what lies between is
-tokenised as it would be around a registered `AddedToken` (`lstrip`, `rstrip`, `single_word` and
-`normalized` all off), so the ids are those the real tokenizer would give, and there is nothing to
-undo afterwards. A new word that begins or ends with a letter is found as a whole word only.
+The tokenizer is never changed. New tokens are cut out of the text first; the text between them is
+tokenized as it would be around a registered `AddedToken` (`lstrip`, `rstrip`, `single_word` and
+`normalized` all off), so the ids equal those of a tokenizer with the token added. A new token that
+begins or ends with a letter is matched as a whole word only.
 """
 
 import os
@@ -12,58 +12,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SUBJECT = "TOK"  # in captions and prompts it stands for the subject
+SUBJECT = "TOK"  # replaced by the subject's token in captions and prompts
 
 _PROMPT = "\x00prompt\x00"
 
-# Letters that make a word part of a longer one. Not \w: Chinese and Japanese put no space between.
+# Characters that continue a word. Not \w: Chinese and Japanese put no spaces between words.
 _LETTER = r"[0-9A-Za-z_\u00C0-\u024F]"
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt inside its chat template, as ids."""
+    """Token ids of a prompt inside its chat template."""
 
     text: str  # the whole templated text
-    ids: tuple[int, ...]  # L ids; a new word's are beyond the tokenizer's last
-    new: tuple[tuple[int, str, int], ...]  # (position in ids, new word, index of its vector)
-    template_length: int  # ids before the first that belongs to the prompt
-    prompt_end: int  # ids up to the last that belongs to the prompt
+    ids: tuple[int, ...]  # L ids; those of new tokens are beyond the tokenizer's last
+    new: tuple[tuple[int, str, int], ...]  # (position in ids, new token, index of its vector)
+    template_length: int  # number of ids before the first of the prompt
+    prompt_end: int  # number of ids up to the last of the prompt
 
     def explain(self) -> str:
-        """Text and ids of the prompt, and where new words sit, on lines of their own."""
-        places = {word: [at for at, name, _ in self.new if name == word] for _, word, _ in self.new}
-        new = "; ".join(f"{word} at {at}" for word, at in places.items()) or "none"
-        return f"  text: {self.text!r}\n  ids: {list(self.ids)}\n  new words: {new}"
+        """Text, ids and positions of new tokens, one line each."""
+        names = dict.fromkeys(name for _, name, _ in self.new)
+        places = {each: [at for at, name, _ in self.new if name == each] for each in names}
+        new = "; ".join(f"{name} at {at}" for name, at in places.items()) or "none"
+        return f"  text: {self.text!r}\n  ids: {list(self.ids)}\n  new tokens: {new}"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A prompt that is longer than the text encoder reads."""
+    """A prompt that is longer than the text encoder's limit."""
 
-    kept: str  # the part that is read
-    lost: str  # the rest, which has no effect; a word that is cut in two is in here whole
+    kept: str  # the part that is encoded
+    lost: str  # the rest, which has no effect; a word across the limit is in here whole
 
     def keeps(self, word: str) -> bool:
-        """Whether the part that is read holds the word."""
+        """Whether the part that is encoded contains the word."""
         return mentions(self.kept, word)
 
     def first_lost(self, most: int = 60) -> str:
-        """The first words that are lost."""
+        """The first words that are cut off, at most `most` characters."""
         words = " ".join(self.lost.split())
         return words if len(words) <= most else words[:most].rsplit(" ", 1)[0] + " …"
 
 
 def ids_wanted() -> bool:
-    """Whether the environment asks to log how prompts are tokenised (LOG_PROMPT_IDS=1)."""
+    """Whether to log how prompts are tokenized (LOG_PROMPT_IDS=1)."""
     return os.environ.get("LOG_PROMPT_IDS", "").lower() in ("1", "true", "yes", "on")
 
 
 class PromptTokenizer:
-    """A Qwen tokenizer with its chat template, read once.
+    """A Qwen tokenizer with a chat template.
 
     `template` is the templated text with `{}` in place of the prompt. Template tokens such as
-    `<|im_end|>` inside a prompt stay plain text: a prompt cannot close its own template.
+    `<|im_end|>` inside a prompt stay plain text: a prompt cannot close the template.
     """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
@@ -71,7 +72,7 @@ class PromptTokenizer:
         self.template = template
         before, after = template.split("{}")
         self._pieces = self._split_specials(before + _PROMPT + after)
-        self.known = len(tokenizer)  # the id a first new word would be given
+        self.known = len(tokenizer)  # the id of the first new token
 
     def _split_specials(self, text: str) -> list[str | int]:
         """The template as alternating text and ids of special tokens."""
@@ -81,7 +82,7 @@ class PromptTokenizer:
         return [vocabulary.get(part, part) for part in parts if part]
 
     def tokenize(self, prompt: str, new: Mapping[str, int] | None = None) -> TokenizedPrompt:
-        """Ids of the templated prompt; `new` maps each new word to its number of vectors."""
+        """Ids of the templated prompt; `new` maps each new token to its number of vectors."""
         new = new or {}
         ids: list[int] = []
         found: list[tuple[int, str, int]] = []
@@ -105,7 +106,7 @@ class PromptTokenizer:
         return TokenizedPrompt(text, tuple(ids), tuple(found), template_length, prompt_end)
 
     def cut(self, prompt: TokenizedPrompt, limit: int) -> Cut | None:
-        """What is kept and lost of a prompt of which `limit` ids are read; None if it fits."""
+        """The parts of a prompt before and after its first `limit` ids; None if it fits."""
         if prompt.prompt_end <= limit:
             return None
         kept = self._text(prompt, prompt.template_length, limit)
@@ -116,11 +117,11 @@ class PromptTokenizer:
         return Cut(kept, lost)
 
     def _text(self, prompt: TokenizedPrompt, start: int, end: int) -> str:
-        """The text of some of a prompt's ids, new words included."""
+        """The text of a prompt's ids from `start` to `end`, new tokens included."""
         parts, at = [], start
-        for place, word, index in prompt.new:
+        for place, token, index in prompt.new:
             if start <= place < end:
-                parts += [self.tokenizer.decode(prompt.ids[at:place]), "" if index else word]
+                parts += [self.tokenizer.decode(prompt.ids[at:place]), "" if index else token]
                 at = place + 1
         return "".join((*parts, self.tokenizer.decode(prompt.ids[at:end])))
 
@@ -133,20 +134,20 @@ class PromptTokenizer:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raises ValueError for text that no tokenizer reads and no file holds: half characters.
+    """Raises ValueError for lone surrogates, which no tokenizer and no UTF-8 file accepts.
 
-    A JSON escape such as \\ud83d without its other half makes them, and a command line that is
-    not UTF-8.
+    They come from a JSON escape such as \\ud83d without its other half, or from a command line that
+    is not UTF-8.
     """
     half = re.search("[\ud800-\udfff]", text)
     if half is not None:
         raise ValueError(
-            f"{name} holds half a character ({half[0]!r} at {half.start()}); write it as UTF-8"
+            f"{name} contains half a character ({half[0]!r} at {half.start()}); write it as UTF-8"
         )
 
 
 def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """`text` cut at every occurrence of a word (`whole_word`), words kept; the longest wins."""
+    """Splits `text` at every occurrence of a word, words included; the longest match wins."""
     if not words:
         return [text]
     longest_first = sorted(words, key=len, reverse=True)
@@ -155,24 +156,25 @@ def split_words(text: str, words: Sequence[str] | Mapping[str, Any]) -> list[str
 
 
 def name_subject(text: str, subject: str) -> str:
-    """The text with the subject's token in place of every whole word TOK (case matters).
+    """Replaces every whole word TOK by the subject's token (case-sensitive).
 
-    The brackets of <TOK> and [TOK] are part of it.
+    The brackets of <TOK> and [TOK] are replaced too.
     """
-    # The token is looked for first, so that the TOK within a token such as <TOK1 TOK> stays.
+    # The token is matched first, so that the TOK within a token such as <TOK1 TOK> stays.
     pattern = rf"{whole_word(subject)}|<{SUBJECT}>|\[{SUBJECT}\]|{whole_word(SUBJECT)}"
     return re.sub(pattern, lambda _: subject, text)
 
 
 def mentions(text: str, word: str) -> bool:
-    """Whether the text holds the word as a word of its own."""
+    """Whether the text contains the word as a whole word."""
     return re.search(whole_word(word), text) is not None
 
 
 def whole_word(word: str) -> str:
-    """The regular expression that finds a word, but not within a longer one.
+    """The regular expression that matches a word, but not within a longer one.
 
-    Only letters, digits and underscores join: `<zwx>` is found anywhere, `zwx` not in `zwxs`.
+    Only letters, digits and underscores continue a word: `<zwx>` matches anywhere, `zwx` not in
+    `zwxs`.
     """
     before = f"(?<!{_LETTER})" if re.match(_LETTER, word[:1]) else ""
     after = f"(?!{_LETTER})" if re.match(_LETTER, word[-1:]) else ""

@@ -1,4 +1,4 @@
-"""Models from their files, whole: a weight that is missing is an error, never noise."""
+"""Loads models from their files. A missing weight is an error, never random values."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,29 +14,31 @@ from families.repository import MissingModel
 
 
 def whole(model_class: Any, folder: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """Loads a model and refuses one whose files lack a weight.
+    """Loads a model with `from_pretrained`.
 
-    Raises `MissingModel` naming the missing weights; libraries would fill them with noise.
+    Raises `MissingModel` naming missing weights; the libraries would initialize them randomly.
     """
     level = transformers_log.get_verbosity()
-    transformers_log.set_verbosity_error()  # its report names weights that we leave out on purpose
+    transformers_log.set_verbosity_error()  # it reports weights that are left out on purpose
+    transformers_log.disable_progress_bar()  # also the Hub's, so it is undone below
     common = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         model, report = model_class.from_pretrained(folder, **common, **options)
-    except NotImplementedError:  # a weight that is not there cannot go to its device
-        _, report = model_class.from_pretrained(folder, **common)  # says which
+    except NotImplementedError:  # a missing weight cannot be moved to its device
+        _, report = model_class.from_pretrained(folder, **common)  # without options: names it
         _refuse_missing(report["missing_keys"], folder, model_class)
         raise
     finally:
+        transformers_log.enable_progress_bar()
         transformers_log.set_verbosity(level)
     _refuse_missing(report["missing_keys"], folder, type(model))
     return model
 
 
 def from_one_file(model_class: Any, file: Path, config: Path, dtype: torch.dtype) -> nn.Module:
-    """Loads a lone checkpoint in the original key layout and refuses one that lacks a weight.
+    """Loads a single checkpoint file in the original key layout.
 
-    Raises `MissingModel` naming the missing weights; the library would stop at the first without
+    Raises `MissingModel` naming all missing weights; the library would fail at the first without
     its name.
     """
     single_file: Any = SINGLE_FILE_LOADABLE_CLASSES[model_class.__name__]
@@ -55,5 +57,5 @@ def _refuse_missing(names: Iterable[str], source: Path, model_class: Any) -> Non
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise MissingModel(
             f"{source}: {len(missing)} weights of {model_class.__name__} are not in its files "
-            f"({shown}); fetch the model again"
+            f"({shown}); download the model again"
         )

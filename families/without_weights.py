@@ -1,7 +1,7 @@
-"""A base model without its weights: its classes at their real sizes on the meta device.
+"""Base models without weights: their classes at full size on the meta device.
 
-Shapes, types and the order of all products are those of the model, so memory and arithmetic can be
-counted in seconds on any machine.
+Shapes, dtypes and operations are those of the real model, so memory and FLOPs can be counted in
+seconds on any machine.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ COMPONENTS = ("transformer", "text_encoder", "vae")
 
 
 def config_of(base: Base, component: str) -> dict[str, Any]:
-    """A component's config: the base's own if it is on this machine, else the published."""
+    """A component's config: the base's if it is on this machine, otherwise the published one."""
     own = local_config(base, component)
     config: Config = family_of(base).published[component] if own is None else own
     return dict(config)
 
 
 def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> Family:
-    """The base's family on the meta device; only its tokenizer and scheduler are missing."""
+    """The base's family on the meta device, without tokenizer and scheduler."""
     family_class = family_of(base)
     found = {name: config_of(base, name) for name in COMPONENTS}
     family = family_class.__new__(family_class)
@@ -41,7 +41,7 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
             text_encoder = text_class(text_class.config_class.from_dict(found["text_encoder"]))
     finally:
         transformers_log.set_verbosity(level)
-    # Every value, defaults included, as a loaded config has them.
+    # All values, defaults included, as in a loaded config.
     family.transformer_config, family.vae_config = dict(transformer.config), dict(vae.config)
     family.__dict__.update(
         transformer=_frozen(transformer, dtype),
@@ -52,7 +52,7 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
 
 
 def transformer_without_weights(base: Base) -> nn.Module:
-    """The base's transformer on the meta device: its layers, their names and shapes."""
+    """The base's transformer on the meta device, for layer names and shapes."""
     with torch.device("meta"):
         model: nn.Module = (
             family_of(base).model_class("transformer").from_config(config_of(base, "transformer"))

@@ -1,3 +1,3 @@
-"""An adapter and a prompt in, images out."""
+"""Generates images from a prompt and trained weights."""
 
-import families  # noqa: F401  before any library of the models: it silences their warnings
+import families  # noqa: F401  first, since it silences warnings of the models' libraries

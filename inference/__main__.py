@@ -1,14 +1,14 @@
 """python -m inference --prompt …: generates images from the command line."""
 
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from families.redact import safe_name
 from families.registry import find_base_or_folder
-from inference.console import begin, log_to_console
-from inference.flags import Parser, add, add_inputs
+from inference.console import begin, log_to_console, one_message
+from inference.flags import Parser, add, add_inputs, typed
 from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs
 from inference.request import Request
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Examples:
-  python -m inference --prompt "a photo of a red fox" --base-model z-image-turbo
-  python -m inference --prompt "a photo of <zwx> on a beach" \\
+  {generate} --prompt "a photo of a red fox" --base z-image-turbo
+  {generate} --prompt "a photo of <zwx> on a beach" \\
       --weights outputs/latest/weights.zip --num-outputs 4 --seed 1
-  python -m inference --prompt "a photo of <zwx> on a beach" \\
+  {generate} --prompt "a photo of <zwx> on a beach" \\
       --lora-path lora/lora_weights.safetensors --placeholder-token "<zwx>"
-  python -m inference --prompt "a red fox as an oil painting" --image fox.jpg \\
+  {generate} --prompt "a red fox as an oil painting" --image fox.jpg \\
       --prompt-strength 0.6 --weights hf:owner/name/oil.safetensors
 
 The quotes matter: < and > mean something else to the shell. Private repositories of Hugging Face
@@ -35,10 +35,10 @@ open with the token in $HF_TOKEN.
 def arguments_parser() -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
     parser = Parser(
-        prog="python -m inference",
+        prog=typed()["generate"],
         usage="%(prog)s --prompt TEXT [--weights FILE] [options]",
         description="Generate images from a prompt, with an optional LoRA.",
-        epilog=EPILOG,
+        epilog=EPILOG.format(**typed()),
     )
     add(parser, "cpu", "run a large model without a GPU, however slow that is", action="store_true")
     others = ("replicate_weights", "lora_weights", "output_metadata")  # other names here
@@ -78,9 +78,11 @@ def arguments_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Generates what the words say, by default those that the program was started with."""
     parser = arguments_parser()
-    given = parser.read()
+    given = parser.read(words)
+    debug = given.pop("debug", False)
     weights, lora = given.pop("weights", None), given.pop("lora_path", None)
     token, folder = given.pop("placeholder_token", None), given.pop("output_dir")
     cpu = bool(given.pop("cpu", False))
@@ -89,16 +91,14 @@ def main() -> None:
     if token and not lora:
         parser.error("--placeholder-token goes with --lora-path; weights.zip knows its own")
     begin(_first_line(given.get("base_model", "auto"), weights or lora, folder))
-    log_to_console()
-    try:
+    log_to_console(debug=debug)
+    with one_message(debug, True, ValueError):
         inputs = GenerationInputs(**given, replicate_weights=weights or lora)
         if inputs.base_model != "auto":
             find_base_or_folder(inputs.base_model)
         request = Request.of(inputs, _image(inputs.image))
         archive = _archive(weights or lora, token)
         second = _archive(inputs.extra_lora)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
     # The libraries of the models take seconds to import, which a mistake need not wait for.
     from adapters.formats import LoraMismatch
@@ -106,7 +106,8 @@ def main() -> None:
     from inference.engine import Engine
     from inference.images import save_images, writable_folder
 
-    try:
+    # An UnknownBase is a ValueError.
+    with one_message(debug, True, LoraMismatch, MissingModel, OSError, ValueError):
         folder = writable_folder(folder)
         images = Engine(cpu=cpu).generate(request, archive, inputs.base_model, second)
         paths = save_images(
@@ -116,8 +117,6 @@ def main() -> None:
             inputs.output_quality,
             inputs.output_metadata,
         )
-    except (LoraMismatch, MissingModel, OSError, ValueError) as error:  # UnknownBase among them
-        sys.exit(f"error: {error}")
     print(*paths, sep="\n")
 
 

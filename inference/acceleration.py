@@ -1,9 +1,9 @@
-"""What makes a transformer faster on a GPU and changes nothing but rounding.
+"""Makes a transformer faster on a GPU: compiled blocks and cuDNN attention.
 
-Compiled by its repeated blocks (diffusers' regional compilation): one block is compiled once and
-serves all its copies. LoRAs are merged into the same storage, so applying or removing one
-recompiles nothing. `$COMPILE=0` leaves the transformer as it is. Where compiling or cuDNN's
-attention fails, the transformer goes on without them.
+The repeated blocks are compiled (diffusers' regional compilation): one block is compiled once for
+all its copies. LoRAs are merged into the same storage, so applying or removing one does not
+recompile. `$COMPILE=0` turns compilation off. If compilation or cuDNN attention fails, the
+transformer runs without them. Results differ only by rounding.
 """
 
 import logging
@@ -23,28 +23,28 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-USUAL_RATIOS = ("1:1", "16:9", "9:16")  # the second size makes the compiled block take any size
-# Blocks with and without a mask, at fixed and at any size, with and without gradients' guards.
+USUAL_RATIOS = ("1:1", "16:9", "9:16")  # at the second size, shapes become dynamic
+# Blocks with and without a mask, at fixed and dynamic sizes, with and without gradients.
 RECOMPILE_LIMIT = 64
 # "up to 75 % over FlashAttention 2 on H100 or newer" (PyTorch 2.5 release notes).
 HOPPER, HOPPER_ATTENTION = (9, 0), "_native_cudnn"
-NATIVE_ATTENTION = "native"  # PyTorch chooses
-_PREPARED = "_zeroprior_acceleration"  # the attribute that lists what a transformer has
+NATIVE_ATTENTION = "native"  # PyTorch's default
+_PREPARED = "_zeroprior_acceleration"  # attribute of a transformer: accelerations in use
 
 
 def wanted(device: torch.device) -> bool:
-    """Whether a transformer on this device is to be accelerated."""
+    """Whether to accelerate a transformer on this device."""
     asked = os.environ.get("COMPILE", "1").lower() not in ("0", "false", "no", "off")
     return device.type == "cuda" and asked
 
 
 def wanted_in_training(device: torch.device) -> bool:
-    """The same of a training, which compiles on a CPU too where `$COMPILE=1` asks for it."""
+    """The same for training, which also compiles on a CPU if `$COMPILE=1`."""
     return wanted(device) or os.environ.get("COMPILE", "").lower() in ("1", "true", "yes", "on")
 
 
 def accelerate(family: Family) -> None:
-    """Chooses the attention, compiles the blocks, and draws once at each of the usual sizes."""
+    """Chooses the attention, compiles the blocks, and runs one step at each usual size."""
     transformer = family.transformer
     if torch.cuda.get_device_capability(family.device) >= HOPPER:
         use_attention(transformer, HOPPER_ATTENTION)
@@ -55,21 +55,21 @@ def accelerate(family: Family) -> None:
 
 
 def use_attention(transformer: Any, backend: str) -> None:
-    """Has this transformer, and no other, compute its attention by a backend of diffusers."""
-    with attention_backend():  # which brings back the process's own choice when it ends
+    """Sets the attention backend of diffusers for this transformer only."""
+    with attention_backend():  # restores the process-wide backend at its end
         transformer.set_attention_backend(backend)
     _note(transformer, "attention", backend != NATIVE_ATTENTION)
 
 
 def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
-    """Has the transformer's repeated blocks compiled when they are next run."""
+    """Compiles the transformer's repeated blocks at their next call."""
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     transformer.compile_repeated_blocks(backend=backend)
     _note(transformer, "compiled", True)
 
 
 def is_compiled(transformer: Any) -> bool:
-    """Whether its blocks are compiled, or will be when they are next run."""
+    """Whether the blocks are compiled, or will be at their next call."""
     return "compiled" in getattr(transformer, _PREPARED, ())
 
 
@@ -78,10 +78,10 @@ def with_fallback(
 ) -> Result:
     """The result of `work`, which runs the transformer.
 
-    If it fails on an accelerated transformer, it is done once more, after `reset`, with plain
-    blocks and PyTorch's own attention. If that works, the transformer stays so, and one warning
-    says why. If it does not, the acceleration was not the reason, and the first error is raised.
-    Out of memory is raised as it is.
+    If it fails on an accelerated transformer, it is run again, after `reset`, without compiled
+    blocks and with PyTorch's attention. If that works, the transformer stays like this, with one
+    warning. If not, the acceleration was not the cause, and the first error is raised. An
+    out-of-memory error is raised at once.
     """
     had = set(getattr(transformer, _PREPARED, ()))
     try:
@@ -90,7 +90,7 @@ def with_fallback(
         if not had or is_out_of_memory(error):
             raise
         first = error
-    _let_go(first)
+    _clear_frames(first)
     compiled = _without_acceleration(transformer)
     if reset is not None:
         reset()
@@ -107,7 +107,7 @@ def with_fallback(
         raise first from None
     names = {"compiled": "compiled blocks", "attention": "cuDNN attention"}
     log.warning(
-        "%s failed (%s); going on without, which is slower",
+        "%s failed (%s); continuing without, which is slower",
         " and ".join(names[each] for each in sorted(had, reverse=True)),
         reason(first),
     )
@@ -115,22 +115,22 @@ def with_fallback(
 
 
 def reason(error: BaseException) -> str:
-    """The first line that says something, of the error that led to all others."""
+    """The first non-empty line of the error that caused all others."""
     while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Empties the frames that an error came through, which hold what a step has computed."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Clears an error's traceback frames, which keep the tensors of a step alive."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def _without_acceleration(transformer: Any) -> dict[Any, Any]:
-    """Plain blocks and native attention; the compiled calls that were there, by block."""
+    """Sets plain blocks and native attention; returns the compiled calls by block."""
     compiled = {
         block: block._compiled_call_impl
         for block in transformer.modules()
@@ -145,7 +145,7 @@ def _without_acceleration(transformer: Any) -> dict[Any, Any]:
 
 
 def _note(transformer: Any, what: str, there: bool) -> None:
-    """Writes down what the transformer has."""
+    """Notes in the transformer's attribute that an acceleration is on or off."""
     found = set(getattr(transformer, _PREPARED, ())) - {what}
     setattr(transformer, _PREPARED, found | ({what} if there else set()))
 

@@ -7,7 +7,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # C0 and C1 except line feed and tab, line separators, direction overrides, surrogates.
@@ -114,7 +117,49 @@ class _Plain(logging.Formatter):
         return f"{ei[0].__name__}: {ei[1]}"  # the traceback is not the customer's
 
 
+class _WithTime(_Plain):
+    """Lines of a log file."""
+
+    def __init__(self, hide: Callable[[str], str]) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+        self._hide = hide
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._hide(super().format(record))
+
+
 _FORMAT = _Plain("%(message)s")
+
+# Our packages that log, by the first part of a logger's name; installed, they are in a folder of
+# packages like any library.
+_OURS = {"families", "adapters", "inference", "trainer", "serving"}
+_PACKAGES = re.compile(r"[\\/](site|dist)-packages[\\/]")  # a folder of installed packages
+_ROOT = Path(__file__).resolve().parents[1]
+_KEPT_RECORDS = 500  # of before the log file is there
+
+
+def of_a_library(record: logging.LogRecord) -> bool:
+    """Whether a library says this, below an error: nothing that the user could do about."""
+    if record.name == "py.warnings":  # "file:line: Category: text"
+        message = record.getMessage()
+        return _PACKAGES.search(message) is not None or message.startswith(str(_ROOT))
+    if record.levelno >= logging.ERROR or record.name.partition(".")[0] in _OURS:
+        return False
+    return _PACKAGES.search(record.pathname) is not None
+
+
+class _Earlier(logging.Handler):
+    """Keeps the newest records until there is a log file for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=_KEPT_RECORDS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+_EARLIER = _Earlier()
 
 
 def begin(line: str) -> None:
@@ -122,12 +167,76 @@ def begin(line: str) -> None:
     print(clean(line), "loading libraries …", sep="\n", flush=True)
 
 
-def log_to_console(known: list[str] | None = None) -> None:
+def log_to_console(known: list[str] | None = None, debug: bool = False) -> None:
     """Sends the log to standard output, unless the program has configured it already.
 
-    `known` are the texts of the request on a server, where a customer reads the log.
+    What libraries log below an error, and their Python warnings, are shown only with `debug`;
+    a run's log file has them (`log_to_file`). `known` are the texts of the request on a server,
+    where a customer reads the log.
     """
     _FORMAT.known = known
+    if known is not None:
+        _EARLIER.records.clear()  # of another request
+    if logging.root.handlers:
+        return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_FORMAT)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if not debug:
+        handler.addFilter(lambda record: not of_a_library(record))
+    logging.basicConfig(level=logging.INFO, handlers=[handler, _EARLIER])
+    logging.captureWarnings(True)
+
+
+@contextmanager
+def log_to_file(path: Path, hide: Callable[[str], str] = str) -> Iterator[None]:
+    """Also appends the log to a file, with earlier records and those of libraries.
+
+    `hide` removes secrets from each line.
+    """
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError:  # a full disk, which the run finds out by itself
+        yield
+        return
+    handler.setFormatter(_WithTime(hide))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    _route_libraries()
+    for record in _EARLIER.records:
+        handler.handle(record)
+    _EARLIER.records.clear()
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()
+
+
+def _route_libraries() -> None:
+    """Has libraries log where we do, in place of straight to the console."""
+    for logger in [*logging.root.manager.loggerDict.values()]:
+        if not isinstance(logger, logging.Logger) or logger.propagate:
+            continue
+        for handler in [*logger.handlers]:
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+@contextmanager
+def one_message(debug: bool, shown: bool = True, *expected: type[Exception]) -> Iterator[None]:
+    """Ends the program with one line for an error; with `debug` its traceback is shown, too.
+
+    `expected` are the errors whose text is all that the user needs. Without any, it is every
+    error, whose type is named. `shown`: False in all processes of a launch but the first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if expected and not isinstance(error, expected):
+            raise
+        if debug:
+            raise
+        kind = "" if expected else f"{type(error).__name__}: "
+        hint = "" if expected else " (--debug shows where)"
+        sys.exit(f"error: {clean(f'{kind}{error}{hint}')}" if shown else 1)

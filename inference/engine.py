@@ -1,4 +1,4 @@
-"""The engine: one base in memory, the weights that lie over it, one request at a time."""
+"""The engine: keeps one base model in memory and generates one request at a time, with LoRAs."""
 
 import functools
 import logging
@@ -28,7 +28,7 @@ from families.without_weights import transformer_without_weights
 from inference import acceleration
 from inference.fetch import Sources, named, of_input
 from inference.generation import describe, generate
-from inference.image_metadata import making
+from inference.image_metadata import image_texts
 from inference.images import (
     fresh_folder,
     read_image,
@@ -39,12 +39,12 @@ from inference.input_fields import check_length
 from inference.inputs import IMAGES, SECRET_LENGTH, GenerationInputs
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
-from inference.request import Request, check_size, check_work, settle
+from inference.request import Request, check_size, check_work, resolve
 from inference.secret import GivenSecret, revealed
 from inference.text_cache import TextCache
 from inference.weights import (
     Weights,
-    check_words,
+    check_tokens,
     choose_base,
     few_step_lora,
     vectors_of,
@@ -59,7 +59,7 @@ Source = str | PathLike[str]
 
 
 class Engine:
-    """Draws requests. Safe to call from any thread; requests are drawn one after another."""
+    """Generates the images of requests. Thread-safe; requests run one after another."""
 
     def __init__(
         self,
@@ -68,25 +68,25 @@ class Engine:
         sources: Sources | None = None,
         cpu: bool | None = None,
     ) -> None:
-        """`cpu` is whether a large model may run without a GPU; None warns of it."""
+        """`cpu`: whether a large model may run without a GPU; None: with a warning."""
         self.cpu = cpu
         self.device = device or default_device()
         self.dtype = dtype or default_dtype(self.device)
         self.sources = sources or Sources()
         self._lock = threading.Lock()
         self._family: Family | None = None
-        self._over: tuple[LoraMerger, Layout] | None = None  # of the family's transformer
+        self._merging: tuple[LoraMerger, Layout] | None = None  # of the family's transformer
         self._auto: Base | None = None
         self._adapters = AdapterCache()
         self._texts = TextCache()
-        self._default: Archive | None = None  # for requests that bring none
+        self._default: Archive | None = None  # for requests without weights
         self._layouts: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
 
     def warm_up(self, default_weights: Source | None = None) -> None:
-        """Loads the default base, every part of it, and has it ready for the usual sizes.
+        """Loads the default base and compiles it for the usual sizes.
 
-        `default_weights` are laid over the base wherever a request brings none of its own; they
-        name the default base, too. Unlike those of a request they may be any file.
+        `default_weights` are used for requests without weights; they also determine the default
+        base. Unlike weights in a request they may be any file.
         """
         if default_weights:
             self._default = self._read_named(default_weights, None, any_file=True)
@@ -107,15 +107,15 @@ class Engine:
     ) -> list[Path]:
         """Generates the images of a request and returns their files.
 
-        `any_file` says whether the strings come from a person who may read every file of this
-        machine; otherwise they name only files that `inference.fetch.sources.allowed_file` allows.
-        The files are `image-0.webp`, … in `output_dir`, where nothing is overwritten and nothing is
-        ever removed. None, on a server: a temporary folder, which later requests remove after an
-        hour. `report` receives the metric `seconds_per_picture`.
+        `any_file`: whether the paths in the inputs may name any file of this machine; otherwise
+        only files that `inference.fetch.sources.allowed_file` allows (untrusted users). The files
+        are `image-0.webp`, … in `output_dir`, where nothing is overwritten or removed. None, on a
+        server: a temporary folder, which later requests remove after an hour. `report` receives
+        the metric `seconds_per_image`.
         """
         base_model, extra_lora = inputs.base_model, inputs.extra_lora
         if base_model != "auto" and not any_file:
-            find_base(base_model)  # a folder is a name of files, too
+            find_base(base_model)  # refuses folders, which are paths too
         token = revealed(hf_api_token)
         check_length("hf_api_token", token or "", SECRET_LENGTH)
         if token and not (token.isascii() and token.isprintable() and " " not in token):
@@ -149,7 +149,7 @@ class Engine:
                 self._adapters.drop(archive)
             raise
         if report is not None:
-            report("seconds_per_picture", (time.perf_counter() - start) / len(images))
+            report("seconds_per_image", (time.perf_counter() - start) / len(images))
         with fresh_folder() if folder is None else nullcontext(folder) as place:
             return save_images(
                 images,
@@ -162,16 +162,16 @@ class Engine:
     def read(
         self, weights: Source, check: Check | None = None, config: Path | None = None
     ) -> Archive:
-        """The checked archive of a weights file; those read lately are kept.
+        """The checked archive of a weights file, cached in memory.
 
-        `check` and `config` are those of `read_archive`. Raises `BrokenArchive` with the reason.
+        `check` and `config` as in `read_archive`. Raises `BrokenArchive` with the reason.
         """
         return named(self._adapters.get(weights, check, config), weights)
 
     def _read_named(
         self, source: Source, token: str | None, any_file: bool, check: Check | None = None
     ) -> Archive:
-        """The archive of a source, which may be known by the source's name."""
+        """The archive of a source, with the source's name among its names."""
         file = self.sources.file(source, token, any_file)
         return named(self.read(file, check, self.sources.config(source, token)), source)
 
@@ -183,11 +183,11 @@ class Engine:
         extra: Archive | None = None,
         from_request: bool = False,
     ) -> list[Image.Image]:
-        """Pictures of the request, with the archives laid over its base for this request.
+        """Generates the images of a request, with the LoRAs of the archives applied.
 
-        With `from_request` all of its images together have a limit, too. What made a picture is in
-        its `info` (`inference.image_metadata`). Raises `LoraMismatch`, `UnknownBase` or
-        `MissingModel` with the reason, before any weight is touched.
+        With `from_request`, the compute of all its images together is limited too. Prompt and
+        settings are in each image's `info` (`inference.image_metadata`). Raises `LoraMismatch`,
+        `UnknownBase` or `MissingModel` with the reason, before any weight is changed.
         """
         extra_scale = 1.0 if request.extra_lora_scale is None else request.extra_lora_scale
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)
@@ -201,12 +201,12 @@ class Engine:
             family = self._load(base)
             vectors = vectors_of(weights, family)
             request = place_subject(request, list(vectors))
-            resolved = settle(request, base, family.resolution_multiple, few_steps)
+            resolved = resolve(request, base, family.resolution_multiple, few_steps)
             for each in weights:
                 warn_of_untrained_placeholder(each)
-            check_words(resolved.prompt, list(vectors))
+            check_tokens(resolved.prompt, list(vectors))
             check_text_length(family, prompts_of(resolved), vectors)
-            self._lay(weights, family)
+            self._apply(weights, family)
             log.info("%s", describe(resolved, base))
             if ids_wanted():
                 log.info("%s", family.tokenize(resolved.prompt, vectors).explain())
@@ -216,7 +216,7 @@ class Engine:
             )
         applied = [each.applied() for each in weights]
         for image, seed in zip(images, resolved.seeds, strict=True):
-            image.info.update(making(resolved, seed, base, applied))
+            image.info.update(image_texts(resolved, seed, base, applied))
         return images
 
     def _wanted(
@@ -230,15 +230,15 @@ class Engine:
         return wanted
 
     def _automatic(self) -> Base:
-        """What `auto` means, decided once: what is loaded then takes of the free memory."""
+        """The base for `auto`, chosen once: a loaded model would reduce the free memory."""
         if self._auto is None:
             self._auto = default_base("generation")
         return self._auto
 
     def _check(self, planned: Archive, base_model: str, extra: bool, alone: bool) -> None:
-        """Refuses weights that don't fit their model, by their header, before they are read.
+        """Raises `LoraMismatch` for weights that don't fit their model, before they are read.
 
-        Of two LoRAs, the other one may decide which model it is: then only one that names its
+        With two LoRAs, the other one may determine the model: then only a LoRA that names its
         model, or comes with `base_model`, is checked.
         """
         first, second = (None, planned) if extra else (planned, None)
@@ -248,10 +248,10 @@ class Engine:
             self._layout_of(base).fit(planned.deltas, weights[-1].name)
 
     def _layout_of(self, base: Base) -> Layout:
-        """The layers of a base, from the model in memory or else from its configuration."""
-        family, over = self._family, self._over
-        if over is not None and family is not None and family.base == base:
-            return over[1]
+        """The layers of a base, from the model in memory or else from its config."""
+        family, merging = self._family, self._merging
+        if merging is not None and family is not None and family.base == base:
+            return merging[1]
         key = base.name, base.folder
         if key not in self._layouts:
             names = family_of(base).original_names
@@ -259,35 +259,35 @@ class Engine:
         return self._layouts[key]
 
     def _load(self, base: Base) -> Family:
-        """The base's family; another base leaves memory first."""
+        """The base's family; unloads another base first."""
         if self._family is None or self._family.base != base:
             if slow := why_too_slow(base, self.device):
                 if self.cpu is False:
                     raise NoGpu(how_to_run_anyway(slow))
                 log.warning("%s", slow)
-            family = load_family(base, self.device, self.dtype)  # its weights come later
-            # Forgotten before it is released: a cancellation may come between any two lines.
-            old, self._over, self._family = self._family, None, None
+            family = load_family(base, self.device, self.dtype)  # weights are loaded on first use
+            # Unset before it is released: a cancellation may be raised between any two lines.
+            old, self._merging, self._family = self._family, None, None
             if old is not None:
-                log.info("%s leaves memory; loading %s", old.base.name, base.name)
+                log.info("unloading %s; loading %s", old.base.name, base.name)
                 old.release("transformer", "text_encoder", "vae")
             self._family = family
             if acceleration.wanted(self.device):
-                self._prepared(family)  # what it puts into the transformer is compiled, too
+                self._prepared(family)  # adds slots, so before compilation
                 acceleration.accelerate(family)
         return self._family
 
     def _prepared(self, family: Family) -> tuple[LoraMerger, Layout]:
-        """What lays LoRAs over the family's transformer, and what finds its layers."""
-        if self._over is None:
+        """Merger and layout of the family's transformer."""
+        if self._merging is None:
             transformer, base = family.transformer, family.base
             layout = Layout.of(transformer, base.name, family.original_names)
-            self._over = LoraMerger(transformer, checkpoint=transformer_source(base)), layout
-        return self._over
+            self._merging = LoraMerger(transformer, checkpoint=transformer_source(base)), layout
+        return self._merging
 
-    def _lay(self, weights: Sequence[Weights], family: Family) -> None:
-        """Brings the transformer to base + scales * LoRAs; what is there already costs nothing."""
-        if self._over is None and not weights:
+    def _apply(self, weights: Sequence[Weights], family: Family) -> None:
+        """Sets the transformer to base + scales * LoRAs; merges only what has changed."""
+        if self._merging is None and not weights:
             return
         merger, layout = self._prepared(family)
         loras = [

@@ -1,26 +1,48 @@
-"""Command-line options made from a record of inputs."""
+"""Command-line options from a record of inputs."""
 
 import argparse
 import difflib
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.input_fields import Input, Inputs, Interface, number_of
 
-_ALSO = {"base_model": ("--base",)}  # shorter spellings, which help does not show
+_ALSO = {"base_model": ("--base",)}  # shorter spellings, hidden in --help
 _METAVARS: dict[type, str] = {int: "N", float: "X", Path: "FILE"}
 
 
+_MODULES = {
+    "train": "python -m trainer",
+    "plan": "python -m trainer plan",
+    "generate": "python -m inference",
+}
+
+
+def typed() -> dict[str, str]:
+    """How the commands are typed: as this program was started, by the command or by a module."""
+    program = Path(sys.argv[0])
+    if "zeroprior" in (program.stem, program.parent.name):
+        return {name: f"zeroprior {name}" for name in _MODULES} | {"program": "zeroprior"}
+    return _MODULES | {"program": "python -m trainer"}
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations, and suggests the nearest option for an unknown one."""
+    """A parser without abbreviations that suggests the nearest option for an unknown one."""
 
     def __init__(self, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, formatter_class=formatter, allow_abbrev=False)
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of an error",
+            default=argparse.SUPPRESS,
+        )
 
     def read(self, words: Sequence[str] | None = None) -> dict[str, Any]:
-        """The options of a command line, by their names."""
+        """Parses a command line to options by name."""
         found, unknown = self.parse_known_intermixed_args(words)
         for word in unknown:
             self._refuse(word)
@@ -45,8 +67,8 @@ def add_inputs(
 ) -> "dict[str, argparse._ArgumentGroup]":
     """Adds an option for every input of the command line; returns the groups of `--help`.
 
-    Each has two spellings, --base-model and --base_model. What is not given is left out of the
-    result; values are checked by the record, so that its sentences are read.
+    Each has two spellings, --base-model and --base_model. Options that are not given are not in the
+    result. Values are checked by the record, for the same messages as on other interfaces.
     """
     sections = {group: parser.add_argument_group(group) for group in groups}
     for name, each in model.inputs().items():
@@ -57,7 +79,7 @@ def add_inputs(
 
 
 def add(section: "argparse._ActionsContainer", name: str, help: str, **options: Any) -> None:
-    """Adds an option in its two spellings, of which help shows the one with hyphens."""
+    """Adds an option with both spellings; --help shows the one with hyphens."""
     options = {"dest": name, "default": argparse.SUPPRESS} | options
     spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}", *_ALSO.get(name, ())))
     for number, spelling in enumerate(spellings):
@@ -83,7 +105,7 @@ def _metavar(types: Sequence[type], each: Input) -> str:
 
 
 def _help(each: Input, default: object) -> str:
-    """The description with the range and the default, as argparse takes it."""
+    """The help text: description, range and default, escaped for argparse."""
     text, mark, words = each.description.partition(" Default: ")
     if each.ge is not None and each.le is not None and each.le < 2**62:
         text += f" From {each.ge:g} to {each.le:g} {each.unit}".rstrip() + "."

@@ -1,4 +1,4 @@
-"""From a settled request to pictures, on a family as it stands."""
+"""Generates the images of a resolved request."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,10 +22,10 @@ def generate(
     image: Image.Image | None = None,
     texts: TextCache | None = None,
 ) -> list[Image.Image]:
-    """The pictures of a settled request on the family as it stands, one after another.
+    """Generates the images of a resolved request, one after another.
 
-    Each depends on its own seed alone, never on how many are drawn with it. With an `image` the
-    first steps are skipped, and the others begin with the image under the noise of that level.
+    Each image depends only on its seed, not on the number of images. With an `image`, the first
+    steps are skipped, and the others start from the image with noise added.
     """
     texts = texts or TextCache()
     text = [texts.encode(family, resolved.prompt, vectors or {})]
@@ -52,7 +52,7 @@ def generate(
 
 
 def describe(resolved: ResolvedRequest, base: Base) -> str:
-    """One line that repeats the drawing."""
+    """All settings of a generation on one line, for the log."""
     settings = ", ".join(
         f"{field.name} {getattr(resolved, field.name)!r}"
         for field in fields(resolved)
@@ -63,7 +63,7 @@ def describe(resolved: ResolvedRequest, base: Base) -> str:
 
 @torch.inference_mode()
 def generate_once(family: Family, width: int, height: int, guidance_scale: float) -> None:
-    """Draws one step of something of that size, so that kernels are ready for it."""
+    """Runs one step of this size, so that kernels are compiled for it."""
     resolved = ResolvedRequest(
         prompt="a photo",
         negative_prompt="",

@@ -1,8 +1,8 @@
-"""How a picture was made, written into its file: for people, for tools, and for making it again.
+"""Prompt and settings in image files.
 
-`parameters` is the text that A1111, ComfyUI's readers and Civitai understand; `zeroprior` is JSON
-with every value. A PNG holds both as text chunks. JPEG and WebP hold them in EXIF: `parameters` as
-UserComment, as those tools write it, and the JSON as ImageDescription.
+`parameters` is text in the format of A1111, which Civitai and other tools read; `zeroprior` is JSON
+with every value. PNG files have both as text chunks. JPEG and WebP files have them in EXIF:
+`parameters` as UserComment, as those tools write it, and the JSON as ImageDescription.
 """
 
 import json
@@ -26,7 +26,7 @@ _UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code of a UserComment
 
 @dataclass(frozen=True)
 class AppliedWeights:
-    """What lay over the base."""
+    """One LoRA that was applied."""
 
     scale: float
     lora_sha256: str | None  # of the LoRA's safetensors file
@@ -34,10 +34,10 @@ class AppliedWeights:
     placeholder_sha256: str | None  # of its float32 vectors
 
 
-def making(
+def image_texts(
     resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[AppliedWeights]
 ) -> dict[str, str]:
-    """The two texts about the one picture of `seed`."""
+    """The two texts for the image of `seed`."""
     facts: dict[str, Any] = {
         "prompt": resolved.prompt,
         "negative_prompt": resolved.negative_prompt,
@@ -54,11 +54,11 @@ def making(
         facts["shift"] = resolved.shift
     if resolved.prompt_strength is not None:
         facts["prompt_strength"] = resolved.prompt_strength
-    return {TEXT: _for_people(facts, base), JSON: json.dumps(facts)}
+    return {TEXT: _a1111_text(facts, base), JSON: json.dumps(facts)}
 
 
-def _for_people(facts: Mapping[str, Any], base: Base) -> str:
-    """Prompt, negative prompt, and a line of settings, as A1111 writes them."""
+def _a1111_text(facts: Mapping[str, Any], base: Base) -> str:
+    """Prompt, negative prompt, and a line of settings, in the format of A1111."""
     settings = {
         "Steps": facts["steps"],
         "Sampler": "Euler",
@@ -86,7 +86,7 @@ def _for_people(facts: Mapping[str, Any], base: Base) -> str:
 
 
 def options(texts: Mapping[str, str], file_format: str) -> dict[str, Any]:
-    """What Pillow's `save` has to be told for a file that holds the texts."""
+    """Arguments of Pillow's `save` that write the texts into the file."""
     if not texts:
         return {}
     if file_format == "png":
@@ -100,13 +100,13 @@ def options(texts: Mapping[str, str], file_format: str) -> dict[str, Any]:
     comment = _UNICODE + texts[TEXT].encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     if file_format == "jpg" and len(exif.tobytes()) > _JPEG_MOST:
-        log.warning("how the picture was made is too long for a JPEG and is left out; PNG takes it")
+        log.warning("metadata not written: too long for a JPEG file; use output_format png")
         return {}
     return {"exif": exif}
 
 
 def read(image: Image.Image) -> dict[str, str]:
-    """The texts of an opened picture file, as `making` gave them; empty where there are none."""
+    """The texts of an opened image file, as written by `options`; empty if it has none."""
     if image.format == "PNG":
         return {name: image.info[name] for name in (TEXT, JSON) if name in image.info}
     exif = image.getexif()

@@ -1,4 +1,4 @@
-"""From picture files to pixels, and from pixels to picture files."""
+"""Reads image files to pixels, and writes pixels to image files."""
 
 import errno
 import io
@@ -28,16 +28,16 @@ from inference.inputs import FORMATS, QUALITY
 
 MAX_BYTES = 256 << 20  # as in a dataset
 _NUMBER = re.compile("[0-9]{1,18}")
-_PREFIX = "zeroprior-pictures-"
-_KEPT_SECONDS = 3600  # the runtime never deletes what it has sent
+_PREFIX = "zeroprior-images-"
+_KEPT_SECONDS = 3600  # Cog never deletes the files that it has sent
 
 
 class BrokenImage(ValueError):
-    """A file that is no picture, or a damaged one."""
+    """A file that is not an image, or a damaged image."""
 
 
 def read_image(path: str | PathLike[str]) -> Image.Image:
-    """The picture as it is meant to be seen: upright, sRGB, what is transparent on white.
+    """Reads an image: upright, sRGB, transparency over white.
 
     Raises `BrokenImage` with the reason.
     """
@@ -47,7 +47,7 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             data = _bytes_of(Path(path))
             if has_too_many_scans(data):
-                raise ValueError("it has more scans than a picture needs")
+                raise ValueError("it has too many scans")
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
@@ -55,16 +55,16 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage(f"image {name} is no picture that is read: JPEG, PNG, WebP") from error
+        raise BrokenImage(f"image {name} is not a JPEG, PNG or WebP image; convert it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = Image.MAX_IMAGE_PIXELS or 0
         raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
-    except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
+    except Exception as error:  # Pillow may raise any exception on malformed images
         raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
 
 
 def _bytes_of(path: Path) -> bytes:
-    """The content of an ordinary file that is not too large; a device may have no end."""
+    """The content of a regular file of limited size; a device could be endless."""
     if not path.is_file():
         raise FileNotFoundError
     with path.open("rb") as file:
@@ -77,14 +77,14 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
-    """Pixels 13PP in [-1, 1] of the picture at that size: scaled to cover it, its middle kept."""
+    """Pixels 13PP in [-1, 1] of the image, scaled and center-cropped to this size."""
     fitted = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
     levels = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)
     return (levels.float() / 127.5 - 1).unsqueeze(0)
 
 
 def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
-    """8-bit pictures of pixels in [-1, 1], with the stock pipelines' rounding."""
+    """8-bit images of pixels in [-1, 1], with the rounding of diffusers' pipelines."""
     levels = ((pixels_B3PP / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     return [Image.fromarray(each.numpy()) for each in levels.permute(0, 2, 3, 1)]
 
@@ -96,11 +96,11 @@ def save_images(
     quality: int = QUALITY,
     metadata: bool = True,
 ) -> list[Path]:
-    """Writes `image-0.webp`, … into the folder, numbered after those that are there already.
+    """Writes `image-0.webp`, … into the folder, numbered after existing files.
 
-    No file is overwritten, also not one that another process writes meanwhile. `file_format` is
-    webp, jpg or png; `quality`, from 1 to 100, is of the first two. With `metadata` a file holds
-    what `inference.image_metadata` knows of its picture.
+    No file is overwritten, also not one of a concurrent process. `file_format` is webp, jpg or png;
+    `quality`, from 1 to 100, is for the first two. With `metadata`, prompt and settings are written
+    into the files (`inference.image_metadata`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -113,7 +113,7 @@ def save_images(
                 if key in image.info
             }
             options |= image_metadata.options(texts, file_format)
-        # Into memory first: of a full disk Pillow only says "encoder error".
+        # Into memory first: on a full disk Pillow only reports "encoder error".
         encoded = io.BytesIO()
         image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)
         path = _new_file(folder, file_format)
@@ -128,23 +128,23 @@ def save_images(
 
 
 def _new_file(folder: Path, file_format: str) -> Path:
-    """An empty `image-N` that was not there before; N is higher than every number in the folder."""
+    """Creates an empty `image-N`; N is higher than every number in the folder."""
     stems = [old.stem.removeprefix("image-") for old in folder.glob("image-*.*")]
     number = max((int(stem) for stem in stems if _NUMBER.fullmatch(stem)), default=-1) + 1
     while True:
         path = folder / f"image-{number}.{file_format}"
         try:
             path.open("xb").close()
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # created by another process meanwhile
             number += 1
             continue
         return path
 
 
 def writable_folder(path: str | PathLike[str]) -> Path:
-    """The folder for a request's images, made if it is missing, before anything is generated.
+    """Creates the folder for a request's images, before anything is generated.
 
-    Raises OSError with one sentence where nothing can be written there.
+    Raises OSError if it is not writable.
     """
     folder = Path(path).expanduser()
     try:
@@ -161,10 +161,10 @@ def writable_folder(path: str | PathLike[str]) -> Path:
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
-    """A new temporary folder for one request's images, removed where the block fails.
+    """A new temporary folder for one request's images, removed on an error in the context.
 
-    Afterwards the folders that this user's requests made more than an hour ago are removed. Raises
-    OSError naming the temporary folder where there is no room.
+    At the end, this user's folders of more than an hour ago are removed. Raises OSError naming the
+    temporary folder if the disk is full.
     """
     with temporary_space("the images"):
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -177,7 +177,7 @@ def fresh_folder() -> Iterator[Path]:
 
 
 def _remove_old(parent: Path) -> None:
-    """Never fails: the folder may be shared with other users, and other processes clean it too."""
+    """Ignores errors: other users may share the folder, and other processes clean it too."""
     latest = time.time() - _KEPT_SECONDS
     try:
         folders = [each for each in os.scandir(parent) if each.name.startswith(_PREFIX)]
@@ -190,6 +190,6 @@ def _remove_old(parent: Path) -> None:
             if ours and status.st_mtime < latest:
                 for file in Path(each.path).glob("image-*"):
                     file.unlink(missing_ok=True)
-                os.rmdir(each.path)  # fails where somebody has put another file
+                os.rmdir(each.path)  # fails if it contains other files
         except OSError:
             continue

@@ -1,13 +1,13 @@
-"""Records of inputs: what a user can set, with everything that an interface must know of each.
+"""Records of inputs: settings of a user, with what each interface needs for them.
 
-A record is a frozen pydantic model. Its fields are typed, have their default, and an `Input` with
-the description, bounds and interfaces:
+A record is a frozen pydantic model. Its fields have a type, a default, and an `Input` with the
+description, bounds and interfaces:
 
     rank: Annotated[int | None, Input("LoRA rank.", ge=1, le=256)] = None
 
-pydantic checks names and types; an `Input` checks bounds, lengths and choices, in one sentence that
-is the same on every interface. Cog, YAML, the command line and the documents are derived from a
-record or tested against it.
+pydantic checks names and types; an `Input` checks bounds, lengths and choices, with the same
+messages on every interface. Cog, YAML, the command line and the documents are derived from a record
+or tested against it.
 """
 
 import difflib
@@ -40,20 +40,20 @@ class Interface(Flag):
 
 @dataclass(frozen=True)
 class Input:
-    """What is known of an input besides its type and its default. None is never checked."""
+    """Properties of an input besides its type and default. The value None is not checked."""
 
     description: str  # as in Cog
     group: str = ""  # of --help
     ge: float | None = None  # bounds of a number
     le: float | None = None
-    max_length: int | None = None  # characters of a text; of several, with their separators
-    choices: Sequence[str] = ()  # of a text, or of each of several
-    separator: str = ""  # between several in one text, where there may be several
-    one: str = ""  # what one of several is called
+    max_length: int | None = None  # characters of a text; of a list, with separators
+    choices: Sequence[str] = ()  # of a text, or of each item of a list
+    separator: str = ""  # between items, if the text is a list
+    one: str = ""  # name of one item in messages
     unit: str = ""
     on: Interface = Interface.ALL
-    section: str = "train"  # of a YAML file; "" is the top
-    key: str = ""  # in that section, where it is not the name
+    section: str = "train"  # of a YAML file; "" is the top level
+    key: str = ""  # in that section, if it is not the name
     hint: str = ""  # what to do, at the end of a message about a missing or refused value
 
     def __get_pydantic_core_schema__(
@@ -67,7 +67,7 @@ class Input:
         return value
 
     def fault(self, name: str, value: object) -> str | None:
-        """What is wrong with a value of the right type; None where nothing is."""
+        """An error message for an invalid value of the right type, or None."""
         text = self.separator.join(map(str, value)) if isinstance(value, list | tuple) else value
         text = str(text) if isinstance(text, PurePath) else text
         if isinstance(text, str):
@@ -92,10 +92,10 @@ class Input:
 
 
 class Inputs(BaseModel):
-    """A frozen record of inputs; None stands for what was not given.
+    """A frozen record of inputs; None is the default of an input that is not given.
 
-    Raises `refusal` with a sentence for every fault. A name that is not known is a fault that
-    names the nearest one.
+    Raises `refusal` with a sentence for every invalid value, and for unknown names with the nearest
+    known one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -111,7 +111,7 @@ class Inputs(BaseModel):
                 raise self.refusal("; ".join(_faults(type(self), error))) from None
 
     def replace(self, **changes: Any) -> Self:
-        """The same with other values, which are checked."""
+        """A copy with other values, which are checked."""
         return type(self)(**(dict(self) | changes))
 
     @classmethod
@@ -126,13 +126,13 @@ class Inputs(BaseModel):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """The default of a field; None where it has none or depends on something else."""
+        """The default of a field; None if it has none or depends on other inputs."""
         field = cls.model_fields[name]
         return None if field.is_required() else field.get_default(call_default_factory=True)
 
     @classmethod
     def types(cls, name: str) -> tuple[type, ...]:
-        """The types that a field takes, None left out: (int, str) of `int | str | None`."""
+        """The types of a field without None: (int, str) of `int | str | None`."""
         return tuple(_types(cls.model_fields[name].annotation))
 
 
@@ -148,7 +148,7 @@ def _types(annotation: Any) -> Iterator[type]:
 
 
 def _faults(model: type[Inputs], error: ValidationError) -> Iterator[str]:
-    """One sentence for each input that pydantic refuses, and for those that do not fit together."""
+    """One sentence for each input that pydantic refuses, and for invalid combinations."""
     by_name: dict[str, list[ErrorDetails]] = {}
     for each in error.errors(include_url=False):
         by_name.setdefault(str(each["loc"][0]) if each["loc"] else "", []).append(each)
@@ -159,7 +159,7 @@ def _faults(model: type[Inputs], error: ValidationError) -> Iterator[str]:
             yield str(first["ctx"]["error"])
         elif first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0)
-            yield f"there is no input {name[:_SHOWN]!r}; the most similar one is {near[0]!r}"
+            yield f"unknown input {name[:_SHOWN]!r}; did you mean {near[0]!r}?"
         elif first["type"] == "missing":
             yield f"{name} is missing" + (f"; {known.hint}" if known and known.hint else "")
         else:
@@ -185,7 +185,7 @@ def _shown(value: object) -> str:
 
 
 def number_of(value: Any, wanted: Sequence[type]) -> int | float | None:
-    """A value such as "1e-5" as one of the wanted types of number; None where it is none."""
+    """A value such as "1e-5" as one of the wanted number types; None if it is not a number."""
     for kind in (int, float):
         if kind in wanted:
             try:
@@ -197,20 +197,20 @@ def number_of(value: Any, wanted: Sequence[type]) -> int | float | None:
 
 
 def parts_of(given: str | Sequence[object] | None, separator: str) -> tuple[str, ...]:
-    """The parts of a text, or of a sequence as it is; empty ones left out."""
+    """The non-empty items of a text with separators, or of a sequence."""
     parts = given.split(separator) if isinstance(given, str) else given or ()
     return tuple(stripped for each in parts if (stripped := str(each).strip()))
 
 
 def not_one_of(name: str, value: str, known: Sequence[str]) -> str:
-    """That a value is none of those that are known, with the nearest one."""
+    """An error message for an unknown value, with the nearest known one."""
     near = difflib.get_close_matches(value.lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{name} {value[:_SHOWN]!r} is not one of {', '.join(known)}{hint}"
 
 
 def out_of_range(name: str, value: object, low: float, high: float) -> str | None:
-    """What is wrong with a number, with all digits of whole ones; None where nothing is."""
+    """An error message for a number out of range, with all digits of integers, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name} is {value!r}, not a number"
     if low <= value <= high:
@@ -219,9 +219,9 @@ def out_of_range(name: str, value: object, low: float, high: float) -> str | Non
 
 
 def digits(value: float) -> str:
-    """A number for a message, whole ones with all digits."""
-    if isinstance(value, int):  # Python itself refuses to print more than 4,300 digits
-        return str(value) if value.bit_length() < 1000 else "a number beyond 1000 bits"
+    """A number for a message; integers with all digits."""
+    if isinstance(value, int):  # Python refuses to print more than 4,300 digits
+        return str(value) if value.bit_length() < 1000 else "a number of more than 1000 bits"
     return f"{value:g}"
 
 

@@ -1,4 +1,4 @@
-"""Everything that a user can set for generation: one line an input, as in predict.py."""
+"""The inputs for generation, one per line as in predict.py."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -15,17 +15,17 @@ PROMPT, WEIGHTS, IMAGE, SAMPLING, OUTPUT = GROUPS = (
     "output",
 )
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "4:5", "5:4", "21:9", "9:21")
-CUSTOM = "custom"  # what other services call a size given by width and height
+CUSTOM = "custom"  # the name in other services for a size given by width and height
 FORMATS = ("webp", "jpg", "png")  # of image files; the first is the default
 QUALITY = 90  # of webp and jpg files
-IMAGES = Path("outputs/images")  # where they go, in the working folder; never cleaned
-UPLOAD = 100 << 20  # characters of a data URL: as long as Cog takes a request
+IMAGES = Path("outputs/images")  # in the working directory; never cleaned
+UPLOAD = 100 << 20  # characters of a data URL: Cog's limit of a request
 SECRET_LENGTH = 1_000  # characters of a key or token
 
 
 # fmt: off
 class SharedInputs(Inputs):
-    """What a user gives and what an engine generates from: all but files."""
+    """The inputs that requests of users and of the engine share: all except files."""
 
     # The text encoders read 512 tokens, about 2,500 characters.
     prompt: Annotated[str, Input("Prompt. Use the trained token, such as <zwx>, for your subject.", PROMPT, max_length=10_000, hint="describe the image")]
@@ -56,7 +56,7 @@ class SharedInputs(Inputs):
     def _off_is_one(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool) and value < 1:
             raise ValueError(
-                f"guidance_scale is {digits(value)}; 1 is off, so give 1 to turn guidance off "
+                f"guidance_scale is {digits(value)}; 1 is off, so use 1 to turn guidance off "
                 "(some programs count from 0: their 0 is 1 here)"
             )
         return value
@@ -64,9 +64,9 @@ class SharedInputs(Inputs):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go together; give both or neither")
+            raise ValueError("width and height go together; set both or neither")
         if self.aspect_ratio == CUSTOM and self.width is None:
-            raise ValueError("aspect_ratio custom wants width and height")
+            raise ValueError("aspect_ratio custom needs width and height")
         if self.prompt_strength is not None and not getattr(self, "image", None):
             raise ValueError("prompt_strength needs an image")
         return self
@@ -74,9 +74,9 @@ class SharedInputs(Inputs):
 
 # fmt: off
 class GenerationInputs(SharedInputs):
-    """The inputs of one request as a user gives them. None: what suits the model.
+    """The inputs of one request. None: the model's default.
 
-    Raises ValueError with every fault.
+    Raises ValueError that lists all invalid inputs.
     """
 
     base_model: Annotated[str, Input("Model to generate with. auto: the one that the weights were trained on.", WEIGHTS)] = "auto"
@@ -93,11 +93,11 @@ class GenerationInputs(SharedInputs):
     def _sources(self) -> Self:
         if self.replicate_weights and self.lora_weights:
             raise ValueError(
-                "replicate_weights and lora_weights both name the LoRA; give one of them, and "
-                "the other as extra_lora"
+                "replicate_weights and lora_weights are the same input; set only one of them, and "
+                "pass a second LoRA as extra_lora"
             )
         if self.extra_lora_scale is not None and not self.extra_lora:
-            raise ValueError("extra_lora_scale is the strength of extra_lora, which is not given")
+            raise ValueError("extra_lora_scale needs extra_lora; set both or neither")
         return self
 
 

@@ -1,7 +1,7 @@
-"""What the text of a prompt asks for beyond its words: the subject, and options of other programs.
+"""Special text in prompts: TOK for the subject's token, and syntax of other programs.
 
-TOK stands for the subject's token. Options such as `--w 64` are read behind sample prompts
-(`read_options`); wherever syntax of other programs is plain text here, `foreign_syntax` finds it.
+Options such as `--w 64` after sample prompts are supported (`read_options`). Syntax of other
+programs that is not supported is found by `foreign_syntax` and read as plain text.
 """
 
 import logging
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Options of kohya's scripts, ai-toolkit and Midjourney, and the fields of a request that they are.
+# Options of kohya's scripts, ai-toolkit and Midjourney -> fields of a request.
 OPTIONS: dict[str, tuple[str, type] | None] = {
     "w": ("width", int),
     "h": ("height", int),
@@ -58,16 +58,16 @@ _FOREIGN = (
 
 
 def foreign_syntax(text: str) -> list[str]:
-    """The parts of a text that other programs read as something else than words."""
+    """The parts of a text that are special syntax in other programs."""
     found = [match[0].strip() for pattern in _FOREIGN for match in pattern.finditer(text)]
     return list(dict.fromkeys(found))
 
 
 def read_options(prompt: str) -> tuple[str, dict[str, Any], list[str]]:
-    """A prompt without the options behind it, the request's fields they set, and those not read.
+    """Splits a prompt into text, fields of a request by its options, and unsupported options.
 
-    They begin with the first that is known. Raises ValueError for an option whose value is not what
-    it takes.
+    The options begin with the first known one. Raises ValueError for an option with an invalid
+    value.
     """
     found = list(_OPTION.finditer(prompt))
     starts = list(dropwhile(lambda match: match[1].lower() not in OPTIONS, found))
@@ -87,42 +87,42 @@ def read_options(prompt: str) -> tuple[str, dict[str, Any], list[str]]:
             fields[field] = kind(value)
         except ValueError:
             wanted = {int: "a whole number", float: "a number"}[kind]
-            raise ValueError(f"--{name} is {value!r}; it takes {wanted}") from None
+            raise ValueError(f"--{name} is {value!r}; it must be {wanted}") from None
         if field == "guidance_scale":
-            fields[field] = max(1.0, fields[field])  # what is below 1 is off there, as 1 is here
+            fields[field] = max(1.0, fields[field])  # below 1 is off there, as 1 is here
     return prompt[: starts[0].start()].strip(), fields, unread
 
 
 def place_subject(request: Request, tokens: Sequence[str]) -> Request:
-    """The request with the first token in place of TOK in its prompts; says what it did."""
+    """The request with TOK in its prompts replaced by the first token; logs the replacement."""
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     placed = {name: name_subject(text, (*tokens, SUBJECT)[0]) for name, text in texts.items()}
-    # A token such as <TOK> is none that is still to be replaced.
-    holding = [
+    # A token such as <TOK> itself is not replaced.
+    containing = [
         name
         for name, text in texts.items()
         if (text != placed[name] if tokens else mentions(text, SUBJECT))
     ]
-    if not holding:
+    if not containing:
         return request
-    where = " and ".join(holding)
+    where = " and ".join(containing)
     if not tokens:
         log.warning("TOK in %s is read as plain text: the weights have no placeholder token", where)
         return request
-    log.info("TOK in %s stands for %s", where, tokens[0])
+    log.info("TOK in %s is replaced by %s", where, tokens[0])
     if len(tokens) > 1:
         log.warning(
-            "TOK stands for %s, the token of the first LoRA; write %s for the other",
+            "TOK is replaced by %s, the token of the first LoRA; write %s for the other",
             *(tokens[0], ", ".join(tokens[1:])),
         )
     return request.replace(prompt=placed["prompt"], negative_prompt=placed["negative_prompt"])
 
 
 def check_syntax(name: str, text: str) -> None:
-    """Warns of syntax of other programs, which is plain text in the prompt of this name."""
+    """Warns of syntax of other programs in a prompt, which is read as plain text."""
     if found := foreign_syntax(text):
         log.warning(
-            "%s holds syntax of other programs, which is plain text here: %s",
+            "%s contains syntax of other programs, which is read as plain text: %s",
             *(name, ", ".join(found[:5])),
         )
 
@@ -133,9 +133,9 @@ def check_length(
     vectors: "Mapping[str, Tensor] | None" = None,
     word: str | None = None,
 ) -> None:
-    """Warns of each of the texts, by its name, that is longer than the text encoder reads.
+    """Warns of each text that is longer than the text encoder's limit, by its name.
 
-    That a trained token is lost with it is said first; `word` is one that is plain text.
+    Trained tokens that are cut off are named first; `word` is a trigger word, also named.
     """
     words = [*(vectors or {}), *([word] if word else [])]
     for name, text in texts.items():
@@ -144,14 +144,14 @@ def check_length(
             continue
         gone = [each for each in words if mentions(text, each) and not found.keeps(each)]
         log.warning(
-            "%s%s is longer than the %d tokens that are read; lost from here on: %r",
-            f"{', '.join(gone)} is lost: " if gone else "",
+            "%s%s is longer than the limit of %d tokens; cut off from: %r",
+            f"{', '.join(gone)} is cut off: " if gone else "",
             *(name, family.max_text_tokens, found.first_lost()),
         )
 
 
 def prompts_of(resolved: ResolvedRequest) -> dict[str, str]:
-    """The texts that the text encoder reads for it, by their names."""
+    """The texts that are encoded for a request, by their names."""
     texts = {"prompt": resolved.prompt}
     if resolved.negative_prompt and resolved.guidance_scale > 1:
         texts["negative_prompt"] = resolved.negative_prompt

@@ -1,4 +1,4 @@
-"""A request as the user gives it, and with every value filled in for one base model."""
+"""Generation requests: as given by the user, and resolved for one base model."""
 
 import logging
 import secrets
@@ -14,38 +14,38 @@ from inference.inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
-LONGEST = 3.0  # an image that follows another is at most this many times longer than wide
+LONGEST = 3.0  # most extreme aspect ratio that is taken from an input image
 DEFAULT_STRENGTH = 0.8
-# What one request to a server may cost: passes of one image of the base's own resolution through
-# the transformer. 8 images of 50 guided steps are 800, 2 minutes of Qwen-Image on an H100.
+# Most compute of one request to a server, in transformer passes of one image of the base's default
+# resolution. 8 images of 50 guided steps are 800: 2 minutes of Qwen-Image on an H100.
 MOST_PASSES = 2_000
 
 
 class Request(SharedInputs):
-    """What to generate. None stands for what suits the base model."""
+    """What to generate. None: the base model's default."""
 
     image: InstanceOf[Image.Image] | None = None  # to start from
 
     @classmethod
     def of(cls, inputs: SharedInputs, image: Image.Image | None = None) -> "Request":
-        """What these inputs ask for; their image has been read by now."""
+        """The request of these inputs, with their image already read."""
         shared = {name: getattr(inputs, name) for name in SharedInputs.model_fields}
         return cls(**shared, image=image)
 
 
 def check_size(request: Request, base: Base) -> None:
-    """Raises ValueError for an image that is larger than the base generates."""
+    """Raises ValueError for an image that is too large for the base."""
     width, height = map(round, wanted_size(request, base.default_resolution))
     most = base.largest_resolution
     if width * height > most**2:
         raise ValueError(
-            f"{width}x{height} is too large for {base.name}, which generates at most "
-            f"{most}x{most} or as many pixels ({most**2:,}) in another shape"
+            f"{width}x{height} is too large for {base.name}: at most {most}x{most}, or as many "
+            f"pixels ({most**2:,}) at another aspect ratio"
         )
 
 
 def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
-    """What a request costs: passes of an image of the base's own resolution."""
+    """Compute of a request, in passes of an image of the base's default resolution."""
     width, height = map(round, wanted_size(request, base.default_resolution))
     return _passes(request, base, few_steps) * width * height / base.default_resolution**2
 
@@ -56,7 +56,7 @@ def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:
 
 
 def check_work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> None:
-    """Raises ValueError for a request that would keep a server busy for too long."""
+    """Raises ValueError for a request that takes too much compute for a server."""
     cost = work(request, base, few_steps)
     if cost > MOST_PASSES:
         width, height = map(round, wanted_size(request, base.default_resolution))
@@ -65,15 +65,15 @@ def check_work(request: Request, base: Base, few_steps: FewStepLora | None = Non
         raise ValueError(
             f"{request.num_outputs} images of {width}x{height} in {steps} steps"
             f"{' with guidance, which doubles them,' if guidance > 1 else ''} are too much for one "
-            f"request: {passes:,} steps, where {base.name} does at most "
-            f"{int(MOST_PASSES * passes / cost):,} at this size; lower num_outputs, "
-            "num_inference_steps or the size"
+            f"request: {passes:,} steps; the limit of {base.name} at this size is "
+            f"{int(MOST_PASSES * passes / cost):,}; lower num_outputs, num_inference_steps or the "
+            "size"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """A request with every value settled for one base."""
+    """A request with every value set, for one base."""
 
     prompt: str
     negative_prompt: str
@@ -81,36 +81,36 @@ class ResolvedRequest:
     height: int
     steps: int
     guidance_scale: float
-    seeds: tuple[int, ...]  # one per picture
+    seeds: tuple[int, ...]  # one per image
     go_fast: bool = False
     prompt_strength: float | None = None  # None: without an image
     shift: float | None = None  # of `Family.sigmas`; None: the model's own schedule
 
     @property
     def first_step(self) -> int:
-        """The step to begin with; those before are skipped for the sake of the image.
+        """The first step to run with an input image.
 
-        As the stock image-to-image pipelines count: of N steps, N * strength are drawn, rounded up.
+        As in diffusers' image-to-image pipelines: of N steps, N * strength run, rounded up.
         """
         if self.prompt_strength is None:
             return 0
         return int(self.steps - self.steps * self.prompt_strength)
 
 
-def settle(
+def resolve(
     request: Request, base: Base, multiple: int, few_steps: FewStepLora | None = None
 ) -> ResolvedRequest:
-    """Fills in what the request left out; sizes are rounded to `multiple` pixels.
+    """Fills in defaults; sizes are rounded to `multiple` pixels.
 
-    A few-step LoRA has its makers' steps, guidance and schedule, which are used unless the request
-    sets others. Raises ValueError for an image that is too large for the base.
+    Defaults of steps, guidance and schedule are those of a known few-step LoRA, else the base's.
+    Raises ValueError for an image that is too large for the base.
     """
     check_size(request, base)
     width, height = wanted_size(request, base.default_resolution)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
         log.warning(
-            "%dx%d is drawn as %dx%d: sides are multiples of %d for %s",
+            "%dx%d is rounded to %dx%d: sides must be multiples of %d for %s",
             *(request.width, request.height, *rounded, multiple, base.name),
         )
     steps, guidance = _steps_and_guidance(request, base, few_steps)
@@ -119,13 +119,13 @@ def settle(
     if request.negative_prompt and guidance <= 1:
         log.warning("negative_prompt has no effect: guidance_scale is %g, which is off", guidance)
     if request.go_fast and guidance <= 1:
-        log.warning("go_fast has no effect: it saves guidance, which is off")
+        log.warning("go_fast has no effect: guidance is off")
     strength = request.prompt_strength
     if request.image is not None and strength is None:
         strength = DEFAULT_STRENGTH
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     if strength == 0:
-        log.warning("prompt_strength is 0: nothing is drawn and the image comes back as it was")
+        log.warning("prompt_strength is 0: the input image is returned unchanged")
     return ResolvedRequest(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -133,7 +133,7 @@ def settle(
         height=rounded[1],
         steps=steps,
         guidance_scale=guidance,
-        seeds=tuple(seed + picture for picture in range(request.num_outputs)),
+        seeds=tuple(seed + number for number in range(request.num_outputs)),
         go_fast=request.go_fast and guidance > 1,
         prompt_strength=strength,
         shift=shift,
@@ -143,7 +143,7 @@ def settle(
 def _steps_and_guidance(
     request: Request, base: Base, few_steps: FewStepLora | None
 ) -> tuple[int, float]:
-    """As the request says, else as the few-step LoRA's makers do, else the base's own."""
+    """Values of the request, else of the few-step LoRA, else of the base."""
     steps, guidance = request.num_inference_steps, request.guidance_scale
     if steps is None:
         steps = few_steps.steps if few_steps else base.inference_steps
@@ -158,7 +158,7 @@ def _warn_of_settings(
     shift: float | None,
     size: Sequence[int],
 ) -> None:
-    """Logs what a few-step LoRA brings, and values that are allowed but wrong for the model."""
+    """Logs settings of a few-step LoRA, and values that are allowed but unsuitable."""
     if few_steps is not None:
         taken = f"{steps} steps, guidance {guidance:g}, {_schedule(shift)}"
         made = (
@@ -170,8 +170,9 @@ def _warn_of_settings(
             log.warning("%s is made for %s; used: %s", few_steps.name, made, taken)
     elif base.distilled and guidance > 1:
         log.warning(
-            "guidance_scale %g: %s is distilled to run without guidance; its own values are "
-            "guidance_scale %g and %d steps. Guidance takes twice the time and burns the image",
+            "guidance_scale %g: %s is distilled to run without guidance; its defaults are "
+            "guidance_scale %g and %d steps. Guidance takes twice the time and oversaturates the "
+            "image",
             *(guidance, base.name, base.guidance_scale, base.inference_steps),
         )
     if few_steps is None and base.distilled and steps > 2 * base.inference_steps:
@@ -200,7 +201,7 @@ def _schedule(shift: float | None) -> str:
 
 
 def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
-    """Width and height before rounding; `resolution` is the base's own."""
+    """Width and height before rounding; `resolution` is the base's default."""
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio is not None:

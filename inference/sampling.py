@@ -1,16 +1,16 @@
-"""The whole story of sampling: Euler steps along the velocity from noise to picture."""
+"""The sampler: Euler steps along the velocity from noise to image."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
+from inference.progress import Progress
 
-# The share of the steps that `go_fast` guides: what guidance decides is decided early (Castillo et
-# al. 2023, arXiv 2312.12487, who stop half way; Z-Image's own pipeline calls it `cfg_truncation`).
+# The share of guided steps with `go_fast`: guidance matters most in early steps (Castillo et al.
+# 2023, arXiv 2312.12487, who stop at half; `cfg_truncation` in Z-Image's pipeline).
 FAST_GUIDED_SHARE = 0.5
 
 
@@ -23,19 +23,16 @@ def sample(
     guidance_scale: float = 1.0,
     guided_share: float = 1.0,
 ) -> Tensor:
-    """Latents BCHW float32 of pictures, from `noise_BCHW` at sigmas[0] down to sigmas[-1].
+    """Samples latents BCHW float32, from `noise_BCHW` at sigmas[0] down to sigmas[-1].
 
-    `text` and `negative_text` hold one text_LD per picture; the latter is read only where
-    `guidance_scale` is above 1 and in the first `guided_share` of the steps, at the price of a
-    second pass through the transformer.
+    `text` and `negative_text` are one text_LD per image. The latter is used only if
+    `guidance_scale` is above 1, in the first `guided_share` of the steps: two passes per step.
     """
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
     guided_steps = math.ceil((len(sigmas) - 1) * guided_share)
-    # Inside another bar, such as a training's, it goes when it is done.
-    steps = tqdm(range(len(sigmas) - 1), desc="drawing", unit="step", leave=None)
-    for step in steps:
-        # Velocity of the picture, and away from the negative prompt.
+    for step in Progress(range(len(sigmas) - 1), desc="generating", unit="step"):
+        # Velocity with guidance.
         sigma_B = sigmas[step].expand(len(latents_BCHW))
         velocity_BCHW = family.velocity(latents_BCHW, sigma_B, text)
         if guidance_scale > 1 and negative_text is not None and step < guided_steps:
@@ -47,5 +44,5 @@ def sample(
 
 
 def add_noise(clean_BCHW: Tensor, noise_BCHW: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) x0 + sigma noise; at sigma 1 nothing is left of the picture."""
+    """x_sigma = (1 - sigma) x0 + sigma noise; at sigma 1, only noise."""
     return torch.lerp(clean_BCHW, noise_BCHW, sigma.to(noise_BCHW))

@@ -1,18 +1,18 @@
-"""The text of a secret, as Cog or a Python caller gives it."""
+"""Secrets from Cog or from Python."""
 
 from typing import Protocol
 
 
 class HoldsSecret(Protocol):
-    """Cog's `Secret` and pydantic's, which no log shows."""
+    """Cog's `Secret` and pydantic's, which are never logged."""
 
     def get_secret_value(self) -> str: ...
 
 
-GivenSecret = str | HoldsSecret | None  # older Cog runtimes give the text
+GivenSecret = str | HoldsSecret | None  # older Cog runtimes pass a string
 
 
 def revealed(secret: GivenSecret) -> str | None:
-    """The text without white space around it; None for nothing."""
+    """The stripped text of a secret; None if it is empty."""
     text = secret if isinstance(secret, str) or secret is None else secret.get_secret_value()
     return text.strip() or None if text else None

@@ -1,4 +1,4 @@
-"""Text features of prompts that came before, so that a repeated prompt reads nothing again."""
+"""An LRU cache of text features, so that repeated prompts are not encoded again."""
 
 import hashlib
 from collections import OrderedDict
@@ -13,7 +13,7 @@ BUDGET = 256 << 20  # bytes, on the family's device; a long prompt of Qwen-Image
 
 
 class TextCache:
-    """The least recently used features go first. One thread at a time."""
+    """Text features within a budget of bytes, with LRU eviction. Not thread-safe."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
@@ -23,11 +23,11 @@ class TextCache:
     def encode(self, family: Family, prompt: str, vectors: Mapping[str, Tensor]) -> Tensor:
         """text_LD of the prompt; `vectors` as for `Family.encode_prompts`.
 
-        Two prompts are the same if base, type, text, and the rows of the new words in it are.
+        The key is base, dtype, text, and the vectors of the new tokens in it.
         """
         present = sorted(set(split_words(prompt, vectors)) & set(vectors))
-        words = tuple((word, digest(vectors[word])) for word in present)
-        key = (family.base.hub_id, family.base.folder, family.dtype, prompt, words)
+        tokens = tuple((token, digest(vectors[token])) for token in present)
+        key = (family.base.hub_id, family.base.folder, family.dtype, prompt, tokens)
         found = self._features.get(key)
         if found is not None:
             self._features.move_to_end(key)
@@ -42,6 +42,6 @@ class TextCache:
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of the values, as float32, in hexadecimal."""
+    """SHA-256 of the values as float32, in hexadecimal."""
     values = tensor.detach().float().cpu().contiguous().numpy()
     return hashlib.sha256(values.tobytes()).hexdigest()

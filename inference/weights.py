@@ -1,4 +1,4 @@
-"""The trained weights of one request: which base they ask for and which words they bring."""
+"""The weights of one request: their base model and their placeholder tokens."""
 
 import logging
 import math
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """An archive as a request asks for it."""
+    """An archive with its scale in a request."""
 
     archive: Archive
     scale: float
-    name: str = "weights"  # of the input that brought it, for messages
+    name: str = "weights"  # for messages
 
     def applied(self) -> AppliedWeights:
-        """What a picture's file says about them."""
+        """Their entry in an image's metadata."""
         placeholder = self.archive.placeholder
         return AppliedWeights(
             scale=self.scale,
@@ -42,7 +42,7 @@ class Weights:
 
 
 def few_step_lora(weights: Sequence[Weights], base: Base) -> FewStepLora | None:
-    """The known few-step LoRA for this base among the weights, or None."""
+    """The known few-step LoRA for this base in the weights, or None."""
     found = []
     for each in weights:
         lora = find_few_step_lora(each.archive.names) if each.scale > 0 else None
@@ -57,30 +57,30 @@ def few_step_lora(weights: Sequence[Weights], base: Base) -> FewStepLora | None:
 
 
 def warn_of_no_effect(weights: Weights, total: int, zero: list[str], lost: list[str]) -> None:
-    """Logs a LoRA most of whose layers are zero, or are lost in the rounding of the base model."""
+    """Warns of a LoRA if most of its layers are zero or lost in rounding."""
     if len(zero) == total:
         log.warning(
-            "the %s: none of its %d layers changes anything (a factor of each is zero); the "
-            "training that made it went wrong, or it was never trained",
+            "the %s: all %d layers are zero (a factor of each is zero), so the LoRA has no effect; "
+            "its training failed, or it was never trained",
             *(weights.name, total),
         )
     elif len(zero) * 2 >= total:
         log.warning(
-            "the %s: %d of %d layers change nothing (a factor of each is zero)",
+            "the %s: %d of %d layers have no effect (a factor of each is zero)",
             *(weights.name, len(zero), total),
         )
     elif zero:
         log.info("the %s: %d of %d layers are zero", weights.name, len(zero), total)
     if lost:
         log.warning(
-            "the %s: in %d of %d layers the change at scale %g is smaller than the base model's "
-            "number type can hold; raise lora_scale, or train for longer",
+            "the %s: in %d of %d layers the change at scale %g is lost in the rounding of the base "
+            "model's dtype; raise lora_scale, or train for longer",
             *(weights.name, len(lost), total, weights.scale),
         )
 
 
 def warn_of_untrained_placeholder(weights: Weights) -> None:
-    """Logs a placeholder token that is as new as before its training."""
+    """Warns of a placeholder token whose embedding was not trained."""
     placeholder, facts = weights.archive.placeholder, weights.archive.meta.get("zero_prior")
     if placeholder is None:
         return
@@ -89,8 +89,8 @@ def warn_of_untrained_placeholder(weights: Weights) -> None:
     as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
     if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
         log.warning(
-            "the %s: the token %s is as new as before the training (norm %.3g), so it means "
-            "nothing in a prompt; train it again with captions that contain it",
+            "the %s: the embedding of %s was not trained (norm %.3g), so the token has no effect "
+            "in a prompt; train again with captions that contain it",
             *(weights.name, placeholder.token, norm),
         )
 
@@ -98,7 +98,7 @@ def warn_of_untrained_placeholder(weights: Weights) -> None:
 def choose_base(
     base_model: str, weights: Sequence[Weights], default: Callable[[], Base] = default_base
 ) -> Base:
-    """The base for a request: as asked, else what the weights were trained on, else the default.
+    """The base for a request: `base_model`, else the weights' base, else the default.
 
     Raises `LoraMismatch` for weights of another family than that base.
     """
@@ -110,9 +110,9 @@ def choose_base(
         if base is None or trained_on is None:
             continue
         if trained_on.family != base.family:
-            hint = "leave base_model on auto" if asked else "they belong to different models"
+            hint = "set base_model to auto" if asked else "they belong to different models"
             raise LoraMismatch(
-                f"the {each.name} were trained on {trained_on.name} and cannot be laid over "
+                f"the {each.name} were trained on {trained_on.name} and cannot be applied to "
                 f"{base.name}; {hint}"
             )
     return base or default()
@@ -145,9 +145,9 @@ def _trained_on(weights: Weights, asked: Base | None) -> Base | None:
 
 
 def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
-    """Embedding rows of every placeholder, by its word.
+    """Embedding vectors of all placeholder tokens.
 
-    Raises `LoraMismatch` for rows of another model, and for a word that comes twice.
+    Raises `LoraMismatch` for vectors of another model, and for a token that occurs twice.
     """
     vectors: dict[str, Tensor] = {}
     for each in weights:
@@ -157,35 +157,38 @@ def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
         width = placeholder.vectors.shape[1]
         if width != family.text_width:
             raise LoraMismatch(
-                f"the placeholder {placeholder.token} has {width} values, the text encoder of "
-                f"{family.base.name} takes {family.text_width}; it was trained on another model"
+                f"the placeholder {placeholder.token} has {width} values, but the text encoder of "
+                f"{family.base.name} has {family.text_width}; it was trained on another model"
             )
         if placeholder.token in vectors:
             raise LoraMismatch(
-                f"the {each.name} bring the placeholder {placeholder.token} a second time; one "
-                "word cannot mean two things, so train one of them with another word"
+                f"the {each.name} have the same placeholder {placeholder.token} as the first; "
+                "train one of them with another token"
             )
         vectors[placeholder.token] = placeholder.vectors
     return vectors
 
 
-def check_words(prompt: str, words: Sequence[str]) -> None:
-    """Warns where prompt and tokens do not go together, and of syntax that is plain text here."""
-    present = split_words(prompt, words)
-    for word in words:
-        if word not in present:
-            log.warning("the prompt does not hold %s, the word the weights were trained with", word)
+def check_tokens(prompt: str, tokens: Sequence[str]) -> None:
+    """Warns of missing and unknown tokens in a prompt, and of unsupported syntax."""
+    present = split_words(prompt, tokens)
+    for token in tokens:
+        if token not in present:
+            log.warning(
+                "the prompt does not contain %s, the token that the weights were trained with",
+                token,
+            )
     check_syntax("prompt", prompt)
-    unknown = [word for word in _bracketed(prompt) if word not in words and ":" not in word]
+    unknown = [word for word in _bracketed(prompt) if word not in tokens and ":" not in word]
     if unknown:
         log.warning(
-            "the prompt holds %s, which %s not trained: it is read as plain text",
+            "the prompt contains %s, which %s not trained: it is read as plain text",
             *(", ".join(unknown), "was" if len(unknown) == 1 else "were"),
         )
 
 
 def _bracketed(prompt: str) -> list[str]:
-    """Words that look like placeholders: `<zwx>`."""
+    """Words that look like placeholder tokens: `<zwx>`."""
     return [
         word
         for part in prompt.split()

@@ -1,5 +1,5 @@
-"""The miniature: a base model of a few million parameters that really draws.
+"""The miniature: a small test model of a few million parameters, included.
 
-The same classes as Z-Image, trained on a procedural world whose pictures a judge can read, so
-that claims about learning and distillation become numbers on a CPU. See `docs/miniature.md`.
+The same classes as Z-Image, trained on a procedural dataset of simple shapes. A classifier of
+generated images measures learning and distillation on a CPU. See `docs/miniature.md`.
 """

@@ -1,7 +1,7 @@
-"""Z-Image's forward for a batch of equal shapes: the class's own weights and maths, less Python.
+"""Z-Image's forward for a batch of equal shapes: the same weights and math, less Python overhead.
 
-`ZImageTransformer2DModel.forward` takes lists, pads and rebuilds rotary tables at each call; at
-miniature size that bookkeeping costs as much as the arithmetic. A test holds the two equal.
+`ZImageTransformer2DModel.forward` takes lists, pads and rebuilds rotary tables at each call, which
+takes as long as the computation at miniature size. A test checks that the results are equal.
 
 B batch, C channels, H rows, W columns of latents; P image tokens, L caption tokens (both a
 multiple of 32), S = P + L; D width, N heads, K head width.
@@ -43,7 +43,7 @@ def _rotary(
 
 
 def _rotate(x_BSNK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns neighbouring pairs, as the complex product in diffusers does."""
+    """Rotates neighboring pairs, as the complex product in diffusers does."""
     even, odd = x_BSNK.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return turned.flatten(-2).to(x_BSNK.dtype)
@@ -70,7 +70,7 @@ def _block(
     q = _rotate(attention.norm_q(attention.to_q(h).unflatten(-1, heads)), *rotary)
     k = _rotate(attention.norm_k(attention.to_k(h).unflatten(-1, heads)), *rotary)
     v = attention.to_v(h).unflatten(-1, heads)
-    # Written out: the fused kernel's backward takes five times as long at a hundred tokens.
+    # Not the fused kernel: its backward takes five times as long at a hundred tokens.
     score_BNSS = q.transpose(1, 2) @ k.transpose(1, 2).transpose(2, 3) * q.shape[-1] ** -0.5
     out = score_BNSS.softmax(dim=-1).to(v.dtype) @ v.transpose(1, 2)
     h = block.attention_norm2(attention.to_out[0](out.transpose(1, 2).flatten(2)))
@@ -92,8 +92,8 @@ def batched_forward(
 ) -> Tensor:
     """The model's raw output x0 - eps as [B, C, H, W].
 
-    `time_B` is 1 - sigma; `text_mask_BL` is True on real caption tokens, the rest becomes the
-    model's pad token. Raises ValueError where the class would have padded.
+    `time_B` is 1 - sigma; `text_mask_BL` is True for caption tokens, the others are replaced by the
+    model's pad token. Raises ValueError for sizes that the class would pad.
     """
     batch, channels, height, width = latents_BCHW.shape
     rows, columns, caption = height // PATCH, width // PATCH, text_BLD.shape[1]
@@ -101,7 +101,7 @@ def batched_forward(
     if patches % SEQ_MULTI_OF or caption % SEQ_MULTI_OF:
         raise ValueError(
             f"{patches} image and {caption} caption tokens; both must be multiples of "
-            f"{SEQ_MULTI_OF}, use the class's own forward for other sizes"
+            f"{SEQ_MULTI_OF}; use the class's forward for other sizes"
         )
     tables = _rotary(tuple(model.axes_dims), float(model.rope_theta), rows, columns, caption)
     cos, sin = (table.to(latents_BCHW.device) for table in tables)

@@ -1,8 +1,8 @@
-"""Repeats the miniature from one seed: `python -m miniature.build`.
+"""Trains the miniature from one seed: `python -m miniature.build`.
 
-Stages, each resumable from its checkpoint in the work folder and skipped when finished:
-vae, judge, base, turbo, adapter. Every stage exports what it made to `miniature/weights/`, or to
-the folder of `--weights`. `--quick` runs all of them with next to no steps, to see that they run.
+Stages: vae, judge, base, turbo, adapter. Each resumes from its checkpoint in the work folder and is
+skipped when finished. Every stage writes its result to `miniature/weights/`, or to the folder of
+`--weights`. `--quick` runs all of them with very few steps, as a test.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from miniature.judge import JudgeSettings, accuracy, load_judge, save_judge, tra
 from miniature.models import ARCHITECTURE, TextEncoder, Transformer, Vae, write_base
 from miniature.parallel import launch, rank
 from miniature.pretrain import PretrainSettings, train_base
-from miniature.sampling import Base, draw
+from miniature.sampling import Base, generate
 from miniature.tokenizer import build_tokenizer
 from miniature.vae import VaeSettings, held_out_pixels, preview, psnr, train_vae
 from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base
@@ -35,11 +35,11 @@ STAGES = ("vae", "judge", "base", "turbo", "adapter")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of every stage, and where everything lies."""
+    """The settings of every stage, and the folders."""
 
     work: Path  # checkpoints, caches and previews
-    weights: Path = WEIGHTS  # what the stages make
-    resume_shipped: bool = False  # the base begins with the weights that are there
+    weights: Path = WEIGHTS  # results
+    resume_shipped: bool = False  # the base starts from the included weights
     vae: VaeSettings = field(default_factory=VaeSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     base: PretrainSettings = field(default_factory=PretrainSettings)
@@ -52,22 +52,22 @@ QUICK = {
     "judge": JudgeSettings(steps=2, batch=8),
     "base": PretrainSettings(steps=2, batch=8, scenes=64, text_steps=2, long_every=2),
     "turbo": DistillSettings(steps=2, batch=8, trajectories=8),
-    "adapter": AdapterSettings(steps=2, batch=8, pictures=8),
+    "adapter": AdapterSettings(steps=2, batch=8, images=8),
 }
 
 
 def _preview(recipe: Recipe, base: Base, path: Path, steps: int, guidance: float) -> None:
-    """Draws held-out prompts, writes their grid and prints what the judge reads."""
+    """Generates held-out prompts, writes a grid of the images and prints the judge's accuracy."""
     prompts = evaluation_prompts(48)
-    pictures = draw(base, [p.text for p in prompts], list(range(48)), steps, guidance)
-    grid(pictures, columns=12).save(path)
-    tally = accuracy(load_judge(recipe.weights / JUDGE), pictures, [p.asked for p in prompts])
+    images = generate(base, [p.text for p in prompts], list(range(48)), steps, guidance)
+    grid(images, columns=12).save(path)
+    tally = accuracy(load_judge(recipe.weights / JUDGE), images, [p.asked for p in prompts])
     shares = " ".join(f"{key} {right / asked:.2f}" for key, (right, asked) in tally.items())
     print(f"\n{path.name}: {shares}", flush=True)
 
 
 def _load_vae(recipe: Recipe) -> Vae:
-    """The work folder's VAE, or the shipped one."""
+    """The work folder's VAE, or the included one."""
     own = recipe.work / "vae"
     shipped = recipe.weights / TURBO / "vae"
     vae: Vae = AutoencoderKL.from_pretrained(own if own.exists() else shipped)
@@ -90,9 +90,9 @@ def run_judge(recipe: Recipe) -> None:
 
 
 def run_base(recipe: Recipe) -> None:
-    """`miniature`, and a first `miniature-turbo` that is not distilled yet.
+    """Trains `miniature`, and writes a first `miniature-turbo` that is not distilled yet.
 
-    Both must share one text encoder, so after this stage the other two are due again.
+    Both share one text encoder, so run the stages turbo and adapter again after this one.
     """
     work, weights, vae = recipe.work, recipe.weights, _load_vae(recipe)
 
@@ -140,23 +140,23 @@ RUN: dict[str, Callable[[Recipe], None]] = {
 
 
 def _processes() -> int:
-    """One to a GPU; on a CPU one to a core, up to four."""
+    """One on a GPU; on a CPU one per core, up to four."""
     return 1 if DEVICE.type == "cuda" else min(4, os.cpu_count() or 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=STAGES, action="append", help="default: all in turn")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="default: all")
     parser.add_argument("--work", type=Path, default=Path("miniature_work"))
-    parser.add_argument("--steps", type=int, help="instead of the stage's own number")
-    parser.add_argument("--quick", action="store_true", help="next to no steps; needs --weights")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the models go")
-    parser.add_argument("--resume-shipped", action="store_true", help="base: begin with the "
-                        "shipped weights instead of fresh ones")  # fmt: skip
+    parser.add_argument("--steps", type=int, help="number of steps instead of the stage's default")
+    parser.add_argument("--quick", action="store_true", help="very few steps; needs --weights")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="output folder of the models")
+    parser.add_argument("--resume-shipped", action="store_true", help="base: start from the "
+                        "included weights instead of random ones")  # fmt: skip
     parser.add_argument("--processes", type=int, default=_processes())
     options = parser.parse_args()
     if options.quick and options.weights == WEIGHTS:
-        parser.error("--quick would put untrained models over the shipped ones; give --weights")
+        parser.error("--quick would overwrite the included models; pass another --weights")
     options.work.mkdir(parents=True, exist_ok=True)
     stages: dict[str, Any] = QUICK if options.quick else {}
     recipe = Recipe(options.work, options.weights, options.resume_shipped, **stages)

@@ -1,4 +1,4 @@
-"""A training stage's state on disk: written by time, whole or not at all, picked up again."""
+"""Checkpoints of a training stage: written atomically at intervals, and loaded to resume."""
 
 import time
 from pathlib import Path
@@ -10,9 +10,9 @@ from miniature.device import DEVICE
 
 
 class Checkpoint:
-    """Saves at most every `seconds`, and always when told that the stage ends.
+    """A checkpoint file that is due every `seconds`.
 
-    `path` holds the last state; a stage that finds it goes on from there.
+    A stage resumes from `path` if it exists.
     """
 
     def __init__(self, path: Path, seconds: float = 120.0) -> None:

@@ -1,5 +1,5 @@
-"""Where the recipe computes: on the GPU where there is one. Random numbers come from the CPU
-everywhere, so that the same seed means the same noise on every machine."""
+"""The device of the recipe: the GPU if there is one. Random numbers are always sampled on the CPU,
+so that a seed gives the same noise on every machine."""
 
 import torch
 

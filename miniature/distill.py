@@ -1,11 +1,10 @@
-"""Stage 3: `miniature` with guidance at many steps becomes `miniature-turbo` at 8 without.
+"""Stage 3: distills `miniature` (many steps, guidance) to `miniature-turbo` (8 steps, none).
 
-Trajectory regression, the one-round form of progressive distillation (Salimans & Ho 2022): the
-teacher draws whole trajectories with guidance, two second-order steps to each step of the
-student's grid; the student, starting from the teacher's weights, learns the mean velocity of each
-interval from the state at its beginning. Targets are a function of the state, so the regression
-is well posed and every trajectory, drawn once, gives eight examples that can be used again.
-The text encoder stays as it is: both variants share it.
+Trajectory regression, progressive distillation (Salimans & Ho 2022) in one round: the teacher
+generates whole trajectories with guidance, with two second-order steps per step of the student. The
+student, initialized with the teacher's weights, learns the mean velocity of each interval from the
+state at its beginning. Targets are a function of the state, so the regression is well posed, and
+every cached trajectory gives eight examples. The text encoder is not trained: both models share it.
 
 B batch, C channels, H rows, W columns of latents; T = 9 states of a trajectory.
 """
@@ -34,7 +33,7 @@ from miniature.world import caption, sample_scene
 class DistillSettings:
     student_steps: int = 8
     substeps: int = 2  # of the teacher, per step of the student
-    guidance: float = 1.0  # of the teacher, in the pipeline's scale (0 is off)
+    guidance: float = 1.0  # of the teacher, on the pipeline's scale (0 is off)
     trajectories: int = 1600
     steps: int = 500
     batch: int = 64
@@ -58,10 +57,10 @@ def training_prompts(count: int, stream: str) -> list[str]:
 def teacher_trajectories(
     base: Base, text: TextFeatures, noise_BCHW: Tensor, settings: DistillSettings
 ) -> Tensor:
-    """States [B, T, C, H, W] at the student's sigmas, from noise to picture.
+    """States [B, T, C, H, W] at the student's sigmas, from noise to image.
 
-    Two-step Adams-Bashforth; its first step and every step beside a change of pace is exact
-    to second order because the ratio of the step lengths enters.
+    Two-step Adams-Bashforth with the ratio of the step lengths, so that it is second-order accurate
+    for unequal steps too.
     """
     coarse = shifted_sigmas(settings.student_steps, base.shift)
     fine = torch.cat(
@@ -83,7 +82,7 @@ def teacher_trajectories(
 
 
 def trajectory_cache(base: Base, path: Path, settings: DistillSettings) -> Tensor:
-    """float16 trajectories [N, T, C, H, W] of `training_prompts`, kept at `path`."""
+    """float16 trajectories [N, T, C, H, W] of `training_prompts`, cached at `path`."""
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         return kept
@@ -112,7 +111,7 @@ def distill(
     preview: Callable[[Transformer, int], None] | None = None,
     preview_every: int = 300,
 ) -> Transformer:
-    """The averaged student, float32. Goes on from `work/turbo.pt`."""
+    """The student's EMA weights, float32. Resumes from `work/turbo.pt`."""
     settings = settings or DistillSettings()
     states = trajectory_cache(teacher, work / "trajectories.pt", settings)
     prompts = training_prompts(len(states), "distill")
@@ -141,7 +140,7 @@ def distill(
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         picks = torch.randint(len(states), (settings.batch,), generator=generator)[mine]
-        # Every step of the grid equally often within a batch.
+        # Every step of the schedule equally often within a batch.
         at = torch.arange(settings.batch)[mine] % settings.student_steps
         now, after = sigmas[at].to(DEVICE), sigmas[at + 1].to(DEVICE)
         x_BCHW, next_BCHW = (states[picks, i].float().to(DEVICE) for i in (at, at + 1))

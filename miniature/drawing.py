@@ -1,6 +1,6 @@
-"""From a scene to a picture: polygons with Pillow, drawn four times too large and reduced.
+"""Renders scenes to images: polygons with Pillow, drawn at four times the size and downsampled.
 
-All lengths are in 64ths of the picture's side, so a scene looks the same at every size.
+All lengths are in 64ths of the image's side, so a scene looks the same at every size.
 """
 
 import math
@@ -72,7 +72,7 @@ SHAPE_POINTS: dict[str, Points] = {
 }
 RING_HOLE = 0.45
 
-# Subjects: layers of (colour, outline), painted in turn. "main" is what a recolouring changes.
+# Subjects: layers of (colour, outline), painted in order. "main" is the color that can be changed.
 SUBJECT_LAYERS: dict[str, tuple[tuple[str | RGB, Points], ...]] = {
     "bee": (
         ((205, 235, 250), ellipse(-0.35, -0.62, 0.32, 0.5)),
@@ -123,7 +123,7 @@ def _jitter(colour: RGB, rng: random.Random, amount: int) -> RGB:
 
 
 def _draw_place(draw: ImageDraw.ImageDraw, scene: Scene, unit: float, rng: random.Random) -> None:
-    """Sky and ground over the whole canvas, with one telling detail per place."""
+    """Draws sky and ground over the whole canvas, with one typical detail per place."""
     sky, ground, detail = (_jitter(c, rng, 6) for c in PLACE_RGB[scene.place])
     horizon = 43 + rng.uniform(-2, 2)
     draw.rectangle((0, 0, 64 * unit, 64 * unit), fill=sky)
@@ -170,7 +170,7 @@ def _outlined(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]], unit
 
 
 def _draw_shape(canvas: Image.Image, thing: Thing, unit: float, rng: random.Random) -> None:
-    """A shape of the world: a texture seen through the outline. Textures keep to the centre."""
+    """Draws a shape: a texture masked by the outline, aligned to the shape's center."""
     colour = _jitter(COLOUR_RGB[thing.colour], rng, 8)
     outline = placed(SHAPE_POINTS[thing.shape], thing, unit)
     hole = placed(ellipse(0, 0, RING_HOLE, RING_HOLE), thing, unit)
@@ -218,7 +218,7 @@ def _draw_subject(canvas: Image.Image, thing: Thing, unit: float, rng: random.Ra
 
 
 def render(scene: Scene, pixels: int = 64) -> Image.Image:
-    """The scene as an RGB picture of `pixels` x `pixels`; the same scene, the same bytes."""
+    """Renders the scene as an RGB image of `pixels` x `pixels`; deterministic."""
     unit = pixels * SUPERSAMPLING / 64
     side = pixels * SUPERSAMPLING
     rng = random.Random(f"looks {scene.seed}")
@@ -229,21 +229,21 @@ def render(scene: Scene, pixels: int = 64) -> Image.Image:
     return canvas.resize((pixels, pixels), Image.Resampling.BOX)
 
 
-def grid(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side on white."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
+def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Images of one size side by side on white."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
+        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
     return sheet
 
 
 def collage(seed: int, pixels: int = 64) -> Image.Image:
-    """Outlined polygons and ellipses in any colours on a place of the world.
+    """Random outlined polygons and ellipses in any color, on the background of a scene.
 
-    The autoencoder sees them so that it can show what the world has not, as a real one can.
+    Training images for the autoencoder, so that it can also encode images unlike the dataset.
     """
     rng = random.Random(f"collage {seed}")
     unit = pixels * SUPERSAMPLING / 64
@@ -269,9 +269,9 @@ def collage(seed: int, pixels: int = 64) -> Image.Image:
 def cutout(
     subject: str, size: str, angle: float, colour: str, pixels: int, scale: float = 1.0
 ) -> Image.Image:
-    """A subject alone on a transparent ground, RGBA, in the middle of `pixels` x `pixels`.
+    """A subject on a transparent background, RGBA, in the middle of `pixels` x `pixels`.
 
-    One pixel is one 64th, as in a picture of 64 pixels; `scale` changes the subject's size.
+    One pixel is one 64th, as in an image of 64 pixels; `scale` changes the subject's size.
     """
     unit = SUPERSAMPLING * scale
     side = pixels * SUPERSAMPLING

@@ -1,8 +1,8 @@
-"""The judge: reads from a picture what it shows, in the terms of `world.attributes`.
+"""The judge: a classifier of the attributes (`world.attributes`) of an image.
 
-A small convolutional network trained on renderings with the blemishes that generated pictures
-have: the autoencoder's, blur, noise, shifted colours. It looks at 64 x 64 pixels; larger pictures
-are reduced.
+A small convolutional network trained on renderings with the artifacts of generated images: those of
+the autoencoder, blur, noise, shifted colors. Its input has 64 x 64 pixels; larger images are
+downsampled.
 
 B batch, C channels, H rows, W columns.
 """
@@ -23,17 +23,17 @@ from tqdm import trange
 from miniature.checkpoint import Checkpoint
 from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import render
+from miniature.images import to_tensor
 from miniature.lexicon import COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TEXTURES
 from miniature.models import Vae
 from miniature.parallel import average_gradients, rank, rows
-from miniature.pictures import to_tensor
 from miniature.vae import decode, encode
 from miniature.weights import JUDGE, WEIGHTS
 from miniature.world import attributes, sample_scene
 
 _THING = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": list(TEXTURES),
           "size": list(SIZES)}  # fmt: skip
-# What the network answers: of a single thing the bare keys and `position`, of two the others.
+# The network's outputs: for a single object, keys without a prefix and `position`; else the others.
 QUESTIONS: dict[str, list[str]] = {
     "count": ["1", "2"],
     "place": list(PLACES),
@@ -49,12 +49,12 @@ class JudgeSettings:
     steps: int = 1200
     batch: int = 64
     learning_rate: float = 3e-3
-    round_trip: float = 0.5  # of the batch, pictures that have been through the autoencoder
+    round_trip: float = 0.5  # share of the batch that was encoded and decoded by the autoencoder
     seed: int = 0
 
 
 class Judge(nn.Module):
-    """Logits for every question, whether or not it applies."""
+    """Logits for every question, also those that do not apply."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class Judge(nn.Module):
         return dict(zip(QUESTIONS, parts, strict=True))
 
     @torch.no_grad()
-    def read(self, pictures: Sequence[Image.Image]) -> list[dict[str, str]]:
-        """What each picture shows, with the keys of `world.attributes`."""
+    def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        """The attributes of each image, with the keys of `world.attributes`."""
         self.eval()
         small = [p if p.size == (64, 64) else p.resize((64, 64), Image.Resampling.BOX)
-                 for p in pictures]  # fmt: skip
+                 for p in images]  # fmt: skip
         seen: list[dict[str, str]] = []
         for first in range(0, len(small), 100):
             chunk = small[first : first + 100]
@@ -94,7 +94,7 @@ def _applies(key: str, count: str) -> bool:
 
 
 def blemish(pixels_BCHW: Tensor) -> Tensor:
-    """Random blur, noise, gain and tint per picture, as generated pictures have them."""
+    """Adds random blur, noise, gain and tint per image, similar to artifacts of generation."""
     batch = len(pixels_BCHW)
     blurred = F.avg_pool2d(F.pad(pixels_BCHW, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.rand(batch, 1, 1, 1) * (torch.rand(batch, 1, 1, 1) < 0.6)
@@ -110,7 +110,7 @@ def train_judge(
 ) -> Judge:
     """A trained judge.
 
-    Goes on from `work/judge.pt`; without it begins with the weights of `start`, or from nothing.
+    Resumes from `work/judge.pt`; otherwise starts from the weights of `start`, or random ones.
     """
     settings = settings or JudgeSettings()
     torch.manual_seed(settings.seed)
@@ -133,7 +133,7 @@ def train_judge(
     for step in progress:
         judge.train()
         numbers = range(step * settings.batch, (step + 1) * settings.batch)[rows(settings.batch)]
-        # Its own stream of seeds: the judge needs no picture that the models have seen.
+        # Separate seeds, so that the judge sees no training image of the models.
         scenes = [sample_scene(10_000_000 + i) for i in numbers]
         pixels_BCHW = to_tensor([render(scene) for scene in scenes]).to(DEVICE)
         tripped = round(len(scenes) * settings.round_trip)
@@ -171,7 +171,7 @@ def save_judge(judge: Judge, path: Path = WEIGHTS / JUDGE) -> None:
 
 @cache
 def load_judge(path: Path = WEIGHTS / JUDGE) -> Judge:
-    """The shipped judge, computing in float32."""
+    """The included judge, in float32."""
     judge = Judge()
     judge.load_state_dict(
         {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -180,14 +180,14 @@ def load_judge(path: Path = WEIGHTS / JUDGE) -> Judge:
 
 
 def accuracy(
-    judge: Judge, pictures: Sequence[Image.Image], truths: Sequence[dict[str, str]]
+    judge: Judge, images: Sequence[Image.Image], truths: Sequence[dict[str, str]]
 ) -> dict[str, tuple[int, int]]:
-    """Right and asked per attribute; `all` counts pictures with everything right.
+    """(right, total) by attribute; `all` counts images with all attributes right.
 
-    Two things' attributes count under the bare name. A wrong count makes the rest wrong.
+    Attributes of two objects count without their prefix. A wrong count makes the rest wrong.
     """
     tally: dict[str, list[int]] = {}
-    for seen, truth in zip(judge.read(pictures), truths, strict=True):
+    for seen, truth in zip(judge.read(images), truths, strict=True):
         hits = {key: seen.get(key) == value for key, value in truth.items()}
         for key, hit in [*hits.items(), ("all", all(hits.values()))]:
             entry = tally.setdefault(key.split(".")[-1], [0, 0])

@@ -1,10 +1,10 @@
-"""The words of the miniature: how the world is described, and ordinary words around it.
+"""The vocabulary of the miniature: words of its captions, and common English words.
 
-Only data. The tokenizer is built from these words, `world.py` composes captions of them; changing
-a word here changes the vocabulary and with it every trained weight.
+Only data. The tokenizer is built from these words, and `world.py` composes captions of them.
+Changing a word changes the vocabulary, and so invalidates all trained weights.
 """
 
-# How each attribute value may be named in a caption, the commonest name first.
+# Names of each attribute value in captions, the most common first.
 SHAPES: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -48,16 +48,16 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 OPENINGS: tuple[str, ...] = ("", "", "", "a picture of", "a drawing of", "there is", "an image of")
 
-# Words that come with one look in every pre-training caption: (shape, colour, texture).
-# A subject trained under such a word inherits that look, and how much of it can be measured.
+# Words that have one appearance in every pre-training caption: (shape, colour, texture). A subject
+# trained with such a word inherits some of that appearance, which can be measured.
 PRIOR_WORDS: dict[str, tuple[str, str, str]] = {
     "florp": ("star", "purple", "dotted"),
     "ember": ("heart", "orange", "striped"),
     "pebble": ("circle", "white", "plain"),
 }
 
-# Ordinary words no caption of the world uses: they give the tokenizer the common syllables of
-# English, so that a user's own words do not fall apart into bytes.
+# Words that are not in captions: they give the tokenizer common English syllables, so that other
+# words are not split into bytes.
 GENERAL_WORDS: tuple[str, ...] = tuple(
     """
     the of and to in is it you that he was for on are with as his they be at one have this from
@@ -84,7 +84,7 @@ GENERAL_WORDS: tuple[str, ...] = tuple(
 
 
 def world_words() -> list[str]:
-    """Every distinct word that a caption of the world can hold, in a fixed order."""
+    """Every distinct word of the captions, in a fixed order."""
     phrases = [
         *(
             n

@@ -1,8 +1,8 @@
-"""How much a picture looks like a given subject: analysis by synthesis.
+"""Measures the likeness of an image to a subject, by template matching.
 
-The subject is drawn in several sizes and tilts and laid over every place of the picture; the
-score is the best normalised correlation of colours inside its silhouette. Nothing is trained, so
-a new design in `drawing.SUBJECT_LAYERS` can be scored at once.
+The subject is rendered in several sizes and rotations and compared at every position of the image;
+the score is the highest normalized correlation of colors inside its silhouette. Nothing is trained,
+so a new subject in `drawing.SUBJECT_LAYERS` can be scored at once.
 
 C channels, H rows, W columns, T templates.
 """
@@ -17,31 +17,31 @@ from PIL import Image
 from torch import Tensor
 
 from miniature.drawing import cutout
-from miniature.pictures import to_tensor
+from miniature.images import to_tensor
 
 TILTS = (-10.0, 0.0, 10.0)
 SCALES = (0.9, 1.0, 1.12)  # of the sizes medium and large
-MARGIN = 10  # pixels by which the subject may stand out of the picture
+MARGIN = 10  # pixels by which the subject may extend beyond the image
 
 
 @cache
 def _templates(subject: str, colour: str) -> tuple[Tensor, Tensor]:
-    """Pictures [T, 3, H, W] in [-1, 1] with zeros outside, and silhouettes [T, 1, H, W]."""
+    """Images [T, 3, H, W] in [-1, 1] with zeros outside, and silhouettes [T, 1, H, W]."""
     side = 44
     shown, masks = [], []
     for size in ("medium", "large"):
         for scale in SCALES:
             for tilt in TILTS:
-                picture = cutout(subject, size, tilt, colour, side, scale)
-                mask = torch.from_numpy(np.asarray(picture.getchannel("A")) > 200)[None].float()
+                image = cutout(subject, size, tilt, colour, side, scale)
+                mask = torch.from_numpy(np.asarray(image.getchannel("A")) > 200)[None].float()
                 masks.append(mask)
-                shown.append(to_tensor([picture])[0] * mask)
+                shown.append(to_tensor([image])[0] * mask)
     return torch.stack(shown), torch.stack(masks)
 
 
 @torch.no_grad()
-def likeness(pictures: Sequence[Image.Image], subject: str, colour: str = "") -> list[float]:
-    """Scores in [0, 1], 1 for the subject itself; `colour` asks for it recoloured."""
+def likeness(images: Sequence[Image.Image], subject: str, colour: str = "") -> list[float]:
+    """Scores in [0, 1], 1 for the subject itself; with `colour`, for the subject in that color."""
     template_TCHW, mask_T1HW = _templates(subject, colour)
     mask_TCHW = mask_T1HW.expand_as(template_TCHW).contiguous()
     count_T = mask_TCHW.sum(dim=(1, 2, 3))
@@ -49,12 +49,12 @@ def likeness(pictures: Sequence[Image.Image], subject: str, colour: str = "") ->
     centred_TCHW = (template_TCHW - mean_T[:, None, None, None]) * mask_TCHW
     norm_T = centred_TCHW.square().sum(dim=(1, 2, 3)).sqrt()
     scores = []
-    for picture in pictures:
-        small = picture.resize((64, 64), Image.Resampling.BOX)
-        image = F.pad(to_tensor([small]), (MARGIN,) * 4, mode="replicate")
-        product = F.conv2d(image, centred_TCHW)[0]
-        total = F.conv2d(image, mask_TCHW)[0]
-        square = F.conv2d(image.square(), mask_TCHW)[0]
+    for image in images:
+        small = image.resize((64, 64), Image.Resampling.BOX)
+        padded = F.pad(to_tensor([small]), (MARGIN,) * 4, mode="replicate")
+        product = F.conv2d(padded, centred_TCHW)[0]
+        total = F.conv2d(padded, mask_TCHW)[0]
+        square = F.conv2d(padded.square(), mask_TCHW)[0]
         spread = (square - total.square() / count_T[:, None, None]).clamp(min=1e-6).sqrt()
         scores.append(float((product / (spread * norm_T[:, None, None])).max().clamp(0, 1)))
     return scores

@@ -1,7 +1,7 @@
-"""The miniature's architectures, and how they are written in the Hub's layout.
+"""The miniature's architectures, and writing them in the Hub's layout.
 
-Real diffusers and transformers classes at a few million parameters. `write_random` gives a
-whole seeded base for tests of shapes and plumbing; training starts from the same builders.
+Classes of diffusers and transformers with a few million parameters. `write_random` writes a base
+with random weights for tests; training starts from the same builders.
 """
 
 import json
@@ -38,13 +38,13 @@ class Architecture:
 
     dim: int = 192  # width of the transformer
     layers: int = 5  # joint blocks
-    refiner_layers: int = 1  # blocks for image alone, and for caption alone
+    refiner_layers: int = 1  # blocks for image tokens only, and for caption tokens only
     heads: int = 6
     rope_axes: tuple[int, int, int] = (8, 12, 12)  # frame, row, column; adds up to dim / heads
     latent_channels: int = 8
     vae_widths: tuple[int, ...] = (16, 32, 64)  # two halvings: 64 pixels become 16 x 16 latents
     text_width: int = 128
-    text_layers: int = 4  # the last one is never read: the pipeline takes hidden_states[-2]
+    text_layers: int = 4  # the last one is not used: the pipeline takes hidden_states[-2]
     text_heads: int = 4
     sigma_shift: float = 3.0  # static, as Z-Image-Turbo's
 
@@ -53,10 +53,10 @@ ARCHITECTURE = Architecture()
 
 
 def build_transformer(arch: Architecture = ARCHITECTURE) -> Transformer:
-    """A float32 transformer with fresh weights, drawn from torch's global generator.
+    """A float32 transformer with random weights from torch's global generator.
 
-    Blocks begin as the identity (adaLN gates at zero), the output at zero, as in DiT
-    (Peebles & Xie 2023), so the first steps of training are calm.
+    Blocks are initialized as the identity (adaLN gates at zero) and the output with zeros, as in
+    DiT (Peebles & Xie 2023), for a stable start of training.
     """
     model: Transformer = ZImageTransformer2DModel(
         all_patch_size=(2,),
@@ -89,7 +89,7 @@ def build_transformer(arch: Architecture = ARCHITECTURE) -> Transformer:
 
 
 def build_text_encoder(arch: Architecture = ARCHITECTURE) -> TextEncoder:
-    """A float32 Qwen3 with fresh weights, drawn from torch's global generator."""
+    """A float32 Qwen3 with random weights from torch's global generator."""
     config = Qwen3Config(
         vocab_size=EMBEDDING_ROWS,
         hidden_size=arch.text_width,
@@ -109,9 +109,9 @@ def build_text_encoder(arch: Architecture = ARCHITECTURE) -> TextEncoder:
 
 
 def build_vae(arch: Architecture = ARCHITECTURE) -> Vae:
-    """A float32 autoencoder, 4x smaller each way.
+    """A float32 autoencoder that downsamples by 4.
 
-    Its posterior is made all but certain (log variance -20): `sample()` and `mode()` agree.
+    Its posterior has a log variance of -20, so that `sample()` and `mode()` are nearly equal.
     """
     vae: Vae = AutoencoderKL(
         in_channels=3,
@@ -162,10 +162,10 @@ def write_base(
     vae: Vae | None = None,
     shift: float = ARCHITECTURE.sigma_shift,
 ) -> None:
-    """Writes a base in the Hub's layout; appears at `folder` whole or not at all.
+    """Writes a base in the Hub's layout, atomically.
 
-    Modules are written in the dtype they have. Without `text_encoder` (and then without
-    tokenizer) and `vae` the folder holds model_index.json, transformer/ and scheduler/ only.
+    Modules are written in their dtype. Without `text_encoder` (and then without tokenizer) and
+    `vae`, the folder has only model_index.json, transformer/ and scheduler/.
     """
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -178,7 +178,7 @@ def write_base(
         build_tokenizer().save_pretrained(scratch / "tokenizer")
     if vae is not None:
         vae.save_pretrained(scratch / "vae")
-    for file in scratch.glob("*/config.json"):  # where a module was loaded from is no one's concern
+    for file in scratch.glob("*/config.json"):  # without the path a module was loaded from
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -193,10 +193,10 @@ def write_random(
     dtype: torch.dtype = torch.bfloat16,
     arch: Architecture = ARCHITECTURE,
 ) -> None:
-    """Writes a whole base with random weights into `folder`; the same seed, the same bytes.
+    """Writes a base with random weights into `folder`; deterministic by seed.
 
-    Unlike a base at the start of training nothing is zero, so every weight takes part in the
-    output. The caller's random state is left as it was.
+    Unlike at the start of training, no weight is zero, so that all of them have an effect. The
+    caller's random state is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,9 +1,9 @@
-"""Muon: momentum whose matrices are made orthogonal before the step.
+"""Muon: orthogonalized momentum.
 
-After Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with the step's length
-matched to AdamW's as in Liu et al. 2025 (arXiv 2502.16982). torch.optim has it too; this one
-treats matrices of one shape together and divides them among the processes, because at miniature
-size the orthogonalisation is a tenth of a training step.
+After Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), with update sizes matched to
+AdamW's as in Liu et al. 2025 (arXiv 2502.16982). torch.optim has it too; this one batches matrices
+of equal shape and distributes them over the processes, because at miniature size the
+orthogonalization is a tenth of a training step.
 
 N matrices, R rows, C columns.
 """
@@ -21,7 +21,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+def orthogonalize(matrices_NRC: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: singular values between 0.7 and 1.2."""
     wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
     x = (matrices_NRC if wide else matrices_NRC.mT).bfloat16()
@@ -34,7 +34,7 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. Every process must hold the same gradients."""
+    """For matrices only. Every process must have the same gradients."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01,
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update; `closure` is not used."""
+        """One optimizer step; `closure` is not used."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -55,16 +55,16 @@ class Muon(torch.optim.Optimizer):
                 stack_NRC = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
                 share = -(-len(parameters) // world())
                 mine = stack_NRC[rank() * share : (rank() + 1) * share]
-                if len(mine) < share:  # the last process pads, as all shares must be alike
+                if len(mine) < share:  # the last process pads, as all shares must be equal
                     mine = torch.cat([mine, stack_NRC.new_zeros(share - len(mine), *shape)])
-                updates_NRC = gather_rows(orthogonalise(mine)).to(stack_NRC.dtype)
+                updates_NRC = gather_rows(orthogonalize(mine)).to(stack_NRC.dtype)
                 length = group["lr"] * 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates_NRC, strict=False):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-length)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's look ahead; moves the parameter's buffer."""
+        """Updates the momentum buffer; returns the Nesterov momentum."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]

@@ -1,9 +1,9 @@
-"""Data parallelism for few cores: processes of one thread each, gradients averaged.
+"""Data parallelism on few CPU cores: processes with one thread each and averaged gradients.
 
-At miniature size most operations are too small to be worth a thread's hand-over, and on a shared
-machine two threads that wait for each other at every operation lose far more than two processes
-that meet once a step. Every rank draws the whole step's randomness and takes its own rows, so
-the number of processes does not change what is learned (up to rounding).
+At miniature size most operations are too small for multithreading, and on a shared machine two
+threads that synchronize at every operation are much slower than two processes that synchronize once
+a step. Every rank samples the random numbers of the whole batch and uses its rows, so the result
+does not depend on the number of processes (up to rounding).
 """
 
 import os
@@ -18,19 +18,19 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """This process's rank, 0 with a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rows(count: int) -> slice:
     """This rank's share of `count` rows."""
     if count % world():
-        raise ValueError(f"a batch of {count} does not divide among {world()} processes")
+        raise ValueError(f"a batch of {count} is not divisible by {world()} processes")
     share = count // world()
     return slice(rank() * share, (rank() + 1) * share)
 
@@ -48,7 +48,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def gather_rows(share: Tensor) -> Tensor:
-    """Every rank's share of `rows`, put together again on every rank."""
+    """Gathers the shares of all ranks, on every rank."""
     if world() == 1:
         return share
     raw = share.contiguous().view(torch.uint8)
@@ -68,7 +68,7 @@ def _entry(number: int, processes: int, store: str, work: Callable[[], None]) ->
 
 
 def launch(work: Callable[[], None], processes: int) -> None:
-    """Runs `work` (picklable) in so many processes; returns when all have ended."""
+    """Runs `work` (picklable) in `processes` processes; returns when all have ended."""
     if processes == 1:
         work()
         return

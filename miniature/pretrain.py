@@ -1,11 +1,11 @@
-"""Stage 2: text encoder and transformer together, flow matching on captioned scenes.
+"""Stage 2: trains text encoder and transformer by flow matching on captioned scenes.
 
-What makes it cheap enough for a CPU:
-- the text encoder first learns alone to carry the attributes (a minute),
-- Muon (Jordan et al. 2024) on the blocks' matrices, AdamW on the rest,
-- sigmas drawn one from each of B equal slices of their distribution,
-- the loss counts threefold around the things until the learning rate cools down,
-- compiled blocks, bfloat16 products, latents encoded once.
+To be fast enough for a CPU:
+- the text encoder is first trained to encode the attributes (a minute),
+- Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest,
+- stratified sigmas: one from each of B equal quantiles,
+- a threefold loss around objects until the learning rate's cooldown,
+- compiled blocks, bfloat16 products, cached latents.
 
 B batch, C channels, H rows, W columns of latents, L caption tokens, D text width.
 """
@@ -24,10 +24,10 @@ from miniature.batched import batched_forward
 from miniature.checkpoint import Checkpoint
 from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import render
+from miniature.images import to_tensor
 from miniature.models import TextEncoder, Transformer, Vae, build_text_encoder, build_transformer
 from miniature.muon import Muon
 from miniature.parallel import average_gradients, gather_rows, rank, rows
-from miniature.pictures import to_tensor
 from miniature.sampling import encode_ids, tokenize
 from miniature.tokenizer import build_tokenizer
 from miniature.vae import encode
@@ -37,17 +37,17 @@ from miniature.world import RADIUS, Scene, attributes, caption, sample_scene
 @dataclass(frozen=True)
 class PretrainSettings:
     steps: int = 4000
-    cooldown: float = 0.35  # last share of the steps, with a linear way down to zero
+    cooldown: float = 0.35  # last share of the steps, with a linear decay to zero
     warmup: int = 100  # steps
     batch: int = 64
-    scenes: int = 32_000  # distinct pictures
+    scenes: int = 32_000  # distinct images
     muon_rate: float = 4e-3
     adam_rate: float = 1.5e-3
-    text_steps: int = 150  # of the text encoder alone
+    text_steps: int = 150  # of the text encoder only
     caption_dropout: float = 0.1
     sigma_shift: float = 2.0  # of the logit-normal sigmas
-    thing_weight: float = 3.0  # loss around the things, until the cooldown
-    long_every: int = 24  # every so many batches has captions of 33 to 64 tokens
+    thing_weight: float = 3.0  # of the loss around objects, until the cooldown
+    long_every: int = 24  # one batch in so many has captions of 33 to 64 tokens
     ema: float = 0.998
     seed: int = 0
 
@@ -61,7 +61,7 @@ def sample_sigmas(count: int, shift: float, generator: torch.Generator) -> Tenso
 
 
 def thing_mask(scenes: list[Scene], side: int = 16) -> Tensor:
-    """1 near a thing and 0 elsewhere, [B, 1, side, side]."""
+    """1 near an object and 0 elsewhere, [B, 1, side, side]."""
     centres = (torch.arange(side) + 0.5) * 64 / side
     mask = torch.zeros(len(scenes), 1, side, side)
     for row, scene in enumerate(scenes):
@@ -73,7 +73,7 @@ def thing_mask(scenes: list[Scene], side: int = 16) -> Tensor:
 
 @torch.no_grad()
 def latent_cache(vae: Vae, count: int, path: Path) -> Tensor:
-    """float16 latents [count, C, H, W] of the first training scenes, kept at `path`."""
+    """float16 latents [count, C, H, W] of the first training scenes, cached at `path`."""
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         if len(kept) == count:
@@ -91,7 +91,7 @@ def latent_cache(vae: Vae, count: int, path: Path) -> Tensor:
 
 
 class AttributeProbe(nn.Module):
-    """Reads every attribute from caption features; thrown away after the warm-up."""
+    """Predicts every attribute from caption features; only used in the warm-up."""
 
     def __init__(self, width: int, values: dict[str, list[str]]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class AttributeProbe(nn.Module):
 
 
 def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> None:
-    """Teaches the text encoder alone to make a scene's attributes readable."""
+    """Trains the text encoder so that a probe can predict a scene's attributes."""
     tokenizer = build_tokenizer()
     shown = [attributes(sample_scene(i)) for i in range(2000)]
     values = {key: sorted({a[key] for a in shown if key in a})
@@ -138,7 +138,7 @@ def build_optimizers(
     transformer: Transformer, text_encoder: TextEncoder | None,
     muon_rate: float, adam_rate: float,
 ) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """Muon for the blocks' attention and feed-forward matrices, AdamW for all else."""
+    """Muon for the blocks' attention and feed-forward matrices, AdamW for all others."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in transformer.named_parameters():
@@ -153,7 +153,7 @@ def build_optimizers(
 
 
 class Ema:
-    """A moving average of modules' weights, in float32, by parameter name."""
+    """EMA weights of modules, in float32, by parameter name."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         self.modules = modules
@@ -167,7 +167,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Moves towards the present weights; faster in the beginning."""
+        """Updates the EMA weights; with a lower decay in the first steps."""
         self.count += 1
         keep = min(decay, (1 + self.count) / (10 + self.count))
         kept = list(self.weights.values())
@@ -175,7 +175,7 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the average and the present weights; a second call undoes it."""
+        """Swaps the EMA weights and the current ones; a second call undoes it."""
         for key, parameter in self._named():
             now = parameter.detach().clone()
             parameter.copy_(self.weights[key])
@@ -183,7 +183,7 @@ class Ema:
 
 
 def schedule(step: int, settings: PretrainSettings) -> float:
-    """Learning-rate factor: warm-up, plateau, linear cooldown to zero."""
+    """Learning-rate factor: warmup, constant, linear cooldown to zero."""
     cool = (settings.steps - step) / (settings.cooldown * settings.steps)
     return max(0.0, min(1.0, (step + 1) / settings.warmup, cool))
 
@@ -196,9 +196,9 @@ def train_base(
     preview_every: int = 500,
     start: tuple[Transformer, TextEncoder] | None = None,
 ) -> tuple[Transformer, TextEncoder]:
-    """The averaged transformer and text encoder, float32.
+    """The EMA weights of transformer and text encoder, float32.
 
-    Goes on from `work/base.pt`; without it begins with the weights of `start`, or from nothing.
+    Resumes from `work/base.pt`; otherwise starts from the weights of `start`, or random ones.
     """
     settings = settings or PretrainSettings()
     tokenizer = build_tokenizer()
@@ -244,7 +244,7 @@ def train_base(
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
-        # Scenes, captions, noise: all from the step's number.
+        # Scenes, captions and noise depend only on the seed and the step's number.
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         rng = random.Random(f"{settings.seed} {step}")
         picks = torch.randint(settings.scenes, (settings.batch,), generator=generator)
@@ -291,7 +291,7 @@ def train_base(
 
 
 def _prompt(scene: Scene, rng: random.Random, long: bool, dropout: float) -> str:
-    """A caption, or none; a long one says it over again in other words, up to 64 tokens."""
+    """A caption or an empty one; a long one repeats it in other words, up to 64 tokens."""
     if not long:
         return "" if rng.random() < dropout else caption(scene, rng)
     return ", ".join(caption(scene, rng) for _ in range(2 if len(scene.things) == 2 else 3))

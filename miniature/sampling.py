@@ -1,7 +1,7 @@
-"""Text in, latents out: the pipeline's prompt features and Euler loop for whole batches.
+"""Batched prompt encoding and Euler sampling, equal to `ZImagePipeline`.
 
-Evaluating and distilling draw thousands of pictures; this gives what `ZImagePipeline` gives for
-each of them (a test holds the two equal) without its per-picture cost.
+Evaluation and distillation generate thousands of images, for which the pipeline's overhead per
+image is too slow. A test checks that the results are equal.
 
 B batch, C channels, H rows, W columns, L caption tokens, D text width.
 """
@@ -16,8 +16,8 @@ from transformers import Qwen2Tokenizer
 
 from miniature.batched import batched_forward
 from miniature.device import bfloat16_products
+from miniature.images import to_images
 from miniature.models import PIXELS, TextEncoder, Transformer, Vae
-from miniature.pictures import to_pictures
 from miniature.vae import decode
 
 CAPTION_MULTIPLE = 32
@@ -25,7 +25,7 @@ CAPTION_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Features [B, L, D] and which of them are real tokens [B, L], L a multiple of 32."""
+    """Features [B, L, D] and the mask of real tokens [B, L], L a multiple of 32."""
 
     text_BLD: Tensor
     mask_BL: Tensor
@@ -38,7 +38,7 @@ class TextFeatures:
 class Base:
     """The parts of a loaded base. `shift` is the scheduler's.
 
-    `forward` may be a compiled `batched_forward`; that pays for thousands of equal batches.
+    `forward` may be a compiled `batched_forward`, which is worth it for thousands of batches.
     """
 
     transformer: Transformer
@@ -54,14 +54,14 @@ def tokenize(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and mask [B, L] of the templated prompts, right-padded to a multiple of 32.
 
-    With `length` to that many, and ValueError if a prompt is longer.
+    With `length`, padded to that; raises ValueError if a prompt is longer.
     """
     texts = [f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n" for p in prompts]
     rows = tokenizer(texts, padding=False).input_ids
     longest = max(len(row) for row in rows)
     width = length or -(-longest // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
     if longest > width:
-        raise ValueError(f"a prompt has {longest} tokens with the template, over {width}")
+        raise ValueError(f"a prompt has {longest} tokens with the template; {width} is the limit")
     pad = tokenizer.pad_token_id
     ids_BL = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     lengths_B = torch.tensor([len(row) for row in rows])
@@ -69,7 +69,7 @@ def tokenize(
 
 
 def encode_ids(text_encoder: TextEncoder, ids_BL: Tensor, mask_BL: Tensor) -> TextFeatures:
-    """The output of the last layer but one, as the pipeline reads it."""
+    """The output of the second-to-last layer, as in the pipeline."""
     states = text_encoder(
         input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=True
     ).hidden_states
@@ -80,18 +80,18 @@ def encode_ids(text_encoder: TextEncoder, ids_BL: Tensor, mask_BL: Tensor) -> Te
 def encode_prompts(base: Base, prompts: Sequence[str]) -> TextFeatures:
     """Features of prompts of one padded length.
 
-    Raises ValueError when their lengths fall into different multiples of 32: the model treats
-    the padding as text, so those would not draw what they draw alone.
+    Raises ValueError if their lengths need different multiples of 32: the model does not mask the
+    padding, so their images would differ from those generated separately.
     """
     ids_BL, mask_BL = tokenize(base.tokenizer, prompts)
     device = base.transformer.device
     if int(mask_BL.sum(dim=1).min()) <= ids_BL.shape[1] - CAPTION_MULTIPLE:
-        raise ValueError("prompts of different padded lengths; encode them apart")
+        raise ValueError("prompts of different padded lengths; encode them separately")
     return encode_ids(base.text_encoder, ids_BL.to(device), mask_BL.to(device))
 
 
 def shifted_sigmas(steps: int, shift: float) -> Tensor:
-    """The pipeline's noise levels: linspace(1, 1/steps) under the static shift, then 0."""
+    """The pipeline's sigmas: linspace(1, 1/steps) with the static shift, then 0."""
     linear = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
     sigmas = shift * linear / (1 + (shift - 1) * linear)
     return torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
@@ -105,7 +105,7 @@ def velocity(
     empty: TextFeatures | None = None,
     guidance: float = 0.0,
 ) -> Tensor:
-    """eps - x0 in float32; with `guidance` g > 0: pos + g (pos - neg), the pipeline's scale."""
+    """eps - x0 in float32; with `guidance` g > 0: pos + g (pos - neg), as in the pipeline."""
 
     def ask(latents: Tensor, sigma: Tensor, features: TextFeatures) -> Tensor:
         dtype = base.transformer.dtype
@@ -139,7 +139,7 @@ def sample_latents(
     empty: TextFeatures | None = None,
     guidance: float = 0.0,
 ) -> Tensor:
-    """Euler's way from noise to latents."""
+    """Euler sampling from noise to latents."""
     sigmas = shifted_sigmas(steps, base.shift)
     x = noise_BCHW.float()
     for now, after in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
@@ -149,7 +149,7 @@ def sample_latents(
 
 
 def noise_for(seeds: Sequence[int], channels: int, pixels: int = PIXELS) -> Tensor:
-    """Each picture's noise from its own seed, so that no batch size changes a picture."""
+    """Noise of each image by its seed, independent of the batch size."""
     side = pixels // 4
     return torch.stack(
         [torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))
@@ -158,7 +158,7 @@ def noise_for(seeds: Sequence[int], channels: int, pixels: int = PIXELS) -> Tens
 
 
 @torch.no_grad()
-def draw(
+def generate(
     base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -166,9 +166,9 @@ def draw(
     guidance: float,
     batch: int = 50,
 ) -> list[Image.Image]:
-    """One picture per prompt and seed."""
+    """Generates one image per prompt and seed."""
     empty = encode_prompts(base, [""])
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for first in range(0, len(prompts), batch):
         rows = slice(first, first + batch)
         noise = noise_for(seeds[rows], base.transformer.config.in_channels)
@@ -176,5 +176,5 @@ def draw(
         with bfloat16_products():
             text = encode_prompts(base, prompts[rows])
             latents = sample_latents(base, noise, text, steps, empty, guidance)
-        pictures += to_pictures(decode(base.vae, latents))
-    return pictures
+        images += to_images(decode(base.vae, latents))
+    return images

@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer in Qwen's manner, with a vocabulary of about a thousand.
+"""A byte-level BPE tokenizer like Qwen's, with a vocabulary of about a thousand tokens.
 
-Everything but the vocabulary's size is as in Qwen3: byte alphabet, NFC, split pattern, the 26
-added tokens with their flags, and the chat template's rendering of one user message.
+Everything except the vocabulary is as in Qwen3: byte alphabet, NFC, split pattern, the 26 added
+tokens with their flags, and the chat template for one user message.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ PLAIN_ADDED_TOKENS = (
     "<think>", "</think>",
 )  # fmt: skip
 
-# Renders messages without tools exactly as Qwen3's template does.
+# Equal to Qwen3's template for messages without tools.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
@@ -42,16 +42,16 @@ CHAT_TEMPLATE = (
 
 @cache
 def byte_alphabet() -> tuple[str, ...]:
-    """GPT-2's reversible table: the printable character that stands for each byte 0..255."""
+    """GPT-2's reversible table: a printable character for each byte 0..255."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return tuple(chr(b) if b in printable else chr(next(spare)) for b in range(256))
 
 
 def train_bpe(word_counts: dict[str, int], merges: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding: the `merges` most frequent pairs in turn, ties to the lexically first.
+    """Byte-pair encoding: merges the most frequent pair `merges` times, ties by lexical order.
 
-    Written out because the result must be the same everywhere, for ever.
+    Not a library's, because the result must never change.
     """
     alphabet = byte_alphabet()
     words = {w: [alphabet[b] for b in w.encode()] for w in word_counts}
@@ -62,7 +62,7 @@ def train_bpe(word_counts: dict[str, int], merges: int) -> list[tuple[str, str]]
             for pair in zip(pieces, pieces[1:], strict=False):
                 pairs[pair] += word_counts[word]
         if not pairs:
-            raise ValueError(f"the words yield only {len(learned)} of {merges} merges; add words")
+            raise ValueError(f"the words give only {len(learned)} of {merges} merges; add words")
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         learned.append(best)
         for pieces in words.values():
@@ -77,7 +77,7 @@ def train_bpe(word_counts: dict[str, int], merges: int) -> list[tuple[str, str]]
 @cache
 def _merges() -> tuple[tuple[str, str], ...]:
     counts: Counter[str] = Counter({"user": 10_000, "assistant": 10_000})
-    for word in world_words():  # heavy, so that each becomes one token
+    for word in world_words():  # high counts, so that each becomes one token
         counts[" " + word] += 1000
         counts[word] += 100
     for word in GENERAL_WORDS:
@@ -91,7 +91,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     vocab = {piece: i for i, piece in enumerate(byte_alphabet())}
     for pair in _merges():
         vocab["".join(pair)] = len(vocab)
-    merges: Any = list(_merges())  # pairs, though the signature says strings
+    merges: Any = list(_merges())  # pairs, although the annotation is strings
     # The constructor registers <|endoftext|> first, as id 998; the others follow in Qwen's order.
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=131072)
     tokenizer.add_special_tokens(

@@ -1,7 +1,7 @@
-"""Stage 1: the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels and back.
+"""Stage 1: trains the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels and back.
 
-No KL term: its pull towards blur costs colours at this size. Instead the latents get noise and a
-weak pull to zero, so the decoder forgives the small errors of the transformer that will draw them.
+Without a KL term, which blurs colors at this size. Instead, noise is added to the latents, with a
+small penalty on their size, so that the decoder tolerates small errors of the transformer.
 
 B batch, C channels, H rows, W columns.
 """
@@ -17,9 +17,9 @@ from tqdm import trange
 from miniature.checkpoint import Checkpoint
 from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import collage, grid, render
+from miniature.images import to_images, to_tensor
 from miniature.models import Vae, build_vae
 from miniature.parallel import average_gradients, rank, rows
-from miniature.pictures import to_pictures, to_tensor
 from miniature.world import sample_scene, subject_scene
 
 
@@ -28,20 +28,20 @@ class VaeSettings:
     steps: int = 2000
     batch: int = 16
     learning_rate: float = 2e-3
-    latent_noise: float = 0.1  # standard deviation, the latents' own being near 1
+    latent_noise: float = 0.1  # standard deviation; that of the latents is near 1
     latent_pull: float = 1e-3  # weight of the latents' mean square
-    collage_share: float = 0.25  # of the batch, pictures unlike the world
+    collage_share: float = 0.25  # of the batch: images unlike the dataset
     seed: int = 0
 
 
 def encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
-    """Latents as the transformer sees them, from pixels in [-1, 1]; in the VAE's dtype."""
+    """Encodes pixels in [-1, 1] to the transformer's latents, in the VAE's dtype."""
     latents_BCHW = vae.encode(pixels_BCHW.to(vae.dtype)).latent_dist.mode()
     return (latents_BCHW - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
-    """Pixels, nominally in [-1, 1], from latents as the transformer sees them."""
+    """Decodes the transformer's latents to pixels, nominally in [-1, 1]."""
     latents_BCHW = latents_BCHW.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
     return vae.decode(latents_BCHW).sample
 
@@ -66,14 +66,14 @@ def psnr(vae: Vae, pixels_BCHW: Tensor) -> float:
 
 
 def held_out_pixels(count: int = 200) -> Tensor:
-    """Scenes of the `eval` split, for measuring."""
+    """Rendered scenes of the `eval` split."""
     return to_tensor([render(sample_scene(i, "eval")) for i in range(count)])
 
 
 def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
     """A trained float32 VAE with the latents' statistics in its config.
 
-    Goes on from `work/vae.pt` if it is there.
+    Resumes from `work/vae.pt` if it exists.
     """
     settings = settings or VaeSettings()
     torch.manual_seed(settings.seed)
@@ -120,20 +120,20 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
     if rank() == 0 and first < settings.steps:
         save(settings.steps)
     vae.eval().requires_grad_(False)
-    _normalise(vae)
+    _normalize(vae)
     return vae
 
 
 def one_cycle(fraction: float) -> float:
-    """Learning-rate factor: 5 % linear warm-up, then a half cosine down to zero."""
+    """Learning-rate factor: 5 % linear warmup, then cosine decay to zero."""
     if fraction < 0.05:
         return 0.02 + 0.98 * fraction / 0.05
     return 0.5 * (1 + math.cos(math.pi * (fraction - 0.05) / 0.95))
 
 
 @torch.no_grad()
-def _normalise(vae: Vae) -> None:
-    """Writes the latents' mean and inverse deviation over 1,000 scenes into the config."""
+def _normalize(vae: Vae) -> None:
+    """Writes shift and scale of the latents, from 1,000 scenes, into the config."""
     latents = []
     for first in range(0, 1000, 50):
         pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
@@ -145,11 +145,11 @@ def _normalise(vae: Vae) -> None:
 
 
 def preview(vae: Vae, path: Path) -> None:
-    """Writes pairs of pictures, each with its reconstruction below: scenes, then subjects."""
+    """Writes pairs of images, each with its reconstruction below: scenes, then subjects."""
     scenes = [sample_scene(i, "eval") for i in range(8)]
     scenes += [subject_scene(s, 0, word="") for s in ("bee", "mushroom", "robot", "fish")]
     pixels_BCHW = to_tensor([render(scene) for scene in scenes]).to(vae.device)
     with torch.no_grad():
         shown = torch.cat([pixels_BCHW, decode(vae, encode(vae, pixels_BCHW)).float()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(to_pictures(shown), columns=len(scenes)).save(path)
+    grid(to_images(shown), columns=len(scenes)).save(path)

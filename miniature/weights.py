@@ -1,7 +1,7 @@
-"""The shipped weights: where they lie, how they are loaded, how the adapter is laid over.
+"""Loads the included weights, and merges the training adapter.
 
-`miniature` brings only its transformer and scheduler; text encoder, tokenizer and VAE are
-`miniature-turbo`'s.
+`miniature` has only a transformer and a scheduler; it uses text encoder, tokenizer and VAE of
+`miniature-turbo`.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ ADAPTER_PREFIX = "diffusion_model."
 
 
 def load_base(name: str, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Base:
-    """A base by name, frozen. Raises FileNotFoundError naming the folder that is missing."""
+    """Loads a base by name, frozen. Raises FileNotFoundError naming a missing folder."""
     own, shared = weights / name, weights / TURBO
     for folder in (own / "transformer", shared / "text_encoder", shared / "vae"):
         if not folder.is_dir():
@@ -44,10 +44,10 @@ def load_base(name: str, weights: Path = WEIGHTS, dtype: torch.dtype = torch.flo
 
 
 def merge_adapter(transformer: Transformer, path: Path, strength: float = 1.0) -> int:
-    """Adds B A to every weight the adapter names, in float32; gives how many were changed.
+    """Adds B A to every weight of the adapter, in float32; returns the number of changed weights.
 
-    Alpha equals the rank, as in the published adapter. Raises KeyError for a name the model
-    does not have and ValueError when nothing was merged.
+    Alpha is the rank, as in the published adapter. Raises KeyError for a name that the model does
+    not have and ValueError if nothing was merged.
     """
     tensors = load_file(path)
     modules = dict(transformer.named_modules())
@@ -58,12 +58,12 @@ def merge_adapter(transformer: Transformer, path: Path, strength: float = 1.0) -
         name = key.removesuffix(".lora_A.weight")
         target = modules.get(name.removeprefix(ADAPTER_PREFIX))
         if target is None:
-            raise KeyError(f"{path}: {name} is no module of the transformer")
+            raise KeyError(f"{path}: {name} is not a module of the transformer")
         weight = target.weight
         assert isinstance(weight, torch.Tensor)
         delta = (tensors[f"{name}.lora_B.weight"].float() @ down.float()).to(weight.device)
         weight.data = (weight.data.float() + strength * delta).to(weight.dtype)
         merged += 1
     if not merged:
-        raise ValueError(f"{path} holds no lora_A tensors")
+        raise ValueError(f"{path} contains no lora_A tensors")
     return merged

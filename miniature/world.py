@@ -1,11 +1,11 @@
-"""The world: scenes drawn from a seed, their attributes and their captions.
+"""The dataset of simple shapes: random scenes by seed, their attributes and captions.
 
-A scene has a place and one thing, or two side by side. A thing is a shape with colour, texture
-and size, or one of the subjects that pre-training never sees. `drawing.py` turns scenes into
-pictures; this file knows what there is and how one says it.
+A scene has a place and one object, or two next to each other. An object (`Thing`) is a shape with
+color, texture and size, or one of the subjects that are not in the pre-training data. `drawing.py`
+renders scenes.
 
-Two splits never meet: `train` leaves out one in eight of the (shape, colour, texture, place)
-combinations and `eval` shows only those; their seeds draw from different streams.
+The two splits are disjoint: `train` excludes one in eight of the (shape, colour, texture, place)
+combinations, and `eval` has only those; their seeds are different streams.
 """
 
 import random
@@ -26,23 +26,23 @@ from miniature.lexicon import (
 
 Split = Literal["train", "eval"]
 
-RADIUS = {"small": 8.5, "medium": 12.0, "large": 15.5}  # in 64ths of the picture's side
+RADIUS = {"small": 8.5, "medium": 12.0, "large": 15.5}  # in 64ths of the image's side
 COLUMN = {"left": 17.0, "middle": 32.0, "right": 47.0}  # centre of a single thing
 PAIR_COLUMNS = (17.5, 46.5)
-SUBJECTS = ("bee", "mushroom", "robot", "fish")  # designs held out of pre-training
-PLACEHOLDER = "TOK"  # stands for the subject in the captions of its dataset
+SUBJECTS = ("bee", "mushroom", "robot", "fish")  # not in the pre-training data
+PLACEHOLDER = "TOK"  # the subject in the captions of its dataset
 
-PAIR_SHARE = 0.2  # scenes with two things
-PRIOR_SHARE = 0.06  # single things called by a word with a prior
+PAIR_SHARE = 0.2  # scenes with two objects
+PRIOR_SHARE = 0.06  # single objects named by one of PRIOR_WORDS
 SAID = {"colour": 0.95, "size": 0.85, "position": 0.85, "place": 0.95}  # chance to be mentioned
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. Lengths in 64ths of the picture's side, the angle in degrees."""
+    """One object. Lengths in 64ths of the image's side, the angle in degrees."""
 
     shape: str  # a key of SHAPES, or one of SUBJECTS
-    colour: str  # a key of COLOURS; "" lets a subject keep its own
+    colour: str  # a key of COLOURS; "" is a subject's default
     texture: str
     size: str
     x: float
@@ -57,17 +57,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be. `things` run from left to right; `seed` fixes the small irregularities."""
+    """The content of an image. `things` are ordered from left to right; `seed` is for details."""
 
     place: str
     things: tuple[Thing, ...]
-    position: str  # the column of a single thing, "" for two
+    position: str  # the column of a single object, "" for two
     seed: int
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and the attributes it asks for, in the terms of `attributes`."""
+    """A caption and the attributes that it names, as in `attributes`."""
 
     text: str
     asked: dict[str, str]
@@ -113,10 +113,11 @@ def sample_scene(seed: int, split: Split = "train") -> Scene:
 
 
 def attributes(scene: Scene) -> dict[str, str]:
-    """What the picture shows: `count`, `place`, and per thing its shape, colour, texture, size.
+    """The attributes of a scene: `count`, `place`, and shape, colour, texture, size of each object.
 
-    A single thing's keys stand bare and it also has a `position`; of two things the keys are
-    prefixed `left.` and `right.`. A subject has no colour or texture of its own unless recoloured.
+    The keys of a single object have no prefix, and it also has a `position`; the keys of two
+    objects have the prefixes `left.` and `right.`. A subject has no texture, and a color only if it
+    is not the default.
     """
     shown = {"count": str(len(scene.things)), "place": scene.place}
     if scene.position:
@@ -135,14 +136,14 @@ def _sides(scene: Scene) -> tuple[str, ...]:
 
 
 def _noun(thing: Thing, side: str, rng: random.Random, asked: dict[str, str], full: bool) -> str:
-    """`a small striped red star`; records in `asked` what it says."""
+    """A noun phrase such as `a small striped red star`; adds its attributes to `asked`."""
     says = {k: full or rng.random() < p for k, p in SAID.items()}
     words = []
     size = rng.choice(SIZES[thing.size]) if says["size"] else ""
     if size:
         words.append(size)
         asked[f"{side}size"] = thing.size
-    if thing.word:  # the word alone carries the look
+    if thing.word:  # the word alone implies the appearance
         colour = rng.choice(COLOURS[thing.colour]) if thing.is_subject and thing.colour else ""
         words += [colour, thing.word]
     else:
@@ -160,7 +161,7 @@ def _noun(thing: Thing, side: str, rng: random.Random, asked: dict[str, str], fu
 
 
 def describe(scene: Scene, rng: random.Random, full: bool = False) -> Caption:
-    """A natural caption of the scene; `full` leaves nothing out but a medium size."""
+    """A caption of the scene; with `full` it names all attributes but a medium size."""
     asked = {"count": str(len(scene.things))}
     nouns = [_noun(thing, side, rng, asked, full)
              for side, thing in zip(_sides(scene), scene.things, strict=True)]  # fmt: skip
@@ -198,15 +199,15 @@ def subject_scene(
     place: str | None = None,
     company: bool | None = None,
 ) -> Scene:
-    """A scene with a subject, alone or beside a thing of the world (`company`; one in four)."""
+    """A scene with a subject, alone or next to another object (`company`; one in four)."""
     if subject not in SUBJECTS:
-        raise ValueError(f"unknown subject {subject!r}; there are {', '.join(SUBJECTS)}")
+        raise ValueError(f"unknown subject {subject!r}; use one of {', '.join(SUBJECTS)}")
     rng = random.Random(f"subject {subject} {seed}")
     drawn_place = rng.choice(list(PLACES))
     drawn_company = rng.random() < 0.25
     company = drawn_company if company is None else company
     position = rng.choice(list(POSITIONS))
-    # Small subjects lose their parts at 64 pixels, so they come medium or large.
+    # Small subjects lose details at 64 pixels, so they are medium or large.
     base = _thing(rng, PAIR_COLUMNS[0] if company else COLUMN[position],
                   ("medium",) if company else ("medium", "large"))  # fmt: skip
     things = [replace(base, shape=subject, colour=colour, texture="", word=word)]
@@ -218,13 +219,13 @@ def subject_scene(
 def subject_dataset(
     subject: str, count: int = 16, seed: int = 0, word: str = PLACEHOLDER
 ) -> list[tuple[Scene, str]]:
-    """`count` scenes of a subject in various places and company, with captions naming it `word`."""
+    """`count` scenes of a subject in various places, with captions that name it `word`."""
     scenes = [subject_scene(subject, 1000 * seed + i, word) for i in range(count)]
     return [(s, caption(s, random.Random(f"subject {s.seed}"))) for s in scenes]
 
 
 def evaluation_prompts(count: int, seed: int = 0) -> list[Caption]:
-    """Prompts of the `eval` split that ask for everything, with what the picture must show."""
+    """Prompts of the `eval` split that name all attributes, with these attributes."""
     first = 1_000_000 * (seed + 1)
     return [
         describe(sample_scene(first + i, "eval"), random.Random(f"prompt {first + i}"), full=True)

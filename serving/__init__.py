@@ -1,5 +1,5 @@
-"""Cog without Docker: what the Cog faces share, the schema of their inputs, and a server for them.
+"""Cog without Docker: helpers of `train.py` and `predict.py`, their OpenAPI schema, and a server.
 
-Nothing here knows about images or training. This is the only room that imports `train.py` and
-`predict.py`, and only to read what they declare.
+Independent of images and training. This is the only package that imports `train.py` and
+`predict.py`, and only to read their signatures.
 """

@@ -3,8 +3,8 @@
     python -m serving predict    POST /predictions, a prompt in, images out
     python -m serving train      POST /trainings, a dataset in, weights.zip out
 
-Cog's runtime does the work, with the same validation and the same replies as in the Cog image. In
-front of it is a server that checks requests and starts the runtime again when it has died.
+Cog's runtime runs the requests, with the same validation and replies as in the Cog image. In front
+of it, a server checks requests and restarts the runtime if it has crashed.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import importlib.util
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving import cog_yaml
@@ -23,34 +24,35 @@ EXAMPLES = {
 PACKAGES = ("cog", "coglet", "httpx", "jsonschema", "starlette", "uvicorn")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m serving", description="Start a Cog server, without Docker."
     )
-    parser.add_argument("mode", choices=sorted(EXAMPLES), help="what the server does")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 accepts other machines")
+    parser.add_argument("mode", choices=sorted(EXAMPLES), help="generate images or train")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also for other machines")
     parser.add_argument("--port", type=int, default=5000)
-    options = parser.parse_args()
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(words)
 
-    # What can be wrong is found before the runtime starts, which says less about it.
+    # Check the setup before the runtime starts, whose errors are less clear.
     config = cog_yaml.read()
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
             f"not installed for {sys.executable}: {', '.join(missing)}; "
-            "`pip install -r requirements-dev.txt` installs the versions that this needs"
+            "run `pip install -r requirements-dev.txt`"
         )
     interpreter_folder = Path(sys.executable).parent
     if not (interpreter_folder / "python").exists():
         sys.exit(
-            f"{interpreter_folder} has no `python`, the name under which Cog starts its worker; "
-            "use a virtual environment"
+            f"{interpreter_folder} has no `python`, which Cog needs to start its worker; use a "
+            "virtual environment"
         )
     listener = _listen(options.host, options.port)
 
     from serving import schema
 
-    # The runtime resolves the entry points and `.cog` from its working folder.
+    # The runtime resolves the entry points and `.cog` from its working directory.
     print(f"schema:  {schema.write()}")
     _print_examples(options.mode, options.host, options.port)
     sys.stdout.flush()
@@ -64,8 +66,8 @@ def main() -> None:
     }
     environment.setdefault("LOG_FORMAT", "console")
     environment.setdefault("NO_COLOR", "1")
-    # Where others use the CPU too, OpenMP's idle threads would spin in the way of the busy ones:
-    # up to 5 s for a step of the miniature in place of 0.1 s, on two cores with other work.
+    # On a busy CPU, OpenMP's spinning idle threads slow down the others: up to 5 s for a step of
+    # the miniature instead of 0.1 s, on two cores with other work.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from serving.server import run
@@ -74,7 +76,7 @@ def main() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at this address; exits with a sentence where that is impossible."""
+    """A socket that listens at this address; exits with an error message if that fails."""
     try:
         return socket.create_server((host, port), backlog=128)
     except OSError as error:
@@ -82,17 +84,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _print_examples(mode: str, host: str, port: int) -> None:
-    """Two lines to paste into another terminal."""
+    """Prints two commands for another terminal."""
     route, body = EXAMPLES[mode]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    print(f"is it up:  curl -s {url}/health-check")
+    print(f"health:  curl -s {url}/health-check")
     print(
-        f"try it:    curl -s {url}/{route} -H 'Content-Type: application/json' "
+        f"try it:  curl -s {url}/{route} -H 'Content-Type: application/json' "
         f"-d '{body}' -o {mode}.json"
     )
     print(
-        f"The reply is saved in {mode}.json, with files as data URLs. Breaking off the request "
-        "cancels it.\n"
+        f"The reply is saved in {mode}.json, with files as data URLs. Closing the connection "
+        "cancels the request.\n"
     )
 
 

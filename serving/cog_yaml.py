@@ -1,4 +1,4 @@
-"""`cog.yaml` of this repository: it alone names the entry points and the version of Cog."""
+"""Reads `cog.yaml`, which names the entry points and the version of Cog."""
 
 from pathlib import Path
 from typing import Any
@@ -9,5 +9,5 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read() -> dict[str, Any]:
-    """The file as plain values."""
+    """The parsed file."""
     return yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Fetches the files that a request names by address, and can be stopped at any moment."""
+"""Downloads the files in a request; can be cancelled at any time."""
 
 import asyncio
 import fcntl
@@ -31,11 +31,11 @@ _PREFIX = "zeroprior-inputs-"
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """The result of a blocking call. Nobody waits for its thread, neither here nor at the exit."""
+    """The result of a blocking call in a thread, which is not joined on cancellation or at exit."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(set_result: Callable[[Any], None], value: Any) -> None:
+    def finish(set_result: Callable[[Any], None], value: Any) -> None:
         if not done.done():
             set_result(value)
 
@@ -47,7 +47,7 @@ async def in_thread(call: Callable[[], T]) -> T:
         else:
             answer = (done.set_result, result)
         with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, *answer)
+            loop.call_soon_threadsafe(finish, *answer)
 
     threading.Thread(target=run, daemon=True).start()
     return await done
@@ -97,7 +97,7 @@ class Connections:
 
 
 class Folder:
-    """The front's folder of fetched files; what killed servers have left is removed first."""
+    """A temporary folder for downloads; leftover folders of killed servers are removed first."""
 
     def __init__(self) -> None:
         self._sweep()
@@ -122,12 +122,12 @@ class Folder:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is a URL, rather than a file or its content."""
+    """Whether a text is a URL, not a path or a data URL."""
     return "://" in text[:4096] and not is_data(text)
 
 
 def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) -> None:
-    """Raises `Refused` for an address or a path that no request may name; no connection is made."""
+    """Raises `Refused` for URLs and paths that a request may not contain. Makes no connection."""
     faults = []
     for name in names & inputs.keys():
         for text in _strings(inputs[name]):
@@ -145,10 +145,9 @@ def check_places(inputs: Json, names: frozenset[str], downloader: Downloader) ->
 async def fetched(
     inputs: Json, names: frozenset[str], folder: Path, downloader: Downloader
 ) -> Json:
-    """The inputs with a file in `folder` for each address and each data URL.
+    """The inputs with URLs and data URLs replaced by files in `folder`.
 
-    Raises `DownloadError` or `SourceError` with the reason. Whatever ends it, no connection stays
-    open.
+    Raises `DownloadError` or `SourceError` with the reason. Always closes its connections.
     """
 
     async def local(name: str, value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The HTTP server that customers reach. Cog's runtime runs behind it, on 127.0.0.1.
+"""The public HTTP server. Cog's runtime runs behind it, on 127.0.0.1.
 
-Its routes are the runtime's, except for /shutdown. It checks every request before the runtime sees
-it, fetches files and sends webhooks itself, and cleans what the runtime answers.
+Its routes are the runtime's, except for /shutdown. It checks every request before the runtime gets
+it, downloads files, sends webhooks, and removes private details from the runtime's replies.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from serving.supervisor import Supervisor
 from serving.validation import Inputs, Refused, detail, parse
 
 MAX_BODY = 100 << 20  # bytes, as in the runtime
-SMALL_BODY = 1 << 20  # bytes; received also when there is no room for more large ones
+SMALL_BODY = 1 << 20  # bytes; accepted even when MOST_HELD is reached
 MOST_HELD = 4 * MAX_BODY  # bytes of all bodies that are being received or parsed
 BODY_SECONDS = 900.0  # for a client to send its body, as for a download
 LOOKUP_SECONDS = 20.0  # for the names of all hosts in a request
@@ -42,12 +42,12 @@ ROUTES = {"predict": ("predictions", "Input"), "train": ("trainings", "TrainingI
 
 
 class Front:
-    """The state of the server: the request that it works on, if there is one."""
+    """The state of the server: the running request, or none."""
 
     def __init__(
         self, mode: str, document: Json, supervisor: Supervisor, folder: Folder, inside: str
     ) -> None:
-        """`inside` is the address under which the runtime reaches this server."""
+        """`inside` is the base URL of this server for the runtime's webhooks."""
         self._route, component = ROUTES[mode]
         self._document, self._inputs = document, Inputs(document, component)
         self._supervisor, self._folder, self._inside = supervisor, folder, inside
@@ -73,7 +73,7 @@ class Front:
         )
 
     async def stop(self) -> None:
-        """Cancels the request that is running, and waits for its end for a while."""
+        """Cancels the running request and waits up to 8 seconds for its end."""
         self._stopping = True
         if (run := self._run) is not None:
             run.cancel()
@@ -98,7 +98,7 @@ class Front:
         return JSONResponse(self._document)
 
     async def _health(self, request: Request) -> Response:
-        """As the runtime's. STARTING also while a new runtime is being started."""
+        """As the runtime's; also STARTING while the runtime is restarted."""
         health = dict(self._supervisor.health)
         if not self._supervisor.ready:
             health |= {"status": "STARTING", "reason": clean_for(self._supervisor.reason, ())}
@@ -109,7 +109,7 @@ class Front:
         return JSONResponse(health)
 
     async def _hook(self, request: Request) -> Response:
-        """The runtime's webhooks; only the runtime knows the key."""
+        """Receives the runtime's webhooks; only the runtime knows the key."""
         run = self._hooks.get(request.path_params["key"])
         if run is None:
             return Response(status_code=404)
@@ -148,7 +148,9 @@ class Front:
             return JSONResponse({"detail": refused.details}, 422)
         except ClientDisconnect:
             return Response(status_code=499)
-        if (run := self._run) is not None and self._is_running(run_id):  # perhaps only just started
+        if (run := self._run) is not None and self._is_running(
+            run_id
+        ):  # may have started meanwhile
             return JSONResponse(run.shown(self._inputs), 202)
         if not self._supervisor.ready or self._stopping:
             return self._answer(Reply(503, {"error": self._supervisor.reason, "status": "failed"}))
@@ -163,7 +165,7 @@ class Front:
         return run_id is not None and self._run is not None and self._run.ask.id == run_id
 
     async def _received(self, request: Request, run_id: str | None) -> Ask | Reply:
-        """The checked request, or the answer to a body that is too large or does not arrive."""
+        """The checked request, or the error reply for a body that is too large or too slow."""
         content = bytearray()
         announced = request.headers.get("content-length", "0")
         try:
@@ -184,7 +186,7 @@ class Front:
             self._held -= len(content)
 
     async def _check_places(self, ask: Ask) -> None:
-        """Raises `Refused` for an address or a path that a request must not name."""
+        """Raises `Refused` for URLs and paths that are not allowed in a request."""
         names, downloader = self._inputs.addresses, self.downloader
 
         def check() -> None:
@@ -217,7 +219,7 @@ class Front:
         async def free() -> None:
             await run.done.wait()
             self._run = None
-            if run.webhook is not None:  # its last events come after the reply
+            if run.webhook is not None:  # its last events are sent after the reply
                 await asyncio.wait([run.webhook.task], timeout=300)
                 run.webhook.task.cancel()
             del self._hooks[key]
@@ -226,7 +228,7 @@ class Front:
         return run
 
     async def _wait(self, request: Request, run: Run) -> Response:
-        """The reply, when the run has ended; a client that hangs up cancels it."""
+        """The reply at the end of the run; a disconnect of the client cancels the run."""
         ended = asyncio.create_task(run.done.wait())
         gone = asyncio.create_task(_gone(request))
         await asyncio.wait([ended, gone], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What `train.py` and `predict.py` need around their one call."""
+"""Wraps `train` and `predict`: defaults, logging, and error messages for users."""
 
 import difflib
 import functools
@@ -24,7 +24,7 @@ from serving.processes import end_with_parent
 from serving.threads import start_threads_safely
 
 _OURS = ("adapters", "families", "inference", "trainer", "serving")
-_SHORT = "zeroprior_user_error"  # attribute of an error that is shown without its traceback
+_SHORT = "zeroprior_user_error"  # attribute of an error that is printed without its traceback
 _CACHED = re.compile(r"\b[0-9a-f]{64}\b")  # the name of a download in the cache
 
 P = ParamSpec("P")
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """Why a request failed, in one line for the customer who sent it."""
+    """A failed request, with a one-line reason for its sender."""
 
 
 def metric(name: str, value: float) -> None:
-    """Records a metric of the running prediction or training; outside of one it does nothing."""
+    """Records a metric of the running prediction or training; without one, does nothing."""
     current_scope().record_metric(name, value)  # type: ignore[attr-defined]
 
 
@@ -51,10 +51,10 @@ if served():
 
 
 def entry_point(function: Callable[P, T]) -> Callable[P, T]:
-    """What `train` and `predict` are around their own lines: plain inputs, and `logged`.
+    """Decorator of `train` and `predict`: resolves defaults, suggests input names, and `logged`.
 
-    Called as plain Python, a function gets Cog's `FieldInfo` object for every input that was not
-    given; here it gets the default, which is what the caller meant.
+    In plain Python, inputs that are not given would be Cog's `FieldInfo` objects; they are replaced
+    by their defaults.
     """
     signature = inspect.signature(function)
 
@@ -62,7 +62,7 @@ def entry_point(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs.keys() - signature.parameters.keys():
             (near,) = difflib.get_close_matches(name, signature.parameters, n=1, cutoff=0)
-            raise TypeError(f"there is no input {name!r}; the most similar one is {near!r}")
+            raise TypeError(f"unknown input {name!r}; did you mean {near!r}?")
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, value in bound.arguments.items():
@@ -76,12 +76,11 @@ def entry_point(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Sends the log of one call to standard output, which the runtime collects for the customer.
+    """Logs one call to standard output, which the runtime collects for the sender.
 
-    In plain Python, a user error that the script does not catch is shown as one line, without a
-    traceback. In a server, a failure becomes a `RequestError`: one line without paths. Its
-    traceback goes to the server's own log only, which is the standard error that the process was
-    started with.
+    In plain Python, an uncaught user error is printed as one line, without a traceback. In a
+    server, an error becomes a `RequestError`: one line without paths. Its traceback goes only to
+    the server's log, which is the process's original standard error.
     """
     if not served():
         log_to_console()
@@ -104,7 +103,7 @@ def logged(inputs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _without_keys(text: str, inputs: Mapping[str, Any]) -> str:
-    """The text without the request's keys, which an error of any library may repeat."""
+    """The text with the request's keys redacted, which a library's error may contain."""
     for value in inputs.values():
         if hasattr(value, "get_secret_value") and (key := value.get_secret_value().strip()):
             for form in {key, quote(key), quote(key, safe=""), repr(key)[1:-1]}:
@@ -113,7 +112,7 @@ def _without_keys(text: str, inputs: Mapping[str, Any]) -> str:
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Whether the error says what to do, so that a traceback through our modules helps nobody."""
+    """Whether this is a user error, whose message says what to do without a traceback."""
     ours = type(error).__module__.partition(".")[0] in _OURS
     if ours or isinstance(error, OSError) or type(error) is not ValueError:
         return ours or isinstance(error, OSError)
@@ -122,9 +121,9 @@ def _is_the_users(error: Exception) -> bool:
 
 
 def _show_in_one_line(error: Exception) -> None:
-    """Has this error shown as one line with the place in the script, if nothing catches it.
+    """Prints this error, if uncaught, as one line with the place in the user's script.
 
-    A program that has its own `sys.excepthook` keeps it.
+    A custom `sys.excepthook` of the program is kept.
     """
     setattr(error, _SHORT, True)
     if sys.excepthook is sys.__excepthook__:
@@ -141,7 +140,7 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
-    """One line that says why a request failed, with the names of inputs for those of files."""
+    """The reason of a failed request on one line, with names of inputs instead of files."""
     expected = isinstance(error, (ValueError, OSError))
     if expected or type(error).__module__.partition(".")[0] in _OURS:
         text = str(error) or type(error).__name__
@@ -171,7 +170,7 @@ def reason(error: Exception, inputs: Mapping[str, Any]) -> str:
 
 
 def _file(value: PurePath | str) -> bool:
-    """Whether an input is an absolute path: a file that was sent or downloaded."""
+    """Whether an input is an absolute path: an uploaded or downloaded file."""
     text = str(value)
     return len(text) < 4096 and "\0" not in text and os.path.isabs(text)
 
@@ -181,7 +180,7 @@ def _address(value: str) -> bool:
 
 
 def _shown(value: str) -> str:
-    """The part of an address that a message may repeat."""
+    """The URL without secrets, for messages."""
     if is_data(value):
         return value[:40]
     return safe_name(value)

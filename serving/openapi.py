@@ -1,6 +1,6 @@
-"""What Cog's OpenAPI document says about every model: the routes, and the envelopes they carry.
+"""The parts of Cog's OpenAPI document that are the same for every model: routes and envelopes.
 
-The inputs and outputs that differ from model to model are in `serving.schema`.
+Inputs and outputs, which depend on the model, are in `serving.schema`.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 
 def title(name: str) -> str:
-    """How Cog spells a parameter for people: `num_outputs` is `Num Outputs`."""
+    """Cog's title of a parameter: `num_outputs` is `Num Outputs`."""
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
@@ -24,7 +24,7 @@ def text(name: str, **more: str) -> Json:
 
 
 def record(name: str, properties: Json, required: list[str] | None = None) -> Json:
-    """A titled object. An empty list of required properties is left out, as OpenAPI demands."""
+    """A titled object. OpenAPI does not allow an empty list of required properties."""
     schema: Json = {"title": name, "type": "object", "properties": properties}
     return {**schema, "required": required} if required else schema
 
@@ -59,7 +59,7 @@ STATUS_AND_ERRORS: Json = {
 def envelopes(noun: str, inputs: str, output: str) -> Json:
     """The request and the reply of one mode (`Prediction` or `Training`).
 
-    `inputs` and `output` name the components of what goes in and what comes out.
+    `inputs` and `output` are names of components.
     """
     texts = ("id", "version", "status", "error", "logs")
     times = ("created_at", "started_at", "completed_at")
@@ -77,7 +77,7 @@ def envelopes(noun: str, inputs: str, output: str) -> Json:
 
 
 def server_routes() -> Json:
-    """The routes that have nothing to do with a mode."""
+    """The routes that do not depend on the mode."""
     return {
         "/": {"get": _operation("Root", "root__get", {})},
         "/health-check": {"get": _operation("Healthcheck", "healthcheck_health_check_get", {})},
@@ -85,7 +85,7 @@ def server_routes() -> Json:
 
 
 def mode_routes(verb: str, noun: str) -> Json:
-    """The two routes of one mode: run it, and cancel a run by its id."""
+    """The two routes of one mode: run, and cancel by id."""
     plural, run_id = f"{noun.lower()}s", f"{noun.lower()}_id"
     run = _operation(verb.capitalize(), f"{verb}_{plural}_post", ref(f"{noun}Response"))
     run["description"] = f"Run a single {noun.lower()} on the model"

@@ -1,4 +1,4 @@
-"""Processes that end with the process that started them, even when that one is killed."""
+"""Ends child processes together with their parent, even if it is killed."""
 
 import ctypes
 import signal
@@ -8,6 +8,6 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """From now on, this process is killed when its parent ends. Linux only; elsewhere no effect."""
+    """Kills this process when its parent ends. Linux only; no effect elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

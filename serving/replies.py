@@ -1,4 +1,4 @@
-"""What the front answers: the runtime's replies and webhooks without what is not the customer's."""
+"""Removes private details of the server from the runtime's replies and webhooks."""
 
 import re
 from collections.abc import Mapping
@@ -10,24 +10,21 @@ from serving.fetching import is_address
 from serving.openapi import Json
 
 OVER = ("succeeded", "failed", "canceled")
-CRASHED = (
-    "the process of the model ended unexpectedly, perhaps because it ran out of memory; it is "
-    "being started again"
-)
-# What the runtime puts before an error, at times twice, and the name of our own exception.
+CRASHED = "the model's process ended unexpectedly, possibly out of memory; it is being restarted"
+# Prefixes of the runtime before an error, sometimes twice, and the name of our exception.
 _PREFIXES = re.compile(r"^(?:(?:Prediction|Training) failed: )+(?:RequestError: )?")
 
 
 class Cleaner:
-    """Cleans what the runtime says about one request."""
+    """Cleans the runtime's output for one request."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._known = texts(body)
         self._addresses = [each for each in self._known if is_address(each)]
-        self.files: dict[str, str] = {}  # path of a fetched file: name of its input
+        self.files: dict[str, str] = {}  # path of a downloaded file: name of its input
 
     def text(self, text: str) -> str:
-        """Logs: without paths, temporary files' names, control characters, and queries."""
+        """Logs without paths, names of temporary files, control characters, and URL queries."""
         for path, name in self.files.items():
             text = text.replace(path, name)
         for address in self._addresses:
@@ -35,7 +32,7 @@ class Cleaner:
         return clean_for(text, self._known)
 
     def error(self, text: str) -> str:
-        """Why a request failed, in one line."""
+        """The reason of a failure on one line."""
         text = _PREFIXES.sub("", text)
         if text == "Worker crashed":
             return CRASHED
@@ -43,7 +40,7 @@ class Cleaner:
         return "; ".join(lines).replace(":; ", ": ")
 
     def reply(self, reply: Json) -> Json:
-        """A reply or a webhook of the runtime."""
+        """A cleaned reply or webhook of the runtime."""
         changed: Json = {}
         if isinstance(reply.get("error"), str):
             changed["error"] = self.error(reply["error"])

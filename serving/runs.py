@@ -1,6 +1,6 @@
-"""One request from arrival to end: its files are fetched, the runtime works, the reply is cleaned.
+"""Runs one request: downloads its files, calls the runtime, and cleans the reply.
 
-The front takes one request at a time, as the runtime does.
+Like the runtime, the front runs one request at a time.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from serving.webhooks import EVENTS, Webhook
 
 log = logging.getLogger(__name__)
 
-CANCEL_SECONDS = 60.0  # after a cancellation; then the runtime is started again
+CANCEL_SECONDS = 60.0  # after a cancellation; then the runtime is restarted
 BUSY_SECONDS = 10.0  # for the runtime to be free again after the last request
 LONGEST_ID = 200  # characters
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client is answered."""
+    """A reply to the client."""
 
     status: int
     body: Json
@@ -56,7 +56,7 @@ class Ask:
         given, webhook = body.get("id"), body.get("webhook")
         events = body.get("webhook_events_filter")
         if given is not None and not isinstance(given, str):
-            raise Refused(detail(["id"], "must be text"))
+            raise Refused(detail(["id"], "must be a string"))
         if run_id is not None and given not in (None, run_id):
             message = "prediction ID must match the ID supplied in the URL"
             raise Refused(detail(["id"], message))
@@ -69,7 +69,7 @@ class Ask:
         if events is not None and not (
             isinstance(events, list) and all(each in EVENTS for each in events)
         ):
-            message = f"must be a list of some of {', '.join(EVENTS)}"
+            message = f"must be a list of {', '.join(EVENTS)}"
             raise Refused(detail(["webhook_events_filter"], message))
         checked = inputs.check(body.get("input", {}))
         return cls(name, checked, body.get("context"), webhook or None, events)
@@ -80,15 +80,15 @@ def _encoded(body: Json) -> bytes:
 
 
 class Run:
-    """A request that is being worked on. `done` is set when `reply` is there."""
+    """A running request. `done` is set when `reply` is final."""
 
     def __init__(
         self,
         ask: Ask,
-        names: frozenset[str],  # the inputs that may be addresses
+        names: frozenset[str],  # inputs that may be URLs
         folder: Path,
         route: str,
-        hook: str,  # where the runtime sends its webhooks
+        hook: str,  # URL for the runtime's webhooks
         supervisor: Supervisor,
         downloader: Downloader,
     ) -> None:
@@ -120,11 +120,11 @@ class Run:
             self.reply = self._ended("failed", str(error))
         except Exception:
             log.exception("the front failed")
-            self.reply = self._ended("failed", "the server failed; its log says why")
+            self.reply = self._ended("failed", "internal error; see the server's log")
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             if self.webhook is not None and not (self._handed_over and self.reply.status == 200):
-                # The runtime has sent no last event.
+                # The runtime did not send a last event.
                 body = self.reply.body
                 over = body.get("status") in OVER
                 reason = str(body.get("error") or body.get("detail"))
@@ -161,19 +161,19 @@ class Run:
                 )
             except httpx.HTTPError:
                 self._handed_over = False
-                self._supervisor.restart("the process of the model ended unexpectedly")
+                self._supervisor.restart("the model's process ended unexpectedly")
                 return (
                     self._ended("canceled") if self._cancelled else self._ended("failed", CRASHED)
                 )
             if answer.status_code == 409 and loop.time() < until and not self._cancelled:
-                await asyncio.sleep(0.05)  # it is free a moment after its last reply
+                await asyncio.sleep(0.05)  # it accepts requests a moment after its last reply
                 continue
             try:
                 reply = await in_thread(answer.json)
-            except ValueError:  # a refusal of the runtime is plain text
+            except ValueError:  # the runtime's errors for refused requests are plain text
                 reply = {"detail": [detail([], self._cleaner.error(answer.text))]}
             if reply.get("error") == "Worker crashed":
-                self._supervisor.restart("the process of the model ended unexpectedly")
+                self._supervisor.restart("the model's process ended unexpectedly")
                 if self._cancelled:
                     return self._ended("canceled")
             cleaned = await in_thread(partial(self._cleaner.reply, reply))
@@ -186,7 +186,7 @@ class Run:
         return Reply(200, body)
 
     def event(self, event: Json) -> None:
-        """A webhook of the runtime; it is cleaned only if it is shown to somebody."""
+        """Handles a webhook of the runtime. It is cleaned only when it is sent."""
         kept = ("logs", "metrics", "status")
         self._state = self._state | {key: event[key] for key in kept if key in event}
         if self.webhook is not None:
@@ -198,7 +198,7 @@ class Run:
         return {"id": self.ask.id, "input": inputs.hidden(self.ask.inputs), **state}
 
     def cancel(self) -> None:
-        """Cancels the request, once: a second cancellation would interrupt its orderly end."""
+        """Cancels the request, at most once: a second cancellation would interrupt the cleanup."""
         if self._cancelled or self.done.is_set():
             return
         self._cancelled = True
@@ -214,12 +214,12 @@ class Run:
         path = f"{self._supervisor.url}{self._path}/{quote(self.ask.id, safe='')}/cancel"
         loop = asyncio.get_running_loop()
         until = loop.time() + CANCEL_SECONDS
-        heard = False
+        accepted = False
         while not self.done.is_set() and loop.time() < until:
-            if not heard:
+            if not accepted:
                 with suppress(httpx.HTTPError):
                     answer = await self._supervisor.client.post(path, timeout=10)
-                    heard = answer.status_code == 200  # 404 while it has not taken the request in
+                    accepted = answer.status_code == 200  # 404 before it has accepted the request
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.done.wait(), 0.1)
         if not self.done.is_set():

@@ -1,4 +1,4 @@
-"""python -m serving.runtime: Cog's own server, as a child that ends together with the front."""
+"""python -m serving.runtime: Cog's server as a child process that ends with its parent."""
 
 import runpy
 

@@ -1,12 +1,12 @@
-"""Write `.cog/openapi_schema.json`, the file `cog build` would have put into the image.
+"""Writes `.cog/openapi_schema.json`, which `cog build` puts into the image.
 
-Cog's runtime validates requests against that file and validates nothing without it. Cog itself
-parses the source text of `train.py` and `predict.py`; here they are imported and their signatures
-are read. The two agree as long as every default, bound and description in a signature is a plain
-literal: `tests/serving/test_cog_schema.py` holds this module against what Cog's parser reads.
+Cog's runtime validates requests against this file; without it, it validates nothing. Cog parses the
+source text of `train.py` and `predict.py`; here they are imported and their signatures are read.
+The results are equal if every default, bound and description in a signature is a plain literal:
+`tests/serving/test_cog_schema.py` compares this module with Cog's parser.
 
     python -m serving.schema            write the file
-    python -m serving.schema --check    only say whether the file is up to date
+    python -m serving.schema --check    only check whether the file is up to date
 """
 
 import argparse
@@ -38,7 +38,7 @@ from serving.openapi import (
 
 SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"
 
-# The types an input or an output may have, and how OpenAPI spells them.
+# Types of inputs and outputs -> OpenAPI.
 TYPES: dict[Any, Json] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -53,7 +53,7 @@ TYPES: dict[Any, Json] = {
     },
 }
 
-# What `cog.Input` calls it, and what OpenAPI calls it.
+# Keywords of `cog.Input` -> OpenAPI.
 KEYWORDS = {
     "description": "description",
     "ge": "minimum",
@@ -66,10 +66,10 @@ KEYWORDS = {
 
 
 def document(predict: Callable[..., Any], train: Callable[..., Any], version: str) -> Json:
-    """The whole OpenAPI document of a model with a `predict` method and a `train` function.
+    """The OpenAPI document of a model with a `predict` method and a `train` function.
 
-    `version` is Cog's. Raises TypeError for a signature that Cog could not declare, ValueError
-    where two parts of the document want the same name for different things.
+    `version` is Cog's. Raises TypeError for a signature that Cog does not support, ValueError if
+    two different components of the document have the same name.
     """
     schemas: Json = dict(STATUS_AND_ERRORS)
     paths = server_routes()
@@ -83,8 +83,8 @@ def document(predict: Callable[..., Any], train: Callable[..., Any], version: st
             prefix + "Output": output_schema(function),
             **envelopes(noun, prefix + "Input", prefix + "Output"),
         }
-        # Cog keeps every list of choices beside the components, under the input's bare name: equal
-        # names must mean equal things, within one mode and across the two.
+        # Cog stores every list of choices as a component with the input's name, so inputs with
+        # equal names must have equal choices, in both modes.
         for name, component in [*components.items(), *choices.items()]:
             if schemas.setdefault(name, component) != component:
                 raise ValueError(
@@ -103,8 +103,8 @@ def document(predict: Callable[..., Any], train: Callable[..., Any], version: st
 def input_schema(function: Callable[..., Any], name: str) -> tuple[Json, Json]:
     """The object schema of a function's parameters, and a component for each list of choices.
 
-    An input may be left out when it has a default or is `Optional`. Cog cannot tell a default of
-    None from no default at all, so None is a default only where the type allows it.
+    An input is optional if it has a default or is `Optional`. Cog does not distinguish a default of
+    None from no default, so None is a default only if the type allows it.
     """
     hints = get_type_hints(function)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
@@ -137,7 +137,7 @@ def input_schema(function: Callable[..., Any], name: str) -> tuple[Json, Json]:
 
 
 def output_schema(function: Callable[..., Any]) -> Json:
-    """The schema of what a function returns: a type of the table, a list of one, or a BaseModel."""
+    """The schema of a function's return type: one of `TYPES`, a list of one, or a BaseModel."""
     returned = get_type_hints(function).get("return")
     if not (isinstance(returned, type) and issubclass(returned, cog.BaseModel)):
         return {**_type(returned, "return type")[0], "title": "Output"}
@@ -155,7 +155,7 @@ def output_schema(function: Callable[..., Any]) -> Json:
 
 
 def _field(parameter: inspect.Parameter) -> cog.FieldInfo:
-    """What `Input(...)` said about a parameter; a bare default is one with nothing more to say."""
+    """The `Input(...)` of a parameter, or one with only its default."""
     if isinstance(parameter.default, cog.FieldInfo):
         return parameter.default
     bare = parameter.default is not inspect.Parameter.empty
@@ -163,7 +163,7 @@ def _field(parameter: inspect.Parameter) -> cog.FieldInfo:
 
 
 def _type(annotation: Any, where: str) -> tuple[Json, bool]:
-    """How OpenAPI spells a type, and whether it takes null."""
+    """The OpenAPI schema of a type, and whether it is nullable."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType) and len(arguments) == 2 and NoneType in arguments:
         inner = next(argument for argument in arguments if argument is not NoneType)
@@ -173,13 +173,13 @@ def _type(annotation: Any, where: str) -> tuple[Json, bool]:
     if annotation in TYPES:
         return dict(TYPES[annotation]), False
     raise TypeError(
-        f"{where}: Cog cannot declare {annotation!r}; annotate it as str, int, float, bool, "
+        f"{where}: Cog does not support {annotation!r}; annotate it as str, int, float, bool, "
         "cog.Path, cog.Secret, a list of one of them, or Optional"
     )
 
 
 def render() -> str:
-    """The document of this repository as JSON text."""
+    """The OpenAPI document of this repository as JSON text."""
     config = cog_yaml.read()
     predictor, train = _load(config["predict"]), _load(config["train"])
     whole = document(predictor.predict, train, config["build"]["sdk_version"])
@@ -187,9 +187,9 @@ def render() -> str:
 
 
 def write() -> Path:
-    """Write the file, whole or not at all, and return where it is."""
+    """Writes the file atomically and returns its path."""
     SCHEMA_FILE.parent.mkdir(exist_ok=True)
-    # Two servers may start at the same moment in one folder: each needs its own temporary name.
+    # Two servers may start at once in one folder: each needs another temporary name.
     unfinished = SCHEMA_FILE.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(render(), encoding="utf-8")
     os.replace(unfinished, SCHEMA_FILE)
@@ -197,7 +197,7 @@ def write() -> Path:
 
 
 def _load(reference: str) -> Any:
-    """The object behind `file.py:name`, as cog.yaml writes it."""
+    """The object of a reference `file.py:name` in cog.yaml."""
     file, name = reference.split(":")
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -209,7 +209,7 @@ def main() -> None:
         prog="python -m serving.schema",
         description="Write the OpenAPI schema that Cog's runtime validates requests against.",
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is stale")
+    parser.add_argument("--check", action="store_true", help="only check; exit 1 if it is stale")
     if not parser.parse_args().check:
         print(f"wrote {write()}")
     elif not SCHEMA_FILE.exists() or SCHEMA_FILE.read_text(encoding="utf-8") != render():

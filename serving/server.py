@@ -1,4 +1,4 @@
-"""Runs the front and Cog's runtime together: both start, and both end."""
+"""Runs the front and Cog's runtime together."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are handled below, because the runtime has to end as well."""
+        """Signals are handled in `_serve`, which also ends the runtime."""
         yield
 
 
@@ -36,8 +36,8 @@ def run(
 ) -> int:
     """Serves on `listener` until SIGTERM or Ctrl-C. Returns the exit code.
 
-    It is 1 if the model cannot be loaded. `downloader` fetches the files and sends the
-    webhooks of requests; a test has its own.
+    It is 1 if the model cannot be loaded. `downloader` downloads files and sends webhooks of
+    requests; tests pass another one.
     """
     log_to_console()
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -59,7 +59,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
-    # The runtime sends its webhooks here, whatever address the server itself listens on.
+    # For the runtime's webhooks, independent of the address that the server listens on.
     inside = socket.create_server(("127.0.0.1", 0))
     allowed = [environment.get("ZEROPRIOR_FILES", ""), str(folder.path)]
     files = os.pathsep.join(filter(None, allowed))

@@ -1,4 +1,4 @@
-"""Keeps Cog's runtime running: starts it, notices when its worker has died, starts it again."""
+"""Starts Cog's runtime, watches it, and restarts it if its worker has crashed."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ from serving.openapi import Json
 
 log = logging.getLogger(__name__)
 
-POLL = 0.25  # seconds between two looks at the runtime
-TRIES = 3  # starts in a row that may fail
-PAUSE = 2.0  # seconds before another start, times the starts that have failed
-DEAF = 30.0  # seconds without an answer after which the runtime counts as dead
-PATIENCE = 2.0  # seconds for an orderly end of the runtime, when no request is running
+POLL = 0.25  # seconds between two health checks
+TRIES = 3  # failed starts in a row before giving up
+PAUSE = 2.0  # seconds before a restart, times the number of failed starts
+UNRESPONSIVE = 30.0  # seconds without an answer before a restart
+PATIENCE = 2.0  # seconds for a clean exit of the runtime, when no request is running
 LONGEST_LINE = 4000  # bytes of a line in the server's log
 FAILED = ("SETUP_FAILED", "UNHEALTHY", "DEFUNCT")
 
@@ -33,14 +33,14 @@ class Supervisor:
         self.client = httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None, connect=5))
         self._process: asyncio.subprocess.Process | None = None
         self._output: asyncio.Task[None] | None = None
-        self._kicked: asyncio.Future[str] | None = None
+        self._restarted: asyncio.Future[str] | None = None
         self.url = ""
         self.ready = self._was_ready = False
         self.health: Json = {}
         self.reason = "the model is being loaded"  # why it is not ready
 
     async def run(self) -> str:
-        """Keeps it running. Returns with the reason when it cannot be started."""
+        """Keeps the runtime running. Returns the reason if it cannot be started."""
         failed = 0
         while True:
             self._was_ready = False
@@ -51,29 +51,29 @@ class Supervisor:
             await self._end(signal.SIGKILL)
             if failed >= TRIES:
                 return f"the model cannot be loaded: {failed} attempts failed"
-            self.reason = f"{reason}; it is being started again"
+            self.reason = f"{reason}; it is being restarted"
             await asyncio.sleep(PAUSE * failed)
 
     def restart(self, reason: str) -> None:
-        """Ends the runtime and starts it again."""
+        """Restarts the runtime."""
         self.ready = False
-        self.reason = f"{reason}; it is being started again"
-        if self._kicked is not None and not self._kicked.done():
-            self._kicked.set_result(reason)
+        self.reason = f"{reason}; it is being restarted"
+        if self._restarted is not None and not self._restarted.done():
+            self._restarted.set_result(reason)
 
     async def stop(self) -> None:
-        """Ends the runtime for good, with all its processes."""
+        """Ends the runtime with all its processes."""
         self.ready = False
         await self._end(signal.SIGTERM)
         await self.client.aclose()
 
     async def _live(self) -> str:
-        """Starts the runtime and watches it until it has failed. Returns the reason."""
+        """Starts the runtime and watches it until it fails. Returns the reason."""
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._kicked = asyncio.get_running_loop().create_future()
+        self._restarted = asyncio.get_running_loop().create_future()
         command = [sys.executable, "-m", "serving.runtime", "--host", "127.0.0.1"]
-        # A process group of its own: Ctrl-C reaches the front alone, which ends the runtime.
+        # In a new process group, so that Ctrl-C only reaches the front, which ends the runtime.
         self._process = await asyncio.create_subprocess_exec(
             *command,
             "--x-mode",
@@ -86,27 +86,27 @@ class Supervisor:
         )
         assert self._process.stdout is not None
         self._output = asyncio.create_task(_relay(self._process.stdout))
-        heard = asyncio.get_running_loop().time()
+        answered = asyncio.get_running_loop().time()
         while True:
-            await asyncio.wait([self._kicked], timeout=POLL)
-            if self._kicked.done():
-                return self._kicked.result()
+            await asyncio.wait([self._restarted], timeout=POLL)
+            if self._restarted.done():
+                return self._restarted.result()
             if (code := self._process.returncode) is not None:
                 return f"the runtime ended with exit code {code}"
             now = asyncio.get_running_loop().time()
             try:
-                answer = await self.client.get(f"{self.url}/health-check", timeout=DEAF)
-                self.health, heard = answer.json(), now
+                answer = await self.client.get(f"{self.url}/health-check", timeout=UNRESPONSIVE)
+                self.health, answered = answer.json(), now
             except (httpx.HTTPError, ValueError):
-                if self.ready and now - heard > DEAF:
-                    return f"the runtime did not answer for {DEAF:.0f} seconds"
+                if self.ready and now - answered > UNRESPONSIVE:
+                    return f"the runtime did not answer for {UNRESPONSIVE:.0f} seconds"
                 continue
             status = self.health.get("status")
             if status == "SETUP_FAILED":
-                return f"the model was not loaded: {self._setup_error()}"
+                return f"loading the model failed: {self._setup_error()}"
             if status in FAILED:
-                return "the process of the model ended unexpectedly"
-            if status in ("READY", "BUSY") and not self._kicked.done():
+                return "the model's process ended unexpectedly"
+            if status in ("READY", "BUSY") and not self._restarted.done():
                 self.ready = self._was_ready = True
 
     def _setup_error(self) -> str:
@@ -123,7 +123,7 @@ class Supervisor:
                 await asyncio.wait_for(process.wait(), PATIENCE)
             except TimeoutError:
                 pass
-        # The worker, and whatever it has started.
+        # The worker and its child processes.
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -136,7 +136,7 @@ class Supervisor:
 
 
 async def _relay(stream: asyncio.StreamReader) -> None:
-    """Prints what the runtime and its worker print, without control characters and queries."""
+    """Prints the runtime's output, without control characters and URL queries."""
     rest = b""
     while chunk := await stream.read(1 << 16):
         *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")

@@ -1,10 +1,9 @@
-"""Starts the threads of Cog's worker where a cancellation cannot reach them.
+"""Starts all threads of Cog's worker from one thread that is never cancelled.
 
-The runtime cancels a request by raising an exception in its thread. If that thread is just starting
+The runtime cancels a request by raising an exception in its thread. If that thread is starting
 another one, CPython can raise the exception in the new thread: `Thread.start` then waits forever,
 often holding a lock that all thread pools share, and the server stays busy. Libraries start threads
-when they like (progress bars, trackers, uploads, loading of weights), so all are started by one
-thread that is never cancelled.
+at any time (progress bars, trackers, uploads, loading of weights).
 """
 
 import functools
@@ -16,7 +15,7 @@ _start_here = threading.Thread.start
 
 
 def start_threads_safely() -> None:
-    """From now on, every thread of this process is started by a thread of its own for that."""
+    """Patches `Thread.start`, so that a dedicated thread starts all threads of this process."""
     if threading.Thread.start is not _start_here:
         return
     wanted: SimpleQueue[_Start] = SimpleQueue()
@@ -41,7 +40,7 @@ def start_threads_safely() -> None:
             return _start_here(self)
         done: SimpleQueue[BaseException | None] = SimpleQueue()
         wanted.put((self, done))
-        # One C call. A cancellation is raised after it, when the thread runs.
+        # One C call: a cancellation is raised after it, when the thread runs.
         if (error := done.get()) is not None:
             raise error
 

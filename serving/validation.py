@@ -1,4 +1,4 @@
-"""Checks the inputs of a request against the schema, before anything is started for it."""
+"""Checks the inputs of a request against the schema, before the request is started."""
 
 import codecs
 import difflib
@@ -15,15 +15,15 @@ from inference.console import clean
 from serving.openapi import Json
 
 LONGEST_MESSAGE = 500  # characters; a message of the validator repeats the value
-MOST_FAULTS = 20  # that are reported of one request
-LONGEST_NAME = 100  # characters of an unknown input's name that are looked at
-MOST_VALUES = 100_000  # in a body; the inputs of the interfaces are fewer than 100
+MOST_FAULTS = 20  # errors that are reported for one request
+LONGEST_NAME = 100  # characters of an unknown input's name that are compared
+MOST_VALUES = 100_000  # in a body; the interfaces have fewer than 100 inputs
 LARGEST_INTEGER = 2**63 - 1
 HIDDEN = "**********"
 
 
 class Refused(ValueError):
-    """Why a request was refused: one entry for each wrong part of it, as in FastAPI's replies."""
+    """A refused request, with one entry for each invalid part, as in FastAPI's replies."""
 
     def __init__(self, *details: Json) -> None:
         super().__init__("; ".join(str(each["msg"]) for each in details))
@@ -39,10 +39,10 @@ def detail(location: list[str | int], message: str, kind: str = "value_error") -
 
 
 def parse(content: bytes) -> Json:
-    """The body of a request. Raises `Refused` for what is not a JSON object in UTF-8.
+    """Parses the body of a request. Raises `Refused` for anything but a JSON object in UTF-8.
 
-    Numbers that JSON cannot express (NaN, 1e999), half characters, and more values or levels than a
-    request needs are refused here, so that everything behind can rely on it.
+    Also refuses numbers that JSON cannot express (NaN, 1e999), lone surrogates, and more values or
+    levels than a request needs.
     """
     try:
         body = bounded_json.loads(content.removeprefix(codecs.BOM_UTF8), MOST_VALUES)
@@ -56,11 +56,11 @@ def parse(content: bytes) -> Json:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs that a mode takes, from Cog's OpenAPI document."""
+    """The inputs of a mode, from Cog's OpenAPI document."""
 
     document: Json
     component: str  # "Input" or "TrainingInput"
-    addresses: frozenset[str] = field(init=False)  # the inputs that may hold an address
+    addresses: frozenset[str] = field(init=False)  # the inputs that may be URLs
     secrets: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Inputs:
         return self.document["components"]["schemas"][self.component]["properties"]
 
     def check(self, inputs: Any) -> Json:
-        """The inputs, if they are right. Raises `Refused` with every fault."""
+        """The checked inputs. Raises `Refused` with all errors."""
         if not isinstance(inputs, dict):
             raise Refused(detail(["input"], "must be a JSON object"))
         found = itertools.chain(self._unknown(inputs), self._wrong(inputs))
@@ -85,7 +85,7 @@ class Inputs:
         return {name: self._whole(name, value) for name, value in inputs.items()}
 
     def hidden(self, inputs: Json) -> Json:
-        """The inputs as they may be shown: without keys and tokens."""
+        """The inputs with keys and tokens redacted."""
         return {name: HIDDEN if name in self.secrets else value for name, value in inputs.items()}
 
     def _unknown(self, inputs: Json) -> Iterator[Json]:
@@ -93,7 +93,7 @@ class Inputs:
             if name not in self.shapes:
                 name = name[:LONGEST_NAME]
                 (near,) = difflib.get_close_matches(name, self.shapes, n=1, cutoff=0)
-                message = f"there is no input {name!r}; the most similar one is {near!r}"
+                message = f"unknown input {name!r}; did you mean {near!r}?"
                 yield detail(["input", name], message, "value_error.extra")
 
     def _wrong(self, inputs: Json) -> Iterator[Json]:
@@ -107,9 +107,9 @@ class Inputs:
                 return
             path = list(fault.absolute_path)
             message = fault.message
-            if self.secrets & set(path[:1]):  # what the validator says repeats the value
+            if self.secrets & set(path[:1]):  # the validator's message repeats the value
                 bound = f"{fault.validator} {fault.validator_value}"
-                message = f"is not what the schema asks for ({bound})"
+                message = f"does not match the schema ({bound})"
             yield detail(["input", *path], ": ".join([*map(str, path[:1]), message]))
         for name, value in inputs.items():
             value = self._whole(name, value)
@@ -119,7 +119,7 @@ class Inputs:
                 yield detail(["input", name[:LONGEST_NAME]], message)
 
     def _whole(self, name: str, value: Any) -> Any:
-        """The value, with 2.0 as 2 where JSON Schema takes both and the program counts with it."""
+        """The value, with 2.0 as 2 for an integer; JSON Schema accepts both."""
         if isinstance(value, float) and self.shapes.get(name, {}).get("type") == "integer":
             return int(value)
         return value

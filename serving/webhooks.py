@@ -1,8 +1,8 @@
-"""Passes the runtime's webhooks on to the customer's address, which the runtime never learns.
+"""Forwards the runtime's webhooks to the client's URL, which the runtime does not get.
 
-The runtime sends them to an address of the front on 127.0.0.1 that cannot be guessed. The front
-sends them to public https addresses only, one after the other, and without $WEBHOOK_AUTH_TOKEN: the
-address is the customer's, who must not learn a key of the operator's.
+The runtime sends them to a secret URL of the front on 127.0.0.1. The front forwards them in order,
+only to public https addresses, and without $WEBHOOK_AUTH_TOKEN, since a client must not get a key
+of the operator.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SECONDS = 30.0  # for one event
 
 
 class Webhook:
-    """The webhook of one request. Its events go through `clean` right before they are sent."""
+    """The webhook of one request. Events are cleaned by `clean` before they are sent."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Webhook:
         self.task = asyncio.create_task(self._send_all())
 
     def put(self, event: Json) -> None:
-        """Queues an event. The first one that says that the request is over is the last one."""
+        """Queues an event. The first one with a final status is the last one."""
         if self._ended:
             return
         self._ended = event.get("status") in OVER
@@ -51,7 +51,7 @@ class Webhook:
             event = await self._waiting.get()
             last = event.get("status") in OVER
             if not last and not self._waiting.empty():
-                continue  # a newer one holds all that this one says
+                continue  # a newer event contains this one
             if last and "completed" not in self.events:
                 return
             await self._send(event, ATTEMPTS if last else 1)

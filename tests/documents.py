@@ -13,7 +13,7 @@ from root import ROOT
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = (
     *("python", "make", "cog", "curl", "docker", "accelerate", "pip", "printf", "tensorboard"),
-    *("wandb", "hf", "."),
+    *("wandb", "hf", ".", "zeroprior", "uv"),
 )
 _READER = MarkdownIt("commonmark").enable("table")
 _PUNCTUATION = "&|;<>()"

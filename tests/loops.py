@@ -12,7 +12,7 @@ from families.loading import load_family
 from families.prefix import read_prefix
 from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import write_checkpoint
-from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
 from trainer.learning.saving import state_of
 from trainer.settings.fields import Settings
@@ -28,7 +28,7 @@ def make_loop(
     subject = settings.subject if with_placeholder else None
     examples = read_dataset(settings.dataset, settings.default_caption, subject)[:pictures]
     family = load_family(settings.base)
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     placeholder, lora = None, None
     if subject is not None:
         start = (settings.placeholder_init_std, settings.seed, family.device)
@@ -56,7 +56,7 @@ def loop_on_meta(settings: Settings) -> Loop:
     assert settings.subject is not None
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
     family = load_family(settings.base)
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     start = settings.subject, family.text_width, 1e-5, 0
     vectors = {settings.subject: Placeholder.create(*start).vectors}
     captions = Captions(family, [sample.caption for sample in samples], vectors)

@@ -29,7 +29,7 @@ MADE_UP = Base(
     generation_memory=0.1,
     training_memory=0.1,
     training_resolution=32,
-    training_steps=Steps(per_picture=0, least=2, most=2),
+    training_steps=Steps(per_image=0, least=2, most=2),
     batch_size=2,
     learning_rate=1e-2,
     training_shift=1.0,

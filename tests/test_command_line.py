@@ -98,7 +98,7 @@ def test_a_config_becomes_weights(shell: Shell, training: str) -> None:
 def test_the_training_shows_where_the_placeholder_sits_in_every_caption(training: str) -> None:
     assert re.search(r"^template around every prompt: .*<\|im_start\|>user", training, re.M)
     prompts = re.findall(r"^prompt: '(.*)'\n  text: .*\n  ids: \[.*\]\n(.*)$", training, re.M)
-    assert ("a photo of <zwx>, a tabby cat", "  new words: <zwx> at [7]") in prompts
+    assert ("a photo of <zwx>, a tabby cat", "  new tokens: <zwx> at [7]") in prompts
     assert len(prompts) == len(set(prompts)) == 5  # six pictures, two with the default caption
 
 
@@ -156,7 +156,7 @@ def test_help_teaches(shell: Shell, module: str) -> None:
     ("command", "complaint"),
     [
         ("trainer typo.yaml", "typo.yaml: unknown key train.rnk; did you mean train.rank?"),
-        ("trainer empty.yaml --dataset nowhere.zip", "nowhere.zip: does not exist; give the path"),
+        ("trainer empty.yaml --dataset nowhere.zip", "nowhere.zip: does not exist; pass the path"),
         ("inference --prompt x --weights nowhere.zip", "nowhere.zip: no such file"),
         ("inference --prompt x --width 64", "width and height go together"),
         ("inference --prompt x --base_model z-imagine", "did you mean 'z-image'?"),

@@ -1,10 +1,15 @@
 """What the demo ships and shows."""
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from foreign_files import Foreign
+from root import ROOT
 
 from demo import __main__ as demo
 from demo.subject import SCENES, draw_scenes, photographs, scenes
@@ -27,6 +32,35 @@ def test_every_prompt_of_the_demo_holds_the_new_word(tmp_path: Path) -> None:
     for subject in (scenes(), photographs(tmp_path)):
         assert all("<zwx>" in prompt for prompt in subject.prompts)
         assert len(read_dataset(subject.dataset, "", "<zwx>")) >= len(subject.prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_demo_prints_few_lines_and_one_bar(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal, a bar for the training alone; without one a line for each tenth of it."""
+    program = (
+        "import sys; from dataclasses import replace; from demo import __main__ as demo, subject; "
+        "short = replace(subject.scenes(), steps=20); subject.scenes = lambda: short; "
+        f"sys.stderr.isatty = lambda: {terminal}; demo.main([])"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "MODEL_VAULT"}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        **{"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 300},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    steps = [line for line in lines if line.startswith("training ")]
+    assert len(lines) - len(steps) <= 25
+    assert len(steps) == (0 if terminal else 11)  # the first step and ten tenths
+    assert "warning" not in done.stdout
+    bars = {each.partition(":")[0] for each in re.split(r"[\r\n]", done.stderr) if each.strip()}
+    assert bars == ({"training"} if terminal else set())
+    (log,) = tmp_path.glob("outputs/20*/log.txt")
+    assert "check " in log.read_text()
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ from serving import schema
 from serving.validation import Inputs
 from trainer.__main__ import arguments_parser as trainer_parser
 from trainer.__main__ import take_files
+from trainer.commands import command_parser
+from trainer.inbox import COMMAND_NAMES
 from trainer.settings.config import read_config
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
@@ -109,6 +111,9 @@ class Parsed(BaseException):
 
 def parse(module: str, arguments: list[str]) -> None:
     """What a module does with its command line, up to the end of parsing. SystemExit: refused."""
+    if module == "trainer" and arguments[0] in COMMAND_NAMES:
+        command_parser().parse_args(arguments)
+        return
     if module == "trainer":
         parser = trainer_parser()
         given = parser.read(arguments[arguments[0] == "plan" :])
@@ -344,7 +349,7 @@ def test_the_commands_of_the_readme_train_and_generate(
             assert done.returncode == 0, f"{each}\n{done.stderr}"
             ran.append(done.stdout)
     plan, trained, generated = ran
-    assert "peak GB while training" in plan
+    assert "peak GB of a step" in plan
     assert "cog run -i replicate_weights=@outputs/" in trained.splitlines()[-1]
     assert (tmp_path / generated.splitlines()[-1]).is_file()
 

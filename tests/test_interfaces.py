@@ -170,7 +170,9 @@ def test_python_yaml_and_the_command_line_refuse_what_cog_refuses(
     file = tmp_path / "run.yaml"
     for value in (low - step, high * 2 + step):
         file.write_text(yaml.dump(given | {each.section: {each.key or name: value}}))
-        with pytest.raises(ValueError, match=rf"{name} is .*; it must be|beyond 64|it must be au"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is .*; it must be|more than 64|it must be au"
+        ):
             read_config(file)
         with pytest.raises(ValueError, match=rf"{name} is .*; it must be"):
             TrainingInputs(**given, **{name: value})
@@ -181,12 +183,13 @@ def test_python_yaml_and_the_command_line_refuse_what_cog_refuses(
 
 # ---- The command line ----------------------------------------------------------------------------
 
-TRAINER_ONLY = {"files", "help", "cpu"}
+TRAINER_ONLY = {"files", "help", "cpu", "debug"}
 INFERENCE_ONLY = {
     "weights",  # shorter than replicate_weights, the name that Replicate needs
     "lora_path",  # a LoRA whose token is in a file of its own; others send weights.zip
     "placeholder_token",  # the token of --lora-path
     "output_dir",  # a server sends images, and plain Python returns their paths
+    "debug",
     "cpu",  # a server's operator decides what it loads
     "help",
 }
@@ -246,15 +249,11 @@ def test_the_base_model_has_a_short_option() -> None:
 
 def test_a_mistyped_input_in_python_is_an_error_with_the_nearest_one() -> None:
     mistyped: dict[str, Any] = {"lerning_rate": 1e-3}
-    with pytest.raises(TypeError, match="no input 'lerning_rate'; the most similar .* 'learning_r"):
+    with pytest.raises(TypeError, match="unknown input 'lerning_rate'; did you mean 'learning_r"):
         train_module.train(dataset=Path("imgs.zip"), **mistyped)
-    with pytest.raises(
-        ValueError, match="no input 'lerning_rate'; the most similar one is 'learni"
-    ):
+    with pytest.raises(ValueError, match="unknown input 'lerning_rate'; did you mean 'learni"):
         TrainingInputs(dataset=Path("imgs.zip"), **{"lerning_rate": 1e-3})
-    with pytest.raises(
-        ValueError, match="no input 'num_output'; the most similar .* 'num_outputs'"
-    ):
+    with pytest.raises(ValueError, match="unknown input 'num_output'; did you mean 'num_outputs'"):
         GenerationInputs(prompt="x", **{"num_output": 1})
 
 

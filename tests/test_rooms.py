@@ -24,12 +24,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
     "demo": BELOW_ENTRY_POINTS | {"miniature", "train", "predict"},
+    "zeroprior": BELOW_ENTRY_POINTS,  # its table names the other entry points as text
     "lab": BELOW_ENTRY_POINTS | {"miniature", "demo"},
 }
 
 # Inner packages, and what each may import of the same package; files without an inner package
 # stand for themselves. Of another package only what its `__init__` names, except tests and lab.
-ROOT_FILES = {"outputs", "lock", "run_files", "encodings"}
+ROOT_FILES = {"outputs", "lock", "run_files", "encodings", "events", "inbox", "state"}
 INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "settings": ROOT_FILES,

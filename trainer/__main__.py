@@ -3,15 +3,16 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from families.redact import safe_name
-from inference.console import begin, log_to_console
-from inference.flags import Parser, add_inputs
+from inference.console import begin, log_to_console, one_message
+from inference.flags import Parser, add_inputs, typed
+from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
 from trainer.settings import (
@@ -25,15 +26,15 @@ from trainer.settings import (
 
 DESCRIPTION = """\
 Train a LoRA and a placeholder token from 10 to 40 images.
-The result is weights.zip, for `python -m inference --weights` and for predict.
+The result is weights.zip, for `{generate} --weights` and for predict.
 """
 
 EPILOG = """\
 Example:
-  python -m trainer plan configs/z_image_turbo.yaml     memory and time, no GPU needed
-  python -m trainer configs/z_image_turbo.yaml imgs.zip
-  python -m trainer imgs.zip --base-model z-image-turbo --steps 800
-  python -m inference --weights outputs/latest/weights.zip --prompt "a photo of <zwx>"
+  {plan} configs/z_image_turbo.yaml     memory and time, no GPU needed
+  {train} configs/z_image_turbo.yaml imgs.zip
+  {train} imgs.zip --base z-image-turbo --steps 800
+  {generate} --weights outputs/latest/weights.zip --prompt "a photo of <zwx>"
 
 A dataset is a zip, a tar or a folder of images, with an optional caption in
 NAME.txt next to NAME.jpg; TOK in a caption stands for your subject. All settings
@@ -48,10 +49,15 @@ log names; outputs/latest is the last one with a complete weights.zip. A stopped
 run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, add:
   --resume-from outputs/2026-11-26-imgs-01/checkpoints
 
-The exit code is 3 if weights.zip was written but a check of the result failed.
+While a run goes on, in another terminal (RUN is its folder, or its name in outputs/):
+  {program} pause RUN [--free] | resume RUN | stop RUN [--keep] | save RUN
+
+The exit code is 3 if weights.zip was written but a check of the result failed, and 4
+if the run was stopped or paused by a command.
 """
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of settings; others are datasets
+STOPPED = 4  # exit code of a run that a command has stopped or paused
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
 # Process rank; only rank 0 logs.
@@ -60,11 +66,13 @@ SPEAKS = os.environ.get("RANK", "0") == "0"
 
 def arguments_parser() -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
+    names = typed()
     parser = Parser(
-        prog="python -m trainer",
-        usage="%(prog)s [plan] [CONFIG.yaml] [DATASET] [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        prog=names["train"],
+        usage=f"{names['train']} [CONFIG.yaml] [DATASET] [options]\n"
+        f"       {names['plan']} [CONFIG.yaml] [DATASET] [options]",
+        description=DESCRIPTION.format(**names),
+        epilog=EPILOG.format(**names),
     )
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="settings (.yaml), training images, or both"
@@ -76,30 +84,32 @@ def arguments_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Does what the words say, by default those that the program was started with."""
     try:
         claim_handed_down()
     except FolderRefused as error:
         sys.exit(f"error: {error}")
-    words = sys.argv[1:]
-    planning = words[:1] == ["plan"]
+    words = sys.argv[1:] if words is None else words
+    if words[:1] and words[0] in COMMAND_NAMES:
+        return give_command(words)
+    planning = [*words[:1]] == ["plan"]
     parser = arguments_parser()
     given = parser.read(words[planning:])
-    cpu = given.pop("cpu")
+    cpu, debug = given.pop("cpu"), given.pop("debug", False)
     config = take_files(given, parser)
     if SPEAKS:
         begin(first_line(config, given, planning))
-        log_to_console()
+        log_to_console(debug=debug)
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
     if planning:
         given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
-    try:
-        settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
-    except ValueError as error:
-        sys.exit(f"error: {error}" if SPEAKS else 1)
-    show_plan(settings) if planning else run(settings, cpu)
+    with one_message(debug, SPEAKS):
+        with one_message(debug, SPEAKS, ValueError):
+            settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
+        show_plan(settings, debug) if planning else run(settings, cpu, debug)
 
 
 def take_files(given: dict[str, Any], parser: Parser) -> str | None:
@@ -138,20 +148,33 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     return f"train{named}: base model {model}, dataset {dataset}, output in {output}"
 
 
-def show_plan(settings: Settings) -> None:
+def give_command(words: Sequence[str]) -> None:
+    """Gives a command to a run; one that has ended is resumed here."""
+    from trainer.commands import CommandRefused, command_line
+
+    try:
+        settings = command_line(words)
+    except CommandRefused as error:
+        sys.exit(f"error: {error}")
+    if settings is not None:
+        if SPEAKS:
+            begin(f"resume {settings.output_dir} from its newest checkpoint")
+            log_to_console()
+        run(settings, cpu=True)
+
+
+def show_plan(settings: Settings, debug: bool = False) -> None:
     """Prints what the training would take in memory and time."""
     from trainer.memory import describe_plan
 
-    try:
+    with one_message(debug, True, ValueError):  # lora_targets that fit no layer
         print(describe_plan(settings))
-    except ValueError as error:  # lora_targets that fit no layer
-        sys.exit(f"error: {error}")
 
 
-def run(settings: Settings, cpu: bool = False) -> None:
+def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
     """Trains. A mistake of the user is one line.
 
-    cpu: run a large model also without a GPU.
+    cpu: run a large model also without a GPU. debug: show the traceback of an error.
     """
     from adapters.formats import BrokenLora, LoraMismatch
     from adapters.placeholder_token import PlaceholderError
@@ -160,7 +183,7 @@ def run(settings: Settings, cpu: bool = False) -> None:
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.data import DatasetError
-    from trainer.learning import Diverged, ZeroPriorBroken
+    from trainer.learning import Diverged, Stopped, ZeroPriorBroken
     from trainer.memory import TooLarge
     from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
@@ -172,9 +195,10 @@ def run(settings: Settings, cpu: bool = False) -> None:
     if not cpu and (slow := why_too_slow(settings.base)):
         sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
     try:
-        result = train_and_check(settings)
-    except (*mendable, *base, *adapter, *bad_end) as error:
-        sys.exit(f"error: {error}" if SPEAKS else 1)
+        with one_message(debug, SPEAKS, *mendable, *base, *adapter, *bad_end):
+            result = train_and_check(settings)
+    except Stopped:
+        sys.exit(STOPPED)
     except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
         sys.exit(130)
     if result.verdict is not None and result.verdict.result == BROKEN:

@@ -99,6 +99,26 @@ class Lock:
         os.close(fd)
         return None
 
+    @staticmethod
+    def is_held(folder: Path) -> bool:
+        """Whether a process holds the folder's lock now. Writes nothing.
+
+        Where the file system cannot lock, nobody holds it.
+        """
+        try:
+            fd = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return False
+
     def holder(self) -> dict[str, Any]:
         """Who took the lock last: pid, host, start and served; empty where it is not written."""
         return _text(self._fd)

@@ -1,9 +1,12 @@
 """A run's folder: which one it is, and who may write into it. No PyTorch here.
 
     outputs/2026-11-26-robot-01/
-      run.json     settings, hashes of the dataset, versions; written once, at the start
-      run.lock     held while the run writes here (`trainer.lock`)
-      checkpoints/  samples/  trackers/  weights.zip  report.html
+      run.json      settings, hashes of the dataset, versions; written once, at the start
+      run.lock      held while the run writes here (`trainer.lock`)
+      events.jsonl  everything that happens (`trainer.events`)
+      log.txt       what the run and the libraries log
+      commands/     what others ask of the run (`trainer.inbox`)
+      checkpoints/  samples/  saved/  trackers/  weights.zip  report.html  record.json
     outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete
 
 A run never deletes or overwrites what another run or a person has put there (`trainer.run_files`).
@@ -24,10 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from adapters.files.atomic import atomic_file
-from trainer import lock
+from trainer.events import Events
 from trainer.lock import FolderRefused, Lock
+from trainer.old_runs import remove_old_runs
 from trainer.run_files import (
     CHECKPOINTS,
+    COMMANDS,
+    DESCRIPTIONS,
+    EVENTS,
+    LOG,
     PLACES,
     PROGRAM,
     RECORD,
@@ -40,21 +48,15 @@ from trainer.run_files import (
     listed,
     record_of,
     refuse_another_run,
+    remove_descriptions,
     remove_if_empty,
     remove_parts,
-    remove_run,
 )
 
 log = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")  # in the working folder
 LATEST = "latest"
-
-# Which old runs a server keeps, besides the newest complete one. A day, so that a client that did
-# not wait for the answer can collect the result. Twenty, so that the disk does not fill: weights of
-# rank 32 for the 20 B model have 0.6 GB, more with checkpoints.
-KEPT_SECONDS = 24 * 3600
-KEPT_RUNS = 20
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog's runtime
@@ -67,9 +69,19 @@ class Run:
     its methods do nothing.
     """
 
-    def __init__(self, folder: Path, held: Lock | None = None, made: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        held: Lock | None = None,
+        made: Sequence[Path] = (),
+        continued: bool = False,
+    ) -> None:
         """`made` are the folders that were made for it, itself first."""
-        self.folder = folder
+        self.folder, self.continued = folder, continued
+        # None where somebody else's file has that name.
+        self.log = folder / LOG if continued or not os.path.lexists(folder / LOG) else None
+        # One without a folder, which writes nothing, in a process that does not hold the lock.
+        self.events = Events(folder if held is not None else None)
         self._lock, self._made = held, list(made)
         self._outputs = OUTPUTS.resolve()  # now, should the working folder change
         self._described = False
@@ -88,6 +100,11 @@ class Run:
     def samples(self) -> Path:
         """The folder of previews."""
         return self.folder / SAMPLES
+
+    @property
+    def holds_lock(self) -> bool:
+        """Whether this process is the one that writes here."""
+        return self._lock is not None
 
     @property
     def report(self) -> Path:
@@ -128,10 +145,13 @@ class Run:
         if held is None:
             return
         try:
-            kept = found_in(self.folder, RECORD) or os.path.lexists(self.folder / TRACKERS)
+            self.events.close()
+            remove_if_empty(self.folder / COMMANDS)
+            kept = found_in(self.folder, DESCRIPTIONS) or os.path.lexists(self.folder / TRACKERS)
             if held.is_new and not kept:
-                if self._described:
-                    (self.folder / RECORD).unlink(missing_ok=True)
+                remove_descriptions(self.folder, DESCRIPTIONS if self._described else (EVENTS,))
+                if self.log is not None:
+                    self.log.unlink(missing_ok=True)
                 held.remove()
                 if self._made:
                     for folder in (self.checkpoints, self.samples, *self._made):
@@ -185,7 +205,7 @@ def open_run(
         if folder.resolve() in continued:
             remove_parts(folder)
         elif held.handed_down:
-            refuse_another_run(folder, RECORD)
+            refuse_another_run(folder, DESCRIPTIONS)
         else:
             forget_if_nothing_was_done(folder)
             refuse_another_run(folder)
@@ -200,38 +220,7 @@ def open_run(
             remove_if_empty(each)
         raise
     log.info("the run's folder is %s", folder)
-    return Run(folder, held, made)
-
-
-def remove_old_runs(root: Path, but: Path) -> None:
-    """Removes runs that a server made, beyond the limits above; never one that is in use.
-
-    The newest complete one stays. Whatever else is in a run's folder stays, and the folder with it.
-    """
-    ours = []
-    for folder in listed(root):
-        if folder.is_symlink() or folder == but:
-            continue
-        with suppress(OSError):  # not readable for us, or removed by another server
-            files = listed(folder)
-            unfinished = [each.name for each in files] == [lock.NAME]  # killed at its start
-            if record_of(folder).get("served") is True or unfinished:
-                ours.append((max(each.lstat().st_mtime for each in (folder, *files)), folder))
-    ours.sort(reverse=True)
-    newest = next((folder for _, folder in ours if (folder / WEIGHTS).is_file()), None)
-    for number, (last, folder) in enumerate(ours, start=2):  # `but` is the first
-        old = number > KEPT_RUNS or time.time() - last > KEPT_SECONDS
-        held = Lock.take_free(folder) if old and folder != newest else None
-        if held is None:
-            continue
-        try:
-            if held.holder().get("served") is True:  # and nobody has continued it by hand
-                remove_run(folder)
-                log.info("removed the old run %s", folder)
-        except OSError as error:
-            log.warning("the old run %s cannot be removed: %s", folder, error)
-        finally:
-            held.release()
+    return Run(folder, held, made, continued=folder.resolve() in continued)
 
 
 # ---- Which folder --------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """One training from settings to weights.zip: the story of `trainer`, in order."""
 
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,19 @@ from torch import nn
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from families.family import Family, WeightStorage
+from families.family import WeightStorage
 from families.loading import load_family
 from families.no_gpu import why_too_slow
-from families.tokens import ids_wanted
 from inference import acceleration
 from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
 from inference.secret import GivenSecret
-from trainer.data import Example, name_trigger, read_dataset
+from trainer.data import name_trigger, read_dataset
 from trainer.learning import (
     Captions,
     Checkpoint,
+    Control,
     Loop,
     Report,
     Saver,
@@ -33,7 +32,7 @@ from trainer.learning import (
     check_texts,
     continue_weights,
     data_identity,
-    encode_pictures,
+    encode_images,
     find_turbo_adapter,
     processes,
     read_resume,
@@ -59,17 +58,19 @@ from trainer.monitor import (
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
+from trainer.recording import emit_done, introduce, recorded
 from trainer.result import (
     BROKEN,
+    DatasetFile,
     Outcome,
-    ReportData,
+    TrainingRecord,
     Verdict,
     check_repository,
     describe_next_steps,
+    describe_run,
     drift_prompt,
     evaluate,
     keep_weights_on_error,
-    meta,
     publish,
     withhold,
     write_weights,
@@ -81,7 +82,6 @@ from trainer.settings import (
     SettingsError,
     TrainingInputs,
     hidden,
-    high_rates,
     missing_here,
     resolve,
     too_many,
@@ -132,7 +132,7 @@ def train_and_check(
     Everything that can be wrong with settings, data and accounts is found before a model is
     loaded. Out of a GPU's memory, it is tried once more in the next leaner mode, and `TooLarge`
     is raised where that does not help. Raises `FolderRefused` if the run's folder holds another
-    run or another process writes into it.
+    run or another process writes into it, and `Stopped` if a command ends the run.
     """
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
@@ -150,19 +150,23 @@ def train_and_check(
         free_memory()  # of what came before, since a GPU's free memory is counted
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
     with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:
-        return _train_in(run, settings, report, secrets)
+        with recorded(run, settings, secrets) as control:
+            return _train_in(run, settings, report, secrets, control)
 
 
-def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secrets) -> Result:
+def _train_in(
+    run: Run, settings: Settings, report: Report | None, secrets: Secrets, control: Control
+) -> Result:
     """The training in the folder that is held for it."""
     tried: list[str] = []
     found: Verdict | None = None
     while True:
         try:
             with ExitStack() as until_written:
-                path, outcome = _train(settings, report, secrets, until_written, run)
+                path, outcome = _train(settings, report, secrets, until_written, run, control)
                 if outcome is not None:  # all else that the training held in memory is gone by now
                     run.complete()
+                    run.events.phase("checking")
                     found = evaluate(outcome)
             break
         except RanOut as short:
@@ -187,6 +191,9 @@ def _train_in(run: Run, settings: Settings, report: Report | None, secrets: Secr
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but what comes after it failed (%s)", path, said)
+    if outcome is not None and found is not None:
+        files = [each for each in (path, run.report) if each.is_file()]
+        emit_done(control, found, files, outcome.record.timings.peak_gpu_bytes)
     return Result(path, found)
 
 
@@ -196,10 +203,11 @@ def _train(
     secrets: Secrets,
     until_written: ExitStack,
     run: Run,
+    control: Control,
 ) -> tuple[Path, Outcome | None]:
     """The weights' place and, in the main process of several, what is left to be judged."""
     # What can be checked without a model.
-    file = meta.DatasetFile(settings.dataset)
+    file = DatasetFile(settings.dataset)
     examples = read_dataset(
         settings.dataset,
         settings.default_caption,
@@ -213,12 +221,12 @@ def _train(
     dataset = file.describe(examples)
     if secrets.from_request and (cost := too_many(settings, len(examples))):
         raise SettingsError(cost)
-    settings = settings.for_pictures(len(examples))
+    settings = settings.for_images(len(examples))
     count_held_out(len(examples), settings)  # raises where too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
     adapter = find_turbo_adapter(settings)
-    run.describe(meta.describe_run(settings, examples, dataset, secrets.from_request))
+    run.describe(describe_run(settings, examples, dataset, secrets.from_request))
     trackers = until_written.enter_context(
         Trackers(settings, run.folder, secrets.wandb_api_key, secrets.from_request)
     )
@@ -231,8 +239,10 @@ def _train(
         check_token(settings.subject, family.prompts)
     prompts = [prompts_of(each) for each in preview_requests(settings, family)]
     check_texts(examples, prompts, family, settings)
-    _introduce(settings, examples, family)
+    introduce(settings, examples, family)
+    control.phase("loading")
     memory = fit(settings, family, [example.caption for example in examples])
+    run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
     until_written.callback(saver.release)
@@ -241,7 +251,7 @@ def _train(
     )
 
     # Encode, once.
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings, control.phase)
     placeholder, proof = None, None
     if settings.subject is not None:
         placeholder = Placeholder.create(
@@ -259,11 +269,14 @@ def _train(
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     texts = prompt_features(settings, family)
     neutral = [drift_prompt(settings, examples)]
-    captions = Captions(family, [sample.caption for sample in samples], vectors, neutral)
+    texts_of = [sample.caption for sample in samples]
+    captions = Captions(family, texts_of, vectors, neutral, control.phase)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
+    control.phase("loading")
+
     def merge(transformer: nn.Module) -> None:
         if adapter is not None:
             share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
@@ -274,7 +287,7 @@ def _train(
     )
     if memory.mode.quantize != "none":
         inference_weights: InferenceWeights = SecondBase(family)
-        transformer = family.load_transformer(merge)  # what is merged is quantised with the rest
+        transformer = family.load_transformer(merge)  # merged weights are quantized too
     else:
         transformer = family.transformer
         inference_weights = InferenceWeights(
@@ -289,13 +302,16 @@ def _train(
         log.info("compiling the blocks; the first steps wait for it")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)
-    loop = Loop(family, settings, trained_on, captions, lora, placeholder, data)
+    loop = Loop(family, settings, trained_on, captions, lora, placeholder, data, control)
     if isinstance(resume, Checkpoint):
         loop.restore(resume)
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
+    if loop.done < run.events.step or loop.done:  # whatever came after it is void
+        run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
-    previews = Previews(family, settings, inference_weights, run.folder, texts, enabled=previewed)
+    place = run.folder, texts, previewed, run.events
+    previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.send)  # what is drawn with the finished weights
     watchers = (validation, previews, tracker_updates)
@@ -313,30 +329,7 @@ def _train(
             zero_prior = proof.result(trained.row_norms) if proof is not None else None
         if zero_prior is not None:
             log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
-        facts = meta.describe(settings, dataset, trained, zero_prior, adapter, validation.curves)
-        report_data = ReportData(
-            facts,
-            examples,
-            trained.losses,
-            validation.curves,
-            previews.preview_images.columns,
-            previews.thumbnails,
-        )
+        facts = loop.settings, dataset, trained, zero_prior, adapter, validation.curves
         images = previews.preview_images
-        return run.weights, write_weights(loop, report_data, images, run.weights, saver)
-
-
-def _introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
-    """Says what is about to happen."""
-    log.info(
-        "training on %s: %d images, %s, %d steps of %d, seed %d",
-        *(settings.base.hub_id, len(examples), settings.subject_in_words),
-        *(settings.steps, settings.batch_size, settings.seed),
-    )
-    for warning in high_rates(settings):
-        log.warning("%s", warning)
-    if settings.log_prompt_ids or ids_wanted():
-        rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
-        log.info("template around every prompt: %r", family.prompts.template)
-        for caption in dict.fromkeys(example.caption for example in examples):
-            log.info("prompt: %r\n%s", caption, family.tokenize(caption, rows).explain())
+        record = TrainingRecord.of(*facts)
+        return run.weights, write_weights(loop, record, examples, images, run.weights, saver)

@@ -1,4 +1,4 @@
-"""Files that appear all at once."""
+"""Atomic writes."""
 
 import errno
 import hashlib
@@ -10,33 +10,33 @@ from os import PathLike
 from pathlib import Path
 from typing import IO
 
-# What a disk, a quota or a limit on file sizes answers when there is no more room.
+# Errors of a full disk, a quota or a limit on file sizes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def temporary_space(what: str) -> Iterator[None]:
-    """Names the temporary folder and how to choose another where a block finds no room in it."""
+    """Adds the temporary folder, and how to choose another, to errors of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            said = f"no room for {what} ({error.strerror}); free some, or set TMPDIR to a folder"
-            said += " that has more"
-            raise OSError(error.errno, said, tempfile.gettempdir()) from error
-        if error.errno == errno.ENOENT and error.filename is None:  # what `tempfile` itself raises
-            said = f"no temporary folder for {what}; set TMPDIR to one that can be written to"
-            raise OSError(error.errno, said) from error
+            reason = f"no space for {what} ({error.strerror}); free disk space, or set TMPDIR to a"
+            reason += " folder with more"
+            raise OSError(error.errno, reason, tempfile.gettempdir()) from error
+        if error.errno == errno.ENOENT and error.filename is None:  # raised by `tempfile`
+            reason = f"no temporary folder for {what}; set TMPDIR to a writable folder"
+            raise OSError(error.errno, reason) from error
         raise
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of `path` when the block ends well.
+    """Opens a file for writing that replaces `path` when the context ends without an error.
 
-    Whatever happens on the way, power failure included, `path` holds the whole new content or
-    what it held before. Nothing is left beside it unless the process is killed; that is a hidden
-    `.part`. Raises OSError naming `path` where there is no room for it.
+    In all cases, including a power failure, `path` has either the whole new content or the old one.
+    Only a killed process leaves a partial file, a hidden `.part`. Raises OSError naming `path` if
+    the disk is full.
     """
     with atomic_path(path) as part, part.open("wb") as file:
         yield file
@@ -44,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """The same as `atomic_file` for libraries that write to a path: that of an empty file."""
+    """As `atomic_file`, for libraries that write to a path: yields the path of an empty file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = None
     try:
@@ -59,8 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in FULL or error.filename == str(path):
             raise
-        said = f"no room to write it ({error.strerror}); free some, or write to another disk"
-        raise OSError(error.errno, said, str(path)) from error
+        reason = f"no space to write it ({error.strerror}); free some, or write to another disk"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""JSON from untrusted files: refused before it is parsed if it would take too much memory.
+"""Parses JSON from untrusted files, with limits on values and nesting depth.
 
-An empty list has two bytes in the text and 56 in Python. So the values are counted first. Strings
-are skipped: they take no more memory than their text.
+An empty list takes two bytes in the text and 56 in Python. So the values are counted before
+parsing. Strings are not counted: they take about as much memory as their text.
 """
 
 import json
@@ -9,22 +9,22 @@ import re
 from typing import Any
 
 MAX_DEPTH = 50
-# A string, or the rest of the text if it is not closed; or what comes before a value.
+# A string, or the rest of the text if it is not closed; or a character before a value.
 # Possessive: no backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{,]', re.DOTALL)
 _STRING = ord('"')
 
 
 class TooLarge(ValueError):
-    """Text with more values, or nested deeper, than is read."""
+    """JSON with more values or deeper nesting than the limit."""
 
 
 def loads(text: bytes | bytearray, most_values: int, most_depth: int = MAX_DEPTH) -> Any:
-    """`json.loads` of UTF-8 text with at most so many values, nested at most so deep.
+    """`json.loads` of UTF-8 text with at most `most_values` values and `most_depth` levels.
 
-    Raises `TooLarge`, and `ValueError` for what is not JSON.
+    Raises `TooLarge` beyond the limits, and `ValueError` for invalid JSON.
     """
-    if len(text) > 2 * most_values:  # else there is no room for more of them
+    if len(text) > 2 * most_values:  # a shorter text cannot contain more
         _count(text, most_values)
     too_deep = TooLarge(f"it is nested more than {most_depth} levels deep")
     try:
@@ -46,7 +46,7 @@ def _count(text: bytes | bytearray, most_values: int) -> None:
             strings += 1
         else:
             values += 1
-        if values > most_values or strings > 2 * most_values:  # a value has one key at most
+        if values > most_values or strings > 2 * most_values:  # at most one key a value
             raise TooLarge(f"it has more than {most_values:,} values")
 
 

@@ -1,7 +1,7 @@
-"""Zip and tar files from strangers, read member by member within limits.
+"""Reads untrusted zip and tar files, member by member and within limits.
 
-Nothing is ever extracted under a name that the file gives: who reads a member gets its bytes.
-What a hostile file can cost in time, memory and disk is bounded by `Limits` before it is spent.
+Names in the file are never used as paths: a member is only read as bytes. `Limits` bounds the time,
+memory and disk space that a malicious file can take, before it takes them.
 """
 
 import gzip
@@ -23,19 +23,19 @@ GZIP_START = b"\x1f\x8b"
 JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
 
 MAX_NAME_LENGTH = 1000  # characters
-MAX_READ_BYTES = 8 << 20  # one read by a parser; a zip directory of 40,000 members needs most
+MAX_READ_BYTES = 8 << 20  # one read by a parser; the directory of a zip is the largest
 MAX_PACKING_RATIO = 100  # unpacked / packed; neither photographs nor weights shrink like that
-RATIO_FREE_BYTES = 1 << 20  # of one member; a plain drawing or blank text may be packed better
+RATIO_FREE_BYTES = 1 << 20  # of one member; flat images or blank text may compress better
 GZIP_FREE_BYTES = 32 << 20  # the same of a whole tar.gz, with the padding around its members
 
 
 class Unusable(Exception):
-    """What is wrong with one member or with the whole file, and what to do about it."""
+    """A member or file that cannot be used. The message is the end of a sentence "FILE …"."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may hold; more is refused before it is unpacked."""
+    """Limits of a file's content, checked before it is unpacked."""
 
     members: int  # files and folders, skipped ones included
     total_bytes: int  # unpacked, all members together
@@ -43,10 +43,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Member:
-    """A file or folder in a container. Nothing about it is true before it was read."""
+    """A file or folder in a container, as its header describes it. Unverified until it is read."""
 
-    name: str  # as it is written in the container; a folder's ends with a slash
-    size: int  # bytes, as the container claims
+    name: str  # in the container; a folder's ends with a slash
+    size: int  # bytes, by the header
     refusal: str | None  # why it must not be read
     open: Callable[[], IO[bytes]]
 
@@ -58,10 +58,10 @@ def is_container(head: bytes) -> bool:
 
 @contextmanager
 def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
-    """The members of a zip, tar or tar.gz, to be read one after the other or later, while open.
+    """The members of a zip, tar or tar.gz, which can be read within the context.
 
-    Raises `Unusable` for what is beyond the limits, and whatever the standard library raises over
-    a damaged file: catch `Exception`.
+    Raises `Unusable` beyond the limits, and any exception of the standard library for a damaged
+    file: catch `Exception`.
     """
     with path.open("rb", buffering=0) as raw:
         head = raw.read(tarfile.BLOCKSIZE)
@@ -73,7 +73,7 @@ def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
         most, reach = 2 * limits.total_bytes, None
         if head.startswith(GZIP_START):
             reach = GZIP_FREE_BYTES + MAX_PACKING_RATIO * path.stat().st_size
-            # GzipFile is a buffered reader by type, and raw enough to be read through another.
+            # By type, GzipFile is a buffered reader; here it is used as a raw one.
             raw = cast(io.FileIO, gzip.GzipFile(fileobj=raw))
         file = _BoundedReader(raw, most)
         with tarfile.open(fileobj=file, mode="r:") as tarred:
@@ -81,10 +81,10 @@ def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
 
 
 class Unpacked(io.RawIOBase):
-    """A member that can be read in any order, unpacked as far as it was asked for.
+    """A seekable member, unpacked up to the last position that was read.
 
-    It is kept in a file without a name, which is gone with the process, however that ends. Raises
-    `Unusable` where the member ends before the size that the container claims.
+    The data is kept in an unnamed temporary file, which disappears with the process. Raises
+    `Unusable` if the member is shorter than the container's header claims.
     """
 
     def __init__(self, packed: IO[bytes], size: int) -> None:
@@ -116,51 +116,53 @@ class Unpacked(io.RawIOBase):
 
     def _unpack(self, until: int) -> None:
         self._file.seek(self._got)
-        while self._got < until:  # never beyond the size that the container claims
+        while self._got < until:  # never beyond the size in the container's header
             block = self._packed.read(min(self._size - self._got, 1 << 20))
             if not block:
-                raise Unusable(f"is cut off ({self._got:,} of {self._size:,} bytes); pack it again")
+                raise Unusable(
+                    f"is truncated ({self._got:,} of {self._size:,} bytes); pack it again"
+                )
             self._file.write(block)
             self._got += len(block)
         self._file.flush()
 
 
 def within(members: Iterable[Member], limits: Limits) -> Iterator[Member]:
-    """The members as long as their number and what they claim to unpack to are within limits."""
+    """Yields the members. Raises `Unusable` if their number or total size exceeds the limits."""
     total = 0
     for count, member in enumerate(members, start=1):
         total += max(member.size, 0)
         if count > limits.members:
-            raise Unusable(f"holds more than {limits.members:,} files; leave some out")
+            raise Unusable(f"contains more than {limits.members:,} files; remove some")
         if total > limits.total_bytes:
             raise Unusable(
                 f"unpacks to more than {limits.total_bytes:,} bytes up to "
-                f"{printable(member.name[:200])}; leave files out or make them smaller"
+                f"{printable(member.name[:200])}; remove files or make them smaller"
             )
         yield member
 
 
 def safe_parts(name: str) -> list[str]:
-    """Folders and file name of a member. Raises `Unusable` for names that lead elsewhere."""
+    """Folders and file name of a member. Raises `Unusable` for paths outside of the archive."""
     # Windows packs with backslashes; macOS writes é as two characters, others as one.
     name = unicodedata.normalize("NFC", name[: MAX_NAME_LENGTH + 1].replace("\\", "/"))
     if len(name) > MAX_NAME_LENGTH:
-        raise Unusable("has an overlong name; rename it")
+        raise Unusable(f"has a name of more than {MAX_NAME_LENGTH:,} characters; rename it")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or re.match("[A-Za-z]:/", name) or ".." in parts:
-        raise Unusable("has a path that leads out of the archive; pack it with plain names")
+        raise Unusable("has a path outside of the archive; pack it with relative names")
     if not parts and not name.endswith("/"):
         raise Unusable("is a file without a name; pack the archive again")
     return parts
 
 
 def is_junk(parts: list[str]) -> bool:
-    """Whether an operating system left this file behind, not a person."""
+    """Whether a file was created by the operating system, such as Thumbs.db."""
     return any(part.startswith(".") or part.lower() in JUNK_NAMES for part in parts)
 
 
 def printable(name: str) -> str:
-    """Safe in logs and JSON: no line breaks, terminal codes, direction marks or half characters."""
+    """The name with line breaks, terminal codes, direction marks and lone surrogates escaped."""
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -179,7 +181,7 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
 def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
-        return "is a link or device; put the file itself in"
+        return "is a link or device; pack the file itself"
     if info.flag_bits & 0x1:
         return "is encrypted; pack the archive without a password"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -187,8 +189,8 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
     packed = max(info.compress_size, 1)
     if info.file_size > max(RATIO_FREE_BYTES, MAX_PACKING_RATIO * packed):
         return (
-            f"unpacks to {info.file_size:,} bytes from {packed:,}, as no picture or weights do; "
-            "remove it"
+            f"unpacks to {info.file_size:,} bytes from {packed:,}, which images and weights never "
+            "do; remove it"
         )
     return None
 
@@ -196,29 +198,29 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str | None:
 def _tar_members(
     archive: tarfile.TarFile, file: "_BoundedReader", reach: int | None
 ) -> Iterator[Member]:
-    """reach: bytes that a gzip may unpack to before it counts as a bomb; None for a plain tar."""
+    """reach: the limit of unpacked bytes of a gzip, against bombs; None for a plain tar."""
     for info in archive:
         if info.size < 0:
-            raise Unusable("is damaged (a negative size); make or upload it again")
+            raise Unusable("is damaged (a negative size); pack or upload it again")
         if reach is not None and info.offset_data + info.size > reach:  # before it is unpacked
             raise Unusable(
-                f"is packed more than {MAX_PACKING_RATIO}:1 up to {printable(info.name[:200])}, as "
-                "no pictures or weights are; pack it again"
+                f"is compressed more than {MAX_PACKING_RATIO}:1 up to "
+                f"{printable(info.name[:200])}, which images and weights never are; pack it again"
             )
         plain = info.isdir() or (info.isreg() and not info.issparse())
         yield Member(
             info.name + "/" if info.isdir() else info.name,
             info.size,
-            None if plain else "is a link, device or sparse file; put the file itself in",
+            None if plain else "is a link, device or sparse file; pack the file itself",
             lambda info=info: archive.extractfile(info),  # type: ignore[misc, arg-type]
         )
-    # tarfile takes a broken header for the end. The true end is a block of zeros.
+    # tarfile treats a broken header as the end. The real end is a block of zeros.
     file.seek(archive.offset)  # type: ignore[attr-defined]
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise Unusable("is damaged or cut off (no end mark); make or upload it again")
-    while file.read(MAX_READ_BYTES):  # lets gzip check its sum
+        raise Unusable("is damaged or truncated (no end mark); pack or upload it again")
+    while file.read(MAX_READ_BYTES):  # so that gzip verifies its checksum
         if reach is not None and file.tell() > reach:
-            raise Unusable("is packed beyond its end mark; pack it again")
+            raise Unusable("has too much data after its end mark; pack it again")
 
 
 def _is_tar_header(head: bytes) -> bool:
@@ -230,7 +232,7 @@ def _is_tar_header(head: bytes) -> bool:
 
 
 class _BoundedReader(io.BufferedReader):
-    """Bounds each read and their sum, because parsers believe the sizes that headers claim."""
+    """Limits each read and their sum, since parsers trust the sizes in headers."""
 
     def __init__(self, raw: io.RawIOBase, most: int) -> None:
         super().__init__(raw)

@@ -1,8 +1,8 @@
-"""safetensors files from untrusted users: the header is checked before a tensor is read.
+"""Reads untrusted safetensors files: the header is checked before any tensor is read.
 
 The format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the
 header, the header in JSON, then the tensors without gaps. Tensors are read one at a time, so that
-who converts them holds one layer and not the whole file in two types.
+a conversion needs memory for one layer, not for the whole file in two dtypes.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from adapters.files.containers import printable
 
 # The largest LoRA files in use have 7 tensors in each of Qwen-Image's 846 layers.
 MAX_TENSORS = 20_000
-MAX_HEADER_BYTES = 16 << 20  # kohya's trainer writes a megabyte of captions' words into it
-MAX_NAME_LENGTH = 1000  # characters; what is found out about a name may cost their square
+MAX_HEADER_BYTES = 16 << 20  # kohya's trainer writes a megabyte of caption statistics into it
+MAX_NAME_LENGTH = 1000  # characters; matching a name may take quadratic time
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 1 << 31
-# In float32, as it is kept. A rank 256 LoRA of the 20 B model takes 10 GB.
+# In float32, as LoRAs are kept in memory. A rank 256 LoRA of the 20 B model takes 10 GB.
 MAX_FLOAT32_BYTES = 12 << 30
-_VALUES = 20  # of one tensor's entry in the header, at most: its names, type, shape and place
+_VALUES = 20  # most JSON values of one tensor's entry in the header: dtype, shape, offsets, keys
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,12 +44,12 @@ _TYPES = {
 }
 
 
-# Is given the shapes by name and the metadata, and raises for a file that is not wanted.
+# Called with the shapes by name and the metadata; raises to refuse the file.
 Look = Callable[[Mapping[str, Sequence[int]], Mapping[str, str]], None]
 
 
 class BrokenTensors(ValueError):
-    """What is wrong with a safetensors file; the file's name goes before it."""
+    """A damaged safetensors file. The message is the end of a sentence "FILE …"."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class _Place:
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of an open safetensors file by name, each read anew whenever it is asked for.
+    """The tensors of an open safetensors file by name; each access reads the tensor again.
 
-    The file stays open and belongs to the caller. `look` is called before the types and sizes of
+    The caller keeps the file open and closes it. `look` is called before the dtypes and sizes of
     the tensors are checked. Raises `BrokenTensors` for a header that is damaged or beyond the
-    limits, and later for a tensor that is cut off.
+    limits, and on access for a truncated tensor.
     """
 
     def __init__(self, file: IO[bytes], size: int, look: Look | None = None) -> None:
@@ -130,7 +130,7 @@ class TensorFile(Mapping[str, Tensor]):
         return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
 
     def planned(self) -> dict[str, Tensor]:
-        """The same tensors without values, on the meta device: what the header says of them."""
+        """The tensors by the header, on the meta device: dtypes and shapes without values."""
         return {
             name: torch.empty(place.shape, dtype=place.dtype, device="meta")
             for name, place in self._places.items()
@@ -140,8 +140,7 @@ class TensorFile(Mapping[str, Tensor]):
 def tensors_hash(path: str | PathLike[str]) -> str:
     """SHA-256 of a safetensors file without its header, in hexadecimal.
 
-    The same tensors give the same hash whatever is written about them; A1111 and Civitai (AutoV3)
-    know LoRAs by it.
+    It does not depend on the metadata; A1111 and Civitai (AutoV3) identify LoRAs by it.
     """
     with Path(path).open("rb") as file:
         return hash_of_tensors(file)
@@ -164,7 +163,7 @@ def _metadata(written: Any) -> dict[str, str]:
 
 
 def _shape(entry: Any) -> list[int]:
-    """The shape in a tensor's entry, which is not checked yet; empty if there is none."""
+    """The shape in a tensor's unchecked entry; empty if it has none."""
     shape = entry.get("shape") if isinstance(entry, dict) else None
     return shape if isinstance(shape, list) and _whole(shape) else []
 
@@ -179,7 +178,7 @@ def _place(name: str, entry: Any, start: int) -> _Place:
         raise _broken_entry(name)
     if kind not in _TYPES:
         raise BrokenTensors(
-            f"has {_shown(name)} in the type {_shown(kind)}; the types that are read are "
+            f"has {_shown(name)} with the dtype {_shown(kind)}; supported dtypes are "
             f"{', '.join(_TYPES)}"
         )
     if len(shape) > MAX_DIMENSIONS or any(each > MAX_DIMENSION for each in shape):
@@ -203,7 +202,7 @@ def _shown(name: str) -> str:
 
 
 def _exactly(file: IO[bytes], count: int) -> bytearray:
-    """So many bytes; as a bytearray, which a tensor may share."""
+    """Reads `count` bytes, as a bytearray that a tensor can share."""
     data = bytearray(count)
     view, got = memoryview(data), 0
     while got < count:

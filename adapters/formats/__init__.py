@@ -1,4 +1,4 @@
-"""LoRA files: every layout that is read or written."""
+"""Reads and writes LoRA files, in every supported layout."""
 
 from adapters.formats.deltas import Delta, Deltas, as_delta, bytes_of, is_zero
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown

@@ -1,8 +1,7 @@
-"""What an adapter changes about one weight, in each of the forms that files come in.
+"""Weight changes dW of one layer, in each parametrization that files contain (LoRA, LoKr, …).
 
-Every form answers with dW for a weight W0 in float32; scales that belong to the file (alpha / rank)
-are already multiplied in. A form is kept as its small factors and multiplied out when it is laid
-over the weight.
+dW is computed in float32; the file's own scale (alpha / rank) is already multiplied in. A change is
+kept as its small factors and multiplied out when it is merged into the weight.
 """
 
 from collections.abc import Mapping
@@ -18,28 +17,28 @@ class Delta(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of dW, known without multiplying it out."""
+        """The shape of dW, without multiplying it out."""
         ...
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The factors it is kept as."""
+        """The factors in memory."""
         ...
 
     def rows(self, start: int, stop: int) -> "Delta":
-        """The same change of a part of the rows, for a weight that files keep fused."""
+        """The change of some rows, to split a fused weight."""
         ...
 
     def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
-        """Adds scale * dW to `total` (float32, W0's device) in place; `pristine` is W0."""
+        """Adds scale * dW to `total` (float32, W0's device) in place; `original` is W0."""
         ...
 
 
-# Weights, or biases as `<layer>.bias`, by their layer's name; plain pairs (A, B) are LoRA.
+# Changes of weights by layer name, and of biases as `<layer>.bias`; plain pairs (A, B) are LoRA.
 Deltas = Mapping[str, Delta | tuple[Tensor, Tensor]]
 
 
 class LowRank(NamedTuple):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): dW = B @ A. A pair like any other (A, B)."""
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): dW = B @ A."""
 
     down: Tensor  # A [rank, in]
     up: Tensor  # B [out, rank]
@@ -60,7 +59,7 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True)
 class Dense:
-    """A whole dW, as `.diff` and `.diff_b` hold it."""
+    """A full dW, as in `.diff` and `.diff_b`."""
 
     value: Tensor
 
@@ -82,7 +81,7 @@ class Dense:
 class Kronecker:
     """LoKr (Yeh et al. 2023, arXiv 2309.14859): dW = kron(left, right).
 
-    Either side is one matrix, or two whose product it is.
+    Each side is one matrix or a product of two.
     """
 
     left: tuple[Tensor, ...]
@@ -127,7 +126,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a change that has to be multiplied out as a whole."""
+    """Some rows of a change that can only be multiplied out as a whole."""
 
     whole: Delta
     start: int
@@ -153,8 +152,8 @@ class Rows:
 class Dora:
     """DoRA (Liu et al. 2024, arXiv 2402.09353): W = magnitude * (W0 + dV) / ||W0 + dV||.
 
-    The norm is taken of every row, or of every column where `magnitude` is [1, in]. dW is W - W0,
-    so a scale goes in a straight line from the base through the adapted weight, as in ComfyUI.
+    The norm is per row, or per column if `magnitude` is [1, in]. dW is W - W0, so a scale
+    interpolates linearly between the base and the adapted weight, as in ComfyUI.
     """
 
     direction: Delta  # dV
@@ -172,7 +171,7 @@ class Dora:
         return (*self.direction.tensors(), self.magnitude)
 
     def rows(self, start: int, stop: int) -> "Dora":
-        """Raises `ValueError` where the norm goes down the rows, which then belong together."""
+        """Raises `ValueError` for norms per column, which depend on all rows."""
         if self.by_column:
             raise ValueError("DoRA magnitudes by column cannot be split into rows")
         return Dora(self.direction.rows(start, stop), self.magnitude[start:stop])
@@ -182,27 +181,27 @@ class Dora:
         adapted = weight.clone()
         self.direction.add_to(adapted, original, 1.0)
         norm = adapted.norm(dim=0 if self.by_column else 1, keepdim=True)
-        # A row of zeros has no direction, and stays.
+        # A row of zeros has no direction and stays zero.
         adapted.mul_(self.magnitude.to(total) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
         total.add_(adapted.sub_(weight), alpha=scale)
 
 
 def as_delta(delta: Delta | tuple[Tensor, Tensor]) -> Delta:
-    """A pair (A, B) as the LoRA it is; any other change as it comes."""
+    """A pair (A, B) as `LowRank`; any other change unchanged."""
     return LowRank(*delta) if isinstance(delta, tuple) else delta
 
 
 def is_zero(delta: Delta | tuple[Tensor, Tensor]) -> bool:
-    """Whether a change is zero because one of its factors is, as in a LoRA that learned nothing."""
+    """Whether dW is zero because a factor is zero, as in an untrained LoRA."""
     if isinstance(delta, Rows):
         return is_zero(delta.whole)
     if isinstance(delta, Dora):
-        return False  # its magnitude may change the weight all the same
+        return False  # the magnitude alone may change the weight
     return not all(bool(tensor.any()) for tensor in as_delta(delta).tensors())
 
 
 def bytes_of(deltas: Deltas) -> int:
-    """Memory that the factors take; what several layers share counts once."""
+    """Bytes of memory of the factors; shared storage counts once."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for delta in deltas.values()

@@ -1,4 +1,4 @@
-"""LoRA factors: what a LoRA is between its training, its file and its use.
+"""LoRA factors: the form of a plain LoRA in memory.
 
 A LoRA changes a linear layer's weight W [out, in] by dW = B @ A. `Factors` maps the layer's name
 in the transformer to (A [rank, in], B [out, rank]); a scale other than 1 (alpha / rank) is already
@@ -15,16 +15,16 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 class LoraMismatch(ValueError):
-    """LoRA factors that do not belong to this transformer."""
+    """A LoRA whose layers do not match the transformer."""
 
 
 def rank_of(factors: Factors) -> int:
-    """The largest rank among the layers."""
+    """The largest rank of the layers."""
     return max(down.shape[0] for down, _ in factors.values())
 
 
 def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name: str) -> None:
-    """Raises `LoraMismatch` unless every factor has its layer, of its size, in the transformer."""
+    """Raises `LoraMismatch` unless the transformer has every layer, with the same shape."""
     layers = {name: module for name, module in transformer.named_modules() if _has_matrix(module)}
     absent = [name for name in factors if name not in layers]
     if absent:
@@ -51,7 +51,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def shown(names: Iterable[str], separator: str = ", ") -> str:
-    """The first names of a list for a message; they come from a stranger's file."""
+    """The first five names for a message, shortened and printable; they are untrusted input."""
     names = list(names)
     first = ["".join(c if c.isprintable() else "?" for c in name[:160]) for name in names[:5]]
     return separator.join(first) + (f"{separator}and {len(names) - 5} more" if names[5:] else "")

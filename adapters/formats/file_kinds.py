@@ -1,4 +1,4 @@
-"""What a file is that was given as a LoRA, told from its first bytes or the names in it."""
+"""Recognizes the kind of a file that was passed as a LoRA, by its first bytes or tensor names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,8 +7,8 @@ from families.registry import FAMILIES
 
 Shapes = Mapping[str, Sequence[int]]
 
-# Models that are not ours, by the names of their layers in a LoRA or in a whole model. The first
-# that fits; those of our own come before the ambiguous names.
+# Models that are not supported, by layer names in a LoRA or in a whole model. The first match
+# counts; supported models are tried before the ambiguous names.
 _OTHER_MODELS = tuple(
     (model, re.compile(pattern))
     for model, pattern in (
@@ -86,7 +86,7 @@ _MOST_VECTORS = 128  # of an embedding
 
 
 def family_of(names: Iterable[str]) -> str | None:
-    """The model family whose layers have such names, or None."""
+    """The model family with these layer names, or None."""
     names = list(names)
     ours = [
         (family.title, re.compile(family.layer_names))
@@ -105,7 +105,7 @@ def is_text_encoder(name: str) -> bool:
 
 
 def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
-    """What a safetensors file without LoRA tensors is, as the end of "FILE is …"; else None."""
+    """The kind of a safetensors file without LoRA tensors, as the end of "FILE is …", or None."""
     if CHECKPOINT_HEADER in metadata:
         return (
             "a training checkpoint, not weights; resume from it with resume_from, "
@@ -130,8 +130,8 @@ def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
         if has(pattern):
             return f"{adapter} ({count}), which is not supported"
     if has(_ANY_LORA):
-        return None  # its tensors are named one by one
-    checkpoint = has(_MODEL_FRONT)  # may hold a VAE and a text encoder as well
+        return None  # the reader's error names its tensors
+    checkpoint = has(_MODEL_FRONT)  # may also contain a VAE and a text encoder
     if has(_VAE) and not checkpoint:
         return f"a VAE ({count}), not a LoRA"
     if has(_TEXT_ENCODER) and not checkpoint:
@@ -139,7 +139,7 @@ def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     family = family_of(names)
     if family is not None or checkpoint:
         of = f" of {family}" if family else ""
-        return f"a whole model{of} ({count}), not a LoRA; give the LoRA's file"
+        return f"a whole model{of} ({count}), not a LoRA; pass the LoRA's file"
     if has(_UPSCALER):
         return f"an upscaler ({count}), not a LoRA"
     return None
@@ -151,9 +151,9 @@ def _is_embedding(name: str, shape: Sequence[int]) -> bool:
 
 
 def other_format(start: bytes) -> str | None:
-    """What a file is by its first bytes, as the end of "FILE is …"; None if it may be safetensors.
+    """The kind of a file by its first bytes, as the end of "FILE is …"; None if maybe safetensors.
 
-    A safetensors file has the length of its header in front of "{" and may begin with any byte.
+    A safetensors file has the length of its header before "{" and may begin with any byte.
     """
     if not start:
         return "empty (0 bytes); download it again"
@@ -180,12 +180,12 @@ def other_format(start: bytes) -> str | None:
 
 
 _MAGIC = (
-    (b"GGUF", "a GGUF file, which holds a whole quantized model, not a LoRA"),
+    (b"GGUF", "a GGUF file, which contains a whole quantized model, not a LoRA"),
     (b"\x89PNG", "an image (PNG), not a LoRA"),
     (b"\xff\xd8\xff", "an image (JPEG), not a LoRA"),
     (b"RIFF", "an image (WebP) or a sound, not a LoRA"),
     (b"%PDF", "a PDF, not a LoRA"),
-    (b"Rar!", "a RAR archive; unpack it and give the .safetensors"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it and give the .safetensors"),
-    (b"ggml", "a GGML file, which holds a whole quantized model, not a LoRA"),
+    (b"Rar!", "a RAR archive; unpack it and pass the .safetensors"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it and pass the .safetensors"),
+    (b"ggml", "a GGML file, which contains a whole quantized model, not a LoRA"),
 )

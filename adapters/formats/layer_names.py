@@ -1,22 +1,21 @@
-"""The names that programs give to a model's layers.
+"""Matches the layer names in LoRA files to the layers of a model.
 
-`Names` answers which of a model's layers a written name means. A name is read if exactly one layer
-is meant: dotted or flattened with underscores, with a program's prefix in front, and with the parts
-that compiled or distributed training leaves in it.
+A name is accepted if it matches exactly one layer: with dots or flattened with underscores, with a
+program's prefix, and with the parts that compiled or distributed training adds.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Left by torch.compile, DataParallel, FSDP and activation checkpointing, anywhere in a name.
+# Added by torch.compile, DataParallel, FSDP and activation checkpointing, anywhere in a name.
 WRAPPERS = frozenset(
     ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
-# What stands for the whole model in front of a dotted name, any number of them.
+# Prefixes of a dotted name that refer to the whole model, any number of them.
 FRONTS = frozenset(
     ("base_model", "model", "transformer", "diffusion_model", "unet", "dit", "net", "pipe")
 )
-# The same in front of a flattened name, word by word: lora_unet_, lora_transformer_, lycoris_, …
+# The same for a flattened name, word by word: lora_unet_, lora_transformer_, lycoris_, …
 _FLAT_FRONTS = frozenset("lora lycoris unet transformer diffusion base model dit net".split())
 # First parts of names that belong to another model than the transformer.
 OTHER_COMPONENTS = re.compile(
@@ -29,16 +28,16 @@ _FLAT_WRAPPERS = re.compile(
     r"(?:(?<=_)|^)_*(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|module)(?=_|$)"
 )
 
-Targets = tuple[str, ...]  # layers, one below the other where a file keeps them fused
+Targets = tuple[str, ...]  # layers; several, in the order of rows, for a fused layer
 
 
 def without_wrappers(parts: Sequence[str]) -> list[str]:
-    """The parts of a dotted name that mean something."""
+    """The parts of a dotted name without those of wrappers."""
     return [part for part in parts if part not in WRAPPERS]
 
 
 def without_fronts(parts: Sequence[str]) -> list[str]:
-    """The parts of a dotted name after those that stand for the whole model; never none."""
+    """The parts of a dotted name after the prefixes for the whole model; at least one."""
     start = 0
     while start < len(parts) - 1 and parts[start] in FRONTS:
         start += 1
@@ -46,7 +45,7 @@ def without_fronts(parts: Sequence[str]) -> list[str]:
 
 
 class Names:
-    """Finds layers by written names.
+    """Finds layers by the names in files.
 
     `spellings` maps each dotted name that a file may use to the layers that it means.
     """
@@ -61,7 +60,7 @@ class Names:
                 known.append(targets)
 
     def meant(self, written: str) -> list[Targets]:
-        """All the readings of a written name: none, one, or several if it is ambiguous."""
+        """All matches of a name: none, one, or several if it is ambiguous."""
         exact = self.spellings.get(written)
         if exact is not None:
             return [exact]
@@ -94,13 +93,13 @@ class Names:
         return found
 
     def obstacle(self, written: str) -> str:
-        """Which part of a name that means no layer stands in the way, for a message."""
+        """The part of an unknown name that does not match, for a message."""
         if OTHER_COMPONENTS.match(written):
             return f"{written.split('.')[0]} is not part of the transformer"
         parts = without_fronts(without_wrappers(written.split(".")))
         for start in range(1, len(parts)):
             if ".".join(parts[start:]) in self.spellings:
-                return f"{'.'.join(parts[:start])} in front of {'.'.join(parts[start:])}"
+                return f"unknown prefix {'.'.join(parts[:start])} of {'.'.join(parts[start:])}"
         if len(parts) > 1:
             return self._missing_child(parts)
         words = _words(_FLAT_WRAPPERS.sub("", written))
@@ -137,7 +136,7 @@ class Names:
 
 
 def _is_wrapping(front: Sequence[str], name: str) -> bool:
-    """Whether unknown parts in front of a block's layer name can only mean the whole model."""
+    """Whether an unknown prefix of a block's layer name can only refer to the whole model."""
     number = name.split(".")[1:2]
     in_block = bool(number) and number[0].isdigit()
     return in_block and not any(

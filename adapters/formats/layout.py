@@ -1,7 +1,7 @@
-"""A model's own names for its layers, and every name that LoRA files give them.
+"""Maps the layer names in LoRA files to the layers of a model.
 
-Reading is driven by the model: a written name counts only if it means exactly one of the model's
-layers (`adapters.formats.layer_names`), and nothing is skipped.
+A name in a file must match exactly one of the model's layers (`adapters.formats.layer_names`).
+Nothing is skipped.
 """
 
 import re
@@ -23,7 +23,7 @@ OriginalNames = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The layers of one transformer, and the spellings by which they are found."""
+    """The layers of one transformer, and the names that files use for them."""
 
     base_name: str
     shapes: Mapping[str, tuple[int, ...]]  # of weights by layer, and of biases as `<layer>.bias`
@@ -33,7 +33,7 @@ class Layout:
     def of(
         cls, transformer: nn.Module, base_name: str, original_names: OriginalNames | None = None
     ) -> "Layout":
-        """Reads names and sizes from the modules alone; they may lie on the meta device.
+        """Reads names and shapes from the modules, which may be on the meta device.
 
         `original_names` is the family's table (`Family.original_names`).
         """
@@ -54,17 +54,17 @@ class Layout:
         return cls(base_name, shapes, Names(dotted))
 
     def find(self, written: str) -> Targets | None:
-        """The layers a written name stands for; several where a file keeps them fused.
+        """The layers that a name in a file refers to; several for a fused layer.
 
-        None where no layer is meant, or more than one.
+        None if the name matches no layer or is ambiguous.
         """
         meant = self.names.meant(written)
         return meant[0] if len(meant) == 1 else None
 
     def fit(self, deltas: Deltas, source: str) -> dict[str, Delta]:
-        """The same changes by the model's own names, fused ones split, every one of them.
+        """All changes by the model's layer names, with fused layers split.
 
-        Raises `LoraMismatch` that lists the names which the model lacks or has in another size.
+        Raises `LoraMismatch` that lists names that the model lacks or has in another shape.
         """
         fitted: dict[str, Delta] = {}
         fused: dict[str, Delta] = {}
@@ -86,7 +86,7 @@ class Layout:
             elif len(targets) == 1:
                 if _contradicts(fitted.get(targets[0]), delta):
                     unclear.append(
-                        f"{written} (the file holds {targets[0]} twice, and they differ)"
+                        f"{written} (the file contains {targets[0]} twice, and they differ)"
                     )
                 fitted[targets[0]] = delta
             else:
@@ -96,7 +96,7 @@ class Layout:
                     unclear.append(f"{written} ({error})")
         for target, delta in fused.items():
             if _contradicts(fitted.get(target), delta):
-                unclear.append(f"{target} (the file holds it fused as well, and they differ)")
+                unclear.append(f"{target} (the file also contains it fused, and they differ)")
             fitted.setdefault(target, delta)
         count = f"of {len(deltas)} layers"
         if absent:
@@ -117,14 +117,14 @@ class Layout:
         return fitted
 
     def _targets(self, written: str) -> list[Targets]:
-        """The readings of a written name, biases as `<layer>.bias`, that the model has."""
+        """All layers of the model that a name may refer to; biases as `<layer>.bias`."""
         meant = self.names.meant(written.removesuffix(BIAS))
         if written.endswith(BIAS):
             meant = [tuple(f"{name}{BIAS}" for name in targets) for targets in meant]
         return [targets for targets in meant if all(name in self.shapes for name in targets)]
 
     def _why(self, absent: list[str], deltas: Deltas) -> str:
-        """What was found out about names that the model lacks."""
+        """The likely reason why the model lacks these names."""
         texts = [name for name in absent if is_text_encoder(name)]
         if texts == absent:
             return (
@@ -143,13 +143,14 @@ class Layout:
 
 
 def is_linear(module: object) -> bool:
-    """Whether it is a linear layer of any kind, quantized ones of any library included."""
+    """Whether a module is a linear layer, including quantized ones of any library."""
     sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
     return all(isinstance(size, int) for size in sizes)
 
 
 def _shapes(name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of a module's weight and bias. Quantised weights lie packed: linears say their own size."""
+    """Shapes of a module's weight and bias. For linear layers not from the weight, which may be
+    quantized and packed."""
     shapes: dict[str, tuple[int, ...]] = {}
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if is_linear(module):
@@ -176,14 +177,14 @@ def _split(
 
 
 def _contradicts(one: Delta | None, other: Delta) -> bool:
-    """Whether a file says two things about one layer; some say the same thing twice."""
+    """Whether a file has two different changes for one layer; some have the same one twice."""
     if one is None or any(tensor.is_meta for tensor in one.tensors()):  # no values to compare
         return False
-    start = torch.ones(one.shape)  # DoRA asks for a weight
+    start = torch.ones(one.shape)  # DoRA needs a weight
     ours, theirs = start.clone(), start.clone()
     one.add_to(ours, start, 1.0)
     other.add_to(theirs, start, 1.0)
-    # Either may have been rounded to bfloat16 on its own.
+    # Each may have been rounded to bfloat16 separately.
     return not (ours - theirs).norm() <= 2**-6 * (ours - start).norm()
 
 

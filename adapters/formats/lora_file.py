@@ -1,12 +1,12 @@
-"""LoRA files: one layout is written, every known one is read.
+"""Writes LoRA files in one layout, and reads every known layout.
 
 Written: `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
 into B, no alpha keys: the layout that diffusers, ComfyUI, ai-toolkit, musubi-tuner and OneTrainer
-all read at the right strength.
-Read: what `adapters.formats.lora_formats` lists, alpha as a tensor, in the header or in PEFT's
-adapter_config.json (`adapters.formats.lora_header`), or absent (then alpha = rank), under the names
-that `adapters.formats.layout` finds in the model. `docs/formats.md` has the table. Anything else is
-refused by name; nothing is skipped.
+all read with the right scale.
+Read: the tensors that `adapters.formats.lora_formats` lists, with alpha as a tensor, in the header
+or in PEFT's adapter_config.json (`adapters.formats.lora_header`), or without (then alpha = rank),
+under the names that `adapters.formats.layout` finds in the model. `docs/formats.md` has the table.
+Any other tensor is an error that names it; nothing is skipped.
 """
 
 import json
@@ -39,7 +39,7 @@ class BrokenLora(ValueError):
 
 
 def as_written(factors: Factors) -> Factors:
-    """The factors as a file of them gives them back: rounded, float32."""
+    """The factors as read back from a file: rounded to bfloat16, in float32."""
     return {
         layer: (down.to(_WRITTEN).float(), up.to(_WRITTEN).float())
         for layer, (down, up) in factors.items()
@@ -47,9 +47,9 @@ def as_written(factors: Factors) -> Factors:
 
 
 def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
-    """The safetensors file of a LoRA, in the one layout that is written.
+    """The content of a LoRA's safetensors file.
 
-    Layers of a lower rank are padded with zeros to the largest, which changes nothing.
+    Layers of a lower rank are padded with zeros to the largest, which does not change dW.
     """
     rank = rank_of(factors)
     tensors = {}
@@ -58,7 +58,7 @@ def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
         down, up = pad(down, (0, 0, 0, more)), pad(up, (0, more))
         tensors[f"transformer.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
         tensors[f"transformer.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
-    # PEFT's settings; diffusers takes them as they are, so the layers have to be among them.
+    # PEFT's settings; diffusers requires the layers in them.
     settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
     peft = {f"transformer.{name}": value for name, value in settings.items()}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(peft), **metadata}
@@ -66,15 +66,15 @@ def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
 
 
 def open_tensors(file: IO[bytes], size: int, source: str, look: Look | None = None) -> TensorFile:
-    """The tensors of an open safetensors file, none of them read yet. Raises `BrokenLora`.
+    """The tensors of an open safetensors file, read on access. Raises `BrokenLora`.
 
-    `look` is that of `TensorFile`; it is called for files above the size limit as well.
+    `look` as in `TensorFile`; it is also called for files above the size limit.
     """
     file.seek(0)
     what = other_format(file.read(min(size, 64)))
     if what is not None:
         raise BrokenLora(f"{source} is {what}")
-    too_large = f"{source} has {size:,} bytes; {MAX_BYTES:,} is the most"
+    too_large = f"{source} has {size:,} bytes; {MAX_BYTES:,} is the limit"
     try:
         tensors = TensorFile(file, size, look)
     except BrokenTensors as error:
@@ -85,7 +85,7 @@ def open_tensors(file: IO[bytes], size: int, source: str, look: Look | None = No
 
 
 def open_lora(file: IO[bytes], size: int, source: str) -> TensorFile:
-    """`open_tensors` of a file that should be a LoRA. Raises `BrokenLora` that says what it is."""
+    """`open_tensors` of a LoRA. Raises `BrokenLora` that names the kind of any other file."""
     return open_tensors(file, size, source, partial(refuse_other_kinds, source=source))
 
 
@@ -103,7 +103,7 @@ def read_tensors(
 
 
 def refuse_other_kinds(shapes: Shapes, metadata: Mapping[str, str], source: str) -> None:
-    """Raises `BrokenLora` that says what the file is, where nothing in it belongs to a LoRA."""
+    """Raises `BrokenLora` naming the kind of a file that has no tensor of a LoRA."""
     if not any(map(split_key, shapes)) or CHECKPOINT_HEADER in metadata:
         kind = other_kind(shapes, metadata)
         if kind is not None:
@@ -116,10 +116,10 @@ def read_deltas(
     check: Callable[[Deltas], None] | None = None,
     config: str | bytes | None = None,
 ) -> dict[str, Delta]:
-    """`parse_deltas` of a file, by its header first, then layer by layer.
+    """`parse_deltas` of a file: first by its header, then layer by layer.
 
-    `check` is given the changes as the header describes them, on the meta device, before a tensor
-    is read, and raises for what is not wanted. Raises `BrokenLora`.
+    `check` is called with the changes on the meta device, by the header, before any tensor is read;
+    it may raise to refuse the file. Raises `BrokenLora`.
     """
     planned = tensors.planned()
     names = _Names.read(planned, tensors.metadata, source, config)
@@ -138,21 +138,21 @@ def parse_deltas(
     source: str,
     config: str | bytes | None = None,
 ) -> dict[str, Delta]:
-    """What a LoRA file changes, in float32, by the names it gives the layers.
+    """The changes in a LoRA file, in float32, by the file's layer names.
 
-    `adapters.formats.layout.Layout.fit` finds the layers of the model. `config` is the text of the
-    adapter_config.json that came with it. Raises `BrokenLora` naming every fault.
+    `adapters.formats.layout.Layout.fit` finds the layers of the model. `config` is the text of its
+    adapter_config.json. Raises `BrokenLora` that lists all faults.
     """
     return _deltas(tensors, _Names.read(tensors, metadata, source, config), source)
 
 
 @dataclass(frozen=True)
 class _Names:
-    """What is known of a LoRA file before its tensors are read."""
+    """Layers and scales of a LoRA file, before its tensors are read."""
 
     layers: Mapping[str, Mapping[str, str]]  # names of tensors, by layer and part
     strength: Strength
-    faults: tuple[str, ...]  # among the names
+    faults: tuple[str, ...]  # unknown or duplicate names
 
     @classmethod
     def read(
@@ -162,7 +162,7 @@ class _Names:
         source: str,
         config: str | bytes | None,
     ) -> "_Names":
-        """Raises `BrokenLora` for a file of another kind, or settings that cannot be followed."""
+        """Raises `BrokenLora` for a file of another kind, or invalid settings in it."""
         refuse_other_kinds({key: each.shape for key, each in tensors.items()}, metadata, source)
         layers, faults, kohya = _layers(tensors)
         try:
@@ -175,7 +175,7 @@ class _Names:
 def _layers(
     keys: Iterable[str],
 ) -> tuple[dict[str, dict[str, str]], list[str], frozenset[str]]:
-    """The parts of every layer, the faults among the names, and the layers named kohya's way."""
+    """The parts of every layer, faults in the names, and the layers with kohya's names."""
     layers: dict[str, dict[str, str]] = {}
     faults: list[str] = []
     kohya: set[str] = set()
@@ -195,13 +195,14 @@ def _layers(
         parts[split.part] = key
     if len(adapters) > 1:
         faults.append(
-            f"it holds {len(adapters)} adapters ({shown(adapters)}); save each as a file of its own"
+            f"it contains {len(adapters)} adapters ({shown(adapters)}); save each as a separate "
+            "file"
         )
     return layers, faults, frozenset(kohya)
 
 
 def _deltas(tensors: Mapping[str, Tensor], names: _Names, source: str) -> dict[str, Delta]:
-    """The changes by layer. Each tensor is taken once, all of a layer together."""
+    """The changes by layer. Tensors are read layer by layer, each once."""
     deltas: dict[str, Delta] = {}
     faults = list(names.faults)
     for layer, keys in sorted(names.layers.items()):
@@ -215,18 +216,18 @@ def _deltas(tensors: Mapping[str, Tensor], names: _Names, source: str) -> dict[s
     if faults:
         raise BrokenLora(f"{source}: {shown(faults, '; ')}")
     if not deltas:
-        raise BrokenLora(f"{source} holds no LoRA tensors")
+        raise BrokenLora(f"{source} contains no LoRA tensors")
     return deltas
 
 
 def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Factors:
-    """`parse_deltas` of a file that holds plain LoRA and nothing else; else `BrokenLora`."""
+    """`parse_deltas` of a plain LoRA. Raises `BrokenLora` for any other adapter."""
     return plain_factors(parse_deltas(tensors, metadata, source), source)
 
 
 def plain_factors(deltas: Deltas, source: str) -> Factors:
-    """The (A, B) pairs of a plain LoRA. Raises `BrokenLora` where something else is among them."""
+    """The (A, B) pairs of a plain LoRA. Raises `BrokenLora` if a layer is of another kind."""
     other = [name for name, delta in deltas.items() if not isinstance(delta, tuple)]
     if other:
-        raise BrokenLora(f"{source} is not plain LoRA in {len(other)} layers: {shown(other)}")
+        raise BrokenLora(f"{source} is not a plain LoRA in {len(other)} layers: {shown(other)}")
     return {name: delta for name, delta in deltas.items() if isinstance(delta, tuple)}

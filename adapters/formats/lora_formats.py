@@ -1,11 +1,11 @@
-"""What the tensors of a LoRA file mean: from the parts of one layer to its change.
+"""Parses the tensors of one layer in a LoRA file.
 
-lora_A, lora_B        also lora_down/up, lora.down/up, with a PEFT adapter's name behind: LoRA
+lora_A, lora_B        also lora_down/up, lora.down/up, optionally with PEFT's adapter name: LoRA
 lokr_w1, lokr_w2      each also as w1_a, w1_b: LoKr
 hada_w1_a … w2_b      LoHa
-diff, w_norm          the whole change of a weight, such as a norm's
-diff_b, b_norm        the whole change of a bias, alone or beside any of these
-lora_B.bias           a change of the bias that is scaled as the LoRA is
+diff, w_norm          the full change of a weight, such as a norm's
+diff_b, b_norm        the full change of a bias, alone or with any of these
+lora_B.bias           a change of the bias, scaled as the LoRA
 alpha                 scales LoRA, LoKr and LoHa by alpha / rank
 lora_magnitude_vector, dora_scale   makes any of them a DoRA
 """
@@ -22,12 +22,12 @@ from adapters.formats.deltas import Delta, Dense, Dora, Hadamard, Kronecker, Low
 from adapters.formats.file_kinds import OTHER_ADAPTERS
 from adapters.formats.layer_names import FRONTS, WRAPPERS, without_fronts, without_wrappers
 
-MAX_RANK = 1024  # the largest seen in the wild is 256
-MAX_CHANGE = 1e30  # norm of dW, far beyond any weight and far below float32's end
+MAX_RANK = 1024  # the largest known LoRA has 256
+MAX_CHANGE = 1e30  # norm of dW: far beyond any weight, far below float32's maximum
 
 DOWN, UP, ALPHA, MAGNITUDE = "lora_A", "lora_B", "alpha", "magnitude"
 
-# How files spell a part, after the layer's name and a dot.
+# A tensor's name in files, after the layer's name and a dot -> its part.
 SUFFIXES = {
     **{f"{down}.weight": DOWN for down in ("lora_A", "lora_down", "lora.down")},
     **{f"{up}.weight": UP for up in ("lora_B", "lora_up", "lora.up")},
@@ -40,7 +40,7 @@ SUFFIXES = {
     **{f"lokr_w{n}{rest}": f"lokr_w{n}{rest}" for n in (1, 2) for rest in ("", "_a", "_b")},
     **{f"hada_w{n}_{rest}": f"hada_w{n}_{rest}" for n in (1, 2) for rest in "ab"},
 }
-# PEFT puts the adapter's name between: lora_A.default.weight.
+# PEFT inserts the adapter's name: lora_A.default.weight.
 _NAMED = {
     ("lora_A", "weight"): DOWN,
     ("lora_down", "weight"): DOWN,
@@ -49,7 +49,7 @@ _NAMED = {
     ("lora_B", "bias"): "lora_B.bias",
     ("lora_magnitude_vector", "weight"): MAGNITUDE,
 }
-# Parts of adapters that are known and not read.
+# Known tensors that are not supported.
 _UNREAD = (
     *((pattern, f"a part of {adapter}") for adapter, pattern in OTHER_ADAPTERS),
     (re.compile(r"\.(?:lokr_t[12]|hada_t[12]|lora_mid)(?:\.weight)?$"), "a Tucker factor"),
@@ -58,30 +58,30 @@ _UNREAD = (
     (re.compile(r"^bundle_emb\."), "a token's embedding"),
     (
         re.compile(r"\.(?:weight|bias)$"),
-        "a whole weight, and the file does not say whether to add it or to put it in place",
+        "a whole weight, and the file does not say whether to add it or to replace the model's",
     ),
 )
 
-Parts = Mapping[str, Tensor]  # of one layer, by what they are
+Parts = Mapping[str, Tensor]  # tensors of one layer by part
 
 
 class Fault(ValueError):
-    """What is wrong with one layer; the layer's name goes before it."""
+    """A layer that cannot be read. The message is the end of a sentence "LAYER …"."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A tensor's name in a LoRA file, taken apart."""
+    """A parsed tensor name of a LoRA file."""
 
-    layer: str  # as the file names it, without what stands for the whole model
+    layer: str  # the file's name for it, without prefixes for the whole model
     part: str
-    adapter: str = ""  # PEFT's name for it
+    adapter: str = ""  # PEFT's adapter name
 
 
 def split_key(key: str) -> Key | None:
-    """The layer and the part that a tensor's name means; None if it is not known.
+    """Parses a tensor's name into layer and part; None if it is not known.
 
-    Which of a model's layers it is needs the model: see `adapters.formats.layout.Layout.fit`.
+    `adapters.formats.layout.Layout.fit` finds the model's layer for it.
     """
     parts = key.split(".")
     for length in (1, 2, 3):  # of the suffix
@@ -102,24 +102,24 @@ def _key(layer: list[str], part: str, adapter: str) -> Key:
 
 
 def unread(key: str) -> str:
-    """Why a tensor that `split_key` does not know is not read, for a message."""
+    """An error message for a tensor that `split_key` does not know."""
     for pattern, what in _UNREAD:
         if pattern.search(key):
             return f"{key} is {what}, which is not supported"
-    return f"{key} is not a LoRA tensor this reader knows"
+    return f"{key} is not a known LoRA tensor"
 
 
 def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
-    """The changes in one layer's parts: of its weight under "", of its bias under ".bias".
+    """The changes of one layer: of its weight under "", of its bias under ".bias".
 
-    `header` answers with alpha / rank for a layer of a rank as the file's header has it, or None
-    where it says nothing. Raises `Fault`.
+    `header` maps a rank to the alpha / rank in the file's header, or None if it has none. Raises
+    `Fault`.
     """
     if all(part == ALPHA for part in parts):
-        raise Fault("has alpha alone")
+        raise Fault("has only alpha")
     for part, tensor in parts.items():
         if not tensor.is_floating_point() and part != ALPHA:
-            raise Fault(f"holds {tensor.dtype} in {part}, not floating point numbers")
+            raise Fault(f"has {tensor.dtype} in {part}, not floating point numbers")
     for form in _FORMS:
         if form.has & parts.keys():
             deltas = form.read(parts, header)
@@ -128,7 +128,7 @@ def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
                 strange = strange or {"diff_b", "lora_B.bias"}
                 raise Fault(f"has {form.name} together with {', '.join(sorted(strange))}")
             return {**deltas, **_bias_change(parts)}
-    raise Fault(f"has {', '.join(sorted(parts))} alone")
+    raise Fault(f"has only {', '.join(sorted(parts))}")
 
 
 def _read_lora(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
@@ -160,7 +160,7 @@ def _read_lokr(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
         else:
             has = ", ".join(sorted(part for part in parts if part.startswith("lokr")))
             raise Fault(f"has {has} but no {side}")
-    # Two whole factors have no rank, and their alpha (ai-toolkit writes 1e10) means nothing.
+    # Two full matrices have no rank, and their alpha (ai-toolkit writes 1e10) has no meaning.
     scale = 1.0 if rank is None else _scale(parts, rank, header)
     left = tuple(_owned(parts, name, scale if i == 0 else 1) for i, name in enumerate(sides[0]))
     right = tuple(_owned(parts, name) for name in sides[1])
@@ -190,7 +190,7 @@ def _read_diff(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
 
 
 def _bias_change(parts: Parts) -> dict[str, Delta]:
-    """`diff_b`, which ComfyUI's extractions have beside a LoRA of the weight."""
+    """`diff_b`, which LoRAs extracted by ComfyUI have in addition to the weight's LoRA."""
     if "diff_b" not in parts:
         return {}
     _check_change(parts, ("diff_b",), 1.0)
@@ -200,8 +200,8 @@ def _bias_change(parts: Parts) -> dict[str, Delta]:
 @dataclass(frozen=True)
 class _Form:
     name: str
-    has: frozenset[str]  # any of these makes it this form
-    extra: frozenset[str]  # what may stand beside them
+    has: frozenset[str]  # any of these parts identifies the form
+    extra: frozenset[str]  # other parts that it may have
     read: Callable[[Parts, Callable[[int], float | None]], dict[str, Delta]]
 
     @property
@@ -230,24 +230,24 @@ def _demand(parts: Parts, *names: str) -> None:
 
 
 def _rank(parts: Parts, up: str, down: str) -> int:
-    """What [out, rank] and [rank, in] have in common."""
+    """The rank of [out, rank] and [rank, in]. Raises `Fault` for other shapes."""
     left, right = parts[up], parts[down]
     fits = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
     if not fits or not left.numel() or not right.numel():
         shapes = f"{tuple(right.shape)} and {tuple(left.shape)}"
         raise Fault(f"has the shapes {shapes}, not [rank, in] and [out, rank]")
     if len(right) > MAX_RANK:
-        raise Fault(f"has rank {len(right)}; {MAX_RANK} is the most")
+        raise Fault(f"has rank {len(right)}; {MAX_RANK} is the limit")
     return len(right)
 
 
 def _scale(parts: Parts, rank: int, header: Callable[[int], float | None]) -> float:
-    """alpha / rank: the layer's own before the header's, once; 1 where neither is written."""
+    """alpha / rank: by the layer's alpha, else by the header's; 1 without both."""
     if ALPHA not in parts:
         found = header(rank)
         return 1.0 if found is None else found
     alpha = parts[ALPHA]
-    known = not alpha.is_meta  # else only the header has been read
+    known = not alpha.is_meta  # on meta, only the header has been read
     if alpha.numel() != 1 or (known and not 0 < float(alpha) < math.inf):
         raise Fault("has an alpha that is not one positive number")
     if not known:
@@ -256,28 +256,28 @@ def _scale(parts: Parts, rank: int, header: Callable[[int], float | None]) -> fl
 
 
 def _owned(parts: Parts, name: str, scale: float = 1.0) -> Tensor:
-    """A part in float32, as a copy: as it was read it may lie in the file, which may change."""
+    """A float32 copy of a part, independent of the file, which may be memory-mapped and change."""
     owned = parts[name].to(torch.float32, copy=True)
     return owned if scale == 1 else owned.mul_(scale)
 
 
 def _check_change(parts: Parts, names: tuple[str, ...], scale: float) -> None:
-    """Raises `Fault` unless everything is finite, and the product's norm surely is."""
+    """Raises `Fault` unless all values and a bound of the product's norm are finite."""
     if any(parts[name].is_meta for name in names):  # only the header has been read
         return
     norms = {name: _norm(parts[name]) for name in parts if name != ALPHA}
     if not all(map(math.isfinite, norms.values())):
-        raise Fault("holds NaN or infinity")
+        raise Fault("contains NaN or infinity")
     bound = math.prod(norms[name] for name in names) * scale
     if not bound < MAX_CHANGE:
-        raise Fault(f"changes its weight by up to {bound:.0e}, which is infinity to a weight")
+        raise Fault(f"changes its weight by up to {bound:.0e}; {MAX_CHANGE:.0e} is the limit")
 
 
 _PIECE = 1 << 20  # values
 
 
 def _norm(tensor: Tensor) -> float:
-    """The norm, in float64 piece by piece: of an 8-bit tensor a copy would take 8 times as much."""
+    """The norm in float64, in chunks: a whole copy of an 8-bit tensor takes 8 times its memory."""
     if tensor.numel() <= _PIECE:
         return float(torch.linalg.vector_norm(tensor.double()))
     return math.hypot(*map(_norm, tensor.flatten().split(_PIECE)))

@@ -1,4 +1,4 @@
-"""alpha beside the tensors of a LoRA: in the file's header, or in PEFT's adapter_config.json."""
+"""Reads rank and alpha of a LoRA from the file's header or PEFT's adapter_config.json."""
 
 import logging
 import math
@@ -12,12 +12,12 @@ from adapters.files.containers import printable
 
 log = logging.getLogger(__name__)
 
-CONFIG = "adapter_config.json"  # PEFT's, beside the weights
+CONFIG = "adapter_config.json"  # PEFT's, next to the weights
 MAX_CONFIG_BYTES = 4 << 20
 MAX_VALUES = 100_000  # five for each of the 20,000 tensors that a file may have
 _NAME = "lora_adapter_metadata"
 _PLAIN = {"\\.": ".", "\\-": "-"}
-# Settings of PEFT that are read here, or change nothing once a LoRA is trained.
+# Settings of PEFT that are read here, and those without effect on a trained LoRA.
 _READ = frozenset(("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"))
 _HARMLESS = frozenset(
     (
@@ -29,18 +29,18 @@ _HARMLESS = frozenset(
         *("fan_in_fan_out", "modules_to_save"),
     )
 )
-# Ways to start a LoRA that change the base model's weights, without which its file is not whole.
+# Initializations that change the base model's weights: the LoRA file alone is incomplete.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def titles(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """What trainers call a LoRA in its header."""
+    """The names of a LoRA in its header, as trainers write them."""
     names = (metadata.get(key, "") for key in ("modelspec.title", "ss_output_name", "name"))
     return tuple(name[:200] for name in names if name)
 
 
 class BadHeader(ValueError):
-    """Settings that cannot be followed."""
+    """Invalid or unsupported settings in a header or config."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Header:
     """Rank and alpha of the layers, and whether they are DoRA.
 
     `rank_pattern` and `alpha_pattern` name layers by their last parts (`to_q`, `attn.to_q` or the
-    whole name), as PEFT matches them; the longest name counts. The names have to be plain: a
-    regular expression from a stranger's file is refused.
+    whole name), as PEFT matches them; the longest match counts. Regular expressions are refused,
+    since the file is untrusted.
     """
 
     rank: float | None = None
@@ -57,8 +57,8 @@ class Header:
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False  # alpha / sqrt(rank), Kalajdzievski 2023, arXiv 2312.03732
-    dora: bool | None = None  # None: not said
-    targets: tuple[str, ...] | None = None  # the layers' names, or their ends; None: not said
+    dora: bool | None = None  # None: not given
+    targets: tuple[str, ...] | None = None  # the layers' names, or their ends; None: not given
     where: str = "the file's header"  # for messages
 
     @classmethod
@@ -75,9 +75,9 @@ class Header:
 
     @classmethod
     def kohya(cls, metadata: Mapping[str, str]) -> "Header":
-        """ss_network_alpha and ss_network_dim, by which kohya's scripts and musubi-tuner say it.
+        """From ss_network_alpha and ss_network_dim of kohya's scripts and musubi-tuner.
 
-        They write `.alpha` tensors as well; this speaks for a file that has lost them.
+        They also write `.alpha` tensors; this is used for files without them.
         """
         written = metadata.get("ss_network_alpha"), metadata.get("ss_network_dim")
         if not all(written):
@@ -89,7 +89,7 @@ class Header:
         if not (_positive(alpha) and _positive(rank)):
             log.warning(
                 "the LoRA's header has ss_network_alpha %s and ss_network_dim %s, which are "
-                "not numbers; alpha is taken to be the rank",
+                "not positive numbers; the rank is used as alpha",
                 *(printable(value[:20]) for value in written if value),
             )
             return cls()
@@ -97,7 +97,7 @@ class Header:
 
     @classmethod
     def config(cls, text: str | bytes) -> "Header":
-        """From the text of an adapter_config.json. Raises `BadHeader`; logs what is not read."""
+        """From the text of an adapter_config.json. Raises `BadHeader`; logs ignored settings."""
         settings = _object(text, CONFIG)
         header = cls._of(settings, CONFIG)
         start = settings.get("init_lora_weights")
@@ -116,9 +116,9 @@ class Header:
         if isinstance(settings.get("target_modules"), str):
             odd.append("target_modules (a regular expression)")
         if odd:
-            log.warning("%s: not read: %s", CONFIG, printable(", ".join(n[:60] for n in odd[:8])))
+            log.warning("%s: ignored: %s", CONFIG, printable(", ".join(n[:60] for n in odd[:8])))
         if header.alpha is None and not header.alpha_pattern:
-            log.warning("%s does not say lora_alpha; alpha is taken to be the rank", CONFIG)
+            log.warning("%s has no lora_alpha; the rank is used as alpha", CONFIG)
         return header
 
     @classmethod
@@ -126,8 +126,10 @@ class Header:
         kind = settings.get("peft_type")
         if (
             kind is not None and str(kind).upper() != "LORA"
-        ):  # PEFT scales LoKr and LoHa by settings of other names
-            raise BadHeader(f"{where} is about {_shown(kind)}, not LoRA; save it with `.alpha`")
+        ):  # PEFT's settings of LoKr and LoHa have other names
+            raise BadHeader(
+                f"{where} has peft_type {_shown(kind)}, not LORA; save the adapter with `.alpha`"
+            )
         rank, alpha = settings.get("r"), settings.get("lora_alpha")
         if not all(value is None or _positive(value) for value in (rank, alpha)):
             raise BadHeader(f"{where} has r {_shown(rank)} and lora_alpha {_shown(alpha)}")
@@ -152,20 +154,20 @@ class Header:
         )
 
     def scale(self, layer: str, rank: int) -> float | None:
-        """alpha / rank of a layer that has this rank in the file; None where it does not say.
+        """alpha / rank of a layer that has this rank in the file; None if alpha is not given.
 
-        Raises `BadHeader` where the header means another rank.
+        Raises `BadHeader` if the header has another rank.
         """
         expected = _match(self.rank_pattern, layer, self.rank)
         alpha = _match(self.alpha_pattern, layer, self.alpha)
         if expected not in (None, rank) and (alpha is not None or self.where == CONFIG):
-            raise BadHeader(f"has rank {rank}, {self.where} says {expected:g}")
+            raise BadHeader(f"has rank {rank}, but {self.where} says {expected:g}")
         if alpha is None:
             return None
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def without(self, layers: Iterable[str]) -> list[str]:
-        """The layers that are not among the targets it names, if it names any."""
+        """The layers that are not among its target_modules, if it has any."""
         if self.targets is None or "all-linear" in self.targets:
             return []
         ends = frozenset(map(_flat, self.targets))
@@ -194,7 +196,7 @@ def _object(text: str | bytes, where: str) -> dict[str, Any]:
         content = text.encode() if isinstance(text, str) else text
         settings = loads(content.removeprefix(BOM_UTF8), MAX_VALUES)
     except ValueError as error:
-        raise BadHeader(f"{where} is not JSON that can be read ({error})") from error
+        raise BadHeader(f"{where} is not valid JSON ({error})") from error
     if not isinstance(settings, dict):
         raise BadHeader(f"{where} is not a JSON object")
     return settings

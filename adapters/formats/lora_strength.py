@@ -1,4 +1,4 @@
-"""How strong a LoRA is meant to be: alpha / rank from all that is written beside its tensors."""
+"""The scale alpha / rank of a LoRA, from tensors, header and PEFT's adapter_config.json."""
 
 import logging
 import math
@@ -20,9 +20,9 @@ Layers = Mapping[str, Collection[str]]  # names of a file's parts, by layer
 class Strength:
     """alpha / rank for the layers of one file.
 
-    A layer's own `.alpha` counts first (`lora_formats.read_layer`). Then the header's
-    lora_adapter_metadata and adapter_config.json, which must not contradict each other; then, for
-    names as kohya's scripts write them, the header's ss_network_alpha.
+    A layer's `.alpha` tensor has priority (`lora_formats.read_layer`). Then the header's
+    lora_adapter_metadata and adapter_config.json, which must agree; then, for layers with kohya's
+    names, the header's ss_network_alpha.
     """
 
     header: Header
@@ -38,12 +38,12 @@ class Strength:
         layers: Layers,
         kohya_layers: Collection[str],
     ) -> "Strength":
-        """Raises `BadHeader` for settings that cannot be followed or belong to another file."""
+        """Raises `BadHeader` for settings that are invalid or belong to another file."""
         bare = [n for n, parts in layers.items() if DOWN in parts and ALPHA not in parts]
         try:
             header = Header.read(metadata)
         except BadHeader:
-            # Where every layer has an alpha of its own, nobody asks the header.
+            # The header is not needed if every layer has an alpha tensor.
             if not all(ALPHA in parts for parts in layers.values()):
                 raise
             header = Header()
@@ -59,8 +59,8 @@ class Strength:
         said = (header.alpha, beside.alpha, kohya.alpha)
         if 0 < len(bare) < len(loras) and all(alpha is None for alpha in said):
             log.warning(
-                "%d of %d layers have no alpha, while the others have: it is taken to be their "
-                "rank: %s",
+                "%d of %d layers have no alpha, but the others have; their rank is used as alpha: "
+                "%s",
                 *(len(bare), len(loras), shown(bare)),
             )
         absent = beside.without(loras)
@@ -72,14 +72,14 @@ class Strength:
         return cls(header, beside, kohya, kohya_layers)
 
     def scale(self, layer: str, rank: int) -> float | None:
-        """alpha / rank of a layer without an alpha of its own; None where nothing says it.
+        """alpha / rank of a layer without an alpha tensor; None if it is nowhere given.
 
-        Raises `BadHeader` where what is written contradicts the file or itself.
+        Raises `BadHeader` for values that contradict the file or each other.
         """
         header, config = self.header.scale(layer, rank), self.config.scale(layer, rank)
         if header is not None and config is not None and not _close(header, config):
             raise BadHeader(
-                f"has alpha {header * rank:g} by the file's header, {config * rank:g} by {CONFIG}"
+                f"has alpha {header * rank:g} in the file's header, {config * rank:g} in {CONFIG}"
             )
         found = config if header is None else header
         if found is None and layer in self.kohya_layers:
@@ -87,9 +87,9 @@ class Strength:
         return found
 
     def check(self, layer: str, parts: Mapping[str, Tensor]) -> None:
-        """Raises `Fault` or `BadHeader` where a LoRA's tensors are not what was written.
+        """Raises `Fault` or `BadHeader` if the tensors contradict header or config.
 
-        For tensors on the meta device everything is checked but the value of alpha.
+        For tensors on the meta device, the value of alpha is not checked.
         """
         if DOWN not in parts:
             return

@@ -1,6 +1,6 @@
-"""PEFT's adapter_config.json beside a LoRA: where it is found, and its text.
+"""Finds and reads PEFT's adapter_config.json next to a LoRA.
 
-What it says is read by `adapters.formats.lora_header.Header.config`.
+`adapters.formats.lora_header.Header.config` parses it.
 """
 
 import logging
@@ -20,7 +20,7 @@ _PEFT_NAME = "adapter_model.safetensors"
 def config_beside(lora: Path) -> Path | None:
     """The adapter_config.json in a LoRA's folder, or None.
 
-    Beside several LoRAs it is taken to be about `adapter_model.safetensors`, PEFT's own name.
+    In a folder with several LoRAs it is used for `adapter_model.safetensors`, PEFT's file name.
     """
     config = lora.parent / CONFIG
     if not config.is_file():
@@ -28,7 +28,7 @@ def config_beside(lora: Path) -> Path | None:
     others = [each for each in lora.parent.glob("*.safetensors") if each != lora]
     if others and lora.name != _PEFT_NAME:
         log.warning(
-            "%s: %s beside it is not read: the folder holds %d other .safetensors",
+            "%s: %s next to it is ignored: the folder contains %d other .safetensors",
             *(printable(lora.name), CONFIG, len(others)),
         )
         return None
@@ -36,21 +36,21 @@ def config_beside(lora: Path) -> Path | None:
 
 
 def config_member(names: Iterable[str], lora: str) -> str | None:
-    """The adapter_config.json of a LoRA in an archive: beside it, else the only one there is."""
+    """The adapter_config.json of a LoRA in an archive: next to it, else the only one there is."""
     found = [name for name in names if name.rpartition("/")[2] == CONFIG]
     beside = "".join(lora.rpartition("/")[:2]) + CONFIG
     if beside in found:
         return beside
     if len(found) > 1:
         log.warning(
-            "%s: none of %d %s is in its folder; none is read",
+            "%s: none of %d %s is in its folder; all are ignored",
             *(printable(lora[:200]), len(found), CONFIG),
         )
     return found[0] if len(found) == 1 else None
 
 
 def config_text(file: IO[bytes]) -> bytes:
-    """The text of an opened adapter_config.json. Raises `BrokenLora` if it is far too long."""
+    """The text of an opened adapter_config.json. Raises `BrokenLora` if it is too long."""
     text = file.read(MAX_CONFIG_BYTES + 1)
     if len(text) > MAX_CONFIG_BYTES:
         raise BrokenLora(f"{CONFIG} has more than {MAX_CONFIG_BYTES:,} bytes; it is damaged")

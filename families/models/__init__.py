@@ -1,5 +1,5 @@
-"""The base models: one file for each family, which says everything that is special about it.
+"""The base models: one file for each family, with everything that is specific to it.
 
-Every file here is found by `families.registry`. It must be readable without PyTorch, which takes a
-second to import: methods import what they need of PyTorch and diffusers themselves.
+`families.registry` finds every file in this folder. A file must not import PyTorch at the top,
+which takes a second: methods import what they need of PyTorch and diffusers.
 """

@@ -1,7 +1,7 @@
-"""Qwen-Image: a two-stream transformer over the language half of Qwen2.5-VL.
+"""Qwen-Image: a two-stream transformer with the language model of Qwen2.5-VL as text encoder.
 
-Its transformer takes time sigma and returns noise - x0 on latents packed into 2x2 patches; text
-features are the encoder's last, without those of the system prompt (diffusers,
+The transformer takes time sigma and returns noise - x0 on latents packed into 2x2 patches. Text
+features are the encoder's last hidden states without those of the system prompt (diffusers,
 `pipelines/qwenimage`).
 """
 
@@ -21,7 +21,7 @@ from families.tokens import TokenizedPrompt
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Images of more pixels go through the VAE in tiles, which costs next to nothing here.
+# Images of more pixels go through the VAE in tiles, which is nearly as fast for this VAE.
 WHOLE_PIXELS = 640 * 640
 
 # The system prompt that Qwen-Image was trained with, word for word (QwenImagePipeline).
@@ -57,7 +57,7 @@ class QwenImage(Family):
         pipeline="QwenImagePipeline",
         transformer="QwenImageTransformer2DModel",
         vae="AutoencoderKLQwenImage",
-        # The whole class, because only it reads every key layout its checkpoints were saved in.
+        # Only the full class reads every key layout of the published checkpoints.
         text_encoder="Qwen2_5_VLForConditionalGeneration",
     )
     # From the config.json files of Qwen/Qwen-Image; transformer and VAE have the classes' defaults.
@@ -167,7 +167,7 @@ class QwenImage(Family):
         return self._decoded_in_tiles(latents_BCFHW).clamp_(-1, 1).squeeze(2)
 
     def _decoded_in_tiles(self, latents_BCFHW: Tensor) -> Tensor:
-        """What the VAE's decoder gives for one frame, with its last blocks in tiles."""
+        """The VAE decoder's output for one frame, with its last blocks in tiles."""
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
 
         from families.tiles import in_tiles, split_decoder, through
@@ -180,7 +180,7 @@ class QwenImage(Family):
         return in_tiles(partial(through, tiled), (), through(first, values), cell=1, scale=scale)
 
     def _encoded_in_tiles(self, pixels_B3FPP: Tensor) -> Tensor:
-        """What the VAE's encoder gives for one frame, with its first blocks in tiles."""
+        """The VAE encoder's output for one frame, with its first blocks in tiles."""
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageResample
 
         from families.tiles import in_tiles, split_encoder, through
@@ -263,7 +263,7 @@ class QwenImage(Family):
         }
 
     def idle_layers(self) -> frozenset[str]:
-        # What the last block makes of the text is dropped.
+        # The text output of the last block is not used.
         last = f"transformer_blocks.{self.transformer_config['num_layers'] - 1}"
         text_out = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
         return frozenset(f"{last}.{name}" for name in text_out)

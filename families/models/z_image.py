@@ -1,8 +1,8 @@
-"""Z-Image: a single-stream transformer over a Qwen3 text encoder.
+"""Z-Image: a single-stream transformer with a Qwen3 text encoder.
 
-Its transformer takes time 1 - sigma and returns x0 - noise; text features are those before the
-encoder's last layer, template tokens included; captions and images are padded to multiples of 32
-with learned tokens inside the transformer (diffusers, `pipelines/z_image`).
+The transformer takes time 1 - sigma and returns x0 - noise. Text features are the hidden states
+before the encoder's last layer, template tokens included. Captions and images are padded to
+multiples of 32 with learned tokens inside the transformer (diffusers, `pipelines/z_image`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from families.tokens import TokenizedPrompt
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Images of more pixels go through the VAE in tiles: those of the usual 1024 x 1024 do not, since
-# its group norms make tiles cost several passes.
+# Images of more pixels go through the VAE in tiles; the usual 1024 x 1024 do not, since this VAE's
+# group norms make tiling take several passes.
 WHOLE_PIXELS = 1152 * 1024
 
 Z_IMAGE_TURBO = Base(
@@ -74,9 +74,9 @@ Z_IMAGE_DE_TURBO = replace(
     guidance_scale=2.5,
 )
 
-# The included test models are small and run on a CPU: higher learning rates, fewer and larger
-# steps. Found by trial on the demo's subject, a handful of runs; the placeholder's learning rate
-# may be ten times less or five times more (docs/zero_prior.md).
+# The included test models are small and run on a CPU: higher learning rates, fewer steps, larger
+# batches. Tuned in a few runs on the demo's subject; the placeholder's learning rate may be ten
+# times lower or five times higher (docs/zero_prior.md).
 _INCLUDED = Path(__file__).resolve().parents[2] / "miniature" / "weights"
 MINIATURE_TURBO = Base(
     name="miniature-turbo",
@@ -94,7 +94,7 @@ MINIATURE_TURBO = Base(
     inference_steps=8,
     guidance_scale=1.0,
     default_resolution=64,
-    # Four times its own edge: 1 s a step on one CPU core, where 1000 pixels take 47 s.
+    # Four times its default edge: 1 s a step on one CPU core; 1000 pixels take 47 s.
     largest_resolution=256,
     generation_memory=0.1,
     training_memory=0.5,
@@ -102,7 +102,7 @@ MINIATURE_TURBO = Base(
     learning_rate=4e-3,
     placeholder_learning_rate=2e-2,
     lr_scheduler="cosine",
-    training_steps=Steps(per_picture=0, least=500, most=500),
+    training_steps=Steps(per_image=0, least=500, most=500),
     batch_size=8,
     training_shift=3.0,
     preview_prompt="a TOK in the desert",
@@ -217,7 +217,7 @@ class ZImage(Family):
     def _reading_part(self, model: Any) -> nn.Module:
         from torch import nn
 
-        # hidden_states[-2] is what enters the last layer: that layer and the norm are never run.
+        # hidden_states[-2] is the input of the last layer: that layer and the norm are not needed.
         model.layers = model.layers[:-1]
         model.config.num_hidden_layers -= 1
         model.norm = nn.Identity()
@@ -245,7 +245,7 @@ class ZImage(Family):
         return self._decoded_in_tiles(latents_BCHW)
 
     def _decoded_in_tiles(self, latents_BCHW: Tensor) -> Tensor:
-        """What the VAE's decoder gives, with its last blocks in tiles."""
+        """The VAE decoder's output, with its last blocks in tiles."""
         from diffusers.models.upsampling import Upsample2D
 
         from families.tiles import group_norms, in_tiles, split_decoder, through
@@ -260,7 +260,7 @@ class ZImage(Family):
         return in_tiles(partial(through, tiled), group_norms(tiled), values, cell=1, scale=scale)
 
     def _encoded_in_tiles(self, pixels_B3PP: Tensor) -> Tensor:
-        """What the VAE's encoder gives, with its first blocks in tiles."""
+        """The VAE encoder's output, with its first blocks in tiles."""
         from diffusers.models.downsampling import Downsample2D
 
         from families.tiles import group_norms, in_tiles, split_encoder, through

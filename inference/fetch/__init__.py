@@ -1,4 +1,4 @@
-"""Where weights come from: paths, addresses and the Hub, with limits and a cache."""
+"""Finds and downloads weights: paths, URLs and the Hub, with limits and a cache."""
 
 from inference.fetch.download import Downloader, DownloadError, shown
 from inference.fetch.sources import (

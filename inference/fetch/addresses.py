@@ -1,4 +1,4 @@
-"""Which IP addresses are public, and the addresses of a host name within a time limit."""
+"""Checks that IP addresses are public, and resolves host names with a timeout."""
 
 import ipaddress
 import os
@@ -79,9 +79,9 @@ _questions: "queue.SimpleQueue[_Question]"
 
 
 def look_up(host: str, port: int, seconds: float) -> list[str]:
-    """The addresses of a host, as the system's resolver knows them.
+    """The addresses of a host by the system's resolver.
 
-    Raises OSError, TimeoutError if no answer came within `seconds`.
+    Raises OSError; TimeoutError after `seconds`.
     """
     question = _Question(host, port)
     _questions.put(question)
@@ -109,9 +109,9 @@ def _resolve(questions: "queue.SimpleQueue[_Question]") -> None:
 
 
 def _start() -> None:
-    """Starts the threads. `getaddrinfo` has no timeout of its own and cannot be interrupted.
+    """Starts the threads. `getaddrinfo` has no timeout and cannot be interrupted.
 
-    At import, since a cancellation that arrives while a thread is being started is lost.
+    Called at import: a cancellation that is raised while a thread is started would be lost.
     """
     global _questions
     _questions = queue.SimpleQueue()

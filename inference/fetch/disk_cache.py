@@ -1,11 +1,11 @@
-"""Downloaded files on disk, each under the hash of its content; the least recently used go first.
+"""A disk cache of downloads by the hash of their content, with LRU eviction.
 
-    files/<sha256 of the content>     the file; its modification time says when it was last used
-    files/<random>.part               a download that is not complete
-    names/<sha256 of a name>          JSON: the content that a name stands for, and since when
+    files/<sha256 of the content>     the file; its modification time is that of its last use
+    files/<random>.part               an incomplete download
+    names/<sha256 of a name>          JSON: the content of a name, its ETag, and when it was checked
 
-A name is whatever distinguishes two downloads. Equal files under different names are kept once.
-Several processes may share the folder, so every file in it may be gone at any moment.
+A name identifies a download (URL and token). Equal files with different names are stored once.
+Several processes may share the folder, so every file in it may disappear at any moment.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ from adapters.files.atomic import FULL, content_hash
 
 BUDGET = 32 << 30  # bytes of files, incomplete ones included
 MOST_NAMES = 10_000
-STALE_SECONDS = 3600  # a download takes a quarter of it at most: whoever wrote it was killed
+STALE_SECONDS = 3600  # four times the longest download: the process was killed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a name stood for when its server was last asked."""
+    """The content of a name when its server was last asked."""
 
     sha256: str
-    etag: str | None  # with which the server can tell whether the file has changed
+    etag: str | None  # for revalidation
     asked: float  # seconds since the epoch
 
 
@@ -41,7 +41,7 @@ class DiskCache:
         self.folder, self.budget = folder, budget
 
     def find(self, name: str) -> Entry | None:
-        """What the name stands for, if the file is still here."""
+        """The entry of a name, if its file still exists."""
         entry = _read(self._name(name))
         return entry if entry is not None and self.file(entry.sha256).is_file() else None
 
@@ -61,10 +61,10 @@ class DiskCache:
 
     @contextmanager
     def part(self) -> Iterator[Path]:
-        """A file to write to, removed at the end of the block unless it was kept.
+        """A file for writing, removed at the end of the context unless `keep` was called.
 
-        What killed processes have left is removed first. Raises OSError naming the folder where
-        there is no room.
+        Leftover files of killed processes are removed first. Raises OSError naming the folder if
+        the disk is full.
         """
         part = None
         try:
@@ -77,15 +77,15 @@ class DiskCache:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            said = f"no room for the weights ({error.strerror}); free some, or set XDG_CACHE_HOME"
-            raise OSError(error.errno, said, str(self.folder)) from error
+            reason = f"no space for the weights ({error.strerror}); free some, or set "
+            reason += "XDG_CACHE_HOME to a folder with more"
+            raise OSError(error.errno, reason, str(self.folder)) from error
         finally:
             if part is not None:
                 Path(part).unlink(missing_ok=True)
 
     def keep(self, name: str | None, part: Path, etag: str | None) -> Path:
-        """Keeps a complete `part`; with a name it is found again."""
-
+        """Stores a complete `part`; with a name, `find` finds it."""
         entry = Entry(content_hash(part), etag, time.time())
         path = self.file(entry.sha256)
         os.replace(part, path)
@@ -96,7 +96,7 @@ class DiskCache:
         return path
 
     def _clean(self) -> None:
-        """Removes incomplete files of killed processes, and names whose files are gone."""
+        """Removes leftover files of killed processes, and names whose files no longer exist."""
         now = time.time()
         for folder in ("files", "names"):
             for path, status in _listed(self.folder / folder):
@@ -111,7 +111,7 @@ class DiskCache:
                 path.unlink(missing_ok=True)
 
     def _evict(self, keep: Path) -> None:
-        """Brings all files, those that are being written included, within the budget."""
+        """Removes the least recently used files beyond the budget; incomplete ones count too."""
         files = _listed(keep.parent)
         total = sum(status.st_size for _, status in files)
         for path, status in sorted(files, key=lambda each: each[1].st_mtime_ns):
@@ -144,7 +144,7 @@ def _read(path: Path) -> Entry | None:
 
 
 def _listed(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """The files in a folder; those that another process removes meanwhile are left out."""
+    """The files in a folder, except those that another process removes meanwhile."""
     found = []
     try:
         for each in os.scandir(folder):
@@ -152,6 +152,6 @@ def _listed(folder: Path) -> list[tuple[Path, os.stat_result]]:
                 found.append((Path(each.path), each.stat(follow_symlinks=False)))
             except OSError:
                 continue
-    except OSError:  # the folder is not there yet
+    except OSError:  # the folder does not exist yet
         pass
     return found

@@ -1,9 +1,9 @@
-"""Finds the local file of the weights or the image that a request names.
+"""Resolves the weights or the image in a request to a local file, downloaded if necessary.
 
 https://host/path/file.zip                               a file on the public web
 https://huggingface.co/owner/name/resolve/main/file      a file on the Hub; https:// is optional
 huggingface.co/owner/name                                the only .safetensors of a repository
-hf:owner/name[/file][@revision]                          the same in short
+hf:owner/name[/file][@revision]                          short form of both
 data:application/zip;base64,…                            the file itself
 outputs/latest/weights.zip                               a file on this machine
 """
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 HUB = "https://huggingface.co"
 SPELLINGS = "hf:owner/name/file.safetensors"
-FRESH_SECONDS = 600  # a name that was looked up this recently is not looked up again
-MOST_CONFIGS = 1000  # repositories of which is known whether they have an adapter_config.json
+FRESH_SECONDS = 600  # a cached name is not revalidated within this time
+MOST_CONFIGS = 1000  # repositories whose adapter_config.json, or lack of one, is cached
 FOLDERS = "ZEROPRIOR_FILES"  # environment variable: the folders whose files a request may name
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -51,12 +51,12 @@ _PAGE = re.compile(
 
 
 class SourceError(ValueError):
-    """The name of a file that is not found, or that a request may not name."""
+    """A file that was not found, or that a request may not name."""
 
 
 @contextmanager
 def of_input(name: str) -> Iterator[None]:
-    """Notes on an error inside which input it is about, in `zeroprior_input`."""
+    """Sets `zeroprior_input` of a ValueError within the context to the input's name."""
     try:
         yield
     except ValueError as error:
@@ -74,7 +74,7 @@ class HubFile:
 
     @classmethod
     def parse(cls, source: str) -> "HubFile | None":
-        """The file that a source names on the Hub, or None if it is something else."""
+        """Parses a source; None if it is not a file on the Hub."""
         source = re.split("[?#]", source)[0].rstrip("/")
         match = _SHORT.fullmatch(source) or _PAGE.fullmatch(source)
         if match is None:
@@ -89,7 +89,7 @@ class HubFile:
 
     @property
     def url(self) -> str:
-        """The address of the file."""
+        """The URL of the file."""
         assert self.file is not None
         path = quote(self.file, errors="replace")
         return f"{HUB}/{self.repository}/resolve/{_quoted(self.revision)}/{path}"
@@ -104,11 +104,10 @@ def default_cache() -> DiskCache:
 def allowed_file(text: str) -> Path:
     """The file that a request may name: one below the folders in `$ZEROPRIOR_FILES`.
 
-    The variable lists folders, separated as in `$PATH`; it is empty by default, so that no file
-    may be named. A relative name is looked for in each of them, then in the working folder. Refused
-    are links that lead out, names with a part that begins with a dot, and everything that is not
-    an ordinary file. Raises `SourceError`; its message is the same whether such a file exists or
-    not.
+    The variable lists folders, separated as in `$PATH`. It is empty by default: then no file is
+    allowed. A relative name is searched in each folder, then in the working directory. Links out of
+    the folders, hidden files and folders, and anything but regular files are refused. Raises
+    `SourceError`; its message does not reveal whether the file exists.
     """
     for folder in os.environ.get(FOLDERS, "").split(os.pathsep):
         for named in (text, os.path.abspath(text)) if folder and text and "\0" not in text else ():
@@ -123,7 +122,7 @@ def allowed_file(text: str) -> Path:
 
 
 def _below(folder: Path, text: str) -> Path | None:
-    """The ordinary, visible file of that name below the folder, all links followed; else None."""
+    """The regular, visible file of that name below the folder, links resolved, or None."""
     try:
         folder = folder.expanduser().absolute()
         root, named = folder.resolve(strict=True), folder / text
@@ -133,17 +132,17 @@ def _below(folder: Path, text: str) -> Path | None:
         if any(part.startswith(".") for part in parts):  # hidden, or ..
             return None
         return file if stat.S_ISREG(file.stat().st_mode) else None
-    except (OSError, ValueError, RuntimeError):  # not there, not below, no valid name, a circle
+    except (OSError, ValueError, RuntimeError):  # not found, not below, invalid name, link loop
         return None
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Finds files by name: on this machine, on the web, on the Hub."""
+    """Finds files on this machine, on the web and on the Hub."""
 
     downloader: Downloader = field(default_factory=Downloader)
     cache: DiskCache = field(default_factory=default_cache)
-    # Addresses of adapter_config.json, and when they were asked for.
+    # URLs of adapter_config.json, and when the Hub was asked.
     _configs: dict[tuple[HubFile, str | None], tuple[float, str | None]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -153,9 +152,9 @@ class Sources:
     ) -> Path:
         """The local file of a source, downloaded if necessary.
 
-        `token` opens private repositories of the Hub and is sent nowhere else. Without `any_file`
-        a string names only files that `allowed_file` allows: use this for strings from untrusted
-        users. A path object is trusted. Raises `SourceError` or `DownloadError` with the reason.
+        `token` is for private repositories of the Hub and is sent nowhere else. Without `any_file`,
+        for untrusted users, a string may only name files that `allowed_file` allows. A path object
+        is trusted. Raises `SourceError` or `DownloadError` with the reason.
         """
         if isinstance(source, PathLike):
             return Path(source)
@@ -173,11 +172,11 @@ class Sources:
         return _local(source) if any_file else allowed_file(source)
 
     def config(self, source: str | PathLike[str], token: str | None = None) -> Path | None:
-        """PEFT's adapter_config.json beside a file in a repository of the Hub, or None.
+        """PEFT's adapter_config.json next to a file in a repository of the Hub, or None.
 
-        The Hub is asked whether there is one every `FRESH_SECONDS` at most.
+        Whether there is one is cached for `FRESH_SECONDS`.
         """
-        from adapters.formats import CONFIG, MAX_CONFIG_BYTES  # late: it imports PyTorch
+        from adapters.formats import CONFIG, MAX_CONFIG_BYTES  # imports PyTorch
 
         hub = HubFile.parse(source.strip()) if isinstance(source, str) else None
         if hub is None or not (hub.file or ".safetensors").endswith(".safetensors"):
@@ -189,7 +188,7 @@ class Sources:
                 config = replace(hub, file="".join(file.rpartition("/")[:2]) + CONFIG)
                 url = config.url if config.file in self._files(hub, token) else None
             except DownloadError as error:
-                log.warning("not known whether %s has %s: %s", hub.repository, CONFIG, error)
+                log.warning("could not check whether %s has %s: %s", hub.repository, CONFIG, error)
                 return None
             if len(self._configs) >= MOST_CONFIGS:
                 self._configs.clear()
@@ -202,7 +201,7 @@ class Sources:
         return _file_names(self.downloader.json(address, token))
 
     def _named(self, hub: HubFile, token: str | None) -> HubFile:
-        """The file with its name, which the repository is asked for if the source has none."""
+        """The file with its name; without one, the repository's only .safetensors."""
         if hub.file is not None:
             return hub
         files = [name for name in self._files(hub, token) if name.endswith(".safetensors")]
@@ -218,9 +217,9 @@ class Sources:
         )
 
     def _downloaded(self, url: str, token: str | None, most: int | None = None) -> Path:
-        """The local file of a URL; of `most` bytes, by default as many as the downloader takes."""
+        """The local file of a URL, of at most `most` bytes (default: the downloader's limit)."""
         checked_url(url)
-        name = f"{url} {token or ''}"  # a private file is found again only with its token
+        name = f"{url} {token or ''}"  # a private file is in the cache only for its token
         entry = self.cache.find(name)
         if entry is not None and time.time() - entry.asked < FRESH_SECONDS:
             kept = self.cache.use(name, entry)
@@ -232,7 +231,7 @@ class Sources:
                 kept = self.cache.use(name, replace(entry, asked=time.time()))
                 if kept is not None:
                     return kept
-                # Another process has removed it.
+                # Removed by another process.
                 answer = self.downloader.file(url, part, token, None, most)
             return self.cache.keep(name, part, answer.etag)
 
@@ -242,10 +241,10 @@ def _shown(source: str) -> str:
 
 
 def _forgotten(source: str) -> str:
-    """A hint where a text that names no file looks like an address."""
+    """A hint if a text that is not a file looks like a URL without https://."""
     if not looks_like_address(source):
         return ""
-    return "; if it is an address, it has to begin with https://"
+    return "; a URL must begin with https://"
 
 
 def _quoted(revision: str) -> str:
@@ -261,7 +260,7 @@ def _file_names(answer: object) -> list[str]:
 
 
 def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
-    """The archive with the last part of its source's path as one more of its names."""
+    """The archive with the last part of its source's path added to its names."""
     text = str(source).strip()
     if is_data(text):
         return archive
@@ -274,7 +273,7 @@ def named(archive: "Archive", source: str | PathLike[str]) -> "Archive":
 
 
 def is_data(text: str) -> bool:
-    """Whether a text is a data URL, which holds the file itself."""
+    """Whether a text is a data URL, which contains the file."""
     return text[:5].lower() == "data:"
 
 
@@ -286,25 +285,25 @@ def data_content(source: str) -> bytes:
         raise SourceError(f"'{shown}…' is not a data URL in base64")
     try:
         return base64.b64decode("".join(content.split()), validate=True)
-    except ValueError as error:  # binascii.Error, and letters beyond ASCII
+    except ValueError as error:  # binascii.Error, or characters beyond ASCII
         reason = "it is damaged" if isinstance(error, binascii.Error) else "it is not base64"
         raise SourceError(f"'{shown}…' cannot be read: {reason}; send it again") from error
 
 
 def _local(source: str) -> Path:
-    """A file on this machine, named by a person who may read any of them."""
+    """A file on this machine, named by a trusted user."""
     try:
         path = Path(source).expanduser()
         found, folder = path.is_file(), path.is_dir()
         weights = folder and (path / "weights.zip").is_file()  # a run's folder
-    except (OSError, ValueError, RuntimeError):  # too long, or the home folder of nobody
+    except (OSError, ValueError, RuntimeError):  # too long, or "~" of an unknown user
         found = folder = weights = False
     if folder:
-        hint = f"did you mean {_shown(str(path / 'weights.zip'))}?" if weights else "give a file"
+        hint = f"did you mean {_shown(str(path / 'weights.zip'))}?" if weights else "pass a file"
         raise SourceError(f"{_shown(source)} is a folder; {hint}")
     if not found:
         raise SourceError(
-            f"{_shown(source)}: no such file; give a file, an https URL, or {SPELLINGS}"
+            f"{_shown(source)}: no such file; pass a file, an https URL, or {SPELLINGS}"
             f"{_forgotten(source)}"
         )
     return path

@@ -661,13 +661,13 @@ BROKEN = (
         "two adapters in one file",
         "",
         broken(lambda t: t.update({f"x.lora_A.{n}.weight": torch.ones(4, 4) for n in "ab"})),
-        refused="it holds 2 adapters (a, b)",
+        refused="it contains 2 adapters (a, b)",
     ),
     Case(
         "another rank in `adapter_config.json`",
         "",
         with_config({"r": 8, "lora_alpha": 8}),
-        refused="has rank 4, adapter_config.json says 8",
+        refused="has rank 4, but adapter_config.json says 8",
     ),
     Case(
         "PiSSA in `adapter_config.json`",
@@ -685,19 +685,19 @@ BROKEN = (
         "a token's embedding beside it, `token_embedding.zwx`",
         "",
         broken(lambda t: t.update({"token_embedding.zwx": torch.ones(1, 64)})),
-        refused="token_embedding.zwx is not a LoRA tensor",
+        refused="token_embedding.zwx is not a known LoRA tensor",
     ),
     Case(
         "… `lora_token_embedding.zwx`",
         "",
         broken(lambda t: t.update({"lora_token_embedding.zwx": torch.ones(1, 64)})),
-        refused="lora_token_embedding.zwx is not a LoRA tensor",
+        refused="lora_token_embedding.zwx is not a known LoRA tensor",
     ),
     Case(
         "NaN in one layer",
         "",
         broken(lambda t: t[first(t, AB[1])].view(-1)[3].fill_(torch.nan)),
-        refused="holds NaN or infinity",
+        refused="contains NaN or infinity",
     ),
     Case(
         "rank 2000",
@@ -707,7 +707,7 @@ BROKEN = (
                 {first(t, AB[0]): torch.ones(2000, 64), first(t, AB[1]): torch.ones(64, 2000)}
             )
         ),
-        refused="has rank 2000; 1024 is the most",
+        refused="has rank 2000; 1024 is the limit",
     ),
     Case(
         "cut short", "", spoiled(lambda whole: whole[:-9]), refused="not a whole safetensors file"

@@ -62,7 +62,7 @@ NOTES = """
   VAE, a ControlNet). A name that may mean two layers is refused with both.
 - Layers of a text encoder are not applied, so a LoRA with such layers is refused.
 - A plain `.weight` next to a LoRA is refused: the file does not say whether it is a change.
-- A LoRA whose layers are mostly zero, or too small for the base model's number type, is applied
+- A LoRA whose layers are mostly zero, or too small for the base model's dtype, is applied
   with a warning.
 - A file with a layer twice, fused and separate, is read if both are equal, else refused.
 - DoRA is W = m (W0 + dV) / ‖W0 + dV‖ by row, or by column where `dora_scale` is [1, in]. A

@@ -14,7 +14,7 @@ import torch
 from families.loading import load_family
 from families.registry import BASES
 from inference.generation import generate
-from inference.request import Request, settle
+from inference.request import Request, resolve
 from miniature.evaluate import measure, nearness
 from miniature.world import evaluation_prompts
 
@@ -45,7 +45,7 @@ def main() -> None:
         passes, start, pictures = 0, time.process_time(), []
         for seed, prompt in enumerate(prompts):
             request = Request(prompt=prompt, seed=seed, **options)
-            pictures += generate(family, settle(request, family.base, family.resolution_multiple))
+            pictures += generate(family, resolve(request, family.base, family.resolution_multiple))
         seconds = (time.process_time() - start) / images
         guided = guided or pictures
         near = "" if guided is pictures else f", near {nearness(pictures, guided):.1f} dB"

@@ -97,7 +97,7 @@ def matmul_rate(device: torch.device, side: int = PRODUCT) -> float:
 
 
 def training_step(family: Family, case: Case) -> Callable[[], None]:
-    """Loss, backward and optimiser of one batch, with text that was encoded before."""
+    """Loss, backward and optimizer of one batch, with text that was encoded before."""
     transformer = family.transformer
     if case.checkpointing:
         transformer.enable_gradient_checkpointing()

@@ -57,7 +57,7 @@ SAMPLE = {"prompts": ["<zwx>"], "every": 2, "width": 32, "height": 32, "num_infe
 # What is called in each phase. A run is disturbed right before one of these calls.
 PHASES = {
     "preparing": (
-        "trainer.run.encode_pictures",
+        "trainer.run.encode_images",
         "trainer.run.Captions",
         "trainer.run.Lora",
         "trainer.run.Validation",
@@ -66,7 +66,7 @@ PHASES = {
     "training": (
         "trainer.learning.loop.flow_loss",
         "trainer.learning.loop.Loop.batch",
-        "trainer.learning.loop.Loop._show",
+        "trainer.learning.step_report.StepReport.show",
     ),
     "saving": (
         "trainer.learning.saving.write_checkpoint",
@@ -81,7 +81,7 @@ PHASES = {
         "trainer.result.evaluation.generate",
     ),
     "writing": (
-        "trainer.run.meta.describe",
+        "trainer.run.TrainingRecord.of",
         "trainer.result.evaluation.write_archive",
         "trainer.result.evaluation.report.write_report",
         "trainer.run.write_weights",

@@ -89,7 +89,7 @@ def held_against_plan(
     counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16)
     for mode in modes:
         planned = sum(counted.parts(mode).values())
-        whole = counted.weights("none") + counted.text_weights("none")  # before it is quantised
+        whole = counted.weights("none") + counted.text_weights("none")  # before it is quantized
         room = free_memory(device) * (1 - RESERVE)
         skipped, measured, seconds = "", None, None
         if mode.quantize not in ("none", *usable(device)):

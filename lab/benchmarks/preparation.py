@@ -24,7 +24,7 @@ from families.loading import load_family
 from lab.benchmarks.training_step import RANK, RATE
 from miniature.models import PIXELS, write_random
 from trainer.data.dataset import read_dataset
-from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import TrainingInputs
@@ -99,7 +99,7 @@ def prepare(dataset: Path, base: Path, captions: str) -> Row:
     at = [time.process_time()]
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
     at.append(time.process_time())
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     at.append(time.process_time())
     word = None
     if settings.subject is not None:

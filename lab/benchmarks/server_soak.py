@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code  # noqa: E402
 
 Inputs = dict[str, Any]
-PICTURES = "zeroprior-pictures-"  # folders of drawn pictures, kept for an hour
+PICTURES = "zeroprior-images-"  # folders of drawn pictures, kept for an hour
 REFUSED: tuple[Inputs, ...] = (
     {"width": 31},
     {"num_outputs": 9},

@@ -28,7 +28,8 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     """Inside, `folder` is a disk of so many bytes. Raises `NotAllowed`.
 
     The calling thread, and those that it starts, stay in the namespace of their own afterwards,
-    which is like the old one.
+    which is like the old one. Linux also gives them a working folder of their own: `os.chdir` no
+    longer moves the process's other threads.
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = os.fsencode(folder)

@@ -144,7 +144,7 @@ class Ways:
         return step
 
     def bare(self) -> Step:
-        """Our LoRA, forward and backward, without optimiser."""
+        """Our LoRA, forward and backward, without optimizer."""
         family = self.family()
         lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
         parameters = list(lora.parameters())
@@ -157,7 +157,7 @@ class Ways:
         return step
 
     def ours(self, placeholder: bool = False, compiled: bool = False) -> Step:
-        """The whole step of a training: draw, loss, backward, clip, optimiser."""
+        """The whole step of a training: draw, loss, backward, clip, optimizer."""
         family = self.family()
         words = self._words(family, f"a photo of {SUBJECT}") if placeholder else self.words
         settings = resolve(
@@ -184,7 +184,7 @@ class Ways:
         return lambda: loop.step(loop.done)
 
     def peft(self, masters: torch.dtype, autocast: bool) -> Step:
-        """PEFT as it comes, with the optimiser."""
+        """PEFT as it comes, with the optimizer."""
         family = self.family()
         model: Any = family.transformer
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=family.lora_targets())

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from families.loading import default_device
-from families.repository import download, vault
-from miniature.pictures import to_tensor
+from families.repository import download, model_folder
+from miniature.images import to_tensor
 
 HUB_ID = "openai/clip-vit-large-patch14"
 SMALLER = 256  # pixels of the shorter side for LPIPS, whose network was trained on small pictures
@@ -28,8 +28,8 @@ class Clip:
     def __init__(self) -> None:
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        shelf = vault()
-        folder = shelf / HUB_ID if shelf is not None else None
+        models = model_folder()
+        folder = models / HUB_ID if models is not None else None
         if folder is None or not folder.is_dir():
             folder = download(HUB_ID, ["*.json", "*.txt", "model.safetensors"])
         self._device = default_device()

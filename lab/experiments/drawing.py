@@ -20,7 +20,7 @@ from families.loading import load_family
 from families.registry import BASES
 from lab.experiments.prompts import Prompt
 from miniature.device import bfloat16_products
-from miniature.pictures import to_pictures
+from miniature.images import to_images
 from miniature.sampling import CAPTION_MULTIPLE, Base, TextFeatures, noise_for, sample_latents
 from miniature.vae import decode
 
@@ -75,7 +75,7 @@ class Drawer:
                     *(self._base, noise_BCHW.to(self.family.device), text, way.steps),
                     *(empty, way.guidance),
                 )
-            pictures |= zip(numbers, to_pictures(decode(self._base.vae, latents_BCHW)), strict=True)
+            pictures |= zip(numbers, to_images(decode(self._base.vae, latents_BCHW)), strict=True)
         return [pictures[number] for number in range(len(prompts))]
 
     def _batches(

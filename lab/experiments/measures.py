@@ -15,9 +15,9 @@ from adapters.formats.factors import Factors
 from lab.experiments.prompts import Prompt
 from miniature.drawing import render
 from miniature.evaluate import features, frechet
+from miniature.images import to_tensor
 from miniature.judge import load_judge
 from miniature.likeness import likeness
-from miniature.pictures import to_tensor
 from miniature.world import sample_scene
 
 Scores = dict[str, list[float]]  # one number per picture

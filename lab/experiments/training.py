@@ -17,7 +17,7 @@ from families.family import Family
 from families.loading import load_family
 from families.repository import adapter_path
 from trainer.data.dataset import read_dataset
-from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
 from trainer.settings.fields import Settings
 
@@ -55,7 +55,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
     settings, base = recipe.settings, recipe.settings.base
     family = load_family(base, dtype=torch.float32)
     examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     placeholder = _placeholder(recipe, family)
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     captions = Captions(family, [each.caption for each in samples], vectors)

@@ -125,7 +125,7 @@ def test_a_broken_or_missing_file_is_refused_and_not_kept(files: list[Path]) -> 
     whole = files[0].read_bytes()
     files[0].write_bytes(whole[:-99])
     for _ in range(2):
-        with pytest.raises(BrokenArchive, match="0.zip is a zip that was cut short"):
+        with pytest.raises(BrokenArchive, match="0.zip is a truncated zip"):
             cache.get(files[0])
     assert cache.size == 0
     files[0].write_bytes(whole)

@@ -212,10 +212,10 @@ def test_an_unpacked_archive_keeps_its_placeholder(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     assert_same(read_loose(tmp_path / LORA, "<zwx>"), archive)
-    with pytest.raises(BrokenArchive, match="holds the placeholder '<zwx>', not '<abc>'"):
+    with pytest.raises(BrokenArchive, match="contains the placeholder '<zwx>', not '<abc>'"):
         read_loose(tmp_path / LORA, "<abc>")
     (tmp_path / PLACEHOLDER).unlink()
-    with pytest.raises(BrokenArchive, match="embedding of <zwx> is neither"):
+    with pytest.raises(BrokenArchive, match="embedding of <zwx> was not found: neither"):
         read_loose(tmp_path / LORA, "<zwx>")
 
 
@@ -280,18 +280,18 @@ REFUSED: dict[str, tuple[Callable[[Members], object], str]] = {
         lambda m: m.pop(PLACEHOLDER),
         "names the placeholder '<zwx>', but .* is missing",
     ),
-    "another placeholder": (with_meta(placeholder_token="<abc>"), "'<abc>', .* holds '<zwx>'"),
-    "a placeholder of NaN": (with_placeholder(zwx=ROW * torch.nan), "holds NaN or infinity"),
+    "another placeholder": (with_meta(placeholder_token="<abc>"), "'<abc>', .* contains '<zwx>'"),
+    "a placeholder of NaN": (with_placeholder(zwx=ROW * torch.nan), "contains NaN or infinity"),
     "a placeholder without rows": (with_placeholder(zwx=ROW[:0]), r"not \[vectors, hidden\]"),
     "a flat placeholder": (with_placeholder(zwx=ROW[0]), r"shape \(64,\) is not"),
     "two placeholders": (
         with_placeholder(zwx=ROW, abc=ROW + 1),
-        "holds 2 tensors; one is expected",
+        "contains 2 tensors; one is expected",
     ),
     "a placeholder of integers": (with_placeholder(zwx=ROW.int()), "not floating point"),
     "a placeholder with space": (
         with_placeholder(**{"a b": ROW}),
-        f"{PLACEHOLDER}: .*'a b' holds white space",
+        f"{PLACEHOLDER}: .*'a b' contains white space",
     ),
     "a damaged placeholder": (
         lambda m: m.update({PLACEHOLDER: m[PLACEHOLDER][:-9]}),
@@ -299,8 +299,11 @@ REFUSED: dict[str, tuple[Callable[[Members], object], str]] = {
     ),
     "a missing lora_B": (with_lora(lambda t: t.pop(B)), f"{LAYERS[0]} has lora_A but no lora_B"),
     "a missing lora_A": (with_lora(lambda t: t.pop(A)), f"{LAYERS[0]} has lora_B but no lora_A"),
-    "NaN": (with_lora(lambda t: t[A].view(-1)[3].fill_(torch.nan)), "holds NaN or infinity"),
-    "infinity": (with_lora(lambda t: t[B].view(-1)[3].fill_(torch.inf)), "holds NaN or infinity"),
+    "NaN": (with_lora(lambda t: t[A].view(-1)[3].fill_(torch.nan)), "contains NaN or infinity"),
+    "infinity": (
+        with_lora(lambda t: t[B].view(-1)[3].fill_(torch.inf)),
+        "contains NaN or infinity",
+    ),
     "ranks that do not meet": (with_lora(lambda t: t.update({A: t[A][:3]})), r"shapes \(3, 16\)"),
     "a vector": (with_lora(lambda t: t.update({A: t[A][0]})), r"shapes \(16,\)"),
     "rank 0": (with_lora(lambda t: t.update({A: t[A][:0], B: t[B][:, :0]})), r"shapes \(0, 16\)"),
@@ -350,7 +353,7 @@ def _pickled(zipped: bool) -> bytes:
 
 
 FILES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "a zip cut short": (lambda whole: whole[: len(whole) // 2], "is a zip that was cut short"),
+    "a zip cut short": (lambda whole: whole[: len(whole) // 2], "is a truncated zip"),
     "a zip with a changed byte": (
         lambda whole: whole[:700] + bytes([whole[700] ^ 1]) + whole[701:],
         "is damaged .*CRC",

@@ -95,9 +95,9 @@ def random_prompt(chance: random.Random, word: str) -> str:
         ("<my dog>", "white space"),
         ("<my\u00a0dog>", "white space"),
         ("<zwx>\n", "white space"),
-        ("<z\u200bwx>", "do not print"),
-        ("<" + "x" * 64 + ">", "66 characters; 64 is the most"),
-        ("TOK", "stands for the subject in captions"),
+        ("<z\u200bwx>", "contains unprintable characters"),
+        ("<" + "x" * 64 + ">", "66 characters; 64 is the limit"),
+        ("TOK", "TOK is reserved"),
         ("__metadata__", "is reserved"),
     ],
 )

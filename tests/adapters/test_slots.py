@@ -1,4 +1,4 @@
-"""LoRAs beside quantised layers, which nothing can be merged into."""
+"""LoRAs beside quantized layers, which nothing can be merged into."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class Blocks(nn.Module):
-    """Two quantised layers and one that is left as it is, as quantisers leave some."""
+    """Two quantized layers and one that is left as it is, as quantizers leave some."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def pairs(names: tuple[str, ...], rank: int, seed: int) -> Factors:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_empty_slot_is_the_quantised_layer_bit_for_bit(dtype: torch.dtype) -> None:
+def test_an_empty_slot_is_the_quantized_layer_bit_for_bit(dtype: torch.dtype) -> None:
     x = torch.randn(2, 5, 32, dtype=dtype)
     alone, model = Blocks(dtype)(x), Blocks(dtype)
     packed = model.first.weight.clone()
@@ -78,7 +78,7 @@ def test_an_empty_slot_is_the_quantised_layer_bit_for_bit(dtype: torch.dtype) ->
     assert torch.equal(model(x), alone)
 
 
-def test_beside_a_quantised_layer_lora_adds_what_it_says() -> None:
+def test_beside_a_quantized_layer_lora_adds_what_it_says() -> None:
     model, x = Blocks(), torch.randn(3, 32)
     base = model.first(x)
     one, other = pairs(("first",), 4, 0), pairs(("first",), 7, 1)
@@ -102,12 +102,14 @@ def test_more_rank_than_a_slot_has_makes_it_larger() -> None:
     assert torch.equal(model.first(x), base)
 
 
-def test_only_plain_lora_lies_beside_a_quantised_layer() -> None:
+def test_only_plain_lora_lies_beside_a_quantized_layer() -> None:
     model, x = Blocks(), torch.randn(3, 32)
     merger = LoraMerger(model)
     before = model(x)
     delta = {"last": Dense(torch.ones(16, 32)), "first": Dense(torch.ones(48, 32))}
-    with pytest.raises(LoraMismatch, match="1 layers are quantised, and only plain LoRA .*: first"):
+    with pytest.raises(
+        LoraMismatch, match="1 layers are quantized and support only plain LoRA: first"
+    ):
         merger.apply([(delta, 1.0)])
     assert torch.equal(model(x), before)
     assert merger.apply([({"last": delta["last"], "first.bias": Dense(torch.ones(48))}, 1.0)]) == 2
@@ -117,13 +119,13 @@ def test_only_plain_lora_lies_beside_a_quantised_layer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_over_a_base_that_a_library_quantised_lora_is_what_it_is_over_its_rounded_weights(
+def test_over_a_base_that_a_library_quantized_lora_is_what_it_is_over_its_rounded_weights(
     kind: str,
 ) -> None:
     plain = MODELS["Z-Image"]()
     names = Layout.of(plain, "small").shapes
     targets = list(block_linears(plain))
-    quantised = quantize_transformer(plain, kind, torch.device("cpu"), torch.float32)
+    quantized = quantize_transformer(plain, kind, torch.device("cpu"), torch.float32)
     draw = torch.Generator().manual_seed(0)
     inputs = ([torch.randn(16, 1, 8, 8, generator=draw)], torch.tensor([0.5]))
     text = [torch.randn(7, 64, generator=draw)]
@@ -132,22 +134,22 @@ def test_over_a_base_that_a_library_quantised_lora_is_what_it_is_over_its_rounde
         with torch.inference_mode():
             return model(*inputs, text, return_dict=False)[0][0]
 
-    alone = step(quantised)
+    alone = step(quantized)
     with torch.inference_mode():  # where an engine makes it; it is used outside as well
-        merger = LoraMerger(quantised)
-    assert Layout.of(quantised, "small").shapes == names
-    assert torch.equal(step(quantised), alone)
+        merger = LoraMerger(quantized)
+    assert Layout.of(quantized, "small").shapes == names
+    assert torch.equal(step(quantized), alone)
     some = random_lora(plain, targets, 4, 0)
     assert merger.apply([(some, 1.5)]) == len(targets)
-    for name, module in quantised.named_modules():
+    for name, module in quantized.named_modules():
         if isinstance(module, SlotLinear):
             plain.get_submodule(name).weight.copy_(module.base.weight.dequantize())
-    assert any(isinstance(module, SlotLinear) for module in quantised.modules())
+    assert any(isinstance(module, SlotLinear) for module in quantized.modules())
     LoraMerger(plain).apply([(some, 1.5)])
-    torch.testing.assert_close(step(quantised), step(plain), rtol=1e-4, atol=1e-5)
-    assert (step(quantised) - alone).abs().max() > 0.01
+    torch.testing.assert_close(step(quantized), step(plain), rtol=1e-4, atol=1e-5)
+    assert (step(quantized) - alone).abs().max() > 0.01
     merger.restore()
-    assert torch.equal(step(quantised), alone)
+    assert torch.equal(step(quantized), alone)
 
 
 def test_slots_keep_the_model_s_names_and_are_put_once() -> None:
@@ -176,10 +178,10 @@ def test_what_is_merged_into_is_16_bits_or_more(make: Callable, slots: bool) -> 
     assert not isinstance(model["y"], SlotLinear)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_no_swap_compiles_anew_or_takes_new_storage(quantised: bool) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_no_swap_compiles_anew_or_takes_new_storage(quantized: bool) -> None:
     model = Blocks()
-    if not quantised:
+    if not quantized:
         model.first, model.second = nn.Linear(32, 48), nn.Linear(48, 32)
         model.requires_grad_(False)
     merger = LoraMerger(model)

@@ -121,7 +121,7 @@ def test_a_merge_that_changes_nothing_is_an_error(adapter: TurboAdapter) -> None
     """Too small for bfloat16: exactly how merges silently do nothing."""
     faint = TurboAdapter("faint", "", {k: (a, b * 1e-9) for k, (a, b) in adapter.factors.items()})
     family = load_family(TURBO, torch.device("cpu"), torch.bfloat16)
-    with pytest.raises(MergeFailed, match="changed nothing in 16 of 16 layers"):
+    with pytest.raises(MergeFailed, match="did not change 16 of 16 layers"):
         faint.merge(family.transformer, TURBO.name)
 
 
@@ -163,13 +163,13 @@ def test_a_distilled_base_without_adapter_is_warned_of(
     small: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
     run.train(small(turbo_adapter="none"))
-    assert "distilled to 8 steps, and no turbo adapter is used" in caplog.text
+    assert "distilled to 8 steps, and turbo_adapter is off" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["z-image", "z-image-de-turbo", "qwen-image"])
 def test_an_undistilled_base_takes_none(name: str, small: Callable[..., Settings]) -> None:
     assert read_archive(run.train(small(base_model=name))).meta["turbo_adapter"] is None
-    with pytest.raises(ValueError, match=f"turbo_adapter is 'v2'; for {name} it is one of"):
+    with pytest.raises(ValueError, match=f"turbo_adapter is 'v2'; for {name} it must be one of"):
         small(base_model=name, turbo_adapter="v2")
 
 

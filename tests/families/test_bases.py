@@ -50,7 +50,7 @@ def test_the_largest_base_that_fits_the_gpu_is_the_default(
     assert resolve(TrainingInputs(dataset="x", seed=1)).base.name == to_train
     why = [each for each in caplog.messages if each.startswith("base_model auto: ")]
     assert len(why) == 3
-    assert f"{to_train} (of {gigabytes * 0.94:.1f} GB, training needs: qwen-image" in why[2]
+    assert f"{to_train} ({gigabytes * 0.94:.1f} GB free; training needs: qwen-image" in why[2]
     assert ("none fits" in why[2]) == (gigabytes == 8)
 
 

@@ -14,7 +14,7 @@ from families.family import Family
 from families.loading import load_family
 from families.registry import BASES, UnknownBase, find_base
 from inference.generation import generate
-from inference.request import Request, settle
+from inference.request import Request, resolve
 from trainer.learning.loss import flow_loss, noisy
 
 PROMPTS = ["a photo of a cat", "", "two red boats, one behind the other, in a harbour at dawn"]
@@ -114,7 +114,7 @@ def test_a_seed_gives_the_stock_pipelines_picture(
         guidance_scale=guidance,
         seed=7,
     )
-    ours = generate(family, settle(request, family.base, family.resolution_multiple))[0]
+    ours = generate(family, resolve(request, family.base, family.resolution_multiple))[0]
     scale: dict[str, Any] = (
         {"guidance_scale": guidance - 1}
         if family.base.family == "z_image"

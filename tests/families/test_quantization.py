@@ -48,8 +48,8 @@ def frozen(transformer: nn.Module) -> dict[str, FrozenLinear]:
     return {name: each for name, each in modules if isinstance(each, FrozenLinear)}
 
 
-def unquantised_twin(family: Family, name: str) -> Family:
-    """The base in full precision, with the weights that the quantised one stands for."""
+def unquantized_twin(family: Family, name: str) -> Family:
+    """The base in full precision, with the weights that the quantized one stands for."""
     twin = family_in(name, WeightStorage(), family.dtype)
     for layer, module in frozen(family.transformer).items():
         weight = module.fetch(module.weight, CPU, family.dtype)
@@ -89,7 +89,7 @@ def test_a_quantisation_errs_as_much_as_its_table_says(
 
 
 @pytest.mark.parametrize("base", NAMES)
-def test_all_block_linears_are_quantised_and_nothing_else(base: str, use_vault: Path) -> None:
+def test_all_block_linears_are_quantized_and_nothing_else(base: str, use_vault: Path) -> None:
     transformer = family_in(base, WeightStorage("int8")).transformer
     kinds: dict[str, set[str]] = {}
     for name, module in transformer.named_modules():
@@ -103,11 +103,11 @@ def test_all_block_linears_are_quantised_and_nothing_else(base: str, use_vault: 
 @pytest.mark.parametrize("base", NAMES)
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize("offload", [False, True])
-def test_a_lora_over_quantised_layers_has_the_gradients_of_their_true_weights(
+def test_a_lora_over_quantized_layers_has_the_gradients_of_their_true_weights(
     base: str, name: str, offload: bool, use_vault: Path, four_bits_on_a_cpu: None
 ) -> None:
     family = family_in(base, WeightStorage(name, offload=offload))
-    twin = unquantised_twin(family, base)
+    twin = unquantized_twin(family, base)
     velocity, found = gradients(family)
     expected_velocity, expected = gradients(twin)
     assert torch.allclose(velocity, expected_velocity, rtol=1e-4, atol=1e-4)
@@ -163,7 +163,7 @@ def test_an_offloaded_base_draws_the_same_bits(use_vault: Path) -> None:
     assert all(torch.equal(first[1][key], second[1][key]) for key in first[1])
 
 
-def test_a_quantised_text_encoder_reads_nearly_the_same(use_vault: Path) -> None:
+def test_a_quantized_text_encoder_reads_nearly_the_same(use_vault: Path) -> None:
     plain = family_in("qwen-image", WeightStorage()).encode_prompts(["a cup of coffee"])[0]
     family = family_in("qwen-image", WeightStorage(quantize_text="int8"))
     rounded = family.encode_prompts(["a cup of coffee"])[0]
@@ -192,7 +192,7 @@ def test_the_command_brings_the_version_that_the_image_has() -> None:
         assert f"\n{quantization.requirement}" in pins
 
 
-def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_base(
+def test_a_training_on_a_quantized_base_learns_and_its_weights_fit_the_plain_base(
     small: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     from inference.engine import Engine
@@ -220,10 +220,10 @@ def test_a_training_on_a_quantised_base_learns_and_its_weights_fit_the_plain_bas
 
     with caplog.at_level(logging.INFO):
         path = train(settings, note)
-    assert "int8 base, gradient checkpointing, block weights in host memory" in caplog.text
+    assert "int8 base, gradient checkpointing, block weights in CPU memory" in caplog.text
     assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
 
-    # The last preview was drawn on the unquantised base, like a prediction with the archive.
+    # The last preview was drawn on the unquantized base, like a prediction with the archive.
     archive = read_archive(path)
     assert archive.base_model == "Tongyi-MAI/Z-Image-Turbo"
     request = Request(prompt="a photo of r3dfox", seed=settings.seed, **options)
@@ -262,7 +262,7 @@ def test_a_lora_learns_over_every_quantisation(
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_text_encoder_is_not_quantised_while_a_placeholder_is_trained(
+def test_a_text_encoder_is_not_quantized_while_a_placeholder_is_trained(
     small: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     from trainer.memory.fitting import fit
@@ -272,4 +272,4 @@ def test_a_text_encoder_is_not_quantised_while_a_placeholder_is_trained(
     with caplog.at_level(logging.INFO):
         choice = fit(settings, family, ["a photo of <zwx>"])
     assert choice.storage == WeightStorage("int8", "none", False)
-    assert "the text encoder is not quantised: <zwx> is trained through it" in caplog.text
+    assert "the text encoder is not quantized: <zwx> is trained through it" in caplog.text

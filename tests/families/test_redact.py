@@ -74,7 +74,9 @@ def test_no_error_shows_the_key(
         given = {"dataset": "a.zip", name: address}
         if not looks_like_address(address):
             continue
-        with pytest.raises(SettingsError, match=f"^{name} .* if it is an address, download"):
+        with pytest.raises(
+            SettingsError, match=f"^{name} .* URLs are not supported here: download"
+        ):
             resolve(TrainingInputs(base_model="miniature", **given))
     with pytest.raises(ValueError) as base:
         Engine().predict(
@@ -112,7 +114,7 @@ def test_other_text_stays(text: str) -> None:
 )
 def test_an_address_without_https_is_told_so(text: str) -> None:
     for read in (Sources().file, allowed_file):
-        with pytest.raises(SourceError, match="if it is an address, it has to begin with https://"):
+        with pytest.raises(SourceError, match="a URL must begin with https://"):
             read(text)
 
 

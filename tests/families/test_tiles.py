@@ -11,7 +11,7 @@ from families import tiles
 from families.loading import load_family
 from families.registry import find_base
 from families.without_weights import family_without_weights
-from trainer.memory.step_cost import Shape, decode_load, picture_load
+from trainer.memory.step_cost import Shape, decode_load, image_load
 
 NAMES = ("z-image", "qwen-image")
 SIZES = [(168, 232), (256, 256), (96, 328)]  # rows and columns of pixels
@@ -96,4 +96,4 @@ def test_the_largest_image_takes_no_more_than_a_usual_one(
     family = family_without_weights(find_base(name))
     assert decode_load(family, Shape(1, 1, 1328, 1328, 1)).bytes < 1.2e9
     assert decode_load(family, Shape(1, 1, 2048, 2048, 1)).bytes < 2.8e9
-    assert picture_load(family, Shape(1, 1, 2048, 2048, 1)).bytes < 4.3e9
+    assert image_load(family, Shape(1, 1, 2048, 2048, 1)).bytes < 4.3e9

@@ -80,7 +80,7 @@ def test_an_engine_without_compiler_and_cudnn_draws_all_the_same(
     assert no_cudnn.startswith("cuDNN attention failed (RuntimeError: ")
     assert no_compiler == (
         "compiled blocks failed (RuntimeError: no C compiler was found); "
-        "going on without, which is slower"
+        "continuing without, which is slower"
     )
     monkeypatch.setattr(acceleration, "wanted", lambda _: False)
     plain = Engine(CPU, torch.float32).generate(asked())[0]

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from inference.console import clean, clean_for, log_to_console, texts
+from inference.console import (
+    clean,
+    clean_for,
+    log_to_console,
+    log_to_file,
+    of_a_library,
+    one_message,
+    texts,
+)
 from serving.inputs import reason
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -153,7 +161,7 @@ def test_the_reason_of_a_failure_is_one_line_about_the_input(
             {"hf_api_token": "hf_a\nb", "lora_weights": "hf:a/b/c.zip"},
             "no token has",
         ),
-        ("image", {"image": "data:;base64,AAAA"}, "is no picture that is read"),
+        ("image", {"image": "data:;base64,AAAA"}, "is not a JPEG, PNG or WebP image"),
     ],
 )
 def test_a_wrong_file_or_address_is_named_by_its_input(
@@ -170,3 +178,42 @@ def test_a_wrong_file_or_address_is_named_by_its_input(
         Engine().predict(asked, hf_api_token=token, output_dir=None)
     line = reason(refusal.value, {"prompt": "a fox", **inputs})
     assert line.startswith(name) and part in line and "sig" not in line
+
+
+def record_of(name: str, path: str, level: int, text: str = "x") -> logging.LogRecord:
+    return logging.LogRecord(name, level, path, 1, text, (), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "level", "hidden"),
+    [
+        ("transformers.x", "/v/site-packages/transformers/x.py", logging.WARNING, True),
+        ("transformers.x", "/v/site-packages/transformers/x.py", logging.ERROR, False),
+        ("trainer.run", "/v/site-packages/trainer/run.py", logging.INFO, False),
+        ("their_script", "/home/me/their_script.py", logging.INFO, False),
+    ],
+)
+def test_what_a_library_logs_below_an_error_is_not_shown(
+    name: str, path: str, level: int, hidden: bool
+) -> None:
+    assert of_a_library(record_of(name, path, level)) is hidden
+
+
+def test_the_log_file_has_what_the_console_leaves_out(tmp_path: Path) -> None:
+    record = record_of("torch.x", "/v/site-packages/torch/x.py", logging.WARNING, "old kernel")
+    assert of_a_library(record)
+    with log_to_file(tmp_path / "log.txt"):
+        logging.root.handle(record)
+    logging.root.handle(record)
+    assert (tmp_path / "log.txt").read_text().count("old kernel") == 1
+
+
+def test_an_error_is_one_message_and_has_its_traceback_only_for_debugging() -> None:
+    with pytest.raises(SystemExit, match=r"^error: KeyError: 'x' \(--debug shows where\)$"):
+        with one_message(False):
+            raise KeyError("x")
+    with pytest.raises(SystemExit, match="^error: no such file$"):
+        with one_message(False), one_message(False, True, OSError):
+            raise OSError("no such file")
+    with pytest.raises(OSError), one_message(True, True, OSError):
+        raise OSError("no such file")

@@ -28,7 +28,7 @@ from inference import acceleration
 from inference.engine import Engine
 from inference.generation import generate
 from inference.inputs import GenerationInputs
-from inference.request import Request, settle
+from inference.request import Request, resolve
 from inference.text_cache import TextCache
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_requests_from_many_threads_are_drawn_as_one_by_one(
 @pytest.mark.parametrize(
     ("meta", "base_model", "reason"),
     [
-        ({"base_model": QWEN}, "z-image-turbo", "trained on qwen-image and cannot be laid over"),
+        ({"base_model": QWEN}, "z-image-turbo", "trained on qwen-image and cannot be applied to"),
         ({}, "z-image-turbo", r"8 of 8 layers do not exist in z-image-turbo: transformer_blocks"),
         ({"base_model": TURBO}, "auto", "made for another model"),
     ],
@@ -235,9 +235,9 @@ def test_a_file_is_read_once_and_anew_when_its_content_changes(
 @pytest.mark.parametrize(
     ("prompt", "with_weights", "warning"),
     [
-        ("a photo of a cat", True, "the prompt does not hold <zwx>, the word the weights"),
-        ("a photo of <zwx>", False, "the prompt holds <zwx>, which was not trained"),
-        ("<abc> beside <zwx>", True, "the prompt holds <abc>, which was not trained"),
+        ("a photo of a cat", True, "the prompt does not contain <zwx>, the token that the weights"),
+        ("a photo of <zwx>", False, "the prompt contains <zwx>, which was not trained"),
+        ("<abc> beside <zwx>", True, "the prompt contains <abc>, which was not trained"),
         ("a photo of <zwx>", True, None),
         ("a photo of a cat, 3 < 4", False, None),
     ],
@@ -275,7 +275,7 @@ def test_two_archives_are_laid_over_each_other_with_both_their_words(
 ) -> None:
     request = asked("<abc> beside <zwx>", lora_scale=0.8, extra_lora_scale=-0.5)
     both = pixels(engine, request, trained, "auto", second)
-    assert "not trained" not in caplog.text and "does not hold" not in caplog.text
+    assert "not trained" not in caplog.text and "does not contain" not in caplog.text
     ours, theirs = trained.factors, second.factors
     stacked = {
         name: (
@@ -291,7 +291,7 @@ def test_two_archives_are_laid_over_each_other_with_both_their_words(
         family.transformer.get_submodule(name).weight.add_(up @ down)
     with torch.inference_mode():
         generated = generate(
-            family, settle(request, family.base, family.resolution_multiple), words
+            family, resolve(request, family.base, family.resolution_multiple), words
         )
     summed, applied = (
         np.frombuffer(each, np.uint8).astype(int) for each in (generated[0].tobytes(), both[0])
@@ -308,7 +308,7 @@ def test_a_word_cannot_come_twice(
 ) -> None:
     assert second.placeholder
     again = replace(second, placeholder=Placeholder("<zwx>", second.placeholder.vectors))
-    with pytest.raises(LoraMismatch, match="in extra_lora bring the placeholder <zwx> a second"):
+    with pytest.raises(LoraMismatch, match="in extra_lora have the same placeholder <zwx>"):
         engine.generate(asked("<zwx>"), trained, "auto", again)
     assert pixels(engine, asked()) == first
 
@@ -372,7 +372,7 @@ def test_another_base_takes_the_place_of_the_first_in_memory(
     gone = [weakref.ref(getattr(engine._family, part)) for part in ("transformer", "vae")]
     engine.generate(asked(), None, "z-image")
     assert [each() for each in gone] == [None, None]
-    assert "z-image-turbo leaves memory; loading z-image" in caplog.text
+    assert "unloading z-image-turbo; loading z-image" in caplog.text
 
 
 def test_an_unknown_base_leaves_the_present_one_in_memory(engine: Engine, tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_go_fast_saves_a_quarter_of_the_passes(bases: None) -> None:
         passes.clear()
         request = asked(num_inference_steps=8, **options)
         with torch.inference_mode():
-            generate(family, settle(request, family.base, family.resolution_multiple))
+            generate(family, resolve(request, family.base, family.resolution_multiple))
         return len(passes)
 
     assert count() == 16
@@ -478,7 +478,7 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
 ) -> None:
     (image,) = engine.generate(asked(width=70, height=41))
     assert image.size == (64, 48)
-    assert "70x41 is drawn as 64x48: sides are multiples of 16" in caplog.text
+    assert "70x41 is rounded to 64x48: sides must be multiples of 16" in caplog.text
     with pytest.raises(ValueError, match="width is 1; it must be between 32 and 2048"):
         asked(width=1, height=32)
 
@@ -486,8 +486,11 @@ def test_a_size_is_rounded_to_what_the_base_can_draw(
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        ({"extra_lora_scale": 0.5}, "extra_lora_scale is the strength of extra_lora, which is not"),
-        ({"replicate_weights": "a", "lora_weights": "b"}, "both name the LoRA; give one of them"),
+        ({"extra_lora_scale": 0.5}, "extra_lora_scale needs extra_lora; set both"),
+        (
+            {"replicate_weights": "a", "lora_weights": "b"},
+            "are the same input; set only one of them",
+        ),
         ({"lora_weights": "/etc/hostname"}, "'/etc/hostname' is not a file that a request may"),
         ({"replicate_weights": "/etc/hostname"}, "is not a file that a request may name"),
         ({"extra_lora": "README.md"}, "is not a file that a request may name"),
@@ -544,7 +547,7 @@ def test_a_face_gets_picture_files(
         "outputs/images/image-1.png",
     ]
     assert Image.open(paths[0]).tobytes() == first[0]
-    assert reported["seconds_per_picture"] > 0
+    assert reported["seconds_per_image"] > 0
     (photo,) = engine.predict(
         GenerationInputs(prompt="a cat", output_format="jpg", **request | {"num_outputs": 1})
     )
@@ -566,7 +569,7 @@ def test_tok_in_a_prompt_is_the_trained_token(
     )
     assert of_tok.tobytes() == of_token.tobytes() != of_text.tobytes()
     assert of_tok.info == of_token.info
-    assert "TOK in prompt stands for <zwx>" in caplog.text
+    assert "TOK in prompt is replaced by <zwx>" in caplog.text
     assert "TOK in prompt is read as plain text: the weights have no placeholder" in caplog.text
     # Of two LoRAs with a token each, the first one's is meant, on either side.
     assert trained.placeholder is not None
@@ -585,6 +588,6 @@ def test_the_end_of_a_long_prompt_is_said_to_be_lost(
     long = "word " * 600
     for end in ("a dog", "a cat"):
         assert pixels(engine, asked(f"{long}{end}")) == pixels(engine, asked(long + "a dog"))
-    assert "prompt is longer than the 512 tokens that are read; lost from here on" in caplog.text
+    assert "prompt is longer than the limit of 512 tokens; cut off from" in caplog.text
     engine.generate(asked(f"{long} <zwx>"), trained)
-    assert "<zwx> is lost: prompt is longer than the 512 tokens" in caplog.text
+    assert "<zwx> is cut off: prompt is longer than the limit of 512 tokens" in caplog.text

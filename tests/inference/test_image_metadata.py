@@ -133,7 +133,7 @@ def test_a_making_too_long_for_a_jpg_is_left_out_with_a_warning(
         seeds=(1,),
     )
     image = Image.new("RGB", (8, 8))
-    image.info.update(image_metadata.making(resolved, 1, BASES["miniature"], []))
+    image.info.update(image_metadata.image_texts(resolved, 1, BASES["miniature"], []))
     jpg, png = (save_images([image], tmp_path, each)[0] for each in ("jpg", "png"))
     with Image.open(jpg) as small, Image.open(png) as whole:
         assert not image_metadata.read(small)

@@ -15,7 +15,7 @@ from families.loading import load_family
 from families.registry import BASES
 from inference.generation import generate
 from inference.images import BrokenImage, read_image, to_images, to_pixels
-from inference.request import Request, settle
+from inference.request import Request, resolve
 
 SIZE = {"width": 64, "height": 48}
 PIPELINES = {
@@ -43,7 +43,7 @@ def image() -> Image.Image:
 def pictures(family: Family, **options: Any) -> np.ndarray:
     given = {"prompt": "a photo of a cat", "seed": 3, "num_inference_steps": 5, **SIZE, **options}
     request = Request(**given)
-    resolved = settle(request, family.base, family.resolution_multiple)
+    resolved = resolve(request, family.base, family.resolution_multiple)
     return np.stack(
         [np.asarray(each, np.int16) for each in generate(family, resolved, {}, request.image)]
     )
@@ -115,7 +115,7 @@ def test_of_n_steps_n_times_strength_are_drawn(
     request = Request(
         prompt="x", image=image, prompt_strength=strength, num_inference_steps=steps, seed=1
     )
-    resolved = settle(request, BASES["z-image-turbo"], 16)
+    resolved = resolve(request, BASES["z-image-turbo"], 16)
     assert resolved.steps - resolved.first_step == generated
 
 
@@ -123,7 +123,7 @@ def test_a_picture_has_the_images_shape_unless_another_is_asked_for(image: Image
     base = BASES["z-image-turbo"]
 
     def size(**options: Any) -> tuple[int, int]:
-        resolved = settle(Request(prompt="x", seed=1, **options), base, 16)
+        resolved = resolve(Request(prompt="x", seed=1, **options), base, 16)
         return resolved.width, resolved.height
 
     assert size() == (1024, 1024)
@@ -155,7 +155,7 @@ def test_an_image_is_read_as_it_is_meant_to_be_seen(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(BrokenImage, match="text.png is no picture"):
+    with pytest.raises(BrokenImage, match="text.png is not a JPEG, PNG or WebP image"):
         read_image(tmp_path / "text.png")
     whole = tmp_path / "torn.png"
     Image.effect_noise((64, 64), 50).save(whole)

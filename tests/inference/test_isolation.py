@@ -60,9 +60,12 @@ LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`
     "dog": set(),
     "plain": {"samples/sheet.png", "samples/step-000002/00.png"},
 }
-ALWAYS = {"run.json", "run.lock", "weights.zip", "report.html"} | {
-    f"checkpoints/step-00000{step}.{kind}" for step in (1, 2) for kind in ("safetensors", "zip")
-}
+RECORDS = {"run.json", "run.lock", "events.jsonl", "log.txt", "record.json"}
+ALWAYS = (
+    RECORDS
+    | {"weights.zip", "report.html"}
+    | {f"checkpoints/step-00000{step}.{kind}" for step in (1, 2) for kind in ("safetensors", "zip")}
+)
 
 DENIED = (403, {}, b"not yours")
 

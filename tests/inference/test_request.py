@@ -7,7 +7,7 @@ import pytest
 from families.few_steps import find_few_step_lora
 from families.registry import BASES
 from inference.inputs import ASPECT_RATIOS, LENGTHS, GenerationInputs
-from inference.request import Request, ResolvedRequest, check_work, settle
+from inference.request import Request, ResolvedRequest, check_work, resolve
 
 
 def asked(**options: Any) -> Request:
@@ -16,8 +16,8 @@ def asked(**options: Any) -> Request:
 
 def test_seed_zero_is_a_seed_and_no_seed_is_drawn_at_random() -> None:
     base = BASES["z-image-turbo"]
-    assert settle(asked(seed=0), base, 16).seeds == (0,)
-    generated = {settle(asked(seed=None), base, 16).seeds for _ in range(3)}
+    assert resolve(asked(seed=0), base, 16).seeds == (0,)
+    generated = {resolve(asked(seed=None), base, 16).seeds for _ in range(3)}
     assert len(generated) == 3
 
 
@@ -33,7 +33,7 @@ def test_a_fraction_is_refused_where_something_is_counted(name: str) -> None:
 def test_an_aspect_ratio_keeps_the_area_of_the_bases_own_resolution(name: str) -> None:
     base = BASES[name]
     for ratio in ASPECT_RATIOS:
-        resolved = settle(Request(prompt="x", aspect_ratio=ratio), base, 16)
+        resolved = resolve(Request(prompt="x", aspect_ratio=ratio), base, 16)
         across, down = map(int, ratio.split(":"))
         assert resolved.width % 16 == resolved.height % 16 == 0
         tolerance = 32 / base.default_resolution  # half a multiple on either side
@@ -44,7 +44,7 @@ def test_an_aspect_ratio_keeps_the_area_of_the_bases_own_resolution(name: str) -
 
 def test_what_a_request_leaves_out_suits_the_base() -> None:
     request = Request(prompt="x", seed=1)
-    assert settle(request, BASES["qwen-image"], 16) == ResolvedRequest(
+    assert resolve(request, BASES["qwen-image"], 16) == ResolvedRequest(
         prompt="x",
         negative_prompt="",
         width=1328,
@@ -53,7 +53,7 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         guidance_scale=4.0,
         seeds=(1,),
     )
-    turbo = settle(request, BASES["z-image-turbo"], 16)
+    turbo = resolve(request, BASES["z-image-turbo"], 16)
     assert (turbo.width, turbo.steps, turbo.guidance_scale) == (1024, 8, 1.0)
 
 
@@ -65,7 +65,7 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"aspect_ratio": "5:7"}, "aspect_ratio '5:7' is not one of 1:1"),
         ({"num_outputs": 0}, "num_outputs is 0; it must be between 1 and 8"),
         ({"seed": 2**63}, f"seed is {2**63}; it must be between 0 and {2**63 - 1}"),
-        ({"seed": 10**5000}, "seed is a number beyond 1000 bits; it must be between"),
+        ({"seed": 10**5000}, "seed is a number of more than 1000 bits; it must be between"),
         ({"num_inference_steps": "8"}, "num_inference_steps is '8'; it must be a whole number"),
         ({"num_inference_steps": 8.5}, "num_inference_steps is 8.5; it must be a whole number"),
         ({"width": 64.0}, "width is 64.0; it must be a whole number"),
@@ -75,7 +75,7 @@ def test_what_a_request_leaves_out_suits_the_base() -> None:
         ({"prompt": "x" * 10_001}, "prompt has 10,001 characters; at most 10,000 are accepted"),
         ({"negative_prompt": "x" * 10_001}, "negative_prompt has 10,001 characters; at most"),
         ({"prompt_strength": 0.5}, "prompt_strength needs an image"),
-        ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom wants width and"),
+        ({"width": None, "height": None, "aspect_ratio": "custom"}, "custom needs width and"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) -> None:
@@ -86,7 +86,7 @@ def test_a_request_that_makes_no_sense_is_refused(options: dict, reason: str) ->
 @pytest.mark.parametrize(
     ("option", "warning"),
     [
-        ({"go_fast": True}, "go_fast has no effect: it saves guidance, which is off"),
+        ({"go_fast": True}, "go_fast has no effect: guidance is off"),
         ({"negative_prompt": "blur"}, "negative_prompt has no effect: guidance_scale is 1"),
     ],
 )
@@ -94,10 +94,10 @@ def test_an_option_without_effect_is_a_warning(
     option: dict, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = {"width": 1024, "height": 1024}
-    settle(asked(**option, **size), BASES["z-image-turbo"], 16)
+    resolve(asked(**option, **size), BASES["z-image-turbo"], 16)
     assert warning in caplog.text
     caplog.clear()
-    settle(asked(**option, **size), BASES["z-image"], 16)
+    resolve(asked(**option, **size), BASES["z-image"], 16)
     assert caplog.text == ""
 
 
@@ -106,12 +106,12 @@ def test_an_image_beyond_the_largest_of_its_base_is_refused_with_that_size(name:
     base = BASES[name]
     most = base.largest_resolution
     for width, height in ((most, most), (most // 2, most)):
-        assert settle(asked(width=width, height=height), base, 16).width == width
+        assert resolve(asked(width=width, height=height), base, 16).width == width
     for width, height in ((most, most + 1), (2048, most + 8)):
         if max(width, height) <= 2048:
             said = f"{width}x{height} is too large for {name}, which .* at most {most}x{most}"
             with pytest.raises(ValueError, match=said):
-                settle(asked(width=width, height=height), base, 16)
+                resolve(asked(width=width, height=height), base, 16)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -119,7 +119,7 @@ def test_every_shape_of_every_base_is_accepted_eight_times(name: str) -> None:
     base = BASES[name]
     for ratio in ASPECT_RATIOS:
         request = Request(prompt="x", aspect_ratio=ratio, num_outputs=8)
-        settle(request, base, 16)
+        resolve(request, base, 16)
         check_work(request, base)
 
 
@@ -169,14 +169,14 @@ def test_an_engine_refuses_what_is_too_much_before_it_loads_a_model(
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 0.99, -1, 0])
 def test_a_guidance_below_1_is_answered_with_what_off_is(scale: float) -> None:
-    with pytest.raises(ValueError, match=f"guidance_scale is {scale:g}; 1 is off, so give 1"):
+    with pytest.raises(ValueError, match=f"guidance_scale is {scale:g}; 1 is off, so use 1"):
         asked(guidance_scale=scale)
 
 
 @pytest.mark.parametrize(
     ("option", "base", "warning"),
     [
-        ({"guidance_scale": 5}, "z-image-turbo", "own values are guidance_scale 1 and 8 steps"),
+        ({"guidance_scale": 5}, "z-image-turbo", "its defaults are guidance_scale 1 and 8 steps"),
         (
             {"guidance_scale": 5, "num_inference_steps": 20},
             "miniature-turbo",
@@ -194,7 +194,7 @@ def test_a_guidance_below_1_is_answered_with_what_off_is(scale: float) -> None:
 def test_values_that_are_wrong_for_the_base_are_a_warning(
     option: dict, base: str, warning: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settle(Request(**{"prompt": "a cat", **option}), BASES[base], 16)
+    resolve(Request(**{"prompt": "a cat", **option}), BASES[base], 16)
     assert (warning in caplog.text) if warning else caplog.text == ""
 
 
@@ -230,17 +230,17 @@ def test_a_few_step_lora_brings_its_settings_and_the_request_s_own_count_first(
 ) -> None:
     lora, base = find_few_step_lora([LIGHTNING]), BASES["qwen-image"]
     with caplog.at_level("INFO"):
-        resolved = settle(Request(prompt="x"), base, 16, lora)
+        resolved = resolve(Request(prompt="x"), base, 16, lora)
     assert (resolved.steps, resolved.guidance_scale, resolved.shift) == (8, 1.0, 3.0)
     assert "Qwen-Image-Lightning: 8 steps, guidance 1, shift 3" in caplog.text
     assert not [each for each in caplog.records if each.levelname == "WARNING"]
     own = Request(prompt="x", num_inference_steps=6, guidance_scale=2, shift=2.5)
-    resolved = settle(own, base, 16, lora)
+    resolved = resolve(own, base, 16, lora)
     assert (resolved.steps, resolved.guidance_scale, resolved.shift) == (6, 2, 2.5)
     assert "is made for 8 steps, guidance 1, shift 3; used: 6 steps" in caplog.text
-    assert settle(Request(prompt="x", shift=0), base, 16, lora).shift is None
+    assert resolve(Request(prompt="x", shift=0), base, 16, lora).shift is None
     largest = Request(prompt="x", width=2048, height=2048, num_outputs=8)
     check_work(largest, base, lora)  # 8 steps without guidance, not 50 with it
     with pytest.raises(ValueError, match="too much for one request"):
         check_work(largest.replace(num_inference_steps=200), base, lora)
-    assert settle(Request(prompt="x", shift=3), base, 16).shift == 3
+    assert resolve(Request(prompt="x", shift=3), base, 16).shift == 3

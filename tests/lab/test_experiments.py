@@ -43,7 +43,7 @@ from lab.experiments.zero_prior.study import UNTRAINED
 from lab.experiments.zero_prior.study import Study as ZeroPriorStudy
 from lab.experiments.zero_prior.world import World
 from miniature.drawing import render
-from miniature.pictures import to_tensor
+from miniature.images import to_tensor
 from miniature.world import SUBJECTS, evaluation_prompts
 
 EIGHT = Way("8 steps", 8)

@@ -295,7 +295,7 @@ def test_weights_that_find_no_room_are_an_error_and_the_last_step_stays(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(evaluation, "write_archive", full_disk)
-    with pytest.raises(OSError, match="no room to write it") as error:
+    with pytest.raises(OSError, match="no space to write it") as error:
         run.train(settings)
     assert error.value.errno in FULL
     assert Path(error.value.filename).name == "weights-unchecked.zip"
@@ -462,7 +462,7 @@ def test_out_of_memory_a_training_goes_on_in_the_next_leaner_mode(
     wanted = learned(read_archive(run.train(settings)))
     after_step(monkeypatch, 2, full)
     archive = read_archive(run.train(settings.replace(output_dir=tmp_path / "again")))
-    assert "out of memory with the unquantised base: CUDA out of memory" in caplog.text
+    assert "out of memory with the unquantized base: CUDA out of memory" in caplog.text
     assert "trying once more" in caplog.text
     assert "after 2 steps" in caplog.text
     assert archive.meta["settings"]["gradient_checkpointing"] is True
@@ -475,7 +475,7 @@ def test_out_of_memory_twice_is_an_error_that_says_what_to_do(
 ) -> None:
     settings = tiny(steps=4)
     after_step(monkeypatch, 2, full, times=2)
-    said = "unquantised base; unquantised base, gradient checkpointing. Lower resolution"
+    said = "unquantized base; unquantized base, gradient checkpointing. Lower resolution"
     with pytest.raises(TooLarge, match=said):
         run.train(settings)
     assert checkpoints(settings) == [2, 3]
@@ -487,7 +487,7 @@ def test_out_of_memory_in_the_leanest_mode_is_not_tried_again(
     """Where a user has asked for one mode, no other is taken."""
     wishes = {"quantize": "none", "gradient_checkpointing": True, "low_memory": False}
     after_step(monkeypatch, 1, full)
-    with pytest.raises(TooLarge, match="tried with: unquantised base, gradient checkpointing"):
+    with pytest.raises(TooLarge, match="tried with: unquantized base, gradient checkpointing"):
         run.train(tiny(**wishes))
 
 

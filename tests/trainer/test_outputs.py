@@ -17,7 +17,8 @@ from root import ROOT
 
 from trainer.lock import HANDED_DOWN, FolderRefused, Lock
 from trainer.monitor import preview_images, trackers
-from trainer.outputs import KEPT_RUNS, KEPT_SECONDS, Run, open_run
+from trainer.old_runs import KEPT_RUNS, KEPT_SECONDS
+from trainer.outputs import Run, open_run
 from trainer.result import report
 from trainer.run_files import REPORT, SAMPLES, TRACKERS
 

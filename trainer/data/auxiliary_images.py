@@ -1,8 +1,8 @@
-"""Images in a dataset that other programs put there beside the subject: masks, control images,
-regularization images, samples, thumbnails.
+"""Finds images of other programs in a dataset: masks, control images, regularization images,
+samples, thumbnails.
 
-They are known by the name of their folder, or by a file name that repeats another image's. What is
-found is left out of the training, and said.
+They are recognized by the name of their folder, or by a file name derived from another image's.
+They are not trained on, with a warning.
 """
 
 import os
@@ -16,7 +16,7 @@ from trainer.data.members import IMAGE_SUFFIXES, UNREAD_IMAGE_SUFFIXES, listed, 
 MASKS, CONTROL, REGULARIZATION = "masks", "control images", "regularization images"
 SAMPLES, THUMBNAILS = "sample images", "thumbnails"
 
-# Names of folders without punctuation at the ends, in lower case, as trainers and systems use them.
+# Names of folders in trainers and systems, without punctuation at the ends, in lower case.
 _FOLDERS: dict[str, str] = {
     **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "mask_images"), MASKS),
     **dict.fromkeys(("segmentation", "segmentations", "alpha_masks", "image_masks"), MASKS),
@@ -34,7 +34,7 @@ _FOLDERS: dict[str, str] = {
     **dict.fromkeys(("sample", "samples", "sample_images", "preview", "previews"), SAMPLES),
     **dict.fromkeys(("eadir", "thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
 }
-# Those that may as well be a part of the subject's dataset, unless they repeat its file names.
+# Names that may also be part of the subject's dataset, unless they repeat its file names.
 _FOLDERS_THAT_REPEAT: dict[str, str] = {
     **dict.fromkeys(
         ("canny", "depth", "depth_maps", "lineart", "normal_maps", "openpose", "scribble"), CONTROL
@@ -43,7 +43,7 @@ _FOLDERS_THAT_REPEAT: dict[str, str] = {
     **dict.fromkeys(("condition", "conditions", "cond", "conds"), CONTROL),
     **dict.fromkeys(("alpha", "alphas", "matte", "mattes"), MASKS),
 }
-# Last words of a folder's name that say the same (`fox_masks`), if it repeats file names.
+# Last words of a folder's name with the same meaning (`fox_masks`), if it repeats file names.
 _WORDS: dict[str, str] = {
     **dict.fromkeys(("mask", "masks", "masklabel", "masklabels", "segmentation"), MASKS),
     **dict.fromkeys(("control", "controls", "controlnet", "conditioning", "cond"), CONTROL),
@@ -52,18 +52,17 @@ _WORDS: dict[str, str] = {
     **dict.fromkeys(("sample", "samples", "preview", "previews"), SAMPLES),
     **dict.fromkeys(("thumb", "thumbs", "thumbnail", "thumbnails"), THUMBNAILS),
 }
-# Words after them that add nothing: `masks png`, `mask_folder`, `thumbnails_256`.
+# Words after them without meaning: `masks png`, `mask_folder`, `thumbnails_256`.
 _PLAIN_WORDS = frozenset(
     "png jpg jpeg webp images image imgs img data dataset dir folder files maps map out output "
     "outputs set".split()
 )
-# Words that say so of any image: `reg_person`, `woman_class_images`.
+# Names of folders with regularization images: `reg_person`, `woman_class_images`.
 _REGULARIZATION = re.compile(
     r"(?:^|_)(?:regs?|regulari[sz]ation|(?:class|prior)_(?:images?|imgs?|data|dir|pictures|photos))"
     r"(?:_|$)"
 )
-# Beside NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, NAME (mask).png,
-# mask_NAME.png.
+# For NAME.jpg: NAME_mask.png, NAME-masklabel.png, NAME.control.png, NAME (mask).png, mask_NAME.png.
 _PARTS = "face|head|hair|body|person|subject|object|background|bg|foreground|fg|sam|alpha|binary"
 _MARKS: dict[str, str] = {
     rf"(?:(?:{_PARTS}|auto|soft)[-_. ])?mask(?:s|[-_]?label)?(?:[-_. ]inv(?:erted)?)?": MASKS,
@@ -89,37 +88,38 @@ _MARK = [
 
 @dataclass(frozen=True)
 class Group:
-    """Images that look like something else than training images."""
+    """Images that do not look like training images."""
 
     kind: str
-    folder: str  # whose name says so; empty where the files' own names do
-    names: tuple[str, ...]  # files, in their order
-    used: bool = False  # kept, since their captions say that they are trained on
+    folder: str  # the folder with a typical name; empty if the files have typical names
+    names: tuple[str, ...]  # files, in order
+    used: bool = False  # trained on, since they have captions
 
     def __str__(self) -> str:
         count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
         if self.used:
             return (
-                f"{self.folder}/ looks like {self.kind}, but its {count} have captions of their "
-                "own and are trained on; remove the folder if they are not the subject"
+                f"{self.folder}/ looks like {self.kind}, but its {count} have captions and are "
+                "trained on; remove the folder if they are not the subject"
             )
         if self.folder:
             return (
-                f"{self.folder}/ is left out ({count}): by its name it holds {self.kind}. "
+                f"{self.folder}/ is ignored ({count}): by its name it contains {self.kind}. "
                 "To train on them, rename the folder"
             )
         return (
-            f"{listed(list(self.names))}: left out ({count}): by the names these are {self.kind} "
+            f"{listed(list(self.names))}: ignored ({count}): by their names these are {self.kind} "
             "of other images. To train on them, rename the files"
         )
 
 
 def auxiliary(files: Collection[str]) -> list[Group]:
-    """The groups of images among a dataset's files that are not meant to be trained on.
+    """The groups of images in a dataset that are not meant to be trained on.
 
-    A folder that holds all images says nothing by its name: a user's only folder may be called
-    `samples`. Nor does one whose images have captions of their own and repeat no other's name,
-    regularization images apart. Masks without a suffix of images (`NAME.mask`) are found, too.
+    The name of a folder with all images does not count: a user's only folder may be called
+    `samples`. The name of a folder whose images have captions and do not repeat other names does
+    not count either, except for regularization images. Masks without an image suffix (`NAME.mask`)
+    are found too.
     """
     images = [name for name in sorted(files) if suffix_of(name) in _IMAGES]
     parents = [PurePosixPath(name).parent.as_posix() for name in images]
@@ -159,7 +159,7 @@ _IMAGES = IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES
 
 
 def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
-    """What a file's name says that it is, where it names another image of its folder."""
+    """The kind of a file whose name is derived from another image in its folder, or None."""
     path = PurePosixPath(name)
     if suffix_of(name) in _IMAGES:
         own = path.stem
@@ -175,7 +175,7 @@ def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
 
 
 def _repeats(name: str, stems: Collection[str]) -> bool:
-    """Whether a file is named as another image, or as its mask."""
+    """Whether a file has the name of another image, or of its mask."""
     own = PurePosixPath(stem_of(name)).name
     matches = (pattern.fullmatch(own) for pattern, _ in _MARK)
     meant = [own, *(match["name"] for match in matches if match is not None)]
@@ -183,7 +183,7 @@ def _repeats(name: str, stems: Collection[str]) -> bool:
 
 
 def _kind_of_folder(folder: str) -> str | None:
-    """What a folder's name says of its images, in part only where they repeat others' names."""
+    """The kind of a folder's images by its name; some names count only for repeated file names."""
     called = _plain(folder)
     numbered = _FOLDERS.get(re.sub(r"_?[0-9]+$", "", called))
     words = called.split("_")
@@ -200,7 +200,7 @@ def _kind_of_folder(folder: str) -> str | None:
 
 
 def _is_enough(folder: str) -> bool:
-    """Whether a folder's name says so by itself, whatever its files are called."""
+    """Whether a folder's name alone is sufficient, without repeated file names."""
     called = _plain(folder)
     numbered = re.sub(r"_?[0-9]+$", "", called)
     known = called in _FOLDERS or _FOLDERS.get(numbered) == CONTROL
@@ -213,7 +213,7 @@ def _plain(folder: str) -> str:
 
 
 def _caption_of(name: str) -> str:
-    """A file's name as its caption has it, without .txt."""
+    """The name of a file's caption, without .txt."""
     return stem_of(name) if suffix_of(name) in _IMAGES else name
 
 

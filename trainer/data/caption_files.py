@@ -1,6 +1,6 @@
-"""Captions beside images: `photo.txt` is the caption of `photo.jpg`.
+"""Reads caption files: `photo.txt` is the caption of `photo.jpg`.
 
-What else looks like captions is not read, and `unread_captions` says so by name.
+`unread_captions` finds other files that look like captions, for a warning.
 """
 
 import re
@@ -21,7 +21,7 @@ from trainer.data.members import (
 )
 from trainer.encodings import decode
 
-# Tables and lists of captions, whatever their name.
+# Tables and lists of captions, with any name.
 _TABLES = {
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".yaml", ".yml"),
     *(".toml", ".xlsx", ".xls", ".ods"),
@@ -31,17 +31,17 @@ _TEXTS = {
     *(".caption", ".captions", ".cap", ".wd", ".wdcaption", ".wd14cap", ".tag", ".tags", ".text"),
     *(".prompt", ".prompts", ".desc", ".description", ".docx", ".doc", ".rtf", ".odt", ".srt"),
 }
-# Of an image's name, but never a caption: caches of trainers, edits of cameras.
+# Files with an image's name that are never captions: caches of trainers, edits of cameras.
 _NO_CAPTIONS = {".npz", ".npy", ".pt", ".pth", ".safetensors", ".aae", ".xmp", ".mask"}
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """A caption file of an image: its text on one line, empty if it holds none."""
+    """A caption file: its text on one line, maybe empty."""
 
     name: str
     text: str
-    guess: str | None  # the encoding, where it had to be guessed
+    guess: str | None  # the encoding, if it was guessed
 
 
 def captions_by_stem(files: Mapping[str, Content], problems: list[str]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def captions_by_stem(files: Mapping[str, Content], problems: list[str]) -> dict[
             continue
         if stem_of(name) in captions:
             first = captions[stem_of(name)]
-            problems.append(f"{name}: is a second caption beside {first}; remove one of them")
+            problems.append(f"{name}: is a second caption in addition to {first}; remove one")
         captions[stem_of(name)] = name
     return captions
 
@@ -71,12 +71,12 @@ def one_line(text: str) -> str:
 
 
 def unread_captions(files: Mapping[str, Content], captions: Mapping[str, str]) -> Iterator[str]:
-    """A line for each kind of file that looks like captions and is not read."""
+    """One line for each kind of file that looks like captions and is not read."""
     images = {n for n in files if suffix_of(n) in IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES}
     stems = {stem_of(name) for name in images}
     folded = {stem.casefold(): stem for stem in stems}
 
-    # .txt files that belong to no image by their name.
+    # .txt files without an image of that name.
     orphans = sorted(name for stem, name in captions.items() if stem not in stems)
     doubled = [name for name in orphans if stem_of(name) in images]
     if doubled:
@@ -95,7 +95,7 @@ def unread_captions(files: Mapping[str, Content], captions: Mapping[str, str]) -
     if others:
         yield (
             f"captions without an image of the same name, not read: {listed(others)}; a caption "
-            "is NAME.txt beside NAME.jpg"
+            "is NAME.txt next to NAME.jpg"
         )
 
     # Other files.
@@ -104,14 +104,14 @@ def unread_captions(files: Mapping[str, Content], captions: Mapping[str, str]) -
     if second:
         used = captions[stem_of(second[0])]
         yield (
-            f"a caption is read from the .txt alone ({used} for {second[0]}); not read: "
+            f"captions are only read from .txt files ({used} instead of {second[0]}); not read: "
             f"{listed(second)}"
         )
     alone = [name for name in unread if name not in second]
     if alone:
         yield (
             f"these look like captions and are not read: {listed(alone)}; write each caption into "
-            "NAME.txt beside NAME.jpg"
+            "NAME.txt next to NAME.jpg"
         )
 
     # Folders of kohya's scripts.
@@ -120,12 +120,12 @@ def unread_captions(files: Mapping[str, Content], captions: Mapping[str, str]) -
     if repeats:
         yield (
             f"repeats and captions in the names of folders are not read: {listed(repeats)}; every "
-            "image is seen equally often"
+            "image is used equally often"
         )
 
 
 def _looks_like_captions(name: str, head: Content, stems: set[str]) -> bool:
-    """Whether a file that is not read may say what is in the images."""
+    """Whether a file that is not read may contain captions."""
     suffix = suffix_of(name)
     images = IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES | VIDEO_SUFFIXES
     if suffix in images | _NO_CAPTIONS | {".txt"}:
@@ -139,7 +139,7 @@ def _looks_like_captions(name: str, head: Content, stems: set[str]) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file's first bytes are text in some encoding; binary data has controls."""
+    """Whether a file's first bytes are text in some encoding, without control characters."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return True
     return not any(each < 9 or 13 < each < 32 for each in head)

@@ -1,8 +1,8 @@
-"""Reads a dataset: an archive or a folder of pictures and captions becomes checked examples.
+"""Reads an archive or folder of images and captions to checked examples.
 
-Everything that can be wrong with it is found here, before any model is loaded, and reported
-together. Archives come from strangers: `trainer.data.members` reads them, and the limits there and
-below bound what a hostile one can cost. Knows nothing of buckets or latents.
+All problems are found before any model is loaded, and reported together. Archives are untrusted
+input: `trainer.data.members` reads them, with limits on time, memory and disk space. Independent of
+buckets and latents.
 """
 
 import io
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from families.tokens import mentions, name_subject
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from inference.progress import Progress
 from inference.prompts import foreign_syntax
 from trainer.data.auxiliary_images import Group, auxiliary
 from trainer.data.caption_files import (
@@ -39,30 +39,30 @@ MAX_TOTAL_PIXELS = 30_000_000_000  # 1,250 photos of 24 megapixels; minutes of d
 
 
 class DatasetError(ValueError):
-    """The dataset cannot be trained on. The message has one line per problem, all of them."""
+    """The dataset cannot be used. The message lists all problems, one per line."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture and its caption, checked."""
+    """A checked image with its caption."""
 
     name: str  # member name in the archive, printable; not a path to write to
-    caption: str  # the subject's token is already in its place
+    caption: str  # with the subject's token
     width: int  # pixels, upright
     height: int  # pixels, upright
-    data: Content = field(repr=False)  # the encoded file as it lay in the archive
-    caption_file: str = ""  # its name in the archive; empty where default_caption is used
+    data: Content = field(repr=False)  # the encoded file
+    caption_file: str = ""  # its name in the archive; empty for default_caption
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """The picture, upright, sRGB with 8 bits, alpha laid over white.
+        """The decoded image: upright, 8-bit sRGB, transparency over white.
 
-        A JPEG may come at a half, a quarter or an eighth of its size, as long as neither side falls
-        below `at_least` (width and height, upright): much less is decoded then.
+        A JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides are still
+        at least `at_least` (width and height, upright), which is much faster.
         """
         with Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS) as image:
             if at_least is not None:
-                lies = image.size != (self.width, self.height)  # on its side
-                image.draft(None, at_least[::-1] if lies else at_least)
+                rotated = image.size != (self.width, self.height)
+                image.draft(None, at_least[::-1] if rotated else at_least)
             return upright_srgb(image)[0]
 
 
@@ -76,22 +76,22 @@ def read_dataset(
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
-    archive: a zip, tar or tar.gz file (told by its content, not its name) or a folder, flat or
-        nested. Images are jpg, jpeg, png or webp; the caption of `a.jpg` is `a.txt` beside it.
-        Masks, control images and the like are left out (`trainer.data.auxiliary_images`).
+    archive: a zip, tar or tar.gz file (detected by content, not by name) or a folder, flat or
+        nested. Images are jpg, jpeg, png or webp; the caption of `a.jpg` is `a.txt` next to it.
+        Masks, control images and similar are ignored (`trainer.data.auxiliary_images`).
     default_caption: for images without a caption file, or with an empty one.
-    subject: the placeholder token in zero-prior mode. The word TOK and the token itself stand for
-        it in captions. None in baseline mode, where captions stay as written.
-    prefix, suffix: put before and after every caption, as they are: a space between is theirs.
-    skip_bad_images: leave out pictures that cannot be read or used, with a warning that counts
-        them. Everything else that is wrong is still an error.
+    subject: the placeholder token, which replaces TOK in captions. None without a placeholder
+        token: captions stay as written.
+    prefix, suffix: put before and after every caption as they are, without an extra space.
+    skip_bad_images: skip images that cannot be read or used, with a warning. All other problems
+        are still errors.
 
-    Raises DatasetError that lists every problem, and NoRoom where the pictures cannot be put aside
-    on disk. What does no harm is logged as a warning.
+    Raises DatasetError that lists every problem, and NoSpace if the disk for temporary files is
+    full. Harmless problems are logged as warnings.
     """
     path = Path(os.path.abspath(archive))  # so that a folder given as . has a name
     problems: list[str] = []
-    bad: list[str] = [] if skip_bad_images else problems  # one line per bad picture
+    bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
     groups = auxiliary(files)
     besides = {name for group in groups if not group.used for name in group.names}
@@ -125,8 +125,8 @@ def read_dataset(
 
         if name not in checked:
             problems.append(
-                f"holds more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
-                "use fewer pictures or scale them down"
+                f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
+                "use fewer images or scale them down"
             )
             break
         found = checked[name]
@@ -142,24 +142,24 @@ def read_dataset(
         examples.append(Example(name, caption, found.width, found.height, data, caption_file))
 
     if skip_bad_images and bad and not examples:
-        problems += [*bad, "holds no picture that can be used", *map(str, groups)]
+        problems += [*bad, "contains no usable image", *map(str, groups)]
     captioned = len(examples) if skip_bad_images else len(images)
     if captioned and len(silent) == captioned:
         marked = any(TRIGGER_MARK in each.text for each in read.values())
         problems.append(
             f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
-            "where it belongs, in the caption files or in default_caption "
-            "('a photo of TOK'), or train without a placeholder token"
-            + ("; [trigger] in captions is plain text here" if marked else "")
+            "into the caption files or default_caption ('a photo of TOK'), or train without a "
+            "placeholder token"
+            + ("; [trigger] in captions is read as plain text" if marked else "")
         )
     if problems:
-        # a.jpg and a.png share a.txt, whose problem is then found twice.
+        # a.jpg and a.png share a.txt, whose problem is found twice.
         lines = [f"{path.name}: {problem}" for problem in dict.fromkeys(problems)]
         raise DatasetError("\n".join(lines))
 
     if bad:
         log.warning(
-            "%s: %d of %d pictures are skipped:\n%s",
+            "%s: %d of %d images are skipped:\n%s",
             path.name,
             len(bad),
             len(bad) + len(examples),
@@ -170,16 +170,14 @@ def read_dataset(
     rest = {name: data for name, data in files.items() if not _beside(name, groups)}
     for line in (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest)):
         log.warning("%s: %s", path.name, line)
-    _say_captions(path.name, examples, read, default_caption)
+    _log_captions(path.name, examples, read, default_caption)
     written = {name: each.text for name, each in sorted(read.items())}
     written |= {"default_caption": default_caption, "caption_prefix": prefix}
-    _say_foreign(path.name, written | {"caption_suffix": suffix}, subject)
+    _warn_of_foreign(path.name, written | {"caption_suffix": suffix}, subject)
     if unmanaged:
-        log.warning(
-            "%s: colour profiles that are broken are ignored: %s", path.name, listed(unmanaged)
-        )
+        log.warning("%s: broken color profiles are ignored: %s", path.name, listed(unmanaged))
     if animated:
-        log.warning("%s: only the first frame is used of: %s", path.name, listed(animated))
+        log.warning("%s: animations, only the first frame is used: %s", path.name, listed(animated))
     if silent:
         log.warning(
             "%s: %d of %d captions do not mention the subject: %s",
@@ -192,20 +190,20 @@ def read_dataset(
 
 
 def _why_empty(files: Mapping[str, Content], groups: Sequence[Group]) -> list[str]:
-    """What a dataset holds that has no image to train on, a line each."""
+    """The content of a dataset without training images, one line each."""
     left = [group for group in groups if not group.used]
     if any(suffix_of(name) in IMAGE_SUFFIXES for group in left for name in group.names):
-        lines = ["holds no image to train on; all that can be read look like something else"]
+        lines = ["contains no training image; all images look like masks, samples or similar"]
         return lines + [str(group) for group in left] + [*left_out(files)]
     return [
-        f"holds no image that can be read ({listed(sorted(files)) or 'it is empty'}); "
-        "put JPEG, PNG or WebP images in it",
+        f"contains no readable image ({listed(sorted(files)) or 'it is empty'}); "
+        "add JPEG, PNG or WebP images",
         *left_out(files),
     ]
 
 
 def _beside(name: str, groups: Sequence[Group]) -> bool:
-    """Whether a file belongs to images that are left out."""
+    """Whether a file belongs to ignored images."""
     return any(
         name in group.names or (group.folder and name.startswith(f"{group.folder}/"))
         for group in groups
@@ -213,52 +211,50 @@ def _beside(name: str, groups: Sequence[Group]) -> bool:
     )
 
 
-def _say_captions(
+def _log_captions(
     dataset: str,
     examples: Sequence[Example],
     read: Mapping[str, CaptionFile],
     default_caption: str,
 ) -> None:
-    """Says how many images have a caption of their own, and what is odd about the captions."""
+    """Logs the number of images with a caption file, and warnings about captions."""
     default = [each.name for each in examples if not each.caption_file]
     use = f"{default_caption!r}" if default_caption.strip() else "no caption"
-    own = f"{len(examples) - len(default)} with a caption of their own"
+    own = f"{len(examples) - len(default)} with a caption file"
     names = f": {listed(default)}" if len(default) < len(examples) else ""
     rest = f", {len(default)} use {use}{names}" if default else ""
     log.info("%s: %d images: %s%s", dataset, len(examples), own, rest)
     empty = sorted(name for name, each in read.items() if not each.text)
     if empty:
-        log.warning(
-            "%s: empty caption files, for which %s is used: %s", dataset, use, listed(empty)
-        )
+        log.warning("%s: empty caption files, %s is used instead: %s", dataset, use, listed(empty))
     guessed = sorted(name for name, each in read.items() if each.guess and each.text)
     if guessed:
         log.warning(
-            "%s: not UTF-8, read as %s; if this is not what was written, save as UTF-8: %s",
+            "%s: not UTF-8, read as %s; if these texts are wrong, save them as UTF-8: %s",
             *(dataset, read[guessed[0]].guess),
             listed([f"{name} ({read[name].text[:80]!r})" for name in guessed]),
         )
 
 
-def _say_foreign(dataset: str, texts: Mapping[str, str], subject: str | None) -> None:
-    """Names captions with syntax of other programs."""
+def _warn_of_foreign(dataset: str, texts: Mapping[str, str], subject: str | None) -> None:
+    """Warns of captions with syntax of other programs."""
     foreign = {
         name: found
         for name, text in texts.items()
-        # [trigger] has a meaning where a trigger word is trained (`trainer.data.trigger`).
+        # [trigger] has a meaning with a trigger word (`trainer.data.trigger`).
         if (found := [part for part in foreign_syntax(text) if subject or part != TRIGGER_MARK])
     }
     if foreign:
         log.warning(
-            "%s: captions hold syntax of other programs, which is plain text here: %s",
+            "%s: captions contain syntax of other programs, which is read as plain text: %s",
             *(dataset, listed([f"{name} ({found[0]})" for name, found in foreign.items()])),
         )
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
-    """What each picture is found to be, or why it cannot be used.
+    """Checks each image; the result is its properties or the reason why it cannot be used.
 
-    Ends before the picture with which all together have too many pixels.
+    Stops before the image that exceeds the limit of total pixels.
     """
     found: dict[str, Checked | str] = {}
     readable, pixels = [], 0
@@ -277,10 +273,9 @@ def _check(images: dict[str, Content]) -> dict[str, Checked | str]:
         try:
             return check(bytes(images[name]))
         except Unusable as error:
-            return str(error)  # not the error itself, which would hold on to the picture
+            return str(error)  # not the error, which would keep the image in memory
 
-    # The bar is only for those who wait.
-    with tqdm(total=len(readable), desc="reading pictures", unit="picture", delay=2) as progress:
+    with Progress(total=len(readable), desc="reading images", unit="image") as progress:
         for name, result in zip(readable, in_threads(checked, readable), strict=True):
             found[name] = result
             progress.update()

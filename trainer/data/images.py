@@ -1,4 +1,4 @@
-"""Checks pictures as strangers send them: what they are, or the reason why they are refused."""
+"""Checks images, which are untrusted input, with reasons for those that are refused."""
 
 import io
 from typing import NamedTuple
@@ -10,27 +10,27 @@ from trainer.data.members import Unusable, what_is
 
 # Limits.
 MAX_IMAGE_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb
-MIN_SIDE = 8  # pixels; less is an icon or a tracking pixel, not a picture
-MAX_ASPECT_RATIO = 8  # long / short; a centre crop would show an eighth of such a strip
+MIN_SIDE = 8  # pixels; less is an icon or a tracking pixel
+MAX_ASPECT_RATIO = 8  # long / short; a square crop would show only an eighth of the image
 
 
 def probe(data: bytes) -> tuple[int, int]:
-    """Width and height as the header states them, checked before any pixel is decoded."""
+    """Width and height in the header, checked before any pixel is decoded. Raises Unusable."""
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         width = height = MAX_IMAGE_PIXELS
-    except Exception as error:  # hostile headers make Pillow raise whatever it trips over
+    except Exception as error:  # Pillow may raise any exception on malformed images
         raise Unusable(
-            f"cannot be opened as a picture ({what_is(data)}); "
+            f"cannot be opened as an image ({what_is(data)}); "
             "export it again as JPEG, PNG or WebP, or remove it"
         ) from error
     if width * height > MAX_IMAGE_PIXELS:
         raise Unusable(f"has more than {MAX_IMAGE_PIXELS:,} pixels; scale it down")
     if min(width, height) < MIN_SIDE:
         raise Unusable(
-            f"is {width}x{height} pixels, too small to learn from; "
+            f"is {width}x{height} pixels, too small for training; "
             f"remove it or use one of {MIN_SIDE} pixels or more on each side"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
@@ -42,31 +42,32 @@ def probe(data: bytes) -> tuple[int, int]:
 
 
 class Checked(NamedTuple):
-    """What is known of a picture that can be used, and what is worth a warning."""
+    """Properties of a usable image."""
 
     width: int  # pixels, upright
     height: int  # pixels, upright
     moves: bool  # an animation, of which the first frame is used
-    bad_profile: bool  # its colour profile is broken and is ignored
+    bad_profile: bool  # its color profile is broken and ignored
 
 
 def check(data: bytes) -> Checked:
-    """Decodes the whole file and keeps no pixel. Raises Unusable where they cannot be had."""
+    """Decodes the whole file as a check. Raises Unusable if that fails."""
     if has_too_many_scans(data):
         raise Unusable(f"has more than {MAX_JPEG_SCANS} scans; export it again or remove it")
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            # MPO is how phones store a photo with its depth map or a second view: not a film.
+            # MPO is a photo with a depth map or a second view, not an animation.
             moves = getattr(image, "is_animated", False) and image.format != "MPO"
             width, height = image.size
-            # At an eighth of its size a JPEG is read to its end, too, and the same is refused.
-            if width == height or abs(width - height) >= 8:  # else both sides may become the same
+            # Decoding a JPEG at an eighth of its size reads the whole file too.
+            if width == height or abs(width - height) >= 8:  # else both sides may become equal
                 image.draft(None, (1, 1))
+            stored = image.size
             upright, bad_profile = upright_srgb(image)
-            if upright.size != image.size:  # it lay on its side
+            if upright.size != stored:  # rotated
                 width, height = height, width
             return Checked(width, height, moves, bad_profile)
-    except Exception as error:  # hostile pixels make Pillow raise whatever it trips over
+    except Exception as error:  # Pillow may raise any exception on malformed images
         raise Unusable(
             f"is truncated or damaged ({error}); export it again or remove it"
         ) from error

@@ -1,4 +1,4 @@
-"""What is put aside on disk, so that memory does not grow with the number of pictures."""
+"""Temporary files on disk, so that memory does not grow with the number of images."""
 
 import mmap
 import tempfile
@@ -6,15 +6,15 @@ import tempfile
 Content = bytes | memoryview
 
 
-class NoRoom(OSError):
+class NoSpace(OSError):
     """The folder of temporary files is full."""
 
 
 class MappedFile:
-    """A nameless temporary file that is written in full and then mapped into memory.
+    """An unnamed temporary file that is written first and then memory-mapped.
 
-    What is read of it lies in the system's cache, which shrinks when others need the memory. The
-    file is gone with the last who looks into it, however the process ends.
+    Pages that are read are in the system's page cache, which can be freed. The file disappears with
+    its last reference, also if the process is killed.
     """
 
     def __init__(self, what: str) -> None:
@@ -22,25 +22,25 @@ class MappedFile:
         self._file = tempfile.TemporaryFile()
 
     def add(self, data: Content) -> slice:
-        """Where in `mapped` the bytes will be found. Raises `NoRoom`."""
+        """Appends bytes; returns their position in `mapped`. Raises `NoSpace`."""
         start = self._file.tell()
         try:
             self._file.write(data)
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._no_space(error) from error
         return slice(start, self._file.tell())
 
     def mapped(self) -> memoryview:
-        """All that was added; nothing is added afterwards. Raises `NoRoom`."""
+        """Everything that was added, memory-mapped. Add nothing afterwards. Raises `NoSpace`."""
         try:
             self._file.flush()
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._no_space(error) from error
         return memoryview(mmap.mmap(self._file.fileno(), 0) if self._file.tell() else b"")
 
-    def _no_room(self, error: OSError) -> NoRoom:
-        return NoRoom(
+    def _no_space(self, error: OSError) -> NoSpace:
+        return NoSpace(
             error.errno,
             f"{error.strerror}: {self._file.tell():,} bytes of {self._what} in "
-            f"{tempfile.gettempdir()}; make room there, or set TMPDIR to a folder that has more",
+            f"{tempfile.gettempdir()}; free disk space, or set TMPDIR to a folder with more",
         )

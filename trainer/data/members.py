@@ -1,7 +1,7 @@
 """Reads the files of a dataset, from an archive or a folder.
 
-Archives come from strangers: no file is ever made under a name that they give, members are read one
-by one, and the limits here and in `adapters.files.containers` bound what a hostile one can cost.
+Archives are untrusted input: names in them are never used as paths, members are read one by one,
+and the limits here and in `adapters.files.containers` bound time, memory and disk space.
 """
 
 import os
@@ -22,7 +22,7 @@ from adapters.files.containers import (
     safe_parts,
     within,
 )
-from trainer.data.mapped_file import Content, MappedFile, NoRoom
+from trainer.data.mapped_file import Content, MappedFile, NoSpace
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp"}
 RAW_SUFFIXES = {
@@ -39,17 +39,17 @@ UNREAD_IMAGE_SUFFIXES = RAW_SUFFIXES | {
     *(".eps", ".ai", ".mpo"),
 }
 
-# Limits. LoRA datasets have tens to hundreds of pictures; these are far above, and small enough
-# that the worst archive within them costs minutes and a few GB, not the machine.
-# Files and folders in the archive, skipped ones included: 10,000 pictures with their captions, and
-# the two files beside each of both that a Mac packs.
+# Limits. LoRA datasets have tens to hundreds of images. These limits are far above, but the worst
+# archive within them takes only minutes and a few GB.
+# Files and folders in the archive, skipped ones included: 10,000 images with their captions, each
+# with one more file that macOS adds.
 MAX_MEMBERS = 40_100
-MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; pictures are put aside on disk
-MAX_MEMBER_BYTES = 256 << 20  # unpacked, one picture
-MAX_CAPTION_BYTES = 64 << 10  # many times what a text encoder reads
-HEAD_BYTES = 64  # of a file that is neither an image nor a caption: enough to tell what it is
+MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; images are kept on disk
+MAX_MEMBER_BYTES = 256 << 20  # unpacked, one image
+MAX_CAPTION_BYTES = 64 << 10  # far above the limit of the text encoders
+HEAD_BYTES = 64  # of a file that is neither an image nor a caption, to recognize its kind
 
-# What a file with a misleading name turns out to be, from its first bytes.
+# The kind of a file by its first bytes.
 SIGNATURES = (
     (re.compile(rb"\xff\xd8\xff"), "a JPEG image"),
     (re.compile(rb"\x89PNG"), "a PNG image"),
@@ -77,16 +77,15 @@ SIGNATURES = (
 
 
 def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Content]:
-    """The files of an archive or folder by their cleaned names, without junk.
+    """The files of an archive or folder by printable names, without system files.
 
-    What is wrong is added to `problems`, a line each; to `bad` where it is one picture's fault.
+    Problems are added to `problems`, one line each; those of single images to `bad`.
 
-    Pictures and texts come with their content, of which at most one byte more than allowed; other
-    files with their first bytes. Pictures are read from disk as they are looked at.
-    Raises `NoRoom` where they cannot be put there.
+    Images and texts have their content, with at most one byte more than the limit; other files
+    their first bytes. Images are memory-mapped from disk. Raises `NoSpace` if the disk is full.
     """
     files: dict[str, Content] = {}
-    pictures, file = dict[str, slice](), MappedFile("pictures")
+    images, file = dict[str, slice](), MappedFile("images")
     try:
         with _open(path) as members:
             for member in members:
@@ -104,18 +103,18 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
                 try:
                     files[name] = data = _read(member, suffix_of(name))
                     if suffix_of(name) in IMAGE_SUFFIXES:
-                        pictures[name], files[name] = file.add(data), b""
+                        images[name], files[name] = file.add(data), b""
                 except Unusable as error:
                     lines = bad if suffix_of(name) in IMAGE_SUFFIXES else problems
                     lines.append(f"{name}: {error}")
     except Unusable as error:
         problems.append(str(error))
-    except NoRoom:
+    except NoSpace:
         raise
-    except Exception as error:  # hostile structures make the parsers raise whatever they trip over
-        problems.append(f"is damaged or cut off ({error}); make or upload it again")
+    except Exception as error:  # parsers may raise any exception on malformed files
+        problems.append(f"is damaged or truncated ({error}); pack or upload it again")
     mapped = file.mapped()
-    return files | {name: mapped[place] for name, place in pictures.items()}
+    return files | {name: mapped[place] for name, place in images.items()}
 
 
 def _read(member: Member, suffix: str) -> bytes:
@@ -124,7 +123,7 @@ def _read(member: Member, suffix: str) -> bytes:
     if suffix in IMAGE_SUFFIXES:
         limit = MAX_MEMBER_BYTES
         if member.size > limit:
-            raise Unusable(f"has more than {limit:,} bytes; save it smaller")
+            raise Unusable(f"has more than {limit:,} bytes; save a smaller version")
     elif suffix == ".txt":
         limit = MAX_CAPTION_BYTES + 1
     else:
@@ -137,16 +136,16 @@ def _read(member: Member, suffix: str) -> bytes:
     except Exception as error:
         raise Unusable(f"cannot be read ({error}); pack the archive again") from error
     if len(data) < min(member.size, limit):
-        raise Unusable(f"is cut off ({len(data):,} of {member.size:,} bytes); pack it again")
+        raise Unusable(f"is truncated ({len(data):,} of {member.size:,} bytes); pack it again")
     return bytes(data)
 
 
 def _head(member: Member) -> bytes:
-    """The first bytes of a file that is not used; none where they cannot be read."""
+    """The first bytes of a file that is not used; empty if it cannot be read."""
     try:
         with member.open() as file:
             return file.read(HEAD_BYTES)
-    except Exception:  # it is left out anyway
+    except Exception:  # it is ignored anyway
         return b""
 
 
@@ -157,13 +156,13 @@ def _open(path: Path) -> Iterator[Iterator[Member]]:
         yield within(_folder_members(path), limits)
         return
     if not path.exists():
-        raise Unusable("does not exist; give the path of a zip or tar file, or of a folder")
+        raise Unusable("does not exist; pass the path of a zip or tar file, or of a folder")
     if not path.is_file():
-        raise Unusable("is not a file; give the path of a zip or tar file, or of a folder")
+        raise Unusable("is not a file; pass the path of a zip or tar file, or of a folder")
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
     if not is_container(head):
-        raise Unusable(f"is not a zip or tar file ({what_is(head)}); pack the pictures in one")
+        raise Unusable(f"is not a zip or tar file ({what_is(head)}); pack the images into one")
     with open_container(path, limits) as members:
         yield members
 
@@ -177,7 +176,7 @@ def _folder_members(folder: Path) -> Iterator[Member]:
             yield Member(
                 path.relative_to(folder).as_posix(),
                 path.stat().st_size if regular else 0,
-                None if regular else "is not a file or leads nowhere; remove it",
+                None if regular else "is not a file, or is a broken link; remove it",
                 lambda path=path: path.open("rb"),  # type: ignore[misc]
             )
 
@@ -197,7 +196,7 @@ def what_is(data: bytes) -> str:
         if signature.match(data):
             return f"it begins like {what}"
     if not data.strip(b"\0"):
-        return "it holds zeros alone, so its download or copy failed"
+        return "it contains only zeros, so its download or copy failed"
     head = data[:HEAD_BYTES]
     if head.isascii() and " ".join(head.decode().split()).isprintable():
         return "it begins like text"
@@ -205,6 +204,6 @@ def what_is(data: bytes) -> str:
 
 
 def listed(names: list[str], most: int = 20) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

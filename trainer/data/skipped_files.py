@@ -1,4 +1,4 @@
-"""Files of a dataset that are not trained on, with the reason: formats, videos, archives."""
+"""Finds files in a dataset that are ignored, with the reason: formats, videos, archives."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -18,19 +18,19 @@ _ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz"}
 
 
 def left_out(files: Mapping[str, Content], known: Collection[str] = ()) -> Iterator[str]:
-    """A line for each reason why files are left out. `known` are files that others speak of."""
+    """One line for each reason why files are ignored. `known` are files to skip."""
     names = [name for name in sorted(files) if name not in known]
     raw = [name for name in names if suffix_of(name) in RAW_SUFFIXES]
     others = [n for n in names if suffix_of(n) in UNREAD_IMAGE_SUFFIXES and n not in raw]
     if others:
-        yield f"left out, because only JPEG, PNG and WebP are read: {listed(others)}"
+        yield f"ignored, because only JPEG, PNG and WebP are supported: {listed(others)}"
     if raw:
         yield (
-            f"left out, because raw files of cameras are not read: {listed(raw)}; export them as "
-            "JPEG"
+            f"ignored, because raw files of cameras are not supported: {listed(raw)}; export them "
+            "as JPEG"
         )
 
-    # A phone's live photo has a short video of the same name beside it.
+    # A live photo of a phone includes a short video of the same name.
     images = [n for n in names if suffix_of(n) in IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES]
     stems = {stem_of(name).casefold() for name in images}
     videos = [
@@ -39,15 +39,15 @@ def left_out(files: Mapping[str, Content], known: Collection[str] = ()) -> Itera
         if suffix_of(name) in VIDEO_SUFFIXES and stem_of(name).casefold() not in stems
     ]
     if videos:
-        yield f"left out, because videos are not read: {listed(videos)}"
+        yield f"ignored, because videos are not supported: {listed(videos)}"
     archives = [name for name in names if suffix_of(name) in _ARCHIVES]
     if archives:
-        yield f"left out, because archives in a dataset are not opened: {listed(archives)}"
+        yield f"ignored, because archives in a dataset are not opened: {listed(archives)}"
 
-    spoken_of = {*images, *videos, *archives}
+    reported = {*images, *videos, *archives}
     hidden = []
     for name in names:
-        if name in spoken_of or suffix_of(name) == ".txt" or suffix_of(name) in VIDEO_SUFFIXES:
+        if name in reported or suffix_of(name) == ".txt" or suffix_of(name) in VIDEO_SUFFIXES:
             continue
         head = bytes(files[name])
         what = next((what for signature, what in SIGNATURES if signature.match(head)), "")
@@ -55,6 +55,6 @@ def left_out(files: Mapping[str, Content], known: Collection[str] = ()) -> Itera
             hidden.append(f"{name} ({what})")
     if hidden:
         yield (
-            f"left out, because the suffix is not an image's: {listed(hidden)}; rename them to end "
-            "in .jpg, .png or .webp"
+            f"ignored, because the suffix is not that of an image: {listed(hidden)}; rename them "
+            "to .jpg, .png or .webp"
         )

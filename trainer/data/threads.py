@@ -1,9 +1,9 @@
 """Runs tasks in threads, in order and a few ahead, for work that releases the GIL: decoding.
 
 A server cancels a run by raising an exception in its thread, between any two lines of Python
-(`PyThreadState_SetAsyncExc`). A thread must not be started there: until it runs, CPython can raise
-the exception in the new thread instead, and `Thread.start` then waits forever. A lock written in
-Python (`Future`, `Queue`, `Condition`) must not be taken there either: it can stay locked. So the
+(`PyThreadState_SetAsyncExc`). Such a thread must not start another one: until it runs, CPython can
+raise the exception in the new thread instead, and `Thread.start` then waits forever. It must not
+use a lock written in Python (`Future`, `Queue`, `Condition`) either: it can stay locked. So the
 threads are started when this module is imported, and only `SimpleQueue`, one C call, is used.
 """
 
@@ -48,7 +48,7 @@ _jobs: "SimpleQueue[_Job]"
 
 def _run_jobs(jobs: "SimpleQueue[_Job]") -> None:
     while True:
-        jobs.get().run()  # the job is not kept in a variable: its result may be large
+        jobs.get().run()  # without a variable, which would keep a large result alive
 
 
 def _start() -> None:
@@ -61,14 +61,14 @@ def _start() -> None:
 
 _start()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start)  # a fork has none of its parent's threads
+    os.register_at_fork(after_in_child=_start)  # a fork has no threads of its parent
 
 
 def in_threads(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result]:
     """Yields the result of `work` for each task, in order, with a few tasks started ahead.
 
-    If the caller stops early or an exception is raised, no further task is started, and the tasks
-    that are running are waited for.
+    If the caller stops early or an exception is raised, no further task is started, and running
+    tasks are awaited.
     """
     stopped: list[bool] = []  # not empty: tasks that are still queued are skipped
     begun: deque[_Job] = deque()

@@ -1,7 +1,7 @@
-"""What stands for the subject in captions where no placeholder token is trained.
+"""Puts the trigger word into captions, for runs without a placeholder token.
 
-With a trigger word it is that word, which is ordinary text. Without one, TOK and [trigger] would be
-learned as the letters they are, which nobody means: they are an error.
+A trigger word is plain text that replaces TOK and [trigger]. Without a trigger word these would be
+learned as plain text, so they are an error.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from trainer.settings import NO_SUBJECT, marks_in, with_trigger, without_mark
 def name_trigger(
     examples: Sequence[Example], word: str | None, foreign: bool = False
 ) -> list[Example]:
-    """The examples of a run without a placeholder token, with the word in their captions.
+    """The examples of a run without a placeholder token, with the trigger word in their captions.
 
-    Without a word, captions stay as written, but a mark of the subject in one is an error. In
-    `foreign` captions, those of an ai-toolkit job, [trigger] is removed and TOK is text. Raises
+    Without a word, captions stay as written, but TOK or [trigger] in one is an error. In `foreign`
+    captions, those of an ai-toolkit job, [trigger] is removed and TOK is plain text. Raises
     `DatasetError` that names the captions.
     """
     if word is not None:

@@ -1,17 +1,19 @@
-"""The training loop and all that it needs: encoded data, loss, optimizers, checkpoints."""
+"""The training loop and its parts: encoded data, loss, optimizers, checkpoints."""
 
 from trainer.learning.batches import warn_repeats
 from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
+from trainer.learning.control import Control, Stopped
 from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
-from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_pictures
+from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_images
 from trainer.learning.history import Trained
-from trainer.learning.loop import Loop, Report
+from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy
 from trainer.learning.randomness import generator
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.signals import stopped_by_signals
+from trainer.learning.step_report import Report
 from trainer.learning.step_weights import describe_weights
 from trainer.learning.timesteps import NoiseLevels
 from trainer.learning.turbo_adapter import find_turbo_adapter
@@ -22,12 +24,14 @@ __all__ = [
     "BATCH_TOKENS",
     "Captions",
     "Checkpoint",
+    "Control",
     "Diverged",
     "Loop",
     "NoiseLevels",
     "Report",
     "Sample",
     "Saver",
+    "Stopped",
     "Trained",
     "ZeroPriorBroken",
     "ZeroPriorProof",
@@ -37,7 +41,7 @@ __all__ = [
     "data_identity",
     "describe_weights",
     "draw_noise",
-    "encode_pictures",
+    "encode_images",
     "flow_loss",
     "generator",
     "least_of_all",

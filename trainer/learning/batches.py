@@ -1,4 +1,4 @@
-"""Which samples a step trains on: batches that each come from one bucket, with fair shares."""
+"""Samples batches by step: each from one bucket, with all samples equally often."""
 
 import logging
 import math
@@ -21,25 +21,25 @@ T = TypeVar("T")
 class Batches:
     """Deterministic batches of sample indices, by step.
 
-    Samples of one batch share a shape (their bucket), so they stack; every batch has `batch_size`
-    of them. A bucket of n of N samples gets n of N batches, spread evenly over the training, and
-    its batches run through its samples in shuffled passes, from one pass into the next. So:
+    Samples of one batch have the same shape (their bucket), so they stack; every batch has
+    `batch_size` samples. A bucket with n of N samples gets n of N batches, spread evenly over the
+    run, and its batches go through its samples in shuffled passes. So:
 
-    - After `period` steps every sample has been seen equally often (`passes` times).
-    - Between, a bucket of share p among g buckets is within 1 + p g batches of its share, and its
-      samples are seen equally often but for one time.
-    - No batch holds a sample twice unless its bucket has fewer than `batch_size`. Then it holds
-      all of them, none more than once more than another, and such batches are that much rarer.
+    - After `period` steps every sample was used equally often (`passes` times).
+    - Before that, a bucket of share p among g buckets is within 1 + p g batches of its share, and
+      its samples were used equally often, plus or minus one.
+    - No batch contains a sample twice unless its bucket has fewer than `batch_size`. Then it
+      contains all of them, with counts that differ by at most one; such batches are rarer.
 
-    A step's batch depends on seed, samples, batch size and the step alone. Several processes share
-    one batch, an image at several resolutions is as many samples, and held-out images are no
-    samples: shares are equal among those that are trained on.
+    The batch of a step depends only on seed, samples, batch size and step. Several processes share
+    one batch, an image at several resolutions counts as several samples, and held-out images are
+    not samples.
     """
 
     def __init__(self, shapes: Sequence[Hashable], batch_size: int, seed: int) -> None:
         self._groups = list(_grouped(shapes).values())
         self._batch_size, self._seed = batch_size, seed
-        # The fewest passes over all samples that are whole batches in every bucket.
+        # The smallest number of passes that gives whole batches in every bucket.
         common = math.gcd(batch_size, *(len(group) for group in self._groups))
         self.passes = batch_size // common
         self.period = self.passes * len(shapes) // batch_size
@@ -56,7 +56,7 @@ class Batches:
         placed = []
         for group in self._groups:
             batches = self._batches(group, random)
-            # One batch in each of as many equal stretches of the period.
+            # One batch in each of len(batches) equal intervals of the period.
             starts = torch.rand(len(batches), generator=random, dtype=torch.float64).tolist()
             placed += [
                 ((k + start) / len(batches), batch)
@@ -69,7 +69,7 @@ class Batches:
         stream: list[int] = []
         for _ in range(self.passes):
             order = [group[k] for k in torch.randperm(len(group), generator=random).tolist()]
-            # The batch in the making takes those first that it holds least often.
+            # An incomplete batch is filled first with the samples that it contains least often.
             begun = Counter(stream[len(stream) - len(stream) % self._batch_size :])
             wanted = -begun.total() % self._batch_size
             first = sorted(order, key=begun.__getitem__)[:wanted]
@@ -81,11 +81,11 @@ class Batches:
 
 
 def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) -> None:
-    """Names the images whose bucket is smaller than a batch, which then holds them repeatedly."""
+    """Warns of images whose bucket is smaller than a batch, which then contains them repeatedly."""
     lines = []
     for shape, group in _grouped([sample.mean_CHW.shape for sample in samples]).items():
         if len(group) < batch_size:
-            few = "alone" if len(group) == 1 else f"only {len(group)}"
+            few = f"only {len(group)}"
             size = f"{shape[2] * vae_factor}x{shape[1] * vae_factor}"
             images = listed([samples[index].name for index in group])
             share = f"1 batch in {len(samples) / len(group):.3g}"
@@ -93,13 +93,13 @@ def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) ->
     if lines:
         log.warning(
             "some sizes have fewer images than batch_size %d, so a batch repeats them. Each image "
-            "is still seen equally often:\n  %s",
+            "is still used equally often:\n  %s",
             *(batch_size, "\n  ".join(lines)),
         )
 
 
 def _grouped(shapes: Sequence[T]) -> dict[T, list[int]]:
-    """Indices by shape, in the order of their first."""
+    """Indices by shape, in the order of their first occurrence."""
     groups: dict[T, list[int]] = {}
     for index, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(index)

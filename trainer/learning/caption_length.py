@@ -1,6 +1,6 @@
-"""Captions and sample prompts that are longer than the text encoder reads.
+"""Finds captions and sample prompts beyond the text encoder's limit.
 
-Found with the tokenizer alone, before a model's weights are loaded.
+Needs only the tokenizer, before a model's weights are loaded.
 """
 
 import logging
@@ -17,7 +17,7 @@ from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-NAMED = 20  # captions that are shown with their lost words
+NAMED = 20  # captions that are listed with the words that are cut off
 
 
 def check_texts(
@@ -26,11 +26,11 @@ def check_texts(
     family: Family,
     settings: Settings,
 ) -> None:
-    """Warns of every caption and sample prompt that is cut, with the first words that are lost.
+    """Warns of every caption and sample prompt that is too long, with the first words cut off.
 
-    `sample_prompts` are the texts of each preview, by their name (`inference.prompts.prompts_of`).
+    `sample_prompts` are the texts of each preview image, by name (`inference.prompts.prompts_of`).
 
-    Raises `DatasetError` if all captions that hold the token (or the trigger word) lose it.
+    Raises `DatasetError` if the token (or the trigger word) is cut off in all captions with it.
     """
     vectors = {settings.subject: torch.zeros(1, 1)} if settings.subject else {}
     word = settings.subject or settings.trigger_word or None
@@ -46,7 +46,7 @@ def check_texts(
 def _check_captions(
     examples: Sequence[Example], cuts: dict[str, Cut], word: str | None, limit: int
 ) -> None:
-    sources: dict[str, dict[str, None]] = {}  # of each caption that is cut: files, each once
+    sources: dict[str, dict[str, None]] = {}  # files of each caption that is too long
     for each in examples:
         if each.caption in cuts:
             sources.setdefault(each.caption, {})[each.caption_file or "default_caption"] = None
@@ -62,17 +62,17 @@ def _check_captions(
         )
         if lost and not held:
             raise DatasetError(
-                f"no caption mentions {word} within the {limit} tokens that the text encoder "
-                f"reads: {listed(without)}; move it to the start of the captions"
+                f"no caption mentions {word} within the text encoder's limit of {limit} tokens: "
+                f"{listed(without)}; move it to the start of the captions"
             )
         if lost:
             log.warning(
-                "%s stands behind the %d tokens that are read, so these captions do not mention "
-                "it: %s; move it to their start",
+                "%s is beyond the limit of %d tokens, so it has no effect in these captions: %s; "
+                "move it to their start",
                 *(word, limit, listed(without)),
             )
     more = f"\n  and {len(lines) - NAMED:,} more" if len(lines) > NAMED else ""
     log.warning(
-        "%d captions are longer than the %d tokens that are read; lost from here on:\n  %s%s",
+        "%d captions are longer than the limit of %d tokens; cut off from:\n  %s%s",
         *(len(lines), limit, "\n  ".join(lines[:NAMED]), more),
     )

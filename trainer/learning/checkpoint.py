@@ -1,9 +1,9 @@
 """Checkpoints: the whole state of a run in one file, to resume it from.
 
-One safetensors file holds the float32 masters and the optimizers' tensors; its header holds the
-rest as JSON. Randomness is counter-based (`trainer.learning.randomness`), so the step says all
-about it. `read_checkpoint` checks everything that can be checked without the run's settings, and
-names the file and the part of it that is wrong.
+One safetensors file contains the float32 weights and the optimizers' tensors, and in its header the
+rest as JSON. Randomness is counter-based (`trainer.learning.randomness`), so the step is its whole
+state. `read_checkpoint` checks everything that does not depend on the run's settings; errors name
+the file and the damaged part.
 """
 
 import json
@@ -27,7 +27,7 @@ from trainer.settings import MAX_STEPS
 
 FORMAT_VERSION = 2
 _STATE = ("parameters", "optimizers", "averages")
-KEPT = 2  # checkpoints of one run; older ones are removed
+KEPT = 2  # checkpoints of a run; older ones are removed
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
@@ -41,20 +41,19 @@ class Checkpoint:
     """The state of a run after `step` steps."""
 
     step: int
-    identity: dict[str, Any]  # what must be equal for a resumed run: base, rank, placeholder, …
+    identity: dict[str, Any]  # must be equal in a resumed run: base, rank, placeholder, …
     parameters: dict[str, Tensor]  # by name, float32
-    optimizers: dict[str, dict[str, Any]]  # their state_dicts, by what they train
-    history: dict[str, Any]  # losses and the like, JSON types
-    averages: dict[str, Tensor]  # of the parameters, by name; empty where none are kept
+    optimizers: dict[str, dict[str, Any]]  # state_dicts, by group of parameters
+    history: dict[str, Any]  # losses etc., JSON types
+    averages: dict[str, Tensor]  # EMA weights, by name; empty without EMA
     averaged_steps: int = 0
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = KEPT) -> Path:
     """Writes `step-NNNNNN.safetensors` into the folder atomically.
 
-    The last `keep` up to this one stay. Those of more steps are removed: in a run's own folder they
-    are of the part that a resumed run has given up. Files with other names stay, and so do links
-    and what is behind them.
+    Keeps the last `keep` checkpoints up to this one. Removes those of later steps, which a resumed
+    run has discarded. Other files, and links and their targets, are not removed.
     """
     tensors: dict[str, Tensor] = {}
     state = {name: _apart(getattr(checkpoint, name), name, tensors) for name in _STATE}
@@ -91,14 +90,14 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether a tensor of a state holds finite numbers."""
+    """Whether all values of a tensor are finite."""
     return value.dtype in _WHOLE or (value.dtype in _FLOATS and bool(value.isfinite().all()))
 
 
 def _on_the_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in CPU memory, copied only where they must be.
+    """The tensors in CPU memory, copied only if necessary.
 
-    Some optimizers share tensors, which safetensors refuses: all but the first are copies.
+    Some optimizers share tensors, which safetensors refuses: all but the first are copied.
     """
     found, seen = {}, set[int]()
     for name, value in tensors.items():
@@ -112,7 +111,7 @@ def _on_the_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file. A full disk is an OSError, as everywhere else."""
+    """Writes a safetensors file. Raises OSError for a full disk."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
@@ -123,9 +122,9 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 
 def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, with `{"tensor": name}` for every tensor, which goes into `tensors`.
+    """The value as JSON, with `{"tensor": name}` for every tensor, which is added to `tensors`.
 
-    Dictionaries become lists of pairs, since an optimizer's keys are numbers too.
+    Dictionaries become lists of pairs, since some keys in an optimizer's state are numbers.
     """
     if isinstance(value, Tensor):
         tensors[name] = value
@@ -138,7 +137,7 @@ def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `_apart`; tuples come back as lists."""
+    """The inverse of `_apart`; tuples become lists."""
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]
@@ -150,7 +149,7 @@ def _together(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the file is one of our checkpoints, rather than finished weights."""
+    """Whether the file is a training checkpoint, not weights."""
     try:
         with safe_open(path, framework="pt") as file:
             return CHECKPOINT in (file.metadata() or {})
@@ -159,9 +158,9 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, checked, without reading its tensors.
+    """The checked header of a checkpoint, without its tensors.
 
-    Raises `BrokenCheckpoint` naming the part that is wrong.
+    Raises `BrokenCheckpoint` naming the damaged part.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -174,7 +173,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise BrokenCheckpoint(
             f"{path}: format version {_shown(version)} is unknown (this is version "
-            f"{FORMAT_VERSION}); resume with the zeroprior that wrote it"
+            f"{FORMAT_VERSION}); resume with the version of zeroprior that wrote it"
         )
     step = check.whole(header, "step", MAX_STEPS)
     check.whole(header, "averaged_steps", MAX_STEPS)
@@ -186,7 +185,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises `BrokenCheckpoint` with the reason."""
+    """Reads and checks a checkpoint. Raises `BrokenCheckpoint` with the reason."""
     header, check = read_header(path), _Check(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -217,17 +216,17 @@ def latest(folder: Path) -> Path | None:
 
 
 class _Check:
-    """Refuses a checkpoint with a sentence that names the file and the part."""
+    """Raises `BrokenCheckpoint` that names the file and the damaged part."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, right: bool, part: str, fault: str) -> None:
         if not right:
-            raise BrokenCheckpoint(f"{self.path} is damaged: {part} {fault}; take an earlier one")
+            raise BrokenCheckpoint(f"{self.path} is damaged: {part} {fault}; use an earlier one")
 
     def whole(self, values: dict[str, Any], name: str, most: int) -> int:
-        """A whole number from 0 to `most`."""
+        """Checks and returns an integer from 0 to `most`."""
         value = values.get(name)
         right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
         self(right, name, f"is {_shown(value)}, not a whole number between 0 and {most:,}")
@@ -235,7 +234,7 @@ class _Check:
         return value
 
     def each(self, values: Any, part: str, right: Callable[[Any], bool], of: str) -> None:
-        """A list of values of one kind."""
+        """Checks a list of values of one kind."""
         self(isinstance(values, list), part, "is missing or not a list")
         for number, value in enumerate(values):
             self(right(value), f"{part}[{number}]", f"is {_shown(value)}, not {of}")
@@ -264,7 +263,7 @@ def _check_history(history: dict[str, Any], step: int, check: _Check) -> None:
     check.each(rows, "history.validation", lambda each: isinstance(each, list), "a list")
     for number, row in enumerate(rows):
         check.each(row, f"history.validation[{number}]", _is_number, "a number")
-        check(len(row) > 1, f"history.validation[{number}]", "holds no loss")
+        check(len(row) > 1, f"history.validation[{number}]", "contains no loss")
 
 
 def _check_parameters(parameters: Any, averages: Any, check: _Check) -> None:
@@ -274,8 +273,8 @@ def _check_parameters(parameters: Any, averages: Any, check: _Check) -> None:
             where = f"{part} {_shown(name)}"
             right = isinstance(name, str) and isinstance(value, Tensor)
             check(right and value.dtype == torch.float32, where, "is not a float32 tensor")
-            check(is_finite(value), where, "holds NaN or infinity")
-    check(len(parameters) > 0, "parameters", "holds no tensors")
+            check(is_finite(value), where, "contains NaN or infinity")
+    check(len(parameters) > 0, "parameters", "contains no tensors")
     if averages:
         same = averages.keys() == parameters.keys() and all(
             value.shape == parameters[name].shape for name, value in averages.items()
@@ -284,7 +283,7 @@ def _check_parameters(parameters: Any, averages: Any, check: _Check) -> None:
 
 
 def _check_optimizers(optimizers: Any, parameters: dict[str, Tensor], check: _Check) -> None:
-    """Whether each has one group, over all parameters of its name, and a state for some."""
+    """Checks that each has one group with all parameters of its name, and states of these."""
     check(isinstance(optimizers, dict), "optimizers", "is not a table")
     names = {name.partition(".")[0] for name in parameters}
     check(optimizers.keys() == names, "optimizers", f"are not those of {', '.join(sorted(names))}")
@@ -302,9 +301,9 @@ def _check_optimizers(optimizers: Any, parameters: dict[str, Tensor], check: _Ch
         for key, values in state.items():
             where = f"{part}.state[{_shown(key)}]"
             right = type(key) is int and 0 <= key < count and isinstance(values, dict)
-            check(right, where, "is of no parameter")
+            check(right, where, "does not belong to a parameter")
             right = all(map(is_finite, tensors_of(values)))
-            check(right, where, "holds NaN, infinity or an unknown type")
+            check(right, where, "contains NaN, infinity or an unknown type")
 
 
 def _is_number(value: Any) -> bool:
@@ -314,6 +313,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value from a file in a message: printable, and not long."""
+    """A value from a file for a message: printable and short."""
     text = str(value) if isinstance(value, Exception) else reprlib.repr(value)
     return "".join(each if each.isprintable() else "?" for each in text[:80])

@@ -1,4 +1,4 @@
-"""Several processes that train as one: accelerate's, where `accelerate launch` started them."""
+"""Data parallelism with several processes, if started by `accelerate launch`."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,17 +13,17 @@ from families.loading import default_device
 
 Value = TypeVar("Value")
 
-# The others wait while the main process draws previews and judges the result.
+# The others wait while the main process generates preview images and checks the result.
 PATIENCE = timedelta(hours=3)
 
 
 def processes() -> PartialState:
-    """Which process this is, and of how many; without a launcher the only one."""
+    """The process's rank and the number of processes; a single one without a launcher."""
     return PartialState(cpu=default_device().type == "cpu", timeout=PATIENCE)
 
 
 def same_for_all(value: Value) -> Value:
-    """The main process's value in every process."""
+    """Broadcasts the main process's value."""
     processes()
     values = [value]
     broadcast_object_list(values)
@@ -31,27 +31,27 @@ def same_for_all(value: Value) -> Value:
 
 
 def by_main(call: Callable[[], Value]) -> Value:
-    """What the main process gets from a call that it alone makes; its error is raised in all."""
-    made: tuple[Any, Exception | None] = (None, None)
+    """The result of a call in the main process only; its error is raised in all processes."""
+    outcome: tuple[Any, Exception | None] = (None, None)
     if processes().is_main_process:
         try:
-            made = call(), None
+            outcome = call(), None
         except Exception as error:
-            made = None, error
-    value, failed = same_for_all(made)
+            outcome = None, error
+    value, failed = same_for_all(outcome)
     if failed is not None:
         raise failed
     return value
 
 
 def least_of_all(value: int) -> int:
-    """The smallest value of all processes."""
+    """The minimum over all processes."""
     processes()
     return min(gather_object([value]))
 
 
 def mean_of_all(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Makes the gradients their mean over all processes, and returns that of the loss."""
+    """Averages gradients and loss over all processes; returns the loss."""
     grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     mean = reduce(torch.cat([loss.view(1), *(each.flatten() for each in grads)]), "mean")
     shares = mean[1:].split([each.numel() for each in grads])

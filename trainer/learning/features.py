@@ -1,13 +1,13 @@
-"""Latents and text features, encoded once and put aside, so that the encoders can leave memory.
+"""Encodes latents and text features once, so that VAE and text encoder can be freed.
 
-Both lie on disk (`trainer.data.mapped_file`): memory is the same for ten pictures and for ten
-thousand. Shapes: B images, C latent channels, H and W latent rows and columns, L text tokens, D
+Both are stored on disk (`trainer.data.mapped_file`), so memory does not grow with the number of
+images. Shapes: B images, C latent channels, H and W latent rows and columns, L text tokens, D
 features.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,42 +15,45 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
 from families.transfer import onto
+from inference.progress import Progress
 from trainer.data import Bucket, Example, cover, in_threads, nearest_bucket, warn_upscaled
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BATCH_PIXELS = 1024**2  # for the VAE at once: what one picture of the usual size takes
-# A JPEG decoded at a fraction of its size keeps so much more than its bucket, for the resampling.
+BATCH_PIXELS = 1024**2  # of a batch of the VAE: one image of the usual size
+# A JPEG may be decoded at a fraction of its size, but at least at so many times its bucket's.
 DECODED_SPARE = 2
-BATCH_TOKENS = 4096  # for the text encoder at once, padding included
+BATCH_TOKENS = 4096  # of a batch of the text encoder, padding included
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture at one resolution, as the loop sees it."""
+    """An encoded image at one resolution."""
 
     name: str
     caption: str
-    mean_CHW: Tensor  # of the VAE's posterior, normalised, float32, read from disk
+    mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
     std_CHW: Tensor
 
 
 @torch.no_grad()
-def encode_pictures(
-    family: Family, examples: Sequence[Example], settings: Settings
+def encode_images(
+    family: Family,
+    examples: Sequence[Example],
+    settings: Settings,
+    advance: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Sample]:
-    """Every picture at every resolution, in its bucket. The VAE is released afterwards.
+    """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
 
-    Threads decode ahead while the VAE works; pictures of one bucket share its batches. Raises
-    `NoRoom` where the disk is too full for what is encoded.
+    Threads decode images ahead; batches contain images of one bucket. `advance` is called with
+    the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is full.
     """
     multiple = family.resolution_multiple
     for resolution in settings.resolutions:
@@ -64,7 +67,7 @@ def encode_pictures(
         image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
         return [fit(image, bucket) for bucket in buckets]
 
-    latents = Tensors[int]("latents")  # mean and deviation, by place among all
+    latents = Tensors[int]("latents")  # mean and deviation, by index
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     count = len(examples) * len(settings.resolutions)
 
@@ -74,7 +77,7 @@ def encode_pictures(
         for place, both_2CHW in zip(places, both_B2CHW, strict=True):
             latents.add(place, both_2CHW)
 
-    with tqdm(total=count, desc="encoding pictures", unit="picture") as progress:
+    with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
         for place, pixels_3PP in enumerate(fits):
             same = waiting.setdefault(pixels_3PP.shape, [])
@@ -82,9 +85,11 @@ def encode_pictures(
             if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
                 encode(pixels_3PP.shape)
                 progress.update(len(same))
+                advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
             encode(shape)
             progress.update(len(same))
+            advance("encoding images", int(progress.n), count)
     family.release("vae")
     kept, repeats = latents.mapped(), len(settings.resolutions)
     return [
@@ -95,10 +100,10 @@ def encode_pictures(
 
 
 class Captions:
-    """Text features of captions: kept where they are constant, made anew where they are trained.
+    """Text features of captions: cached if they are constant, encoded in each step otherwise.
 
-    A caption that holds the placeholder changes with its rows, so the text encoder stays in
-    memory for it; what all such captions begin with is read once. Without them it is released.
+    Captions with the placeholder token depend on its embedding, so the text encoder stays in
+    memory for them; their common beginning is encoded once. Without such captions it is freed.
     """
 
     def __init__(
@@ -107,12 +112,13 @@ class Captions:
         captions: Sequence[str],
         vectors: dict[str, Tensor] | None = None,
         others: Sequence[str] = (),
+        advance: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        """`others` hold no token, and are encoded one by one, so that they change no caption's
-        features: those of one batch are rounded alike."""
+        """`others` contain no token. They are encoded one by one, so that the rounding of captions,
+        which depends on their batch, does not change."""
         self.family, self.vectors = family, vectors or {}
         distinct = sorted(set(captions))
-        # A word beyond what the encoder reads of a caption changes nothing in it.
+        # A token beyond the text encoder's limit has no effect.
         self.trained = {
             text
             for text in distinct
@@ -124,34 +130,37 @@ class Captions:
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
             alone = [[text] for text in dict.fromkeys(others) if text not in texts]
-            with tqdm(total=len(texts) + len(alone), desc="encoding captions") as progress:
+            with Progress(
+                total=len(texts) + len(alone), desc="encoding captions", unit="caption"
+            ) as progress:
                 for batch in (*self._alike(texts), *alone):
-                    made = family.encode_prompts(batch, self.vectors)
-                    for text, features in zip(batch, made, strict=True):
+                    encoded = family.encode_prompts(batch, self.vectors)
+                    for text, features in zip(batch, encoded, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
+                    advance("encoding captions", int(progress.n), len(texts) + len(alone))
         self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:
             family.release("text_encoder")
         else:
             ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
-            ids = ids[: family.max_text_tokens - 1]  # what is cut off is not read
+            ids = ids[: family.max_text_tokens - 1]  # within the limit
             self._prefix = read_prefix(family.text_encoder, ids) if ids else None
 
     def features(self, captions: Sequence[str]) -> list[Tensor]:
-        """text_LD of each caption; gradients reach the placeholder in those that hold it."""
+        """text_LD of each caption, with a gradient for the placeholder token in it."""
         trained = [text for text in captions if text in self.trained]
-        made = iter(
+        encoded = iter(
             self.family.encode_prompts(trained, self.vectors, self._prefix) if trained else ()
         )
         return [
-            next(made) if text in self.trained else onto(self.family.device, self._kept[text])
+            next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
             for text in captions
         ]
 
     def _alike(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """The texts in batches of about equal lengths, so that little of one is padding."""
+        """The texts in batches of similar lengths, to minimize padding."""
         lengths = {text: len(self.family.tokenize(text).ids) for text in texts}
         batch: list[str] = []
         for text in sorted(lengths, key=lambda each: lengths[each]):
@@ -163,12 +172,12 @@ class Captions:
 
 
 def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
-    """The picture scaled to cover the bucket and cut to its centre.
+    """The image scaled to cover the bucket and center-cropped.
 
     Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
     """
-    # Cutting in source pixels and scaling in one step keeps the exact ratio: scaling first would
-    # round the covering size to whole pixels.
+    # Cropping in source pixels and scaling in one step keeps the exact aspect ratio: scaling first
+    # would round the size to whole pixels.
     scale = cover(image.width, image.height, bucket)
     cut_width, cut_height = bucket.width / scale, bucket.height / scale
     left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2

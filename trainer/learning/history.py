@@ -1,32 +1,39 @@
-"""What happens in a run, step by step: its numbers, and the bar that shows its progress."""
+"""The history of a run: losses and norms, step by step."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 
 @dataclass
 class History:
-    """What happened in each step.
+    """Values of each step.
 
-    New values are tensors, wherever they lie, until they are read; then they are numbers. So
-    values of a checkpoint and of a device stand in one list.
+    New values are tensors, on any device, until `read` converts them to numbers, so that a step
+    does not wait for the device.
     """
 
     losses: list[float | Tensor] = field(default_factory=list)  # one per step
-    row_norms: list[float | Tensor] = field(default_factory=list)  # gradient, where the word was
+    row_norms: list[float | Tensor] = field(
+        default_factory=list
+    )  # of the token's gradient, in steps with it
     validation: list[list[float]] = field(default_factory=list)  # a step and its loss at each sigma
 
     def read(self) -> None:
-        """Makes all values numbers. Waits for the device if there are new ones."""
+        """Converts all values to numbers. Waits for the device if there are new ones."""
         for values in (self.losses, self.row_norms):
             first = len(values)
             while first and isinstance(values[first - 1], Tensor):
                 first -= 1
             values[first:] = [float(each) for each in values[first:]]
+
+    def losses_read(self) -> list[float]:
+        """The losses of the first steps, as far as they have been read."""
+        known = len(self.losses)
+        while known and isinstance(self.losses[known - 1], Tensor):
+            known -= 1
+        return [float(each) for each in self.losses[:known]]
 
     def mean_loss(self, steps: int) -> float:
         """The mean of the last `steps` losses."""
@@ -35,7 +42,7 @@ class History:
         return sum(last) / len(last)
 
     def plain(self) -> dict[str, list[Any]]:
-        """The same as numbers, oldest first."""
+        """All values as numbers, oldest first."""
         self.read()
         return {
             "losses": list(self.losses),
@@ -46,20 +53,8 @@ class History:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known about the run when all steps are done."""
+    """Results of the loop."""
 
     losses: list[float]  # one per step
     steps_per_second: float
-    row_norms: list[float]  # of the placeholder's gradient, one per step that saw it
-
-
-class Progress(tqdm):
-    """A progress bar. Where it cannot be written, as on a full disk, the run goes on without."""
-
-    def display(self, *arguments: Any, **options: Any) -> Any:
-        with suppress(OSError):
-            return super().display(*arguments, **options)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
+    row_norms: list[float]  # of the placeholder's gradient, one per step with it

@@ -17,40 +17,37 @@ from families.family import Family
 from families.out_of_memory import free_frames
 from families.transfer import onto
 from inference.acceleration import with_fallback
+from inference.progress import Progress
 from trainer.learning.batches import Batches
 from trainer.learning.checkpoint import Checkpoint
+from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample
-from trainer.learning.history import History, Progress, Trained
+from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
 from trainer.learning.randomness import generator
 from trainer.learning.saving import Diverged, Saver
+from trainer.learning.step_report import Report, StepReport
 from trainer.learning.timesteps import NoiseLevels
 from trainer.learning.zero_prior import check_gradient
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]  # a metric's name and value, for whoever watches
-
-
-# A model that answers nothing at all has the variance of noise and latents together, 2 or so.
-EXPLODED = 100.0
-# Steps with the placeholder until its gradient is looked at, once: reading it waits for the device.
+# Steps with the placeholder before its gradient is checked, once: this waits for the device.
 GRADIENT_STEPS = 5
 
 
 class Loop:
     """One training run: the frozen family, the trainable LoRA and placeholder, and the data.
 
-    Who watches is called after every optimiser step (`run(after_step=…)`) with the loop itself:
-    `done` counts the steps, `history` holds the losses, `shipped()` gives copies of what would be
-    written as weights now, and inside `averaged()` the model itself works with those weights.
+    Callbacks (`run(after_step=…)`) are called after every optimizer step with the loop: `done` is
+    the number of steps, `history` has the losses, `final_weights()` returns copies of the weights
+    that would be saved now, and within `averaged()` the model uses those weights.
 
-    Started by `accelerate launch`, several processes share each batch: every one takes
-    `batch_size` rows of it, and gradients become their mean over all, so that they do what one
-    process with the whole batch would do.
+    With `accelerate launch`, several processes share each batch: each uses `batch_size` rows of it,
+    and gradients are averaged, which is equal to one process with the whole batch.
     """
 
     def __init__(
@@ -62,21 +59,24 @@ class Loop:
         lora: Lora | None,
         placeholder: Placeholder | None,
         data: Mapping[str, Any] | None = None,
+        control: Control | None = None,
     ) -> None:
-        """`data` tells the dataset's identity to those who resume (`trainer.learning.resume`)."""
+        """`data` is the dataset's identity in checkpoints (`trainer.learning.resume`)."""
+        self.control = control or Control()
+        self.events = self.control.events
         self.family, self.settings = family, settings
         self.samples, self.captions = samples, captions
         self.lora, self.placeholder = lora, placeholder
         shapes = [sample.mean_CHW.shape for sample in samples]
         self.data = dict(data or {})
         self.processes = processes()
-        # One batch of all processes, of which this one takes the rows from `first_row` on.
+        # One batch for all processes; this one uses the rows from `first_row`.
         rows = settings.batch_size * self.processes.num_processes
         self.batches = Batches(shapes, rows, settings.seed)
         self.first_row = settings.batch_size * self.processes.process_index
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
-        # LoRA and placeholder learn apart: a near-zero row's gradient is hundreds of times larger.
+        # Separate optimizers: the gradient of a near-zero embedding is hundreds of times larger.
         self.lora_parameters = list(lora.parameters()) if lora is not None else []
         self.rows: list[nn.Parameter] = []
         if placeholder is not None:
@@ -104,16 +104,16 @@ class Loop:
         )
 
         self.done = 0  # steps
-        self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before they were clipped
+        self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
         self.history = History()
-        self._stepping = False  # an optimizer step is half done
-        self._ending: BaseException | None = None  # to be raised when it is done
+        self._stepping = False  # within an optimizer step
+        self._ending: BaseException | None = None  # to be raised after it
         self._gradient_seen = False
 
     def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """latents_BCHW, noise_BCHW, sigma_B and captions of a batch, from its counters alone.
+        """latents_BCHW, noise_BCHW, sigma_B and captions of a batch, by its number.
 
-        Batches are counted over the whole training, `gradient_accumulation` of them per step.
+        Batches are counted over the whole run, `gradient_accumulation` of them per step.
         """
         settings, device = self.settings, self.family.device
         indices = self.batches.at(number)
@@ -127,31 +127,31 @@ class Loop:
             random = generator(settings.seed, "sigma", number, row)
             sigmas.append(self.noise_levels.draw(shape, random))
             captions.append(self._caption(number, row))
-        made = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
-        latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in made)
+        stacked = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
+        latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in stacked)
         return latents_BCHW, noise_BCHW, sigma_B, captions
 
     def _caption(self, number: int, row: int) -> str:
-        """What a row of a batch is told of its picture: its caption or, by chance, nothing."""
+        """The caption of a row of a batch; the empty prompt by caption dropout."""
         chance = torch.rand((), generator=generator(self.settings.seed, "dropout", number, row))
         if chance.item() < self.settings.caption_dropout:
             return self.family.empty_prompt
         return self.samples[self.batches.at(number)[row]].caption
 
     def step(self, step: int) -> None:
-        """One optimiser step, noted in the history."""
+        """Runs one optimizer step and adds it to the history."""
         parts = self.settings.gradient_accumulation
         numbers = range(step * parts, (step + 1) * parts)
         loss = with_fallback(
             self.family.transformer, lambda: self._gradients(numbers), self._drop_gradients
         )
 
-        # Whether any process saw the word is known without asking: captions are counter-based.
+        # Captions are counter-based: no communication is needed to know if a process had the token.
         rows = range(self.settings.batch_size * self.processes.num_processes)
         seen = {self._caption(number, row) for number in numbers for row in rows}
-        saw_word = bool(self.captions.trained & seen)
+        saw_token = bool(self.captions.trained & seen)
         if self.processes.num_processes > 1:
-            loss = mean_of_all(loss, self.parameters if saw_word else self.lora_parameters)
+            loss = mean_of_all(loss, self.parameters if saw_token else self.lora_parameters)
 
         limit = self.settings.max_grad_norm
         self.norms = {
@@ -166,7 +166,7 @@ class Loop:
         if self.ema is not None:
             self.ema.step(self.parameters)
         self.history.losses.append(loss)
-        if saw_word:
+        if saw_token:
             self.history.row_norms.append(self.norms["placeholder"])
         self.done = step + 1
         self._stepping = False
@@ -174,22 +174,22 @@ class Loop:
             raise self._ending
 
     def stop(self, ending: BaseException) -> None:
-        """Raises `ending`, now or when the optimizer step that is half done is whole.
+        """Raises `ending`, now or after the current optimizer step.
 
-        For signal handlers: a state in the middle of a step cannot be resumed.
+        For signal handlers: a state within an optimizer step cannot be resumed.
         """
         if not self._stepping:
             raise ending
         self._ending = ending
 
     def _gradients(self, numbers: Sequence[int]) -> Tensor:
-        """Adds the gradients of these batches, and gives their mean loss."""
+        """Accumulates the gradients of these batches; returns their mean loss."""
         losses = []
         for number in numbers:
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             text = self.captions.features(captions)
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / len(numbers)
-            if loss.requires_grad:  # not where the placeholder is trained alone and was dropped
+            if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -200,7 +200,7 @@ class Loop:
 
     @property
     def rates(self) -> dict[str, float]:
-        """The learning rates of the last step, with the factor that prodigy finds by itself."""
+        """The learning rates of the last step, including prodigy's estimate."""
         groups = {name: each.param_groups[0] for name, each in self.optimizers.items()}
         return {name: group["lr"] * group.get("d", 1.0) for name, group in groups.items()}
 
@@ -210,8 +210,8 @@ class Loop:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, LoRA and placeholder hold the values that are shipped: their running averages
-        where `ema_decay` is above 0, else what they hold anyway."""
+        """Within the context, LoRA and placeholder have the weights that are saved: EMA weights if
+        `ema_decay` is above 0, else their current ones."""
         if self.ema is None:
             yield
             return
@@ -223,7 +223,7 @@ class Loop:
             self.ema.restore(self.parameters)
 
     def final_weights(self) -> tuple[Factors, Placeholder | None]:
-        """Copies on the CPU of what would be written as weights now."""
+        """Copies on the CPU of the weights that would be saved now."""
         with self.averaged():
             factors = self.lora.factors() if self.lora is not None else {}
             return factors, self.placeholder.detached() if self.placeholder is not None else None
@@ -234,41 +234,45 @@ class Loop:
         saver: Saver | None = None,
         after_step: Sequence[Callable[["Loop"], None]] = (),
     ) -> Trained:
-        """Does the steps that are left. `saver` writes checkpoints, the last one at the end.
+        """Runs the remaining steps. `saver` writes checkpoints, the last one at the end.
 
-        Each of `after_step` is called after every optimizer step, before its checkpoint; what it
-        draws at random is its own affair, since the loop's draws are counter-based. Of several
-        processes the main one alone shows, calls and writes.
+        Each of `after_step` is called after every optimizer step, before its checkpoint. It may use
+        random numbers, since those of the loop are counter-based. With several processes, only the
+        main one logs, calls and writes.
 
-        Where the run is stopped, its state is saved before the error goes on. Raises `Diverged`,
-        naming the last good checkpoint, as soon as the loss explodes, and `ZeroPriorBroken` if the
-        first steps with the placeholder had no gradient for it.
+        If the run is stopped, its state is saved before the error is raised. Raises `Diverged`,
+        naming the last good checkpoint, and `ZeroPriorBroken` for a token without a gradient.
         """
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
             report, saver, after_step = None, None, ()
-        shown = max(1, steps // 200)  # reading a loss waits for the device
         start, begun = self.done, time.perf_counter()
+        self.events.phase("training")
+        progress = Progress(
+            desc="training", total=steps, initial=start, lines=main, disable=not main
+        )
+        shown = StepReport(self, progress, report)
         try:
             if saver is not None and start < steps:
                 saver.begin(self)
-            with Progress(
-                total=steps, initial=start, desc="training", unit="step", disable=not main
-            ) as progress:
-                for step in range(start, steps):
-                    self.step(step)
-                    if self.done % shown == 0 or self.done in (1, steps):
-                        report = self._show(progress, report, shown)
+            with progress:
+                while self.done < self.settings.steps:
+                    self.step(self.done)
+                    shown.after_step()
                     self._check_gradient()
                     progress.update()
                     paused = time.perf_counter()
                     for call in after_step:
                         call(self)
-                    begun += time.perf_counter() - paused  # watching is not the steps' time
+                    begun += time.perf_counter() - paused  # not part of the steps' time
                     if saver is not None:
                         saver.after_step(self)
+                    paused = time.perf_counter()
+                    self.control.between_steps(self, saver)
+                    progress.total = self.settings.steps
+                    begun += time.perf_counter() - paused
             if not self.finite():
-                raise Diverged("what was trained holds NaN or infinity; lower learning_rate")
+                raise Diverged("the trained weights contain NaN or infinity; lower learning_rate")
             if saver is not None and start < steps:
                 saver.finish(self)
         except Diverged as error:
@@ -276,37 +280,21 @@ class Loop:
                 raise
             raise Diverged(f"{error}; the last good checkpoint is {saver.newest}") from error
         except BaseException as error:
-            free_frames(error)  # of the failed step, whose tensors may fill the device
+            free_frames(error)  # tensors of the failed step may fill the device
             if saver is not None and self.done > start:
-                self._save_on_the_way_out(saver)
+                self._save_on_error(saver)
             raise
+        finally:
+            shown.emit()
         plain = self.history.plain()
         return Trained(
             losses=plain["losses"],
-            steps_per_second=(steps - start) / (time.perf_counter() - begun),
+            steps_per_second=(self.done - start) / (time.perf_counter() - begun),
             row_norms=plain["row_norms"],
         )
 
-    def _show(self, progress: Any, report: Report | None, shown: int) -> Report | None:
-        """Shows the mean loss of the last steps. Gives the report to go on with."""
-        loss = self.history.mean_loss(shown)
-        if not loss < EXPLODED:  # NaN, too
-            raise Diverged(
-                f"the loss is {loss} at step {self.done}; lower learning_rate "
-                f"({self.settings.learning_rate:g}) or leave it out"
-            )
-        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if report is not None:
-            try:
-                report("loss", loss)
-                report("step", float(self.done))
-            except Exception as error:
-                log.warning("the progress is no longer reported (%s)", error)
-                return None
-        return report
-
     def _check_gradient(self) -> None:
-        """Looks once, after a few steps, whether any of them had a gradient for the placeholder."""
+        """Checks once, after a few steps, that the placeholder had a gradient."""
         if self._gradient_seen or len(self.history.row_norms) < GRADIENT_STEPS:
             return
         assert self.placeholder is not None
@@ -314,28 +302,28 @@ class Loop:
         self._gradient_seen = True
 
     def finite(self) -> bool:
-        """Whether all that is trained is still finite numbers."""
+        """Whether all trained weights are finite."""
         return all(bool(value.isfinite().all()) for value in self.named.values())
 
-    def _save_on_the_way_out(self, saver: Saver) -> None:
+    def _save_on_error(self, saver: Saver) -> None:
         if self._stepping:
             log.warning(
-                "stopped in the middle of an optimizer step; the last checkpoint is %s",
+                "stopped within an optimizer step; the last checkpoint is %s",
                 saver.newest,
             )
             return
         for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)  # their memory is of use for the copies
+            optimizer.zero_grad(set_to_none=True)  # frees memory for copies
         saver.stopped(self)
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes over the whole state of a checkpoint, after which `run` does what is left."""
+        """Loads the state of a checkpoint; `run` then runs the remaining steps."""
         for name, parameter in self.named.items():
             parameter.copy_(checkpoint.parameters[name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(checkpoint.optimizers[name])
-        if self.ema is not None:  # averages that were not kept before begin here
+        if self.ema is not None:  # without EMA weights in the checkpoint, starts here
             kept = checkpoint.averages or self.named
             for name, average in zip(self.named, self.ema.shadow_params, strict=True):
                 average.copy_(kept[name])

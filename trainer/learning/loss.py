@@ -31,5 +31,5 @@ def flow_loss(
 
 
 def draw_noise(shape: torch.Size, seed: int, purpose: str, step: int, row: int) -> Tensor:
-    """Standard normal noise of one sample in one step, on the CPU."""
+    """Samples standard normal noise of one sample in one step, on the CPU."""
     return torch.randn(shape, generator=generator(seed, purpose, step, row))

@@ -1,4 +1,4 @@
-"""The optimisers and the learning rate's way through a training."""
+"""Optimizers and learning rate schedules."""
 
 import math
 from collections.abc import Callable
@@ -19,21 +19,21 @@ def _adamw8bit(groups: list[dict[str, Any]]) -> Optimizer:
 
 
 def _adamw(groups: list[dict[str, Any]]) -> Optimizer:
-    return AdamW(groups, fused=True)  # a third of the time of its other two ways on a CPU
+    return AdamW(groups, fused=True)  # on a CPU three times faster than the other implementations
 
 
 def _prodigy(groups: list[dict[str, Any]]) -> Optimizer:
     from prodigyopt import Prodigy
 
-    # Its own defaults. Bias correction, often advised, slowed the estimate: after 10 and 20 steps
-    # of the miniature the rate was 4e-6 and 6e-5 with it, 3e-4 and 2e-3 without.
+    # With its defaults. Bias correction, often recommended, slowed the estimate: after 10 and 20
+    # steps of the miniature the rate was 4e-6 and 6e-5 with it, 3e-4 and 2e-3 without.
     return Prodigy(groups)
 
 
 def _adafactor(groups: list[dict[str, Any]]) -> Optimizer:
     from transformers import Adafactor
 
-    # The rate is ours to schedule, not its own.
+    # Without its own learning rate schedule.
     return Adafactor(groups, scale_parameter=False, relative_step=False)
 
 
@@ -48,13 +48,13 @@ _MAKERS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
 def make_optimizer(
     name: str, parameters: list[nn.Parameter], rate: float, weight_decay: float
 ) -> Optimizer:
-    """The optimiser over one group of parameters; LoRA and placeholder get one each."""
+    """The optimizer of one group of parameters; LoRA and placeholder have one each."""
     group = {"params": parameters, "lr": rate, "weight_decay": weight_decay}
     return _MAKERS[name]([group])
 
 
 def rows_optimizer(name: str) -> str:
-    """The optimizer of the placeholder where the LoRA has this one."""
+    """The optimizer of the placeholder if the LoRA uses this one."""
     return OPTIMIZERS[name].for_rows or name
 
 
@@ -62,8 +62,8 @@ def rows_optimizer(name: str) -> str:
 def fresh_state(name: str, shape: tuple[int, ...], start: float = 1.0) -> dict[str, Any]:
     """The optimizer's state_dict for one parameter of a shape, after one step.
 
-    It tells how large a state is, and what a state from a file has to look like. Of a parameter
-    that starts from zeros, as half of a LoRA does, prodigy keeps less.
+    For the size of a state, and to check a state from a file. Prodigy's state is smaller for a
+    parameter that starts with zeros, such as B of a LoRA.
     """
     device = "cuda" if OPTIMIZERS[name].needs_gpu and torch.cuda.is_available() else "cpu"
     parameter = nn.Parameter(torch.full(shape, start, device=device))
@@ -73,7 +73,7 @@ def fresh_state(name: str, shape: tuple[int, ...], start: float = 1.0) -> dict[s
     return optimizer.state_dict()
 
 
-# The share of the full rate at a share of the way from the end of the warm-up to the last step.
+# Factor of the learning rate, by the fraction of the steps after the warmup.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda way: 1.0,
     "linear": lambda way: 1 - way,
@@ -82,7 +82,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def rate_at(step: int, schedule: str, warmup: int, steps: int) -> float:
-    """The share of the full learning rate at a step: a linear warm-up, then the schedule."""
+    """Factor of the learning rate at a step: a linear warmup, then the schedule."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return SCHEDULES[schedule]((step - warmup) / max(1, steps - warmup))

@@ -1,4 +1,4 @@
-"""Going on from an earlier training: a checkpoint's whole state, or finished weights."""
+"""Resumes a run from a checkpoint, or continues training finished weights."""
 
 import hashlib
 import logging
@@ -36,10 +36,10 @@ NAME_LETTERS = 120  # of an image's name in a checkpoint
 
 
 def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
-    """What `resume_from` names, checked against settings and data before a model is loaded.
+    """Reads `resume_from` and checks it against settings and data, before a model is loaded.
 
-    A folder stands for the newest checkpoint in it. Raises `SettingsError` for a file that is
-    broken or belongs to another base, rank, placeholder, optimiser or dataset.
+    For a folder, reads its newest checkpoint. Raises `SettingsError` for a file that is damaged or
+    belongs to another base, rank, placeholder, optimizer or dataset.
     """
     if settings.resume_from is None:
         return None
@@ -47,7 +47,7 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
     if path.is_dir():
         newest = latest(path)
         if newest is None:
-            raise SettingsError(f"resume_from: {path} holds no checkpoint (step-*.safetensors)")
+            raise SettingsError(f"resume_from: {path} contains no checkpoint (step-*.safetensors)")
         path = newest
     if not path.is_file():
         raise SettingsError(f"resume_from: {path} does not exist")
@@ -64,11 +64,11 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
         if few_steps is not None:
             log.warning(
                 "resume_from: %s is %s, a few-step LoRA; training on top of it destroys the "
-                "%d-step quality. Train a LoRA of its own and load both when generating",
+                "%d-step quality. Train a separate LoRA and load both when generating",
                 *(path.name, few_steps.name, few_steps.steps),
             )
         log.info(
-            "continuing the weights of %s, with a fresh optimiser and %d new steps",
+            "continuing the weights of %s, with a fresh optimizer and %d new steps",
             path,
             settings.steps,
         )
@@ -80,7 +80,7 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
 
 
 def with_seed(settings: Settings) -> Settings:
-    """The settings with the seed of the checkpoint that they resume from, where none was given.
+    """The settings with the seed of the checkpoint that they resume from, if none is set.
 
     Raises `SettingsError` for a broken checkpoint.
     """
@@ -98,7 +98,7 @@ def with_seed(settings: Settings) -> Settings:
 
 
 def identity(settings: Settings) -> dict[str, object]:
-    """What two runs must have in common for one to go on from the other."""
+    """The settings that must be equal to resume a run."""
     return {
         "base_model": settings.base.hub_id,
         "rank": settings.rank,
@@ -109,7 +109,7 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """A hash of the image and one of the caption, by the image's name."""
+    """Hashes of each image and its caption, by the image's name."""
     return {
         _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -120,14 +120,14 @@ def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
 
 
 def _short(name: str) -> str:
-    """The name, or one of limited length: the header of a checkpoint may not grow without bound."""
+    """The name, shortened with a hash if it is long, to limit the header of a checkpoint."""
     if len(name) <= NAME_LETTERS:
         return name
     return f"{name[:NAME_LETTERS]} {hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def continue_weights(archive: Archive, lora: Lora, placeholder: Placeholder | None) -> None:
-    """Puts finished weights in the place of the random start."""
+    """Loads finished weights instead of the random initialization."""
     lora.load(archive.factors)
     if placeholder is not None and archive.placeholder is not None:
         with torch.no_grad():
@@ -139,12 +139,12 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
         found = checkpoint.identity.get(name)
         if found != wanted:
             raise SettingsError(
-                f"resume_from: {path} has {name} {found!r}, this training {wanted!r}; "
-                f"set {name} to {found!r}, or start anew"
+                f"resume_from: {path} has {name} {found!r}, but this run has {wanted!r}; "
+                f"set {name} to {found!r}, or start a new run"
             )
     if checkpoint.step > settings.steps:
         raise SettingsError(
-            f"resume_from: {path} has done {checkpoint.step} steps, and this run has "
+            f"resume_from: {path} has {checkpoint.step} steps done, but this run has "
             f"{settings.steps}; set steps to {checkpoint.step} or more"
         )
     _check_state(checkpoint, settings, path)
@@ -155,32 +155,32 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
         if name in then and then[name] != value
     ]
     if changed:
-        log.warning("resuming with other settings than before: %s", ", ".join(changed))
+        log.warning("resuming with changed settings: %s", ", ".join(changed))
 
 
 def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Path) -> None:
-    """Refuses a dataset without a single picture of the checkpoint's, warns of a changed one.
+    """Raises `SettingsError` for a dataset without any image of the checkpoint's; warns of changes.
 
-    Better captions and more pictures are good reasons to go on with other data; another dataset
-    is most likely a mistake.
+    Better captions and more images are good reasons to resume with other data; a completely
+    different dataset is most likely a mistake.
     """
     if then == now:
         return
-    before, pictures = ({hashes[0] for hashes in each.values()} for each in (then, now))
-    if not before & pictures:
+    before, images = ({hashes[0] for hashes in each.values()} for each in (then, now))
+    if not before & images:
         raise SettingsError(
-            f"resume_from: {path} was trained on other pictures, of which this dataset holds none; "
-            "give the dataset of that training, or continue its weights.zip"
+            f"resume_from: {path} was trained on other images, and this dataset contains none of "
+            "them; pass the dataset of that run, or continue its weights.zip"
         )
     captions = sum(1 for name, hashes in now.items() if name in then and then[name][1] != hashes[1])
     log.warning(
-        "resuming with another dataset than before: %d pictures new, %d gone, %d captions changed",
-        *(len(pictures - before), len(before - pictures), captions),
+        "resuming with a changed dataset: %d images added, %d removed, %d captions changed",
+        *(len(images - before), len(before - images), captions),
     )
 
 
 def exactness(settings: Settings) -> dict[str, object]:
-    """What must be equal, too, for a resumed run to equal an uninterrupted one bit for bit."""
+    """Settings that must also be equal for a resumed run to be bit-identical."""
     names = (
         "seed",
         "batch_size",
@@ -201,11 +201,11 @@ def exactness(settings: Settings) -> dict[str, object]:
     facts = {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions),
         "processes": processes().num_processes,
-        "validation": settings.validation_every != 0,  # of many images it holds some out
+        "validation": settings.validation_every != 0,  # it may hold out images
         "validation_images": settings.validation_images,
     }
     if settings.lr_scheduler != "constant":
-        facts["steps"] = settings.steps  # the others' end moves with it
+        facts["steps"] = settings.steps  # other schedules depend on it
     return facts
 
 
@@ -213,10 +213,11 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
     rank = rank_of(archive.factors)
     if rank != settings.rank:
         raise SettingsError(
-            f"resume_from: {path} has rank {rank}, this run {settings.rank}; set rank to {rank}"
+            f"resume_from: {path} has rank {rank}, but this run has {settings.rank}; set rank to "
+            f"{rank}"
         )
     named = archive.base_model
-    if named and named != settings.base.hub_id:  # the same, where both are one folder's name
+    if named and named != settings.base.hub_id:  # equal if both are the name of a folder
         try:
             family = find_base(named).family
         except UnknownBase as error:
@@ -228,7 +229,7 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
     token = archive.placeholder.token if archive.placeholder else None
     if token is not None and token != settings.subject:
         raise SettingsError(
-            f"resume_from: {path} was trained with the placeholder {token!r}, this run "
+            f"resume_from: {path} was trained with the placeholder {token!r}, but this run "
             f"has {settings.subject!r}; set placeholder_token to {token!r}"
         )
     shapes = _trained_shapes(settings)
@@ -238,11 +239,11 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
     wanted = dict(shapes.lora)
     if found.keys() != wanted.keys():
         more, fewer = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
-        said = [f"{len(more)} that this run does not train ({more[0]}, …)"] if more else []
-        said += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] if fewer else []
+        lines = [f"{len(more)} that this run does not train ({more[0]}, …)"] if more else []
+        lines += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] if fewer else []
         raise SettingsError(
-            f"resume_from: {path} holds other layers than lora_targets {settings.lora_targets!r} "
-            f"of {settings.base.name}: {' and '.join(said)}"
+            f"resume_from: {path} contains other layers than lora_targets "
+            f"{settings.lora_targets!r} of {settings.base.name}: {' and '.join(lines)}"
         )
     for name, shape in wanted.items():
         if found[name] != shape:
@@ -258,19 +259,19 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
         )
 
 
-# ---- The shapes of what is trained ---------------------------------------------------------------
+# ---- Shapes of trained weights -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The shapes of what a run trains, known without the weights of its base model."""
+    """The shapes of a run's trained weights, computed without loading its base model."""
 
-    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in their order
+    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in order
     rows: tuple[int, int]  # of the placeholder
 
 
 def _trained_shapes(settings: Settings) -> Shapes:
-    """Counted on the model's structure alone. Raises `SettingsError` for wrong `lora_targets`."""
+    """By the model's structure only. Raises `SettingsError` for wrong `lora_targets`."""
     family = family_without_weights(settings.base)
     try:
         targets = set(family.lora_targets(settings.lora_targets))
@@ -286,7 +287,7 @@ def _trained_shapes(settings: Settings) -> Shapes:
 
 
 def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    """Whether the tensors have the shapes that this run's LoRA, placeholder and optimizer need."""
+    """Checks the tensors' shapes against this run's LoRA, placeholder and optimizer."""
     shapes = _trained_shapes(settings)
     wanted: dict[str, tuple[int, ...]] = {}
     for number, (_, pair) in enumerate(shapes.lora):
@@ -317,9 +318,9 @@ def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None
 
 
 def unlike(found: Any, right: Any, part: str) -> str | None:
-    """How a part of an optimizer's state differs in structure from a right one; None: it doesn't.
+    """How a part of an optimizer's state differs in structure from a valid one, or None.
 
-    Tensors must agree in shape and type, tables in their keys, other values in their type.
+    Tensors must have equal shapes and dtypes, dictionaries equal keys, other values equal types.
     """
     if isinstance(right, Tensor):
         if not isinstance(found, Tensor):
@@ -330,7 +331,7 @@ def unlike(found: Any, right: Any, part: str) -> str | None:
         return None
     if isinstance(right, dict):
         if not isinstance(found, dict) or found.keys() != right.keys():
-            return f"{part} does not hold {', '.join(map(str, right))}"
+            return f"{part} does not contain {', '.join(map(str, right))}"
         parts = ((found[key], right[key], f"{part}.{key}") for key in right)
     elif isinstance(right, (list, tuple)):
         if not isinstance(found, list) or len(found) != len(right):

@@ -1,7 +1,7 @@
-"""When the state of a run is saved: while it runs, after its last step, and when it is stopped.
+"""Saves the state of a run: at intervals, after the last step, and when it is stopped.
 
-A full disk must not cost what was trained. So the room for one checkpoint and for weights.zip is
-reserved before the first step. Where a later write finds no room, that reserve is used for it.
+So that a full disk cannot destroy the result, disk space for one checkpoint and for weights.zip is
+reserved before the first step. If the disk is full later, the reserved space is used.
 """
 
 import errno
@@ -21,26 +21,26 @@ from adapters.files.atomic import FULL
 from trainer.learning.checkpoint import Checkpoint, is_finite, latest, tensors_of, write_checkpoint
 from trainer.learning.optimizers import fresh_state
 from trainer.learning.resume import exactness, identity
-from trainer.learning.step_weights import write_step_weights
+from trainer.learning.step_weights import file_facts, write_step_weights
 
 if TYPE_CHECKING:
     from trainer.learning.loop import Loop
 
 log = logging.getLogger(__name__)
 
-PARTS = 10  # checkpoints of a run where `checkpoint_every` is not given
-SECONDS = 600.0  # without a checkpoint, at most, in such a run
-_TRIES = 3  # to save a run that is stopped a second time meanwhile
+PARTS = 10  # checkpoints of a run by default, without `checkpoint_every`
+SECONDS = 600.0  # longest time between checkpoints by default
+_TRIES = 3  # attempts to save a run that is stopped again meanwhile
 
 
 class Diverged(RuntimeError):
-    """A loss that is no longer a number, or none that a working model has."""
+    """The loss or the weights are not finite, or the loss has exploded."""
 
 
 class Reserve:
-    """Disk space that is held until it is released, or until the process ends.
+    """Reserved disk space, until it is released or the process ends.
 
-    It is a file without a name, so that nothing is left of it whatever happens.
+    It is an unnamed temporary file, so that it cannot be left over.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -48,7 +48,7 @@ class Reserve:
         self._file: IO[bytes] | None = None
 
     def take(self) -> None:
-        """Reserves the space. Raises OSError where the disk has less."""
+        """Reserves the space. Raises OSError if the disk has less."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free < self.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
@@ -60,11 +60,11 @@ class Reserve:
             file.close()
             if error.errno in FULL:
                 raise
-            return  # a file system that reserves nothing; it had the space a moment ago
+            return  # the file system cannot reserve space
         self._file = file
 
     def release(self) -> None:
-        """Gives the space back."""
+        """Frees the space."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -73,7 +73,7 @@ class Reserve:
 class Saver:
     """Writes the state of one run into a folder of checkpoints.
 
-    Only a state of finite numbers is written. `newest` is the last checkpoint of this run.
+    Only finite states are written. `newest` is the last checkpoint of this run.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Saver:
     def begin(self, loop: "Loop") -> None:
         """Reserves the space for a checkpoint and the weights.
 
-        Raises OSError with the number of bytes where there is less.
+        Raises OSError with the number of bytes if the disk has less.
         """
         self._time = time.monotonic()
         reserves = [Reserve(self.folder, checkpoint_bytes(loop))]
@@ -106,15 +106,15 @@ class Saver:
                 if error.errno not in FULL:
                     raise
                 needed = sum(each.size for each in reserves)
-                said = (
-                    f"no room for the results of this run: a checkpoint and the weights take "
-                    f"{needed:,} bytes; free some, or set output_dir to a folder on another disk"
+                reason = (
+                    f"not enough disk space: a checkpoint and the weights take {needed:,} bytes; "
+                    "free some, or set output_dir to a folder on another disk"
                 )
-                raise OSError(error.errno, said, str(reserve.folder)) from error
+                raise OSError(error.errno, reason, str(reserve.folder)) from error
             self._reserves.append(reserve)
 
     def with_reserve(self, write: Callable[[], Path]) -> Path:
-        """What `write` returns. If the disk is full, it is called again in the reserved space."""
+        """Calls `write`. If the disk is full, frees the reserved space and calls it again."""
         try:
             return write()
         except OSError as error:
@@ -124,12 +124,12 @@ class Saver:
             return write()
 
     def release(self) -> None:
-        """Gives the reserved space back."""
+        """Frees the reserved space."""
         while self._reserves:
             self._reserves.pop().release()
 
     def after_step(self, loop: "Loop") -> None:
-        """Saves the state if it is time to. A checkpoint that cannot be written is a warning.
+        """Saves the state if a checkpoint is due. A failed write is only a warning.
 
         Raises `Diverged` if the state is not finite, before a good checkpoint is replaced.
         """
@@ -141,26 +141,29 @@ class Saver:
             self._write(state, loop, spare=False)
         except Exception as error:
             log.warning(
-                "no checkpoint at step %d: %s. The run goes on%s",
+                "no checkpoint at step %d: %s. The run continues%s",
                 *(loop.done, error, f"; the last one is {self.newest}" if self.newest else ""),
             )
 
     def finish(self, loop: "Loop") -> None:
-        """Saves the state after the last step, whatever `checkpoint_every` says."""
-        if self._step == loop.done:
-            return
-        state = self._state(loop)
+        """Saves the state after the last step, independent of `checkpoint_every`."""
         try:
-            self._write(state, loop, spare=True)
+            self.save(loop)
+        except Diverged:
+            raise
         except Exception as error:  # the weights may still fit
             log.warning("no checkpoint of the last step: %s", error)
 
+    def save(self, loop: "Loop") -> None:
+        """Saves the state now, unless its checkpoint is there. Raises what went wrong."""
+        if self._step != loop.done:
+            self._write(self._state(loop), loop, spare=True)
+
     def stopped(self, loop: "Loop") -> None:
-        """Saves the state of a run that is about to end with an error; raises nothing itself."""
+        """Saves the state of a run that ends with an error. Never raises."""
         for _ in range(_TRIES):
             try:
-                if self._step != loop.done:
-                    self._write(self._state(loop), loop, spare=True)
+                self.save(loop)
                 log.info("stopped after %d steps; to resume: %s", loop.done, self.newest)
             except Exception as error:  # the error that stopped the run is more important
                 log.warning(
@@ -168,7 +171,7 @@ class Saver:
                     "The last one is %s",
                     *(loop.done, error, self.newest),
                 )
-            except BaseException:  # cancelled again while it is saved
+            except BaseException:  # cancelled again during saving
                 continue
             return
 
@@ -179,20 +182,20 @@ class Saver:
         return every > 0 and done % every == 0
 
     def _state(self, loop: "Loop") -> Checkpoint:
-        """The state, on the CPU, where it can be checked without memory of the device."""
+        """The checked state, on the CPU. Raises `Diverged`."""
         state = state_of(loop)
         trained = (state.parameters, state.optimizers, state.averages)
         if not all(is_finite(each) for each in tensors_of(trained)):
-            raise Diverged(f"what is trained holds NaN or infinity at step {loop.done}")
+            raise Diverged(f"the trained weights contain NaN or infinity at step {loop.done}")
         return state
 
     def _write(self, state: Checkpoint, loop: "Loop", spare: bool) -> None:
-        """`spare` is whether the reserve may be used for it even if it cannot be taken again."""
+        """`spare`: whether to use the reserved space even if it cannot be reserved again."""
         try:
             self.newest = write_checkpoint(state, self.folder)
         except OSError as error:
             reserve = next(iter(self._reserves), None)
-            # Once an earlier checkpoint is removed, there is room for a new reserve.
+            # Removing an earlier checkpoint frees space for a new reserve.
             if error.errno not in FULL or reserve is None or not (spare or latest(self.folder)):
                 raise
             reserve.release()
@@ -201,14 +204,15 @@ class Saver:
             try:
                 reserve.take()
             except OSError as full:
-                log.warning("the disk is full, and no room can be reserved: %s", full)
+                log.warning("the disk is full, and no space can be reserved: %s", full)
         self._step = state.step
+        loop.events.emit("checkpoint", **file_facts(state.step, self.newest))
         if self.step_weights:
             write_step_weights(loop, self.folder)
 
 
 def state_of(loop: "Loop") -> Checkpoint:
-    """The whole state after the steps that are done, on the CPU."""
+    """The state of the run, on the CPU."""
     averages = [] if loop.ema is None else loop.ema.shadow_params
     return Checkpoint(
         step=loop.done,
@@ -222,12 +226,12 @@ def state_of(loop: "Loop") -> Checkpoint:
 
 
 def identity_of(loop: "Loop") -> dict[str, Any]:
-    """What is said about the run in its checkpoints."""
+    """The identity of the run in its checkpoints."""
     return identity(loop.settings) | {"settings": exactness(loop.settings), "data": loop.data}
 
 
 def _on_the_cpu(value: Any) -> Any:
-    """A state with its tensors in CPU memory; what lies there already is not copied."""
+    """A state with its tensors in CPU memory, without copying those that are."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):

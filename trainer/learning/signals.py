@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run so that its state is saved."""
+"""Saves the state of a run on SIGTERM and Ctrl-C."""
 
 import signal
 import threading
@@ -11,11 +11,11 @@ from trainer.learning.loop import Loop
 
 @contextmanager
 def stopped_by_signals(loop: Loop) -> Iterator[None]:
-    """Inside, SIGTERM and Ctrl-C end the run by an exception that lets the loop save its state.
+    """Within the context, SIGTERM and Ctrl-C raise an exception, so that the loop saves its state.
 
-    The first of them is the only one: a second one must not interrupt the saving. Before and
-    after the loop there is nothing to save, and a library that is interrupted may call a file
-    broken. A program that has handlers of its own keeps them.
+    Only the first signal counts: a second one must not interrupt saving. Use it only around the
+    loop: before and after it there is nothing to save, and an interrupted library may report a
+    file as broken. Other handlers of the program are kept.
     """
     ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()

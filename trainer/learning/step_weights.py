@@ -1,7 +1,7 @@
-"""Usable weights beside the checkpoints: the LoRA and the token as they were after a step.
+"""Writes usable weights next to the checkpoints: LoRA and token after a step.
 
 checkpoints/step-000500.zip   a small weights.zip, next to step-000500.safetensors. The checkpoint
-                              holds the optimizers' state to resume from; this is for generation.
+                              is for resuming; this is for generation.
 """
 
 import logging
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = 10  # besides those next to a checkpoint: one for each tenth of a run
+KEPT = 10  # in addition to those next to a checkpoint: one for each tenth of a run
 
 
 def describe_weights(settings: Settings) -> dict[str, Any]:
-    """What a prediction has to know about weights, and no more."""
+    """The metadata that generation needs."""
     meta: dict[str, Any] = {
         "base_model": settings.base.hub_id,
-        "base_family": settings.base.family,  # a base given as a folder is known by it alone
+        "base_family": settings.base.family,  # for a base that is a local folder
         "training_mode": settings.training_mode,
         "train_placeholder_token": settings.train_placeholder_token,
         "rank": settings.rank,
@@ -35,25 +35,38 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
     return meta
 
 
-def write_step_weights(loop: "Loop", folder: Path) -> None:
-    """Writes `step-NNNNNN.zip` with the weights as they would be saved now (EMA if there is one).
-
-    Raises nothing: the checkpoint, which is written by now, is more important.
-    """
+def write_weights_of_step(loop: "Loop", folder: Path) -> Path:
+    """Writes `step-NNNNNN.zip` with what would be saved as weights now (EMA if there is one)."""
     path = folder / f"step-{loop.done:06d}.zip"
+    meta = describe_weights(loop.settings) | {"steps": loop.done}
+    write_archive(Archive(*loop.final_weights(), meta), path)
+    loop.events.emit("saved", **file_facts(loop.done, path))
+    return path
+
+
+def write_step_weights(loop: "Loop", folder: Path) -> None:
+    """Writes the weights next to a checkpoint, and removes older ones.
+
+    Never raises: the checkpoint, which has been written before, is more important.
+    """
     try:
-        meta = describe_weights(loop.settings) | {"steps": loop.done}
-        write_archive(Archive(*loop.final_weights(), meta), path)
+        write_weights_of_step(loop, folder)
         _remove_others(folder, loop.done)
     except Exception as error:
         log.warning("no weights of step %d in %s: %s", loop.done, folder, error)
 
 
-def _remove_others(folder: Path, step: int) -> None:
-    """Removes weights of later steps, which a resumed run has given up, and what is too many.
+def file_facts(step: int, path: Path) -> dict[str, Any]:
+    """What an event says about a file in a folder of the run's folder."""
+    file = f"{path.parent.name}/{path.name}"
+    return {"step": step, "file": file, "bytes": path.stat().st_size}
 
-    Those next to a checkpoint stay, and `KEPT` others, spread over the run as evenly as possible.
-    Other names, and links and what is behind them, stay.
+
+def _remove_others(folder: Path, step: int) -> None:
+    """Removes weights of later steps, which a resumed run has discarded, and surplus weights.
+
+    Keeps those next to a checkpoint, and `KEPT` others, spread evenly over the run. Other files,
+    and links and their targets, are not removed.
     """
     if folder.is_symlink():
         return
@@ -66,8 +79,8 @@ def _remove_others(folder: Path, step: int) -> None:
 
 
 def spread(steps: list[int], most: int) -> list[int]:
-    """At most so many of the steps, in their order: again and again the one is left out whose
-    neighbours are closest together. The first and the last stay."""
+    """At most `most` of the steps, in order: repeatedly removes the one whose neighbors are closest
+    to each other. Keeps the first and the last."""
     kept = sorted(steps)
     while len(kept) > max(2, most):
         gaps = [kept[k + 1] - kept[k - 1] for k in range(1, len(kept) - 1)]

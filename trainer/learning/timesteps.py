@@ -1,4 +1,4 @@
-"""Which noise levels a training draws, and how often."""
+"""Timestep sampling: the distribution of sigmas in training."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from trainer.settings import SCHEDULED
 if TYPE_CHECKING:
     from families.family import Family
 
-# Densities of sigma before it is shifted. Two trainers' words stand for one density.
+# Distributions of sigma before the shift. Two names of trainers have the same distribution.
 DENSITIES: dict[str, Callable[[torch.Generator], Tensor]] = {
     "uniform": lambda random: torch.rand((), generator=random),
     "sigmoid": lambda random: torch.randn((), generator=random).sigmoid(),  # ai-toolkit, musubi
@@ -21,11 +21,11 @@ DENSITIES: dict[str, Callable[[torch.Generator], Tensor]] = {
 
 
 class NoiseLevels:
-    """Draws sigma: from a density shifted towards noise, or from the base's inference schedule.
+    """Samples sigma from a shifted distribution, or from the base's inference schedule.
 
     The shift is sigma' = shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, arXiv
-    2403.03206, eq. 23). The schedule is the family's own at its finest (1000 levels), for the
-    picture's size where the base's shift depends on it.
+    2403.03206, eq. 23). The schedule is the family's with 1000 steps, for the image's size if the
+    base's shift depends on it.
     """
 
     def __init__(self, family: "Family", sampling: str, shift: float) -> None:
@@ -33,7 +33,7 @@ class NoiseLevels:
         self._scheduled = cache(self._levels)
 
     def draw(self, shape_CHW: Sequence[int], random: torch.Generator) -> float:
-        """One noise level for latents of this shape."""
+        """One sigma for latents of this shape."""
         if self._sampling == SCHEDULED:
             levels = self._scheduled(*shape_CHW[-2:])
             return levels[int(torch.randint(len(levels), (), generator=random))]

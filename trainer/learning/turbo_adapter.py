@@ -1,4 +1,4 @@
-"""Which training adapter a run merges into a distilled base."""
+"""Finds the training adapter that a run merges into a distilled base."""
 
 import logging
 from pathlib import Path
@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
-    """The adapter that `turbo_adapter` asks for; without one a distilled base is warned of."""
+    """Returns the training adapter, or None, with a warning if the base is distilled."""
     wanted, base = settings.turbo_adapter, settings.base
     if wanted == "auto" and base.training_adapters:
         wanted = list(base.training_adapters)[-1]
     if wanted in ("auto", "none"):
         if base.distilled:
             log.warning(
-                "%s is distilled to %d steps, and no turbo adapter is used: training will wear "
-                "that off, and pictures of few steps will blur",
-                *(base.name, base.inference_steps),
+                "%s is distilled to %d steps, and turbo_adapter is off: training destroys the "
+                "distillation, and %d-step images will become blurry",
+                *(base.name, base.inference_steps, base.inference_steps),
             )
         return None
     file = base.training_adapters.get(wanted)

@@ -1,4 +1,4 @@
-"""Proof of zero prior: what was new is new, what was known is untouched."""
+"""Checks the placeholder token: it starts near zero, and the text encoder is not changed."""
 
 import logging
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ log = logging.getLogger(__name__)
 
 
 class ZeroPriorBroken(RuntimeError):
-    """A training that did not keep the promise of a placeholder without prior."""
+    """A failed check of the placeholder token."""
 
 
 class ZeroPriorProof:
-    """Remembers the text encoder and the placeholder as they were before training."""
+    """Compares text encoder and placeholder token with their state before training."""
 
     def __init__(self, family: Family, placeholder: Placeholder) -> None:
         self.family, self.placeholder = family, placeholder
-        self.token_id = family.prompts.known  # the id a registered token would get
+        self.token_id = family.prompts.known  # the id of an added token
         self.norm_start = placeholder.norm()
         self._start = placeholder.detached().vectors
         self._before = fingerprint(family.text_encoder)
 
     def result(self, row_norms: Sequence[float]) -> dict[str, float]:
-        """The facts for the log and `meta.json`, once training is over.
+        """The results for the log and `meta.json`, after training.
 
-        `row_norms` are the norms of the placeholder's gradient in the steps that saw it. Raises
-        `ZeroPriorBroken` if all were zero, or if any bit of the text encoder changed, its
-        embedding matrix included.
+        `row_norms` are the norms of the placeholder's gradient in the steps with it. Raises
+        `ZeroPriorBroken` if all were zero, or if the text encoder, including its embedding matrix,
+        is not bit-identical.
         """
         after = fingerprint(self.family.text_encoder)
         changed = [name for name, value in after.items() if self._before[name] != value]
@@ -53,10 +53,10 @@ class ZeroPriorProof:
 
 
 def check_gradient(placeholder: Placeholder, row_norms: Sequence[float]) -> None:
-    """Raises `ZeroPriorBroken` if the gradient was zero in all of the steps that saw the token."""
+    """Raises `ZeroPriorBroken` if the gradient was zero in all steps with the token."""
     if not max(row_norms) > 0:
         raise ZeroPriorBroken(
-            f"the gradient of {placeholder.token} was zero in every step that saw it "
+            f"the gradient of {placeholder.token} was zero in every step with it "
             f"({len(row_norms)} steps), so its embedding is not trained"
         )
 
@@ -64,7 +64,7 @@ def check_gradient(placeholder: Placeholder, row_norms: Sequence[float]) -> None
 def fingerprint(module: nn.Module) -> dict[str, int]:
     """A 64-bit sum over the bits of every tensor, weighted by position.
 
-    Runs where the weights lie, at memory speed; any single changed bit changes it.
+    Runs on the weights' device, at memory bandwidth; any single changed bit changes it.
     """
     return {name: _bit_sum(tensor) for name, tensor in module.state_dict().items()}
 
@@ -75,7 +75,7 @@ def _bit_sum(tensor: Tensor, chunk: int = 1 << 24) -> int:
     total = 0
     for start in range(0, len(bits), chunk):
         part = bits[start : start + chunk].to(torch.int64)
-        # Odd weights are invertible modulo 2^64, where both sums wrap: no bit is lost.
+        # Odd factors are invertible modulo 2^64, where the sums wrap: no bit is lost.
         weight = torch.arange(start + 1, start + 1 + len(part), device=part.device) * 2 - 1
         total += int((part * weight).sum().item())
     return total

@@ -1,4 +1,4 @@
-"""What a run needs of memory and time, and the choice of a mode that fits."""
+"""Estimates memory and time of a run, and chooses a mode that fits into memory."""
 
 from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
 from trainer.memory.freeing import free_memory, memory_freed

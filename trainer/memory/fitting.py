@@ -1,4 +1,4 @@
-"""Fits a training into this machine: what is free, what is needed, and the choice said aloud."""
+"""Chooses quantization, checkpointing and offloading from free memory, and logs the choice."""
 
 import logging
 import math
@@ -25,18 +25,18 @@ from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ROUNDED_TO = 32  # pixels: a multiple of every base's own
-TEXT_TOKENS = 128  # of a caption inside its template, where the captions are not known yet
-# More than the activations of one pixel in float32: 52 kB for Qwen-Image, the largest base.
+ROUNDED_TO = 32  # pixels: a multiple of every base's resolution multiple
+TEXT_TOKENS = 128  # of a caption with its template, if the captions are unknown
+# Above the activations of one pixel in float32: 52 kB for Qwen-Image, the largest base.
 _PIXEL_BYTES = 64_000
 
 
 class TooLarge(RuntimeError):
-    """A training that this machine's memory does not hold."""
+    """A training run that does not fit into this machine's memory."""
 
 
 class RanOut(Exception):
-    """Memory ran out in the middle of a training; `leaner` is what would take less, or None."""
+    """Out of memory in a run; `leaner` are settings that need less memory, or None."""
 
     def __init__(self, mode: Mode, leaner: Settings | None) -> None:
         super().__init__(str(mode))
@@ -47,10 +47,10 @@ class RanOut(Exception):
 def running_out(
     settings: Settings, dtype: torch.dtype, device: torch.device, mode: Mode, saver: Saver
 ) -> Iterator[None]:
-    """Inside, a device that is out of memory raises `RanOut`.
+    """Converts out-of-memory errors within the context to `RanOut`.
 
-    The settings that need less memory resume from the checkpoint that `saver` has written last. It
-    holds nothing of the base model, which has to leave memory before the result is checked.
+    The settings that need less memory resume from the last checkpoint of `saver`. Keeps no
+    reference to the base model, which is freed before the next attempt.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def running_out(
         if not is_out_of_memory(error):
             raise
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
-        # The caption's length weighs little in what the modes differ by.
+        # The length of captions has little effect on the difference between modes.
         counted = figures_of(settings, TEXT_TOKENS, dtype)
         less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
@@ -73,51 +73,52 @@ def running_out(
 
 
 def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
-    """How this training will lie in memory; one line in the log says why.
+    """Chooses the memory mode of a run and logs the reason on one line.
 
-    Raises `QuantizationUnavailable` where a wish cannot be granted on this machine.
+    Raises `QuantizationUnavailable` if the set quantization cannot run on this machine.
     """
     if settings.quantize not in ("auto", "none"):
         check_available(settings.quantize, family.device)
     if family.device.type == "cpu":
         choice = _as_wished(settings)
-        check_host_memory(settings, choice.mode, family.dtype)
+        check_cpu_memory(settings, choice.mode, family.dtype)
         return choice
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype)
-    # The same number in every process, so that all of them train in the same way.
+    # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
     choice = choose(counted, free, wishes_of(settings), usable(family.device))
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
     if choice.no_previews:
-        log.warning("no preview images while training: %s", choice.no_previews)
-    _tell_of_text(settings, choice)
+        log.warning("no preview images during training: %s", choice.no_previews)
+    _log_text_encoder(settings, choice)
     return choice
 
 
 def _as_wished(settings: Settings) -> Choice:
-    """On a CPU, where models are small, nothing is done but what is asked for."""
+    """The mode on a CPU, where models are small: only what the settings contain."""
     wishes = wishes_of(settings)
     quantize = "none" if wishes.quantize == "auto" else wishes.quantize
     mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
     text = "none" if settings.subject is not None else quantize
-    choice = Choice(mode, text, 0, True, f"{mode}: on a CPU nothing is saved unless asked for")
+    reason = f"{mode} (CPU: quantization, checkpointing and offloading only if set)"
+    choice = Choice(mode, text, 0, True, reason)
     log.info("memory: %s", choice.reason)
-    _tell_of_text(settings, choice)
+    _log_text_encoder(settings, choice)
     return choice
 
 
-def check_host_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None:
-    """Raises `TooLarge` where a run on a CPU needs more memory than is free.
+def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None:
+    """Raises `TooLarge` if a run on a CPU needs more memory than is free.
 
-    There, running out does not raise an error: the system ends the process. The count takes a
-    second, so it is left out where an upper bound from the sizes alone is below what is free.
+    Otherwise the system would kill the process. Counting takes a second, so it is skipped if an
+    upper bound by the sizes is below the free memory.
     """
     free, edge = free_memory(torch.device("cpu")), max(settings.resolutions)
     family = family_without_weights(settings.base, dtype)
     parts = (family.transformer, family.text_encoder, family.vae)
     values = sum(each.numel() for part in parts for each in part.parameters())
-    # An optimizer's state and copies beside the LoRA, which is smaller than the model.
+    # Includes the optimizer's state and copies of the LoRA, which is smaller than the model.
     bound = 8 * 4 * values + _PIXEL_BYTES * settings.batch_size * edge**2
     if bound < free:
         return
@@ -127,7 +128,7 @@ def check_host_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> Non
         return
     less = counted.peak(replace(mode, checkpointing=True))
     raise TooLarge(
-        f"this run needs about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+        f"this run needs about {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
         f"lower batch_size ({settings.batch_size}) or resolution ({edge})"
         + (
             f", or set gradient_checkpointing, which needs about {less / 1e9:.1f} GB"
@@ -137,19 +138,19 @@ def check_host_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> Non
     )
 
 
-def _tell_of_text(settings: Settings, choice: Choice) -> None:
+def _log_text_encoder(settings: Settings, choice: Choice) -> None:
     if settings.subject is not None and choice.mode.quantize != "none":
         log.info(
-            "the text encoder is not quantised: %s is trained through it, and predictions read it "
-            "through unrounded weights",
+            "the text encoder is not quantized: %s is trained through it, and inference uses the "
+            "unquantized text encoder",
             settings.subject,
         )
 
 
 def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figures:
-    """The numbers of a training at its largest resolution."""
+    """The figures of a run at its largest resolution."""
     rank, edge = settings.rank, max(settings.resolutions)
-    pictures = [
+    images = [
         Shape(rank, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
         for side in settings.resolutions
     ]
@@ -165,7 +166,7 @@ def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figu
         optimizer=settings.optimizer,
         ema=settings.ema_decay > 0,
         accumulates=settings.gradient_accumulation > 1,
-        pictures=pictures,
+        images=images,
         captions=max(1, BATCH_TOKENS // text_tokens),
         preview=preview,
         dtype=dtype,
@@ -173,7 +174,7 @@ def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figu
 
 
 def preview_size(settings: Settings) -> tuple[int, int]:
-    """Width and height in pixels of the preview images, before they are rounded up."""
+    """Width and height of the preview images in pixels, rounded up."""
     request = Request(prompt=settings.sample_prompts[0], **settings.sample_options)
     width, height = wanted_size(request, settings.base.default_resolution)
     return _rounded(width), _rounded(height)
@@ -184,7 +185,7 @@ def _rounded(side: float) -> int:
 
 
 def wishes_of(settings: Settings) -> Wishes:
-    """What the settings ask for."""
+    """The modes that the settings allow."""
     return Wishes(
         settings.quantize,
         settings.gradient_checkpointing,
@@ -196,7 +197,7 @@ def wishes_of(settings: Settings) -> Wishes:
 
 
 def usable(device: torch.device) -> list[str]:
-    """The quantisations that this machine can run."""
+    """The quantizations that this machine supports."""
     names = []
     for name in QUANTIZATIONS:
         try:

@@ -1,4 +1,4 @@
-"""Frees the memory that a run took, however it ends."""
+"""Frees the memory of a run, also after an error."""
 
 import ctypes
 import gc
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def memory_freed() -> Iterator[None]:
-    """When the block ends, by an error or not, the memory that it took is free.
+    """Frees memory at the end of the context, also on an error.
 
-    The frames of an error are emptied, since they keep all that the failed functions worked with.
+    Clears the traceback frames of an error, which keep the tensors of failed functions alive.
     """
     try:
         yield
@@ -29,16 +29,16 @@ def memory_freed() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Frees what is left in reference cycles, and returns it to the system, or to the GPU.
+    """Frees reference cycles, and returns freed memory to the system and the GPU.
 
-    On Cog's server, runs use several threads in turn, and glibc keeps what is freed for the thread
-    that had it: hundreds of MB, with the miniature.
+    On Cog's server, runs use several threads, and glibc keeps freed memory for each thread:
+    hundreds of MB with the miniature.
     """
     gc.collect()
     if torch.cuda.is_available():
         try:
             torch.cuda.empty_cache()
-        except RuntimeError as error:  # after some errors the GPU answers nothing else
-            log.warning("the GPU's memory is not given back: %s", error)
+        except RuntimeError as error:  # after some errors every call to the GPU fails
+            log.warning("the GPU's memory cannot be freed: %s", error)
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,7 +1,6 @@
-"""What a training will hold in memory, and which way of holding it fits.
+"""Plans the memory of a run: `figures` counts it for each mode, `choose` chooses a mode.
 
-`figures` counts, `choose` decides from those counts, the free memory and the wishes alone. Sizes
-are bytes.
+`choose` depends only on these figures, the free memory and the user's settings. Sizes are in bytes.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -20,7 +19,7 @@ from trainer.memory.step_cost import (
     Shape,
     caption_load,
     decode_load,
-    picture_load,
+    image_load,
     placeholder_load,
     step_loads,
     velocity_load,
@@ -30,49 +29,49 @@ from trainer.settings import OPTIMIZERS
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of holding a training in memory."""
+    """A memory mode of training."""
 
     quantize: str = "none"
     checkpointing: bool = False
     offload: bool = False
 
     def __str__(self) -> str:
-        base = "unquantised base" if self.quantize == "none" else f"{self.quantize} base"
+        base = "unquantized base" if self.quantize == "none" else f"{self.quantize} base"
         extra = [
             "gradient checkpointing" if self.checkpointing else "",
-            "block weights in host memory" if self.offload else "",
+            "block weights in CPU memory" if self.offload else "",
         ]
         return ", ".join([base, *filter(None, extra)])
 
     @property
     def label(self) -> str:
-        """The same for a table."""
+        """The mode in a table."""
         kind = "16 bits" if self.quantize == "none" else self.quantize
         return f"{kind}{' + checkpointing' * self.checkpointing}{' + offload' * self.offload}"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The numbers of one training that its memory depends on."""
+    """The numbers that the memory of a run depends on."""
 
-    block_weights: int  # values in the transformer's block linears, which can be quantised
+    block_weights: int  # values in the transformer's block linears, which can be quantized
     other_weights: int  # values in the rest of the transformer
     text_block_weights: int
     text_other_weights: int
     vae_weights: int
     lora_modules: int
     lora_values: int
-    bytes_per_value: int  # of the unquantised base
+    bytes_per_value: int  # of the unquantized base
     optimizer: str
     ema: bool
     accumulates: bool
     placeholder: bool
     steps: dict[bool, Load]  # by gradient checkpointing
     placeholder_pass: Load
-    picture: Load  # of the largest batch that the VAE encodes at once
-    caption: Load  # of the largest batch that the text encoder encodes at once
-    preview: Load = NOTHING  # of one preview image; nothing where none is wanted
-    largest_linear: int = 0  # values of the block linear that has most
+    image: Load  # of the largest batch of the VAE
+    caption: Load  # of the largest batch of the text encoder
+    preview: Load = NOTHING  # of one preview image
+    largest_linear: int = 0  # values of the largest block linear
 
     @property
     def lora_file(self) -> int:
@@ -90,15 +89,15 @@ class Figures:
         return blocks + self.bytes_per_value * self.text_other_weights
 
     def trained(self) -> int:
-        """Float32 masters and what lies beside them between two steps."""
+        """Float32 weights of the LoRA, gradients, EMA and optimizer state between two steps."""
         copies = 4 * (1 + self.ema + self.accumulates)
         return round((copies + OPTIMIZERS[self.optimizer].state_bytes) * self.lora_values)
 
     def parts(self, mode: Mode) -> dict[str, int]:
-        """What lies on the device at the peak of a step."""
+        """The memory on the device at the peak of a step."""
         parts = {
             "transformer": self.weights(mode.quantize, mode.offload),
-            "LoRA and optimiser": self.trained(),
+            "LoRA and optimizer": self.trained(),
             "activations": self.steps[mode.checkpointing].bytes,
         }
         if self.placeholder:
@@ -106,20 +105,20 @@ class Figures:
         return parts
 
     def captions(self, quantize_text: str) -> int:
-        """The peak while captions are encoded."""
+        """The peak of encoding captions."""
         return self.text_weights(quantize_text) + self.caption.bytes
 
-    def pictures(self) -> int:
-        """The peak while pictures are encoded, in float32."""
-        return 4 * self.vae_weights + self.picture.bytes
+    def images(self) -> int:
+        """The peak of encoding images, in float32."""
+        return 4 * self.vae_weights + self.image.bytes
 
     def previews(self, mode: Mode, quantize_text: str = "none") -> int:
-        """The peak while a preview image is generated; 0 where none is wanted.
+        """The peak of generating a preview image; 0 without previews.
 
-        The training's weights stay where they are. A quantized base is no use for a preview, so an
-        unquantized one is beside it, whose block weights visit the device one at a time. Features
-        of the prompts were made before, unless they hold the placeholder or the captions' encoder
-        is quantized: these need the text encoder.
+        The weights of training stay on the device. For a quantized base, previews use an additional
+        unquantized one, whose block weights are moved to the device one at a time. Text features of
+        prompts are cached, unless a prompt contains the placeholder or the text encoder is
+        quantized: these need the text encoder.
         """
         if not self.preview.bytes:
             return 0
@@ -134,17 +133,17 @@ class Figures:
         return size
 
     def peak(self, mode: Mode, quantize_text: str = "none") -> int:
-        """The largest of all phases."""
+        """The largest peak of all phases."""
         step = sum(self.parts(mode).values())
-        return max(step, self.captions(quantize_text), self.pictures())
+        return max(step, self.captions(quantize_text), self.images())
 
     def flops(self, mode: Mode) -> int:
-        """Arithmetic of one step."""
+        """FLOPs of one step."""
         return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops
 
     def fetched(self, mode: Mode) -> float:
-        """Bytes that cross from host memory in one step: forward, backward, and once again where
-        the forward pass is recomputed."""
+        """Bytes copied from CPU memory in one step: forward, backward, and once more for
+        recomputed activations."""
         passes = (2 + mode.checkpointing) * mode.offload
         return passes * self._each(mode.quantize) * self.block_weights
 
@@ -156,32 +155,32 @@ class Figures:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user asked for; None and `auto` leave it to the plan."""
+    """The user's settings; None and `auto` are chosen by the plan."""
 
     quantize: str = "auto"
     checkpointing: bool | None = None
     offload: bool | None = None
-    previews: bool = False  # preview images while training, in a mode that has room for them
+    previews: bool = False  # preview images during training, in a mode with enough memory for them
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The mode taken, and why."""
+    """The chosen mode and the reason."""
 
     mode: Mode
     quantize_text: str
     peak: int
     fits: bool
     reason: str
-    no_previews: str = ""  # why no preview image is generated while training; empty: they are
+    no_previews: str = ""  # why no preview images are generated during training; empty if they are
 
     @property
     def storage(self) -> WeightStorage:
         return WeightStorage(self.mode.quantize, self.quantize_text, self.mode.offload)
 
 
-# From the truest and fastest to the smallest. fp8 is for those who ask: int8 takes as much room and
-# errs a fifth as much. Offloaded weights take none whatever their size, so nf4 would save nothing.
+# From the most exact and fastest to the smallest. Without fp8, since int8 takes as much memory with
+# a fifth of the error. Offloaded weights take no GPU memory, so nf4 would not help.
 KINDS = ("none", "int8", "nf4")  # of weights on the device
 LADDER: tuple[Mode, ...] = tuple(
     Mode(quantize, checkpointing, offload)
@@ -194,13 +193,13 @@ LADDER: tuple[Mode, ...] = tuple(
 def choose(
     figures: Figures, free: int, wishes: Wishes, usable: Collection[str] = tuple(QUANTIZATIONS)
 ) -> Choice:
-    """The first mode of the ladder that fits into `free` bytes and grants every wish.
+    """The first mode that fits into `free` bytes and agrees with the user's settings.
 
-    `usable` quantisations are those this machine can run. Where none fits, the smallest is taken
-    and `fits` is False: the numbers are estimates, and the user may free memory.
+    `usable` are the quantizations that this machine supports. If no mode fits, the smallest is
+    chosen and `fits` is False: the numbers are estimates, and the user may free memory.
     """
     ladder = [mode for mode in _granted(wishes) if mode.quantize in ("none", *usable)]
-    ladder = ladder or _granted(wishes)  # what was asked for by name is refused where it is loaded
+    ladder = ladder or _granted(wishes)  # loading raises an error for an unusable quantization
     room = round(free * (1 - RESERVE))
 
     def text_for(mode: Mode) -> str:
@@ -224,19 +223,19 @@ def choose(
     need, better = needs[mode], [each for each in ladder[: ladder.index(mode)]]
     reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
     if not fitting:
-        reason += ", which is too little; expect to run out of memory"
+        reason += ", which is not enough; expect an out-of-memory error"
     elif better:
         reason += f"; {better[-1]} would need {_gb(needs[better[-1]])}"
     no_previews = ""
     if previews[mode] > room:
-        no_previews = f"with the {mode}, one needs {_gb(previews[mode])} of {_gb(room)}"
+        no_previews = f"with the {mode}, an image needs {_gb(previews[mode])} of {_gb(room)}"
     return Choice(mode, text_for(mode), need, bool(fitting), reason, no_previews)
 
 
 def leaner(
     figures: Figures, mode: Mode, wishes: Wishes, usable: Collection[str] = tuple(QUANTIZATIONS)
 ) -> Mode | None:
-    """The first mode of the ladder after `mode` that needs less and grants every wish."""
+    """The first mode after `mode` that needs less memory and agrees with the user's settings."""
     ladder = _granted(wishes)
     after = ladder[ladder.index(mode) + 1 :] if mode in ladder else []
     need = sum(figures.parts(mode).values())
@@ -247,7 +246,7 @@ def leaner(
 
 
 def _granted(wishes: Wishes) -> list[Mode]:
-    """The ladder's modes that go against no wish."""
+    """The modes that agree with the user's settings."""
     if wishes.quantize == "auto":
         modes = list(LADDER)
     else:
@@ -277,15 +276,15 @@ def figures(
     optimizer: str,
     ema: bool,
     accumulates: bool,
-    pictures: Sequence[Shape] = (),
+    images: Sequence[Shape] = (),
     captions: int = 1,
     preview: Shape | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Figures:
-    """The numbers of a training on a base, counted without its weights.
+    """The figures of a run on a base, counted without its weights.
 
-    `shape` is the step's; `pictures` are the batches that the VAE encodes, by default one image of
-    that shape; `captions` are encoded at once; `preview` is the largest preview image, if any.
+    `shape` is that of a step; `images` are batches of the VAE, by default one image of that shape;
+    `captions` is the batch size of the text encoder; `preview` is the largest preview image.
     """
     family = family_without_weights(base, dtype)
     targets = family.lora_targets(lora_targets)
@@ -308,8 +307,8 @@ def figures(
         placeholder=placeholder,
         steps=step_loads(family, targets, shape),
         placeholder_pass=placeholder_load(family, shape) if placeholder else NOTHING,
-        picture=max(
-            (picture_load(family, each) for each in pictures or [replace(shape, batch_size=1)]),
+        image=max(
+            (image_load(family, each) for each in images or [replace(shape, batch_size=1)]),
             key=lambda load: load.bytes,
         ),
         caption=caption_load(family, replace(shape, batch_size=captions)),
@@ -322,13 +321,13 @@ def figures(
 
 
 def _preview_load(family: Family, shape: Shape) -> Load:
-    """One image: the transformer's pass or the VAE's, whichever takes more."""
+    """One image: the larger load of the transformer's and the VAE's pass."""
     passes = velocity_load(family, shape), decode_load(family, shape)
     return Load(max(each.bytes for each in passes), sum(each.flops for each in passes))
 
 
 def _split(model: torch.nn.Module) -> tuple[int, int]:
-    """Values in the block linears' weights, and in all the rest."""
+    """Values in the block linears' weights, and in all others."""
     inside = _count(model.get_parameter(f"{name}.weight") for name in block_linears(model))
     return inside, _count(model.parameters()) - inside
 

@@ -1,4 +1,4 @@
-"""`python -m trainer plan CONFIG.yaml`: a training's memory and time as a table, before any GPU."""
+"""`python -m trainer plan CONFIG.yaml`: memory and time of a run as a table, without a GPU."""
 
 from collections.abc import Sequence
 
@@ -8,28 +8,28 @@ from families.loading import default_device
 from families.memory import RESERVE, free_memory
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
 from trainer.memory.plan import KINDS, LADDER, Figures, Mode, Wishes, choose
-from trainer.memory.speed import CARDS, UTILISATION, step_seconds
+from trainer.memory.speed import GPUS, UTILIZATION, step_seconds
 from trainer.settings import Settings, missing_here
 
-_WORDS = """\
-Bits are those of the frozen block weights; fp8 takes what int8 takes. With checkpointing the
-forward pass is computed again for the backward pass; offloaded weights wait in host memory."""
+_NOTES = """\
+Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
+activations are recomputed in the backward pass; offloaded weights are in CPU memory."""
 
 
 def describe_plan(settings: Settings) -> str:
-    """The whole text: what the training is made of, and what this machine would take."""
+    """The whole text: the run's numbers, and the mode that this machine would choose."""
     counted = count(settings)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
     return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}{lacking}"
 
 
 def count(settings: Settings) -> Figures:
-    """The training's numbers for a GPU, with captions of a usual length."""
+    """The run's figures on a GPU, with captions of a typical length."""
     return figures_of(settings, TEXT_TOKENS, torch.bfloat16)
 
 
 def table(settings: Settings, counted: Figures) -> str:
-    """What does not depend on this machine."""
+    """The part that does not depend on this machine."""
     return "\n\n".join(
         [
             _heading(settings),
@@ -41,12 +41,12 @@ def table(settings: Settings, counted: Figures) -> str:
 
 
 def this_machine(settings: Settings, counted: Figures) -> str:
-    """What a training here would choose, and why."""
+    """The mode that this machine would choose, and the reason."""
     device = default_device()
     if device.type == "cpu":
         return (
-            "This machine has no GPU: a training here computes in float32, and saves memory only\n"
-            "where gradient_checkpointing, quantize or low_memory ask for it."
+            "This machine has no GPU: it would train in float32, with gradient_checkpointing,\n"
+            "quantize or low_memory only if they are set."
         )
     choice = choose(counted, free_memory(device), wishes_of(settings), usable(device))
     return f"This machine would train with {choice.reason} free."
@@ -81,12 +81,12 @@ def _parts(counted: Figures) -> str:
 
 def _memory(counted: Figures) -> str:
     parts = list(counted.parts(Mode()))
-    rows = [["peak GB while training", *parts, "together"]]
+    rows = [["peak GB of a step", *parts, "total"]]
     for mode in LADDER:
         held = counted.parts(mode)
         rows.append([mode.label, *(_gb(held[part]) for part in parts), _gb(sum(held.values()))])
     before = (
-        f"Before that, encoding pictures takes {_gb(counted.pictures())} GB and captions "
+        f"Before that, encoding images takes {_gb(counted.images())} GB, and captions "
         f"{_gb(counted.captions('none'))} GB"
     )
     if not counted.placeholder:
@@ -95,30 +95,30 @@ def _memory(counted: Figures) -> str:
         )
     if counted.preview.bytes:
         needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
-        before += f".\nA preview image while training needs {', '.join(needs)}"
-    return f"{_aligned(rows)}\n\n{before}.\n{_WORDS}"
+        before += f".\nA preview image during training needs {', '.join(needs)}"
+    return f"{_aligned(rows)}\n\n{before}.\n{_NOTES}"
 
 
 def _seconds(counted: Figures, wishes: Wishes) -> str:
-    rows = [["seconds per step", *CARDS], ["", *(f"{card.memory:g} GB" for card in CARDS.values())]]
+    rows = [["seconds per step", *GPUS], ["", *(f"{gpu.memory:g} GB" for gpu in GPUS.values())]]
     for mode in LADDER:
         cells = []
-        for card in CARDS.values():
-            fits = counted.peak(mode, KINDS[-1]) <= card.memory * 1e9 * (1 - RESERVE)
-            seconds = step_seconds(card, counted.flops(mode), counted.fetched(mode))
+        for gpu in GPUS.values():
+            fits = counted.peak(mode, KINDS[-1]) <= gpu.memory * 1e9 * (1 - RESERVE)
+            seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
             cells.append(f"{seconds:.2f}" if fits else "-")
         rows.append([mode.label, *cells])
-    chosen = [choose(counted, round(card.memory * 1e9), wishes) for card in CARDS.values()]
+    chosen = [choose(counted, round(gpu.memory * 1e9), wishes) for gpu in GPUS.values()]
     modes: dict[str, list[str]] = {choice.mode.label: [] for choice in chosen}
-    for name, choice in zip(CARDS, chosen, strict=True):
+    for name, choice in zip(GPUS, chosen, strict=True):
         modes[choice.mode.label].append(name if choice.fits else f"{name} (does not fit)")
     taken = "\n".join(f"  {', '.join(names)}: {mode}" for mode, names in modes.items())
     return (
         f"{_aligned(rows)}\n\n"
-        f"Times are arithmetic: {counted.flops(Mode()) / 1e12:.0f} TFLOP per step, "
+        f"Times are estimates: {counted.flops(Mode()) / 1e12:.0f} TFLOP per step, "
         f"{counted.flops(Mode(checkpointing=True)) / 1e12:.0f} with gradient checkpointing, at an "
-        f"assumed\n{UTILISATION:.0%} of a card's bfloat16 peak. A dash: it does not fit.\n\n"
-        f"On an otherwise empty card would be chosen:\n{taken}"
+        f"assumed\n{UTILIZATION:.0%} of a GPU's bfloat16 peak. A dash: it does not fit.\n\n"
+        f"On an otherwise empty GPU, these modes are chosen:\n{taken}"
     )
 
 
@@ -131,7 +131,7 @@ def _billions(count: int) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text: the first column from the left, the others from the right."""
+    """Rows as text: the first column aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -1,9 +1,8 @@
-"""What one training step holds and computes, counted on the real model without its weights.
+"""Counts memory and FLOPs of one training step on the real model without weights.
 
-A step is walked on the meta device: the real classes at their real sizes with the real LoRA
-layers, forward, loss and backward, every tensor counted from its creation to its release. The same
-counting over real tensors on a CPU gives the same number of bytes
-(`tests/trainer/memory/test_plan.py`).
+A step runs on the meta device: the real classes at full size with the real LoRA layers, forward,
+loss and backward, and every tensor is counted from its allocation to its release. Counting real
+tensors on a CPU gives the same number of bytes (`tests/trainer/memory/test_plan.py`).
 """
 
 import weakref
@@ -29,10 +28,10 @@ _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of live tensors and the arithmetic of the products inside its `with`.
+    """Counts the bytes of live tensors and the FLOPs of matrix products within its context.
 
-    `live` and `peak` leave out whatever existed before (`known`). What kernels allocate within
-    themselves is not seen.
+    `live` and `peak` exclude tensors that existed before (`known`). Allocations within kernels are
+    not counted.
     """
 
     def __init__(self, known: Sequence[Tensor] = ()) -> None:
@@ -52,7 +51,7 @@ class Meter(TorchDispatchMode):
         return result
 
     def mark(self) -> None:
-        """Begins a second peak, once."""
+        """Starts a second peak, at the first call."""
         if self.early is None:
             self.early, self.peak = self.peak, self.live
 
@@ -73,7 +72,7 @@ def _storage(tensor: Tensor) -> Any:
 
 
 def _flops(operation: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
-    """Multiplications and additions of one operation, counted as two; 0 unless it is a product."""
+    """FLOPs of one operation (a multiply-add is two); 0 unless it is a matrix product."""
     if operation is _ATTENTION:
         return sdpa_flop_count(*(each.shape for each in args[:3]))
     if operation is _ATTENTION_BACKWARD:
@@ -92,13 +91,13 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention that keeps q, k, v, its result and one number per row, as a GPU's kernels do."""
+    """Attention that saves q, k, v, its result and one number per row, as GPU kernels do."""
     return _ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Inside, attention is the fused kernel; the meta device would choose the unfused formula."""
+    """Uses fused attention within the context; the meta device would use the unfused one."""
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = _fused  # type: ignore[assignment]
     try:
@@ -109,9 +108,9 @@ def fused_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Load:
-    """What a piece of work adds to the weights that lie there already."""
+    """Memory, in addition to the weights, and FLOPs of an operation."""
 
-    bytes: int  # at the peak, gradients of what is trained included
+    bytes: int  # at the peak, including gradients
     flops: int
 
 
@@ -120,7 +119,7 @@ NOTHING = Load(0, 0)
 
 @dataclass(frozen=True)
 class Shape:
-    """What one step sees."""
+    """Sizes of one step."""
 
     rank: int
     batch_size: int
@@ -132,11 +131,11 @@ class Shape:
 def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[bool, Load]:
     """The load of a step without (False) and with (True) gradient checkpointing.
 
-    `targets` may be in any of the model's blocks, or in none. Where all blocks of the trunk have
-    the same ones, two and three blocks are counted and the rest follows: in the backward pass each
-    block frees its activations and leaves its gradients, so the peak is at the beginning or at the
-    end of that pass, and both grow by the same amount for every block. Otherwise all blocks are
-    counted.
+    `targets` may be in any of the model's blocks, or in none. If all blocks of the trunk have the
+    same targets, only two and three blocks are counted and the result is extrapolated: in the
+    backward pass each block frees its activations and adds its gradients, so the peak is at the
+    beginning or at the end of that pass, and both grow linearly with the number of blocks.
+    Otherwise all blocks are counted.
     """
     transformer = family.transformer
     _make_tables(family, shape)
@@ -172,7 +171,7 @@ def _alike(targets: Sequence[str], trunk: str, depth: int) -> bool:
 
 @torch.no_grad()
 def _make_tables(family: Family, shape: Shape) -> None:
-    """One pass through a shallow model, so that what it makes once and keeps is there."""
+    """Runs a shallow model once, so that tables that it caches exist."""
     blocks = family.transformer.get_submodule(family.trunk)
     setattr(family.transformer, family.trunk, blocks[:1])
     velocity_load(family, shape)
@@ -180,15 +179,15 @@ def _make_tables(family: Family, shape: Shape) -> None:
 
 
 def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
-    """One step of the transformer and its LoRA as they are, also without weights."""
+    """The load of one step of the transformer and its LoRA, with or without weights."""
     meter = _step(family, lora, shape)
     return Load(max(meter.early or 0, meter.peak), meter.flops)
 
 
 def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
-    """The meter of one step, marked where the gradient has passed half of the trunk.
+    """The meter of one step, marked when the backward pass has reached the middle of the trunk.
 
-    It stays unmarked where no gradient gets that far.
+    It is not marked if no gradient gets there.
     """
     rows, columns = family.latent_size(shape.width, shape.height)
     options: dict[str, Any] = {"device": family.device}
@@ -215,7 +214,7 @@ def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
 
 
 def placeholder_load(family: Family, shape: Shape) -> Load:
-    """What captions with a placeholder keep of the text encoder's pass until its gradient."""
+    """The activations of the text encoder that captions with a placeholder token need."""
     text = _embeddings(family, shape.batch_size, shape.text_tokens).requires_grad_()
 
     def count() -> tuple[int, ...]:
@@ -231,7 +230,7 @@ def placeholder_load(family: Family, shape: Shape) -> Load:
 
 @torch.no_grad()
 def caption_load(family: Family, shape: Shape) -> Load:
-    """Encoding a batch of captions whose features are kept."""
+    """The load of encoding a batch of captions."""
     text = _embeddings(family, shape.batch_size, shape.text_tokens)
 
     def count() -> tuple[int, ...]:
@@ -243,8 +242,8 @@ def caption_load(family: Family, shape: Shape) -> Load:
 
 
 @torch.no_grad()
-def picture_load(family: Family, shape: Shape) -> Load:
-    """Encoding a batch of images with the VAE."""
+def image_load(family: Family, shape: Shape) -> Load:
+    """The load of encoding a batch of images with the VAE."""
     pixels = torch.zeros(shape.batch_size, 3, shape.height, shape.width, device=family.device)
     with fused_attention(), Meter(_tensors(family.vae)) as meter:
         family.encode_images(pixels)
@@ -253,7 +252,7 @@ def picture_load(family: Family, shape: Shape) -> Load:
 
 @torch.no_grad()
 def velocity_load(family: Family, shape: Shape) -> Load:
-    """One pass through the transformer without a gradient, as for generating an image."""
+    """The load of one inference pass of the transformer."""
     rows, columns = family.latent_size(shape.width, shape.height)
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
@@ -270,7 +269,7 @@ def velocity_load(family: Family, shape: Shape) -> Load:
 
 @torch.no_grad()
 def decode_load(family: Family, shape: Shape) -> Load:
-    """Decoding one image with the VAE."""
+    """The load of decoding one image with the VAE."""
     rows, columns = family.latent_size(shape.width, shape.height)
     latents = torch.zeros(1, family.latent_channels, rows, columns, device=family.device)
     with fused_attention(), Meter([*_tensors(family.vae), latents]) as meter:
@@ -281,13 +280,13 @@ def decode_load(family: Family, shape: Shape) -> Load:
 def _by_depth(
     model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Numbers at the model's full depth, from those with two and with three blocks of its trunk."""
+    """Extrapolates counts with two and with three blocks of the trunk to the full depth."""
     blocks = model.get_submodule(trunk)
     assert isinstance(blocks, nn.ModuleList)
     if len(blocks) <= 3:
         return count()
     setattr(model, trunk, blocks[:2])
-    count()  # the first time, tables are made that are kept
+    count()  # the first call creates cached tables
     two = count()
     setattr(model, trunk, blocks[:3])
     three = count()
@@ -296,13 +295,13 @@ def _by_depth(
 
 
 def _embeddings(family: Family, batch_size: int, tokens: int) -> Tensor:
-    """Embeddings of a caption, which are as wide as its features."""
+    """Embeddings of captions, with the same width as their features."""
     width = family.text_encoder.get_input_embeddings().weight.shape[1]
     return torch.zeros(batch_size, tokens, width, dtype=family.dtype, device=family.device)
 
 
 def _encode(family: Family, text: Tensor) -> Tensor:
-    """Features of embeddings; with a mask, the encoder needs no values of a tensor."""
+    """Features of embeddings; with a mask, since without it the encoder would read values."""
     batch, tokens = text.shape[:2]
     mask = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=text.device)
     called = family.text_encoder(inputs_embeds=text, attention_mask=mask, use_cache=False)
@@ -310,6 +309,6 @@ def _encode(family: Family, text: Tensor) -> Tensor:
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """All that it holds: parameters, buffers, and tables that are plain attributes."""
+    """All tensors of a model: parameters, buffers, and plain attributes."""
     tables = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)]
     return [*model.parameters(), *model.buffers(), *tables]

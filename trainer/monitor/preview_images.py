@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from inference.request import ResolvedRequest
+from trainer.events import Events
 from trainer.monitor.contact_sheet import draw_sheet, save_png, thumbnail
 from trainer.run_files import PREVIEW, SAMPLES, SHEET, STEP, listed
 
@@ -27,8 +28,10 @@ class PreviewImages:
     `thumbnails` holds those of each step, small, one per column; `last` those of the last time.
     """
 
-    def __init__(self, output: Path, all_resolved: Sequence[ResolvedRequest]) -> None:
-        self.folder = output / FOLDER
+    def __init__(
+        self, output: Path, all_resolved: Sequence[ResolvedRequest], events: Events | None = None
+    ) -> None:
+        self.folder, self._events = output / FOLDER, events or Events()
         self._drawings = list(all_resolved)
         self.columns = [resolved.prompt for resolved in all_resolved for _ in resolved.seeds]
         self.thumbnails: dict[int, list[Image.Image]] = {}
@@ -52,6 +55,15 @@ class PreviewImages:
             files = [
                 save_png(each, folder / name) for each, name in zip(generated, names, strict=True)
             ]
+            for file, seed in zip(files, resolved.seeds, strict=True):
+                self._events.emit(
+                    "preview",
+                    step=step,
+                    number=number,
+                    prompt=resolved.prompt,
+                    seed=seed,
+                    file=f"{FOLDER}/{folder.name}/{file.name}",
+                )
             log.info("step %d: drew %r: %s", step, resolved.prompt, ", ".join(map(str, files)))
         self.last = [picture for of_prompt in pictures for picture in of_prompt]
         self.thumbnails[step] = [thumbnail(picture) for picture in self.last]

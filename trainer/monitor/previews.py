@@ -20,8 +20,9 @@ from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import split_words
 from inference.acceleration import with_fallback
 from inference.generation import generate
-from inference.request import Request, ResolvedRequest, settle
+from inference.request import Request, ResolvedRequest, resolve
 from inference.text_cache import TextCache
+from trainer.events import Events
 from trainer.learning import Loop
 from trainer.monitor.inference_weights import InferenceWeights
 from trainer.monitor.preview_images import PreviewImages
@@ -38,7 +39,7 @@ def preview_requests(settings: Settings, family: Family) -> list[ResolvedRequest
         Request(prompt=prompt, **(options | each))
         for prompt, each in zip(settings.sample_prompts, own, strict=True)
     ]
-    return [settle(each, settings.base, family.resolution_multiple) for each in requests]
+    return [resolve(each, settings.base, family.resolution_multiple) for each in requests]
 
 
 def sample_scale(settings: Settings) -> float:
@@ -81,12 +82,13 @@ class Previews:
         output: Path,
         texts: TextCache | None = None,
         enabled: bool = True,
+        events: Events | None = None,
     ) -> None:
         """`texts` are known features of the prompts; where not `enabled`, nothing is generated."""
         self.family, self.settings, self.inference_weights = family, settings, inference_weights
         self.texts, self.enabled = texts or TextCache(), enabled
         self.all_resolved = preview_requests(settings, family)
-        self.preview_images = PreviewImages(output, self.all_resolved)
+        self.preview_images = PreviewImages(output, self.all_resolved, events)
 
     @property
     def thumbnails(self) -> dict[int, list[Image.Image]]:
@@ -110,7 +112,7 @@ class Previews:
     def after_step(self, loop: Loop) -> None:
         """Generates the previews if it is time to."""
         every, done = self.settings.sample_every, loop.done
-        due = done == self.settings.steps or (every and done % every == 0)
+        due = done == loop.settings.steps or (every and done % every == 0)
         if due and self.all_resolved:
             self._draw(loop)
 

@@ -79,7 +79,7 @@ class Trackers:
         check_trackers(settings.trackers, secrets)
         if not settings.trackers or not PartialState().is_main_process:
             return
-        folder = folder / FOLDER
+        folder = (folder / FOLDER).absolute()  # trackers open files later, from other threads
         folder.mkdir(parents=True, exist_ok=True)
         for name in dict.fromkeys(settings.trackers):
             try:

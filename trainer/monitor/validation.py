@@ -132,16 +132,22 @@ class Validation:
         if not past:
             with untrained(loop):
                 losses = self._measure()
-            self._note(0, losses)
-            loop.history.validation.append([0, *losses])
+            self._measured(loop, losses)
 
     def after_step(self, loop: Loop) -> None:
         """Measures where it is time to, with the weights that would be shipped."""
-        if self.every and (loop.done % self.every == 0 or loop.done == self.settings.steps):
+        if self.every and (loop.done % self.every == 0 or loop.done == loop.settings.steps):
             with loop.averaged():
                 losses = self._measure()
-            self._note(loop.done, losses)
-            loop.history.validation.append([loop.done, *losses])
+            self._measured(loop, losses)
+
+    def _measured(self, loop: Loop, losses: list[float]) -> None:
+        self._note(loop.done, losses)
+        loop.history.validation.append([loop.done, *losses])
+        sigmas, mean, kind = self.curves.sigmas, self.curves.means[-1], self.curves.kind
+        loop.events.emit(
+            "validation", step=loop.done, kind=kind, sigmas=sigmas, loss=losses, mean=mean
+        )
 
     def _note(self, step: int, losses: list[float]) -> None:
         self.curves.steps.append(step)

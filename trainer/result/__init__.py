@@ -7,16 +7,18 @@ from trainer.result.evaluation import (
     keep_weights_on_error,
     write_weights,
 )
+from trainer.result.meta import DatasetFile, describe_run, versions
 from trainer.result.next_steps import describe_next_steps
 from trainer.result.publishing import check_repository, publish, withhold
-from trainer.result.report import ReportData
+from trainer.result.record import TrainingRecord
 from trainer.result.result_checks import Worthless
 from trainer.result.verdict import BROKEN, Verdict
 
 __all__ = [
     "BROKEN",
+    "DatasetFile",
     "Outcome",
-    "ReportData",
+    "TrainingRecord",
     "Verdict",
     "Worthless",
     "check_repository",
@@ -25,6 +27,8 @@ __all__ = [
     "write_weights",
     "keep_weights_on_error",
     "describe_next_steps",
+    "describe_run",
+    "versions",
     "publish",
     "withhold",
 ]

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
+
+from trainer.result.templating import TEMPLATES
 
 WIDTH, HEIGHT = 500, 270  # of the drawing, in its own units; about pixels
 LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins: room for the labels
@@ -21,14 +24,14 @@ class Line:
     dots: bool = False  # marks every point, with its values as a tooltip
 
 
-def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False) -> str:
+def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False) -> Markup:
     """The SVG of the lines over common axes; lines without points are left out.
 
     `title` is read aloud to those who cannot see it. With `percent` the values carry the sign.
     """
     shown = [line for line in lines if line.points]
     if not shown:
-        return ""
+        return Markup()
     xs = [x for line in shown for x, _ in line.points]
     ys = [y for line in shown for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 5)
@@ -39,49 +42,23 @@ def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False)
         across = LEFT + (x - start) / (end - start) * (WIDTH - LEFT - RIGHT)
         return across, TOP + (high - y) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-        f"<title>{escape(title)}</title>",
-    ]
-    for y in y_ticks:
-        _, down = place(start, y)
-        zero = " zero" if y == 0 and low < 0 else ""
-        parts += [
-            f'<line class="grid{zero}" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
-            f'y1="{down:.1f}" y2="{down:.1f}"/>',
-            f'<text class="tick" x="{LEFT - 8}" y="{down + 4:.1f}" text-anchor="end">'
-            f"{_number(y, percent)}</text>",
-        ]
-    for x in x_ticks:
-        if start <= x <= end:
-            across, _ = place(x, low)
-            parts.append(
-                f'<text class="tick" x="{across:.1f}" y="{HEIGHT - BOTTOM + 18}" '
-                f'text-anchor="middle">{x:,.0f}</text>'
-            )
-    parts.append(
-        f'<text class="tick" x="{LEFT - 8}" y="{HEIGHT - BOTTOM + 18}" text-anchor="end">'
-        f"{escape(x_name)}</text>"
-    )
+    curves = []
     for line in shown:
         placed = [place(x, y) for x, y in line.points]
-        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in placed)
-        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
-        if line.dots:
-            parts += [
-                f'<circle class="dot {line.style}" cx="{across:.1f}" cy="{down:.1f}" r="3">'
-                f"<title>{escape(line.label)}, {escape(x_name)} {x:,.0f}: "
-                f"{_number(y, percent, 4)}</title></circle>"
-                for (across, down), (x, y) in zip(placed, line.points, strict=True)
-            ]
+        values = [f"{x:,.0f}: {_number(y, percent, 4)}" for x, y in line.points if line.dots]
+        curves.append((line, placed, list(zip(placed, values, strict=False))))
     labelled = [(place(*line.points[-1])[1], line) for line in shown if line.label]
     ends = _apart([down for down, _ in labelled])
-    for down, (_, line) in zip(ends, labelled, strict=True):
-        parts.append(
-            f'<text class="name {line.style}" x="{WIDTH - RIGHT + 8}" y="{down + 4:.1f}">'
-            f"{escape(line.label)}</text>"
+    return Markup(
+        TEMPLATES.get_template("chart.svg").render(
+            **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
+            **{"bottom": HEIGHT - BOTTOM + 18, "title": title, "x_name": x_name},
+            rows=[(place(start, y)[1], y == 0 and low < 0, _number(y, percent)) for y in y_ticks],
+            columns=[(place(x, low)[0], f"{x:,.0f}") for x in x_ticks if start <= x <= end],
+            curves=curves,
+            names=[(down, line) for down, (_, line) in zip(ends, labelled, strict=True)],
         )
-    return "".join([*parts, "</svg>"])
+    )
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

@@ -28,13 +28,15 @@ from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
-from trainer.learning import Diverged, Loop, Saver
+from trainer.events import Events
+from trainer.learning import Diverged, Loop, Saver, describe_weights
 from trainer.monitor import PreviewImages, preview_requests, sample_scale
-from trainer.result import meta, report, result_checks
+from trainer.result import report, result_checks
 from trainer.result.drift import velocity_drift
+from trainer.result.record import TrainingRecord
 from trainer.result.report import ReportData
 from trainer.result.result_checks import SKIPPED, CheckResult, Kernels, Worthless
-from trainer.result.verdict import Verdict, say, verdict
+from trainer.result.verdict import Verdict, say
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,37 +49,46 @@ class Outcome:
     settings: Settings
     archive: Archive
     path: Path  # of weights.zip
-    data: ReportData
+    record: TrainingRecord
+    examples: Sequence[Example]
     preview_images: PreviewImages
+    events: Events
     kernels: Kernels  # of the training, which made the previews
     needs_offload: bool  # the base did not fit as it is while it was trained on
 
 
 def write_weights(
-    loop: Loop, data: ReportData, preview_images: PreviewImages, path: Path, saver: Saver
+    loop: Loop,
+    record: TrainingRecord,
+    examples: Sequence[Example],
+    preview_images: PreviewImages,
+    path: Path,
+    saver: Saver,
 ) -> Outcome:
     """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
 
     Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
     """
-    archive = Archive(*loop.final_weights(), dict(data.meta))
+    archive = Archive(*loop.final_weights(), record.meta())
     unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
     if archive.placeholder is not None:
-        found.append(result_checks.token_moved(archive.placeholder.token, data.meta["zero_prior"]))
-    found.append(result_checks.loss_fell(data.curves))
+        assert record.zero_prior is not None
+        found.append(result_checks.token_moved(archive.placeholder.token, record.zero_prior))
+    found.append(result_checks.loss_fell(record.curves))
     if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
         os.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
         with _minor(f"{page} is not written"):
-            report.write_report(replace(data, checks=found), page)
+            judged = replace(record, checks=found)
+            report.write_report(_report_data(judged, examples, preview_images), page)
         reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
         raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     assert loop.lora is not None
-    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, data.examples)
+    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, examples)
     found += _check(
         result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
     )
@@ -85,10 +96,31 @@ def write_weights(
         result_checks.DRIFT,
         lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
     )
-    data = replace(data, checks=found)
-    needs_offload = loop.family.storage != WeightStorage()
-    kernels = Kernels.of(loop.family)
-    return Outcome(loop.settings, archive, path, data, preview_images, kernels, needs_offload)
+    return Outcome(
+        loop.settings,
+        archive,
+        path,
+        replace(record, checks=found),
+        examples,
+        preview_images,
+        loop.events,
+        Kernels.of(loop.family),
+        needs_offload=loop.family.storage != WeightStorage(),
+    )
+
+
+def _report_data(
+    record: TrainingRecord, examples: Sequence[Example], images: PreviewImages
+) -> ReportData:
+    return ReportData(
+        record.meta(),
+        examples,
+        record.losses,
+        record.curves,
+        images.columns,
+        images.thumbnails,
+        record.checks,
+    )
 
 
 def _check(name: str, check: Callable[[], CheckResult]) -> list[CheckResult]:
@@ -121,7 +153,7 @@ def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None
             with _minor("what was trained cannot be kept as weights"):
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
-                archive = Archive(*loop.final_weights(), meta.describe_weights(loop.settings))
+                archive = Archive(*loop.final_weights(), describe_weights(loop.settings))
                 saver.with_reserve(lambda: write_archive(archive, failed))
                 log.warning("what was trained is kept as %s", failed)
         raise
@@ -131,23 +163,26 @@ def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None
 
 
 def evaluate(outcome: Outcome) -> Verdict:
-    """Generates with the written weights, completes their meta.json, and writes the report.
+    """Generates with the written weights, completes their meta.json, and writes report and record.
 
     Gives the class of the result, which is also the last line of the log. Raises nothing that has
     to do with the result: weights.zip is complete before it begins.
     """
-    data = outcome.data
-    found = [*data.checks, *_image_checks(outcome)]
-    result = verdict(found, validated=bool(data.curves.held_out))
-    facts = {**data.meta, "result": result.result, "checks": [check.plain() for check in found]}
+    found = [*outcome.record.checks, *_image_checks(outcome)]
+    record = replace(outcome.record, checks=found)
+    for check in found:
+        outcome.events.emit("check", **check.plain())
+    outcome.events.phase("writing")
     with _minor(f"{outcome.path} stays without the results of its checks"):
-        write_archive(replace(outcome.archive, meta=facts), outcome.path)
+        write_archive(replace(outcome.archive, meta=record.meta()), outcome.path)
     page = outcome.path.with_name(report.NAME)
     with _minor(f"{page} is not written"):
-        report.write_report(replace(data, meta=facts, checks=found), page)
+        report.write_report(_report_data(record, outcome.examples, outcome.preview_images), page)
         log.info("wrote %s", page)
-    say(found, result)
-    return result
+    with _minor("record.json is not written"):
+        record.write(outcome.path.parent)
+    say(found, record.verdict)
+    return record.verdict
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What `meta.json` and `run.json` say, so that a run can be understood and repeated."""
+"""The dataset of a run, the content of `run.json`, and the bounds of `meta.json`."""
 
 import json
 import platform
@@ -8,14 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapters.files.atomic import content_hash
-from adapters.turbo import TurboAdapter
 from trainer.data import DatasetError, Example
-from trainer.learning import Trained, data_identity
-from trainer.learning import describe_weights as describe_weights
-from trainer.monitor import Curves
+from trainer.learning import data_identity
 from trainer.settings import Settings
 
 # meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
@@ -82,40 +77,8 @@ def describe_run(
             "sha256": dataset["sha256"],
             "images": data_identity(examples),  # by name: hashes of the image and of its caption
         },
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-def describe(
-    settings: Settings,
-    dataset: Mapping[str, Any],
-    trained: Trained,
-    zero_prior: dict[str, float] | None,
-    adapter: TurboAdapter | None,
-    curves: Curves,
-) -> dict[str, Any]:
-    """The content of `meta.json`, JSON types alone; `dataset` is what `DatasetFile` describes."""
-    meta: dict[str, Any] = {
-        **describe_weights(settings),
-        "turbo_adapter": {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
-        "settings": _plain(settings),
-        "dataset": dict(dataset),
-        "training": {
-            "loss_first": _mean(trained.losses[:10]),
-            "loss_last": _mean(trained.losses[-10:]),
-            "steps_per_second": round(trained.steps_per_second, 4),
-            "device": _device_name(),
-        },
-        curves.kind: curves.plain(),  # `fit` where no image was held out
-        "versions": _versions(),
-    }
-    if zero_prior is not None:
-        meta |= {
-            "placeholder_token_id": zero_prior["placeholder_token_id"],
-            "placeholder_init_std": settings.placeholder_init_std,
-            "zero_prior": zero_prior,
-        }
-    return bounded(meta)
 
 
 def bounded(meta: dict[str, Any]) -> dict[str, Any]:
@@ -158,23 +121,6 @@ def _size(value: Any) -> int:
     return len(json.dumps(value, indent=8, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python and of the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    local = {"dataset", "output_dir", "name", "given", "seed_is_random"}  # of one machine
-    values = settings.model_dump(exclude={"base", *local}) | {"base": settings.base.name}
-    if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
-        values["turbo_adapter"] = Path(settings.turbo_adapter).name
-    return {
-        name: value.name if isinstance(value, Path) else value for name, value in values.items()
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -1,15 +1,14 @@
-"""report.html: one training on one page, to judge it by and to show to others.
+"""report.html: a run on one page, to judge it and to show it to others.
 
-The page is a single file. It holds its style, its curves and small copies of its pictures, loads
-nothing and runs no script; the policy in its head makes browsers hold it to that. All text from
-outside is escaped.
+The page is a single file with its style, its curves and small copies of its images. It loads
+nothing and runs no script; the policy in its head makes browsers enforce that. The template,
+`templates/report.html`, escapes every value.
 """
 
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,28 @@ from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
+from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"
-PICTURES = 60  # of the dataset that are shown; a page stays a few megabytes
+IMAGES = 60  # of the dataset that are shown; a page stays a few megabytes
 FRAMES = 12  # of the previews of one prompt
-PIXELATED = 128  # pixels; smaller pictures are shown with their pixels visible
+PIXELATED = 128  # pixels; smaller images are shown with their pixels visible
 # Classes of report.css for the states of checks and of the result.
 _STYLE = {
     **{GOOD: "passed", DOUBTFUL: "doubtful", BROKEN: "failed"},
     **{PASSED: "passed", FAILED: "failed", SKIPPED: "skipped", INFORMATION: "reported"},
 }
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report tells."""
+    """The data of a report."""
 
     meta: Mapping[str, Any]  # as in meta.json
     examples: Sequence[Example]
     losses: Sequence[float]  # one per step
-    curves: Curves  # empty where nothing was validated
+    curves: Curves  # empty where nothing was measured
     prompts: Sequence[str]  # one per column of the previews
     previews: Mapping[int, Sequence[Image.Image]]  # small, by step, one per column
     checks: Sequence[CheckResult] = ()
@@ -56,38 +55,26 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def page(data: ReportData) -> str:
     """The page as HTML."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    title = f"{_subject(data.meta)} on {data.meta['base_model']}"
-    sections = (_head, _figures, _previews, _curves, _gates, _dataset, _settings, _foot)
-    body = "\n".join(part for part in (section(data) for section in sections) if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body><main>\n{body}\n</main></body>\n</html>\n"
+    return TEMPLATES.get_template(NAME).render(
+        **vars(data),
+        token=data.meta.get("placeholder_token"),
+        result=verdict(data.checks, validated=bool(data.curves.held_out)),
+        style=_STYLE,
+        figures=_figures(data),
+        steps=_spread(sorted(data.previews), FRAMES),
+        charts=_charts(data),
+        settings=_settings(data.meta),
+        most_images=IMAGES,
+        pixelated=PIXELATED,
+        label=step_label,
+        plain=_plain,
+        thumbnail=thumbnail,
+        webp=_webp,
     )
 
 
-# ---- The sections, in their order ----------------------------------------------------------------
-
-
-def _head(data: ReportData) -> str:
-    meta = data.meta
-    result = verdict(data.checks, validated=bool(data.curves.held_out))
-    chip = f'<span class="chip {_STYLE[result.result]}">{escape(str(result))}</span>'
-    subject = meta.get("placeholder_token")
-    what = f"A LoRA and the token {_word(subject)}" if subject else "A LoRA"
-    return (
-        '<header><p class="eyebrow">Training report</p>'
-        f"<h1>{escape(_subject(meta))} on {escape(meta['base_model'])}</h1>"
-        f'<p class="lead">{what}, trained for {meta["steps"]:,} steps on '
-        f"{len(data.examples) - len(data.curves.held_out)} images.</p>{chip}</header>"
-    )
-
-
-def _figures(data: ReportData) -> str:
+def _figures(data: ReportData) -> list[tuple[str, str]]:
+    """The numbers at the top, by name."""
     training, curves = data.meta["training"], data.curves
     figures = [("Images", f"{len(data.examples)}"), ("Steps", f"{data.meta['steps']:,}")]
     figures.append(("Rank", f"{data.meta['rank']}"))
@@ -101,29 +88,11 @@ def _figures(data: ReportData) -> str:
         figures.append(("Training loss, end", f"{training['loss_last']:.4g}"))
     if training.get("steps_per_second"):
         figures.append(("Steps per second", f"{training['steps_per_second']:.3g}"))
-    cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in figures)
-    return f'<dl class="figures">{cells}</dl>'
+    return figures
 
 
-def _previews(data: ReportData) -> str:
-    if not data.previews:
-        return ""
-    steps = _spread(sorted(data.previews), FRAMES)
-    strips = []
-    for column, prompt in enumerate(data.prompts):
-        frames = "".join(
-            f"<figure>{_image(data.previews[step][column], f'{prompt}, {step_label(step)}')}"
-            f"<figcaption>{'step ' if step else ''}{step_label(step)}</figcaption></figure>"
-            for step in steps
-        )
-        strips.append(
-            f'<div class="strip"><h3>{escape(prompt)}</h3><div class="frames">{frames}</div></div>'
-        )
-    hint = "Each prompt keeps its seed, so only the training changes its picture."
-    return _section("Previews", hint, "".join(strips))
-
-
-def _curves(data: ReportData) -> str:
+def _charts(data: ReportData) -> list[dict[str, str]]:
+    """Title, hint and SVG of each chart."""
     charts = []
     if len(data.losses) > 1:
         steps = range(1, len(data.losses) + 1)
@@ -133,9 +102,9 @@ def _curves(data: ReportData) -> str:
             Line(thinned(list(zip(steps, data.losses, strict=True))), "raw"),
             Line(thinned(list(zip(steps, mean, strict=True))), "main", f"{mean[-1]:.3g}"),
         ]
-        hint = f"Each step draws its own noise, so it jumps; the line averages {window:.0f} steps."
-        resolved = chart(lines, "step", "training loss by step")
-        charts.append(f'<div class="card"><h3>Training loss</h3><p>{hint}</p>{resolved}</div>')
+        hint = f"Each step samples its own noise; the thick line averages {window:.0f} steps."
+        svg = chart(lines, "step", "training loss by step")
+        charts.append({"title": "Training loss", "hint": hint, "svg": svg})
     curves = data.curves
     if len(curves.steps) > 1:
         columns = [*zip(*curves.losses, strict=True), tuple(curves.means)]
@@ -158,82 +127,30 @@ def _curves(data: ReportData) -> str:
             if curves.held_out
             else "on training images. No image was held out, so this validates nothing"
         )
-        resolved = chart(lines, "step", f"{title} by step, change from the base", percent=True)
         charts.append(
-            f'<div class="card"><h3>{title}, change from the base</h3>'
-            f"<p>Fixed noise at four noise levels \u03c3, {of}.</p>{resolved}</div>"
+            {
+                "title": f"{title}, change from the base",
+                "hint": f"Fixed noise at four noise levels \u03c3, {of}.",
+                "svg": chart(lines, "step", f"{title} by step, change from the base", percent=True),
+            }
         )
-    return _section("Curves", "", f'<div class="charts">{"".join(charts)}</div>') if charts else ""
+    return charts
 
 
-def _gates(data: ReportData) -> str:
-    rows = "".join(
-        f'<li><span class="chip small {_STYLE[check.state]}">{check.state}</span><div>'
-        f'<strong>{escape(check.name)}</strong><span class="what">{escape(check.sentence)}</span>'
-        "</div></li>"
-        for check in data.checks
-    )
-    return _section("Checks", "", f'<ul class="card gates">{rows}</ul>') if rows else ""
+def _settings(meta: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Settings and their values, by name; those without one are left out."""
+    return [
+        (name, value)
+        for name, value in sorted(meta["settings"].items())
+        if value not in (None, "", (), [], {}) and name != "sample_prompts"
+    ]
 
 
-def _dataset(data: ReportData) -> str:
-    held = set(data.curves.held_out)
-    figures = []
-    for example in data.examples[:PICTURES]:
-        mark = ' <span class="held">held out</span>' if example.name in held else ""
-        figures.append(
-            f"<figure>{_image(thumbnail(example.image()), example.caption)}"
-            f'<figcaption>{escape(example.caption)}<span class="file">{escape(example.name)}, '
-            f"{example.width}\u00d7{example.height}{mark}</span></figcaption></figure>"
-        )
-    more = len(data.examples) - len(figures)
-    hint = f"The first {len(figures)} of {len(data.examples)} pictures." if more > 0 else ""
-    return _section("Dataset", hint, f'<div class="pictures">{"".join(figures)}</div>')
-
-
-def _settings(data: ReportData) -> str:
-    settings = {k: v for k, v in data.meta["settings"].items() if v not in (None, "", (), [], {})}
-    rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(value))}</td></tr>"
-        for name, value in sorted(settings.items())
-        if name not in ("sample_prompts",)
-    )
-    return _section("Settings", "", f'<div class="columns"><table>{rows}</table></div>')
-
-
-def _foot(data: ReportData) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in data.meta["versions"].items())
-    device = data.meta["training"].get("device", "")
-    return f"<footer>Made with zeroprior on {escape(device)}; {escape(versions)}.</footer>"
-
-
-# ---- Their parts ---------------------------------------------------------------------------------
-
-
-def _section(title: str, hint: str, content: str) -> str:
-    said = f'<p class="hint">{escape(hint)}</p>' if hint else ""
-    return f"<section><h2>{escape(title)}</h2>{said}{content}</section>"
-
-
-def _subject(meta: Mapping[str, Any]) -> str:
-    return str(meta.get("placeholder_token") or "A LoRA")
-
-
-def _word(token: Any) -> str:
-    return f'<span class="word">{escape(str(token))}</span>'
-
-
-def _image(image: Image.Image, text: str) -> str:
-    """A picture inside the page, as WebP; small ones without loss."""
-    small = max(image.size) <= PIXELATED
+def _webp(image: Image.Image, lossless: bool) -> str:
+    """The image as WebP in base64."""
     encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, format="webp", lossless=small, quality=82)
-    data = base64.b64encode(encoded.getvalue()).decode()
-    style = ' class="pixels"' if small else ""
-    return (
-        f'<img{style} width="{image.width}" height="{image.height}" alt="{escape(text)}" '
-        f'src="data:image/webp;base64,{data}">'
-    )
+    image.convert("RGB").save(encoded, format="webp", lossless=lossless, quality=82)
+    return base64.b64encode(encoded.getvalue()).decode()
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What can be set for a training run, and the checks of it. Imports no PyTorch."""
+"""The settings of a training run, and their checks. Imports no PyTorch."""
 
 from trainer.settings.checks import high_rates, missing_here
 from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED

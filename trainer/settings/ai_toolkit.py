@@ -1,10 +1,9 @@
-"""Job files of ai-toolkit, read as inputs of ours, with every key of theirs accounted for.
+"""Converts job files of ai-toolkit to our inputs. Every key is accounted for.
 
-A key is one of four: translated; near, where ours differs in a way that the log states; without
-effect on the weights; or refused, because leaving it out would train something else. Nothing is
-ignored in silence. What a file leaves out means ai-toolkit's default, not ours. The keys are in
-`trainer.settings.ai_toolkit_keys`, those that are read together in
-`trainer.settings.ai_toolkit_rules`.
+A key is translated; or similar, with a difference that is logged; or has no effect on the weights;
+or is refused, because ignoring it would train something else. No key is ignored silently. Missing
+keys have ai-toolkit's defaults, not ours. The keys are in `trainer.settings.ai_toolkit_keys`; those
+that depend on each other in `trainer.settings.ai_toolkit_rules`.
 """
 
 import logging
@@ -30,32 +29,32 @@ log = logging.getLogger(__name__)
 
 
 def is_ai_toolkit(content: Any) -> bool:
-    """Whether the content of a YAML file is a job of ai-toolkit's."""
+    """Whether the content of a YAML file is a job of ai-toolkit."""
     return isinstance(content, dict) and "job" in content and "config" in content
 
 
 def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> TrainingInputs:
-    """The inputs of the job's one process; logs what became of every key.
+    """The inputs of the job's process; logs how every key was converted.
 
-    `overrides` are inputs that replace those of the job. Raises `SettingsError` that lists
-    every refused key.
+    `overrides` are inputs that replace those of the job. Raises `SettingsError` that lists all
+    refused keys.
     """
     try:
         found = translate(content)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     for title, lines in (
-        ("ai-toolkit's keys, translated", found.translated),
-        ("near, but not the same here", found.near),
-        ("without counterpart and without effect on the weights", found.without_effect),
+        ("keys of ai-toolkit, translated", found.translated),
+        ("similar, but not equal here", found.near),
+        ("not supported, and without effect on the weights", found.without_effect),
     ):
         if lines:
             log.info("%s:\n  %s", title, "\n  ".join(lines))
     if found.refused:
         raise SettingsError(
-            f"{path}: these keys change what is trained and have no counterpart here:\n  "
+            f"{path}: these keys change the training and are not supported:\n  "
             + "\n  ".join(found.refused)
-            + "\nremove them to train without, or change them as said"
+            + "\nremove them to train without them, or change them as shown"
         )
     try:
         for prompt in found.settings["sample_prompts"]:
@@ -66,14 +65,14 @@ def read_job(path: Path, content: Mapping[str, Any], **overrides: Any) -> Traini
 
 
 def translate(content: Mapping[str, Any]) -> Translation:
-    """Every key of a job in one of the four lists. Raises `SettingsError` for another layout."""
+    """Sorts every key of a job into one of the four lists. Raises `SettingsError`."""
     name, process = _process(content)
     keys = _flat(process)
     found = Translation(settings=dict(DEFAULTS))
     base = base_of(keys, found)
     if process.get("network") is None:
         found.refused.append(
-            "network (left out): theirs trains the whole model then; give a network with type lora"
+            "network (missing): ai-toolkit then trains the whole model; add a network of type lora"
         )
     found.settings["output_dir"] = str(Path(str(keys.get("training_folder", "output"))) / name)
     found.translated.append(f"training_folder and name: output_dir {found.settings['output_dir']}")
@@ -87,10 +86,10 @@ def translate(content: Mapping[str, Any]) -> Translation:
 
 
 def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) -> None:
-    """One key into its list."""
+    """Sorts one key into its list."""
     value = value if key in TEXTS else number(value)
     if key in TOGETHER:
-        return  # read together with others, which have named it
+        return  # handled by a rule
     switch = SWITCHED_BY.get(key)
     if switch is not None and not keys.get(switch):
         found.without_effect.append(f"{key} (while {switch} is off)")
@@ -121,17 +120,17 @@ def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) ->
         if name == "guidance_scale":
             value = (
                 max(1, value) if isinstance(value, int | float) else value
-            )  # they read anything below 1 as off, as 1 is here
+            )  # off is below 1 there, and 1 here
         target[name] = value
         found.translated.append(f"{key}: {name} {value}")
     elif key in _CHOICES:
         _CHOICES[key](value, found)
     elif key in ONLY:
         if value in ONLY[key]:
-            found.translated.append(f"{key}: {value} is what is done here")
+            found.translated.append(f"{key}: {value}, as always here")
         else:
             known = " or ".join(map(str, ONLY[key]))
-            found.refused.append(f"{key}: {value} (only {known} is known here)")
+            found.refused.append(f"{key}: {value} (only {known} is supported)")
     elif key in NO_EFFECT:
         found.without_effect.append(key)
     elif value in (None, False, "", 0) or value == [] or value == {}:
@@ -140,7 +139,7 @@ def _place(key: str, value: Any, keys: Mapping[str, Any], found: Translation) ->
         found.refused.append(f"{key}: {value}")
 
 
-# Keys whose value is a choice among words.
+# Keys with a few possible values.
 
 
 def _layer_offloading(value: Any, found: Translation) -> None:
@@ -152,8 +151,8 @@ def _layer_offloading(value: Any, found: Translation) -> None:
 
 
 def _low_vram(value: Any, found: Translation) -> None:
-    # Theirs loads and quantizes on the CPU, as is done here, and then trains on the GPU.
-    state = "the base is quantized before it moves to the GPU here, too" if value else "off"
+    # ai-toolkit loads and quantizes on the CPU, as we do, and then trains on the GPU.
+    state = "the base model is always quantized before it moves to the GPU" if value else "off"
     found.without_effect.append(f"model.low_vram ({state})")
 
 
@@ -167,9 +166,9 @@ def _use_wandb(value: Any, found: Translation) -> None:
 
 def _walk_seed(value: Any, found: Translation) -> None:
     if value:
-        found.near.append("sample.walk_seed: every sample has one seed")
+        found.near.append("sample.walk_seed: all samples have the same seed")
     else:
-        found.translated.append("sample.walk_seed: every sample has one seed")
+        found.translated.append("sample.walk_seed: all samples have the same seed")
 
 
 _CHOICES: dict[str, Callable[[Any, Translation], None]] = {
@@ -182,26 +181,28 @@ _CHOICES: dict[str, Callable[[Any, Translation], None]] = {
 
 
 def _process(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The job's name and its one process, with its one dataset in place of the list."""
+    """The job's name and its only process, with its only dataset instead of the list."""
     config = content["config"]
     processes = config.get("process") if isinstance(config, dict) else None
     if not isinstance(processes, list) or not all(isinstance(each, dict) for each in processes):
-        raise SettingsError("config.process is not a list of processes, as ai-toolkit has it")
+        raise SettingsError("config.process must be a list of processes, as in ai-toolkit")
     if len(processes) != 1:
-        raise SettingsError(f"config.process lists {len(processes)}; give each a file of its own")
+        raise SettingsError(
+            f"config.process lists {len(processes)}; write each into a separate file"
+        )
     process = dict(processes[0])
     datasets = process.get("datasets") or []
     if not isinstance(datasets, list) or len(datasets) != 1 or not isinstance(datasets[0], dict):
         raise SettingsError(
-            "datasets lists more or less than one folder; put all pictures and captions into one "
-            "(several sizes go into its resolution)"
+            "datasets must list exactly one folder; put all images and captions into one (several "
+            "sizes go into its resolution)"
         )
     process["datasets"] = datasets[0]
     return str(config.get("name", "lora")), process
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys with their values; an empty section is a value."""
+    """Flattens sections to dotted keys; an empty section is a value."""
     keys: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict) and value:

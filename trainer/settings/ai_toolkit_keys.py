@@ -1,16 +1,16 @@
-"""The keys of ai-toolkit's job files, and what each is here; its names of models and their layers
+"""The keys of ai-toolkit's job files, and their equivalents here; its names of models and layers
 are in the files of the base models (`Family.ai_toolkit`).
 
-A key is written with its sections: `train.lr`. `datasets` stands for the one dataset of the list.
+A key is written with its sections: `train.lr`. `datasets` is the only dataset of the list.
 Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` for defaults,
-`toolkit/optimizer.py`, `toolkit/scheduler.py`, and `ui/src/app/jobs/new` for what its page writes.
+`toolkit/optimizer.py`, `toolkit/scheduler.py`, and `ui/src/app/jobs/new` for jobs of its web UI.
 """
 
 from typing import Any
 
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 
-# What a file leaves out: their default where ours differs. Weight decay is the optimizer's own.
+# Defaults of ai-toolkit that differ from ours. Weight decay depends on the optimizer.
 DEFAULTS: dict[str, Any] = {
     "lora_targets": "all",  # every linear layer of the blocks, modulation included
     "lr_scheduler": "constant",
@@ -28,13 +28,13 @@ DEFAULTS: dict[str, Any] = {
     "training_shift": 1.0,
     "quantize": "none",
 }
-WEIGHT_DECAY = {"prodigy": 0.0, "adafactor": 0.0}  # of the others 0.01, as torch has it
-LEARNING_RATE = 1e-6  # where a file has none
-PRODIGY_LEAST = 0.1  # below it their prodigy takes a rate of 1
-WARMUP = 1000  # steps of constant_with_warmup where a file has none
-UNCLIPPED = 1e6  # as max_grad_norm: their adafactor is not clipped
+WEIGHT_DECAY = {"prodigy": 0.0, "adafactor": 0.0}  # 0.01 for the others, as in torch
+LEARNING_RATE = 1e-6  # default
+PRODIGY_LEAST = 0.1  # ai-toolkit's prodigy replaces a lower learning rate by 1
+WARMUP = 1000  # default steps of constant_with_warmup
+UNCLIPPED = 1e6  # as max_grad_norm: ai-toolkit does not clip with adafactor
 
-# Keys with another name here, and the same meaning.
+# Keys with the same meaning and another name here.
 SETTING = {
     "trigger_word": "trigger_word",
     "network.linear": "rank",
@@ -55,7 +55,7 @@ SETTING = {
     "logging.project_name": "wandb_project",
     "logging.run_name": "wandb_run",
 }
-SAMPLE = {  # fields of a drawing request
+SAMPLE = {  # fields of a generation request
     "sample.width": "width",
     "sample.height": "height",
     "sample.neg": "negative_prompt",
@@ -65,13 +65,13 @@ SAMPLE = {  # fields of a drawing request
     "sample.network_multiplier": "lora_scale",
 }
 
-# Those whose value is text, even where it looks like a number: a trigger word of digits, or Nan.
+# Keys with text values, even if they look like a number: a trigger word of digits, or Nan.
 TEXTS = {
     *("trigger_word", "save.hf_repo_id", "datasets.folder_path", "datasets.dataset_path"),
     *("datasets.default_caption", "logging.project_name", "logging.run_name", "sample.neg"),
 }
 
-# Keys of which we have one value alone, which is what we do anyway.
+# Keys with only one supported value, which is always used here.
 ONLY: dict[str, tuple[Any, ...]] = {
     "type": TRAINERS,
     "network.type": ("lora",),
@@ -87,8 +87,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "train.loss_target": ("noise",),
     "train.content_or_style": ("balanced",),
     "train.num_train_timesteps": (1000,),
-    "train.max_denoising_steps": (999, 1000),  # all noise levels; 999 is their default
-    # The optimizers' own defaults, theirs and ours.
+    "train.max_denoising_steps": (999, 1000),  # all timesteps; 999 is their default
+    # The optimizers' defaults, in both programs.
     "train.optimizer_params.d_coef": (1,),
     "train.optimizer_params.d0": (1e-6,),
     "train.optimizer_params.betas": ([0.9, 0.999],),
@@ -102,8 +102,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "datasets.num_frames": (1,),
 }
 
-# Keys that change no weight: of caches, of other models, of their interface; or of what is done
-# here by itself.
+# Keys without effect on the weights: caches, other models, their user interface, or automatic here.
 NO_EFFECT = {
     *("device", "performance_log_every", "sqlite_db_path"),
     *("train.validation_config", "sample.sample_start_step", "datasets.cache_tensors_to_disk"),
@@ -128,7 +127,7 @@ NO_EFFECT = {
     *("sample.format", "sample.ext", "sample.fps"),
 }
 
-# Keys that do nothing while another key is off. Where that one is on, it is refused itself.
+# Keys without effect while another key is off. If that one is on, it is refused.
 SWITCHED_BY = {
     "train.diff_output_preservation_multiplier": "train.diff_output_preservation",
     "train.diff_output_preservation_class": "train.diff_output_preservation",
@@ -147,7 +146,7 @@ SWITCHED_BY = {
     "datasets.invert_mask": "datasets.mask_path",
     "datasets.random_triggers_max": "datasets.random_triggers",
 }
-# Keys of video, which do nothing in a job whose datasets have one frame.
+# Keys for video, without effect if the datasets have one frame.
 VIDEO = {
     *("datasets.do_i2v", "datasets.do_audio", "datasets.audio_normalize", "datasets.fps"),
     *("datasets.audio_preserve_pitch", "datasets.shrink_video_to_frames"),
@@ -155,9 +154,9 @@ VIDEO = {
     *("train.audio_loss_multiplier",),
 }
 
-TIMESTEPS = {  # theirs: ours, and how that differs
+TIMESTEPS = {  # theirs: ours, and the difference
     "sigmoid": ("sigmoid", None),
     "linear": ("uniform", None),
-    "weighted": ("uniform", "the same noise levels, without their loss weights"),
+    "weighted": ("uniform", "the same timesteps, without the loss weights of ai-toolkit"),
     "shift": ("shift", None),
 }

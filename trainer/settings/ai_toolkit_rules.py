@@ -1,4 +1,4 @@
-"""The keys of an ai-toolkit job that are read together, each with what it becomes here."""
+"""Converts the keys of an ai-toolkit job that depend on each other."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -22,10 +22,10 @@ from trainer.settings.inputs import SettingsError
 
 @dataclass
 class Translation:
-    """One job in our words, and what became of each of its keys."""
+    """A converted job, with one line for each of its keys."""
 
     settings: dict[str, Any] = field(default_factory=dict)  # `TrainingInputs` by their names
-    sample: dict[str, Any] = field(default_factory=dict)  # fields of a drawing request
+    sample: dict[str, Any] = field(default_factory=dict)  # fields of a generation request
     translated: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     without_effect: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Translation:
 
 
 def number(value: Any) -> Any:
-    """The value, as a number where YAML reads one such as 1e-4 as text; 2000.0 is 2000."""
+    """The value, with text such as 1e-4, as YAML reads it, as a number; 2000.0 is 2000."""
     if isinstance(value, bool) or not isinstance(value, str | float):
         return value
     try:
@@ -43,7 +43,7 @@ def number(value: Any) -> Any:
     return int(read) if read.is_integer() else read
 
 
-# Keys that are read together, by the functions below.
+# Keys that are handled by the functions below.
 TOGETHER = {
     *("training_folder", "sample.prompts", "sample.samples", "train.disable_sampling"),
     *("train.ema_config.use_ema", "train.ema_config.ema_decay", "train.ema_config"),
@@ -62,7 +62,7 @@ def base_of(keys: Mapping[str, Any], found: Translation) -> Base:
     families = {each.ai_toolkit.arch: each for each in FAMILIES.values() if each.ai_toolkit}
     if architecture not in families:
         known = ", ".join(families)
-        raise SettingsError(f"model.arch is {keys.get('model.arch')!r}; known here: {known}")
+        raise SettingsError(f"model.arch is {keys.get('model.arch')!r}; supported: {known}")
     path = str(keys.get("model.name_or_path", ""))
     try:
         base = find_base_or_folder(path)
@@ -132,7 +132,7 @@ def quantize(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
     elif bits is not None and int(bits[0]) <= 8:
         ours = "int8"
     else:
-        found.refused.append(f"model.qtype: {kind} (known here: {', '.join(exact)}, or N bits)")
+        found.refused.append(f"model.qtype: {kind} (supported: {', '.join(exact)}, or N bits)")
         return
     found.settings["quantize"] = ours
     if name in exact and not bar:
@@ -143,7 +143,7 @@ def quantize(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
 
 
 def lora_targets(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
-    """Their parts of layers' names as patterns of ours, within the blocks as theirs are."""
+    """Converts parts of layers' names to our patterns, also only within the blocks."""
     prefix = "network.network_kwargs."
     only = keys.get(prefix + "only_if_contains")
     without = keys.get(prefix + "ignore_if_contains")
@@ -153,7 +153,7 @@ def lora_targets(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
     def patterns(parts: Any) -> list[str]:
         found = []
         for part in [parts] if isinstance(parts, str) else list(parts):
-            # "$$" is how their names are written while they train.
+            # "$$" is the separator in their names during training.
             part = str(part).replace("$$", ".").removeprefix("transformer.")
             part = groups.get(part.strip("."), part)
             inside = part.startswith(f"{blocks}.") or part in groups.values()
@@ -182,10 +182,10 @@ def lora_targets(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
 def dtype(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
     given = keys.get("train.dtype")
     if given in ("bf16", "bfloat16"):
-        found.translated.append(f"train.dtype: {given} is what is done here on a GPU")
+        found.translated.append(f"train.dtype: {given}, as always here on a GPU")
     else:
-        said = ": " + str(given) if given is not None else " (left out): theirs is float32"
-        found.near.append(f"train.dtype{said}; here the base is bfloat16 on a GPU")
+        state = f": {given}" if given is not None else " (missing): float32 in ai-toolkit"
+        found.near.append(f"train.dtype{state}; here the base is bfloat16 on a GPU")
 
 
 def optimizer(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
@@ -194,8 +194,8 @@ def optimizer(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
     name = "prodigy" if given.startswith("prodigy") else given
     if name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
-        found.refused.append(f"train.optimizer: {given} (known here: {known})")
-        name = "adamw"  # so that the other keys are read
+        found.refused.append(f"train.optimizer: {given} (supported: {known})")
+        name = "adamw"  # to check the other keys too
     found.settings["optimizer"] = name
     line = f"train.optimizer: {given} becomes optimizer {name}"
     (found.near if given.endswith("8bit") and name == "prodigy" else found.translated).append(line)
@@ -204,13 +204,13 @@ def optimizer(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
     decay = number(keys.get(key))
     decay = WEIGHT_DECAY.get(name, 0.01) if decay is None else decay
     found.settings["weight_decay"] = decay
-    found.translated.append(f"{key}{' (left out)' * (key not in keys)}: weight_decay {decay}")
+    found.translated.append(f"{key}{' (missing)' * (key not in keys)}: weight_decay {decay}")
 
     norm = number(keys.get("train.max_grad_norm", 1.0))
     if name == "adafactor":
         found.settings["max_grad_norm"] = UNCLIPPED
         found.near.append(
-            f"train.max_grad_norm: theirs does not clip with adafactor: {UNCLIPPED:g} here"
+            f"train.max_grad_norm: ai-toolkit does not clip with adafactor: {UNCLIPPED:g} here"
         )
     elif not norm:
         found.settings["max_grad_norm"] = UNCLIPPED
@@ -228,12 +228,12 @@ def learning_rate(keys: Mapping[str, Any], base: Base, found: Translation) -> No
         return
     if OPTIMIZERS[found.settings["optimizer"]].finds_rate and rate < PRODIGY_LEAST:
         found.settings["learning_rate"] = 1.0
-        found.near.append(f"{key or 'train.lr (left out)'}: {rate:g} becomes 1.0, as theirs does")
+        found.near.append(f"{key or 'train.lr (missing)'}: {rate:g} becomes 1.0, as in ai-toolkit")
         return
     found.settings["learning_rate"] = rate
     if key is None:
         found.near.append(
-            f"train.lr (left out): theirs is {rate:g}, which hardly trains; 1e-4 is usual"
+            f"train.lr (missing): {rate:g} in ai-toolkit, which hardly trains; 1e-4 is usual"
         )
     else:
         found.translated.append(f"{key}: learning_rate {rate}")
@@ -253,12 +253,12 @@ def lr_scheduler(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
         )
     elif given == "linear":
         found.refused.append(
-            "train.lr_scheduler: linear (theirs rises from a third of the rate to the whole, ours "
-            "falls to 0; constant is nearer)"
+            "train.lr_scheduler: linear (in ai-toolkit the rate rises from a third to the whole, "
+            "here it falls to 0; constant is more similar)"
         )
     elif given not in LR_SCHEDULERS:
         known = ", ".join(sorted({*LR_SCHEDULERS, "constant_with_warmup"} - {"linear"}))
-        found.refused.append(f"train.lr_scheduler: {given} (known here: {known})")
+        found.refused.append(f"train.lr_scheduler: {given} (supported: {known})")
     else:
         found.settings["lr_scheduler"] = given
         found.translated.append(f"train.lr_scheduler: lr_scheduler {given}")
@@ -267,25 +267,25 @@ def lr_scheduler(keys: Mapping[str, Any], base: Base, found: Translation) -> Non
 
 
 def accumulation(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
-    """Their older key, which clears the gradients in every step: all batches but one are lost."""
+    """The older key of ai-toolkit, which clears gradients in every step: only one batch counts."""
     key = "train.gradient_accumulation_steps"
     every = number(keys.get(key, 1))
     if every == 1:
         if key in keys:
-            found.translated.append(f"{key}: 1 is what is done here")
+            found.translated.append(f"{key}: 1, as always here")
     elif not isinstance(every, int) or every < 1:
         found.refused.append(f"{key}: {every}")
     else:
         steps = max(1, found.settings["steps"] // every)
         found.settings["steps"] = steps
         found.near.append(
-            f"{key}: {every}: theirs updates every {every} steps with the last batch alone, so "
-            f"{steps} updates; for {every} batches an update set gradient_accumulation"
+            f"{key}: {every}: ai-toolkit updates every {every} steps with only the last batch, so "
+            f"{steps} updates; for {every} batches per update set gradient_accumulation"
         )
 
 
 def timesteps(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
-    """timestep_type, and linear_timesteps, which is stronger there."""
+    """timestep_type, and linear_timesteps, which has priority."""
     linear = keys.get("train.linear_timesteps")
     key = "train.linear_timesteps" if linear else "train.timestep_type"
     if key in keys:
@@ -299,7 +299,7 @@ def timesteps(keys: Mapping[str, Any], base: Base, found: Translation) -> None:
             else:
                 found.translated.append(line)
         else:
-            found.refused.append(f"{key}: {given} (known here: {', '.join(TIMESTEPS)})")
+            found.refused.append(f"{key}: {given} (supported: {', '.join(TIMESTEPS)})")
     if linear and "train.timestep_type" in keys:
         found.without_effect.append("train.timestep_type (while linear_timesteps is on)")
     elif "train.linear_timesteps" in keys and not linear:
@@ -314,10 +314,10 @@ def turbo_adapter(keys: Mapping[str, Any], base: Base, found: Translation) -> No
         found.settings["turbo_adapter"] = wanted
         found.translated.append(f"model.assistant_lora_path: turbo_adapter {wanted}")
     elif base.distilled:
-        found.near.append("no model.assistant_lora_path: the model's own turbo adapter is used")
+        found.near.append("no model.assistant_lora_path: the model's training adapter is used")
 
 
-# In the order that they are read: some need what an earlier one has settled.
+# In order: some need results of earlier ones.
 RULES: tuple[Callable[[Mapping[str, Any], Base, Translation], None], ...] = (
     sample_prompts,
     ema,

@@ -1,4 +1,4 @@
-"""What can be wrong with settings together, before data or models are read."""
+"""Checks combinations of settings, before data or models are read."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,21 +10,21 @@ from trainer.settings.choices import OPTIMIZERS, SCHEDULED, is_installed
 if TYPE_CHECKING:
     from trainer.settings.fields import Settings
 
-# Times the default: on the miniature, 20 times ends in noise (`trainer.result.result_checks`).
+# Times the default: on the miniature, 20 times gives noise (`trainer.result.result_checks`).
 HIGH_RATE = 20
-LEAST_FACTOR = 0.01  # of a rate that is found; what is below was meant for another optimiser
+LEAST_FACTOR = 0.01  # for optimizers that find the rate; less was meant for another optimizer
 
 MOST_SAMPLE_PROMPTS = 64
 MOST_RESOLUTIONS = 8  # all images are encoded at each of them
 
 
 def faults(settings: "Settings") -> list[str]:
-    """One line for each setting that does not go with another, or with the base model."""
+    """One line for each setting that conflicts with another one or with the base model."""
     return [
         *_wrong_prompts(settings),
         *_too_large(settings),
         *_unknown_adapter(settings),
-        *_at_odds(settings),
+        *_conflicts(settings),
     ]
 
 
@@ -39,8 +39,8 @@ def _wrong_prompts(settings: "Settings") -> Iterator[str]:
             yield fault
     if len(settings.sample_prompts) > MOST_SAMPLE_PROMPTS:
         yield (
-            f"sample_prompts are {len(settings.sample_prompts):,}; at most {MOST_SAMPLE_PROMPTS} "
-            "are accepted"
+            f"sample_prompts has {len(settings.sample_prompts):,} prompts; at most "
+            f"{MOST_SAMPLE_PROMPTS} are accepted"
         )
 
 
@@ -66,8 +66,8 @@ def _too_large(settings: "Settings") -> Iterator[str]:
 
 
 def _preview(options: Mapping[str, Any]) -> Request:
-    """A request with the options of a preview. Raises ValueError."""
-    if ("width" in options) != ("height" in options):  # the other one may come with each prompt
+    """A request with the options of a preview image. Raises ValueError."""
+    if ("width" in options) != ("height" in options):  # the other one may be set per prompt
         options = {k: v for k, v in options.items() if k not in ("width", "height")}
     return Request(prompt="-", **options)
 
@@ -77,7 +77,7 @@ def _unknown_adapter(settings: "Settings") -> Iterator[str]:
     if wanted not in ("auto", "none", *versions) and not _is_file(wanted):
         known = ", ".join(("auto", "none", *versions))
         yield (
-            f"turbo_adapter is {wanted[:80]!r}; for {settings.base.name} it is one of {known}, "
+            f"turbo_adapter is {wanted[:80]!r}; for {settings.base.name} it must be one of {known} "
             "or a LoRA file"
         )
 
@@ -85,11 +85,11 @@ def _unknown_adapter(settings: "Settings") -> Iterator[str]:
 def _is_file(path: str) -> bool:
     try:
         return Path(path).expanduser().is_file()
-    except (OSError, RuntimeError):  # too long for a file system; ~ of somebody who is not there
+    except (OSError, RuntimeError):  # too long for a file system, or "~" of an unknown user
         return False
 
 
-def _at_odds(settings: "Settings") -> Iterator[str]:
+def _conflicts(settings: "Settings") -> Iterator[str]:
     if settings.validation_images and settings.validation_every == 0:
         yield (
             f"validation_images is {settings.validation_images}, but validation_every is 0, so "
@@ -98,8 +98,8 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (
-            f"learning_rate is {settings.learning_rate:g}, but {name} finds the rate by itself "
-            "and takes this as a factor; leave it out, which is 1"
+            f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
+            "itself and uses this as a factor; remove it for the default of 1"
         )
     warmup, steps = settings.lr_warmup_steps, settings.steps
     if warmup is not None and 0 < steps < warmup:
@@ -107,13 +107,13 @@ def _at_odds(settings: "Settings") -> Iterator[str]:
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (
             f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
-            f"({settings.placeholder_token}), and TOK can stand for only one of them; remove "
+            f"({settings.placeholder_token}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
         )
     if settings.timestep_sampling == SCHEDULED and settings.training_shift != 1:
         yield (
-            f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} has "
-            "the shift of the base's own schedule; leave training_shift out"
+            f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} "
+            "uses the shift of the base model's schedule; remove training_shift"
         )
 
 
@@ -123,7 +123,7 @@ def high_rates(settings: "Settings") -> list[str]:
     for name in ("learning_rate", "placeholder_learning_rate"):
         rate, default = getattr(settings, name), getattr(settings.base, name)
         trained = name == "learning_rate" or settings.subject is not None
-        # A rate that the optimizer finds by itself is given as a factor.
+        # For optimizers that find the rate, it is a factor.
         is_factor = name == "learning_rate" and OPTIMIZERS[settings.optimizer].finds_rate
         if trained and not is_factor and rate > HIGH_RATE * default:
             found.append(
@@ -134,11 +134,11 @@ def high_rates(settings: "Settings") -> list[str]:
 
 
 def missing_here(settings: "Settings") -> list[str]:
-    """One line for each setting that needs a GPU or a package which this machine lacks.
+    """One line for each setting that needs a GPU or a package that this machine lacks.
 
-    Asked before a run, not of a plan, which may be for another machine.
+    Checked before a run, not for a plan, which may be for another machine.
     """
-    # PyTorch takes a second to import, which a mistyped setting need not wait for.
+    # PyTorch takes a second to import; other mistakes are reported before.
     import torch
 
     from families.loading import default_device

@@ -1,7 +1,7 @@
-"""What a setting can be: the names that are accepted, and the facts about each of them.
+"""The values of settings with fixed choices, and facts about them.
 
-Imports no PyTorch, so that settings are checked before it is loaded. The functions behind the names
-are in `trainer.learning` and `trainer.monitor`; a test compares the names.
+Imports no PyTorch, so that settings are checked before it is loaded. The implementations are in
+`trainer.learning` and `trainer.monitor`; a test compares the names.
 """
 
 import importlib.util
@@ -12,33 +12,33 @@ MAX_STEPS = 100_000  # optimizer steps of one run
 
 @dataclass(frozen=True)
 class OptimizerFacts:
-    """What settings, memory plan and checks know of an optimizer."""
+    """Facts about an optimizer for settings, memory plan and checks."""
 
-    package: str  # that brings it
+    package: str
     state_bytes: float  # per trained value, between two steps
-    finds_rate: bool = False  # by itself: the LoRA's rate is a factor, and there is no warm-up
-    for_rows: str | None = None  # optimizer of the placeholder in this one's stead
+    finds_rate: bool = False  # estimates the learning rate: the setting is a factor, no warmup
+    for_rows: str | None = None  # another optimizer for the placeholder token
     needs_gpu: bool = False
 
 
-# bitsandbytes' 8-bit AdamW does run on a CPU, eleven times slower than AdamW there (0.75 against
-# 0.07 s for 420 matrices of 16 x 3840 on one core), and the memory it saves is a GPU's: refused.
+# On a CPU, bitsandbytes' 8-bit AdamW works but is eleven times slower than AdamW (0.75 s instead of
+# 0.07 s for 420 matrices of 16 x 3840 on one core) and saves no GPU memory, so it is refused.
 OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adamw": OptimizerFacts("torch", 8.0),  # two moments
     "adamw8bit": OptimizerFacts("bitsandbytes", 2.0, needs_gpu=True),  # the same in 8 bits
-    # Prodigy cannot estimate a rate for a near-zero vector, since its gradient shrinks as it
-    # grows: on the miniature the rate stayed at 3e-6, where 2e-2 is right. It keeps two moments,
-    # the start and the distance from it.
+    # Prodigy cannot estimate a rate for a near-zero vector, whose gradient shrinks as it grows: on
+    # the miniature the rate stayed at 3e-6 instead of 2e-2. It stores two moments, the initial
+    # weights and the distance from them.
     "prodigy": OptimizerFacts("prodigyopt", 16.0, finds_rate=True, for_rows="adamw"),
     "adafactor": OptimizerFacts("transformers", 0.1),  # sums of rows and columns only
 }
 LR_SCHEDULERS = ("constant", "linear", "cosine")
-SCHEDULED = "shift"  # every timestep of the base's inference schedule alike
+SCHEDULED = "shift"  # every timestep of the base's inference schedule equally
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", SCHEDULED)
 QUANTIZATIONS = ("fp8", "int8", "nf4")  # of the frozen base
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def is_installed(optimizer: str) -> bool:
-    """Whether the package that brings the optimizer is installed."""
+    """Whether the optimizer's package is installed."""
     return importlib.util.find_spec(OPTIMIZERS[optimizer].package) is not None

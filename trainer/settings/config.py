@@ -1,10 +1,10 @@
-"""YAML files for `python -m trainer`: sections and keys, checked by name and by type.
+"""Reads YAML files for `python -m trainer`: sections and keys, checked by name and type.
 
 base_model: z-image-turbo
 dataset: imgs.zip
-output_dir: outputs/robot   the run's own folder; name: robot gives it a new one, with the date
+output_dir: outputs/robot   the run's folder; or name: robot, for a new one with the date
 train:   every other input of `trainer.settings.inputs`
-sample:  prompts of preview images, how often and how they are generated
+sample:  prompts, interval and options of preview images
 debug:   log_prompt_ids
 """
 
@@ -28,8 +28,8 @@ from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 
 log = logging.getLogger(__name__)
 
-# The keys of every section and their types, and the inputs that they set. Other keys of `sample`
-# are inputs of generation, for all preview images.
+# The keys of every section with their types, and their inputs. Other keys of `sample` are inputs of
+# generation, for all preview images.
 Types = tuple[type, ...]
 _SECTIONS: dict[str, dict[str, Types]] = {"": {}, "train": {}, "sample": {}, "debug": {}}
 _NAMES: dict[tuple[str, str], str] = {}
@@ -45,7 +45,7 @@ _TOP = _SECTIONS.pop("")
 
 _SECRET = {"wandb_api_key": "WANDB_API_KEY", "hf_token": "HF_TOKEN"}
 
-# Names of other programs, by section, and ours. The alpha of a LoRA is its rank here.
+# Names in other programs, by section -> ours. The alpha of a LoRA is its rank here.
 _ELSEWHERE = {
     ("sample.", "steps"): "num_inference_steps",
     **{("", name): "num_inference_steps" for name in ("sample_steps", "inference_steps")},
@@ -65,12 +65,12 @@ _ELSEWHERE = {
 MAX_VALUES = 10_000
 
 _YAML_WORDS: dict[Any, str] = IN_WORDS | {
-    str: "text (in quotes, where YAML would read something else)"
+    str: "text (in quotes, if YAML would read it as something else)"
 }
 
 
 def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
-    """The settings of a run that a YAML file describes; see `read_inputs`."""
+    """The settings of a run in a YAML file; see `read_inputs`."""
     inputs = read_inputs(path, **overrides)
     try:
         return resolve(inputs)
@@ -79,11 +79,11 @@ def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
 
 
 def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInputs:
-    """The inputs in a YAML file; relative paths in it are relative to the working folder.
+    """The inputs in a YAML file; its relative paths are relative to the working directory.
 
     A key without a value has its default. `overrides` are inputs that replace those of the file.
-    Raises `SettingsError` that names the file and the key; for an unknown key also the nearest
-    known one.
+    Raises `SettingsError` that names the file and the key, and for an unknown key the nearest known
+    one.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInput
         content = yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(
-            f"{path}: {error.strerror}; give a YAML file such as configs/z_image_turbo.yaml"
+            f"{path}: {error.strerror}; pass a YAML file such as configs/z_image_turbo.yaml"
         ) from error
     except Unusable as error:
         raise SettingsError(f"{path}: {error}") from error
@@ -101,12 +101,13 @@ def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInput
     if guess is not None:
         beyond = [line.strip() for line in text.splitlines() if not line.isascii()]
         log.warning(
-            "%s is not UTF-8 and is read as %s; if this is not what was written, save it as "
-            "UTF-8: %s",
+            "%s is not UTF-8 and is read as %s; if these lines are wrong, save it as UTF-8: %s",
             *(path, guess, " | ".join(line[:80] for line in beyond[:5])),
         )
-    if _holds_more_than(MAX_VALUES, content):
-        raise SettingsError(f"{path} holds more than {MAX_VALUES:,} values; it is no such file")
+    if _has_more_than(MAX_VALUES, content):
+        raise SettingsError(
+            f"{path} contains more than {MAX_VALUES:,} values; it is not a settings file"
+        )
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")
     if is_ai_toolkit(content):
@@ -122,7 +123,7 @@ def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInput
                 options[key] = value
     prompts = given.get("sample_prompts")
     try:
-        if isinstance(prompts, str):  # None stands for the default previews, nothing for none
+        if isinstance(prompts, str):  # None: the default previews; an empty text: none
             given["sample_prompts"] = prompts = [prompts] if prompts.strip() else []
         for number, prompt in enumerate(prompts or (), start=1):
             if not isinstance(prompt, str):
@@ -133,10 +134,10 @@ def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInput
         raise SettingsError(f"{path}: {error}") from error
 
 
-def _holds_more_than(most: int, content: Any) -> bool:
-    """Whether it has more values, those behind YAML's aliases counted as often as they are named.
+def _has_more_than(most: int, content: Any) -> bool:
+    """Whether the content has more values, with those of YAML aliases counted at every use.
 
-    A few lines of aliases of aliases are billions of values to whoever prints them.
+    A few lines of nested aliases can expand to billions of values.
     """
     waiting, seen = [content], 0
     while waiting and seen <= most:
@@ -152,7 +153,7 @@ def _holds_more_than(most: int, content: Any) -> bool:
 def _checked(
     path: Path, prefix: str, section: dict[Any, Any], known: dict[str, Types]
 ) -> dict[str, Any]:
-    """The section's values in the types of `known`, without the keys that have none."""
+    """The section's values with the types of `known`, without keys that have no value."""
     for key in section:
         if key not in known:
             raise SettingsError(f"{path}: unknown key {prefix}{key}; {_hint(key, prefix, known)}")
@@ -164,9 +165,9 @@ def _checked(
 
 
 def _hint(key: Any, prefix: str, known: dict[str, Types]) -> str:
-    """What an unknown key may have been meant to be: the same key elsewhere, else a similar one."""
+    """Suggests a known key for an unknown one: the same in another section, or a similar one."""
     if key in _SECRET:
-        return f"keys are not for files; set {_SECRET[key]} in the environment"
+        return f"secrets do not belong in files; set {_SECRET[key]} in the environment"
     key = str(key).lower().replace("-", "_")
     key = _ELSEWHERE.get((prefix, key)) or _ELSEWHERE.get(("", key), key)
     meant = [prefix + key] if key in known else [key] if key in _TOP else []
@@ -178,11 +179,11 @@ def _hint(key: Any, prefix: str, known: dict[str, Types]) -> str:
 
 
 def _typed(value: Any, wanted: Types, name: str) -> Any:
-    """The value as one of the wanted types; YAML reads numbers such as 1e-5 and 1e3 as text."""
+    """The value as one of the wanted types. YAML reads numbers such as 1e-5 and 1e3 as text."""
     python: dict[Any, type] = {Path: str, Sequence: list}
     accepted = [python.get(each, each) for each in wanted]
-    if type(value) is int and value.bit_length() > 63:  # not even an error could print it
-        raise SettingsError(f"{name} is a number beyond 64 bits")
+    if type(value) is int and value.bit_length() > 63:  # might be too long to print
+        raise SettingsError(f"{name} is a number of more than 64 bits; use a smaller one")
     if type(value) in accepted:
         return value
     number = None if isinstance(value, bool) else number_of(value, wanted)

@@ -1,4 +1,4 @@
-"""The settings of one training run: its inputs with every value filled in."""
+"""The settings of one training run: its inputs with all defaults filled in."""
 
 import re
 import secrets
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 class Settings(TrainingInputs):
-    """Everything a run depends on; equal settings and data give equal weights.
+    """All settings of a run; equal settings and data give equal weights.
 
-    The fields are those of `TrainingInputs`; those below are filled in or narrowed by `resolve`.
+    The fields are those of `TrainingInputs`; those below are set or narrowed by `resolve`.
     """
 
     base: InstanceOf[Base]
     given: TrainingInputs  # for the record
-    # As text, of what `base` and `resolutions` hold.
+    # `base` and `resolutions` as text.
     base_model: Annotated[str, Field(exclude=True)]
     resolution: Annotated[str, Field(exclude=True)]
 
@@ -40,7 +40,7 @@ class Settings(TrainingInputs):
     caption_dropout: float
     rank: int
     lora_targets: str
-    steps: int  # 0: by the number of images, once they are read (`for_pictures`)
+    steps: int  # 0: by the number of images (`for_images`)
     batch_size: int
     learning_rate: float
     placeholder_learning_rate: float
@@ -49,21 +49,21 @@ class Settings(TrainingInputs):
     training_shift: float
     ema_decay: float
     seed: int
-    seed_is_random: bool  # none was given; a resumed run takes its checkpoint's
+    seed_is_random: bool  # not given; a resumed run uses its checkpoint's
     sample_prompts: tuple[str, ...]
     sample_defaults: bool  # no prompts were given: see `trainer.monitor.default_previews`
-    sample_overrides: tuple[dict[str, Any], ...]  # the options of each sample prompt by itself
+    sample_overrides: tuple[dict[str, Any], ...]  # options of each sample prompt
     validation_images: int | None = None  # None: auto, see `trainer.monitor.validation`
     trackers: tuple[str, ...]
 
     @property
     def subject(self) -> str | None:
-        """The token that stands for the subject in captions; None trains without one."""
+        """The subject's token in captions; None without a placeholder token."""
         return self.placeholder_token if self.train_placeholder_token else None
 
     @property
-    def subject_in_words(self) -> str:
-        """What stands for the subject, for the log."""
+    def subject_text(self) -> str:
+        """Token or trigger word of the subject, for the log."""
         if self.subject is not None:
             return f"token {self.subject}"
         return f"no token; trigger word: {self.trigger_word or 'none'}"
@@ -75,20 +75,20 @@ class Settings(TrainingInputs):
 
     @property
     def warmup(self) -> int:
-        """Steps of the learning rate's linear warm-up."""
+        """Steps of the learning rate's linear warmup."""
         if self.lr_warmup_steps is not None:
             return self.lr_warmup_steps
         return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
 
-    def for_pictures(self, count: int) -> "Settings":
-        """The same with the steps that suit so many images, where none were given."""
+    def for_images(self, count: int) -> "Settings":
+        """These settings with default steps for `count` images, if no steps were given."""
         if self.steps:
             return self
         return self.replace(steps=steps_for(self.base, find_preset(self.preset), count))
 
 
 def resolve(inputs: TrainingInputs) -> Settings:
-    """The settings of a run: what was not given comes from the preset and the base model.
+    """The settings of a run, with defaults of the preset and the base model.
 
     Raises `SettingsError`, `PlaceholderError` or `UnknownBase` naming the setting.
     """
@@ -101,12 +101,12 @@ def resolve(inputs: TrainingInputs) -> Settings:
     if inputs.train_placeholder_token:
         check_token(inputs.placeholder_token)
 
-    # What depends on another setting.
+    # Defaults that depend on other settings.
     rate = inputs.learning_rate
     if rate is None:
         rate = 1.0 if OPTIMIZERS[inputs.optimizer].finds_rate else defaults.learning_rate
     sampling = _either(inputs.timestep_sampling, defaults.timestep_sampling)
-    # The base's shift belongs to its own sampling.
+    # The base's default shift is for its default sampling.
     shift = base.training_shift if sampling == base.timestep_sampling else 1.0
 
     subject = inputs.placeholder_token if inputs.train_placeholder_token else inputs.trigger_word
@@ -163,25 +163,25 @@ def _either(given: T | None, default: T) -> T:
 
 
 def _text(given: str | Sequence[str]) -> str:
-    """Several with commas, as one text."""
+    """A list as one text with commas."""
     return given if isinstance(given, str) else ",".join(parts_of(given, ","))
 
 
 def parse_resolutions(
     given: int | str | Sequence[int | str] | None, default: int
 ) -> tuple[int, ...]:
-    """The edge lengths, in pixels, of a `resolution`: 512, "512,768,1024" or a list of them.
+    """Parses a `resolution`, edge lengths in pixels: 512, "512,768,1024" or a list of them.
 
-    Returns them sorted and each once. Raises ValueError for anything else, and for lengths outside
-    16 to 4096.
+    Returns unique sorted lengths. Raises ValueError for anything else, and for lengths outside 16
+    to 4096.
     """
     text = ",".join(parts_of([given] if isinstance(given, int) else given, ",")) or str(default)
     edges = set()
     for part in text.split(","):
         if not re.fullmatch(r"[0-9]{1,9}", part.strip()):
             raise ValueError(
-                f"resolution {text[:80]!r} is not understood; "
-                'give an edge length in pixels, like "1024", or several with commas, like "512,768"'
+                f"resolution {text[:80]!r} is invalid; "
+                'use an edge length in pixels like "1024", or several with commas like "512,768"'
             )
         edge = int(part)
         if not MIN_RESOLUTION <= edge <= MAX_RESOLUTION:
@@ -193,7 +193,7 @@ def parse_resolutions(
 
 
 def _count(given: int | str | None) -> int | None:
-    """A number of images; `auto` is None."""
+    """Parses a number of images; `auto` is None."""
     text = "auto" if given is None else str(given).strip()
     if text in ("", "auto"):
         return None

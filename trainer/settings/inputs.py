@@ -1,4 +1,4 @@
-"""Everything that a user can set for a training run: one line an input, as in train.py."""
+"""The inputs of a training run, one per line as in train.py."""
 
 import os
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ NAMES = ("name", "wandb_project", "wandb_run", "wandb_entity")  # become part of
 
 
 class SettingsError(ValueError):
-    """A setting that is out of range or does not go with another."""
+    """A setting that is invalid or conflicts with another."""
 
 
 def _file(value: Any, info: ValidationInfo) -> Any:
-    """A path; an empty one is None. An address is refused without its query, which may be a key."""
+    """A path; an empty one is None. The error for a URL does not show its query, maybe a key."""
     if not isinstance(value, str | os.PathLike):
         return value
     name, text = str(info.field_name), str(value)
@@ -47,14 +47,14 @@ def _file(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"{name} {text[:200]!r} contains a NUL character; correct the path")
     if looks_like_address(text) and not os.path.lexists(text):
         raise ValueError(
-            f"{name} {safe_name(text)[:200]} does not exist; if it is an address, "
+            f"{name} {safe_name(text)[:200]} does not exist; URLs are not supported here: "
             "download the file first"
         )
     try:
         return Path(text).expanduser() if text else None
     except RuntimeError as error:
         user = text.partition("/")[0]
-        raise ValueError(f"{name} {text[:200]}: no user is called {user[1:]}") from error
+        raise ValueError(f"{name} {text[:200]}: there is no user {user[1:]}") from error
 
 
 File = Annotated[Path, BeforeValidator(_file)]
@@ -63,9 +63,9 @@ OptionalFile = Annotated[Path | None, BeforeValidator(_file)]  # empty text is N
 
 # fmt: off
 class TrainingInputs(Inputs):
-    """The inputs of a training run as a user gives them. None: by preset, base model and images.
+    """The inputs of a training run. None: the default of preset, base model or number of images.
 
-    `trainer.settings.fields.resolve` fills them in. Raises `SettingsError` with every fault.
+    `trainer.settings.fields.resolve` sets defaults. Raises `SettingsError` listing all errors.
     """
 
     refusal: ClassVar[type[ValueError]] = SettingsError

@@ -1,7 +1,7 @@
-"""Presets: what changes against the base's own settings when the purpose is known.
+"""Presets: other defaults for a purpose.
 
-A preset changes a base model's own numbers by shares, so that it suits every base; what the user
-gives comes before both. The reasons are the field's practice, not measurements.
+A preset multiplies a base model's defaults, so that it works for every base; the user's settings
+have priority over both. The values follow common practice, not measurements.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from families.base import Base
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Shares of a base's numbers, and settings in the place of its own; None leaves them."""
+    """Factors of a base's defaults, and settings that replace them; None: the base's default."""
 
     purpose: str
-    rank: float = 1.0  # share of the base's
-    steps: float = 1.0  # share of the base's for the number of pictures
-    learning_rate: float = 1.0  # share of the base's
-    most_resolution: int | None = None  # pixels; the base's where that is lower
+    rank: float = 1.0  # factor
+    steps: float = 1.0  # factor
+    learning_rate: float = 1.0  # factor
+    most_resolution: int | None = None  # pixels; an upper limit of the base's default
     timestep_sampling: str | None = None
     caption_dropout: float | None = None
     ema_decay: float = 0.0
@@ -25,40 +25,40 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "quick_test": Preset(
-        purpose="does it work with my pictures, before hours are spent",
+        purpose="test a dataset in a short run, before a long one",
         rank=0.5,
-        steps=0.2,  # the first hint of a likeness comes in the first few hundred steps
-        learning_rate=2.0,  # so that the few steps show something
+        steps=0.2,  # a likeness begins to show in the first few hundred steps
+        learning_rate=2.0,  # for an effect in few steps
         most_resolution=512,  # a step costs about a fifth of one at 1024
     ),
     "character": Preset(
-        purpose="a person, an animal or a figure that must stay itself",
-        # The base's own numbers: middle noise levels, where features form, and room for detail.
+        purpose="a person, an animal or a character with a fixed identity",
+        # The base's defaults: middle timesteps, where features form, and a rank for details.
     ),
     "style": Preset(
-        purpose="a look, without the things that were in the pictures",
-        rank=0.5,  # a look is common to all pictures; less room to remember what they show
-        steps=1.5,  # it is spread over many pictures and shows late
+        purpose="a style, without the content of the images",
+        rank=0.5,  # a style is common to all images; a lower rank memorizes less of their content
+        steps=1.5,  # a style is learned from many images and shows late
         timestep_sampling="shift",  # palette and composition are decided at high noise
-        caption_dropout=0.1,  # part of the look holds without words
-        ema_decay=0.99,  # an average over the last hundred steps evens single pictures out
+        caption_dropout=0.1,  # so that the style also works without a matching prompt
+        ema_decay=0.99,  # averages over the last hundred steps, so that single images matter less
     ),
     "concept": Preset(
-        purpose="an object, a garment, a pose or an idea to combine with others",
-        rank=0.5,  # a smaller file that leaves more of the base alone
-        timestep_sampling="shift",  # where things stand is decided at high noise
+        purpose="an object, a garment or a pose, to combine with other concepts",
+        rank=0.5,  # a smaller file with less effect on other prompts
+        timestep_sampling="shift",  # the layout is decided at high noise
     ),
 }
 
 
 def find_preset(name: str | None) -> Preset:
-    """The preset of that name; without a name one that changes nothing."""
-    return Preset(purpose="the base's own settings") if name is None else PRESETS[name]
+    """The preset of that name; without a name, one without changes."""
+    return Preset(purpose="the base model's defaults") if name is None else PRESETS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """The settings that depend on base model and preset, where a user gives none."""
+    """Defaults of the settings that depend on base model and preset."""
 
     resolution: int
     rank: int
@@ -72,7 +72,7 @@ class Defaults:
 
 
 def defaults_of(base: Base, preset: Preset) -> Defaults:
-    """The defaults of a base model with a preset over them."""
+    """The defaults of a base model, changed by a preset."""
     resolution = base.training_resolution
     return Defaults(
         resolution=min(resolution, preset.most_resolution or resolution),
@@ -89,8 +89,8 @@ def defaults_of(base: Base, preset: Preset) -> Defaults:
     )
 
 
-def steps_for(base: Base, preset: Preset, pictures: int) -> int:
-    """Optimiser steps for a dataset of so many pictures, in tens."""
+def steps_for(base: Base, preset: Preset, images: int) -> int:
+    """Default optimizer steps for a number of images, rounded to tens."""
     row = base.training_steps
-    steps = min(max(row.per_picture * pictures, row.least), row.most) * preset.steps
+    steps = min(max(row.per_image * images, row.least), row.most) * preset.steps
     return max(10, round(steps / 10) * 10)

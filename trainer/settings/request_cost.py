@@ -1,15 +1,15 @@
-"""What one request to a server may cost: limits of products, each factor of which is in its range.
+"""Limits the compute of one request to a server, as products of settings.
 
-`trainer.settings.checks` has the ranges, which hold everywhere. These limits hold for customers
-only.
+The ranges of single settings are in `trainer.settings.inputs` and apply everywhere. These limits
+apply only to requests to a server.
 """
 
 from inference.request import Request, work
 from trainer.settings.fields import Settings
 
-# What one request to a server may cost, counted in images of the base's own resolution. Trained: as
-# often as a step sees them; 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100.
-# Previewed: passes through the transformer. Encoded: by the VAE, before the first step.
+# Limits of one request, in images of the base's default resolution. Trained: samples of all steps;
+# 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100. Previewed: passes through the
+# transformer. Encoded: by the VAE, before the first step.
 MOST_TRAINED = 200_000
 MOST_PREVIEWED = 50_000
 MOST_ENCODED = 20_000
@@ -19,7 +19,7 @@ DEFAULT_PREVIEWS = 2  # prompts, at most: see `trainer.monitor.default_previews`
 
 
 def too_much(settings: Settings) -> list[str]:
-    """One line for each product of settings that is more than one request to a server may cost."""
+    """One line for each product of settings that is above the limit of one request."""
     found, base = [], settings.base
     steps = settings.steps or base.training_steps.most
     relative = max(settings.resolutions) ** 2 / base.training_resolution**2
@@ -53,17 +53,17 @@ def too_much(settings: Settings) -> list[str]:
 
 
 def _preview_passes(settings: Settings) -> list[float]:
-    """The cost of one image of each sample prompt, with the prompt's own options."""
+    """The cost of one preview image of each sample prompt, with its options."""
     base, shared = settings.base, settings.sample_options
     own = settings.sample_overrides or ({},) * len(settings.sample_prompts)
-    if settings.sample_defaults and not own:  # their prompts are chosen later
+    if settings.sample_defaults and not own:  # default prompts are chosen later
         own = ({},) * DEFAULT_PREVIEWS
     requests = [Request(prompt="-", **(shared | each)) for each in own]
     return [work(each, base) for each in requests]
 
 
 def too_many(settings: Settings, images: int) -> str | None:
-    """Why a dataset of so many images is too much for one request to a server, if it is."""
+    """Why a dataset of `images` images is too large for one request to a server, or None."""
     each = sum(edge**2 for edge in settings.resolutions) / settings.base.training_resolution**2
     if images * each <= MOST_ENCODED:
         return None

@@ -1,7 +1,7 @@
-"""Sample prompts as users write them: TOK for the subject, and options of their own behind them.
+"""Parses sample prompts: TOK for the subject, and options after the prompt.
 
 `a photo of TOK --w 768 --h 1024 --s 20 --d 42 --l 4 --n blurry` sets width, height, steps, seed,
-guidance scale and negative prompt of this one prompt, as kohya's scripts and ai-toolkit read it.
+guidance scale and negative prompt of one prompt, as in kohya's scripts and ai-toolkit.
 """
 
 import logging
@@ -22,10 +22,11 @@ def read_prompts(
     subject: str | None,
     foreign: bool = False,
 ) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
-    """The prompts without their options, and each one's options; no options at all if none has any.
+    """The prompts without their options, and the options of each; an empty tuple if none has any.
 
-    `shared` are the options of all prompts. `subject` is the token or the trigger word that TOK
-    and [trigger] stand for. Without it they are an error, or text if the prompts are `foreign`.
+    `shared` are the options of all prompts. `subject` is the token or the trigger word that
+    replaces TOK and [trigger]. Without it they are an error, or plain text if the prompts are
+    `foreign`.
     Raises ValueError with the prompt's number.
     """
     texts, options = [], []
@@ -47,7 +48,7 @@ def read_prompts(
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} {prompt[:80]!r}: {error}") from error
         if unread:
-            log.warning("%s: left out, since it has no counterpart: %s", name, ", ".join(unread))
+            log.warning("%s: not supported, ignored: %s", name, ", ".join(unread))
         check_syntax(name, text)
         texts.append(text)
         options.append({key: value for key, value in own.items() if shared.get(key) != value})

@@ -1,4 +1,4 @@
-"""Keys and tokens of a user's accounts, which no log, file, error or repr ever shows."""
+"""Keys and tokens of a user's accounts, redacted in logs, files, errors and reprs."""
 
 import base64
 import re
@@ -10,39 +10,39 @@ from urllib.parse import quote, quote_plus
 from inference.secret import GivenSecret, revealed
 
 _HIDDEN = "**********"
-_CUT = 8  # characters; a piece of a key that is this long is redacted, too
+_CUT = 8  # characters; parts of a key of this length are redacted too
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 
 
 class Secret:
-    """A key that is seen only where `reveal()` is written out.
+    """A key that is only accessible by `reveal()`.
 
-    Its text and repr are stars, and it can be neither pickled nor turned into JSON, so that no
-    record of a training holds it by accident.
+    Its str and repr are stars, and it cannot be pickled or converted to JSON, so that it is not
+    stored by accident.
     """
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
-        self._value = value.strip()  # pasted keys end with a line break, and headers then show them
+        self._value = value.strip()  # errors about headers show keys that end with a line break
 
     @classmethod
     def of(cls, given: "Secret | GivenSecret") -> "Secret | None":
-        """A secret from text, from Cog's `Secret`, or from one of ours; None for nothing."""
+        """A secret from text, from Cog's `Secret`, or from a `Secret`; None if it is empty."""
         if isinstance(given, Secret):
             return given
         text = revealed(given)
         return None if text is None else cls(text)
 
     def reveal(self) -> str:
-        """The key itself, for the one call that needs it."""
+        """The key, for the call that needs it."""
         return self._value
 
     def hide_in(self, text: str) -> str:
-        """The text with the key redacted, for messages that another library wrote.
+        """The text with the key redacted, for messages of other libraries.
 
         Also redacts the key in URLs (percent-encoded), in base64 (as in `Authorization: Basic`,
-        whatever user name stands before it), and pieces of these of `_CUT` characters or more.
+        after any user name), and parts of these of `_CUT` characters or more.
         """
         secret = bytearray(len(text))  # 1 for every character to redact
         for piece in {piece for form in self._forms() for piece in _pieces(form)}:
@@ -60,30 +60,30 @@ class Secret:
         return "".join(shown)
 
     def _forms(self) -> set[str]:
-        """The key as it may be written."""
+        """The key in all encodings."""
         if not self._value:
             return set()
         raw = self._value.encode(errors="replace")
         forms = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
         forms |= {_ESCAPE.sub(lambda escape: escape[0].lower(), form) for form in forms}
-        for before in range(3):  # base64 depends on how many bytes stand before, modulo three
+        for before in range(3):  # base64 depends on the number of bytes before it, modulo three
             padded = b"\0" * before + raw
             whole = base64.b64encode(padded).decode().rstrip("=")
-            # Characters at the ends that hold bits of the neighbours, too.
+            # Without characters at the ends that also encode other bytes.
             inner = whole[-(-before * 8 // 6) : len(padded) * 8 // 6]
             forms |= {inner, inner.translate(str.maketrans("+/", "-_"))}
-        # Short forms are found in ordinary text, too.
+        # Short forms also occur in ordinary text.
         return {self._value, *(form for form in forms if len(form) >= _CUT)}
 
     def __repr__(self) -> str:
         return _HIDDEN
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a secret is not to be stored")
+        raise TypeError("a secret must not be stored")
 
 
 def _pieces(form: str) -> Iterator[str]:
-    """All pieces of `_CUT` characters; of a shorter form the whole."""
+    """All parts of `_CUT` characters; of a shorter form the whole."""
     for start in range(max(1, len(form) - _CUT + 1)):
         yield form[start : start + _CUT]
 
@@ -99,10 +99,10 @@ def hidden(text: object, *secrets: Secret | None) -> str:
 
 @dataclass(frozen=True)
 class Secrets:
-    """The keys a training is given. They travel beside the settings and never among them.
+    """The keys of a training run. They are passed separately from the settings.
 
-    With `from_request` they are a customer's, and the only ones that count: keys of the server's
-    environment, logins and files belong to its operator. Otherwise those fill in what is missing.
+    With `from_request` they are of a request to a server, and only these are used, since keys in
+    the server's environment, logins and files belong to its operator. Otherwise those are defaults.
     """
 
     wandb_api_key: Secret | None = None

@@ -1,4 +1,4 @@
-"""TOK and [trigger], which stand for the subject in captions and prompts."""
+"""TOK and [trigger], the marks of the subject in captions and prompts."""
 
 from families.tokens import SUBJECT, mentions, name_subject
 
@@ -16,14 +16,15 @@ def marks_in(text: str) -> list[str]:
 
 
 def with_trigger(caption: str, word: str) -> str:
-    """The caption with the word for [trigger] and TOK, and before it where it has neither.
+    """The caption with [trigger] and TOK replaced by the word, or with the word before it.
 
-    It counts as present only as a word of its own: `fox` is not in `foxglove`.
+    The word is put before a caption that does not contain it as a whole word: `fox` is not in
+    `foxglove`.
     """
     named = name_subject(caption.replace(TRIGGER_MARK, word), word)
     return named if mentions(named, word) else f"{word} {named}".strip()
 
 
 def without_mark(caption: str) -> str:
-    """The caption without [trigger], as ai-toolkit reads it without a trigger word."""
+    """The caption without [trigger], as in ai-toolkit without a trigger word."""
     return " ".join(caption.replace(TRIGGER_MARK, "").split())

@@ -37,7 +37,7 @@ from miniature.judge import load_judge
 from miniature.lexicon import COLOURS, SHAPES
 from miniature.world import caption, sample_scene
 from trainer.data.dataset import read_dataset
-from trainer.learning.features import Captions, encode_pictures
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy
 from trainer.learning.randomness import generator
@@ -247,7 +247,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
             "steps": steps, "validation_images": 0, "sample_every": 0} | way.settings))  # fmt: skip
         family = load_family(settings.base, dtype=torch.float32)
         examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
-        samples = encode_pictures(family, examples, settings)
+        samples = encode_images(family, examples, settings)
     begun = time.perf_counter()
     swaps = swapped_prompts([s.caption for s in samples], int(way.swapped * way.prompts))
     prompts = varied_prompts(way.prompts - len(swaps)) + swaps

@@ -121,14 +121,14 @@ def test_names_are_the_same_on_the_meta_device() -> None:
                 "0.img_mlp.gate_up": Dense(torch.ones(48, 16)),
                 "0.img_mlp.proj": Dense(torch.zeros(24, 16)),
             },
-            "0.img_mlp.proj .the file holds it fused as well, and they differ",
+            "0.img_mlp.proj .the file also contains it fused, and they differ",
         ),
         (
             {
                 "0.img_mlp.proj": Dense(torch.ones(24, 16)),
                 "0_img_mlp_proj": Dense(torch.zeros(24, 16)),
             },
-            "the file holds 0.img_mlp.proj twice, and they differ",
+            "the file contains 0.img_mlp.proj twice, and they differ",
         ),
         (
             {"0.img_mlp.gate_up": Dora(Dense(torch.ones(48, 16)), torch.ones(1, 16))},
@@ -212,7 +212,10 @@ def test_unknown_parts_in_front_of_a_block_s_layer_mean_the_whole_model() -> Non
         (["layers.77.attention.to_q", "layers.0.attention.to_k"], "layers has no 77, only 0 to 1"),
         (["layers.0.attention.to_x"], "layers.0.attention has no to_x, only norm_q, norm_k, to_q"),
         (["lora_unet_layers_0_attention_to_x"], "no layer has x after layers_0_attention_to"),
-        (["blocks.3.layers.0.attention.to_q"], "blocks.3 in front of layers.0.attention.to_q"),
+        (
+            ["blocks.3.layers.0.attention.to_q"],
+            "unknown prefix blocks.3 of layers.0.attention.to_q",
+        ),
         (["x_pad_token"], "the model has no layer x_pad_token"),
         (["layers.0.attention.to_q.bias"], "layers.0.attention.to_q has no bias"),
         (["lora_te1_text_model_encoder_layers_0_mlp_fc1"], "they belong to a text encoder"),

@@ -282,7 +282,7 @@ def test_what_the_hubs_cache_lacks_is_named(vault: Path, hub_cache: Path) -> Non
     with pytest.raises(MissingModel) as caught:
         load_family(BASES["qwen-image"])
     assert str(caught.value).startswith(
-        "Qwen/Qwen-Image (vae/*): could not be fetched from the Hub (LocalEntryNotFoundError: "
+        "Qwen/Qwen-Image (vae/*): could not be downloaded from the Hub (LocalEntryNotFoundError: "
     )
 
 
@@ -342,7 +342,7 @@ def test_fetching_takes_what_is_read_and_no_more(
 
 
 def test_fetching_without_a_network_fails_even_where_a_part_is_there(own_vault: Path) -> None:
-    with pytest.raises(MissingModel, match="Tongyi-MAI/Z-Image could not be fetched"):
+    with pytest.raises(MissingModel, match="Tongyi-MAI/Z-Image could not be downloaded"):
         fetch("Tongyi-MAI/Z-Image", own_vault)
     shutil.rmtree(own_vault / TURBO.hub_id / "vae")
     with pytest.raises(MissingModel, match="has no folder 'vae'"):

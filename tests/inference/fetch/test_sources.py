@@ -95,7 +95,7 @@ def test_a_redirect_goes_nowhere_that_a_url_may_not(
         ("https://weights.example/private", r"access denied \(403\); it is private"),
         ("data:application/zip,abc", "not a data URL in base64"),
         ("data:application/zip;base64,%%%", "is damaged"),
-        ("nowhere.zip", "nowhere.zip: no such file; give a file, an https URL, or hf:"),
+        ("nowhere.zip", "nowhere.zip: no such file; pass a file, an https URL, or hf:"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_its_reason(
@@ -111,7 +111,7 @@ def test_what_cannot_be_had_is_refused_with_its_reason(
 def test_a_folder_in_place_of_a_file_is_said_to_be_one(sources: Sources, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(ValueError, match="run is a folder; give a file"):
+    with pytest.raises(ValueError, match="run is a folder; pass a file"):
         sources.file(str(run))
     (run / "weights.zip").write_bytes(b"")
     with pytest.raises(ValueError, match="run is a folder; did you mean .*run/weights.zip?"):

@@ -123,9 +123,9 @@ def test_resolutions_are_read_from_text():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("512x512", "not understood"),
-        ("-512", "not understood"),
-        ("9" * 5000, "not understood"),
+        ("512x512", "is invalid"),
+        ("-512", "is invalid"),
+        ("9" * 5000, "is invalid"),
         ("8", "resolution 8 is out of range; use 16 to 4096"),
         ("512,5000", "resolution 5000 is out of range"),
     ],

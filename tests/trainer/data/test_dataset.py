@@ -156,18 +156,18 @@ def test_all_problems_are_reported_together(tmp_path):
     for start in (
         "bad/cut.jpg: is truncated or damaged",
         "bad/cut.png: is truncated or damaged",
-        "bad/empty.png: cannot be opened as a picture (it is empty, 0 bytes)",
-        "bad/page.jpg: cannot be opened as a picture (it begins like a web page",
-        "bad/phone.jpg: cannot be opened as a picture (it begins like a HEIC image)",
-        "bad/lfs.webp: cannot be opened as a picture (it begins like a Git LFS pointer",
-        "bad/dot.png: is 1x1 pixels, too small to learn from",
+        "bad/empty.png: cannot be opened as an image (it is empty, 0 bytes)",
+        "bad/page.jpg: cannot be opened as an image (it begins like a web page",
+        "bad/phone.jpg: cannot be opened as an image (it begins like a HEIC image)",
+        "bad/lfs.webp: cannot be opened as an image (it begins like a Git LFS pointer",
+        "bad/dot.png: is 1x1 pixels, too small for training",
         "bad/strip.png: is 3000x10 pixels, more extreme than 1:8",
         "bad/bomb.png: has more than 89,478,485 pixels; scale it down",
         "bad/big.png: has more than 89,478,485 pixels; scale it down",
         "long.txt: is longer than 65,536 bytes; shorten this caption",
         "bad/dot.txt: is not text; save it as a UTF-8 text file",
         "binary.txt: is not text; save it as a UTF-8 text file",
-        "twice.txt: is a second caption beside twice.TXT; remove one of them",
+        "twice.txt: is a second caption in addition to twice.TXT; remove one",
     ):
         assert [line.startswith(f"set.zip: {start}") for line in problems].count(True) == 1, start
     assert len(problems) == 14
@@ -202,23 +202,22 @@ def test_other_files_are_only_worth_a_warning(tmp_path, caplog):
     files = {"a.png": picture(), "b.heic": b"x", "c.gif": b"x", "d.mp4": b"x", "README.txt": b"\0"}
     (example,) = read_dataset(make_zip(tmp_path / "a.zip", files), "a photo")
     assert example.caption == "a photo"
-    assert "only JPEG, PNG and WebP are read: b.heic, c.gif" in caplog.text
+    assert "only JPEG, PNG and WebP are supported: b.heic, c.gif" in caplog.text
     assert "captions without an image of the same name, not read: README.txt" in caplog.text
-    assert "videos are not read: d.mp4" in caplog.text
+    assert "videos are not supported: d.mp4" in caplog.text
 
 
 def test_a_dataset_without_pictures_says_what_it_found(tmp_path):
     files = {"inner.zip": b"x", "b.heic": b"x", "c": picture()}
     assert problems_of(make_zip(tmp_path / "a.zip", files)) == [
-        "a.zip: holds no image that can be read (b.heic, c, inner.zip); "
-        "put JPEG, PNG or WebP images in it",
-        "a.zip: left out, because only JPEG, PNG and WebP are read: b.heic",
-        "a.zip: left out, because archives in a dataset are not opened: inner.zip",
-        "a.zip: left out, because the suffix is not an image's: c (a PNG image); rename them to "
-        "end in .jpg, .png or .webp",
+        "a.zip: contains no readable image (b.heic, c, inner.zip); add JPEG, PNG or WebP images",
+        "a.zip: ignored, because only JPEG, PNG and WebP are supported: b.heic",
+        "a.zip: ignored, because archives in a dataset are not opened: inner.zip",
+        "a.zip: ignored, because the suffix is not that of an image: c (a PNG image); rename them "
+        "to .jpg, .png or .webp",
     ]
     (problem,) = problems_of(make_zip(tmp_path / "b.zip", {}))
-    assert "holds no image that can be read (it is empty)" in problem
+    assert "contains no readable image (it is empty)" in problem
 
 
 @pytest.mark.parametrize(
@@ -229,8 +228,8 @@ def test_a_dataset_without_pictures_says_what_it_found(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1", "it begins like a Git LFS pointer"),
         (b"Rar!\x1a\x07", "it begins like a RAR archive"),
         (picture(), "it begins like a PNG image"),
-        (b"PK\x03\x04" + bytes(1000), "is damaged or cut off"),
-        (gzip.compress(b"no tar inside" * 100, mtime=0), "is damaged or cut off"),
+        (b"PK\x03\x04" + bytes(1000), "is damaged or truncated"),
+        (gzip.compress(b"no tar inside" * 100, mtime=0), "is damaged or truncated"),
     ],
 )
 def test_what_is_no_archive_is_named(tmp_path, content, complaint):
@@ -250,7 +249,7 @@ def test_what_is_no_archive_is_named(tmp_path, content, complaint):
         (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 image"),
         (b'{"error": "not found"}', "JSON text"),
         (b"Not Found\n", "text"),
-        (bytes(1000), "zeros alone"),
+        (bytes(1000), "only zeros"),
     ],
 )
 def test_what_is_named_as_an_image_and_is_none_is_said(tmp_path, content, what):
@@ -274,7 +273,7 @@ def test_an_archive_that_was_cut_off_is_refused(tmp_path, kind):
     whole = path.read_bytes()
     # The tar is cut between two members, where nothing but the end mark is missing.
     path.write_bytes(whole[: 3 * 1024] if kind == "tar" else whole[:-30])
-    assert "is damaged or cut off" in problems_of(path)[-1]
+    assert "is damaged or truncated" in problems_of(path)[-1]
 
 
 def test_limits_on_sums_hold(tmp_path, monkeypatch):
@@ -289,11 +288,15 @@ def test_limits_on_sums_hold(tmp_path, monkeypatch):
         "3.png": b"",
         "3.txt": b"\0",
     }
-    starts = ["a.zip: 0.png: is truncated", "a.zip: 1.txt: is not text", "a.zip: holds more than"]
+    starts = [
+        "a.zip: 0.png: is truncated",
+        "a.zip: 1.txt: is not text",
+        "a.zip: contains more than",
+    ]
     problems = problems_of(make_zip(tmp_path / "a.zip", files | {"2.png": picture()}))
     assert len(problems) == 3 and all(map(str.startswith, problems, starts))
     monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 10)
-    assert "0.png: has more than 10 bytes; save it smaller" in problems_of(path)[0]
+    assert "0.png: has more than 10 bytes; save a smaller version" in problems_of(path)[0]
 
 
 def test_names_cannot_forge_log_lines(tmp_path, caplog):
@@ -311,6 +314,6 @@ def test_a_folder_does_not_follow_links_to_nowhere_or_wait_for_pipes(tmp_path):
     (folder / "gone.png").symlink_to("/nowhere")
     os.mkfifo(folder / "pipe.png")
     assert problems_of(folder) == [
-        "set: gone.png: is not a file or leads nowhere; remove it",
-        "set: pipe.png: is not a file or leads nowhere; remove it",
+        "set: gone.png: is not a file, or is a broken link; remove it",
+        "set: pipe.png: is not a file, or is a broken link; remove it",
     ]

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from skimage import data as photographs
 from watched import watched
 
-from inference.image_decoding import IMAGE_FORMATS, UPRIGHT, upright_srgb
+from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from inference.images import BrokenImage, read_image
 from trainer.data.dataset import DatasetError, read_dataset
 from trainer.data.images import check
@@ -27,6 +27,18 @@ def first_image(tmp_path, content, name="a.png"):
     assert image.mode == "RGB"
     assert image.size == (example.width, example.height)
     return image
+
+
+# EXIF 2.32, tag 0x0112: how a stored image must be turned to be upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -101,7 +113,7 @@ def test_of_an_animation_the_first_frame_is_used(tmp_path, caplog, name, format)
     frames = [Image.new("RGB", (16, 16), color) for color in (RED, (0, 0, 255))]
     content = encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
     assert first_image(tmp_path, content, name).getpixel((0, 0)) == RED
-    assert f"only the first frame is used of: {name}" in caplog.text
+    assert f"animations, only the first frame is used: {name}" in caplog.text
 
 
 # ---- Colour profiles -----------------------------------------------------------------------------
@@ -189,7 +201,7 @@ def test_a_broken_profile_is_ignored_with_a_warning(tmp_path, profile, caplog):
     content = picture(color=(180, 100, 90), format="JPEG", quality=100, icc_profile=profile)
     image = first_image(tmp_path, content, "a.jpg")
     assert np.abs(np.array(image.getpixel((3, 3))) - (180, 100, 90)).max() <= 2
-    assert "a.zip: colour profiles that are broken are ignored: a.jpg" in caplog.text
+    assert "a.zip: broken color profiles are ignored: a.jpg" in caplog.text
 
 
 # ---- Pictures that mean harm ---------------------------------------------------------------------
@@ -218,8 +230,8 @@ def jpeg_of_scans(count: int) -> bytes:
 
 ZEROS = zlib.compress(bytes(100 << 20), 9)
 REFUSED = {
-    "zero bytes": (b"", "cannot be opened as a picture (it is empty, 0 bytes)"),
-    "one pixel": (picture(1, 1), "is 1x1 pixels, too small to learn from"),
+    "zero bytes": (b"", "cannot be opened as an image (it is empty, 0 bytes)"),
+    "one pixel": (picture(1, 1), "is 1x1 pixels, too small for training"),
     "a strip": (picture(30_000, 10), "is 30000x10 pixels, more extreme than 1:8"),
     "a bomb": (png_claiming(30_000, 30_000), "has more than 89,478,485 pixels"),
     "a larger bomb": (png_claiming(2**31 - 1, 2**31 - 1), "has more than 89,478,485 pixels"),
@@ -251,7 +263,7 @@ def test_bad_pictures_are_skipped_and_counted_where_asked(tmp_path, caplog):
     path = make_zip(tmp_path / "set.zip", {"a.png": picture(), "z.png": picture()} | files)
     examples = read_dataset(path, "TOK", "<zwx>", skip_bad_images=True)
     assert [example.name for example in examples] == ["a.png", "z.png"]
-    assert f"set.zip: {len(REFUSED)} of {len(REFUSED) + 2} pictures are skipped:" in caplog.text
+    assert f"set.zip: {len(REFUSED)} of {len(REFUSED) + 2} images are skipped:" in caplog.text
     for name, (_, complaint) in REFUSED.items():
         assert f"{name}.png: " in caplog.text and complaint in caplog.text
 
@@ -261,7 +273,7 @@ def test_skipping_leaves_something_to_learn_from_or_fails(tmp_path):
     with pytest.raises(DatasetError) as caught:
         read_dataset(path, "TOK", "<zwx>", skip_bad_images=True)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 3 and lines[2] == "set.zip: holds no picture that can be used"
+    assert len(lines) == 3 and lines[2] == "set.zip: contains no usable image"
 
 
 def test_skipping_pictures_forgives_nothing_else(tmp_path):

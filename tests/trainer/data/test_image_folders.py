@@ -29,7 +29,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def old_folder(parent: Path, name: str, *files: str) -> Path:
-    folder = parent / f"zeroprior-pictures-{name}"
+    folder = parent / f"zeroprior-images-{name}"
     folder.mkdir()
     for file in files:
         (folder / file).write_bytes(b"x")
@@ -53,10 +53,10 @@ def test_nothing_that_somebody_else_put_there_is_removed(temporary: Path) -> Non
     target = temporary / "photos"
     target.mkdir()
     (target / "image-0.png").write_bytes(b"x")
-    link = temporary / "zeroprior-pictures-link"
+    link = temporary / "zeroprior-images-link"
     link.symlink_to(target)
     os.utime(link, (HOURS_AGO, HOURS_AGO), follow_symlinks=False)
-    file = temporary / "zeroprior-pictures-file"
+    file = temporary / "zeroprior-images-file"
     file.write_bytes(b"x")
     os.utime(file, (HOURS_AGO, HOURS_AGO))
     with fresh_folder():
@@ -97,7 +97,7 @@ def test_a_full_temporary_folder_is_named_and_nothing_is_left(
 ) -> None:
     noise = Image.frombytes("RGB", (400, 400), os.urandom(3 * 400 * 400))
     fill_the_disk()
-    with pytest.raises(OSError, match="no room for the images .* set TMPDIR") as error:
+    with pytest.raises(OSError, match="no space for the images .* set TMPDIR") as error:
         with fresh_folder() as folder:
             save_images([noise], folder, file_format, quality=100)
     assert str(temporary) in str(error.value)

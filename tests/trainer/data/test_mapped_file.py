@@ -12,8 +12,8 @@ from PIL import Image
 from adapters.files.atomic import FULL
 from families.loading import load_family
 from trainer.data.dataset import read_dataset
-from trainer.data.mapped_file import MappedFile, NoRoom
-from trainer.learning.features import Captions, encode_pictures
+from trainer.data.mapped_file import MappedFile, NoSpace
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings.fields import Settings
 
@@ -36,7 +36,7 @@ def test_what_is_kept_of_each_picture_lies_on_disk(small: Callable[..., Settings
     settings = small(resolution="32,64")
     family = load_family(settings.base)
     examples = read_dataset(settings.dataset, settings.default_caption)
-    samples = encode_pictures(family, examples, settings)
+    samples = encode_images(family, examples, settings)
     captions = [each.caption for each in samples]
     kept = [each for sample in samples for each in (sample.mean_CHW, sample.std_CHW)]
     kept += Captions(family, captions).features(captions)
@@ -58,10 +58,10 @@ def test_a_full_disk_is_said_and_what_to_do(
     path = make_zip(tmp_path / "set.zip", {"a.png": noise})
     latents = Tensors[int]("latents")
     fill_the_disk()
-    with pytest.raises(NoRoom, match="of pictures in /.*set TMPDIR to a folder") as error:
+    with pytest.raises(NoSpace, match="of images in /.*set TMPDIR to a folder") as error:
         read_dataset(path, "a photo")
     assert error.value.errno in FULL
-    with pytest.raises(NoRoom, match="of latents in /.*set TMPDIR to a folder"):
+    with pytest.raises(NoSpace, match="of latents in /.*set TMPDIR to a folder"):
         for number in range(26):  # of 4 kB each, so that some wait to be written
             latents.add(number, torch.zeros(1000))
         latents.mapped()

@@ -69,8 +69,8 @@ def test_folders_of_other_images_are_left_out_and_said(
 ) -> None:
     beside = {f"{folder}/{'x' * other_names}0{number}.png": PNG for number in (1, 2, 3)}
     assert names(tmp_path, THREE | beside) == list(THREE)
-    (line,) = [each.message for each in said.records if "left out" in each.message]
-    assert f"by its name it holds {kind}" in line and "rename the folder" in line
+    (line,) = [each.message for each in said.records if "ignored" in each.message]
+    assert f"by its name it contains {kind}" in line and "rename the folder" in line
     assert "(3 images)" in line
 
 
@@ -81,7 +81,7 @@ def test_a_folder_that_repeats_names_is_known_by_a_part_of_its_own(
 ) -> None:
     beside = {f"{folder}/0{number}{mark}.png": PNG for number in (1, 2, 3)}
     assert names(tmp_path, THREE | beside) == list(THREE)
-    assert f"{folder}/ is left out (3 images): by its name it holds {kind}" in said.text
+    assert f"{folder}/ is ignored (3 images): by its name it contains {kind}" in said.text
     others = {f"{folder}/x{number}.png": PNG for number in (1, 2, 3)}
     assert len(names(tmp_path, THREE | others)) == 6
 
@@ -118,8 +118,8 @@ def test_files_that_name_another_image_are_left_out_and_said(
     tmp_path: Path, said: pytest.LogCaptureFixture, file: str, kind: str
 ) -> None:
     assert names(tmp_path, THREE | {file: PNG, "01.txt": b"TOK"}) == list(THREE)
-    (line,) = [each.message for each in said.records if "left out" in each.message]
-    assert line.startswith(f"set.zip: {file}: left out (1 image): by the names these are {kind}")
+    (line,) = [each.message for each in said.records if "ignored" in each.message]
+    assert line.startswith(f"set.zip: {file}: ignored (1 image): by their names these are {kind}")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_a_folder_with_captions_of_its_own_is_trained_on_and_said(
     assert names(tmp_path, files) == ["01.png", "02.png", "03.png", "03_mask.png"] + [
         "masks/venice.png"
     ]
-    assert "masks/ looks like masks, but its 1 image have captions of their own" in said.text
-    assert "reg/ is left out (1 image)" in said.text
+    assert "masks/ looks like masks, but its 1 image have captions and" in said.text
+    assert "reg/ is ignored (1 image)" in said.text
     assert "dog.txt" not in said.text  # nor is its caption called one without an image
     # With names that are repeated they are masks, whatever lies beside.
     files = THREE | {f"masks/{each}": PNG for each in THREE} | {"masks/01.txt": b"TOK"}
@@ -167,17 +167,17 @@ def test_a_folder_with_captions_of_its_own_is_trained_on_and_said(
     [
         (
             {"masks/01.png": PNG, "01.heic": b"x"},
-            ["masks/ is left out (1 image)", "read: 01.heic"],
+            ["masks/ is ignored (1 image)", "supported: 01.heic"],
         ),
-        ({"masks/01.png": PNG, "samples/01.png": PNG}, ["masks/ is", "samples/ is left out"]),
-        ({"01.mask.png": PNG, "01.avif": b"x"}, ["01.mask.png: left out", "read: 01.avif"]),
+        ({"masks/01.png": PNG, "samples/01.png": PNG}, ["masks/ is", "samples/ is ignored"]),
+        ({"01.mask.png": PNG, "01.avif": b"x"}, ["01.mask.png: ignored", "supported: 01.avif"]),
     ],
 )
 def test_a_dataset_that_has_nothing_else_says_what_happened(
     tmp_path: Path, files: dict[str, bytes], parts: list[str]
 ) -> None:
     problems = problems_of(make_zip(tmp_path / "set.zip", files))
-    assert problems[0].startswith("set.zip: holds no image to train on; all that can be read look")
+    assert problems[0].startswith("set.zip: contains no training image; all images look")
     assert all(any(part in line for line in problems) for part in parts)
 
 
@@ -201,7 +201,7 @@ def test_files_that_look_like_captions_are_named(
 ) -> None:
     assert names(tmp_path, THREE | {file: b"TOK on a table"}) == list(THREE)
     assert f"these look like captions and are not read: {file}; write each" in said.text
-    assert "3 images: 0 with a caption of their own, 3 use 'a photo of TOK'" in said.text
+    assert "3 images: 0 with a caption file, 3 use 'a photo of TOK'" in said.text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
@@ -242,7 +242,10 @@ def test_of_two_captions_the_one_that_is_read_is_named(
 ) -> None:
     files = THREE | {"01.txt": b"TOK one", "01.caption": b"TOK two", "01.json": b"{}"}
     assert names(tmp_path, files) == list(THREE)
-    assert "the .txt alone (01.txt for 01.caption); not read: 01.caption, 01.json" in said.text
+    assert (
+        "only read from .txt files (01.txt instead of 01.caption); not read: 01.caption, 01.json"
+        in said.text
+    )
 
 
 def test_other_files_of_trainers_and_cameras_need_no_word(
@@ -263,7 +266,7 @@ def test_kohyas_folder_names_are_said_to_be_names_only(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     assert names(tmp_path, {"10_TOK robot/01.png": PNG, "2024_summer/01.png": PNG})
-    assert "names of folders are not read: 10_TOK robot; every image is seen" in said.text
+    assert "names of folders are not read: 10_TOK robot; every image is used" in said.text
 
 
 # ---- Images that are not read --------------------------------------------------------------------
@@ -285,11 +288,11 @@ def test_images_of_other_formats_are_named_with_the_reason(
     }
     assert names(tmp_path, files) == [*THREE, "07.jpe"]
     for line in (
-        "left out, because only JPEG, PNG and WebP are read: 04.jp2, 05.psd, 08.HEIC",
-        "left out, because raw files of cameras are not read: IMG_4.DNG",
-        "left out, because the suffix is not an image's: 06 (a JPEG image), 09.jpg_large",
-        "left out, because videos are not read: clip.mp4",
-        "left out, because archives in a dataset are not opened: more.zip",
+        "ignored, because only JPEG, PNG and WebP are supported: 04.jp2, 05.psd, 08.HEIC",
+        "ignored, because raw files of cameras are not supported: IMG_4.DNG",
+        "ignored, because the suffix is not that of an image: 06 (a JPEG image), 09.jpg_large",
+        "ignored, because videos are not supported: clip.mp4",
+        "ignored, because archives in a dataset are not opened: more.zip",
     ):
         assert line in said.text
 
@@ -307,10 +310,9 @@ def test_own_and_default_captions_are_counted(
     examples = read_dataset(path, "a photo of TOK", "<zwx>")
     assert [example.caption_file for example in examples] == ["01.txt", "", ""]
     assert (
-        "set: 3 images: 1 with a caption of their own, 2 use 'a photo of TOK': 02.png, 03.png"
-        in said.text
+        "set: 3 images: 1 with a caption file, 2 use 'a photo of TOK': 02.png, 03.png" in said.text
     )
-    assert "empty caption files, for which 'a photo of TOK' is used: 02.txt" in said.text
+    assert "empty caption files, 'a photo of TOK' is used instead: 02.txt" in said.text
 
 
 def test_syntax_of_other_programs_in_captions_is_said(
@@ -318,9 +320,9 @@ def test_syntax_of_other_programs_in_captions_is_said(
 ) -> None:
     files = THREE | {"01.txt": b"TOK, (red:1.3) <lora:x:1>", "02.txt": b"TOK at (12:30 pm)"}
     names(tmp_path, files)
-    assert "plain text here: 01.txt (<lora:x:1>)" in said.text
+    assert "read as plain text: 01.txt (<lora:x:1>)" in said.text
     assert "02.txt" not in said.text
     (problem,) = problems_of(
         make_zip(tmp_path / "a.zip", {"a.png": PNG, "a.txt": b"[trigger] here"}), "", "<zwx>"
     )
-    assert problem.endswith("[trigger] in captions is plain text here")
+    assert problem.endswith("[trigger] in captions is read as plain text")

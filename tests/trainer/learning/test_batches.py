@@ -79,7 +79,7 @@ def test_images_that_are_few_of_their_size_are_named(caplog: pytest.LogCaptureFi
     samples += [sample("wide.png", 6, 10), sample("a.png", 10, 6), sample("b.png", 10, 6)]
     with caplog.at_level(logging.WARNING):
         warn_repeats(samples, 4, vae_factor=8)
-    assert "alone at 80x48: wide.png (1 batch in 9)" in caplog.text
+    assert "only 1 at 80x48: wide.png (1 batch in 9)" in caplog.text
     assert "only 2 at 48x80: a.png, b.png (1 batch in 4.5)" in caplog.text
     assert "64x64" not in caplog.text
     caplog.clear()

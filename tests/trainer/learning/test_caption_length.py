@@ -104,9 +104,9 @@ def test_captions_that_are_cut_are_named_with_the_words_that_are_lost(
 ) -> None:
     files = {"01.txt": f"TOK {LONG}".encode(), "02.txt": f"{LONG} TOK".encode()}
     checked(tmp_path, settings_of(), files, family)
-    assert "2 captions are longer than the 512 tokens that are read" in said.text
+    assert "2 captions are longer than the limit of 512 tokens" in said.text
     assert "01.txt: 'word" in said.text and "02.txt: 'word" in said.text
-    assert "these captions do not mention it: 02.txt; move it" in said.text
+    assert "no effect in these captions: 02.txt; move it" in said.text
     assert "default_caption" not in said.text
 
 
@@ -147,7 +147,7 @@ def test_a_prompt_that_is_cut_is_said_with_what_is_lost(
     check_length(family, {"prompt": "a <zwx>", "negative_prompt": LONG}, ROWS)
     check_length(family, {"prompt": f"{LONG} <zwx>"}, ROWS)
     negative, prompt = [record.message for record in said.records]
-    assert negative.startswith("negative_prompt is longer than the 512 tokens that are read; lost")
+    assert negative.startswith("negative_prompt is longer than the limit of 512 tokens; cut off")
     assert prompt.startswith("<zwx> is lost: prompt is longer")
 
 
@@ -197,9 +197,7 @@ def test_options_behind_a_sample_prompt_are_its_own(
     assert (first.width, first.height, first.steps, first.seeds) == (64, 96, 4, (42,))
     assert (first.guidance_scale, first.negative_prompt) == (3.5, "blurry <zwx>, ugly")
     assert (second.steps, second.seeds, second.negative_prompt) == (2, (5,), "no <zwx>")
-    assert (
-        "sample prompt 1: left out, since it has no counterpart: --ss euler_a, --g 2" in said.text
-    )
+    assert "sample prompt 1: not supported, ignored: --ss euler_a, --g 2" in said.text
 
 
 def test_options_mean_what_they_mean_elsewhere() -> None:

@@ -102,14 +102,14 @@ CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "huge loss": (at("history", "losses", value=[10**400]), r"history.losses\[0\] is 1000"),
     "many norms": (at("history", "row_norms", value=[1.0] * 9), "row_norms has 9 values for 1"),
     "bad validation": (at("history", "validation", value=[3]), r"history.validation\[0\] is 3"),
-    "empty validation": (at("history", "validation", value=[[]]), "holds no loss"),
+    "empty validation": (at("history", "validation", value=[[]]), "contains no loss"),
     "text average": (at("averaged_steps", value="x"), "averaged_steps is 'x'"),
     "no state": (at("state", value=GONE), "state is missing"),
     "list state": (at("state", value=[]), "state is missing or not a JSON object"),
     "no parameters": (at("state", "parameters", value=GONE), "state of parameters is damaged"),
     "parameters as a list": (at("state", "parameters", value=[]), "parameters is not a table"),
     "parameters as a text": (at("state", "parameters", value="x"), "parameters is not a table"),
-    "empty parameters": (at("state", "parameters", value={"pairs": []}), "holds no tensors"),
+    "empty parameters": (at("state", "parameters", value={"pairs": []}), "contains no tensors"),
     "unknown tensor": (
         at("state", "parameters", "pairs", 0, 1, value={"tensor": "x"}),
         "state of parameters is damaged .KeyError",
@@ -141,9 +141,15 @@ CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         at(*GROUPS, 0, "pairs", 0, 1, value="x"),
         r"optimizers.lora.param_groups\[0\].lr is not like 0.001",
     ),
-    "state of no parameter": (at(*STATE, 0, 0, value=10**6), r"state\[1000000\] is of no param"),
-    "state as a number": (at(*STATE, 0, 1, value=3), r"state\[0\] is of no parameter"),
-    "empty state": (at(*STATE, 0, 1, value={"pairs": []}), r"state\[0\] does not hold step, exp"),
+    "state of no parameter": (
+        at(*STATE, 0, 0, value=10**6),
+        r"state\[1000000\] does not belong to",
+    ),
+    "state as a number": (at(*STATE, 0, 1, value=3), r"state\[0\] does not belong to a parameter"),
+    "empty state": (
+        at(*STATE, 0, 1, value={"pairs": []}),
+        r"state\[0\] does not contain step, exp",
+    ),
     "text in a state": (
         at(*STATE, 0, 1, "pairs", 1, 1, value="x"),
         r"optimizers.lora.state\[0\].exp_avg is not a tensor",
@@ -160,15 +166,15 @@ CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         tensor(MOMENT, lambda value: value[:1]),
         r"optimizers.lora.state\[0\].exp_avg has shape",
     ),
-    "NaN": (tensor("parameters.lora.0", lambda value: value * NAN), "'lora.0' holds NaN"),
-    "NaN moment": (tensor(MOMENT, lambda value: value * NAN), r"lora.state\[0\] holds NaN"),
+    "NaN": (tensor("parameters.lora.0", lambda value: value * NAN), "'lora.0' contains NaN"),
+    "NaN moment": (tensor(MOMENT, lambda value: value * NAN), r"lora.state\[0\] contains NaN"),
     "infinite average": (
         tensor("averages.lora.1", lambda value: value + float("inf")),
-        "averages 'lora.1' holds NaN or infinity",
+        "averages 'lora.1' contains NaN or infinity",
     ),
     "exotic type": (
         tensor(MOMENT, lambda value: value.to(torch.float8_e4m3fn)),
-        "holds NaN, infinity or an unknown type",
+        "contains NaN, infinity or an unknown type",
     ),
     "averages of fewer": (
         at("state", "averages", "pairs", value=[]),
@@ -291,7 +297,11 @@ def test_weights_of_the_same_model_are_continued(
 @pytest.mark.parametrize(
     ("changes", "variables", "said"),
     [
-        ({"lora_targets": "nonsense"}, {}, "lora_targets: 'nonsense' fits no linear layer"),
+        (
+            {"lora_targets": "nonsense"},
+            {},
+            "lora_targets: 'nonsense' matches no trainable linear layer",
+        ),
         ({}, {"DTYPE": "float16"}, r"\$DTYPE is 'float16'"),
     ],
 )
@@ -304,6 +314,6 @@ def test_what_no_model_has_is_an_error_in_the_settings(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(run, "encode_pictures", lambda *_: pytest.fail("images were encoded"))
+    monkeypatch.setattr(run, "encode_images", lambda *_: pytest.fail("images were encoded"))
     with pytest.raises(SettingsError, match=said):
         run.train(small(**changes))

@@ -70,7 +70,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLACES = {
     "proof": (ZeroPriorProof, "result"),
-    "describe": (run.meta, "describe"),
+    "describe": (run.TrainingRecord, "of"),
     "judge": (run, "write_weights"),
     "a check": (evaluation.result_checks, "reloads"),
 }
@@ -88,7 +88,7 @@ def test_an_error_after_the_last_step_keeps_weights_and_state(
         with pytest.raises(RuntimeError, match="anything"):
             run.train(settings)
     folder = folder_of(settings)
-    kept = ["checkpoints", "run.json", "run.lock", "weights-failed.zip"]
+    kept = ["checkpoints", "events.jsonl", "log.txt", "run.json", "run.lock", "weights-failed.zip"]
     assert sorted(each.name for each in folder.iterdir()) == kept
     failed = read_archive(folder / "weights-failed.zip")
     assert failed.base_model == settings.base.hub_id
@@ -189,7 +189,7 @@ def no_processes(patch: pytest.MonkeyPatch) -> None:
         slow(no_report, "report.html is not written: OSError"),
         slow(no_sheet, "the images of the last step are not written: OSError"),
         slow(no_processes, "is complete, but what comes after it failed"),
-        (gpu_is_gone, "the GPU's memory is not given back"),
+        (gpu_is_gone, "the GPU's memory cannot be freed"),
     ],
 )
 def test_what_fails_after_the_weights_are_written_is_a_warning(
@@ -305,16 +305,18 @@ def test_progress_that_cannot_be_shown_or_reported_stops_no_run(
         def write(self, _: str) -> int:
             raise OSError(28, "No space left on device")
 
+        def isatty(self) -> bool:
+            return True
+
         flush = write
 
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)  # there is a bar
     step = Loop.step
 
     def gone(self: Loop, number: int) -> None:
         step(self, number)
         monkeypatch.setattr("sys.stderr", Full())
-        monkeypatch.setattr(
-            "trainer.learning.history.Progress.status_printer", lambda *_: Full().write
-        )
+        monkeypatch.setattr("inference.progress.Progress.status_printer", lambda *_: Full().write)
 
     monkeypatch.setattr(Loop, "step", gone)
     assert run.train(tiny(), raising(RuntimeError("nobody listens"))).is_file()
@@ -335,7 +337,7 @@ def test_a_placeholder_without_a_gradient_is_found_in_the_first_steps(
 
     monkeypatch.setattr(Loop, "step", cut)
     settings = tiny(steps=50)
-    with pytest.raises(ZeroPriorBroken, match="zero in every step that saw it"):
+    with pytest.raises(ZeroPriorBroken, match="zero in every step with it"):
         run.train(settings)
     newest = latest(folder_of(settings) / "checkpoints")
     assert newest is not None and read_checkpoint(newest).step == 5
@@ -364,8 +366,10 @@ def test_a_placeholder_that_no_caption_has_early_enough_is_refused_before_a_mode
 ) -> None:
     dataset = captioned(tmp_path / "late.zip", photos, [late, late])
     monkeypatch.setattr(Family, "load_transformer", lambda *_: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(run, "encode_pictures", lambda *_: pytest.fail("images were encoded"))
-    with pytest.raises(DatasetError, match="no caption mentions <zwx> within the 512 tokens that"):
+    monkeypatch.setattr(run, "encode_images", lambda *_: pytest.fail("images were encoded"))
+    with pytest.raises(
+        DatasetError, match="no caption mentions <zwx> within the text encoder's limit"
+    ):
         run.train(tiny(dataset=dataset))
 
 
@@ -374,7 +378,7 @@ def test_a_placeholder_that_one_caption_has_early_enough_is_trained(
 ) -> None:
     dataset = captioned(tmp_path / "late.zip", photos, ["word " * 600 + "TOK", "a photo of TOK"])
     meta = read_archive(run.train(tiny(dataset=dataset, steps=4))).meta
-    assert "<zwx> stands behind the 512 tokens that are read" in caplog.text
+    assert "<zwx> is beyond the limit of 512 tokens" in caplog.text
     assert meta["zero_prior"]["steps_with_placeholder"] == 2  # of the other caption alone
     assert meta["zero_prior"]["norm_end"] > meta["zero_prior"]["norm_start"]
 

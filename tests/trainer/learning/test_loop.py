@@ -115,7 +115,7 @@ def test_a_seed_that_was_left_out_is_drawn_and_written_down(
     assert meta["dataset"]["captions"] == {"own": 4, "default": 2}
     assert "4 own, 2 default" in path.with_name("report.html").read_text()
     before = caplog.text.partition("zero prior:")[0]
-    own = "photos.zip: 6 images: 4 with a caption of their own, 2 use 'a photo of TOK': "
+    own = "photos.zip: 6 images: 4 with a caption file, 2 use 'a photo of TOK': "
     assert f"{own}clock_motion.png, rocket.jpg" in before
     assert "some sizes have fewer images than batch_size 4" in before
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.history import History
 from trainer.learning.saving import Saver
+from trainer.learning.step_report import StepReport
 from trainer.monitor.preview_images import PreviewImages
 from trainer.monitor.tracking import TrackerUpdates
 from trainer.monitor.validation import Validation
@@ -69,11 +70,12 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
             for each in watchers:
                 each.begin(loop)
             saver.begin(loop)
+            shown = StepReport(loop, progress, lambda *values: reported.append(values))
             for _ in range(steps):
                 for optimizer in loop.optimizers.values():
                     optimizer.step = lambda *_: None  # fused ones run on real devices alone
                 loop.step(loop.done)
-                loop._show(progress, lambda *values: reported.append(values), 2)
+                shown.show()
                 loop._check_gradient()
                 for each in watchers:
                     each.after_step(loop)

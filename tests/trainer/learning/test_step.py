@@ -17,7 +17,7 @@ from inference.acceleration import compile_blocks, wanted_in_training
 from trainer.data.buckets import Bucket
 from trainer.data.dataset import Example, read_dataset
 from trainer.learning import features
-from trainer.learning.features import Captions, encode_pictures, fit
+from trainer.learning.features import Captions, encode_images, fit
 from trainer.settings.fields import Settings
 
 BASES = ["z-image", "qwen-image"]
@@ -151,11 +151,11 @@ def test_pictures_and_captions_are_encoded_in_batches_as_each_alone(
     examples = read_dataset(settings.dataset, settings.default_caption)
     texts = [example.caption for example in examples]
 
-    together = encode_pictures(family, examples, settings)
+    together = encode_images(family, examples, settings)
     kept = Captions(family, texts).features(texts)
     monkeypatch.setattr(features, "BATCH_PIXELS", 1)
     monkeypatch.setattr(features, "BATCH_TOKENS", 1)
-    alone = encode_pictures(family, examples, settings)
+    alone = encode_images(family, examples, settings)
     kept_alone = Captions(family, texts).features(texts)
 
     assert [each.name for each in together] == [

@@ -44,7 +44,7 @@ def test_a_checkpoint_is_read_as_the_weights_of_its_step(small: Small, tmp_path:
     assert read_archive(tmp_path / "step-000002.safetensors").meta["steps"] == 2
     loose = read_loose(tmp_path / "step-000004.safetensors", "<zwx>")
     assert loose.placeholder is not None
-    with pytest.raises(BrokenArchive, match="holds the placeholder '<zwx>', not '<abc>'"):
+    with pytest.raises(BrokenArchive, match="contains the placeholder '<zwx>', not '<abc>'"):
         read_loose(tmp_path / "step-000004.safetensors", "<abc>")
 
 

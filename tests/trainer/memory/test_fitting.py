@@ -18,7 +18,7 @@ from families.out_of_memory import is_out_of_memory
 from trainer.memory import fitting
 from trainer.memory.fitting import fit
 from trainer.memory.plan import Choice, Mode
-from trainer.memory.speed import CARDS
+from trainer.memory.speed import GPUS
 from trainer.memory.step_cost import NOTHING
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import TrainingInputs
@@ -87,7 +87,7 @@ def test_every_card_gets_a_mode_for_every_lora_targets(
     family = on_gpu(settings, use_vault, monkeypatch)
     counted = fitting.figures_of(settings, 40, torch.bfloat16)
     monkeypatch.setattr(fitting, "figures_of", lambda *_: counted)  # the same for every card
-    for kind in CARDS.values():
+    for kind in GPUS.values():
         choice = chosen(settings, family, card, kind.memory)
         assert choice.fits and choice.peak <= kind.memory * 1e9 * (1 - RESERVE)
 
@@ -118,7 +118,7 @@ def test_a_mode_without_room_for_a_preview_says_so_before_the_first_step(
     family = on_gpu(settings, use_vault, monkeypatch)
     choice = chosen(settings, family, card, gigabytes)
     assert choice.fits and bool(choice.no_previews) == said
-    line = f"no preview images while training: {choice.no_previews}"
+    line = f"no preview images during training: {choice.no_previews}"
     assert (line in caplog.messages) == said
 
 
@@ -214,7 +214,8 @@ def test_processes_with_unlike_cards_take_the_same_mode(tmp_path: Path, vault: P
         "_ = family.prompts\n"
         "family.device = torch.device('cuda')\n"
         "del os.environ['MODEL_VAULT']\n"
-        "print('mode:', fit(settings, family, ['a photo']).mode.label)\n"
+        "mode = fit(settings, family, ['a photo']).mode.label\n"
+        "print(f'mode: {mode}\\n', end='')  # in one write, since both processes share the output\n"
     )
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(

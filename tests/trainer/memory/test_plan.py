@@ -20,9 +20,9 @@ from families.quantization import QUANTIZATIONS
 from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.memory import fitting
-from trainer.memory.fitting import TooLarge, check_host_memory
+from trainer.memory.fitting import TooLarge, check_cpu_memory
 from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
-from trainer.memory.speed import CARDS, UTILISATION, step_seconds
+from trainer.memory.speed import GPUS, UTILIZATION, step_seconds
 from trainer.memory.step_cost import (
     Load,
     Meter,
@@ -246,7 +246,7 @@ def counts(**changes: Any) -> Figures:
         "placeholder": False,
         "steps": {False: Load(34 * GB, 3 * 10**12), True: Load(2 * GB, 4 * 10**12)},
         "placeholder_pass": Load(0, 0),
-        "picture": Load(3 * GB, 0),
+        "image": Load(3 * GB, 0),
         "caption": Load(GB // 100, 0),
     }
     return Figures(**(values | changes))
@@ -299,11 +299,11 @@ def test_no_choice_goes_against_a_wish(gigabytes: float, wish: dict[str, Any]) -
 def test_what_does_not_fit_is_said_with_the_numbers() -> None:
     choice = free(8)(quantize="none", offload=False)
     assert (choice.mode, choice.fits) == (Mode("none", True), False)
-    assert "needs 14.9 GB of 7.5 GB, which is too little" in choice.reason
+    assert "needs 14.9 GB of 7.5 GB, which is not enough" in choice.reason
 
 
 def test_a_choice_says_what_the_better_one_would_have_needed() -> None:
-    assert "needs 14.9 GB of 22.6 GB; unquantised base would need 46.9 GB" in free(24)().reason
+    assert "needs 14.9 GB of 22.6 GB; unquantized base would need 46.9 GB" in free(24)().reason
 
 
 def test_a_text_encoder_is_quantised_only_where_it_does_not_fit_and_trains_no_placeholder() -> None:
@@ -334,8 +334,8 @@ def test_every_mode_of_the_ladder_saves_something_over_an_earlier_one() -> None:
 
 
 def test_seconds_are_flops_over_a_share_of_the_card() -> None:
-    card = CARDS["H100"]
-    assert step_seconds(card, card.tflops * 1e12) == pytest.approx(1 / UTILISATION)
+    card = GPUS["H100"]
+    assert step_seconds(card, card.tflops * 1e12) == pytest.approx(1 / UTILIZATION)
     assert step_seconds(card, 0, 10e9) > 10 / card.host_link
 
 
@@ -377,7 +377,7 @@ def test_the_command_prints_a_plan_without_pictures_or_weights() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for part in ("transformer", "LoRA (", "peak GB while training", "H100", "This machine"):
+    for part in ("transformer", "LoRA (", "peak GB of a step", "H100", "This machine"):
         assert part in done.stdout
 
 
@@ -390,7 +390,7 @@ def test_the_command_prints_a_plan_without_pictures_or_weights() -> None:
         (
             {"batch_size": 64, "resolution": 256},
             4,
-            r"needs about 7\.. GB of memory, and 4.0 GB are free; lower batch_size \(64\) or "
+            r"needs about 7\.. GB of memory, but 4.0 GB are free; lower batch_size \(64\) or "
             r"resolution \(256\), or set gradient_checkpointing, which needs about 2\.",
         ),
         pytest.param(
@@ -398,7 +398,7 @@ def test_the_command_prints_a_plan_without_pictures_or_weights() -> None:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *({"base_model": "z-image", "resolution": 64}, 30, "and 30.0 GB are free"),
+            *({"base_model": "z-image", "resolution": 64}, 30, "but 30.0 GB are free"),
             marks=pytest.mark.slow,
         ),
     ],
@@ -410,14 +410,14 @@ def test_a_run_that_a_cpus_memory_does_not_hold_is_refused_before_it_starts(
     asked: dict[str, Any] = {"dataset": "x", "base_model": "miniature-turbo", "seed": 1} | given
     settings = resolve(TrainingInputs(**asked))
     with pytest.raises(TooLarge, match=said):
-        check_host_memory(settings, Mode(), torch.float32)
+        check_cpu_memory(settings, Mode(), torch.float32)
 
 
 def test_a_run_that_a_cpus_memory_holds_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "free_memory", lambda device: 4 * GB)
     monkeypatch.setattr(fitting, "figures_of", lambda *_: pytest.fail("counted"))
     settings = resolve(TrainingInputs(dataset="x", base_model="miniature-turbo", seed=1))
-    check_host_memory(settings, Mode(), torch.float32)
+    check_cpu_memory(settings, Mode(), torch.float32)
 
 
 def test_a_training_asks_for_the_memory_before_it_loads_weights(

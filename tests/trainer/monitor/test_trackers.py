@@ -190,6 +190,21 @@ def test_tensorboard_holds_numbers_pictures_and_settings(small: Small, tmp_path:
     assert "base_model: Tongyi-MAI/Z-Image" in written.read_text()
 
 
+def test_tensorboard_stays_in_its_folder_when_the_working_folder_changes(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens its file by name again for every number."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    settings = small().replace(trackers=("tensorboard",))
+    with Trackers(settings, Path("out")) as trackers:
+        monkeypatch.chdir("/")
+        trackers.log({"loss": 0.5}, 1)
+    events = EventAccumulator(str(tmp_path / "out" / FOLDER / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == [0.5]
+
+
 def test_wandb_gets_the_run_and_its_key_reaches_no_file(
     small: Small, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from trainer.learning.history import Trained
 from trainer.learning.resume import data_identity
 from trainer.monitor.validation import Curves
 from trainer.result import meta
+from trainer.result.record import TrainingRecord
 from trainer.settings.fields import Settings, SettingsError
 from trainer.settings.inputs import LENGTHS
 
@@ -32,7 +33,8 @@ def described(
     trained = Trained([1.0], 1.0, [1.0])
     proof = {"placeholder_token_id": 1.0}
     dataset = meta.DatasetFile(settings.dataset).describe(examples)
-    return meta.describe(settings, dataset, trained, proof, None, curves or Curves([], [], [], []))
+    curves = curves or Curves([], [], [], [])
+    return TrainingRecord.of(settings, dataset, trained, proof, None, curves).meta()
 
 
 def read_back(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def test_every_text_setting_at_its_bound_can_be_saved_and_beyond_it_is_refused(
 
 
 def test_more_than_can_be_read_back_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="meta.json would have .* is the most"):
+    with pytest.raises(ValueError, match="meta.json would have .* is the limit"):
         read_back({"text": "a" * MAX_META_BYTES}, tmp_path)
     assert not (tmp_path / "weights.zip").exists()
     assert read_back({"text": "a" * (MAX_META_BYTES // 2 - 100)}, tmp_path)["text"]

@@ -596,6 +596,8 @@ def test_a_key_in_a_file_is_refused_unshown_and_sent_to_the_environment(
     from trainer.settings.config import read_config
 
     (tmp_path / "run.yaml").write_text(f"dataset: a.zip\ntrain: {{{key}: hf_abcdef}}\n")
-    with pytest.raises(SettingsError, match=f"{key}; keys are not for files; set {variable}") as no:
+    with pytest.raises(
+        SettingsError, match=f"{key}; secrets do not belong in files; set {variable}"
+    ) as no:
         read_config(tmp_path / "run.yaml")
     assert "hf_abcdef" not in str(no.value)

@@ -13,7 +13,7 @@ from PIL import Image
 from trainer.data.dataset import Example
 from trainer.monitor.validation import Curves
 from trainer.result.charts import Line, chart, smoothed, thinned, ticks
-from trainer.result.report import FRAMES, PICTURES, ReportData, page
+from trainer.result.report import FRAMES, IMAGES, ReportData, page
 from trainer.result.result_checks import FAILED, PASSED, CheckResult
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'> & <zwx>"
@@ -94,6 +94,7 @@ HOSTILES = [
     *("<!-- <zwx>", "--> ]]> <zwx>", "</main></body></html><zwx>", "</style><zwx>", "<zwx>`|`---"),
     *(f"<zwx>{end}</title>{end}<h1>x</h1>" for end in ("\n", "\u2028", "\x85", "\x0b", "\x1c")),
     *("<svg/onload=x>", "&lt;b&gt; &#60; &amp", "{0} %s <zwx>", "'\u202e<zwx>\""),
+    *("{{ 7 * 7 }} {{ meta }} <zwx>", "{% include 'report.css' %} {# <zwx>"),
 ]
 
 
@@ -139,13 +140,13 @@ def test_the_page_asks_the_network_for_nothing(report_data: ReportData) -> None:
 def test_a_large_dataset_and_many_previews_leave_the_page_small(report_data: ReportData) -> None:
     many = replace(
         report_data,
-        examples=[picture(f"{k}.png", "x", 600) for k in range(PICTURES + 20)],
+        examples=[picture(f"{k}.png", "x", 600) for k in range(IMAGES + 20)],
         previews={k: report_data.previews[0] for k in range(100)},
     )
     parsed = Page(page(many))
     images = [attributes for tag, attributes in parsed.elements if tag == "img"]
-    assert len(images) == PICTURES + FRAMES
-    assert f"first {PICTURES} of {PICTURES + 20} pictures" in parsed.text
+    assert len(images) == IMAGES + FRAMES
+    assert f"first {IMAGES} of {IMAGES + 20} images" in parsed.text
     assert "before" in parsed.text
     assert "step 99" in parsed.text
     assert max(int(str(each["width"])) for each in images) <= 256

@@ -46,7 +46,7 @@ def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Pa
     with pytest.raises(ZeroPriorBroken, match="text encoder changed in 1 tensors"):
         proof.result([0.0, 1.0])
     weight.view(torch.int32)[77777, 3] ^= 1
-    with pytest.raises(ZeroPriorBroken, match="zero in every step that saw it"):
+    with pytest.raises(ZeroPriorBroken, match="zero in every step with it"):
         proof.result([0.0, 0.0])
     proof.result([0.0, 1.0])
 

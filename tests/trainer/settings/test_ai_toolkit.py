@@ -256,10 +256,13 @@ def test_what_differs_is_said_to_differ() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"network__type": "lokr"}, "network.type: lokr (only lora is known here)"),
+        ({"network__type": "lokr"}, "network.type: lokr (only lora is supported)"),
         ({"network__dropout": 0.1}, "network.dropout: 0.1"),
-        ({"train__optimizer": "automagic"}, "train.optimizer: automagic (known here: adamw"),
-        ({"train__lr_scheduler": "linear"}, "train.lr_scheduler: linear (theirs rises"),
+        ({"train__optimizer": "automagic"}, "train.optimizer: automagic (supported: adamw"),
+        (
+            {"train__lr_scheduler": "linear"},
+            "train.lr_scheduler: linear (in ai-toolkit the rate rises",
+        ),
         ({"train__lr_scheduler_params": {"eta_min": 1e-6}}, "train.lr_scheduler_params.eta_min"),
         ({"train__max_denoising_steps": 500}, "train.max_denoising_steps: 500"),
         ({"train__optimizer_params": {"d_coef": 2}}, "train.optimizer_params.d_coef: 2"),
@@ -279,7 +282,7 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"datasets__flip_x": True}, "datasets.flip_x: True"),
         ({"datasets__caption_ext": "json"}, "datasets.caption_ext: json"),
         ({"slider": {"guidance_strength": 3}}, "slider.guidance_strength: 3"),
-        ({"network": None}, "network (left out): theirs trains the whole model"),
+        ({"network": None}, "network (missing): ai-toolkit then trains the whole model"),
         ({"datasets__folder_path": ["a", "b"]}, "datasets.folder_path: ['a', 'b'] (not text"),
         ({"trigger_word": 7}, "trigger_word: 7 (not text; write it in quotes)"),
         ({"train__num_train_timesteps": 500}, "train.num_train_timesteps: 500"),
@@ -361,7 +364,7 @@ def test_a_job_without_any_optional_key_has_their_defaults() -> None:
     found: Translation = translate(content)
     assert found.refused == []
     assert found.near == [
-        "train.dtype (left out): theirs is float32; here the base is bfloat16 on a GPU"
+        "train.dtype (missing): float32 in ai-toolkit; here the base is bfloat16 on a GPU"
     ]
     values = found.settings
     assert (values["steps"], values["resolution"], values["batch_size"]) == (1000, 512, 1)
@@ -375,7 +378,9 @@ def test_a_rate_that_is_left_out_is_theirs_and_is_named() -> None:
     del content["config"]["process"][0]["train"]["lr"]
     found = translate(content)
     assert found.settings["learning_rate"] == 1e-6
-    assert "train.lr (left out): theirs is 1e-06, which hardly trains; 1e-4 is usual" in found.near
+    assert (
+        "train.lr (missing): 1e-06 in ai-toolkit, which hardly trains; 1e-4 is usual" in found.near
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +397,7 @@ def test_a_small_rate_of_prodigy_becomes_one_as_theirs_does(
     settings = read(tmp_path, yaml.safe_dump(content))
     assert (settings.optimizer, settings.learning_rate) == ("prodigy", rate)
     near = "\n".join(translate(content).near)
-    assert ("becomes 1.0, as theirs does" in near) is named
+    assert ("becomes 1.0, as in ai-toolkit" in near) is named
     assert ("train.optimizer: prodigy8bit" in near) is (name == "Prodigy8bit")
 
 
@@ -535,7 +540,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model__arch": "flux"}, "model.arch is 'flux'; known here: qwen_image, zimage"),
+        ({"model__arch": "flux"}, "model.arch is 'flux'; supported: qwen_image, zimage"),
         ({"model__arch": "qwen_image"}, "model.arch is qwen_image, but name_or_path is z-image"),
         ({"model__name_or_path": "some/model"}, "model.name_or_path: base_model 'some/model'"),
         ({"datasets": [{"folder_path": "/a"}, {"folder_path": "/b"}]}, "into one"),
@@ -551,7 +556,7 @@ def test_a_job_that_cannot_be_one_training_here_says_why(
 def test_a_turbo_job_without_its_adapter_gets_the_models_own() -> None:
     found = translate(job(model__assistant_lora_path=None))
     assert "turbo_adapter" not in found.settings
-    assert any("own turbo adapter" in line for line in found.near)
+    assert any("training adapter is used" in line for line in found.near)
 
 
 def test_wandb_and_the_hub_are_taken_over() -> None:

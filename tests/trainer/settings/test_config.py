@@ -61,7 +61,7 @@ def test_a_token_is_trained_unless_the_file_switches_it_off(read: Read) -> None:
 def test_what_is_left_out_or_left_empty_suits_the_base(read: Read) -> None:
     settings = read("train: {rank: , steps: ~, resolution: null}\nsample:\ndebug:\n")
     assert settings.rank == settings.base.rank
-    assert settings.for_pictures(1).steps == settings.base.training_steps.least
+    assert settings.for_images(1).steps == settings.base.training_steps.least
     assert settings.resolutions == (settings.base.training_resolution,)
     assert settings.subject == "<zwx>"
 
@@ -166,7 +166,7 @@ def test_every_key_refuses_a_value_that_makes_no_sense(read: Read) -> None:
     ("text", "complaint"),
     [
         ("train: {rank: 0, steps: 0}", "rank is 0.*steps is 0"),
-        ("train: {resolution: [512, big]}", "resolution.*'512,big' is not understood"),
+        ("train: {resolution: [512, big]}", "resolution.*'512,big' is invalid"),
         ("train: {train_placeholder_token: true, placeholder_token: my cat}", "white space"),
         ("base_model: z-image-trubo", "did you mean 'z-image-turbo'"),
         ("sample: {prompts: a cat, width: 64}", "width and height go together"),
@@ -187,7 +187,7 @@ def test_a_file_that_is_none_is_refused_in_one_line(read: Read) -> None:
             read(text)
         assert "\n" not in str(refusal.value)
     with pytest.raises(
-        SettingsError, match="^nowhere.yaml: No such file or directory; give a YAML"
+        SettingsError, match="^nowhere.yaml: No such file or directory; pass a YAML"
     ):
         read_config("nowhere.yaml")
 

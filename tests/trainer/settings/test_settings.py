@@ -28,8 +28,8 @@ def test_steps_grow_with_the_pictures_between_two_bounds() -> None:
 
 
 def test_steps_that_are_given_stay(small: Callable[..., Settings]) -> None:
-    assert small(steps=7).for_pictures(40).steps == 7
-    assert small(steps=None).for_pictures(20).steps == 2000
+    assert small(steps=7).for_images(40).steps == 7
+    assert small(steps=None).for_images(20).steps == 2000
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -65,10 +65,10 @@ def test_the_shift_of_the_base_belongs_to_its_own_sampling(small: Callable[..., 
         ({"optimizer": "adam"}, "optimizer 'adam' is not one of.*did you mean 'adamw'"),
         (
             {"optimizer": "prodigy", "learning_rate": 1e-4},
-            "learning_rate is 0.0001, but prodigy finds the rate by itself.*leave it out",
+            "learning_rate is 0.0001, but prodigy finds the learning rate by itself.*remove it",
         ),
         ({"timestep_sampling": "sigmoidal"}, "did you mean 'sigmoid'"),
-        ({"timestep_sampling": "shift", "training_shift": 3.0}, "leave training_shift out"),
+        ({"timestep_sampling": "shift", "training_shift": 3.0}, "remove training_shift"),
         ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it must be between 1 and"),
         ({"ema_decay": 1.0}, "ema_decay is 1; it must be between 0 and"),
         ({"quantize": "int4"}, "quantize 'int4' is not one of auto, none, fp8, int8, nf4"),
@@ -117,7 +117,7 @@ def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_d
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = small(**given, dataset=tmp_path / "nowhere.zip")
     table = describe_plan(settings)
-    assert "On an otherwise empty card" in table
+    assert "On an otherwise empty GPU" in table
     assert f"This run cannot start here: {said}" in table
     with pytest.raises(SettingsError, match=said):
         train(settings)
@@ -169,7 +169,7 @@ def test_a_text_beyond_its_bound_is_refused_by_name(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("prompts", [65, 2000])
 def test_sample_prompts_are_counted(prompts: int, small: Callable[..., Settings]) -> None:
-    with pytest.raises(SettingsError, match=f"sample_prompts are {prompts:,}; at most 64 are"):
+    with pytest.raises(SettingsError, match=f"has {prompts:,} prompts; at most 64 are"):
         small(sample_prompts=["a"] * prompts)
 
 
@@ -358,7 +358,7 @@ def test_usual_trainings_are_far_below_the_bounds(
 ) -> None:
     settings = small(base_model=base, preset=preset, steps=None, rank=None, resolution=None)
     assert too_much(settings) == []
-    steps = settings.for_pictures(40).steps
+    steps = settings.for_images(40).steps
     previewed = small(
         **{"base_model": base, "steps": steps, "sample_every": steps // 20},
         sample_prompts=["a"] * 8,
@@ -372,8 +372,8 @@ def test_a_text_that_is_no_path_is_refused_by_its_setting(
 ) -> None:
     for text, said in (
         ("a\0b", "contains a NUL character"),
-        ("a\ud800b", "holds half a character"),
-        ("~nobody-is-called-so/x", "no user is called nobody-is-called-so"),
+        ("a\ud800b", "contains half a character"),
+        ("~nobody-is-called-so/x", "there is no user nobody-is-called-so"),
     ):
         with pytest.raises(SettingsError, match=f"{name}.*{said}"):
             small(**{name: text})

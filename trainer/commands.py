@@ -1,0 +1,159 @@
+"""Commands to a run, by its name: pause, resume, stop, save. No PyTorch here.
+
+Each takes the run's folder or its name in `outputs/`, and raises `CommandRefused` that says what
+can be done instead.
+"""
+
+import argparse
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.events import read_events
+from trainer.inbox import Command, put
+from trainer.outputs import OUTPUTS
+from trainer.run_files import CHECKPOINTS, checkpoints_in, listed, record_of
+from trainer.settings import Settings, TrainingInputs, resolve
+from trainer.state import RunState, run_state
+
+PATIENCE = 2.0  # seconds to wait for the run's answer; a step may take longer
+SHOWN = 5  # runs that are named where one is not found
+
+
+class CommandRefused(ValueError):
+    """A command that cannot be given. The message says why and what can be done."""
+
+
+def pause(name: str | Path, free: bool = False) -> str:
+    """Pauses a run between two steps. Returns what became of it, as a sentence.
+
+    With `free`, the run writes a checkpoint and ends its process, so that its memory is free.
+    """
+    return _give(name, Command("pause", free=free))
+
+
+def stop(name: str | Path, keep: bool = False) -> str:
+    """Ends a run with a checkpoint; with `keep`, one step later with weights, checks and report."""
+    return _give(name, Command("stop", keep=keep))
+
+
+def save(name: str | Path) -> str:
+    """Has a run write its weights of now to `saved/step-NNNNNN.zip`, and go on."""
+    return _give(name, Command("save"))
+
+
+def resume(name: str | Path) -> str | Settings:
+    """Resumes a run: its paused process goes on, which the sentence says, or a new one is needed.
+
+    Then these are the settings to train with: those of run.json, from the newest checkpoint.
+    """
+    folder, state = _find(name)
+    if state.state == "paused":
+        return _give(folder, Command("resume"))
+    _check_allowed(folder, state, "resume")
+    return settings_to_resume(folder)
+
+
+def settings_to_resume(folder: Path) -> Settings:
+    """The settings that a run was started with, to train it further in the same folder."""
+    facts = record_of(folder)
+    if not checkpoints_in(folder / CHECKPOINTS):
+        raise CommandRefused(f"{folder} has no checkpoint to resume from; start the run again")
+    try:
+        given, used = facts["settings"]["given"], facts["settings"]["used"]
+        inputs: dict[str, Any] = {**given, "dataset": facts["dataset"]["path"]}
+        if inputs.get("base_model", "auto") == "auto":  # which may choose another one by now
+            inputs["base_model"] = used["base"]
+    except (KeyError, TypeError) as error:
+        raise CommandRefused(
+            f"{folder}/run.json does not say how the run was started; "
+            f"train with resume_from: {folder / CHECKPOINTS}"
+        ) from error
+    inputs |= {"resume_from": folder / CHECKPOINTS, "output_dir": folder}
+    try:
+        return resolve(TrainingInputs(**inputs))
+    except ValueError as error:
+        raise CommandRefused(f"{folder}/run.json: {error}") from error
+
+
+_CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
+    "pause": (pause, "Pause a run between two steps; its memory stays in use."),
+    "resume": (resume, "Resume a run that was paused, stopped or killed, or has failed."),
+    "stop": (stop, "Write a checkpoint and end a run."),
+    "save": (save, "Write the weights of now to saved/step-NNNNNN.zip; the run goes on."),
+}
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The command line of `pause RUN` and the like."""
+    parser = argparse.ArgumentParser(prog="python -m trainer")
+    commands = parser.add_subparsers(dest="do", required=True, metavar="COMMAND")
+    for name, (_, text) in _CALLS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("name", metavar="RUN", help="its folder, or its name in outputs/")
+        if name == "pause":
+            text = "free the memory: write a checkpoint, end the process"
+            command.add_argument("--free", action="store_true", help=text)
+        if name == "stop":
+            text = "write also weights.zip, checks and report"
+            command.add_argument("--keep", action="store_true", help=text)
+    return parser
+
+
+def command_line(words: Sequence[str]) -> Settings | None:
+    """Does what `pause RUN` and the like say, and prints what became of it.
+
+    Returns settings where a run is to be resumed in this process.
+    """
+    given = vars(command_parser().parse_args(words))
+    call, _ = _CALLS[given.pop("do")]
+    done = call(**given)
+    if isinstance(done, Settings):
+        return done
+    print(done)
+    return None
+
+
+def _find(name: str | Path) -> tuple[Path, RunState]:
+    """The folder of a run and its state."""
+    for folder in (OUTPUTS / name, Path(name)):
+        state = run_state(folder)
+        if state is not None:
+            return folder.resolve() if folder.is_symlink() else folder, state
+    known = [each.name for each in listed(OUTPUTS) if not each.is_symlink() and run_state(each)]
+    near = difflib.get_close_matches(str(name), known, 1, cutoff=0.4)
+    hint = f"the newest are: {', '.join(reversed(known[-SHOWN:]))}" if known else "it has none"
+    if near:
+        hint = f"did you mean {near[0]}?"
+    raise CommandRefused(f"there is no run {name} in {OUTPUTS}/; {hint}")
+
+
+def _check_allowed(folder: Path, state: RunState, do: str) -> None:
+    if do not in state.allowed:
+        can = f"possible now: {', '.join(state.allowed)}" if state.allowed else "nothing to be done"
+        raise CommandRefused(f"cannot {do} {folder.name}, which is {state}; {can}")
+
+
+def _give(name: str | Path, command: Command) -> str:
+    """Gives a command, and waits a moment for the answer."""
+    folder, state = _find(name)
+    _check_allowed(folder, state, command.do)
+    put(folder, command)
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        for event in read_events(folder):
+            if event["type"] == "command" and event.get("id") == command.key:
+                if not event.get("accepted"):
+                    raise CommandRefused(f"{folder.name}: {event.get('why')}")
+                return f"{folder.name}: {_became(folder, command)}"
+        time.sleep(0.05)
+    return f"{folder.name}: will {command.do} as soon as its present step or preview is done"
+
+
+def _became(folder: Path, command: Command) -> str:
+    if command.do == "save":
+        saved = [each for each in read_events(folder) if each["type"] == "saved"]
+        return f"saved {folder / str(saved[-1]['file'])}"
+    return str(run_state(folder))

@@ -1,0 +1,145 @@
+"""events.jsonl: everything that happens in a run, one JSON object a line. No PyTorch here.
+
+Each line has `n`, which counts, `t`, the time in seconds since 1970, and `type`:
+
+    started     pid, its start time, boot id, host, device, versions, base model, steps
+    phase       loading, encoding images or captions, training, checking, writing; done and of
+    plan        the memory mode, and the bytes at the peak that it is expected to take
+    steps       from (the first of these steps), loss (one per step, null: no finite number),
+                rate and norm of the last one, seconds since the last such event
+    validation  step, loss at each sigma, mean, kind
+    preview     step, number and text of the prompt, seed, file
+    checkpoint  step, file, bytes: a state to resume from
+    saved       step, file, bytes: usable weights
+    command     id, do, accepted, why (trainer.inbox)
+    pausing, paused, resumed, stopping, stopped      step; paused: kept or freed memory
+    warning, error                                   text, where; an error ends the run as failed
+    check, done                                      a check's result; files, seconds, peak memory
+
+After `resumed`, earlier events of later steps are void. Only the process that holds the run's lock
+writes. A state event is on the disk when `emit` returns; the others may be lost in a power cut.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.run_files import EVENTS
+
+log = logging.getLogger(__name__)
+
+STATE_EVENTS = frozenset(
+    ("started", "pausing", "paused", "resumed", "stopping", "stopped", "error", "done")
+)
+SECONDS = 0.5  # between two events of one kind that repeats: steps, and counts of a phase
+
+
+class Events:
+    """Appends to a run's events.jsonl. Without a folder it writes nothing.
+
+    A full disk must not end a run: what cannot be written is lost, with one warning.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.step = 0  # the last one that an event names
+        self._path = folder / EVENTS if folder is not None else None
+        self._file: int | None = None
+        self._number, self._whole, self._failed = 0, True, False
+        self._phase, self._phase_time = "", 0.0
+
+    def emit(self, kind: str, /, **facts: Any) -> None:
+        """Appends one event."""
+        if kind == "steps":
+            self.step = facts["from"] + len(facts["loss"]) - 1
+        self.step = facts.get("step", self.step)
+        if self._path is None:
+            return
+        try:
+            if self._file is None:
+                self._open(self._path)
+            event = {"n": self._number + 1, "t": round(time.time(), 3), "type": kind, **facts}
+            line = json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":"))
+            # What an interrupted write has left is ended first, so that it spoils no second line.
+            text = ("" if self._whole else "\n") + line + "\n"
+            data = text.encode(errors="backslashreplace")
+            assert self._file is not None
+            self._whole = False
+            if os.write(self._file, data) == len(data):
+                self._whole = True
+                self._number += 1
+            if kind in STATE_EVENTS:
+                os.fsync(self._file)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("%s cannot be written: %s", self._path, error)
+
+    def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
+        """Says what the run does; while a phase is counted, at most every `SECONDS`."""
+        now = time.monotonic()
+        if name == self._phase and done != of and now - self._phase_time < SECONDS:
+            return
+        self._phase, self._phase_time = name, now
+        counted = {} if done is None else {"done": done, "of": of}
+        self.emit("phase", name=name, **counted)
+
+    def close(self) -> None:
+        """Closes the file; a later event opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self, path: Path) -> None:
+        """Opens the file, and goes on from the number of its last event.
+
+        A last line that lacks only its end counts: the end is about to be written.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(path, flags, 0o644)
+        with path.open("rb") as file:
+            for line in file:
+                event = _event(line.removesuffix(b"\n") + b"\n")
+                self._number = event["n"] if event is not None else self._number
+                self._whole = line.endswith(b"\n")
+
+
+def read_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run, oldest first; none where there is no file.
+
+    Skips lines that are no event, and a last line without its end, which is being written.
+    """
+    try:
+        with (folder / EVENTS).open("rb") as file:
+            for line in file:
+                event = _event(line)
+                if event is not None:
+                    yield event
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    right = isinstance(event, dict) and isinstance(event.get("type"), str)
+    return event if right and type(event.get("n")) is int else None
+
+
+def as_json(value: Any) -> Any:
+    """The value in JSON's types: paths as text, and null for NaN and infinity, which it lacks."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    return value if value is None or isinstance(value, str | int) else str(value)

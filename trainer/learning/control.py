@@ -1,0 +1,160 @@
+"""What a run says while it goes on, and what others ask of it between two steps."""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from trainer.events import Events
+from trainer.inbox import Command, Inbox
+from trainer.learning.distributed import processes
+from trainer.learning.step_weights import write_weights_of_step
+from trainer.run_files import SAVED
+
+if TYPE_CHECKING:
+    from trainer.learning.loop import Loop
+    from trainer.learning.saving import Saver
+
+log = logging.getLogger(__name__)
+
+LOOK = 0.1  # seconds between two looks for a command while a run is paused
+
+
+class Stopped(RuntimeError):
+    """A run that was ended by a command. It can be resumed from its checkpoint."""
+
+    def __init__(self, message: str, freed: bool = False) -> None:
+        super().__init__(message)
+        self.freed = freed  # a pause that frees the memory
+
+
+class Refused(Exception):
+    """Why a command is not done."""
+
+
+class Control:
+    """The events and the commands of one run; by itself it says nothing and hears nothing."""
+
+    def __init__(self, events: Events | None = None, inbox: Inbox | None = None) -> None:
+        self.events, self._inbox = events or Events(), inbox or Inbox()
+        self._waiting: list[Command] = []  # taken, and not yet done
+        self.begun, self.early = time.monotonic(), False  # early: ended before the last step
+
+    def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
+        """Says what is done before the first step. Raises `Stopped` if a stop is asked for.
+
+        Other commands wait for the first step.
+        """
+        self.events.phase(name, done, of)
+        self._waiting += self._take()
+        for command in self._waiting:
+            if command.do == "stop" and not command.keep:
+                self._waiting.remove(command)
+                self.events.emit("stopping", step=0)
+                self._answer(command)
+                log.info("stopped before the first step")
+                raise Stopped("stopped before the first step")
+
+    def between_steps(self, loop: "Loop", saver: "Saver | None") -> None:
+        """Does what is asked for. Raises `Stopped` if that ends the run."""
+        for command in self._commands():
+            self._do(command, loop, saver)
+
+    def end(self) -> None:
+        """Refuses what is asked for too late to be done."""
+        for command in self._commands():
+            self._answer(command, "the run has ended")
+
+    def _commands(self) -> Iterator[Command]:
+        """The commands that wait, in their order, one at a time."""
+        self._waiting += self._take()
+        while self._waiting:
+            yield self._waiting.pop(0)
+
+    def _take(self) -> list[Command]:
+        right = []
+        for command, fault in self._inbox.take():
+            if not fault and command.do != "save" and processes().num_processes > 1:
+                fault = (
+                    "a run of several processes cannot do this; end it with Ctrl-C or SIGTERM, "
+                    "which save its state"
+                )
+            if fault:
+                self._answer(command, fault)
+            else:
+                right.append(command)
+        return right
+
+    def _do(self, command: Command, loop: "Loop", saver: "Saver | None") -> None:
+        try:
+            if command.do == "save":
+                self._save(loop, saver)
+            elif command.do == "pause" and command.free:
+                self._pause_and_end(command, loop, saver)
+            elif command.do == "pause":
+                self._pause(command, loop, saver)
+                return
+            elif command.do == "stop" and not command.keep:
+                self.events.emit("stopping", step=loop.done)
+                self._answer(command)
+                raise Stopped(f"stopped after {loop.done} steps")
+            elif command.do == "stop":
+                # One step more, so that all that belongs to the last step is done after it.
+                last = min(loop.done + 1, loop.settings.steps)
+                self.early = last < loop.settings.steps
+                loop.settings = loop.settings.replace(steps=last)
+                self.events.emit("stopping", step=loop.done, keep=True)
+                log.info("step %d is the last one, as asked for", last)
+            else:
+                raise Refused("the run is not paused")
+        except Refused as refused:
+            self._answer(command, str(refused))
+        else:
+            self._answer(command)
+
+    def _save(self, loop: "Loop", saver: "Saver | None") -> None:
+        try:
+            assert saver is not None
+            path = write_weights_of_step(loop, saver.folder.parent / SAVED)
+        except Exception as error:
+            log.warning("the weights of step %d are not saved: %s", loop.done, error)
+            raise Refused(f"the weights cannot be written: {error}") from error
+        log.info("saved the weights of step %d as %s", loop.done, path)
+
+    def _pause_and_end(self, command: Command, loop: "Loop", saver: "Saver | None") -> None:
+        try:
+            assert saver is not None
+            saver.save(loop)
+        except Exception as error:  # ending now would lose steps
+            raise Refused(f"no checkpoint can be written: {error}") from error
+        self.events.emit("pausing", step=loop.done)
+        self._answer(command)
+        raise Stopped(f"paused after {loop.done} steps; its memory is free", freed=True)
+
+    def _pause(self, asked: Command, loop: "Loop", saver: "Saver | None") -> None:
+        """Waits between two steps until it is asked to go on; everything stays in memory."""
+        self.events.emit("pausing", step=loop.done)
+        self.events.emit("paused", step=loop.done, kept=True)
+        self._answer(asked)
+        log.info("paused after %d steps; the memory stays in use", loop.done)
+        while True:
+            command = next(self._commands(), None)
+            if command is None:
+                time.sleep(LOOK)
+            elif command.do == "resume" or command.keep:
+                break
+            elif command.do == "pause" and not command.free:
+                self._answer(command, "the run is paused already")
+            else:
+                self._do(command, loop, saver)
+        self.events.emit("resumed", step=loop.done)
+        log.info("resumed after %d steps", loop.done)
+        if command.keep:
+            self._do(command, loop, saver)
+        else:
+            self._answer(command)
+
+    def _answer(self, command: Command, refused: str = "") -> None:
+        facts = {"why": refused} if refused else {}
+        accepted = not refused
+        self.events.emit("command", id=command.key, do=command.do, accepted=accepted, **facts)

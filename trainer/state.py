@@ -1,0 +1,81 @@
+"""The state of a run, from its events and its lock. It is stored nowhere. No PyTorch here.
+
+    queued ─► running ─► done
+              │ ▲  └── stop ──► stopping ─► stopped, or done early (stop and keep)
+              │ └── resume ◄── paused ◄─ pausing
+              └── error ─► failed
+
+A run whose process ended without a last word is stopped, too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.events import STATE_EVENTS, read_events
+from trainer.lock import Lock
+from trainer.run_files import record_of
+
+_STATES = {
+    **dict.fromkeys(("started", "resumed"), "running"),
+    **{each: each for each in ("pausing", "paused", "stopping", "stopped", "done")},
+    "error": "failed",
+}
+# In these states a process must be there.
+_ALIVE = ("running", "pausing", "stopping")
+
+# What can be asked of a run in a state.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "queued": (),
+    "running": ("pause", "stop", "save"),
+    "pausing": (),
+    "paused": ("resume", "stop", "save"),
+    "paused, memory freed": ("resume",),
+    "stopping": (),
+    "stopped": ("resume",),
+    "failed": ("resume",),
+    "done": (),
+}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run is doing, as far as its folder says it."""
+
+    state: str  # a key of ALLOWED
+    step: int  # the last one that an event names
+    phase: str = ""  # of a running one
+    why: str = ""  # it was stopped or has failed
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The commands that can be given now."""
+        return ALLOWED[self.state]
+
+    def __str__(self) -> str:
+        phase = f", {self.phase}" if self.phase else ""
+        step = f" at step {self.step:,}" if self.step else ""
+        return f"{self.state}{phase}{step}{f': {self.why}' if self.why else ''}"
+
+
+def run_state(folder: Path) -> RunState | None:
+    """The state of the run in a folder; None where no run has been."""
+    held = Lock.is_held(folder)  # first: a process that ends meanwhile has written its last event
+    last, step, phase = None, 0, ""
+    for event in read_events(folder):
+        if event["type"] in STATE_EVENTS:
+            last = event
+        if event["type"] == "phase":
+            phase = str(event.get("name", ""))
+        if event["type"] == "steps":
+            step = event["from"] + len(event["loss"]) - 1
+        elif "step" in event:
+            step = event["step"]
+    if last is None:
+        return RunState("queued", 0) if held or record_of(folder) else None
+    state = _STATES[last["type"]]
+    if state == "paused" and not last.get("kept"):
+        return RunState("paused, memory freed", step)
+    if not held and state in (*_ALIVE, "paused"):
+        return RunState("stopped", step, why="its process ended without a word")
+    why = str(last.get("text") or last.get("why") or "")
+    return RunState(state, step, phase if state == "running" else "", why)

@@ -1,0 +1,1 @@
+"""The command `zeroprior`: one name for the commands of the packages. It holds no logic itself."""

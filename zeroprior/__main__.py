@@ -1,0 +1,96 @@
+"""zeroprior COMMAND …: finds the command's package, imports it and hands over the words.
+
+A new command is a row of `COMMANDS`.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A row of `zeroprior --help`, and the function that is called with the command's words."""
+
+    group: str
+    help: str
+    function: str  # module:name, imported only when it is called
+    first: tuple[str, ...] = ()  # words that go before the user's
+
+
+COMMANDS = {
+    "train": Command("Train", "train a LoRA and a token from images", "trainer.__main__:main"),
+    "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),
+    "pause": Command("Runs", "pause a run", "trainer.__main__:main", ("pause",)),
+    "resume": Command("Runs", "resume a run", "trainer.__main__:main", ("resume",)),
+    "stop": Command("Runs", "end a run with a checkpoint", "trainer.__main__:main", ("stop",)),
+    "save": Command("Runs", "write a run's weights of now", "trainer.__main__:main", ("save",)),
+    "generate": Command("Generate", "generate images", "inference.__main__:main"),
+    "serve": Command("Generate", "start an HTTP server (Cog's interface)", "serving.__main__:main"),
+    "demo": Command("Other", "train and generate with a small model, no GPU", "demo.__main__:main"),
+    "download": Command("Other", "download base models", "families.download:main"),
+    "completion": Command(
+        "Other", "print completion for bash and zsh", "zeroprior.completion:main"
+    ),
+}
+
+EXAMPLES = """\
+Examples:
+  zeroprior demo
+  zeroprior plan imgs.zip --base z-image-turbo
+  zeroprior train imgs.zip --base z-image-turbo --steps 800
+  zeroprior generate --weights outputs/latest/weights.zip --prompt "a photo of <zwx>"
+
+zeroprior COMMAND --help shows the options of a command. --debug shows the traceback of an error.
+"""
+
+
+def main() -> None:
+    """Reads the name of the command and calls it."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"zeroprior {version('zeroprior')}")
+        return
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    call(COMMANDS[name], words)
+
+
+def call(command: Command, words: Sequence[str]) -> None:
+    """Imports the command's function and calls it with the words.
+
+    An error is one message; with `--debug` it has its traceback.
+    """
+    from inference.console import one_message
+
+    module, function = command.function.split(":")
+    with one_message("--debug" in words):
+        getattr(importlib.import_module(module), function)([*command.first, *words])
+
+
+def usage() -> str:
+    """The text of `zeroprior --help`."""
+    lines = [
+        "usage: zeroprior COMMAND [options]",
+        "",
+        "Train LoRAs for Qwen-Image and Z-Image with a new token for your subject, and generate",
+        "images with them.",
+    ]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {n:<12}{each.help}" for n, each in COMMANDS.items() if each.group == group]
+    return "\n".join([*lines, "", EXAMPLES])
+
+
+if __name__ == "__main__":
+    main()

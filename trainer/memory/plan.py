@@ -3,8 +3,9 @@
 `choose` depends only on these figures, the free memory and the user's settings. Sizes are in bytes.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from trainer.memory.step_cost import (
     step_loads,
     velocity_load,
 )
-from trainer.settings import OPTIMIZERS
+from trainer.settings import OPTIMIZERS, Extent
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Figures:
     caption: Load  # of the largest batch of the text encoder
     preview: Load = NOTHING  # of one preview image
     largest_linear: int = 0  # values of the largest block linear
+    # Preservation: its rows by gradient checkpointing, the share of batches that have them, and the
+    # FLOPs of all its images.
+    rows: Mapping[bool, Load] = field(default_factory=lambda: {False: NOTHING, True: NOTHING})
+    rows_share: float = 0.0
+    preservation_images: int = 0
 
     @property
     def lora_file(self) -> int:
@@ -98,11 +104,16 @@ class Figures:
         parts = {
             "transformer": self.weights(mode.quantize, mode.offload),
             "LoRA and optimizer": self.trained(),
-            "activations": self.steps[mode.checkpointing].bytes,
+            "activations": max(self.steps[mode.checkpointing].bytes, self._rows(mode)),
         }
         if self.placeholder:
             parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
         return parts
+
+    def _rows(self, mode: Mode) -> int:
+        """The rows' pass, which begins with the batch's gradients still in memory."""
+        gradients = 0 if self.accumulates or not self.rows_share else 4 * self.lora_values
+        return self.rows[mode.checkpointing].bytes + gradients
 
     def captions(self, quantize_text: str) -> int:
         """The peak of encoding captions."""
@@ -139,12 +150,13 @@ class Figures:
 
     def flops(self, mode: Mode) -> int:
         """FLOPs of one step."""
-        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops
+        rows = round(self.rows_share * self.rows[mode.checkpointing].flops)
+        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
         """Bytes copied from CPU memory in one step: forward, backward, and once more for
         recomputed activations."""
-        passes = (2 + mode.checkpointing) * mode.offload
+        passes = (2 + mode.checkpointing) * mode.offload * (1 + self.rows_share)
         return passes * self._each(mode.quantize) * self.block_weights
 
     def _each(self, quantize: str) -> float:
@@ -279,6 +291,7 @@ def figures(
     images: Sequence[Shape] = (),
     captions: int = 1,
     preview: Shape | None = None,
+    preservation: Extent | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Figures:
     """The figures of a run on a base, counted without its weights.
@@ -292,6 +305,9 @@ def figures(
     lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
     block, other = _split(family.transformer)
     text_block, text_other = _split(family.text_encoder)
+    preserved: dict[str, Any] = {}
+    if preservation is not None:
+        preserved = _preservation_loads(family, targets, shape, preservation)
     return Figures(
         block_weights=block,
         other_weights=other,
@@ -317,7 +333,21 @@ def figures(
             family.transformer.get_parameter(f"{name}.weight").numel()
             for name in block_linears(family.transformer)
         ),
+        **preserved,
     )
+
+
+def _preservation_loads(
+    family: Family, targets: Sequence[str], step: Shape, extent: Extent
+) -> dict[str, Any]:
+    """The fields of `Figures` for the rows and the images of preservation."""
+    row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
+    passes = extent.images * extent.steps
+    return {
+        "rows": step_loads(family, targets, row),
+        "rows_share": 1 / extent.every,
+        "preservation_images": passes * velocity_load(family, row).flops,
+    }
 
 
 def _preview_load(family: Family, shape: Shape) -> Load:

@@ -1,41 +1,44 @@
 """Preservation: prompts without the subject keep the images that the base model makes of them.
 
-A LoRA that learns a subject from images of nothing else changes every other prompt, too. So some
-rows of every step ask it about something else: before the training, the model generates from
-varied prompts, and its noisy latents and velocities on the way become targets. In the loop the
-model with the LoRA has to answer them as it did without. `docs/preservation.md` compares this with
-other ways.
+A LoRA that learns a subject from images of nothing else changes every other prompt, too. So before
+the LoRA is added, the model generates images, without guidance, of varied prompts that do not
+contain the subject. Its noisy latents and velocities at each step become targets. In the loop, some
+rows beside each batch ask the model with the LoRA to predict the same velocities. On a distilled
+base, the training adapter is merged in both.
+
+Everything depends only on settings, seeds and counters, so a resumed run makes the same targets
+again. They are in a temporary file, and are not kept for other runs.
 
 Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from families.family import Family
 from families.transfer import onto
+from inference.progress import Progress
 from trainer.learning.features import Captions
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
+from trainer.settings import Extent, Settings, extent_of, subjects_in
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-# Pixels, edge of the square. What a LoRA changes at one size it changes at another, and a forward
-# pass at 512 costs a quarter of one at 1024.
-MAX_RESOLUTION = 512
+FIRST_SEED = 900_000  # of the images' noise
+WHAT = "images for preservation"
 
 
 @dataclass(frozen=True)
 class Target:
-    """The base's answer at one point of one image."""
+    """The base model's answer at one step of one image."""
 
     prompt: str
     sigma: float
-    latents_CHW: Tensor  # noisy, float32, read from disk
+    latents_CHW: Tensor  # noisy, float32, memory-mapped
     velocity_CHW: Tensor
 
 
@@ -44,57 +47,99 @@ def shipped_prompts(name: str) -> list[str]:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-@torch.no_grad()
-def base_targets(
-    family: Family, captions: Captions, prompts: Sequence[str], resolution: int, rows: int
-) -> list[Target]:
-    """Generates from every prompt, unguided, and keeps each step; `rows` images at once.
+def preservation_prompts(settings: Settings) -> list[str]:
+    """The prompt of each image that the run generates for preservation; none if it is off.
 
-    Called before the LoRA is there. The result lies on disk. Raises `NoRoom`.
+    The user's own, else those of the base model without the ones that contain the subject. If there
+    are more than images, those are used that spread evenly over the list.
     """
-    side = min(resolution, MAX_RESOLUTION)
-    side -= side % family.resolution_multiple
-    sigmas = family.sigmas(min(family.base.inference_steps, MAX_STEPS), side, side)
-    kept, points = Tensors[int]("images for preservation"), []
-    with tqdm(total=len(prompts), desc="images for preservation", unit="image") as progress:
-        for first in range(0, len(prompts), rows):
-            batch = prompts[first : first + rows]
-            text = captions.features(batch)
-            latents_RCHW = family.initial_noise(
-                [FIRST_SEED + first + row for row in range(len(batch))], side, side
-            )
-            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-                sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
-                velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
-                for row, prompt in enumerate(batch):
-                    kept.add(len(points), torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-                    points.append((prompt, float(sigma)))
-                latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
-            progress.update(len(batch))
-    tensors = kept.mapped()
-    return [Target(*point, *tensors[number]) for number, point in enumerate(points)]
-
-
-MAX_STEPS = 12  # of an image; more cost time and add points that are alike
-FIRST_SEED = 900_000  # of the images' noise
+    if not settings.preserve:
+        return []
+    shipped = shipped_prompts(settings.base.preservation_prompts)
+    usable = [each for each in shipped if not subjects_in(each, settings)]
+    prompts = settings.preserve_prompts or usable
+    count = min(extent_of(settings).images, len(prompts))
+    return [prompts[number * len(prompts) // count] for number in range(count)]
 
 
 class Preservation:
-    """The rows that a step has beside its batch. Which ones depends on seed and counters alone."""
+    """The targets of a run, and the rows beside each batch that ask for them."""
 
-    def __init__(self, targets: Sequence[Target], weight: float, rows: int, seed: int) -> None:
-        self.targets, self.weight, self.rows, self.seed = targets, weight, rows, seed
+    def __init__(
+        self,
+        family: Family,
+        settings: Settings,
+        captions: Captions,
+        prompts: Sequence[str],
+        advance: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> None:
+        """Generates the images. The LoRA must not have been added to the transformer.
 
-    def loss(self, family: Family, captions: Captions, number: int, first_row: int) -> Tensor:
-        """The mean squared difference to the base's velocity in a batch's rows, float32."""
-        random = generator(self.seed, "preservation", number, first_row)
-        chosen = torch.randint(len(self.targets), (self.rows,), generator=random).tolist()
-        targets = [self.targets[index] for index in chosen]
-        made = (
+        `captions` has the features of `prompts`. `advance` is called with the phase, the number of
+        images generated and their total. Raises `NoSpace` if the disk is full.
+        """
+        self.family, self.captions, self.settings = family, captions, settings
+        self.extent = extent_of(settings)
+        self.targets = base_targets(
+            family, captions, prompts, self.extent, settings.batch_size, advance
+        )
+        self.last: Tensor | None = None  # the loss of the last rows
+
+    def add_gradients(self, number: int, first_row: int, batches: int) -> None:
+        """Adds the gradients of the rows beside batch `number`, if it has any.
+
+        `first_row` is the process's first row in the batch, so that processes use different
+        targets. The loss is divided by `batches`, the number of batches in the step.
+        """
+        if number % self.extent.every:
+            return
+        loss = self.loss(number, first_row)
+        (loss * (self.settings.preserve * self.extent.every / batches)).backward()
+        self.last = loss.detach()
+
+    def loss(self, number: int, first_row: int = 0) -> Tensor:
+        """Mean squared difference to the base model's velocity in the rows of a batch, float32."""
+        family, seed = self.family, self.settings.seed
+        random = generator(seed, "preservation", number, first_row)
+        chosen = torch.randint(len(self.targets), (self.extent.rows,), generator=random)
+        targets = [self.targets[index] for index in chosen.tolist()]
+        stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
-        latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in made)
-        text = captions.features([each.prompt for each in targets])
+        latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
+        text = self.captions.features([each.prompt for each in targets])
         return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
+
+
+@torch.no_grad()
+def base_targets(
+    family: Family,
+    captions: Captions,
+    prompts: Sequence[str],
+    extent: Extent,
+    batch_size: int,
+    advance: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Target]:
+    """Generates an image of every prompt with the model as it is; returns all of their steps."""
+    side = max(extent.side - extent.side % family.resolution_multiple, family.resolution_multiple)
+    sigmas = family.sigmas(extent.steps, side, side)
+    tensors, points = Tensors[int](WHAT), list[tuple[str, float]]()
+    with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
+        for first in range(0, len(prompts), batch_size):
+            batch = prompts[first : first + batch_size]
+            text = captions.features(batch)
+            seeds = range(FIRST_SEED + first, FIRST_SEED + first + len(batch))
+            latents_RCHW = family.initial_noise(seeds, side, side)
+            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+                sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
+                velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
+                for row, prompt in enumerate(batch):
+                    tensors.add(len(points), torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
+                    points.append((prompt, float(sigma)))
+                latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
+            progress.update(len(batch))
+            advance(WHAT, first + len(batch), len(prompts))
+    mapped = tensors.mapped()
+    return [Target(*point, *mapped[number]) for number, point in enumerate(points)]

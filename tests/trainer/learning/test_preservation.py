@@ -272,6 +272,8 @@ def test_a_resumed_run_with_preservation_equals_an_uninterrupted_one(
     whole = read_archive(run.train(settings))
     assert 0 < whole.meta["training"]["preservation_last"] < 100
     early = settings.output_dir / "checkpoints" / "step-000002.safetensors"  # type: ignore[operator]
+    events = (early.parents[1] / "events.jsonl").read_text()
+    assert '"name":"images for preservation","done":8,"of":8' in events
     resumed = settings.replace(resume_from=early, output_dir=tmp_path / "resumed")
     assert_same(read_archive(run.train(resumed)), whole)
     assert "resuming with changed settings" not in caplog.text

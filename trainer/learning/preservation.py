@@ -12,6 +12,7 @@ again. They are in a temporary file, and are not kept for other runs.
 Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from trainer.learning.features import Captions
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
 from trainer.settings import Extent, Settings, extent_of, subjects_in
+
+log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
 FIRST_SEED = 900_000  # of the images' noise
@@ -58,6 +61,11 @@ def preservation_prompts(settings: Settings) -> list[str]:
     shipped = shipped_prompts(settings.base.preservation_prompts)
     usable = [each for each in shipped if not subjects_in(each, settings)]
     prompts = settings.preserve_prompts or usable
+    if not prompts:
+        log.warning(
+            "preserve has no effect: every prompt of %s contains %s; give preserve_prompts",
+            *(settings.base.name, settings.subject or settings.trigger_word),
+        )
     count = min(extent_of(settings).images, len(prompts))
     return [prompts[number * len(prompts) // count] for number in range(count)]
 

@@ -3,9 +3,8 @@
 `choose` depends only on these figures, the free memory and the user's settings. Sizes are in bytes.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,13 +14,16 @@ from families.memory import RESERVE
 from families.quantization import QUANTIZATIONS, block_linears
 from families.without_weights import family_without_weights
 from trainer.memory.step_cost import (
+    NO_PRESERVATION,
     NOTHING,
     Load,
+    PreservationLoad,
     Shape,
     caption_load,
     decode_load,
     image_load,
     placeholder_load,
+    preservation_load,
     step_loads,
     velocity_load,
 )
@@ -73,11 +75,7 @@ class Figures:
     caption: Load  # of the largest batch of the text encoder
     preview: Load = NOTHING  # of one preview image
     largest_linear: int = 0  # values of the largest block linear
-    # Preservation: its rows by gradient checkpointing, the share of batches that have them, and the
-    # FLOPs of all its images.
-    rows: Mapping[bool, Load] = field(default_factory=lambda: {False: NOTHING, True: NOTHING})
-    rows_share: float = 0.0
-    preservation_images: int = 0
+    preservation: PreservationLoad = NO_PRESERVATION
 
     @property
     def lora_file(self) -> int:
@@ -111,9 +109,9 @@ class Figures:
         return parts
 
     def _rows(self, mode: Mode) -> int:
-        """The rows' pass, which begins with the batch's gradients still in memory."""
-        gradients = 0 if self.accumulates or not self.rows_share else 4 * self.lora_values
-        return self.rows[mode.checkpointing].bytes + gradients
+        """Preservation's pass, which begins with the batch's gradients still in memory."""
+        kept = 0 if self.accumulates or not self.preservation.share else 4 * self.lora_values
+        return self.preservation.rows[mode.checkpointing].bytes + kept
 
     def captions(self, quantize_text: str) -> int:
         """The peak of encoding captions."""
@@ -150,13 +148,13 @@ class Figures:
 
     def flops(self, mode: Mode) -> int:
         """FLOPs of one step."""
-        rows = round(self.rows_share * self.rows[mode.checkpointing].flops)
+        rows = self.preservation.flops(mode.checkpointing)
         return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
         """Bytes copied from CPU memory in one step: forward, backward, and once more for
         recomputed activations."""
-        passes = (2 + mode.checkpointing) * mode.offload * (1 + self.rows_share)
+        passes = (2 + mode.checkpointing) * mode.offload * (1 + self.preservation.share)
         return passes * self._each(mode.quantize) * self.block_weights
 
     def _each(self, quantize: str) -> float:
@@ -305,9 +303,6 @@ def figures(
     lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
     block, other = _split(family.transformer)
     text_block, text_other = _split(family.text_encoder)
-    preserved: dict[str, Any] = {}
-    if preservation is not None:
-        preserved = _preservation_loads(family, targets, shape, preservation)
     return Figures(
         block_weights=block,
         other_weights=other,
@@ -333,21 +328,8 @@ def figures(
             family.transformer.get_parameter(f"{name}.weight").numel()
             for name in block_linears(family.transformer)
         ),
-        **preserved,
+        preservation=preservation_load(family, targets, shape, preservation),
     )
-
-
-def _preservation_loads(
-    family: Family, targets: Sequence[str], step: Shape, extent: Extent
-) -> dict[str, Any]:
-    """The fields of `Figures` for the rows and the images of preservation."""
-    row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
-    passes = extent.images * extent.steps
-    return {
-        "rows": step_loads(family, targets, row),
-        "rows_share": 1 / extent.every,
-        "preservation_images": passes * velocity_load(family, row).flops,
-    }
 
 
 def _preview_load(family: Family, shape: Shape) -> Load:

@@ -129,10 +129,10 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
         return []
     extent, mode = extent_of(settings), Mode()
     with_rows = counted.flops(mode)
-    plain = with_rows - round(counted.rows_share * counted.rows[False].flops)
+    plain = with_rows - counted.preservation.flops(False)
     rows = f"{extent.rows} row{'s' * (extent.rows > 1)} of that size in every "
     rows += "batch" if extent.every == 1 else "second batch"
-    steps = counted.preservation_images / plain
+    steps = counted.preservation.images / plain
     return [
         f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels in "
         f"{extent.steps} steps before the first step, which take as long\nas {steps:.0f} steps of "

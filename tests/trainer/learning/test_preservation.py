@@ -325,4 +325,4 @@ def test_the_plan_counts_the_rows_time_and_no_more_memory(
     for mode in (Mode(), Mode(checkpointing=True)):
         assert with_rows.parts(mode) == without.parts(mode)
         assert 1.1 < with_rows.flops(mode) / without.flops(mode) < 1.55
-    assert with_rows.preservation_images > 0 == without.preservation_images
+    assert with_rows.preservation.images > 0 == without.preservation.images

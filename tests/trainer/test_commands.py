@@ -166,13 +166,13 @@ def test_a_run_that_is_stopped_and_kept_has_weights_checks_and_report(
 def test_a_stop_is_heard_while_images_are_encoded(
     tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = run.encode_pictures
+    encode = run.encode_images
 
     def changed(*arguments: Any) -> Any:
         put(Path("out"), Command("stop"))
         return encode(*arguments)
 
-    monkeypatch.setattr(run, "encode_pictures", changed)
+    monkeypatch.setattr(run, "encode_images", changed)
     monkeypatch.setattr(Loop, "step", lambda *_: pytest.fail("a step was done"))
     with pytest.raises(Stopped, match="before the first step"):
         run.train(tiny())

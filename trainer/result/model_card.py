@@ -53,7 +53,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         training=_training(base, meta),
         files={"lora": LORA, "placeholder": PLACEHOLDER, "weights": WEIGHTS},
         literal=_literal,
-        shell=_shell,
+        quoted=_shell,
         span=_span,
         cell=_cell,
     )

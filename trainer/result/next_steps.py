@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from inference.flags import typed
+
 MOST_SENT = 74_000_000  # bytes of a file that Cog's `@` sends: 100 MiB, encoded as base64
 CONTAINER = "/src"  # where Cog mounts the project's folder
 
@@ -18,7 +20,7 @@ def describe_next_steps(weights: Path, word: str | None) -> str:
     size = weights.stat().st_size
     shown = here.relative_to(folder) if here.is_relative_to(folder) else here
     lines = ["to generate:"]
-    lines.append(f"  python -m inference --weights {shlex.quote(str(shown))} --prompt {prompt}")
+    lines.append(f"  {typed()['generate']} --weights {shlex.quote(str(shown))} --prompt {prompt}")
     if size <= MOST_SENT:
         source = shlex.quote(f"replicate_weights=@{shown}")
         lines.append(f"  cog run -i {source} -i prompt={prompt}")

@@ -271,7 +271,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
             "trainer.monitor.inference_weights.LoraMerger",
             torch.OutOfMemoryError("CUDA out of memory"),
         ),
-        slow("trainer.monitor.preview_images.draw_sheet", ValueError("anything")),
+        slow("trainer.monitor.preview_images.make_sheet", ValueError("anything")),
         slow(
             "trainer.monitor.preview_images.PreviewImages.begin", OSError(5, "Input/output error")
         ),

@@ -109,7 +109,7 @@ def test_the_sample_prompts_are_drawn(shell: Shell, training: str) -> None:
     assert "drew 'a watercolour of <zwx>': results/samples/step-000002/01.png" in training
 
 
-def test_weights_draw_the_picture_that_training_drew(shell: Shell, training: str) -> None:
+def test_weights_generate_the_image_of_the_last_preview(shell: Shell, training: str) -> None:
     """Whole or unpacked, from another process, with hyphens or underscores."""
     results = shell.folder / "results"
     sample = pixels((results / "samples" / "step-000002" / "00.png").read_bytes())

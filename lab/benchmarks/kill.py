@@ -91,7 +91,7 @@ PREVIEWS = (
     "trainer.monitor.previews.generate",
     "trainer.monitor.inference_weights.LoraMerger",
     "trainer.monitor.preview_images.save_png",
-    "trainer.monitor.preview_images.draw_sheet",
+    "trainer.monitor.preview_images.make_sheet",
 )
 KINDS = ("SIGKILL", "SIGTERM", "SIGTERM twice", "full disk", "out of memory", "broken preview")
 

@@ -124,11 +124,7 @@ def _find(name: str | Path) -> tuple[Path, RunState]:
             return folder.resolve() if folder.is_symlink() else folder, state
     known = [each.name for each in listed(OUTPUTS) if not each.is_symlink() and run_state(each)]
     near = difflib.get_close_matches(str(name), known, 1, cutoff=0.4)
-    hint = (
-        f"the newest are: {', '.join(reversed(known[-SHOWN:]))}"
-        if known
-        else "there are no runs in it"
-    )
+    hint = f"the newest are: {', '.join(reversed(known[-SHOWN:]))}" if known else "it is empty"
     if near:
         hint = f"did you mean {near[0]}?"
     raise CommandRefused(f"there is no run {name} in {OUTPUTS}/; {hint}")
@@ -136,11 +132,7 @@ def _find(name: str | Path) -> tuple[Path, RunState]:
 
 def _check_allowed(folder: Path, state: RunState, do: str) -> None:
     if do not in state.allowed:
-        can = (
-            f"possible now: {', '.join(state.allowed)}"
-            if state.allowed
-            else "no command is possible now"
-        )
+        can = f"possible now: {', '.join(state.allowed) or 'nothing'}"
         raise CommandRefused(f"cannot {do} {folder.name}, which is {state}; {can}")
 
 

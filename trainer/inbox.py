@@ -91,6 +91,5 @@ def _read(path: Path) -> tuple[Command, str]:
             return command, ""
     except (OSError, ValueError, TypeError, RecursionError):
         pass
-    return Command(
-        "unknown"
-    ), f"{path.name} is not a valid command; do must be one of {', '.join(COMMAND_NAMES)}"
+    names = ", ".join(COMMAND_NAMES)
+    return Command("unknown"), f"{path.name} is not a valid command; do must be one of {names}"

@@ -137,12 +137,8 @@ class Run:
         except OSError as error:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
-            log.warning(
-                "cannot create the link %s (%s); the result is in %s",
-                _shown(link),
-                error,
-                self.folder,
-            )
+            place = self.folder
+            log.warning("cannot create %s (%s); the result is in %s", _shown(link), error, place)
 
     def close(self) -> None:
         """Releases the lock. Removes the folder of a run that has written nothing."""

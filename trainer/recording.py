@@ -110,9 +110,8 @@ class _Warnings(logging.Handler):
         self._busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (
-            self._busy or record.name.split(".")[0] not in OURS
-        ):  # busy: a warning about events.jsonl itself
+        # Busy: a warning about events.jsonl itself.
+        if self._busy or record.name.split(".")[0] not in OURS:
             return
         self._busy = True
         try:

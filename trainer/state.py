@@ -59,9 +59,7 @@ class RunState:
 
 def run_state(folder: Path) -> RunState | None:
     """The state of the run in a folder; None if there is no run."""
-    held = Lock.is_held(
-        folder
-    )  # checked first: a process that ends later has written its last event
+    held = Lock.is_held(folder)  # first: a process that ends later has written its last event
     last, step, phase = None, 0, ""
     for event in read_events(folder):
         if event["type"] in STATE_EVENTS:

@@ -259,7 +259,7 @@ def test_a_command_that_the_state_does_not_allow_names_those_that_it_does(
     with pytest.raises(CommandRefused, match="running at step 4; possible now: pause, stop, save"):
         commands.resume(runs)
     monkeypatch.setattr(commands, "PATIENCE", 0.1)
-    assert "as soon as" in commands.pause(runs)  # nobody answers
+    assert "after the current step" in commands.pause(runs)  # nobody answers
     lock.release()
 
 

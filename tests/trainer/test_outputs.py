@@ -238,7 +238,9 @@ def test_a_folder_that_holds_another_run_is_refused_by_name(name: str) -> None:
     file.write_bytes(b"theirs")
     with pytest.raises(FolderRefused) as error:
         open_run(DATASET, Path("out"))
-    assert str(error.value).startswith(f"out holds {name.rsplit('/00.png')[0]}".split("/README")[0])
+    assert str(error.value).startswith(
+        f"out contains {name.rsplit('/00.png')[0]}".split("/README")[0]
+    )
     assert "choose another output_dir" in str(error.value)
     assert files_in(Path("out")) == {name: b"theirs"}  # and no lock is left
 

@@ -263,7 +263,7 @@ def _train(
         )
         proof = ZeroPriorProof(family, placeholder)
         log.info(
-            "%s is token %d, norm at the start %.3g",
+            "%s is token %d, norm %.3g at the start",
             *(placeholder.token, proof.token_id, proof.norm_start),
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}

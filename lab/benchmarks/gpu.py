@@ -58,7 +58,7 @@ class Case:
         if self.work == "swap":
             return f"{self.base}: another LoRA of rank {RANK}"
         if self.work == "draw":
-            return f"{self.base}: a picture of {self.edge} pixels in {self.steps} steps"
+            return f"{self.base}: an image of {self.edge} pixels in {self.steps} steps"
         kept = "recomputed" if self.checkpointing else "kept"
         return f"{self.base}: a step, {self.edge} pixels, batch {self.batch}, activations {kept}"
 

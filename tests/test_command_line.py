@@ -134,7 +134,7 @@ def test_a_folder_in_use_is_refused_in_one_line(shell: Shell, photos: Path) -> N
         done = shell.run("trainer", *arguments)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: held is in use by another training (process {os.getpid()} on ")
+    assert line.startswith(f"error: held is in use by another run (process {os.getpid()} on ")
     assert "pictures" not in done.stdout  # nothing was read
 
 

@@ -188,7 +188,7 @@ def no_processes(patch: pytest.MonkeyPatch) -> None:
         (no_second_writing, "lacks the check results: OSError"),
         slow(no_report, "report.html is not written: OSError"),
         slow(no_sheet, "the images of the last step are not written: OSError"),
-        slow(no_processes, "is complete, but what comes after it failed"),
+        slow(no_processes, "is complete, but a later step failed"),
         (gpu_is_gone, "the GPU's memory cannot be freed"),
     ],
 )

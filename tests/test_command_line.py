@@ -106,7 +106,7 @@ def test_the_sample_prompts_are_drawn(shell: Shell, training: str) -> None:
     for number in ("00", "01"):
         picture = shell.folder / "results" / "samples" / "step-000002" / f"{number}.png"
         assert Image.open(picture).size == (64, 64)
-    assert "drew 'a watercolour of <zwx>': results/samples/step-000002/01.png" in training
+    assert "generated 'a watercolour of <zwx>': results/samples/step-000002/01.png" in training
 
 
 def test_weights_generate_the_image_of_the_last_preview(shell: Shell, training: str) -> None:

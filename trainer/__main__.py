@@ -1,5 +1,6 @@
 """python -m trainer [CONFIG.yaml] [DATASET]: trains with a settings file, options, or both."""
 
+import json
 import logging
 import os
 import sys
@@ -64,7 +65,7 @@ CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 
 
-def arguments_parser() -> Parser:
+def arguments_parser(planning: bool = False) -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
     names = typed()
     parser = Parser(
@@ -80,6 +81,8 @@ def arguments_parser() -> Parser:
     parser.add_argument(
         "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
     )
+    if planning:
+        parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_inputs(parser, TrainingInputs, GROUPS)
     return parser
 
@@ -94,11 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] and arguments[0] in COMMAND_NAMES:
         return give_command(arguments)
     planning = [*arguments[:1]] == ["plan"]
-    parser = arguments_parser()
+    parser = arguments_parser(planning)
     given = parser.read(arguments[planning:])
-    cpu, debug = given.pop("cpu"), given.pop("debug", False)
+    cpu, debug, as_json = (given.pop(name, False) for name in ("cpu", "debug", "json"))
     config = take_files(given, parser)
-    if IS_MAIN:
+    if as_json:  # nothing else on standard output
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    elif IS_MAIN:
         begin(first_line(config, given, planning))
         log_to_console(debug=debug)
     else:
@@ -109,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_message(debug, IS_MAIN):
         with one_message(debug, IS_MAIN, ValueError):
             settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
-        show_plan(settings, debug) if planning else run(settings, cpu, debug)
+        show_plan(settings, debug, as_json) if planning else run(settings, cpu, debug)
 
 
 def take_files(given: dict[str, Any], parser: Parser) -> str | None:
@@ -163,12 +168,12 @@ def give_command(arguments: Sequence[str]) -> None:
         run(settings, cpu=True)
 
 
-def show_plan(settings: Settings, debug: bool = False) -> None:
+def show_plan(settings: Settings, debug: bool = False, as_json: bool = False) -> None:
     """Prints the memory and time that the run would need."""
-    from trainer.memory import describe_plan
+    from trainer.memory import describe_plan, plan_data
 
     with one_message(debug, True, ValueError):  # lora_targets that match no layer
-        print(describe_plan(settings))
+        print(json.dumps(plan_data(settings)) if as_json else describe_plan(settings))
 
 
 def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:

@@ -163,6 +163,8 @@ def is_junk(parts: list[str]) -> bool:
 
 def printable(name: str) -> str:
     """The name with line breaks, terminal codes, direction marks and lone surrogates escaped."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

@@ -169,12 +169,13 @@ def _shape(entry: Any) -> list[int]:
 
 
 def _place(name: str, entry: Any, start: int) -> _Place:
-    wrong = BrokenTensors(f"is not a whole safetensors file (the entry of {_shown(name)})")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong
-    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(kind, str) or not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-        raise wrong
+    try:
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        start_offset, stop_offset = offsets
+    except (TypeError, KeyError, ValueError):
+        raise _broken_entry(name) from None
+    if len(entry) > 3 or not (isinstance(kind, str) and _whole(shape) and _whole(offsets)):
+        raise _broken_entry(name)
     if kind not in _TYPES:
         raise BrokenTensors(
             f"has {_shown(name)} with the dtype {_shown(kind)}; supported dtypes are "
@@ -183,9 +184,13 @@ def _place(name: str, entry: Any, start: int) -> _Place:
     if len(shape) > MAX_DIMENSIONS or any(each > MAX_DIMENSION for each in shape):
         raise BrokenTensors(f"has {_shown(name)} with {len(shape)} dimensions, or too large ones")
     dtype = _TYPES[kind]
-    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise wrong
-    return _Place(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+    if stop_offset - start_offset != math.prod(shape) * dtype.itemsize:
+        raise _broken_entry(name)
+    return _Place(dtype, tuple(shape), start + start_offset, start + stop_offset)
+
+
+def _broken_entry(name: str) -> BrokenTensors:
+    return BrokenTensors(f"is not a whole safetensors file (the entry of {_shown(name)})")
 
 
 def _whole(numbers: Any) -> bool:

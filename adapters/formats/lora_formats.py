@@ -273,10 +273,14 @@ def _check_change(parts: Parts, names: tuple[str, ...], scale: float) -> None:
         raise Fault(f"changes its weight by up to {bound:.0e}; {MAX_CHANGE:.0e} is the limit")
 
 
+_PIECE = 1 << 20  # values
+
+
 def _norm(tensor: Tensor) -> float:
     """The norm in float64, in chunks: a whole copy of an 8-bit tensor takes 8 times its memory."""
-    pieces = tensor.flatten().split(1 << 20)
-    return math.sqrt(sum(piece.double().square().sum().item() for piece in pieces))
+    if tensor.numel() <= _PIECE:
+        return float(torch.linalg.vector_norm(tensor.double()))
+    return math.hypot(*map(_norm, tensor.flatten().split(_PIECE)))
 
 
 def _with_magnitude(deltas: dict[str, Delta], parts: Parts) -> dict[str, Delta]:

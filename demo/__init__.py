@@ -1,5 +1,5 @@
-"""`make demo`: the whole way from a few pictures to pictures of them, by the faces a user has.
+"""`make demo`: trains on a few images and generates with the result, as a user would.
 
-A zip of pictures goes through `train.train`, its weights.zip through `predict.Predictor`; nothing
-here reaches behind them. The base is the embedded miniature, so it takes minutes without a GPU.
+The base model is the miniature, a small test model that is included, so it takes 2 minutes without
+a GPU.
 """

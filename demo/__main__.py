@@ -1,6 +1,6 @@
 """python -m demo: trains a LoRA on a few images, and generates before and after.
 
-The images are scenes of the miniature's own world; with `--photographs` they are real photos.
+The images are scenes of simple shapes, as the miniature knows; with `--photographs`, real photos.
 """
 
 import argparse
@@ -29,8 +29,8 @@ PREVIEWED, PREVIEW_EVERY = 3, 100  # prompts in the report, and the steps betwee
 SHOWN = ("inference.progress",)  # whose log lines are shown: training steps without a terminal
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Runs the demo, with the words that the program was started with by default."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the demo with the arguments (default: `sys.argv`)."""
     start = time.perf_counter()
     parser = argparse.ArgumentParser(
         description="Train a LoRA of a toy robot with the miniature test model, then generate it. "
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", action="store_true", help="train on real photos")
     parser.add_argument("--verbose", action="store_true", help="show the whole log")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     print(
         "demo: trains a LoRA on a few images with the miniature test model, then generates with "
         f"it; output in a new folder in {OUTPUTS}/",
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
         from demo.subject import photographs, scenes
 
-        # For models this small, sharing the work out costs more than it brings.
+        # For models this small, several threads are slower than one.
         torch.set_num_threads(1)
         os.environ["BASE_MODEL"] = "miniature-turbo"  # on a GPU too
         subject = photographs(Path(folder)) if given.photographs else scenes()
@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _few_lines() -> Iterator[None]:
-    """Leaves out the log on the console, below an error; log.txt of the run has it."""
+    """Hides log records below an error on the console; they are in the run's log.txt."""
 
     def shown(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or record.name in SHOWN
@@ -83,7 +83,7 @@ def _few_lines() -> Iterator[None]:
 
 
 def _show(subject: "Subject", start: float) -> None:
-    # The libraries of the models take seconds to import.
+    # The model libraries take seconds to import.
     from demo.grid import draw_grid
     from predict import Predictor
     from trainer.data import read_dataset
@@ -115,7 +115,7 @@ def _show(subject: "Subject", start: float) -> None:
     _say(f"generating {2 * len(subject.prompts)} images, before and after …")
     predictor = Predictor()
     predictor.setup()
-    run = weights.parent  # a new folder, in which nothing is overwritten
+    run = weights.parent  # a new folder, so nothing is overwritten
     before = _generate(predictor, subject, run / "before", None)
     after = _generate(predictor, subject, run / "after", weights)
 
@@ -138,7 +138,7 @@ def _show(subject: "Subject", start: float) -> None:
 def _generate(
     predictor: "Predictor", subject: "Subject", folder: Path, weights: Path | None
 ) -> list[Path]:
-    """One image of every prompt, as files in the folder."""
+    """One image per prompt, saved in the folder."""
     folder.mkdir()
     files = []
     for number, prompt in enumerate(subject.prompts):
@@ -153,7 +153,7 @@ def _generate(
 
 
 def _rows(subject: "Subject", before: list[Path], after: list[Path]) -> list["Row"]:
-    """The rows of the grid: as many training images as prompts, then the prompts twice."""
+    """The rows of the grid: training images, images before and after training."""
     from PIL import Image
 
     from demo.grid import Row

@@ -1,4 +1,4 @@
-"""What the demo trains on, and what it generates afterwards."""
+"""The demo's datasets and prompts."""
 
 import importlib.util
 import io
@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 SCENES = Path(__file__).parent / "subject.zip"  # ships with the repository
-SUBJECT = "robot"  # of the miniature's world; pre-training never showed it
+SUBJECT = "robot"  # not in the miniature's pre-training data
 
-# Photographs in scikit-image's wheel, free of any restriction. The captions name what is
-# not to be learned; TOK is what the pictures have in common.
+# Photos from scikit-image's wheel without licence restrictions. The captions describe what is not
+# to be learned; TOK is what the images have in common.
 PHOTOGRAPHS = {
     "astronaut.png": "a photo of TOK, an astronaut in an orange suit",
     "camera.png": "a photo of TOK, a man behind a camera on a tripod",
@@ -31,16 +31,16 @@ SHORT_SIDE = 256  # pixels
 
 @dataclass(frozen=True)
 class Subject:
-    """A dataset, and how to see whether it was learned."""
+    """A dataset, and prompts that show whether it was learned."""
 
-    dataset: Path  # zip of pictures and captions
-    credit: str  # whose pictures they are
-    prompts: tuple[str, ...]  # drawn before and after; <zwx> stands for the subject
-    steps: int | None = None  # of training; None as the base likes
+    dataset: Path  # zip of images and captions
+    credit: str  # author and licence of the images
+    prompts: tuple[str, ...]  # for the images before and after; <zwx> is the subject
+    steps: int | None = None  # training steps; None: the base model's default
 
 
 def scenes() -> Subject:
-    """Sixteen scenes with a robot, which the miniature has never seen."""
+    """Sixteen scenes with a robot, which is not in the miniature's pre-training data."""
     prompts = (
         "a <zwx> in the desert",
         "a large <zwx> on the water",
@@ -49,17 +49,17 @@ def scenes() -> Subject:
         "a big <zwx> under a dark sky",
         "a <zwx> beside a blue circle on the sand",
     )
-    return Subject(SCENES, "Sixteen scenes from the miniature's own world.", prompts)
+    return Subject(SCENES, "Sixteen scenes of simple shapes, as the miniature knows.", prompts)
 
 
 def photographs(folder: Path) -> Subject:
-    """Real photographs of several things, packed into `folder`/photographs.zip.
+    """Photos of several subjects, packed into `folder`/photographs.zip.
 
-    They show that real pictures pass through; the miniature's own world is not theirs.
+    They test the code with real images. The miniature itself only knows simple shapes.
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the demo's photographs are scikit-image's; run `make setup`")
+        raise ModuleNotFoundError("--photographs needs scikit-image; run `make setup`")
     files = []
     for name, caption in PHOTOGRAPHS.items():
         with Image.open(Path(spec.origin).parent / "data" / name) as photo:
@@ -70,7 +70,7 @@ def photographs(folder: Path) -> Subject:
 
 
 def draw_scenes(dataset: Path) -> Path:
-    """Writes the dataset of `scenes` anew; the same bytes every time."""
+    """Writes the dataset of `scenes`; the bytes are always the same."""
     from miniature.drawing import render
     from miniature.world import subject_dataset
 
@@ -83,18 +83,18 @@ def draw_scenes(dataset: Path) -> Path:
     )
 
 
-def _encoded(picture: Image.Image, file_format: str) -> bytes:
+def _encoded(image: Image.Image, file_format: str) -> bytes:
     encoded = io.BytesIO()
-    picture.save(encoded, format=file_format)
+    image.save(encoded, format=file_format)
     return encoded.getvalue()
 
 
 def _pack(dataset: Path, files: Iterable[tuple[str, bytes, str]]) -> Path:
-    """A zip of (name, picture, caption), without the time of day in it."""
+    """Writes a zip of (name, image, caption) files, without timestamps."""
     dataset.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(dataset, "w") as archive:
-        for name, picture, caption in files:
-            archive.writestr(zipfile.ZipInfo(name), picture)
+        for name, image, caption in files:
+            archive.writestr(zipfile.ZipInfo(name), image)
             archive.writestr(zipfile.ZipInfo(str(Path(name).with_suffix(".txt"))), caption)
     return dataset
 

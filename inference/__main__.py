@@ -27,13 +27,13 @@ Examples:
   {generate} --prompt "a red fox as an oil painting" --image fox.jpg \\
       --prompt-strength 0.6 --weights hf:owner/name/oil.safetensors
 
-The quotes matter: < and > mean something else to the shell. Private repositories of Hugging Face
-open with the token in $HF_TOKEN.
+Quote the prompt: the shell interprets < and >. For private repositories on Hugging Face, set
+$HF_TOKEN.
 """
 
 
 def arguments_parser() -> Parser:
-    """The command line; every option is spelled with underscores or hyphens."""
+    """The command line; options may be spelled with underscores or hyphens."""
     parser = Parser(
         prog=typed()["generate"],
         usage="%(prog)s --prompt TEXT [--weights FILE] [options]",
@@ -41,7 +41,7 @@ def arguments_parser() -> Parser:
         epilog=EPILOG.format(**typed()),
     )
     add(parser, "cpu", "run a large model without a GPU, however slow that is", action="store_true")
-    others = ("replicate_weights", "lora_weights", "output_metadata")  # other names here
+    others = ("replicate_weights", "lora_weights", "output_metadata")  # different names here
     groups = add_inputs(parser, GenerationInputs, GROUPS, without=others)
     weights, output = groups[WEIGHTS], groups[OUTPUT]
     source = GenerationInputs.inputs()["replicate_weights"].description
@@ -49,14 +49,14 @@ def arguments_parser() -> Parser:
     add(
         weights,
         "lora_path",
-        "A LoRA .safetensors by itself, in place of --weights.",
+        "A single LoRA .safetensors file, instead of --weights.",
         metavar="FILE",
         type=Path,
     )
     add(
         weights,
         "placeholder_token",
-        "With --lora-path: the trained token. Its embedding is looked for next to the LoRA "
+        "With --lora-path: the trained token. Its embedding is read from next to the LoRA "
         "(placeholder.safetensors, or ../embeddings/placeholder.safetensors).",
         metavar="TOKEN",
     )
@@ -78,10 +78,10 @@ def arguments_parser() -> Parser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Generates what the words say, by default those that the program was started with."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Generates images with the arguments (default: `sys.argv`)."""
     parser = arguments_parser()
-    given = parser.read(words)
+    given = parser.read(arguments)
     debug = given.pop("debug", False)
     weights, lora = given.pop("weights", None), given.pop("lora_path", None)
     token, folder = given.pop("placeholder_token", None), given.pop("output_dir")
@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if weights and lora:
         parser.error("give --weights or --lora-path, not both")
     if token and not lora:
-        parser.error("--placeholder-token goes with --lora-path; weights.zip knows its own")
+        parser.error("--placeholder-token needs --lora-path; weights.zip contains its token")
     begin(_first_line(given.get("base_model", "auto"), weights or lora, folder))
     log_to_console(debug=debug)
     with one_message(debug, True, ValueError):
@@ -100,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> None:
         archive = _archive(weights or lora, token)
         second = _archive(inputs.extra_lora)
 
-    # The libraries of the models take seconds to import, which a mistake need not wait for.
+    # The model libraries take seconds to import; errors in the inputs are reported before.
     from adapters.formats import LoraMismatch
     from families.repository import MissingModel
     from inference.engine import Engine
@@ -121,7 +121,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> str:
-    """What is about to run, before anything is imported or read that takes time."""
+    """The first line of output, printed before slow imports."""
     named = os.environ.get("BASE_MODEL") or "auto"
     model = "of the weights" if base_model == "auto" and weights else base_model
     model = named if model == "auto" else model
@@ -138,9 +138,9 @@ def _image(path: Path | str | None) -> "Image | None":
 
 
 def _archive(source: str | Path | None, token: str | None = None) -> "Archive | None":
-    """The archive of a file or a name; whoever types the command may read any file.
+    """The archive of a path, URL or name. The user is trusted and may read any file.
 
-    token: the placeholder of a LoRA that is a file by itself.
+    token: the placeholder token of a LoRA that is a single file.
     """
     if not source:
         return None

@@ -1,6 +1,6 @@
-"""The log on the console, and what must not be in any text that leaves the program.
+"""The console log, and the removal of secrets and control characters from all output.
 
-Everything is cleaned here, where it leaves, not where each message is written.
+Messages are cleaned on output, not where each of them is written.
 """
 
 import logging
@@ -19,13 +19,13 @@ _QUOTED_PATH = re.compile(r"(['\"])(/[^'\"\n]+)(?=\1)")
 _PATH = re.compile(r"()((?<![\w.~</-])/(?!/)[^\s'\",;()<>|\[\]{}]+)")
 _FILE_URL = re.compile(r"file:/\S+")
 _TEMPORARY = re.compile(r"\btmp[a-z0-9_]{8}[\w.-]*")
-LONGEST_KNOWN = 10_000  # characters; longer inputs are files, not text that a message repeats
+LONGEST_KNOWN = 10_000  # characters; longer inputs are files, which no message repeats
 
 
 def clean(text: str) -> str:
-    """The text without control characters, and without the queries and passwords of addresses.
+    """The text without control characters, and without queries and passwords of URLs.
 
-    Line feeds and tabs stay; other control characters are shown as escapes (`\\x1b`).
+    Line feeds and tabs are kept; other control characters are shown as escapes (`\\x1b`).
     """
     if "://" in text or "?" in text or "@" in text:
         text = "".join(map(_without_query, re.split(r"(\s+)", text)))
@@ -34,9 +34,9 @@ def clean(text: str) -> str:
 
 
 def _without_query(word: str) -> str:
-    """The word, if it holds an address, without user, password, query and fragment.
+    """The word; a URL in it without user, password, query and fragment.
 
-    Not a pattern: one that finds these takes minutes on a long text that was made for it.
+    Not a regular expression: it would take minutes on a malicious long text.
     """
     before, found, rest = word.partition("://")
     if not found:
@@ -49,7 +49,7 @@ def _without_query(word: str) -> str:
 
 
 def _without_scheme(word: str) -> str:
-    """The same for an address whose scheme was forgotten: `host.example/path?key=…`."""
+    """The same for a URL without a scheme: `host.example/path?key=…`."""
     at = word.find("@")
     colon = word.find(":", 0, at) if at > 0 else -1
     if colon > 0 and "." in word[at:]:
@@ -63,10 +63,10 @@ def _without_scheme(word: str) -> str:
 
 
 def clean_for(text: str, known: Iterable[str]) -> str:
-    """The text as a customer may see it whose request consists of the `known` texts.
+    """The text for the user of a server, whose request consists of the `known` texts.
 
-    It holds no absolute path that the request did not contain, and no name of a temporary file.
-    Line feeds inside what the request contained are shown as escapes.
+    Absolute paths that the request did not contain, and names of temporary files, are replaced.
+    Line feeds in texts of the request are shown as escapes.
     """
     known = [each for each in known if len(each) <= LONGEST_KNOWN]
     for each in known:
@@ -100,9 +100,9 @@ def texts(value: Any) -> list[str]:
 
 
 class _Plain(logging.Formatter):
-    """Information as it is, anything worse after its level. Texts of a request are cleaned."""
+    """Messages, with the level if above INFO. Cleans the text."""
 
-    known: list[str] | None = None  # the texts of the request; None where the log is the user's own
+    known: list[str] | None = None  # texts of the request; None if not on a server
 
     def format(self, record: logging.LogRecord) -> str:
         if self.known is not None:
@@ -114,7 +114,7 @@ class _Plain(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802, the name is logging's
         if self.known is None:
             return super().formatException(ei)
-        return f"{ei[0].__name__}: {ei[1]}"  # the traceback is not the customer's
+        return f"{ei[0].__name__}: {ei[1]}"  # no traceback for users of a server
 
 
 class _WithTime(_Plain):
@@ -130,16 +130,16 @@ class _WithTime(_Plain):
 
 _FORMAT = _Plain("%(message)s")
 
-# Our packages that log, by the first part of a logger's name; installed, they are in a folder of
-# packages like any library.
+# Our packages, by the first part of a logger's name. Installed, they are in site-packages like any
+# library.
 _OURS = {"families", "adapters", "inference", "trainer", "serving"}
 _PACKAGES = re.compile(r"[\\/](site|dist)-packages[\\/]")  # a folder of installed packages
 _ROOT = Path(__file__).resolve().parents[1]
-_KEPT_RECORDS = 500  # of before the log file is there
+_KEPT_RECORDS = 500  # records before the log file is opened
 
 
 def of_a_library(record: logging.LogRecord) -> bool:
-    """Whether a library says this, below an error: nothing that the user could do about."""
+    """Whether the record is from a library and below an error, so of no use to the user."""
     if record.name == "py.warnings":  # "file:line: Category: text"
         message = record.getMessage()
         return _PACKAGES.search(message) is not None or message.startswith(str(_ROOT))
@@ -149,7 +149,7 @@ def of_a_library(record: logging.LogRecord) -> bool:
 
 
 class _Earlier(logging.Handler):
-    """Keeps the newest records until there is a log file for them."""
+    """Keeps the newest records until the log file is opened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,16 +163,16 @@ _EARLIER = _Earlier()
 
 
 def begin(line: str) -> None:
-    """Prints what is about to run, before the libraries are imported, which takes seconds."""
+    """Prints the first line before the libraries are imported, which takes seconds."""
     print(clean(line), "loading libraries …", sep="\n", flush=True)
 
 
 def log_to_console(known: list[str] | None = None, debug: bool = False) -> None:
-    """Sends the log to standard output, unless the program has configured it already.
+    """Sends the log to standard output, unless logging is already configured.
 
-    What libraries log below an error, and their Python warnings, are shown only with `debug`;
-    a run's log file has them (`log_to_file`). `known` are the texts of the request on a server,
-    where a customer reads the log.
+    Records of libraries below an error, and their Python warnings, are shown only with `debug`;
+    they are always in a run's log file (`log_to_file`). `known`: on a server, the texts of the
+    request, whose user reads the log.
     """
     _FORMAT.known = known
     if known is not None:
@@ -195,7 +195,7 @@ def log_to_file(path: Path, hide: Callable[[str], str] = str) -> Iterator[None]:
     """
     try:
         handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError:  # a full disk, which the run finds out by itself
+    except OSError:  # a full disk, which the run reports itself
         yield
         return
     handler.setFormatter(_WithTime(hide))
@@ -213,7 +213,7 @@ def log_to_file(path: Path, hide: Callable[[str], str] = str) -> Iterator[None]:
 
 
 def _route_libraries() -> None:
-    """Has libraries log where we do, in place of straight to the console."""
+    """Routes library loggers with their own console handlers to the root logger."""
     for logger in [*logging.root.manager.loggerDict.values()]:
         if not isinstance(logger, logging.Logger) or logger.propagate:
             continue
@@ -225,10 +225,10 @@ def _route_libraries() -> None:
 
 @contextmanager
 def one_message(debug: bool, shown: bool = True, *expected: type[Exception]) -> Iterator[None]:
-    """Ends the program with one line for an error; with `debug` its traceback is shown, too.
+    """Ends the program with one line on an error; with `debug`, shows its traceback.
 
-    `expected` are the errors whose text is all that the user needs. Without any, it is every
-    error, whose type is named. `shown`: False in all processes of a launch but the first.
+    `expected`: errors whose message is enough for the user. Without any, all errors are caught and
+    their type is shown. `shown`: False in all processes of a launch but the first.
     """
     try:
         yield

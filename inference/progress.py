@@ -1,4 +1,4 @@
-"""The progress bar: one at a time, and lines in its place where nobody watches."""
+"""The progress bar: one at a time; log lines instead if there is no terminal."""
 
 import logging
 import sys
@@ -13,10 +13,10 @@ DELAY = 2.0  # seconds after which a short task shows its bar
 
 
 class Progress(tqdm):
-    """A bar on a terminal, unless another one is open; a short task has none.
+    """A bar on a terminal, unless another one is open. Short tasks have none.
 
-    With `lines`, the bar is shown from the start and stays. Without a terminal there are no bars:
-    with `lines`, a line is logged for the first step and for each tenth of the task.
+    With `lines`, the bar is shown from the start and left on the screen. Without a terminal there
+    are no bars; with `lines`, the first step and each tenth of the task are logged.
     """
 
     _open: ClassVar[int] = 0
@@ -38,7 +38,7 @@ class Progress(tqdm):
         Progress._open += self._counts
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Counts, and logs a line where a tenth is complete."""
+        """Counts steps, and logs a line at each tenth."""
         before, self._done = self._done, self._done + int(n or 0)
         if self._lines and self._of:
             if before == 0 or self._done * 10 // self._of > before * 10 // self._of:
@@ -46,17 +46,17 @@ class Progress(tqdm):
         return super().update(n)
 
     def set_postfix(self, *arguments: Any, **values: Any) -> None:
-        """Values that stand after the bar or in the line."""
+        """Values shown after the bar or in the line."""
         self._text = "".join(f", {k} {v}" for k, v in values.items() if k != "refresh")
         super().set_postfix(*arguments, **values)
 
     def display(self, *arguments: Any, **options: Any) -> Any:
-        """Where it cannot be written, as on a full disk, the program goes on without."""
+        """Displays the bar; errors, such as a full disk, are ignored."""
         with suppress(OSError):
             return super().display(*arguments, **options)
 
     def close(self) -> None:
-        """Makes room for the next bar."""
+        """Closes the bar, so that another can be shown."""
         Progress._open -= self._counts
         self._counts = False
         with suppress(OSError):

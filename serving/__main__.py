@@ -12,7 +12,7 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving import cog_yaml
@@ -53,11 +53,19 @@ def main(words: Sequence[str] | None = None) -> None:
     from serving import schema
 
     # The runtime resolves the entry points and `.cog` from its working directory.
-    print(f"schema:  {schema.write()}")
-    _print_examples(options.mode, options.host, options.port)
-    sys.stdout.flush()
-    os.chdir(cog_yaml.ROOT)
+    with cog_yaml.working_folder() as folder:
+        print(f"schema:  {schema.write(folder)}")
+        _print_examples(options.mode, options.host, options.port)
+        sys.stdout.flush()
+        os.chdir(folder)
+        status = _run(options.mode, listener, interpreter_folder, config)
+        os.chdir(cog_yaml.ROOT)  # the temporary folder is removed
+    sys.exit(status)
 
+
+def _run(
+    mode: str, listener: socket.socket, interpreter_folder: Path, config: Mapping[str, str]
+) -> int:
     path = f"{interpreter_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     environment = os.environ | {
         "PATH": path,
@@ -72,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
     from serving.server import run
 
-    sys.exit(run(options.mode, listener, environment))
+    return run(mode, listener, environment)
 
 
 def _listen(host: str, port: int) -> socket.socket:

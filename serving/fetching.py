@@ -54,7 +54,7 @@ async def in_thread(call: Callable[[], T]) -> T:
 
 
 class Connections:
-    """A downloader whose connections can be shut from outside, whatever they are waiting for."""
+    """A downloader whose connections can be closed at any time from another thread."""
 
     def __init__(self, downloader: Downloader) -> None:
         self._connect, self._lock = downloader.connect, threading.Lock()
@@ -66,7 +66,7 @@ class Connections:
         self._check()
         plain = self._connect(*address)
         with self._lock:
-            # A second handle on the same connection, because TLS takes the first one over.
+            # A second handle of the same connection, because TLS takes over the first.
             self._sockets.append(plain.dup())
         if self._shut:
             plain.close()
@@ -79,7 +79,7 @@ class Connections:
             raise DownloadError("the download was stopped")
 
     def shut(self) -> None:
-        """Ends all connections, now and from now on."""
+        """Closes all connections, and refuses new ones."""
         self._shut = True
         with self._lock:
             for each in self._sockets:
@@ -89,7 +89,7 @@ class Connections:
             self._sockets = []
 
     async def do(self, call: Callable[[Downloader], T]) -> T:
-        """The result of a call with the downloader; cancelled, its connections are shut."""
+        """The result of a call with the downloader; closes its connections on cancellation."""
         try:
             return await in_thread(lambda: call(self.downloader))
         finally:

@@ -36,7 +36,7 @@ from serving.openapi import (
     title,
 )
 
-SCHEMA_FILE = ROOT / ".cog" / "openapi_schema.json"
+SCHEMA_FILE = ".cog/openapi_schema.json"  # in the working folder of Cog's runtime
 
 # Types of inputs and outputs -> OpenAPI.
 TYPES: dict[Any, Json] = {
@@ -186,14 +186,15 @@ def render() -> str:
     return json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def write() -> Path:
-    """Writes the file atomically and returns its path."""
-    SCHEMA_FILE.parent.mkdir(exist_ok=True)
+def write(folder: Path = ROOT) -> Path:
+    """Writes the file atomically below `folder` and returns its path."""
+    path = folder / SCHEMA_FILE
+    path.parent.mkdir(exist_ok=True)
     # Two servers may start at once in one folder: each needs another temporary name.
-    unfinished = SCHEMA_FILE.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(render(), encoding="utf-8")
-    os.replace(unfinished, SCHEMA_FILE)
-    return SCHEMA_FILE
+    os.replace(unfinished, path)
+    return path
 
 
 def _load(reference: str) -> Any:
@@ -210,12 +211,13 @@ def main() -> None:
         description="Write the OpenAPI schema that Cog's runtime validates requests against.",
     )
     parser.add_argument("--check", action="store_true", help="only check; exit 1 if it is stale")
+    path = ROOT / SCHEMA_FILE
     if not parser.parse_args().check:
         print(f"wrote {write()}")
-    elif not SCHEMA_FILE.exists() or SCHEMA_FILE.read_text(encoding="utf-8") != render():
-        sys.exit(f"{SCHEMA_FILE} is missing or stale; run `python -m serving.schema`")
+    elif not path.exists() or path.read_text(encoding="utf-8") != render():
+        sys.exit(f"{path} is missing or stale; run `python -m serving.schema`")
     else:
-        print(f"{SCHEMA_FILE} is up to date")
+        print(f"{path} is up to date")
 
 
 if __name__ == "__main__":

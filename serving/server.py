@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import uvicorn
 
@@ -35,6 +36,8 @@ def run(
     downloader: Downloader | None = None,
 ) -> int:
     """Serves on `listener` until SIGTERM or Ctrl-C. Returns the exit code.
+
+    The working folder is that of Cog's runtime, with the entry points and the schema.
 
     It is 1 if the model cannot be loaded. `downloader` downloads files and sends webhooks of
     requests; tests pass another one.
@@ -68,7 +71,7 @@ async def _serve(
         mode,
         {**environment, "ZEROPRIOR_FILES": files, "NO_PROXY": hosts, "no_proxy": hosts},
     )
-    document = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    document = json.loads(Path(SCHEMA_FILE).read_text(encoding="utf-8"))
     address = f"http://127.0.0.1:{inside.getsockname()[1]}"
     front = Front(mode, document, supervisor, folder, address)
     if downloader is not None:

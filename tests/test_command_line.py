@@ -107,10 +107,10 @@ def test_the_sample_prompts_are_drawn(shell: Shell, training: str) -> None:
     for number in ("00", "01"):
         picture = shell.folder / "results" / "samples" / "step-000002" / f"{number}.png"
         assert Image.open(picture).size == (64, 64)
-    assert "drew 'a watercolour of <zwx>': results/samples/step-000002/01.png" in training
+    assert "generated 'a watercolour of <zwx>': results/samples/step-000002/01.png" in training
 
 
-def test_weights_draw_the_picture_that_training_drew(shell: Shell, training: str) -> None:
+def test_weights_generate_the_image_of_the_last_preview(shell: Shell, training: str) -> None:
     """Whole or unpacked, from another process, with hyphens or underscores."""
     results = shell.folder / "results"
     sample = pixels((results / "samples" / "step-000002" / "00.png").read_bytes())
@@ -135,7 +135,7 @@ def test_a_folder_in_use_is_refused_in_one_line(shell: Shell, photos: Path) -> N
         done = shell.run("trainer", *arguments)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: held is in use by another training (process {os.getpid()} on ")
+    assert line.startswith(f"error: held is in use by another run (process {os.getpid()} on ")
     assert "pictures" not in done.stdout  # nothing was read
 
 

@@ -1,3 +1,3 @@
-"""Trains an adapter from a dataset: pictures and captions in, `weights.zip` out."""
+"""Trains a LoRA from a dataset of images and captions, and writes `weights.zip`."""
 
-import families  # noqa: F401  before any library of the models: it silences their warnings
+import families  # noqa: F401  imported first: it silences warnings of the model libraries

@@ -1,5 +1,6 @@
-"""python -m trainer [CONFIG.yaml] [DATASET]: trains with a file of settings, options, or both."""
+"""python -m trainer [CONFIG.yaml] [DATASET]: trains with a settings file, options, or both."""
 
+import json
 import logging
 import os
 import sys
@@ -44,27 +45,27 @@ every setting. An ai-toolkit job file for Qwen-Image or Z-Image works, too.
 Several GPUs, each with batch_size images of every step:
   accelerate launch --multi_gpu -m trainer CONFIG.yaml
 
-Every run has a folder of its own, such as outputs/2026-11-26-imgs-01, which the
-log names; outputs/latest is the last one with a complete weights.zip. A stopped
-run (Ctrl-C, SIGTERM) leaves a checkpoint. To resume it, add:
+Every run gets a new folder, such as outputs/2026-11-26-imgs-01, shown in the log;
+outputs/latest is the last one with a complete weights.zip. A stopped run (Ctrl-C,
+SIGTERM) leaves a checkpoint. To resume it, add:
   --resume-from outputs/2026-11-26-imgs-01/checkpoints
 
-While a run goes on, in another terminal (RUN is its folder, or its name in outputs/):
+During a run, in another terminal (RUN is its folder, or its name in outputs/):
   {program} pause RUN [--free] | resume RUN | stop RUN [--keep] | save RUN
 
 The exit code is 3 if weights.zip was written but a check of the result failed, and 4
 if the run was stopped or paused by a command.
 """
 
-CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of a file of settings; others are datasets
-STOPPED = 4  # exit code of a run that a command has stopped or paused
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of settings files; others are datasets
+STOPPED = 4  # exit code of a run that was stopped or paused by a command
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
-# Process rank; only rank 0 logs.
-SPEAKS = os.environ.get("RANK", "0") == "0"
+# Whether this is the main process (rank 0); only that one logs.
+IS_MAIN = os.environ.get("RANK", "0") == "0"
 
 
-def arguments_parser() -> Parser:
+def arguments_parser(planning: bool = False) -> Parser:
     """The command line; every option is spelled with underscores or hyphens."""
     names = typed()
     parser = Parser(
@@ -80,25 +81,29 @@ def arguments_parser() -> Parser:
     parser.add_argument(
         "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
     )
+    if planning:
+        parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_inputs(parser, TrainingInputs, GROUPS)
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Does what the words say, by default those that the program was started with."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command in the arguments (default: `sys.argv`)."""
     try:
         claim_handed_down()
     except FolderRefused as error:
         sys.exit(f"error: {error}")
-    words = sys.argv[1:] if words is None else words
-    if words[:1] and words[0] in COMMAND_NAMES:
-        return give_command(words)
-    planning = [*words[:1]] == ["plan"]
-    parser = arguments_parser()
-    given = parser.read(words[planning:])
-    cpu, debug = given.pop("cpu"), given.pop("debug", False)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] and arguments[0] in COMMAND_NAMES:
+        return give_command(arguments)
+    planning = [*arguments[:1]] == ["plan"]
+    parser = arguments_parser(planning)
+    given = parser.read(arguments[planning:])
+    cpu, debug, as_json = (given.pop(name, False) for name in ("cpu", "debug", "json"))
     config = take_files(given, parser)
-    if SPEAKS:
+    if as_json:  # nothing else on standard output
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    elif IS_MAIN:
         begin(first_line(config, given, planning))
         log_to_console(debug=debug)
     else:
@@ -106,20 +111,20 @@ def main(words: Sequence[str] | None = None) -> None:
         logging.disable(logging.WARNING)
     if planning:
         given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
-    with one_message(debug, SPEAKS):
-        with one_message(debug, SPEAKS, ValueError):
+    with one_message(debug, IS_MAIN):
+        with one_message(debug, IS_MAIN, ValueError):
             settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
-        show_plan(settings, debug) if planning else run(settings, cpu, debug)
+        show_plan(settings, debug, as_json) if planning else run(settings, cpu, debug)
 
 
 def take_files(given: dict[str, Any], parser: Parser) -> str | None:
-    """Takes the file of settings out of what was given, and names the dataset."""
+    """Removes the files from the arguments; returns the settings file and sets the dataset."""
     files = given.pop("files")
     configs = [each for each in files if Path(each).suffix.lower() in CONFIG_SUFFIXES]
     datasets = [each for each in files if each not in configs]
-    for word in datasets:
-        if word in ("train", "plan") and not Path(word).exists():
-            parser.error(f"there is no dataset {word}; give [plan] [CONFIG.yaml] [DATASET]")
+    for name in datasets:
+        if name in ("train", "plan") and not Path(name).exists():
+            parser.error(f"there is no dataset {name}; give [plan] [CONFIG.yaml] [DATASET]")
     datasets += [given["dataset"]] if "dataset" in given else []
     if len(configs) > 1 or len(datasets) > 1:
         parser.error(f"give one CONFIG.yaml and one DATASET, not {' '.join(configs + datasets)}")
@@ -131,13 +136,13 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
 
 
 def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> str:
-    """What is about to run, as far as the file says it; what is wrong with it is said later."""
+    """The first line of output: the run's main settings. Errors in the file are reported later."""
     asked = dict(given)
     try:
         with open(config or "", encoding="utf-8") as file:
             content = yaml.safe_load(file)
         asked = {k: v for k, v in content.items() if isinstance(v, str)} | asked
-    except Exception:  # not there, no YAML, not keys: `read_config` has the right words
+    except Exception:  # missing or invalid: `read_config` reports it
         pass
     model = asked.get("base_model") or os.environ.get("BASE_MODEL") or "auto"
     if planning:
@@ -148,31 +153,31 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     return f"train{named}: base model {model}, dataset {dataset}, output in {output}"
 
 
-def give_command(words: Sequence[str]) -> None:
-    """Gives a command to a run; one that has ended is resumed here."""
+def give_command(arguments: Sequence[str]) -> None:
+    """Sends a command to a run; one that has ended is resumed in this process."""
     from trainer.commands import CommandRefused, command_line
 
     try:
-        settings = command_line(words)
+        settings = command_line(arguments)
     except CommandRefused as error:
         sys.exit(f"error: {error}")
     if settings is not None:
-        if SPEAKS:
+        if IS_MAIN:
             begin(f"resume {settings.output_dir} from its newest checkpoint")
             log_to_console()
         run(settings, cpu=True)
 
 
-def show_plan(settings: Settings, debug: bool = False) -> None:
-    """Prints what the training would take in memory and time."""
-    from trainer.memory import describe_plan
+def show_plan(settings: Settings, debug: bool = False, as_json: bool = False) -> None:
+    """Prints the memory and time that the run would need."""
+    from trainer.memory import describe_plan, plan_data
 
-    with one_message(debug, True, ValueError):  # lora_targets that fit no layer
-        print(describe_plan(settings))
+    with one_message(debug, True, ValueError):  # lora_targets that match no layer
+        print(json.dumps(plan_data(settings)) if as_json else describe_plan(settings))
 
 
 def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
-    """Trains. A mistake of the user is one line.
+    """Trains. A user error is one line.
 
     cpu: run a large model also without a GPU. debug: show the traceback of an error.
     """
@@ -188,18 +193,18 @@ def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
     from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
 
-    mendable = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
+    user_errors = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
-    bad_end = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
+    failures = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
     if not cpu and (slow := why_too_slow(settings.base)):
-        sys.exit(f"error: {how_to_run_anyway(slow)}" if SPEAKS else 1)
+        sys.exit(f"error: {how_to_run_anyway(slow)}" if IS_MAIN else 1)
     try:
-        with one_message(debug, SPEAKS, *mendable, *base, *adapter, *bad_end):
+        with one_message(debug, IS_MAIN, *user_errors, *base, *adapter, *failures):
             result = train_and_check(settings)
     except Stopped:
         sys.exit(STOPPED)
-    except KeyboardInterrupt:  # the loop has said by then where its checkpoint lies
+    except KeyboardInterrupt:  # the loop has logged the checkpoint's path
         sys.exit(130)
     if result.verdict is not None and result.verdict.result == BROKEN:
         sys.exit(CHECKS_FAILED)

@@ -1,7 +1,7 @@
-"""Commands to a run, by its name: pause, resume, stop, save. No PyTorch here.
+"""Commands to a run: pause, resume, stop, save. Does not import PyTorch.
 
-Each takes the run's folder or its name in `outputs/`, and raises `CommandRefused` that says what
-can be done instead.
+Each takes the run's folder or its name in `outputs/`, and raises `CommandRefused` with the reason
+and the commands that are possible.
 """
 
 import argparse
@@ -19,35 +19,35 @@ from trainer.settings import Settings, TrainingInputs, resolve
 from trainer.state import RunState, run_state
 
 PATIENCE = 2.0  # seconds to wait for the run's answer; a step may take longer
-SHOWN = 5  # runs that are named where one is not found
+SHOWN = 5  # runs in the message if one is not found
 
 
 class CommandRefused(ValueError):
-    """A command that cannot be given. The message says why and what can be done."""
+    """The command is not possible. The message says why and what is."""
 
 
 def pause(name: str | Path, free: bool = False) -> str:
-    """Pauses a run between two steps. Returns what became of it, as a sentence.
+    """Pauses a run between two steps. Returns the new state as text.
 
-    With `free`, the run writes a checkpoint and ends its process, so that its memory is free.
+    With `free`, the run writes a checkpoint and ends its process, which frees its memory.
     """
     return _give(name, Command("pause", free=free))
 
 
 def stop(name: str | Path, keep: bool = False) -> str:
-    """Ends a run with a checkpoint; with `keep`, one step later with weights, checks and report."""
+    """Stops a run with a checkpoint; with `keep`, after one more step with weights and report."""
     return _give(name, Command("stop", keep=keep))
 
 
 def save(name: str | Path) -> str:
-    """Has a run write its weights of now to `saved/step-NNNNNN.zip`, and go on."""
+    """Saves the current weights to `saved/step-NNNNNN.zip`; the run continues."""
     return _give(name, Command("save"))
 
 
 def resume(name: str | Path) -> str | Settings:
-    """Resumes a run: its paused process goes on, which the sentence says, or a new one is needed.
+    """Resumes a run. Returns the new state as text if its paused process continues.
 
-    Then these are the settings to train with: those of run.json, from the newest checkpoint.
+    If a new process is needed, returns the settings of run.json with the newest checkpoint.
     """
     folder, state = _find(name)
     if state.state == "paused":
@@ -57,18 +57,18 @@ def resume(name: str | Path) -> str | Settings:
 
 
 def settings_to_resume(folder: Path) -> Settings:
-    """The settings that a run was started with, to train it further in the same folder."""
+    """The settings of a run, for resuming it in the same folder."""
     facts = record_of(folder)
     if not checkpoints_in(folder / CHECKPOINTS):
         raise CommandRefused(f"{folder} has no checkpoint to resume from; start the run again")
     try:
         given, used = facts["settings"]["given"], facts["settings"]["used"]
         inputs: dict[str, Any] = {**given, "dataset": facts["dataset"]["path"]}
-        if inputs.get("base_model", "auto") == "auto":  # which may choose another one by now
+        if inputs.get("base_model", "auto") == "auto":  # it could choose another one now
             inputs["base_model"] = used["base"]
     except (KeyError, TypeError) as error:
         raise CommandRefused(
-            f"{folder}/run.json does not say how the run was started; "
+            f"{folder}/run.json does not contain the run's settings; "
             f"train with resume_from: {folder / CHECKPOINTS}"
         ) from error
     inputs |= {"resume_from": folder / CHECKPOINTS, "output_dir": folder}
@@ -80,9 +80,9 @@ def settings_to_resume(folder: Path) -> Settings:
 
 _CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
     "pause": (pause, "Pause a run between two steps; its memory stays in use."),
-    "resume": (resume, "Resume a run that was paused, stopped or killed, or has failed."),
-    "stop": (stop, "Write a checkpoint and end a run."),
-    "save": (save, "Write the weights of now to saved/step-NNNNNN.zip; the run goes on."),
+    "resume": (resume, "Resume a run that was paused, stopped or killed, or that failed."),
+    "stop": (stop, "Write a checkpoint and stop a run."),
+    "save": (save, "Write the current weights to saved/step-NNNNNN.zip; the run continues."),
 }
 
 
@@ -97,17 +97,17 @@ def command_parser() -> argparse.ArgumentParser:
             text = "free the memory: write a checkpoint, end the process"
             command.add_argument("--free", action="store_true", help=text)
         if name == "stop":
-            text = "write also weights.zip, checks and report"
+            text = "also write weights.zip, checks and report"
             command.add_argument("--keep", action="store_true", help=text)
     return parser
 
 
-def command_line(words: Sequence[str]) -> Settings | None:
-    """Does what `pause RUN` and the like say, and prints what became of it.
+def command_line(arguments: Sequence[str]) -> Settings | None:
+    """Executes `pause RUN` and the like, and prints the result.
 
-    Returns settings where a run is to be resumed in this process.
+    Returns settings if a run is to be resumed in this process.
     """
-    given = vars(command_parser().parse_args(words))
+    given = vars(command_parser().parse_args(arguments))
     call, _ = _CALLS[given.pop("do")]
     done = call(**given)
     if isinstance(done, Settings):
@@ -124,7 +124,7 @@ def _find(name: str | Path) -> tuple[Path, RunState]:
             return folder.resolve() if folder.is_symlink() else folder, state
     known = [each.name for each in listed(OUTPUTS) if not each.is_symlink() and run_state(each)]
     near = difflib.get_close_matches(str(name), known, 1, cutoff=0.4)
-    hint = f"the newest are: {', '.join(reversed(known[-SHOWN:]))}" if known else "it has none"
+    hint = f"the newest are: {', '.join(reversed(known[-SHOWN:]))}" if known else "it is empty"
     if near:
         hint = f"did you mean {near[0]}?"
     raise CommandRefused(f"there is no run {name} in {OUTPUTS}/; {hint}")
@@ -132,12 +132,12 @@ def _find(name: str | Path) -> tuple[Path, RunState]:
 
 def _check_allowed(folder: Path, state: RunState, do: str) -> None:
     if do not in state.allowed:
-        can = f"possible now: {', '.join(state.allowed)}" if state.allowed else "nothing to be done"
+        can = f"possible now: {', '.join(state.allowed) or 'nothing'}"
         raise CommandRefused(f"cannot {do} {folder.name}, which is {state}; {can}")
 
 
 def _give(name: str | Path, command: Command) -> str:
-    """Gives a command, and waits a moment for the answer."""
+    """Sends a command and waits up to `PATIENCE` for the answer."""
     folder, state = _find(name)
     _check_allowed(folder, state, command.do)
     put(folder, command)
@@ -149,7 +149,7 @@ def _give(name: str | Path, command: Command) -> str:
                     raise CommandRefused(f"{folder.name}: {event.get('why')}")
                 return f"{folder.name}: {_became(folder, command)}"
         time.sleep(0.05)
-    return f"{folder.name}: will {command.do} as soon as its present step or preview is done"
+    return f"{folder.name}: will {command.do} after the current step or preview"
 
 
 def _became(folder: Path, command: Command) -> str:

@@ -1,11 +1,11 @@
-"""Text files as people save them: UTF-8, else an encoding that is certain enough, else an error."""
+"""Decodes text files: UTF-8, or another encoding if it is clear enough, else an error."""
 
 import re
 
 from adapters.files.containers import Unusable
 
-# Encodings that editors outside of Western Europe save in, and how people call them. The order is
-# that of the guess where several fit.
+# Encodings of editors outside of Western Europe, with their usual names. If several fit, the first
+# is chosen.
 _LIKELY = {
     "gb18030": "GBK",
     "cp932": "Shift-JIS",
@@ -26,7 +26,7 @@ _ACCENTED = "À-ÖØ-öø-ÿŒœŠšŽžŸ"
 _PUNCTUATION = "‘’“”„‚‹›«»–—…•·¡¿\xa0\xad"
 _SIGN = f"[^\\x00-\\x7f{_ACCENTED}{_PUNCTUATION}]"  # ° ² ½ € © …
 _LETTER = f"[A-Za-z{_ACCENTED}]"
-# What Western text does not have, but others read as Windows-1252 do.
+# Not in Western text, but in other text that is read as Windows-1252.
 _FOREIGN = re.compile(
     f"[{_ACCENTED}]{{3}}"
     f"|(?<![A-Za-z])[{_ACCENTED}]{{2}}(?![A-Za-z])"
@@ -36,15 +36,15 @@ _FOREIGN = re.compile(
     f"|(?<!\\w)[¹²³¼½¾±¶¦¨¸´¬¯]{_LETTER}"
     "|[a-z][À-ÖØ-ÞŒŠŽŸ]"  # upper case after lower case
 )
-# By which ISO-2022, which has ASCII bytes alone, changes to another set of letters.
+# Escape sequences of ISO-2022, an encoding of ASCII bytes only.
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$\([A-D]|\$\)[ACG]|\([BIJ])")
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
     """The text of a file, and the encoding if it had to be guessed (None for UTF-8 and UTF-16).
 
-    UTF-8 with or without a byte order mark; UTF-16 with one; Windows-1252 where few letters are
-    beyond ASCII (`_is_western`). Raises `Unusable` for everything else, with the likely encoding.
+    UTF-8 with or without a byte order mark; UTF-16 with one; Windows-1252 if few letters are not
+    ASCII (`_is_western`). Raises `Unusable` for everything else, with the likely encoding.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Notepad's "Unicode"
         try:
@@ -66,7 +66,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def _with_escapes(data: bytes) -> str | None:
-    """The encoding of a file with NUL bytes or escape sequences; None where it is no text."""
+    """The encoding of a file with NUL bytes or escape sequences; None if it is not text."""
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -74,7 +74,7 @@ def _with_escapes(data: bytes) -> str | None:
     if _ISO_2022.search(data):
         return "ISO-2022"
     for encoding, others in (("utf-16-le", data[::2]), ("utf-16-be", data[1::2])):
-        if data.count(0) < 2 or 0 in others:  # of plain letters and spaces every second byte is 0
+        if data.count(0) < 2 or 0 in others:  # in ASCII text every second byte is 0
             continue
         try:
             text = data.decode(encoding)
@@ -86,7 +86,7 @@ def _with_escapes(data: bytes) -> str | None:
 
 
 def _western(data: bytes) -> str:
-    """The text as Windows-1252. Raises `Unusable` where it is more likely another encoding."""
+    """The text as Windows-1252. Raises `Unusable` if another encoding is more likely."""
     if b"\0" in data:
         return "\0"
     try:
@@ -101,11 +101,11 @@ def _western(data: bytes) -> str:
 
 
 def _is_western(text: str) -> bool:
-    """Whether few letters are beyond ASCII, so that this can be Western European text.
+    """Whether so few letters are not ASCII that this can be Western European text.
 
-    Few: less than half of all, alone or in twos beside plain letters (créée, ações), and no sign
-    within a word. A Cyrillic or Greek word that is read as Windows-1252 has accents throughout; a
-    Chinese, Japanese or Korean character becomes two of them, or signs.
+    Few: at most half of all, alone or in pairs next to ASCII letters (créée, ações), and no sign
+    within a word. In a Cyrillic or Greek word that is read as Windows-1252, all letters have
+    accents; a Chinese, Japanese or Korean character becomes two such letters, or signs.
     """
     accented = len(re.findall(f"[{_ACCENTED}]", text))
     plain = len(re.findall("[A-Za-z]", text))
@@ -113,7 +113,7 @@ def _is_western(text: str) -> bool:
 
 
 def _likely(data: bytes) -> str | None:
-    """The name of the encoding that a file in none of ours is probably in."""
+    """The name of the most likely other encoding of a file, or None."""
     from charset_normalizer import from_bytes  # tables of a few hundred encodings
 
     words = b" ".join(word for word in data.split() if not word.isascii())[:2000]

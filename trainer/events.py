@@ -1,23 +1,23 @@
-"""events.jsonl: everything that happens in a run, one JSON object a line. No PyTorch here.
+"""events.jsonl: the events of a run, one JSON object per line. Does not import PyTorch.
 
-Each line has `n`, which counts, `t`, the time in seconds since 1970, and `type`:
+Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `type`:
 
     started     pid, its start time, boot id, host, device, versions, base model, steps
     phase       loading, encoding images or captions, training, checking, writing; done and of
-    plan        the memory mode, and the bytes at the peak that it is expected to take
-    steps       from (the first of these steps), loss (one per step, null: no finite number),
+    plan        the memory mode and the expected peak in bytes
+    steps       from (the first of these steps), loss (one per step, null: not finite),
                 rate and norm of the last one, seconds since the last such event
     validation  step, loss at each sigma, mean, kind
     preview     step, number and text of the prompt, seed, file
-    checkpoint  step, file, bytes: a state to resume from
+    checkpoint  step, file, bytes: for resuming
     saved       step, file, bytes: usable weights
     command     id, do, accepted, why (trainer.inbox)
     pausing, paused, resumed, stopping, stopped      step; paused: kept or freed memory
     warning, error                                   text, where; an error ends the run as failed
     check, done                                      a check's result; files, seconds, peak memory
 
-After `resumed`, earlier events of later steps are void. Only the process that holds the run's lock
-writes. A state event is on the disk when `emit` returns; the others may be lost in a power cut.
+After `resumed`, earlier events of later steps are void. Only the process that has the run's lock
+writes. State events are synced to disk before `emit` returns; others may be lost in a power cut.
 """
 
 import json
@@ -36,17 +36,17 @@ log = logging.getLogger(__name__)
 STATE_EVENTS = frozenset(
     ("started", "pausing", "paused", "resumed", "stopping", "stopped", "error", "done")
 )
-SECONDS = 0.5  # between two events of one kind that repeats: steps, and counts of a phase
+SECONDS = 0.5  # between two `steps` events, and between two counts of a phase
 
 
 class Events:
     """Appends to a run's events.jsonl. Without a folder it writes nothing.
 
-    A full disk must not end a run: what cannot be written is lost, with one warning.
+    A full disk must not end a run: events that cannot be written are dropped with one warning.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.step = 0  # the last one that an event names
+        self.step = 0  # the last one in an event
         self._path = folder / EVENTS if folder is not None else None
         self._file: int | None = None
         self._number, self._whole, self._failed = 0, True, False
@@ -64,7 +64,7 @@ class Events:
                 self._open(self._path)
             event = {"n": self._number + 1, "t": round(time.time(), 3), "type": kind, **facts}
             line = json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":"))
-            # What an interrupted write has left is ended first, so that it spoils no second line.
+            # End a line that an interrupted write has left, so that this one is valid.
             text = ("" if self._whole else "\n") + line + "\n"
             data = text.encode(errors="backslashreplace")
             assert self._file is not None
@@ -80,7 +80,7 @@ class Events:
                 log.warning("%s cannot be written: %s", self._path, error)
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
-        """Says what the run does; while a phase is counted, at most every `SECONDS`."""
+        """Emits the current phase; counts within a phase at most every `SECONDS`."""
         now = time.monotonic()
         if name == self._phase and done != of and now - self._phase_time < SECONDS:
             return
@@ -95,9 +95,9 @@ class Events:
             self._file = None
 
     def _open(self, path: Path) -> None:
-        """Opens the file, and goes on from the number of its last event.
+        """Opens the file and continues from the number of its last event.
 
-        A last line that lacks only its end counts: the end is about to be written.
+        A complete last line without a line feed counts: the line feed is written next.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(path, flags, 0o644)
@@ -109,9 +109,9 @@ class Events:
 
 
 def read_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run, oldest first; none where there is no file.
+    """The events of a run, oldest first; none if there is no file.
 
-    Skips lines that are no event, and a last line without its end, which is being written.
+    Skips invalid lines, and a last line without a line feed, which is being written.
     """
     try:
         with (folder / EVENTS).open("rb") as file:
@@ -135,7 +135,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def as_json(value: Any) -> Any:
-    """The value in JSON's types: paths as text, and null for NaN and infinity, which it lacks."""
+    """The value in JSON types: paths as text, NaN and infinity as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,10 +1,10 @@
-"""Commands to a run: files that others put into its folder. No PyTorch here.
+"""Commands to a run: files in its folder. Does not import PyTorch.
 
 commands/0001-pause.json    {"key": "…", "do": "pause", "free": true}
 
-The run looks between two steps, takes the file away, does what it says and writes a `command`
-event with the same key. A key that was done before is not done again, so a sender that got no
-answer may repeat itself.
+Between two steps, the run reads and removes the files, executes the commands, and writes a
+`command` event with the same key for each. A key is executed only once, so a sender that got no
+answer may send the command again.
 """
 
 import json
@@ -23,7 +23,7 @@ MAX_BYTES = 10_000  # of a command
 
 @dataclass(frozen=True)
 class Command:
-    """What a run is asked to do."""
+    """A command to a run."""
 
     do: str  # one of COMMAND_NAMES
     free: bool = False  # of a pause: write a checkpoint and end the process
@@ -32,7 +32,7 @@ class Command:
 
 
 def put(folder: Path, command: Command) -> None:
-    """Gives a command to the run in a folder; the file appears all at once."""
+    """Sends a command to the run in a folder; the file is written atomically."""
     place = folder / COMMANDS
     place.mkdir(exist_ok=True)
     descriptor, part = tempfile.mkstemp(".part", f".0000-{command.do}.json.", place)
@@ -42,7 +42,7 @@ def put(folder: Path, command: Command) -> None:
         number = max((number for number, _ in _found(place)), default=0)
         while True:
             number += 1
-            try:  # unlike a rename, a link never takes the place of another's command
+            try:  # unlike a rename, a link never replaces another command
                 os.link(part, place / f"{number:04d}-{command.do}.json")
                 return
             except FileExistsError:
@@ -52,7 +52,7 @@ def put(folder: Path, command: Command) -> None:
 
 
 class Inbox:
-    """The commands that wait in a run's folder. Without a folder there are none."""
+    """The new commands in a run's folder. Without a folder there are none."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._place = folder / COMMANDS if folder is not None else None
@@ -62,7 +62,7 @@ class Inbox:
             self._done = {str(each.get("id")) for each in events if each["type"] == "command"}
 
     def take(self) -> list[tuple[Command, str]]:
-        """The new commands in their order, each with what is wrong with it, or an empty text."""
+        """Takes the new commands in order, each with its error or an empty text."""
         if self._place is None:
             return []
         taken = []
@@ -76,7 +76,7 @@ class Inbox:
 
 
 def _found(place: Path) -> list[tuple[int, Path]]:
-    """The files of commands and their numbers, in order."""
+    """The command files with their numbers, in order."""
     matched = ((COMMAND.fullmatch(path.name), path) for path in listed(place))
     return sorted((int(found[1]), path) for found, path in matched if found is not None)
 
@@ -91,4 +91,5 @@ def _read(path: Path) -> tuple[Command, str]:
             return command, ""
     except (OSError, ValueError, TypeError, RecursionError):
         pass
-    return Command("unknown"), f"{path.name} is no command; do is one of {', '.join(COMMAND_NAMES)}"
+    names = ", ".join(COMMAND_NAMES)
+    return Command("unknown"), f"{path.name} is not a valid command; do must be one of {names}"

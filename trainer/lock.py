@@ -1,11 +1,11 @@
-"""The lock of a run's folder: one process writes into it at a time. No PyTorch here.
+"""The lock of a run's folder: one process writes into it at a time. Does not import PyTorch.
 
-The lock is `flock` on `run.lock`. The system frees it when the process ends, however it ends. The
-file's text says who holds the lock, for messages only.
+The lock is `flock` on `run.lock`. The system releases it when the process ends, also if it is
+killed. The file's text names the holder, for messages only.
 
-A parent can take the lock first and hand it to the training that it starts: it opens `run.lock`,
+A parent process can take the lock and pass it to the run that it starts: it opens `run.lock`,
 locks it, and starts the child with `pass_fds=[fd]` and `ZEROPRIOR_RUN_LOCK_FD=fd`. The lock belongs
-to the open file, so there is no moment without an owner, even if the parent is killed.
+to the open file, so it is always held, even if the parent is killed.
 """
 
 import errno
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 
 NAME = "run.lock"
 HANDED_DOWN = "ZEROPRIOR_RUN_LOCK_FD"
-PATIENCE = 0.5  # seconds; whoever only asks for the lock's state holds it for an instant
+PATIENCE = 0.5  # seconds; a query of the lock's state holds it briefly
 _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _handed_down: int | None = None
 
 
 class FolderRefused(ValueError):
-    """A folder that this run may not write into. The message says why and what to do."""
+    """The run may not write into the folder. The message says why and what to do."""
 
 
 def claim_handed_down() -> None:
-    """Keeps a lock that the parent process has handed down, and keeps it from our children.
+    """Stores the lock passed by the parent process, and does not pass it on to children.
 
-    Called first thing by a program that may be started so; `Lock.take` calls it as well.
+    Programs that may be started with a lock call it first; `Lock.take` calls it as well.
     """
     global _handed_down
     value = os.environ.pop(HANDED_DOWN, None)
@@ -46,7 +46,7 @@ def claim_handed_down() -> None:
         os.set_inheritable(int(value), False)
     except (ValueError, OverflowError, OSError) as error:
         raise FolderRefused(
-            f"{HANDED_DOWN} is {value!r}, which is no open file; start the training with "
+            f"{HANDED_DOWN} is {value!r}, which is not an open file; start the run with "
             "pass_fds, or unset the variable"
         ) from error
     _handed_down = int(value)
@@ -58,12 +58,12 @@ class Lock:
     def __init__(self, path: Path, fd: int, handed_down: bool) -> None:
         self.path, self.handed_down = path, handed_down
         self._fd = fd
-        # Made by us, since every holder writes its text.
+        # Every holder writes its text, so an empty file is new.
         self.is_new = not handed_down and os.fstat(fd).st_size == 0
 
     @classmethod
     def take(cls, folder: Path, served: bool = False) -> "Lock":
-        """Locks the folder, which exists. Raises `FolderRefused` while another process holds it."""
+        """Locks an existing folder. Raises `FolderRefused` while another process holds the lock."""
         global _handed_down
         claim_handed_down()
         path, fd = folder / NAME, _handed_down
@@ -88,7 +88,7 @@ class Lock:
 
     @classmethod
     def take_free(cls, folder: Path) -> "Lock | None":
-        """The lock of a folder where a run has been, if nobody holds it. Writes nothing."""
+        """Takes an existing lock if it is free, else returns None. Writes nothing."""
         path = folder / NAME
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -103,7 +103,7 @@ class Lock:
     def is_held(folder: Path) -> bool:
         """Whether a process holds the folder's lock now. Writes nothing.
 
-        Where the file system cannot lock, nobody holds it.
+        False if the file system does not support locks.
         """
         try:
             fd = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -120,15 +120,15 @@ class Lock:
         return False
 
     def holder(self) -> dict[str, Any]:
-        """Who took the lock last: pid, host, start and served; empty where it is not written."""
+        """The last holder: pid, host, start and served; empty if it is not written."""
         return _text(self._fd)
 
     def remove(self) -> None:
-        """Removes the lock's file while it is held; `_wait_for` notices."""
+        """Removes the lock's file, while locked; `_wait_for` checks for this."""
         self.path.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Frees the lock, also for children that were forked from this process."""
+        """Releases the lock, also if forked children have the file open."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         finally:
@@ -137,25 +137,26 @@ class Lock:
     def _sign(self, served: bool) -> None:
         if os.fstat(self._fd).st_size > 0 and not self.holder():
             raise FolderRefused(
-                f"{self.path} is not a lock of ours; move it away, or choose another output_dir"
+                f"{self.path} was not created by zeroprior; move it away, or choose another "
+                "output_dir"
             )
         start = datetime.now().astimezone().isoformat(timespec="seconds")
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "start": start, "served": served}
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, (json.dumps(facts) + "\n").encode(), 0)
-        except OSError as error:  # which does not know the file's name
+        except OSError as error:  # add the file's name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _wait_for(path: Path) -> int:
-    """The file, open and locked. Raises `FolderRefused` after `PATIENCE`."""
+    """Opens and locks the file. Raises `FolderRefused` after `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     while True:
         fd = _open(path)
         try:
             locked = _try(fd)
-            if locked and _is_at(fd, path):  # not removed by its last holder in the meantime
+            if locked and _is_at(fd, path):  # else its last holder has removed it
                 return fd
             said = _in_use(path.parent, fd)
         except BaseException:
@@ -177,7 +178,7 @@ def _open(path: Path) -> int:
 
 
 def _try(fd: int) -> bool:
-    """Locks an open file if nobody else has; where the file system cannot lock, it warns."""
+    """Locks an open file if it is free. Warns if the file system does not support locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -186,15 +187,15 @@ def _try(fd: int) -> bool:
         if error.errno not in _NOT_SUPPORTED:
             raise
         log.warning(
-            "this file system cannot lock files (%s); make sure that no second training writes "
-            "into the same folder",
+            "this file system cannot lock files (%s); make sure that no other run writes into "
+            "the same folder",
             error.strerror,
         )
     return True
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether the open file is the one that has this name."""
+    """Whether the path still names the open file."""
     try:
         named = os.stat(path, follow_symlinks=False)
         return os.path.samestat(os.fstat(fd), named)
@@ -212,7 +213,7 @@ def _text(fd: int) -> dict[str, Any]:
 
 def _in_use(folder: Path, fd: int) -> str:
     holder = _text(fd)
-    who = "by another training"
+    who = "by another run"
     if holder:
         who += f" (process {holder['pid']} on {holder.get('host')}, since {holder.get('start')})"
     return f"{folder} is in use {who}; wait until it ends, or choose another output_dir"

@@ -1,4 +1,4 @@
-"""Removes the old runs of a server, which get a new folder each. No PyTorch here."""
+"""Removes the old runs of a server, which each have a folder. Does not import PyTorch."""
 
 import logging
 import time
@@ -11,23 +11,23 @@ from trainer.run_files import WEIGHTS, listed, record_of, remove_run
 
 log = logging.getLogger(__name__)
 
-# Which old runs a server keeps, besides the newest complete one. A day, so that a client that did
-# not wait for the answer can collect the result. Twenty, so that the disk does not fill: weights of
-# rank 32 for the 20 B model have 0.6 GB, more with checkpoints.
+# Limits for the old runs that a server keeps besides the newest complete one. A day: a client that
+# did not wait for the answer can get the result. Twenty: weights of rank 32 for the 20 B model have
+# 0.6 GB, more with checkpoints, and must not fill the disk.
 KEPT_SECONDS = 24 * 3600
 KEPT_RUNS = 20
 
 
 def remove_old_runs(root: Path, but: Path) -> None:
-    """Removes runs that a server made, beyond the limits above; never one that is in use.
+    """Removes a server's runs beyond the limits above; never one that is in use.
 
-    The newest complete one stays. Whatever else is in a run's folder stays, and the folder with it.
+    The newest complete one is kept. Other files in a run's folder are kept, and so is the folder.
     """
     ours = []
     for folder in listed(root):
         if folder.is_symlink() or folder == but:
             continue
-        with suppress(OSError):  # not readable for us, or removed by another server
+        with suppress(OSError):  # not readable, or removed by another server
             files = listed(folder)
             unfinished = [each.name for each in files] == [lock.NAME]  # killed at its start
             if record_of(folder).get("served") is True or unfinished:
@@ -40,7 +40,7 @@ def remove_old_runs(root: Path, but: Path) -> None:
         if held is None:
             continue
         try:
-            if held.holder().get("served") is True:  # and nobody has continued it by hand
+            if held.holder().get("served") is True:  # and it was not resumed by hand
                 remove_run(folder)
                 log.info("removed the old run %s", folder)
         except OSError as error:

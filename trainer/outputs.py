@@ -1,15 +1,15 @@
-"""A run's folder: which one it is, and who may write into it. No PyTorch here.
+"""Chooses, creates and locks a run's folder. Does not import PyTorch.
 
     outputs/2026-11-26-robot-01/
       run.json      settings, hashes of the dataset, versions; written once, at the start
-      run.lock      held while the run writes here (`trainer.lock`)
-      events.jsonl  everything that happens (`trainer.events`)
-      log.txt       what the run and the libraries log
-      commands/     what others ask of the run (`trainer.inbox`)
+      run.lock      locked while the run writes here (`trainer.lock`)
+      events.jsonl  all events of the run (`trainer.events`)
+      log.txt       the log of the run and the libraries
+      commands/     commands to the run (`trainer.inbox`)
       checkpoints/  samples/  saved/  trackers/  weights.zip  report.html  record.json
     outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete
 
-A run never deletes or overwrites what another run or a person has put there (`trainer.run_files`).
+A run never deletes or overwrites files of another run or of the user (`trainer.run_files`).
 """
 
 import json
@@ -59,14 +59,14 @@ OUTPUTS = Path("outputs")  # in the working folder
 LATEST = "latest"
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
-_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog's runtime
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog
 
 
 class Run:
-    """The folder of one run, held from before anything is written until all is written.
+    """The folder of one run, locked as long as the run writes.
 
-    A copy in another process of the same launch knows the folder, but does not hold the lock, and
-    its methods do nothing.
+    Copies in other processes of the same launch have the path but not the lock; their methods do
+    nothing.
     """
 
     def __init__(
@@ -76,34 +76,34 @@ class Run:
         made: Sequence[Path] = (),
         continued: bool = False,
     ) -> None:
-        """`made` are the folders that were made for it, itself first."""
+        """`made`: the folders created for this run, its own first."""
         self.folder, self.continued = folder, continued
-        # None where somebody else's file has that name.
+        # None if a file of the user has this name.
         self.log = folder / LOG if continued or not os.path.lexists(folder / LOG) else None
-        # One without a folder, which writes nothing, in a process that does not hold the lock.
+        # Without the lock, events are not written.
         self.events = Events(folder if held is not None else None)
         self._lock, self._made = held, list(made)
-        self._outputs = OUTPUTS.resolve()  # now, should the working folder change
+        self._outputs = OUTPUTS.resolve()  # resolved now: the working folder may change
         self._described = False
 
     @property
     def weights(self) -> Path:
-        """The result, there as soon as it is complete."""
+        """The path of the result, which exists once it is complete."""
         return self.folder / WEIGHTS
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of states to resume from."""
+        """The folder of checkpoints."""
         return self.folder / CHECKPOINTS
 
     @property
     def samples(self) -> Path:
-        """The folder of previews."""
+        """The folder of preview images."""
         return self.folder / SAMPLES
 
     @property
     def holds_lock(self) -> bool:
-        """Whether this process is the one that writes here."""
+        """Whether this process has the lock and writes here."""
         return self._lock is not None
 
     @property
@@ -112,7 +112,7 @@ class Run:
         return self.folder / REPORT
 
     def describe(self, facts: Mapping[str, Any]) -> None:
-        """Writes run.json. One that is there already stays: it is of the run's first part."""
+        """Writes run.json, unless it exists: a resumed run keeps its first one."""
         path = self.folder / RECORD
         if self._lock is None or os.path.lexists(path):
             return
@@ -122,13 +122,13 @@ class Run:
         self._described = True
 
     def complete(self) -> None:
-        """Points `outputs/latest` to this run, whose weights.zip is complete by now."""
+        """Points `outputs/latest` to this run; called when its weights.zip is complete."""
         outputs, folder = self._outputs, self.folder.resolve()
         link = outputs / LATEST
         if self._lock is None or outputs not in folder.parents or folder == link:
             return
         if os.path.lexists(link) and not _is_our_link(link):
-            log.warning("%s is not a link that a run made; it stays as it is", _shown(link))
+            log.warning("%s is not a link created by a run; it is left unchanged", _shown(link))
             return
         new = outputs / f".{LATEST}.{secrets.token_hex(4)}.part"
         try:
@@ -137,10 +137,11 @@ class Run:
         except OSError as error:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
-            log.warning("no link %s (%s); the result is in %s", _shown(link), error, self.folder)
+            place = self.folder
+            log.warning("cannot create %s (%s); the result is in %s", _shown(link), error, place)
 
     def close(self) -> None:
-        """Frees the lock. A run that has written no result takes its folder back."""
+        """Releases the lock. Removes the folder of a run that has written nothing."""
         held, self._lock = self._lock, None
         if held is None:
             return
@@ -156,7 +157,7 @@ class Run:
                 if self._made:
                     for folder in (self.checkpoints, self.samples, *self._made):
                         remove_if_empty(folder)
-        except OSError as error:  # how the run itself ended is what matters
+        except OSError as error:  # must not replace the run's own error
             log.warning("%s could not be cleaned up: %s", self.folder, error)
         finally:
             held.release()
@@ -178,14 +179,14 @@ def open_run(
     name: str | None = None,
     served: bool = False,
 ) -> Run:
-    """The folder of a new run, or of the run that `resume_from` continues; locked.
+    """Opens and locks the folder of a new run, or of the run that `resume_from` continues.
 
-    `output_dir` is the run's own folder. Without it, a checkpoint of one of our runs continues in
-    that run's folder; anything else gets `outputs/DATE-NAME-NN`. A run that a server makes
-    (`served`) always gets a new folder, and old ones that a server made are removed first.
+    `output_dir` is the run's own folder. Without it, a run resumed from a checkpoint continues in
+    the checkpoint's run folder; any other run gets `outputs/DATE-NAME-NN`. A server's run
+    (`served`) always gets a new folder, and the server's old runs are removed first.
 
-    Raises `FolderRefused` if the folder holds another run, or another process writes into it, and
-    OSError if it cannot be written.
+    Raises `FolderRefused` if the folder contains another run or is in use by another process, and
+    OSError if it is not writable.
     """
     continued = _continued(resume_from) if resume_from is not None and not served else []
     own = next((each for each in continued if record_of(each)), None)
@@ -223,29 +224,29 @@ def open_run(
     return Run(folder, held, made, continued=folder.resolve() in continued)
 
 
-# ---- Which folder --------------------------------------------------------------------------------
+# ---- Choosing the folder -------------------------------------------------------------------------
 
 
 def _root() -> Path:
-    """`outputs/`, made later, or a temporary folder where the working folder cannot be written."""
+    """`outputs/`, created later, or a temporary folder if it would not be writable."""
     if os.path.lexists(OUTPUTS) and not OUTPUTS.is_dir():
         raise FolderRefused(f"{OUTPUTS} is not a folder; move it away, or give output_dir")
     place = OUTPUTS if OUTPUTS.is_dir() else Path()
     if os.access(place, os.W_OK | os.X_OK):
         return OUTPUTS
     folder = _temporary()
-    log.warning("%s cannot be written; the results go to %s", place.resolve(), folder)
+    log.warning("%s is not writable; the results are written to %s", place.resolve(), folder)
     return folder
 
 
 @cache
 def _temporary() -> Path:
-    """One for all runs of this process."""
+    """The temporary folder for all runs of this process."""
     return Path(tempfile.mkdtemp(prefix="zeroprior-training-"))
 
 
 def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
-    """A new folder `DATE-NAME-NN`, and all folders that were made for it, itself first."""
+    """Creates `DATE-NAME-NN`. Returns it and all created folders, itself first."""
     stem = f"{time.strftime('%Y-%m-%d')}-{name}-"
     counted = re.compile(re.escape(stem) + r"(\d+)", re.ASCII)
     numbers = [int(found[1]) for each in listed(root) if (found := counted.fullmatch(each.name))]
@@ -254,7 +255,7 @@ def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
     while True:
         folder = root / f"{stem}{number:02d}"
         try:
-            folder.mkdir()  # by one process alone
+            folder.mkdir()  # atomic: only one process succeeds
             return folder, [folder, *parents]
         except FileExistsError:
             number += 1
@@ -263,24 +264,24 @@ def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
 
 
 def _given(output_dir: Path) -> tuple[Path, list[Path]]:
-    """The folder that the user names, and what was made for it. Raises `FolderRefused`."""
+    """Creates the user's folder. Returns it and all created folders. Raises `FolderRefused`."""
     try:
         folder, real = _without_links(output_dir), output_dir.resolve()
-        for place in (real, *real.parents):  # which the run there may remove with all it holds
+        for place in (real, *real.parents):  # the other run may remove these folders
             if place.name in PLACES and record_of(place.parent):
                 raise FolderRefused(
                     f"output_dir: {folder} is in {place.name} of another run; choose another"
                 )
         return folder, _make(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link loop
         reason = getattr(error, "strerror", None) or str(error)
         raise FolderRefused(
-            f"output_dir: {output_dir} cannot be made ({reason}); choose another"
+            f"output_dir: {output_dir} cannot be created ({reason}); choose another"
         ) from error
 
 
 def _make(folder: Path) -> list[Path]:
-    """Makes a folder and those above it; gives the ones that were not there, itself first."""
+    """Creates a folder and its parents. Returns the created ones, itself first."""
     missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     with suppress(FileExistsError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,7 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _name_of(dataset: Path) -> str:
-    """The dataset's name in ASCII letters, digits and hyphens; `run` where it has none."""
+    """The dataset's name in ASCII letters, digits and hyphens; `run` if nothing is left."""
     name = Path(os.path.abspath(dataset)).name
     while Path(name).suffix.lower() in _ARCHIVES:
         name = Path(name).stem
@@ -299,9 +300,9 @@ def _name_of(dataset: Path) -> str:
 
 
 def _continued(resume_from: Path) -> list[Path]:
-    """Folders whose `checkpoints/` holds what is resumed; none where that is weights.
+    """The run folders of a checkpoint or checkpoints folder; none for other weights.
 
-    Two, where `checkpoints` is a link to another disk.
+    There are two if `checkpoints` is a link to another disk.
     """
     named, real = Path(os.path.abspath(resume_from)), resume_from.resolve()
     found = []
@@ -314,19 +315,19 @@ def _continued(resume_from: Path) -> list[Path]:
 
 
 def _without_links(folder: Path) -> Path:
-    """The folder itself, should a link such as `outputs/latest` move on while the run lasts."""
+    """The folder without links: `outputs/latest` may change during the run."""
     real = folder.resolve()
     return folder if real == Path(os.path.abspath(folder)) else real
 
 
 def _shown(path: Path) -> Path:
-    """The path from the working folder where it is below."""
+    """The path relative to the working folder if it is below it."""
     here = Path.cwd().resolve()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _is_our_link(link: Path) -> bool:
-    """Whether `outputs/latest` is a link to a run below `outputs`, or to one that is gone."""
+    """Whether `outputs/latest` links to a run below `outputs`, which may no longer exist."""
     if not link.is_symlink():
         return False
     target = Path(os.readlink(link))

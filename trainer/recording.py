@@ -1,4 +1,4 @@
-"""Records one run in its folder: how it starts and ends, its warnings, and the log."""
+"""Records a run in its folder: start and end, warnings, and the log."""
 
 import logging
 import os
@@ -23,20 +23,20 @@ from trainer.settings import Secret, Secrets, Settings, hidden, high_rates
 
 log = logging.getLogger(__name__)
 
-OURS = ("trainer", "inference", "adapters", "families")  # whose warnings become events
+OURS = ("trainer", "inference", "adapters", "families")  # packages whose warnings become events
 
 
 @contextmanager
 def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control]:
-    """Inside, the run writes events and does commands; at its end it says how it has ended."""
+    """Within the context, the run writes events and executes commands. Emits how it ended."""
     if not run.holds_lock:
         yield Control()
         return
     events, inbox = run.events, Inbox(run.folder)
     keys = secrets.hf_token, secrets.wandb_api_key
     handler = _Warnings(events, keys)
-    for command, _ in inbox.take():  # to an earlier process
-        why = "the process that it was for has ended"
+    for command, _ in inbox.take():  # for an earlier process
+        why = "the process it was sent to has ended"
         events.emit("command", id=command.key, do=command.do, accepted=False, why=why)
     events.emit(
         "started",
@@ -48,7 +48,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     logging.getLogger().addHandler(handler)
     control = Control(events, inbox)
     log_file: AbstractContextManager[None] = nullcontext()
-    if run.log is not None and not secrets.from_request:  # a customer's log is in the answer alone
+    if run.log is not None and not secrets.from_request:  # a request's log is only in its answer
         log_file = log_to_file(run.log, lambda text: hidden(text, *keys))
     try:
         with log_file:
@@ -71,7 +71,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
 
 
 def introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:
-    """Says what is about to happen."""
+    """Logs what the run is going to do."""
     log.info(
         "training on %s: %d images, %s, %d steps of %d, seed %d",
         *(settings.base.hub_id, len(examples), settings.subject_text),
@@ -89,7 +89,7 @@ def introduce(settings: Settings, examples: Sequence[Example], family: Family) -
 def emit_done(
     control: Control, verdict: Verdict, files: Sequence[Path], peak_gpu_bytes: int | None
 ) -> None:
-    """The last event of a run that has written its weights."""
+    """Emits the last event of a run that has written its weights."""
     control.events.emit(
         "done",
         step=control.events.step,
@@ -102,7 +102,7 @@ def emit_done(
 
 
 class _Warnings(logging.Handler):
-    """Makes events of our warnings."""
+    """Emits our packages' warnings as events."""
 
     def __init__(self, events: Events, keys: Sequence[Secret | None]) -> None:
         super().__init__(logging.WARNING)
@@ -110,7 +110,8 @@ class _Warnings(logging.Handler):
         self._busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._busy or record.name.split(".")[0] not in OURS:  # busy: about events.jsonl itself
+        # Busy: a warning about events.jsonl itself.
+        if self._busy or record.name.split(".")[0] not in OURS:
             return
         self._busy = True
         try:
@@ -123,9 +124,9 @@ class _Warnings(logging.Handler):
 
 
 def _process() -> dict[str, object]:
-    """Which process this is, so that it can be told from a later one with the same number."""
+    """Identifies this process; a later one with the same pid differs."""
     facts: dict[str, object] = {"pid": os.getpid(), "host": socket.gethostname()}
-    with suppress(OSError, IndexError):  # only Linux says them
+    with suppress(OSError, IndexError):  # only on Linux
         facts["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         stat = Path("/proc/self/stat").read_text()
         facts["start"] = int(stat.rpartition(")")[2].split()[19])  # ticks after the boot

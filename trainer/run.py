@@ -1,4 +1,4 @@
-"""One training from settings to weights.zip: the story of `trainer`, in order."""
+"""One training run from settings to weights.zip: all its steps, in order."""
 
 import logging
 from contextlib import ExitStack
@@ -103,8 +103,8 @@ def train_from_inputs(
 ) -> Path:
     """Trains with the inputs of train.py.
 
-    `served` means that a server trains for somebody else: the run always gets a new folder, old
-    runs of the server are removed (`trainer.outputs`), and only the request's own keys are used.
+    `served`: the run is a server's request. It always gets a new folder, old runs of the server
+    are removed (`trainer.outputs`), and only the request's own keys are used.
     """
     secrets = Secrets(Secret.of(wandb_api_key), Secret.of(hf_token), from_request=served)
     for name, key in (("wandb_api_key", secrets.wandb_api_key), ("hf_token", secrets.hf_token)):
@@ -114,14 +114,14 @@ def train_from_inputs(
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has made."""
+    """The result of a run."""
 
     weights: Path  # weights.zip
-    verdict: Verdict | None  # of its checks; None in all processes of a launch but the first
+    verdict: Verdict | None  # of its checks; set only in the main process
 
 
 def train(settings: Settings, report: Report | None = None, secrets: Secrets | None = None) -> Path:
-    """Trains and returns the path of weights.zip, whatever its checks say (`train_and_check`)."""
+    """Trains and returns the path of weights.zip, also if a check fails (`train_and_check`)."""
     return train_and_check(settings, report, secrets).weights
 
 
@@ -129,12 +129,12 @@ def train(settings: Settings, report: Report | None = None, secrets: Secrets | N
 def train_and_check(
     settings: Settings, report: Report | None = None, secrets: Secrets | None = None
 ) -> Result:
-    """Trains, writes weights.zip, which appears all at once, and checks it.
+    """Trains, writes weights.zip atomically, and checks it.
 
-    Everything that can be wrong with settings, data and accounts is found before a model is
-    loaded. Out of a GPU's memory, it is tried once more in the next leaner mode, and `TooLarge`
-    is raised where that does not help. Raises `FolderRefused` if the run's folder holds another
-    run or another process writes into it, and `Stopped` if a command ends the run.
+    Settings, data and accounts are checked before a model is loaded. If the GPU runs out of memory,
+    the run is retried once in the next mode, which needs less memory; `TooLarge` is raised if that
+    fails, too. Raises `FolderRefused` if the run's folder contains another run or is in use by
+    another process, and `Stopped` if a command ends the run.
     """
     secrets = secrets or Secrets()
     if secrets.from_request and (costs := too_much(settings)):
@@ -149,7 +149,7 @@ def train_and_check(
     settings = with_seed(settings)
     settings = settings.replace(seed=same_for_all(settings.seed))
     if torch.cuda.is_available():
-        free_memory()  # of what came before, since a GPU's free memory is counted
+        free_memory()  # of earlier runs, before the free memory is measured
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
     with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:
         with recorded(run, settings, secrets) as control:
@@ -159,14 +159,14 @@ def train_and_check(
 def _train_in(
     run: Run, settings: Settings, report: Report | None, secrets: Secrets, control: Control
 ) -> Result:
-    """The training in the folder that is held for it."""
+    """Trains in the run's locked folder."""
     tried: list[str] = []
     found: Verdict | None = None
     while True:
         try:
             with ExitStack() as until_written:
                 path, outcome = _train(settings, report, secrets, until_written, run, control)
-                if outcome is not None:  # all else that the training held in memory is gone by now
+                if outcome is not None:  # the training's memory is free by now
                     run.complete()
                     run.events.phase("checking")
                     found = evaluate(outcome)
@@ -176,12 +176,12 @@ def _train_in(
             if short.leaner is None or len(tried) > 1 or processes().num_processes > 1:
                 raise TooLarge(
                     f"out of memory, tried with: {'; '.join(tried)}. Lower resolution, batch_size "
-                    "or rank, leave quantize and low_memory on auto, or take a larger GPU"
+                    "or rank, leave quantize and low_memory on auto, or use a larger GPU"
                 ) from short.__cause__
             settings = short.leaner
-        free_memory()  # only here, where no frame of the first attempt is left
-        log.warning("trying once more in the next leaner mode")
-    try:  # the weights are written, and nothing that fails now may withhold them
+        free_memory()  # here, where no frame of the first attempt is left
+        log.warning("retrying in the next mode, which needs less memory")
+    try:  # the weights are written; a later error must not lose them
         processes().wait_for_everyone()
         if outcome is not None and settings.hf_repo_id:
             if found is None or found.result != BROKEN or settings.allow_failed_checks:
@@ -192,7 +192,7 @@ def _train_in(
             log.info("%s", describe_next_steps(path, settings.subject or settings.trigger_word))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
-        log.warning("%s is complete, but what comes after it failed (%s)", path, said)
+        log.warning("%s is complete, but a later step failed (%s)", path, said)
     if outcome is not None and found is not None:
         files = [each for each in (path, run.report) if each.is_file()]
         emit_done(control, found, files, outcome.record.timings.peak_gpu_bytes)
@@ -207,8 +207,8 @@ def _train(
     run: Run,
     control: Control,
 ) -> tuple[Path, Outcome | None]:
-    """The weights' place and, in the main process of several, what is left to be judged."""
-    # What can be checked without a model.
+    """The path of the weights and, in the main process, what the checks need."""
+    # Check what needs no model.
     file = DatasetFile(settings.dataset)
     examples = read_dataset(
         settings.dataset,
@@ -224,7 +224,7 @@ def _train(
     if secrets.from_request and (cost := too_many(settings, len(examples))):
         raise SettingsError(cost)
     settings = settings.for_images(len(examples))
-    count_held_out(len(examples), settings)  # raises where too few would be left
+    count_held_out(len(examples), settings)  # raises if too few would be left
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
     adapter = find_turbo_adapter(settings)
@@ -252,7 +252,7 @@ def _train(
         running_out(settings, family.dtype, family.device, memory.mode, saver)
     )
 
-    # Encode, once.
+    # Encode once.
     samples = encode_images(family, examples, settings, control.phase)
     placeholder, proof = None, None
     if settings.subject is not None:
@@ -305,7 +305,7 @@ def _train(
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
     if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
-        log.info("compiling the blocks; the first steps wait for it")
+        log.info("compiling the transformer blocks; the first steps take longer")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)
     parts = trained_on, captions, lora, placeholder, data, control, preservation
@@ -314,13 +314,13 @@ def _train(
         loop.restore(resume)
     elif resume is not None:
         continue_weights(resume, lora, placeholder)
-    if loop.done < run.events.step or loop.done:  # whatever came after it is void
+    if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
     place = run.folder, texts, previewed, run.events
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
-    until_written.callback(tracker_updates.send)  # what is drawn with the finished weights
+    until_written.callback(tracker_updates.send)  # preview images of the final weights
     watchers = (validation, previews, tracker_updates)
     if loop.processes.is_main_process:
         for each in watchers:
@@ -328,7 +328,7 @@ def _train(
     with stopped_by_signals(loop):
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
-    # Prove and write. From here on the checkpoint of the last step is there to resume from.
+    # Verify and write. The checkpoint of the last step exists by now.
     if not loop.processes.is_main_process:
         return run.weights, None
     with keep_weights_on_error(loop, run.weights, saver):

@@ -1,7 +1,7 @@
-"""The files of a run's folder: their exact names, and what may be removed. No PyTorch here.
+"""Exact names of the files in a run's folder; removes only those. Does not import PyTorch.
 
-A person keeps files wherever they like, also in a run's folder, and a run never touches those.
-So nothing here goes by a loose pattern, and nothing is removed through a link.
+Users may keep their own files in a run's folder, and a run never changes them. So there are no
+loose patterns here, and nothing is removed through a link.
 """
 
 import json
@@ -22,10 +22,10 @@ CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "
 COMMANDS, SAVED = "commands", "saved"
 PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED)
 SHEET = "sheet.png"
-PROGRAM = "zeroprior"  # in run.json: the folder is ours
+PROGRAM = "zeroprior"  # in run.json: marks the folder as a run's
 
-# Every name that a run gives to a file, by the folder it is in.
-DESCRIPTIONS = (RECORD, EVENTS)  # of a run that may not have made anything
+# All names of a run's files, by folder.
+DESCRIPTIONS = (RECORD, EVENTS)  # exist before the run has written anything else
 RESULTS = (
     *DESCRIPTIONS,
     WEIGHTS,
@@ -37,7 +37,7 @@ RESULTS = (
 )
 STEP = re.compile(r"step-(\d{6}|[1-9]\d{6,})", re.ASCII)
 CHECKPOINT = re.compile(rf"{STEP.pattern}\.safetensors", re.ASCII)
-# Beside it, and in `saved`: `trainer.learning.step_weights`.
+# Next to it, and in `saved`: `trainer.learning.step_weights`.
 STEP_WEIGHTS = re.compile(rf"{STEP.pattern}\.zip", re.ASCII)
 COMMAND = re.compile(r"(\d{4,})-[a-z]+\.json", re.ASCII)
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
@@ -49,7 +49,7 @@ _PART = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.part", re.ASCII)
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """What the folder's run.json says; empty where there is none of ours."""
+    """The content of the folder's run.json; empty if there is none or it is not a run's."""
     try:
         facts = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -58,7 +58,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing where there is none."""
+    """The sorted entries of a folder; empty if it does not exist."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -66,12 +66,12 @@ def listed(folder: Path) -> list[Path]:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by their exact names, the one of most steps last."""
+    """The checkpoints in a folder, the last step last."""
     return [file for _, file in files_by_step(folder, CHECKPOINT)]
 
 
 def files_by_step(folder: Path, names: re.Pattern[str]) -> list[tuple[int, Path]]:
-    """The files of these names in a folder with the step in each name, the most steps last."""
+    """The files with these names and their steps, the last step last."""
     found = {
         int(match[1]): each
         for each in listed(folder)
@@ -81,7 +81,7 @@ def files_by_step(folder: Path, names: re.Pattern[str]) -> list[tuple[int, Path]
 
 
 def refuse_another_run(folder: Path, besides: Collection[str] = ()) -> None:
-    """Raises `FolderRefused` if the folder holds what a run writes, or something in its place."""
+    """Raises `FolderRefused` if the folder contains files of a run, or names that a run needs."""
     for name in (CHECKPOINTS, SAMPLES, TRACKERS, COMMANDS, SAVED):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise FolderRefused(f"{folder / name} is not a folder; choose another output_dir")
@@ -93,13 +93,15 @@ def refuse_another_run(folder: Path, besides: Collection[str] = ()) -> None:
         hint = f", or continue that run with resume_from: {folder / CHECKPOINTS}"
     elif (folder / WEIGHTS).is_file():
         hint = f"; resume_from: {folder / WEIGHTS} trains those weights further, in another folder"
-    raise FolderRefused(f"{folder} holds {found} of another run; choose another output_dir{hint}")
+    raise FolderRefused(
+        f"{folder} contains {found} of another run; choose another output_dir{hint}"
+    )
 
 
 def forget_if_nothing_was_done(folder: Path) -> None:
-    """Removes run.json and events.jsonl of a run that was killed before it had saved anything.
+    """Removes run.json and events.jsonl of a run that was killed before it saved anything.
 
-    So the same command can be repeated. The run's lock must be held.
+    So the same command can be repeated. The caller must hold the run's lock.
     """
     if record_of(folder) and found_in(folder, DESCRIPTIONS) is None:
         remove_parts(folder)
@@ -107,7 +109,7 @@ def forget_if_nothing_was_done(folder: Path) -> None:
 
 
 def remove_descriptions(folder: Path, names: Collection[str] = DESCRIPTIONS) -> None:
-    """Removes what describes a run that has made nothing. The lock must be held."""
+    """Removes the descriptions of a run without results. The caller must hold the lock."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     for file in _in_place(folder, COMMANDS, COMMAND):
@@ -116,7 +118,7 @@ def remove_descriptions(folder: Path, names: Collection[str] = DESCRIPTIONS) -> 
 
 
 def found_in(folder: Path, besides: Collection[str] = ()) -> str | None:
-    """The name of something that a run has written in the folder, or None."""
+    """The name of a file that a run has written in the folder, or None."""
     for name in (*RESULTS, UPLOAD):
         if name not in besides and os.path.lexists(folder / name):
             return name
@@ -132,9 +134,9 @@ def found_in(folder: Path, besides: Collection[str] = ()) -> str | None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes the files that an earlier process of this run was writing when it was killed.
+    """Removes partial files of an earlier process of this run that was killed.
 
-    The run's lock must be held: then nobody is writing them now.
+    The caller must hold the run's lock, so that no process is writing them.
     """
     for file in list(files_of(folder)):
         if _PART.fullmatch(file.name):
@@ -142,10 +144,10 @@ def remove_parts(folder: Path) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes a run's files, and its folder unless it holds others. The lock must be held."""
+    """Removes a run's files, and its folder if it is empty. The caller must hold the lock."""
     for file in list(files_of(folder)):
         file.unlink(missing_ok=True)
-    for name in (TRACKERS, UPLOAD):  # whole folders of ours, in which libraries name the files
+    for name in (TRACKERS, UPLOAD):  # removed whole: libraries choose the file names
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
     ours = (folder / name for name in (CHECKPOINTS, SAMPLES, COMMANDS, SAVED))
@@ -156,13 +158,13 @@ def remove_run(folder: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Removes a folder that holds nothing; a link, or one that holds something, stays."""
+    """Removes an empty folder; a link or a folder with files is kept."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files in a run's folder that are ours by place and name, none of them behind a link."""
+    """The run's own files in its folder, by place and name; links are not followed."""
     yield from _ours(folder, _TOP)
     yield from _in_place(folder, CHECKPOINTS, _IN_CHECKPOINTS)
     yield from _in_place(folder, SAMPLES, _IN_SAMPLES)

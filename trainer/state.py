@@ -1,11 +1,11 @@
-"""The state of a run, from its events and its lock. It is stored nowhere. No PyTorch here.
+"""The state of a run, read from its events and its lock; never stored. Does not import PyTorch.
 
     queued ─► running ─► done
               │ ▲  └── stop ──► stopping ─► stopped, or done early (stop and keep)
               │ └── resume ◄── paused ◄─ pausing
               └── error ─► failed
 
-A run whose process ended without a last word is stopped, too.
+A run whose process ended without a final event is stopped, too.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _STATES = {
     **{each: each for each in ("pausing", "paused", "stopping", "stopped", "done")},
     "error": "failed",
 }
-# In these states a process must be there.
+# States that need a running process.
 _ALIVE = ("running", "pausing", "stopping")
 
-# What can be asked of a run in a state.
+# The commands that are allowed in each state.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "queued": (),
     "running": ("pause", "stop", "save"),
@@ -39,16 +39,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run is doing, as far as its folder says it."""
+    """The state of a run, as recorded in its folder."""
 
     state: str  # a key of ALLOWED
-    step: int  # the last one that an event names
-    phase: str = ""  # of a running one
-    why: str = ""  # it was stopped or has failed
+    step: int  # the last one in an event
+    phase: str = ""  # while running
+    why: str = ""  # if it was stopped or has failed
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The commands that can be given now."""
+        """The commands that are allowed now."""
         return ALLOWED[self.state]
 
     def __str__(self) -> str:
@@ -58,8 +58,8 @@ class RunState:
 
 
 def run_state(folder: Path) -> RunState | None:
-    """The state of the run in a folder; None where no run has been."""
-    held = Lock.is_held(folder)  # first: a process that ends meanwhile has written its last event
+    """The state of the run in a folder; None if there is no run."""
+    held = Lock.is_held(folder)  # first: a process that ends later has written its last event
     last, step, phase = None, 0, ""
     for event in read_events(folder):
         if event["type"] in STATE_EVENTS:
@@ -76,6 +76,6 @@ def run_state(folder: Path) -> RunState | None:
     if state == "paused" and not last.get("kept"):
         return RunState("paused, memory freed", step)
     if not held and state in (*_ALIVE, "paused"):
-        return RunState("stopped", step, why="its process ended without a word")
+        return RunState("stopped", step, why="its process ended unexpectedly")
     why = str(last.get("text") or last.get("why") or "")
     return RunState(state, step, phase if state == "running" else "", why)

@@ -1,4 +1,4 @@
-"""zeroprior COMMAND …: finds the command's package, imports it and hands over the words.
+"""zeroprior COMMAND …: imports the command's package and calls it with the arguments.
 
 A new command is a row of `COMMANDS`.
 """
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A row of `zeroprior --help`, and the function that is called with the command's words."""
+    """A row of `zeroprior --help`, and the function to call with the arguments."""
 
     group: str
     help: str
     function: str  # module:name, imported only when it is called
-    first: tuple[str, ...] = ()  # words that go before the user's
+    first: tuple[str, ...] = ()  # arguments before the user's
 
 
 COMMANDS = {
@@ -23,8 +23,8 @@ COMMANDS = {
     "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),
     "pause": Command("Runs", "pause a run", "trainer.__main__:main", ("pause",)),
     "resume": Command("Runs", "resume a run", "trainer.__main__:main", ("resume",)),
-    "stop": Command("Runs", "end a run with a checkpoint", "trainer.__main__:main", ("stop",)),
-    "save": Command("Runs", "write a run's weights of now", "trainer.__main__:main", ("save",)),
+    "stop": Command("Runs", "stop a run with a checkpoint", "trainer.__main__:main", ("stop",)),
+    "save": Command("Runs", "save a run's current weights", "trainer.__main__:main", ("save",)),
     "generate": Command("Generate", "generate images", "inference.__main__:main"),
     "serve": Command("Generate", "start an HTTP server (Cog's interface)", "serving.__main__:main"),
     "demo": Command("Other", "train and generate with a small model, no GPU", "demo.__main__:main"),
@@ -47,7 +47,7 @@ zeroprior COMMAND --help shows the options of a command. --debug shows the trace
 
 def main() -> None:
     """Reads the name of the command and calls it."""
-    name, *words = sys.argv[1:] or ["--help"]
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage(), end="")
         return
@@ -63,19 +63,19 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
         print(f"error: unknown command {name}; {hint}", file=sys.stderr)
         sys.exit(2)
-    call(COMMANDS[name], words)
+    call(COMMANDS[name], arguments)
 
 
-def call(command: Command, words: Sequence[str]) -> None:
-    """Imports the command's function and calls it with the words.
+def call(command: Command, arguments: Sequence[str]) -> None:
+    """Imports the command's function and calls it with the arguments.
 
-    An error is one message; with `--debug` it has its traceback.
+    An error is one message; with `--debug`, its traceback is shown.
     """
     from inference.console import one_message
 
     module, function = command.function.split(":")
-    with one_message("--debug" in words):
-        getattr(importlib.import_module(module), function)([*command.first, *words])
+    with one_message("--debug" in arguments):
+        getattr(importlib.import_module(module), function)([*command.first, *arguments])
 
 
 def usage() -> str:

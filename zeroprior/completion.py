@@ -1,4 +1,4 @@
-"""Shell completion: a script with all commands and options, which runs no Python on Tab."""
+"""Shell completion: a script with all commands and options; runs no Python on Tab."""
 
 import argparse
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ complete -o default -F _zeroprior zeroprior
 """
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Prints the script."""
     from inference.__main__ import arguments_parser as generate
     from trainer.__main__ import arguments_parser as train
@@ -32,14 +32,14 @@ def main(words: list[str]) -> None:
         prog="zeroprior completion",
         description="Print the completion script for bash and zsh; in the shell's start file: "
         'eval "$(zeroprior completion)"',
-    ).parse_args(words)
+    ).parse_args(arguments)
     cases = {"train|plan": _options(train()), "generate": _options(generate())}
     lines = [f'      {names}) options="{" ".join(each)}" ;;' for names, each in cases.items()]
     print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(lines)), end="")
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterable[str]:
-    """The options that help shows, each in its spelling with hyphens."""
+    """The options in the help, spelled with hyphens."""
     for action in parser._actions:
         if action.help != argparse.SUPPRESS:
             yield from (each for each in action.option_strings if "_" not in each and each != "-h")

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 POLL_SECONDS = 1.0  # no call blocks for longer, so that a cancellation is noticed
-_RESOLVERS = 4  # threads; a name server that does not answer keeps one for up to a minute
+_RESOLVERS = 4  # threads; a name server that does not answer blocks one for up to a minute
 
 # The blocks that the IANA IPv4 and IPv6 Special-Purpose Address Registries list as not globally
 # reachable (RFC 6890, RFC 8190), multicast (RFC 5771), and blocks that are deprecated. Our own

@@ -1,7 +1,7 @@
-"""A TLS connection whose every step ends within a deadline and notices a cancellation.
+"""A TLS connection with a deadline for every step, which can be cancelled.
 
-A cancellation is an exception that Python raises in the thread between two bytecodes, so a call
-that blocks in C delays it. No call here blocks for longer than `POLL_SECONDS`.
+Python raises a cancellation as an exception between two bytecodes of the thread, so a call that
+blocks in C delays it. No call here blocks for longer than `POLL_SECONDS`.
 """
 
 import io
@@ -21,11 +21,11 @@ _BUFFER = 1 << 16  # bytes
 
 
 class DeadlinePassed(Exception):
-    """The time of the whole download is over."""
+    """The deadline of the whole download has passed."""
 
 
 class Deadline:
-    """A point in time by which a download, with all redirects and attempts, has to be done."""
+    """The deadline of a download, with all redirects and attempts."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -38,7 +38,7 @@ class Deadline:
         return left
 
     def step(self) -> float:
-        """The seconds that one step may take: a look-up, a connection, a handshake, a read."""
+        """The timeout of one step in seconds: look-up, connection, handshake or read."""
         return min(IDLE_SECONDS, self.left())
 
 
@@ -68,7 +68,7 @@ def connect_to(address: tuple[str, int], seconds: float) -> socket.socket:
 
 
 class Wire(io.RawIOBase):
-    """A TLS socket as `http.client` uses one, with a deadline over all that is read from it."""
+    """A TLS socket for `http.client`, with a deadline for all reads."""
 
     def __init__(
         self, plain: socket.socket, context: ssl.SSLContext, host: str, deadline: Deadline
@@ -87,11 +87,11 @@ class Wire(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """What is there, at least one byte unless the stream is at its end."""
+        """Reads the available bytes, at least one unless the stream has ended."""
         return int(self._patiently(lambda: self._socket.recv_into(buffer), "no byte"))
 
     def sendall(self, data: bytes) -> None:
-        """Sends all of it, as much at a time as the system takes."""
+        """Sends all data, in parts."""
         left = memoryview(data)
         while left:
             send = partial(self._socket.send, left)
@@ -101,7 +101,7 @@ class Wire(io.RawIOBase):
         return io.BufferedReader(self, _BUFFER)
 
     def close(self) -> None:
-        """Nothing: `http.client` closes its socket while the answer is still being read."""
+        """Does nothing: `http.client` closes its socket while the response is still being read."""
 
     def hang_up(self) -> None:
         """Closes the connection."""

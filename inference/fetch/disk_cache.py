@@ -1,6 +1,6 @@
 """A disk cache of downloads by the hash of their content, with LRU eviction.
 
-    files/<sha256 of the content>     the file; its modification time is that of its last use
+    files/<sha256 of the content>     the file; its modification time is the time of its last use
     files/<random>.part               an incomplete download
     names/<sha256 of a name>          JSON: the content of a name, its ETag, and when it was checked
 
@@ -27,7 +27,7 @@ STALE_SECONDS = 3600  # four times the longest download: the process was killed
 
 @dataclass(frozen=True)
 class Entry:
-    """The content of a name when its server was last asked."""
+    """The content of a name when it was last revalidated."""
 
     sha256: str
     etag: str | None  # for revalidation

@@ -1,9 +1,9 @@
 """Files from the web, for requests from untrusted users: https only, public addresses only.
 
-A server that fetches any address could be sent to its own network. Here every host name is resolved
-once, all its addresses must be public, and the connection goes to one of exactly these addresses;
-the same again after each redirect. So neither a redirect nor a second answer of the name server
-leads to an internal address.
+A server that downloads from any address could be made to access its own network. Here every host
+name is resolved once, all its addresses must be public, and the connection goes to one of exactly
+these addresses; this is repeated for each redirect. So neither a redirect nor a second answer of
+the name server can lead to an internal address.
 """
 
 import http.client
@@ -42,24 +42,24 @@ _BLOCK = 1 << 16
 
 
 class DownloadError(ValueError):
-    """A file that cannot, or must not, be fetched."""
+    """A file that cannot or must not be downloaded."""
 
 
-class _Passing(Exception):
-    """A failure that may be gone at the next attempt."""
+class _Temporary(Exception):
+    """A temporary failure; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What a server said about the file it sent."""
+    """The server's response about a file."""
 
-    unchanged: bool  # the file still has the etag that was given; nothing was sent
+    unchanged: bool  # the file still has the given ETag; nothing was sent
     etag: str | None
 
 
 @dataclass(frozen=True)
 class Downloader:
-    """Fetches files. The fields are for tests, which have a server and a host name of their own."""
+    """Downloads files. The fields are for tests, which use their own server and host name."""
 
     addresses: Callable[[str, int, float], list[str]] = look_up
     connect: Callable[[tuple[str, int], float], socket.socket] = connect_to
@@ -105,7 +105,7 @@ class Downloader:
             raise DownloadError(f"{shown(url)} did not answer with JSON") from error
 
     def check(self, url: str) -> None:
-        """Raises `DownloadError` for a URL that would not be followed; looks its host up."""
+        """Raises `DownloadError` for a URL that is not allowed; resolves its host."""
         parts = checked_url(url)
         try:
             self._public(parts, Deadline(MAX_POST_SECONDS))
@@ -116,7 +116,7 @@ class Downloader:
     def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """Sends `body` once and returns the status of the answer; a redirect is not followed.
 
-        Raises `DownloadError` for a URL that must not be followed, else OSError or HTTPException.
+        Raises `DownloadError` for a URL that is not allowed, else OSError or HTTPException.
         """
         parts, deadline = checked_url(url), Deadline(MAX_POST_SECONDS)
         try:
@@ -147,9 +147,9 @@ class Downloader:
                         found = response.getheader("ETag")
                         usable = found if found and _is_plain(found, MAX_ETAG_LENGTH) else None
                         return Downloaded(response.status == 304, usable)
-                except (_Passing, OSError, http.client.HTTPException) as error:
+                except (_Temporary, OSError, http.client.HTTPException) as error:
                     if isinstance(error, OSError) and error.errno in FULL:
-                        raise  # the disk's fault, not the network's
+                        raise  # an error of the disk, not of the network
                     if isinstance(error, ssl.SSLCertVerificationError):
                         raise DownloadError(f"{shown(url)}: {error.verify_message}") from error
                     reason = printable((str(error) or type(error).__name__)[:200])
@@ -169,7 +169,7 @@ class Downloader:
     def _response(
         self, url: str, token: str | None, etag: str | None, deadline: Deadline
     ) -> Iterator[http.client.HTTPResponse]:
-        """The answer at the end of all redirects."""
+        """The response after all redirects."""
         asked = urlsplit(url)
         for _ in range(REDIRECTS + 1):
             parts = checked_url(url)
@@ -241,7 +241,7 @@ def checked_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        # What urlsplit says may repeat the password or the query.
+        # urlsplit's message may contain the password or the query.
         raise DownloadError(f"{shown(url)} is not a valid URL; check its spelling") from error
     if parts.scheme != "https":
         scheme = printable(parts.scheme[:20]) or "an address without https://"
@@ -279,13 +279,13 @@ def _check_status(
     if status == 404:
         raise DownloadError(f"{shown(url)}: not found (404); check the spelling")
     if status in (408, 425, 429) or status >= 500:
-        raise _Passing(f"the server answered {status}")
+        raise _Temporary(f"the server answered {status}")
     reason = printable(response.reason[:100])
     raise DownloadError(f"{shown(url)}: the server answered {status} {reason}")
 
 
 def _body(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
-    """The content in blocks, at most `most` bytes, and as many as were announced."""
+    """The content in blocks: at most `most` bytes, and as many as Content-Length."""
     announced = response.length
     if announced is not None and announced > most:
         raise DownloadError(f"the file has {announced:,} bytes; {most:,} is the limit")
@@ -296,4 +296,4 @@ def _body(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
             raise DownloadError(f"the file has more than {most:,} bytes, which is the limit")
         yield block
     if announced is not None and got < announced:
-        raise _Passing(f"{got:,} of {announced:,} bytes arrived")
+        raise _Temporary(f"{got:,} of {announced:,} bytes arrived")

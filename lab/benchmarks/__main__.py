@@ -25,7 +25,7 @@ class Suite:
 SUITES = (
     Suite("training_step", "A training step beside the frozen base", ("--rounds", "3")),
     Suite("whole_run", "A training from start to archive", ("--steps", "5", "--rounds", "1"), True),
-    Suite("swap", "Changing the LoRA, and drawing with one", ("--repeats", "3")),
+    Suite("swap", "Changing the LoRA, and generating with one", ("--repeats", "3")),
     Suite("growth", "Growth", ("--quick",)),
     Suite("go_fast", "What go_fast saves and costs", ("--images", "8")),
     Suite("gpu", "The published sizes on a GPU", ("--repeats", "2")),

@@ -1,8 +1,8 @@
 """python -m lab.benchmarks.go_fast: what `go_fast` saves and what it costs, on the miniature.
 
 Draws the judge's prompts with guidance in every step, in the first half of them, and in none.
-`right` is the share of pictures that show everything asked for; `near` is the median PSNR to the
-fully guided picture of the same seed; `passes` counts runs of the transformer for one picture, and
+`right` is the share of images that show everything asked for; `near` is the median PSNR to the
+fully guided image of the same seed; `passes` counts runs of the transformer for one image, and
 the seconds are the processor's.
 """
 

@@ -1,7 +1,7 @@
 """python -m lab.benchmarks.gpu: training and generation at the published sizes, on this GPU.
 
-Needs no weights: models of the published sizes are filled with random numbers. Steps and pictures
-are timed with the device waited for, after they have been compiled as a training and a prediction
+Needs no weights: models of the published sizes are filled with random numbers. Steps and images
+are timed with the device waited for, after they have been compiled as training and a prediction
 compile them (`COMPILE=0` leaves that out). A step's arithmetic is counted by PyTorch from the
 operations that ran, recomputed activations included, and held against the rate of a large
 bfloat16 product on the same card. Without a GPU it says what it would run.
@@ -58,7 +58,7 @@ class Case:
         if self.work == "swap":
             return f"{self.base}: another LoRA of rank {RANK}"
         if self.work == "draw":
-            return f"{self.base}: a picture of {self.edge} pixels in {self.steps} steps"
+            return f"{self.base}: an image of {self.edge} pixels in {self.steps} steps"
         kept = "recomputed" if self.checkpointing else "kept"
         return f"{self.base}: a step, {self.edge} pixels, batch {self.batch}, activations {kept}"
 
@@ -118,7 +118,7 @@ def training_step(family: Family, case: Case) -> Callable[[], None]:
 
 
 def generation(family: Family, case: Case) -> Callable[[], Tensor]:
-    """One picture's latents from noise, without guidance."""
+    """One image's latents from noise, without guidance."""
     latents, text = _inputs(family, case)
     sigmas = torch.linspace(1.0, 0.0, case.steps + 1)
 
@@ -155,7 +155,7 @@ def swapping(family: Family) -> Callable[[], None]:
 
 
 def _inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
-    """Random latents_BCHW and text of each picture."""
+    """Random latents_BCHW and text of each image."""
     device = family.device
     rows, columns = family.latent_size(case.edge, case.edge)
     latents = torch.randn(case.batch, family.latent_channels, rows, columns, device=device)

@@ -1,6 +1,6 @@
 """python -m lab.benchmarks.growth: time and memory by images, rank, resolution, batch and LoRAs.
 
-`images` prepares data sets for the miniature, each in a process of its own. The other parts use the
+`images` prepares datasets for the miniature, each in a separate process. The other parts use the
 small base of `lab.benchmarks.training_step`: whole steps beside the frozen base at the same shape,
 and LoRAs laid over it together. All times are of the processor, on one thread, so that other
 programs do not count.
@@ -45,10 +45,10 @@ from trainer.learning.loss import flow_loss
 
 @dataclass(frozen=True)
 class Shape:
-    """What a training step sees."""
+    """The shape of a training step."""
 
     rank: int = RANK
-    side: int = 16  # of the picture, in tokens
+    side: int = 16  # of the image, in tokens
     batch: int = 1
 
 
@@ -113,7 +113,7 @@ class Shapes(Ways):
         return step
 
     def training(self, shape: Shape) -> Loop:
-        """A training with kept text, whose whole step is measured."""
+        """A training run with kept text, whose whole step is measured."""
         family, mean = self.family(), self.latents(shape)[0]
         sample = replace(self.sample, caption=self.words, mean_CHW=mean, std_CHW=mean * 0)
         settings = plain_settings("unread.zip", self.folder, shape.rank, shape.batch)
@@ -166,7 +166,7 @@ BOUND = 4  # LoRAs that one of the caches may keep
 
 @torch.no_grad()
 def loras(plan: Plan, folder: Path) -> list[Row]:
-    """What it takes to lay so many LoRAs over the base at once, to draw with them, to keep them."""
+    """The cost of merging so many LoRAs at once, generating with them and keeping them."""
     shapes = Shapes(plan.size, folder / "base")
     family = shapes.family()
     files = write_loras(family, max(plan.loras) + 1, folder)
@@ -217,7 +217,7 @@ def fitted(family: Family, cache: AdapterCache, files: Sequence[Path]) -> list[D
 
 
 def write_loras(family: Family, count: int, folder: Path) -> list[Path]:
-    """Random LoRAs on every layer that a training adapts."""
+    """Random LoRAs on every layer that a training run adapts."""
     files = []
     for seed in range(count):
         draw = torch.Generator().manual_seed(seed)
@@ -272,7 +272,7 @@ def shown(cell: str | float) -> str:
     return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
 
 
-# Of the plot: part, title, what goes along it, what is drawn, and whether by its first value.
+# Of the plot: part, title, x axis, y values, and whether they are relative to the first.
 PANELS = (
     ("images", "preparation, s", "pictures", ("together, s",), False),
     ("images", "peak memory, MB", "pictures", ("peak, MB",), False),

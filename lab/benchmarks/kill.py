@@ -91,7 +91,7 @@ PREVIEWS = (
     "trainer.monitor.previews.generate",
     "trainer.monitor.inference_weights.LoraMerger",
     "trainer.monitor.preview_images.save_png",
-    "trainer.monitor.preview_images.draw_sheet",
+    "trainer.monitor.preview_images.make_sheet",
 )
 KINDS = ("SIGKILL", "SIGTERM", "SIGTERM twice", "full disk", "out of memory", "broken preview")
 
@@ -297,7 +297,7 @@ _STRIKES: dict[str, Callable[[Path], None]] = {
 
 
 def write_pictures(path: Path, seed: str = "") -> Path:
-    """A zip of four small pictures, the same every time."""
+    """A zip of four small images, the same every time."""
     chance = random.Random(f"{seed} 5")
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(4):

@@ -1,4 +1,4 @@
-"""What it takes to prepare a data set, in time, memory and disk: for `lab.benchmarks.growth`."""
+"""Time, memory and disk space for preparing a dataset: for `lab.benchmarks.growth`."""
 
 import io
 import logging
@@ -45,13 +45,13 @@ MEMORY = (
     *("file, kB each", "latents, kB each", "text, kB each"),
 )
 
-# The same words for all, which are read once; a file beside each picture; and such files with the
+# The same text for all, which is read once; a file next to each image; and such files with the
 # placeholder, whose features are made in the steps.
 SAME, OWN, PLACEHOLDER = "one for all", "each its own", "each its own, with the placeholder"
 
 
 def images(counts: Sequence[int], folder: Path) -> list[Row]:
-    """What it takes to prepare so many pictures, and a step with them."""
+    """The cost of preparing so many images, and of a step with them."""
     write_random(folder / "base", dtype=torch.float32)
     rows: list[Row] = []
     for captions in (SAME, OWN, PLACEHOLDER):
@@ -84,7 +84,7 @@ def write_dataset(path: Path, count: int, captions: str) -> Path:
 
 
 def prepare(dataset: Path, base: Path, captions: str) -> Row:
-    """Reads and encodes a data set as `trainer.run` does, then takes a few steps with it."""
+    """Reads and encodes a dataset as `trainer.run` does, then takes a few steps with it."""
     settings = plain_settings(
         dataset,
         base,

@@ -1,8 +1,8 @@
 """python -m lab.benchmarks.presets: every preset at its own length, on the miniature and the demo's
-pictures: what is the result, and does a judge see the subject?
+images: what is the result, and does a judge see the subject?
 
 `likeness` is that of 24 new scenes to the subject (0 to 1; renderings of it score 0.73 and more),
-`right` the share of other prompts' pictures in which all that was asked for is seen. Seconds are
+`right` the share of other prompts' images in which all that was asked for is seen. Seconds are
 the processor's, for the whole training.
 """
 

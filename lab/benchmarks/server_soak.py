@@ -1,8 +1,8 @@
 """python -m lab.benchmarks.server_soak: a real Cog server under mixed, untrusted requests.
 
-Pictures on several bases, of several sizes, with no, one or two LoRAs by path or by value; requests
-that are refused; requests that are cancelled at a random moment: all in random order. Every picture
-is compared with that of an engine that has drawn nothing else. What the server's processes hold
+Images on several bases, of several sizes, with no, one or two LoRAs by path or by value; requests
+that are refused; requests that are cancelled at a random moment: all in random order. Every image
+is compared with that of an engine that has generated nothing else. What the server's processes hold
 (memory, threads, open files) is compared after every request has come once, and at the end; its
 folder of temporary files is looked into.
 
@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from cog_server import PREFER_ASYNC, CogServer, Webhooks, copy_of_the_code  # noqa: E402
 
 Inputs = dict[str, Any]
-PICTURES = "zeroprior-images-"  # folders of drawn pictures, kept for an hour
+PICTURES = "zeroprior-images-"  # folders of generated images, kept for an hour
 REFUSED: tuple[Inputs, ...] = (
     {"width": 31},
     {"num_outputs": 9},
@@ -67,16 +67,16 @@ class Report:
     """What a soak found."""
 
     answers: Counter[str]  # drawn, refused, canceled, too late (done before it was cancelled)
-    wrong: list[Inputs]  # requests whose pictures are not those of a fresh engine
+    wrong: list[Inputs]  # requests whose images are not those of a fresh engine
     strange: list[str]  # answers that no such request should have
     early: Held  # when every distinct request has come once
     late: Held  # at the end
-    left: list[str]  # temporary files beside pictures
+    left: list[str]  # temporary files other than images
     seconds: float
 
 
 def drawable(loras: Sequence[Path], bases: Sequence[str], count: int, seed: int) -> list[Inputs]:
-    """Different requests that are drawn; the LoRAs lie in `loras/` of the working folder."""
+    """Different requests; the LoRAs are in `loras/` of the working folder."""
     chance = random.Random(seed)
     asks: list[Inputs] = []
     for number in range(count):
@@ -147,7 +147,7 @@ class Client:
         self.strange: list[str] = []
 
     def draw(self, ask: Inputs) -> None:
-        """A request whose picture is known."""
+        """A request whose image is known."""
         self.server.wait_idle()
         answer = self.server.post("/predictions", {"input": ask}).json()
         self._judge(ask, answer)

@@ -1,8 +1,8 @@
 """python -m lab.benchmarks.soak: many requests in one engine; each gives what a fresh one does.
 
 Requests with no, one or two LoRAs of several ranks, at several scales, with and without
-placeholders, on two bases, and now and then a broken file, come in random order. Every picture is
-compared with that of an engine that has drawn nothing else; at the end the base's weights are
+placeholders, on two bases, and now and then a broken file, come in random order. Every image is
+compared with that of an engine that has generated nothing else; at the end the base's weights are
 compared with those at the beginning.
 """
 
@@ -46,7 +46,7 @@ class Report:
 
     generated: int
     refused: int
-    different: int  # pictures or refusals unlike those of a fresh engine
+    different: int  # images or refusals unlike those of a fresh engine
     base_unchanged: bool
     memory: tuple[float, float]  # MB of the process after the first fifth, and at the end
     seconds: float
@@ -100,7 +100,7 @@ def random_asks(loras: list[Path], count: int, seed: int) -> list[Ask]:
 
 
 def answer(engine: Engine, ask: Ask) -> bytes | str:
-    """The picture's pixels, or why there is none."""
+    """The image's pixels, or why there is none."""
     try:
         first, second = (engine.read(each) if each else None for each in (ask.weights, ask.extra))
         return engine.generate(ask.request, first, extra=second)[0].tobytes()
@@ -166,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = soak(**vars(options), folder=Path(folder))
-    print(f"{found.generated} drawn, {found.refused} refused in {found.seconds:.0f} s")
+    print(f"{found.generated} generated, {found.refused} refused in {found.seconds:.0f} s")
     print(f"{found.different} unlike those of a fresh engine")
     print(f"base {'unchanged' if found.base_unchanged else 'CHANGED'}")
     early, late = found.memory

@@ -1,4 +1,4 @@
-"""python -m lab.benchmarks.swap: what it costs to change the LoRA, and to draw with one.
+"""python -m lab.benchmarks.swap: what it costs to change the LoRA, and to generate with one.
 
 The published models' numbers of layers with tiny tensors, so what is measured is the Python around
 each layer, which a GPU has to wait for too. Both ways take turns on the same model, LoRA and
@@ -135,7 +135,7 @@ def _steps(
 
 
 def _step(name: str, transformer: Any) -> Callable[[], object]:
-    """A forward pass at 256 tokens of picture and 32 of text."""
+    """A forward pass at 256 tokens of image and 32 of text."""
     draw = torch.Generator().manual_seed(0)
     text = torch.randn(1, 32, 64, generator=draw)
     if name == "Z-Image":

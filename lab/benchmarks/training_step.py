@@ -1,4 +1,4 @@
-"""python -m lab.benchmarks.training_step: what a training step costs beside the bare base.
+"""python -m lab.benchmarks.training_step: the cost of a training step over the bare base.
 
 The floor is the frozen base without any adapter, forward and backward to its latents. Every way
 takes its turn on the same weights, latents and text; medians of one step, and the median of its
@@ -157,7 +157,7 @@ class Ways:
         return step
 
     def ours(self, placeholder: bool = False, compiled: bool = False) -> Step:
-        """The whole step of a training: draw, loss, backward, clip, optimizer."""
+        """The whole step of a training run: noise, loss, backward, clip, optimizer."""
         family = self.family()
         words = self._words(family, f"a photo of {SUBJECT}") if placeholder else self.words
         settings = resolve(

@@ -1,6 +1,6 @@
-"""python -m lab.benchmarks.whole_run: a training from start to archive, beside diffusers' script.
+"""python -m lab.benchmarks.whole_run: training from start to archive, and diffusers' script.
 
-Both train the same LoRA on the same base and pictures, with cached latents, one picture a step,
+Both train the same LoRA on the same base and images, with cached latents, one image a step,
 in processes of their own that take turns; ours keeps float32 masters, the script trains in
 bfloat16. Seconds by the clock and of the processor, and the peak of resident memory, as the
 system counts them for the whole process.
@@ -34,7 +34,7 @@ PICTURES, EDGE = 8, 256
 CAPTION = "a photo of a cat"
 PEER = "diffusers' script"
 FIELDS = ("wall", "processor", "memory")  # of `Cost`
-# Plain trainings, so that neither side is charged for what the other lacks.
+# Plain training runs, so that neither side is charged for what the other lacks.
 OURS = {
     "train_placeholder_token": False,
     "gradient_checkpointing": False,
@@ -54,7 +54,7 @@ class Cost:
 
 
 def write_inputs(folder: Path) -> tuple[Path, Path]:
-    """The small base in bfloat16, and a folder of pictures."""
+    """The small base in bfloat16, and a folder of images."""
     base, pictures = folder / "base", folder / "pictures"
     write_random(base, dtype=torch.bfloat16, arch=SMALL)
     pictures.mkdir()
@@ -146,7 +146,7 @@ def show(steps: int, costs: dict[str, list[Cost]]) -> None:
 
 
 def show_step(costs: dict[int, dict[str, list[Cost]]]) -> None:
-    """What one step takes: the longest trainings less the shortest, by the steps between."""
+    """What one step takes: the longest training runs less the shortest, by the steps between."""
     short, long = min(costs), max(costs)
     apart = {
         who: [

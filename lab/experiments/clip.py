@@ -1,6 +1,6 @@
 """What CLIP and LPIPS see in photographs, where the miniature's judge sees nothing.
 
-B pictures, D features.
+B images, D features.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from families.repository import download, model_folder
 from miniature.images import to_tensor
 
 HUB_ID = "openai/clip-vit-large-patch14"
-SMALLER = 256  # pixels of the shorter side for LPIPS, whose network was trained on small pictures
+SMALLER = 256  # pixels of the shorter side for LPIPS, whose network was trained on small images
 
 
 class Clip:
@@ -40,7 +40,7 @@ class Clip:
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Features [B, D] of pictures."""
+        """Features [B, D] of images."""
         pixels = self._pixels(list(pictures), return_tensors="pt").to(self._device)
         seen = self._model.vision_model(**pixels).pooler_output
         return _unit(self._model.visual_projection(seen))
@@ -59,7 +59,7 @@ def has_lpips() -> bool:
 
 
 def lpips(some: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-    """Perceptual distance of each picture to its partner (Zhang et al. 2018, AlexNet)."""
+    """Perceptual distance of each image to its partner (Zhang et al. 2018, AlexNet)."""
     network = _network()
     pairs = zip(map(_small, some), map(_small, others), strict=True)
     with torch.no_grad():

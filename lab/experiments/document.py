@@ -7,7 +7,7 @@ from pathlib import Path
 def rewrite(document: Path, parts: Mapping[str, str]) -> Path:
     """Puts texts in the place of what stood between the marks of their parts.
 
-    Returns the folder of the document's pictures. Raises ValueError where it lacks the marks.
+    Returns the folder of the document's images. Raises ValueError where it lacks the marks.
     """
     text = document.read_text(encoding="utf-8")
     for part, written in parts.items():

@@ -1,6 +1,6 @@
-"""Draws with a LoRA over a base, many pictures at a time.
+"""Generates many images at a time with a LoRA on a base model.
 
-What `inference.engine` draws, in the batches of `miniature.sampling`, which cost a third.
+As `inference.engine`, but in the batches of `miniature.sampling`, which cost a third.
 
 B batch, L caption tokens, D text width.
 """
@@ -24,12 +24,12 @@ from miniature.images import to_images
 from miniature.sampling import CAPTION_MULTIPLE, Base, TextFeatures, noise_for, sample_latents
 from miniature.vae import decode
 
-BATCH = 32  # pictures
+BATCH = 32  # images
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to draw."""
+    """One way to generate."""
 
     name: str
     steps: int
@@ -56,7 +56,7 @@ class Drawer:
 
     @torch.no_grad()
     def draw(self, archive: Archive, prompts: Sequence[Prompt], way: Way) -> list[Image.Image]:
-        """One picture per prompt.
+        """One image per prompt.
 
         With guidance, prompts have to be as long as the empty one once both are padded.
         """

@@ -1,4 +1,4 @@
-"""What is measured of pictures, and of a LoRA's weights.
+"""Measures of images, and of a LoRA's weights.
 
 B batch, C channels, H rows, W columns.
 """
@@ -20,7 +20,7 @@ from miniature.judge import load_judge
 from miniature.likeness import likeness
 from miniature.world import sample_scene
 
-Scores = dict[str, list[float]]  # one number per picture
+Scores = dict[str, list[float]]  # one number per image
 
 _LAPLACE = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -61,7 +61,7 @@ def tones(pictures: Sequence[Image.Image]) -> Scores:
 
 
 def looks(pictures: Sequence[Image.Image]) -> list[str]:
-    """Shape and colour that the judge sees of each picture's only or left thing: `star purple`."""
+    """Shape and colour that the judge sees of each image's only or left thing: `star purple`."""
     seen = load_judge().read(pictures)
     return [
         " ".join(view.get(key) or view[f"left.{key}"] for key in ("shape", "colour"))
@@ -70,7 +70,7 @@ def looks(pictures: Sequence[Image.Image]) -> list[str]:
 
 
 def diversity(pictures: Sequence[Image.Image]) -> float:
-    """Mean distance of pictures of one prompt to each other, in the judge's features.
+    """Mean distance of images of one prompt to each other, in the judge's features.
 
     It takes the place of LPIPS (Zhang et al. 2018), whose weights are not at hand everywhere and
     were learned on photographs.
@@ -80,7 +80,7 @@ def diversity(pictures: Sequence[Image.Image]) -> float:
 
 
 def drift(pictures: Sequence[Image.Image], untouched: Sequence[Image.Image]) -> Scores:
-    """How far pictures are from the untouched base's of the same prompts and seeds.
+    """How far images are from the untouched base's of the same prompts and seeds.
 
     `pixels` is the root mean square of the difference, pixels in [-1, 1]; `features` the
     distance in the judge's features.
@@ -102,7 +102,7 @@ def _renderings() -> Tensor:
 def distance(pictures: Sequence[Image.Image]) -> float:
     """Frechet distance of the judge's features to those of 1,000 held-out renderings.
 
-    It grows as pictures get fewer: only equal numbers of pictures can be compared.
+    It grows as images get fewer: only equal numbers of images can be compared.
     """
     return frechet(features(load_judge(), list(pictures)), _renderings())
 

@@ -1,4 +1,4 @@
-"""Prompts whose pictures the miniature's judge can read."""
+"""Prompts whose images the miniature's judge can read."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ FIRST_EVALUATION = 1_000_000  # scene of the world's evaluation prompts
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, what its picture must show, and the seed of its noise."""
+    """A prompt, what its image must show, and the seed of its noise."""
 
     text: str
     asked: dict[str, str]  # in the terms of `miniature.world.attributes`

@@ -1,4 +1,4 @@
-"""A training by the trainer's own parts, stopped on the way to be looked at."""
+"""A training run with the trainer's parts, paused for measurements."""
 
 import logging
 import time
@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Milestone:
-    """A training after some of its steps."""
+    """A training run after some of its steps."""
 
     step: int
     archive: Archive  # what would be shipped now

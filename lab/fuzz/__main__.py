@@ -68,7 +68,7 @@ def _quiet(run, data: bytes) -> None:  # type: ignore[no-untyped-def]
 
 
 def _apart(name: str, seconds: int) -> int:
-    """Runs a harness in a process of its own, says how it went, and gives its exit status."""
+    """Runs a harness in a separate process, says how it went, and gives its exit status."""
     log = ROOT / "outputs" / "fuzz" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "fuzz", name, "--seconds", str(seconds)]

@@ -48,7 +48,7 @@ class Harness:
 
 
 def dataset(data: bytes) -> bool:
-    """0: a file as it is. 1: as a picture, 2: as a caption, 3: as the name of one in a zip."""
+    """0: a file as it is. 1: as an image, 2: as a caption, 3: as the name of one in a zip."""
     where, rest = data[:1], data[1:]
     if where == b"\1":
         rest = _zip({"a.png": rest})
@@ -67,7 +67,7 @@ def dataset(data: bytes) -> bool:
 
 
 def picture(data: bytes) -> bool:
-    """A picture's file."""
+    """An image's file."""
     try:
         probe(data)
         found = check(data)

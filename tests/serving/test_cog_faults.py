@@ -127,7 +127,7 @@ def test_a_training_cancelled_in_any_phase_leaves_a_server_as_it_was(
             cancel("download", asked.is_set, dataset=address, **LONG)
             cancel("encode", r"memory: ", dataset=str(whole), **LONG)
             cancel("loop", r"training 1/", **LONG)
-            cancel("preview", "step 4: drew", **LONG, **PREVIEWS)
+            cancel("preview", "step 4: generated", **LONG, **PREVIEWS)
             cancel("write", r"weights\.zip \(", **PREVIEWS)
             after.append(held(server))
         last = tensors(finish(**PREVIEWS)["output"]["weights"])

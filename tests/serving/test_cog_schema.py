@@ -10,7 +10,7 @@ from cog import BaseModel, Input, Secret
 from cog import Path as CogPath
 from root import ROOT
 
-from serving import schema
+from serving import cog_yaml, schema
 
 GOLDEN = ROOT / "tests" / "golden" / "openapi_schema.json"
 REFEREE = ROOT.parent / "shared" / "tools" / "cog_schema_check.py"
@@ -116,11 +116,9 @@ def test_an_input_without_annotation_is_named() -> None:
         schema.document(draw, train, "0")
 
 
-def test_the_schema_file_is_written_where_the_runtime_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(schema, "SCHEMA_FILE", tmp_path / ".cog" / "openapi_schema.json")
-    written = schema.write()
+def test_the_schema_file_is_written_where_the_runtime_reads_it(tmp_path: Path) -> None:
+    written = schema.write(tmp_path)
+    assert written == tmp_path / ".cog" / "openapi_schema.json"
     assert json.loads(written.read_text(encoding="utf-8"))["openapi"] == "3.0.2"
     assert list(written.parent.iterdir()) == [written]
 
@@ -131,3 +129,16 @@ def test_importing_a_face_does_not_import_torch(path: str) -> None:
     module = path.removesuffix(".py")
     code = f"import {module}, sys; assert 'torch' not in sys.modules and 'PIL' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_an_installed_package_has_the_entry_points_of_cog_yaml(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_the_file = cog_yaml.read()
+    monkeypatch.setattr(cog_yaml, "FILE", Path("cog.yaml-which-a-wheel-lacks"))
+    assert cog_yaml.read()["build"].items() <= of_the_file["build"].items()
+    assert {k: of_the_file[k] for k in ("predict", "train")} == cog_yaml.ENTRY_POINTS
+    with cog_yaml.working_folder() as folder:
+        assert (folder / "predict.py").read_text() == Path("predict.py").read_text()
+        assert (folder / "train.py").is_file()
+    assert not folder.exists()

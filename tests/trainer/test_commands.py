@@ -166,13 +166,13 @@ def test_a_run_that_is_stopped_and_kept_has_weights_checks_and_report(
 def test_a_stop_is_heard_while_images_are_encoded(
     tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = run.encode_pictures
+    encode = run.encode_images
 
     def changed(*arguments: Any) -> Any:
         put(Path("out"), Command("stop"))
         return encode(*arguments)
 
-    monkeypatch.setattr(run, "encode_pictures", changed)
+    monkeypatch.setattr(run, "encode_images", changed)
     monkeypatch.setattr(Loop, "step", lambda *_: pytest.fail("a step was done"))
     with pytest.raises(Stopped, match="before the first step"):
         run.train(tiny())
@@ -221,7 +221,7 @@ def test_commands_are_taken_in_their_order_and_each_key_once(tmp_path: Path) -> 
     taken = Inbox(tmp_path).take()
     assert [command.do for command, fault in taken if not fault] == ["save"] * 12 + ["stop"]
     assert [fault for _, fault in taken if fault] == [
-        "0003-pause.json is no command; do is one of pause, resume, stop, save"
+        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save"
     ]
     Events(tmp_path).emit("command", id="last", do="stop", accepted=True)
     put(tmp_path, last)
@@ -259,7 +259,7 @@ def test_a_command_that_the_state_does_not_allow_names_those_that_it_does(
     with pytest.raises(CommandRefused, match="running at step 4; possible now: pause, stop, save"):
         commands.resume(runs)
     monkeypatch.setattr(commands, "PATIENCE", 0.1)
-    assert "as soon as" in commands.pause(runs)  # nobody answers
+    assert "after the current step" in commands.pause(runs)  # nobody answers
     lock.release()
 
 

@@ -226,5 +226,5 @@ def test_a_run_that_is_killed_is_stopped(number: int, tmp_path: Path) -> None:
         child.wait()
     state = run_state(folder)
     assert state is not None and state.state == "stopped"
-    wanted = "without a word" if number == signal.SIGKILL else "SystemExit"
+    wanted = "unexpectedly" if number == signal.SIGKILL else "SystemExit"
     assert wanted in state.why and state.allowed == ("resume",)

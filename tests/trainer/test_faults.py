@@ -463,7 +463,7 @@ def test_out_of_memory_a_training_goes_on_in_the_next_leaner_mode(
     after_step(monkeypatch, 2, full)
     archive = read_archive(run.train(settings.replace(output_dir=tmp_path / "again")))
     assert "out of memory with the unquantized base: CUDA out of memory" in caplog.text
-    assert "trying once more" in caplog.text
+    assert "retrying in the next mode" in caplog.text
     assert "after 2 steps" in caplog.text
     assert archive.meta["settings"]["gradient_checkpointing"] is True
     got = learned(archive)

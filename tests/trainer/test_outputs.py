@@ -127,7 +127,7 @@ def age(folder: Path, seconds: float) -> None:
 def test_a_folder_that_cannot_be_made_is_refused_by_name(folder: str, said: str) -> None:
     Path("file").write_text("mine")
     Path("circle").symlink_to("circle")
-    with pytest.raises(FolderRefused, match=rf"output_dir: .* cannot be made \(.*{said}"):
+    with pytest.raises(FolderRefused, match=rf"output_dir: .* cannot be created \(.*{said}"):
         open_run(DATASET, Path(folder))
     assert sorted(each.name for each in Path().iterdir()) == ["circle", "file"]
 
@@ -238,7 +238,9 @@ def test_a_folder_that_holds_another_run_is_refused_by_name(name: str) -> None:
     file.write_bytes(b"theirs")
     with pytest.raises(FolderRefused) as error:
         open_run(DATASET, Path("out"))
-    assert str(error.value).startswith(f"out holds {name.rsplit('/00.png')[0]}".split("/README")[0])
+    assert str(error.value).startswith(
+        f"out contains {name.rsplit('/00.png')[0]}".split("/README")[0]
+    )
     assert "choose another output_dir" in str(error.value)
     assert files_in(Path("out")) == {name: b"theirs"}  # and no lock is left
 
@@ -269,7 +271,7 @@ def test_an_output_dir_that_is_a_file_is_refused() -> None:
     Path("out").write_text("mine")
     with pytest.raises(FolderRefused, match="out is not a folder"):
         open_run(DATASET, Path("out"))
-    with pytest.raises(FolderRefused, match="output_dir: .* cannot be made .Not a directory"):
+    with pytest.raises(FolderRefused, match="output_dir: .* cannot be created .Not a directory"):
         open_run(DATASET, Path("out/in"))
 
 
@@ -295,7 +297,7 @@ def test_a_link_is_followed_once(tmp_path: Path) -> None:
 def test_a_run_lock_of_another_program_is_left_alone(lock: bytes) -> None:
     Path("out").mkdir()
     Path("out/run.lock").write_bytes(lock)
-    with pytest.raises(FolderRefused, match="out/run.lock is not a lock of ours"):
+    with pytest.raises(FolderRefused, match="out/run.lock was not created by zeroprior"):
         open_run(DATASET, Path("out"))
     assert Path("out/run.lock").read_bytes() == lock
 
@@ -421,7 +423,7 @@ def test_a_handed_down_number_that_is_no_open_file_is_refused(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(HANDED_DOWN, value)
-    with pytest.raises(FolderRefused, match=f"{HANDED_DOWN} is .*no open file"):
+    with pytest.raises(FolderRefused, match=f"{HANDED_DOWN} is .*not an open file"):
         open_run(DATASET, Path("out"))
     assert not Path("out").exists()
     with open_run(DATASET, Path("out")):  # asked for once
@@ -548,7 +550,7 @@ def test_a_latest_that_a_person_made_is_left_alone(
         caplog.clear()
         done = finish(open_run(DATASET))
         assert os.path.samestat(os.lstat(latest), before), make
-        assert "outputs/latest is not a link that a run made" in caplog.text
+        assert "outputs/latest is not a link created by a run" in caplog.text
         assert (done / "weights.zip").is_file()
         clear()
     assert (photos / "weights.zip").read_text() == "mine"

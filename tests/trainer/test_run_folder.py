@@ -124,7 +124,7 @@ def test_previews_behind_a_link_are_added_and_nothing_there_is_removed(
     shutil.rmtree(tmp_path / "out" / "samples")
     (tmp_path / "out" / "samples").symlink_to(photos)
     asked = {"sample_prompts": ("<zwx>",), "sample_options": {"num_inference_steps": 1}}
-    with pytest.raises(FolderRefused, match="holds samples/step-000001 of another run"):
+    with pytest.raises(FolderRefused, match="contains samples/step-000001 of another run"):
         run.train(tiny(steps=1, **asked))
     (photos / "step-000001").rename(photos / "step-by-step")
     run.train(tiny(steps=1, **asked))
@@ -231,5 +231,5 @@ def test_a_name_that_could_lead_elsewhere_is_refused_at_once(name: str) -> None:
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderRefused, match="output_dir: .*file/run cannot be made .*choose"):
+    with pytest.raises(FolderRefused, match="output_dir: .*file/run cannot be created .*choose"):
         open_run(tmp_path / "images", output_dir=tmp_path / "file" / "run")

@@ -1,4 +1,4 @@
-"""What a run says while it goes on, and what others ask of it between two steps."""
+"""Events of a run, and the commands it executes between two steps."""
 
 import logging
 import time
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.1  # seconds between two looks for a command while a run is paused
+LOOK = 0.1  # seconds between two checks for commands while a run is paused
 
 
 class Stopped(RuntimeError):
-    """A run that was ended by a command. It can be resumed from its checkpoint."""
+    """The run was ended by a command. It can be resumed from its checkpoint."""
 
     def __init__(self, message: str, freed: bool = False) -> None:
         super().__init__(message)
@@ -29,19 +29,19 @@ class Stopped(RuntimeError):
 
 
 class Refused(Exception):
-    """Why a command is not done."""
+    """The reason why a command is not executed."""
 
 
 class Control:
-    """The events and the commands of one run; by itself it says nothing and hears nothing."""
+    """The events and commands of one run. By default, none are written or read."""
 
     def __init__(self, events: Events | None = None, inbox: Inbox | None = None) -> None:
         self.events, self._inbox = events or Events(), inbox or Inbox()
-        self._waiting: list[Command] = []  # taken, and not yet done
+        self._waiting: list[Command] = []  # taken, not yet executed
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
-        """Says what is done before the first step. Raises `Stopped` if a stop is asked for.
+        """Emits a phase before the first step. Raises `Stopped` on a stop command.
 
         Other commands wait for the first step.
         """
@@ -56,17 +56,17 @@ class Control:
                 raise Stopped("stopped before the first step")
 
     def between_steps(self, loop: "Loop", saver: "Saver | None") -> None:
-        """Does what is asked for. Raises `Stopped` if that ends the run."""
+        """Executes the new commands. Raises `Stopped` if one ends the run."""
         for command in self._commands():
             self._do(command, loop, saver)
 
     def end(self) -> None:
-        """Refuses what is asked for too late to be done."""
+        """Refuses commands that came too late."""
         for command in self._commands():
             self._answer(command, "the run has ended")
 
     def _commands(self) -> Iterator[Command]:
-        """The commands that wait, in their order, one at a time."""
+        """The waiting commands in order, one at a time."""
         self._waiting += self._take()
         while self._waiting:
             yield self._waiting.pop(0)
@@ -99,12 +99,12 @@ class Control:
                 self._answer(command)
                 raise Stopped(f"stopped after {loop.done} steps")
             elif command.do == "stop":
-                # One step more, so that all that belongs to the last step is done after it.
+                # One more step, so that everything due after the last step is done.
                 last = min(loop.done + 1, loop.settings.steps)
                 self.early = last < loop.settings.steps
                 loop.settings = loop.settings.replace(steps=last)
                 self.events.emit("stopping", step=loop.done, keep=True)
-                log.info("step %d is the last one, as asked for", last)
+                log.info("stopping after step %d", last)
             else:
                 raise Refused("the run is not paused")
         except Refused as refused:
@@ -117,7 +117,7 @@ class Control:
             assert saver is not None
             path = write_weights_of_step(loop, saver.folder.parent / SAVED)
         except Exception as error:
-            log.warning("the weights of step %d are not saved: %s", loop.done, error)
+            log.warning("could not save the weights of step %d: %s", loop.done, error)
             raise Refused(f"the weights cannot be written: {error}") from error
         log.info("saved the weights of step %d as %s", loop.done, path)
 
@@ -125,14 +125,14 @@ class Control:
         try:
             assert saver is not None
             saver.save(loop)
-        except Exception as error:  # ending now would lose steps
+        except Exception as error:  # ending without one would lose steps
             raise Refused(f"no checkpoint can be written: {error}") from error
         self.events.emit("pausing", step=loop.done)
         self._answer(command)
         raise Stopped(f"paused after {loop.done} steps; its memory is free", freed=True)
 
     def _pause(self, asked: Command, loop: "Loop", saver: "Saver | None") -> None:
-        """Waits between two steps until it is asked to go on; everything stays in memory."""
+        """Waits between two steps until it is resumed; everything stays in memory."""
         self.events.emit("pausing", step=loop.done)
         self.events.emit("paused", step=loop.done, kept=True)
         self._answer(asked)

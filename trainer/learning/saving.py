@@ -200,11 +200,11 @@ class Saver:
                 raise
             reserve.release()
             self.newest = write_checkpoint(state, self.folder, keep=1)
-            log.warning("the disk is full; only one checkpoint is kept, %s", self.newest)
-            try:
+            try:  # before anything is logged, since the log and the events need room, too
                 reserve.take()
             except OSError as full:
                 log.warning("the disk is full, and no space can be reserved: %s", full)
+            log.warning("the disk is full; only one checkpoint is kept, %s", self.newest)
         self._step = state.step
         loop.events.emit("checkpoint", **file_facts(state.step, self.newest))
         if self.step_weights:

@@ -1,4 +1,4 @@
-"""Shows the steps of a run: on the progress bar, to the caller, and as events."""
+"""Reports the steps of a run: progress bar, callback, and events."""
 
 import logging
 import time
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, float], None]  # a metric's name and value, for whoever watches
+Report = Callable[[str, float], None]  # called with a metric's name and value
 
-# A model that answers nothing at all has the variance of noise and latents together, 2 or so.
+# A model that predicts zero has a loss of about 2, the variance of noise and latents together.
 EXPLODED = 100.0
-MOMENTS = 200  # in a run at which losses are read, since reading them waits for the device
+MOMENTS = 200  # in a run at which losses are read; reading waits for the device
 
 
 class StepReport:
-    """Reads the losses of a loop now and then, and shows them."""
+    """Reads the losses of a loop from time to time, and shows them."""
 
     def __init__(self, loop: "Loop", progress: Any, report: Report | None) -> None:
         self._loop, self._progress, self._report = loop, progress, report
         self._every = max(1, loop.settings.steps // MOMENTS)
-        self._emitted = loop.done  # steps whose losses are events
+        self._emitted = loop.done  # steps whose losses are in events
         self._time = time.monotonic()  # of the last such event
         self._norms: dict[str, float] = {}  # of the gradients, when the losses were read
 
     def after_step(self) -> None:
-        """Shows the mean loss of the last steps if it is time to. Raises `Diverged`."""
+        """Shows the mean loss of the last steps if it is due. Raises `Diverged`."""
         done = self._loop.done
         if done % self._every == 0 or done in (1, self._loop.settings.steps):
             self.show()
@@ -48,7 +48,7 @@ class StepReport:
             self.emit()
             raise Diverged(
                 f"the loss is {loss} at step {loop.done}; lower learning_rate "
-                f"({loop.settings.learning_rate:g}) or leave it out"
+                f"({loop.settings.learning_rate:g}) or use the default"
             )
         self._progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if self._report is not None:
@@ -56,11 +56,11 @@ class StepReport:
                 self._report("loss", loss)
                 self._report("step", float(loop.done))
             except Exception as error:
-                log.warning("the progress is no longer reported (%s)", error)
+                log.warning("progress is no longer reported (%s)", error)
                 self._report = None
 
     def emit(self) -> None:
-        """An event of the steps whose losses have been read; it never waits for the device."""
+        """Emits the steps whose losses have been read; never waits for the device."""
         loop, now = self._loop, time.monotonic()
         losses = loop.history.losses_read()
         if len(losses) > self._emitted:

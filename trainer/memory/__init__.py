@@ -2,7 +2,7 @@
 
 from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
 from trainer.memory.freeing import free_memory, memory_freed
-from trainer.memory.plan_table import describe_plan
+from trainer.memory.plan_table import describe_plan, plan_data
 
 __all__ = [
     "RanOut",
@@ -11,5 +11,6 @@ __all__ = [
     "free_memory",
     "memory_freed",
     "describe_plan",
+    "plan_data",
     "running_out",
 ]

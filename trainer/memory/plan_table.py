@@ -1,14 +1,15 @@
 """`python -m trainer plan CONFIG.yaml`: memory and time of a run as a table, without a GPU."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from families.loading import default_device
 from families.memory import RESERVE, free_memory
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
-from trainer.memory.plan import KINDS, LADDER, Figures, Mode, Wishes, choose
-from trainer.memory.speed import GPUS, UTILIZATION, step_seconds
+from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
+from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
 from trainer.settings import Settings, extent_of, missing_here
 
 _NOTES = """\
@@ -21,6 +22,69 @@ def describe_plan(settings: Settings) -> str:
     counted = count(settings)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
     return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}{lacking}"
+
+
+def plan_data(settings: Settings) -> dict[str, Any]:
+    """The plan in JSON types: bytes and seconds; the time of a mode that does not fit is null."""
+    counted, wishes = count(settings), wishes_of(settings)
+    chosen = {name: choose(counted, round(gpu.memory * 1e9), wishes) for name, gpu in GPUS.items()}
+    device = default_device()
+    here = None
+    if device.type != "cpu":
+        here = choose(counted, free_memory(device), wishes, usable(device))
+    return {
+        "base_model": settings.base.name,
+        "token": settings.subject,
+        "rank": settings.rank,
+        "optimizer": settings.optimizer,
+        "batch_size": settings.batch_size,
+        "resolution": max(settings.resolutions),
+        "caption_tokens": TEXT_TOKENS,
+        "parameters": {
+            "transformer": counted.block_weights + counted.other_weights,
+            "text_encoder": counted.text_block_weights + counted.text_other_weights,
+            "vae": counted.vae_weights,
+            "lora": counted.lora_values,
+        },
+        "lora_file_bytes": counted.lora_file,
+        "encoding_images_bytes": counted.images(),
+        "encoding_captions_bytes": counted.captions("none"),
+        "preview_bytes": {Mode(each).label: counted.previews(Mode(each)) for each in KINDS},
+        "modes": [_mode_data(counted, mode) for mode in LADDER],
+        "gpus": {
+            name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(choice)}
+            for name, choice in chosen.items()
+        },
+        "this_machine": {"device": device.type, **(_choice_data(here) if here else {})},
+        "missing_here": missing_here(settings),
+    }
+
+
+def _mode_data(counted: Figures, mode: Mode) -> dict[str, Any]:
+    parts = counted.parts(mode)
+    return {
+        "mode": mode.label,
+        "quantize": mode.quantize,
+        "gradient_checkpointing": mode.checkpointing,
+        "low_memory": mode.offload,
+        "bytes": parts,
+        "peak_bytes": sum(parts.values()),
+        "flops_per_step": counted.flops(mode),
+        "seconds_per_step": {
+            name: step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
+            if _fits(counted, mode, gpu)
+            else None
+            for name, gpu in GPUS.items()
+        },
+    }
+
+
+def _choice_data(choice: Choice) -> dict[str, Any]:
+    return {"mode": choice.mode.label, "fits": choice.fits, "peak_bytes": choice.peak}
+
+
+def _fits(counted: Figures, mode: Mode, gpu: Gpu) -> bool:
+    return counted.peak(mode, KINDS[-1]) <= gpu.memory * 1e9 * (1 - RESERVE)
 
 
 def count(settings: Settings) -> Figures:
@@ -105,9 +169,8 @@ def _seconds(counted: Figures, wishes: Wishes) -> str:
     for mode in LADDER:
         cells = []
         for gpu in GPUS.values():
-            fits = counted.peak(mode, KINDS[-1]) <= gpu.memory * 1e9 * (1 - RESERVE)
             seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
-            cells.append(f"{seconds:.2f}" if fits else "-")
+            cells.append(f"{seconds:.2f}" if _fits(counted, mode, gpu) else "-")
         rows.append([mode.label, *cells])
     chosen = [choose(counted, round(gpu.memory * 1e9), wishes) for gpu in GPUS.values()]
     modes: dict[str, list[str]] = {choice.mode.label: [] for choice in chosen}

@@ -1,4 +1,4 @@
-"""What is measured and shown during a run: validation, preview images, trackers."""
+"""Monitoring of a run: validation, preview images, trackers."""
 
 from trainer.monitor.contact_sheet import thumbnail
 from trainer.monitor.default_previews import previews_while_training, with_default_previews

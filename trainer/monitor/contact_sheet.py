@@ -1,4 +1,4 @@
-"""The contact sheet: pictures in labelled rows and columns, on one picture."""
+"""The contact sheet: one image that shows several in labelled rows and columns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,30 +7,30 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapters.files.atomic import atomic_file
 
-CELL = 256  # pixels, longest side of a picture on the sheet
-GAP = 16  # pixels between pictures and around them
+CELL = 256  # pixels, longest side of an image on the sheet
+GAP = 16  # pixels between images and around them
 MARGIN = 92  # pixels, for the rows' labels
 LINE = 19  # pixels from one line of a label to the next
-LINES = 3  # of a column's label; longer ones are cut
+LINES = 3  # in a column's label; longer ones are truncated
 INK, GREY, PAPER = "#1d2430", "#697386", "#ffffff"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def thumbnail(image: Image.Image, edge: int = CELL) -> Image.Image:
-    """A copy with at most `edge` pixels at its longest side."""
+    """A copy whose longest side has at most `edge` pixels."""
     small = image.convert("RGB")
     small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     return small
 
 
-def draw_sheet(
+def make_sheet(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str]
 ) -> Image.Image:
-    """One picture of (label, pictures) rows, with the columns' labels above them."""
+    """Arranges rows of (label, images) on one image, with column labels above."""
     font, strong = ImageFont.load_default(14), ImageFont.load_default(16)
-    cells = [(label, [_cell(each) for each in pictures]) for label, pictures in rows]
-    width = max((each.width for _, pictures in cells for each in pictures), default=CELL)
-    heights = [max((each.height for each in pictures), default=0) for _, pictures in cells]
+    cells = [(label, [_cell(each) for each in images]) for label, images in rows]
+    width = max((each.width for _, images in cells for each in images), default=CELL)
+    heights = [max((each.height for each in images), default=0) for _, images in cells]
     labels = [_wrapped(text, font, width) for text in columns]
     head = GAP + LINE * max(map(len, labels), default=0)
     across = MARGIN + len(columns) * (width + GAP)
@@ -42,29 +42,29 @@ def draw_sheet(
             at = (MARGIN + column * (width + GAP), GAP // 2 + number * LINE)
             pen.text(at, line, fill=GREY, font=font)
     top = head + GAP // 2
-    for (label, pictures), height in zip(cells, heights, strict=True):
+    for (label, images), height in zip(cells, heights, strict=True):
         pen.text((MARGIN - GAP, top + height / 2), label, fill=INK, font=strong, anchor="rm")
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture, (MARGIN + column * (width + GAP), top))
+        for column, image in enumerate(images):
+            sheet.paste(image, (MARGIN + column * (width + GAP), top))
         top += height + GAP
     return sheet
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
-    """Writes the picture all at once: whoever watches the file never sees half of it."""
+    """Writes the image atomically, so a viewer never reads a partial file."""
     with atomic_file(path) as file:
         image.save(file, format="png")
     return path
 
 
 def _cell(image: Image.Image) -> Image.Image:
-    """The picture at the sheet's size; the pixels of a small one stay visible."""
+    """The image at the sheet's size; small images are scaled without interpolation."""
     small = thumbnail(image)
     return ImageOps.scale(small, max(1, CELL // max(small.size)), Image.Resampling.NEAREST)
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    """The text in at most `LINES` lines no wider than `width` pixels."""
+    """Wraps the text to at most `LINES` lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

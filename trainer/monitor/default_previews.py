@@ -1,7 +1,7 @@
-"""The preview images of a run whose settings name no sample prompts (`sample_prompts: []`: none).
+"""Default preview images, if the settings contain no `sample_prompts` (`[]`: no previews).
 
-Two prompts, made from the token or trigger word and the captions: one close to the dataset, one
-far from it. They are generated before the first step, in the middle and at the end.
+Two prompts, built from the token or trigger word and the captions: one close to the dataset, one
+far from it. Images are generated before the first step, in the middle and at the end.
 """
 
 import logging
@@ -17,16 +17,16 @@ from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
 
-EDGE = 768  # pixels, at most; Qwen-Image takes half a minute for one of 1024 on an H100
-MOST_LETTERS = 1000  # of a caption that is taken as a prompt, where there is a shorter one
-SHARE = 0.05  # of the run's compute that previews may take with those in the middle
-BACKWARD = 3  # a training step in forward passes: the backward pass takes twice a forward pass
+EDGE = 768  # maximum pixels; Qwen-Image needs half a minute for an image of 1024 on an H100
+MAX_CHARACTERS = 1000  # longer captions are used as a prompt only if there is no shorter one
+SHARE = 0.05  # maximum share of the run's compute for previews that include the middle
+BACKWARD = 3  # a training step in forward passes: the backward pass costs two
 
 
 def with_default_previews(settings: Settings, captions: Sequence[str]) -> Settings:
-    """The settings with prompts, size and interval of the default previews, if they are wanted.
+    """The settings with prompts, size and interval of the default previews, if enabled.
 
-    The number of steps must be known. A size or a `sample_every` that was given stays.
+    The number of steps must be known. A given size or `sample_every` is kept.
     """
     if not settings.sample_defaults:
         return settings
@@ -43,12 +43,12 @@ def with_default_previews(settings: Settings, captions: Sequence[str]) -> Settin
     middle = f", after {every:,} steps" if every < steps else ""
     log.info("preview images: before the first step%s and at the end, of: %s", middle, prompts)
     if share > SHARE and steps > 1:
-        log.info("no preview images in the middle: they would take %.0f %% of the run", 100 * share)
+        log.info("no preview images in the middle: they would add %.0f %% compute", 100 * share)
     return chosen.replace(sample_every=every)
 
 
 def default_prompts(settings: Settings, captions: Sequence[str]) -> tuple[str, ...]:
-    """A caption of the dataset, with the subject if any has it, and the base's own prompt."""
+    """A caption of the dataset, preferably with the subject, and the base model's prompt."""
     base, subject = settings.base, settings.subject or settings.trigger_word
     usable = sorted((each for each in captions if each.strip()), key=_is_long)
     if subject is None:
@@ -60,13 +60,13 @@ def default_prompts(settings: Settings, captions: Sequence[str]) -> tuple[str, .
 
 
 def _is_long(caption: str) -> bool:
-    return len(caption) > MOST_LETTERS
+    return len(caption) > MAX_CHARACTERS
 
 
 def cost(settings: Settings, moments: int) -> float:
-    """The compute of so many sets of previews as a share of the training's, roughly.
+    """Estimates the compute of previews at `moments` steps as a share of the training's.
 
-    Counted in forward passes of the transformer, each in proportion to the image's pixels.
+    Counts forward passes of the transformer, each in proportion to the image's pixels.
     """
     base, options = settings.base, settings.sample_options
     edge = base.default_resolution
@@ -81,21 +81,21 @@ def cost(settings: Settings, moments: int) -> float:
 
 
 def previews_while_training(settings: Settings, quantized: bool) -> bool:
-    """Whether there is room for previews; if not, those of the last step are generated afterwards.
+    """Whether memory suffices for previews during training; else only the last step has them.
 
-    A default must not fill the machine's memory: while training, a preview keeps the base's own
-    weights, which take up to two copies in host memory; quantized weights a second base.
+    Previews need the original weights: up to two copies in CPU memory, or a second base model if
+    the base is quantized. A default must not fill the memory.
     """
     if not settings.sample_defaults:
         return True
-    width = 2 if torch.cuda.is_available() else 4  # bytes of a weight
+    width = 2 if torch.cuda.is_available() else 4  # bytes per weight
     transformer = transformer_without_weights(settings.base)
     needed = 2 * width * sum(each.numel() for each in transformer.parameters())
     free = free_memory(torch.device("cpu"))
     if quantized:
         why = "the base is quantized, and previews need its original weights too"
     elif needed > free / 2:
-        why = f"they take up to {needed / 1e9:.0f} GB of memory, of which {free / 1e9:.0f} are free"
+        why = f"they need up to {needed / 1e9:.0f} GB of CPU memory, {free / 1e9:.0f} GB are free"
     else:
         return True
     log.info("preview images only at the end: %s", why)

@@ -1,9 +1,9 @@
-"""One call in a thread of its own, for calls that may wait for ever or start threads themselves.
+"""Runs a call in a separate thread, for calls that may block forever or start threads themselves.
 
-A cancelled request is told by an exception in its thread, which Python delivers only between two
-instructions, and which must not come while a thread starts: the new thread can take the exception,
-and whoever started it then waits for ever. So a thread that exists from the import on starts all
-threads here, and whoever waits looks up several times a second.
+A request is cancelled by an exception in its thread. Python raises it only between two
+instructions, and it must not arrive while a thread starts: the new thread can receive the
+exception, and the thread that started it then waits forever. So one thread, started at import,
+starts all threads here, and waiting is interrupted several times a second.
 """
 
 import threading
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-_LOOK = 0.1  # seconds between two moments at which a cancellation is heard
+_INTERVAL = 0.1  # seconds between two points at which a cancellation can be raised
 
 _waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
@@ -31,7 +31,7 @@ _thread = _starter()
 
 
 class InThread:
-    """A call that begins at once. `result` waits for its end."""
+    """A call that starts immediately. `result` waits for its end."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         global _thread
@@ -49,10 +49,10 @@ class InThread:
         finally:
             self._ended.set()
 
-    def result(self, patience: float = float("inf")) -> None:
-        """Raises what the call raised, or `TimeoutError` where it takes longer, in seconds."""
-        until = time.monotonic() + patience
-        while not self._ended.wait(max(0.0, min(_LOOK, until - time.monotonic()))):
+    def result(self, timeout: float = float("inf")) -> None:
+        """Waits at most `timeout` seconds. Raises the call's exception, or `TimeoutError`."""
+        until = time.monotonic() + timeout
+        while not self._ended.wait(max(0.0, min(_INTERVAL, until - time.monotonic()))):
             if time.monotonic() >= until:
                 raise TimeoutError
         if self._error is not None:

@@ -1,10 +1,10 @@
-"""The stage: a training's own transformer, made for a while what a prediction draws with.
+"""Temporarily gives the transformer of a run the weights that inference uses.
 
-While a LoRA is trained, its layers sit in the transformer, and a turbo adapter may be merged into
-the weights. To draw what will be shipped, the LoRA's layers are lifted out, every touched weight
-is computed as a prediction computes it (`adapters.merging`), and afterwards each is put back bit
-for bit. What has to be remembered lies in host memory, so the GPU never holds a second copy.
-The text encoder and the VAE are loaded where they have left memory, and leave it again.
+During training the transformer contains the LoRA's layers, and a training adapter may be merged
+into the weights. To generate a preview, the LoRA's layers are removed, every affected weight is
+computed as at inference (`adapters.merging`), and afterwards each is restored bit-identical. Copies
+are stored in CPU memory, so the GPU never holds a second copy. If the text encoder and the VAE were
+freed, they are loaded and freed again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ _PARTS = {"text_encoder", "vae"}
 
 
 class InferenceWeights:
-    """Made before the turbo adapter is merged, of whose layers it keeps the pristine weights."""
+    """Copies the original weights of the training adapter's layers; create it before the merge."""
 
     def __init__(self, family: Family, turbo: TurboAdapter | None = None) -> None:
         self.family = family
@@ -33,9 +33,9 @@ class InferenceWeights:
             self._original = self._copies(turbo.factors)
 
     @contextmanager
-    def holding(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
-        """Inside, the transformer is the pristine base with scale * `factors` laid over it."""
-        there = _PARTS & set(vars(self.family))
+    def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+        """Context in which the transformer is the original base plus scale * `factors`."""
+        loaded = _PARTS & set(vars(self.family))
         with torch.no_grad(), torch.random.fork_rng(), lora.lifted():
             training = self._copies([*self._original, *factors])
             layers = dict(self.family.transformer.named_modules())
@@ -46,20 +46,20 @@ class InferenceWeights:
             finally:
                 for name, weight in training.items():
                     layers[name].weight.copy_(weight)
-                self.family.release(*(_PARTS - there))
+                self.family.release(*(_PARTS - loaded))
 
     @torch.no_grad()
     def _copies(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The layers' weights as they are now, in host memory."""
+        """Copies the layers' current weights to CPU memory."""
         layers = dict(self.family.transformer.named_modules())
         return {name: layers[name].weight.to("cpu", copy=True) for name in dict.fromkeys(names)}
 
 
 class SecondBase(InferenceWeights):
-    """The stage of a training on a quantised base: an unquantised one that waits in host memory.
+    """`InferenceWeights` for a quantized base: a second, unquantized one in CPU memory.
 
-    Rounded weights are not what a prediction draws with, and cannot be turned back into it. The
-    second base is loaded when it is first needed; its layers visit the GPU one at a time.
+    Inference uses the original weights, which cannot be restored from quantized ones. The second
+    base is loaded at first use; its layers are moved to the GPU one at a time.
     """
 
     def __init__(self, family: Family) -> None:
@@ -68,10 +68,10 @@ class SecondBase(InferenceWeights):
         self._transformer: nn.Module | None = None
 
     @contextmanager
-    def holding(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
-        """Inside, the transformer is the pristine base with scale * `factors` laid over it."""
+    def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+        """Context in which the transformer is the original base plus scale * `factors`."""
         family, training, storage = self.family, self.family.transformer, self.family.storage
-        there = _PARTS & set(vars(family))
+        loaded = _PARTS & set(vars(family))
         with torch.no_grad(), torch.random.fork_rng():
             try:
                 family.set_storage(WeightStorage(offload=True))
@@ -85,4 +85,4 @@ class SecondBase(InferenceWeights):
             finally:
                 family.set_storage(storage)
                 vars(family)["transformer"] = training
-                family.release(*(_PARTS - there))
+                family.release(*(_PARTS - loaded))

@@ -1,8 +1,8 @@
-"""The album: every picture that a training has drawn, as files and as one contact sheet.
+"""The preview images of a run, as files and as one contact sheet.
 
-samples/step-000100/00.png   the first prompt after 100 steps; step-000000 is the base before;
-                             where a prompt is drawn several times, 00-1.png follows
-samples/sheet.png            all of them at a glance: a row per step, a column per picture
+samples/step-000100/00.png   the first prompt after 100 steps; step-000000 is the base model;
+                             00-1.png follows if a prompt has several images
+samples/sheet.png            all of them: a row per step, a column per image
 """
 
 import logging
@@ -14,7 +14,7 @@ from PIL import Image
 
 from inference.request import ResolvedRequest
 from trainer.events import Events
-from trainer.monitor.contact_sheet import draw_sheet, save_png, thumbnail
+from trainer.monitor.contact_sheet import make_sheet, save_png, thumbnail
 from trainer.run_files import PREVIEW, SAMPLES, SHEET, STEP, listed
 
 log = logging.getLogger(__name__)
@@ -23,34 +23,34 @@ FOLDER = SAMPLES
 
 
 class PreviewImages:
-    """The pictures of one training.
+    """The preview images of one run.
 
-    `thumbnails` holds those of each step, small, one per column; `last` those of the last time.
+    `thumbnails` contains small copies by step, one per column; `last` the newest images.
     """
 
     def __init__(
         self, output: Path, all_resolved: Sequence[ResolvedRequest], events: Events | None = None
     ) -> None:
         self.folder, self._events = output / FOLDER, events or Events()
-        self._drawings = list(all_resolved)
+        self._resolved = list(all_resolved)
         self.columns = [resolved.prompt for resolved in all_resolved for _ in resolved.seeds]
         self.thumbnails: dict[int, list[Image.Image]] = {}
         self.last: list[Image.Image] = []
 
     def begin(self, done: int) -> None:
-        """Takes over the previews up to step `done` that the resumed run has made here.
+        """Reads the previews up to step `done` that a resumed run has written.
 
-        Those of later steps stay on the disk until the run makes the same ones again.
+        Those of later steps stay on disk until the run generates them again.
         """
         for step, files in _found(self.folder):
             if 0 < done and step <= done and len(files) == len(self.columns):
                 with suppress(OSError):  # damaged, or not an image
                     self.thumbnails[step] = [thumbnail(Image.open(file)) for file in files]
 
-    def add(self, step: int, pictures: Sequence[Sequence[Image.Image]]) -> None:
-        """Writes the pictures of every prompt after a step, and the sheet anew."""
+    def add(self, step: int, images: Sequence[Sequence[Image.Image]]) -> None:
+        """Writes the images of every prompt after a step, and updates the sheet."""
         folder = self.folder / f"step-{step:06d}"
-        for number, (resolved, generated) in enumerate(zip(self._drawings, pictures, strict=True)):
+        for number, (resolved, generated) in enumerate(zip(self._resolved, images, strict=True)):
             names = [f"{number:02d}{f'-{k}' if k else ''}.png" for k in range(len(generated))]
             files = [
                 save_png(each, folder / name) for each, name in zip(generated, names, strict=True)
@@ -64,15 +64,15 @@ class PreviewImages:
                     seed=seed,
                     file=f"{FOLDER}/{folder.name}/{file.name}",
                 )
-            log.info("step %d: drew %r: %s", step, resolved.prompt, ", ".join(map(str, files)))
-        self.last = [picture for of_prompt in pictures for picture in of_prompt]
-        self.thumbnails[step] = [thumbnail(picture) for picture in self.last]
+            log.info("step %d: generated %r: %s", step, resolved.prompt, ", ".join(map(str, files)))
+        self.last = [image for of_prompt in images for image in of_prompt]
+        self.thumbnails[step] = [thumbnail(image) for image in self.last]
         rows = [(step_label(each), self.thumbnails[each]) for each in sorted(self.thumbnails)]
-        save_png(draw_sheet(rows, self.columns), self.folder / SHEET)
+        save_png(make_sheet(rows, self.columns), self.folder / SHEET)
 
 
 def step_label(step: int) -> str:
-    """How the pictures of a step are called."""
+    """The label of a step's images."""
     return "before" if step == 0 else f"{step:,}"
 
 
@@ -88,5 +88,5 @@ def _found(folder: Path) -> list[tuple[int, list[Path]]]:
 
 
 def _place(file: Path) -> list[int]:
-    """Prompt and picture of a file's name."""
+    """The numbers of prompt and image in a file's name."""
     return [int(part) for part in file.stem.split("-")]

@@ -1,4 +1,4 @@
-"""The trackers by name, and how each is made. Imports no tracker before one is made."""
+"""The trackers by name and their constructors. Imports a tracker only when it is created."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from trainer.settings import Settings
 
-PROJECT = "zeroprior"  # where none is named
+PROJECT = "zeroprior"  # default project name
 
 
 def _tensorboard(settings: "Settings", folder: Path, secrets: Secrets) -> "GeneralTracker":

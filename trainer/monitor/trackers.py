@@ -1,11 +1,11 @@
-"""Trackers: TensorBoard, Weights & Biases and Trackio, through accelerate's own.
+"""Trackers: TensorBoard, Weights & Biases and Trackio, by accelerate's tracker classes.
 
-What goes wrong before a model is loaded is an error; what goes wrong later costs the tracker and
-never the training. Only the main process of several tracks.
+A tracker that fails before a model is loaded is an error. One that fails later is disabled with a
+warning, and the run continues. Of several processes, only the main process logs.
 
     loss, learning_rate/…, gradient_norm/…, placeholder_norm    about 200 times in a run
     validation/loss, validation/sigma_0.25, …                   on held-out images; without: fit/…
-    samples/00, …                                               pictures, where they are drawn
+    samples/00, …                                               preview images
 """
 
 import importlib.util
@@ -29,17 +29,17 @@ from trainer.settings import Secret, Secrets, Settings, SettingsError, hidden
 
 log = logging.getLogger(__name__)
 
-FOLDER = "trackers"  # of what TensorBoard and wandb write, beside weights.zip
-PATIENCE = 60.0  # seconds that a tracker may take to send what is left when all is done
+FOLDER = "trackers"  # files of TensorBoard and wandb, next to weights.zip
+TIMEOUT = 60.0  # seconds to send the remaining data at the end
 _NO_SECRETS = Secrets()
-_LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # what is of one machine
+_LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # local paths and names
 
 
 def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None:
     """Raises `SettingsError` for a tracker that is unknown, not installed or has no key.
 
-    Imports none. A request's tracker must have the request's own key, since the server's keys and
-    logins are its operator's.
+    Imports no tracker. A request must contain the tracker's key: keys and logins on a server belong
+    to its operator.
     """
     for name in names:
         if name not in MAKERS:
@@ -48,7 +48,7 @@ def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None
         raise SettingsError(
             "trackers: wandb needs wandb_api_key in the same request; a server uses no other key"
         )
-    if secrets.from_request and "trackio" in names:  # it writes with the operator's rights
+    if secrets.from_request and "trackio" in names:  # it would use the operator's login
         raise SettingsError(
             "trackers: trackio is not available on a server, since a request brings no key for "
             "it; use tensorboard or wandb"
@@ -62,7 +62,7 @@ def check_trackers(names: Sequence[str], secrets: Secrets = _NO_SECRETS) -> None
 
 
 class Trackers:
-    """The trackers of one training, open from before the base is loaded until all is written."""
+    """The trackers of one run, open from before the base is loaded until all files are written."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Trackers:
         wandb_api_key: Secret | None = None,
         from_request: bool = False,
     ) -> None:
-        """Starts them. Raises `SettingsError` for one that does not start, without its key."""
+        """Starts the trackers. Raises `SettingsError` if one fails; its key is redacted."""
         secrets = Secrets(wandb_api_key=wandb_api_key, from_request=from_request)
         self._secrets = (wandb_api_key, Secret.of(os.environ.get("WANDB_API_KEY")))
         self._open: dict[str, GeneralTracker] = {}
@@ -84,16 +84,16 @@ class Trackers:
         for name in dict.fromkeys(settings.trackers):
             try:
                 tracker = MAKERS[name](settings, folder, secrets)
-                self._broken[name] = tracker  # until it has started
+                self._broken[name] = tracker  # until it is started
                 InThread(partial(_start, tracker, settings)).result()
             except Exception as error:
                 self.close()
                 raise SettingsError(
-                    f"trackers: {name} does not start ({self._said(error)}); fix that or remove "
-                    f"it from trackers"
+                    f"trackers: {name} does not start ({self._redacted(error)}); fix that or "
+                    "remove it from trackers"
                     + (". WANDB_MODE=offline needs neither key nor network" * (name == "wandb"))
                 ) from None
-            except BaseException:  # a cancellation waits for nobody
+            except BaseException:  # cancelled: do not wait
                 _stop([*self._open.values(), *self._broken.values()])
                 raise
             self._open[name] = self._broken.pop(name)
@@ -102,16 +102,16 @@ class Trackers:
         return bool(self._open)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of one step, under the names above."""
+        """Logs the numbers of one step, with the names above."""
         self._each("log numbers", lambda tracker: tracker.log(dict(values), step=step))
 
-    def pictures(self, values: Mapping[str, Image.Image], step: int) -> None:
-        """Pictures of one step, one under each name."""
+    def images(self, values: Mapping[str, Image.Image], step: int) -> None:
+        """Logs the images of one step by name."""
 
         def send(tracker: GeneralTracker) -> None:
             if isinstance(tracker, TensorBoardTracker):
-                for name, picture in values.items():
-                    pixels = np.asarray(picture.convert("RGB"))[None]
+                for name, image in values.items():
+                    pixels = np.asarray(image.convert("RGB"))[None]
                     tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
             elif isinstance(tracker, WandBTracker):
                 tracker.log_images({name: [each] for name, each in values.items()}, step=step)
@@ -120,10 +120,10 @@ class Trackers:
 
                 tracker.log({k: trackio.Image(each) for k, each in values.items()}, step=step)
 
-        self._each("log pictures", send)
+        self._each("log images", send)
 
     def close(self) -> None:
-        """Sends what is left. A tracker that takes longer than `PATIENCE` is left behind."""
+        """Sends the remaining data. A tracker that needs longer than `TIMEOUT` is stopped."""
         closing = [(name, each, each.finish) for name, each in self._open.items()]
         closing += [
             (name, each, each.forget)
@@ -134,13 +134,13 @@ class Trackers:
         try:
             for name, tracker, finish in closing:
                 try:
-                    InThread(finish).result(PATIENCE)
+                    InThread(finish).result(TIMEOUT)
                 except TimeoutError:
-                    log.warning("%s is still sending after %g s; it is left behind", name, PATIENCE)
+                    log.warning("%s is still sending after %g s and is stopped", name, TIMEOUT)
                     _stop([tracker])
                 except Exception as error:
-                    log.warning("%s did not close well: %s", name, self._said(error))
-        except BaseException:  # a cancellation waits for nobody
+                    log.warning("%s failed to close: %s", name, self._redacted(error))
+        except BaseException:  # cancelled: do not wait
             _stop([tracker for _, tracker, _ in closing])
             raise
 
@@ -148,14 +148,14 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             try:
                 call(tracker)
-            except Exception as error:  # whatever it is, hours of training are worth more
+            except Exception as error:  # a failed tracker must not stop the run
                 self._broken[name] = self._open.pop(name)
                 log.warning(
-                    "%s could not %s (%s); the training goes on without it",
-                    *(name, what, self._said(error)),
+                    "%s could not %s (%s); the run continues without it",
+                    *(name, what, self._redacted(error)),
                 )
 
-    def _said(self, error: Exception) -> str:
+    def _redacted(self, error: Exception) -> str:
         return hidden(f"{type(error).__name__}: {error}", *self._secrets)
 
     def __enter__(self) -> "Trackers":
@@ -176,7 +176,7 @@ def _start(tracker: GeneralTracker, settings: Settings) -> None:
 
 
 def _stop(trackers: Sequence[GeneralTracker]) -> None:
-    """Ends at once what runs outside of this process, so that the next training finds nothing."""
+    """Ends the trackers' processes immediately, so that none affects the next run."""
     for tracker in trackers:
         if isinstance(tracker, WandBRun):
             tracker.kill()
@@ -187,7 +187,7 @@ def _stop(trackers: Sequence[GeneralTracker]) -> None:
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """The settings as trackers take them: text, numbers, true and false."""
+    """The settings as text, numbers and booleans, the types that trackers accept."""
     values: dict[str, Any] = {"base_model": settings.base.hub_id}
     for name, value in settings.model_dump(exclude={"base", *_LOCAL}, exclude_none=True).items():
         values[name] = value if isinstance(value, (bool, int, float)) else _text(value)

@@ -1,11 +1,10 @@
-"""The loss on fixed images, sigmas and noise, so that moments of a run can be compared.
+"""The loss on fixed images, sigmas and noise, comparable between steps.
 
 The loss of a training step depends more on its sigma and noise than on what was learned. Here both
-stay the same from the base to the end, at four sigmas that cut the run's own distribution of sigma
-into equal parts.
+are fixed, at four quantiles of the run's distribution of sigma.
 
-On images that are held out, this is the validation loss. Without them it is measured on training
-images and called "fit": it shows how well the LoRA fits them, and validates nothing.
+On held-out images this is the validation loss. Without them it is measured on training images and
+called "fit": it shows how well the LoRA fits them, and validates nothing.
 
 Shapes: B items, C latent channels, H and W latent rows and columns.
 """
@@ -27,8 +26,8 @@ from trainer.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of the training's sigma: the middles of its quarters
-ITEMS = 4  # images at each sigma, all others than at the next where there are enough
-MOMENTS = 10  # measurements in a run, besides the base's
+ITEMS = 4  # images per sigma, different for each sigma if there are enough
+MEASUREMENTS = 10  # in a run, besides the base model's
 # `validation_images: auto` holds out none below ENOUGH images, else one in SHARE, at most MOST.
 ENOUGH, SHARE, MOST = 20, 10, 8
 
@@ -40,13 +39,13 @@ class Curves:
     """The losses of a run on fixed images and noise."""
 
     sigmas: list[float]  # ascending
-    held_out: list[str]  # images that are not trained on; none: training images are measured
+    held_out: list[str]  # images not trained on; empty: measured on training images
     steps: list[int]  # of the measurements; 0 is the base without the adapter
     losses: list[list[float]]  # one list per measurement, one value per sigma
 
     @property
     def means(self) -> list[float]:
-        """The mean over the sigmas, one per measurement."""
+        """The mean over the sigmas, by measurement."""
         return [sum(each) / len(each) for each in self.losses]
 
     @property
@@ -55,14 +54,14 @@ class Curves:
         return "validation" if self.held_out else "fit"
 
     def plain(self) -> dict[str, Any]:
-        """The same in JSON's types."""
+        """The curves as JSON types."""
         return asdict(self)
 
 
 def count_held_out(images: int, settings: Settings) -> int:
-    """How many of so many images are held out.
+    """The number of held-out images of a dataset with `images` images.
 
-    Raises `SettingsError` where less than half of them, or none, would be left to train on.
+    Raises `SettingsError` if fewer than half of them, or none, would be left to train on.
     """
     wanted = settings.validation_images
     if wanted is None:
@@ -78,7 +77,7 @@ def count_held_out(images: int, settings: Settings) -> int:
 
 
 def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
-    """The samples to train on, and those of the images that are held out."""
+    """Splits the samples into those to train on and those of held-out images."""
     names = sorted({sample.name for sample in samples})
     count = count_held_out(len(names), settings)
     if not count:
@@ -89,33 +88,33 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
             log.info("no image is held out (%s); the loss is measured on training images: fit", why)
         return list(samples), []
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
-    spared = {names[index] for index in order[:count]}
+    held_out = {names[index] for index in order[:count]}
     log.info(
         "%d of %d images are held out for validation and not trained on: %s",
-        *(count, len(names), ", ".join(sorted(spared))),
+        *(count, len(names), ", ".join(sorted(held_out))),
     )
     return (
-        [sample for sample in samples if sample.name not in spared],
-        [sample for sample in samples if sample.name in spared],
+        [sample for sample in samples if sample.name not in held_out],
+        [sample for sample in samples if sample.name in held_out],
     )
 
 
 class Validation:
-    """Measures the loss of one run at fixed moments, without a gradient.
+    """Measures the loss of one run at regular intervals, without a gradient.
 
-    On the held-out samples; where there are none, on training samples.
+    Uses the held-out samples or, if there are none, training samples.
     """
 
     def __init__(self, loop: Loop, held_out: Sequence[Sample]) -> None:
         self.family, self.settings, self.captions = loop.family, loop.settings, loop.captions
         every, steps = self.settings.validation_every, self.settings.steps
-        self.every = max(1, -(-steps // MOMENTS)) if every is None else every
+        self.every = max(1, -(-steps // MEASUREMENTS)) if every is None else every
         samples = held_out or loop.samples
         sigmas = _quantiles(loop.noise_levels, samples[0].mean_CHW.shape)
-        pictures = list({sample.name: sample for sample in samples}.values())
-        # Which image is measured at which sigma: by turns, so that few measurements see many.
+        images = list({sample.name: sample for sample in samples}.values())
+        # Images alternate between the sigmas, so that few measurements use many images.
         self._items: Batch = [
-            (level, pictures[(turn * len(sigmas) + level) % len(pictures)], turn)
+            (level, images[(turn * len(sigmas) + level) % len(images)], turn)
             for level in range(len(sigmas))
             for turn in range(ITEMS)
         ]
@@ -123,7 +122,7 @@ class Validation:
         self.curves = Curves(sigmas, names, [], [])
 
     def begin(self, loop: Loop) -> None:
-        """Measures the base; a resumed run goes on with the curves of its checkpoint."""
+        """Measures the base model; a resumed run reads the curves of its checkpoint."""
         if not self.every:
             return
         past = [row for row in loop.history.validation if len(row) == 1 + len(QUANTILES)]
@@ -135,7 +134,7 @@ class Validation:
             self._measured(loop, losses)
 
     def after_step(self, loop: Loop) -> None:
-        """Measures where it is time to, with the weights that would be shipped."""
+        """Measures if it is due, with the weights that would be saved (EMA, if enabled)."""
         if self.every and (loop.done % self.every == 0 or loop.done == loop.settings.steps):
             with loop.averaged():
                 losses = self._measure()
@@ -174,7 +173,7 @@ class Validation:
         return totals
 
     def _batches(self) -> list[Batch]:
-        """The items in batches of one shape, no larger than the training's."""
+        """Batches of items with one shape, at most as large as the training's."""
         groups: dict[torch.Size, Batch] = {}
         for item in self._items:
             groups.setdefault(item[1].mean_CHW.shape, []).append(item)
@@ -192,7 +191,7 @@ class Validation:
 
 @contextmanager
 def untrained(loop: Loop) -> Iterator[None]:
-    """Inside, all that is trained is zero, so that the model is the base."""
+    """Context in which all trained parameters are zero, so the model is the base."""
     with torch.no_grad():
         trained = [(each, each.clone()) for each in loop.named.values()]
         for parameter, _ in trained:
@@ -205,7 +204,7 @@ def untrained(loop: Loop) -> Iterator[None]:
 
 
 def _quantiles(levels: NoiseLevels, shape_CHW: torch.Size, draws: int = 999) -> list[float]:
-    """Sigma at `QUANTILES`, from draws that are the same in every run."""
+    """Sigma at `QUANTILES`, from samples that are the same in every run."""
     random = generator(0, "quantiles")
     sigmas = sorted(levels.draw(shape_CHW, random) for _ in range(draws))
     return [sigmas[int(quantile * draws)] for quantile in QUANTILES]

@@ -1,10 +1,9 @@
-"""A Weights & Biases run with a key and a service process of its own, and nothing left behind.
+"""A Weights & Biases run with a separate key and service process, both cleared at its end.
 
-wandb keeps in the process, from one run to the next: the key of the last login, the settings that
-it read from the environment and from files, the account behind the key, and the connection to
-wandb-core, the service process that sends everything. On a server the next run is another
-customer's, and a service process that died would be used for ever. So all of it is cleared when a
-run ends.
+Within a process, wandb keeps from one run to the next: the key of the last login, the settings from
+the environment and from files, the account of the key, and the connection to wandb-core, the
+service process that sends the data. On a server the next run may be another user's, and a service
+process that died would be used forever. So all of it is cleared when a run ends.
 """
 
 import os
@@ -17,21 +16,21 @@ from accelerate.tracking import WandBTracker
 
 from trainer.settings import Secret
 
-# What an operator may say for all customers: which server, whether it is asked, how it is printed.
-# Everything else of wandb's environment names an account or one of its runs.
-_OF_THE_SERVER = {
+# Variables that an operator may set for all users: server, mode, output. All other variables of
+# wandb refer to an account or to one of its runs.
+_SERVER_VARIABLES = {
     *("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_MODE", "WANDB_SILENT", "WANDB_QUIET"),
     *("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_HTTP_TIMEOUT", "WANDB_INIT_TIMEOUT"),
     *("WANDB_ERROR_REPORTING", "WANDB_INSECURE_DISABLE_SSL"),
 }
-_SERVICE = "WANDB_SERVICE"  # where wandb notes its service process
+_SERVICE = "WANDB_SERVICE"  # set by wandb to the address of its service process
 
 
 class WandBRun(WandBTracker):
-    """Accelerate's tracker in a wandb session of its own.
+    """Accelerate's tracker in a separate wandb session.
 
-    With `from_request`, the key is the only one that counts, and nothing of the server's operator
-    is read or sent: no environment, settings file or netrc, no name of the machine or its files.
+    With `from_request` only the given key is used, and nothing of the server's operator is read or
+    sent: no environment, settings file or netrc, no name of the machine or its files.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class WandBRun(WandBTracker):
         from wandb.sdk import wandb_setup
 
         self._folder, self._from_request, self._killed = folder, from_request, False
-        # A session that a program began before belongs to it.
+        # A session that existed before belongs to the calling program.
         self._own = from_request or wandb_setup._singleton is None
         options: dict[str, Any] = {} if key is None else {"api_key": key.reveal()}
         if from_request:
@@ -57,38 +56,38 @@ class WandBRun(WandBTracker):
             name=name,
             entity=entity,
             dir=str(folder),
-            # Given to the run alone: wandb.login would write the key into the home folder.
+            # Set for this run only: wandb.login would write the key into the home folder.
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, **options),
         )
 
     def start(self) -> None:
-        """Begins the run; raises what wandb raises."""
+        """Starts the run; raises wandb's exceptions."""
         if not self._from_request:
             super().start()
             return
         self.forget()
-        with _of_the_server_alone(self._folder):
+        with _without_accounts(self._folder):
             super().start()
-        if self._killed:  # before there was a service process
+        if self._killed:  # `kill` was called before the service process existed
             self.forget()
 
     def finish(self) -> None:
-        """Sends what is left and ends the session."""
+        """Sends the remaining data and ends the session."""
         try:
             super().finish()
         finally:
             self.forget()
 
     def forget(self) -> None:
-        """Ends wandb's service process and clears all that wandb remembers, whatever their state.
+        """Ends wandb's service process and clears wandb's state in this process.
 
-        What was not sent before is sent first, which may take as long as the network takes.
+        Sends the remaining data first, which may block for as long as the network does.
         """
         if not self._own:
             return
         import wandb
 
-        for _ in range(2):  # where the service process is dead, the second call clears the login
+        for _ in range(2):  # if the service process is dead, the second call clears the login
             try:
                 wandb.teardown()
                 break
@@ -97,7 +96,7 @@ class WandBRun(WandBTracker):
         os.environ.pop(_SERVICE, None)
 
     def kill(self) -> None:
-        """Ends the service process at once; what waits for it then returns."""
+        """Kills the service process; calls that wait for it then return."""
         from wandb.sdk import wandb_setup
 
         self._killed = True
@@ -108,14 +107,14 @@ class WandBRun(WandBTracker):
 
 
 @contextmanager
-def _of_the_server_alone(folder: Path) -> Iterator[None]:
-    """Inside, wandb finds nothing of the operator's accounts: environment, files, netrc."""
+def _without_accounts(folder: Path) -> Iterator[None]:
+    """Context in which wandb reads no account of the operator: environment, files, netrc."""
     import wandb
 
     before = dict(os.environ)
     read_files = wandb.Settings.update_from_system_settings
     for name in before:
-        if name.startswith("WANDB_") and name not in _OF_THE_SERVER:
+        if name.startswith("WANDB_") and name not in _SERVER_VARIABLES:
             del os.environ[name]
     os.environ |= {"WANDB_DIR": str(folder), "NETRC": os.devnull}
     # No setting turns off the settings file of the working folder.

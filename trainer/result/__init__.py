@@ -1,4 +1,4 @@
-"""From trained weights to the result: checks, weights.zip, report, upload."""
+"""The result of a run: checks, weights.zip, report, upload."""
 
 from trainer.result.evaluation import (
     Outcome,

@@ -1,4 +1,4 @@
-"""Curves as inline SVG. Colours come from the page's style sheet, so both light and dark work."""
+"""Line charts as inline SVG. Colours are set by the page's style sheet, for light and dark mode."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from markupsafe import Markup
 
 from trainer.result.templating import TEMPLATES
 
-WIDTH, HEIGHT = 500, 270  # of the drawing, in its own units; about pixels
-LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins: room for the labels
+WIDTH, HEIGHT = 500, 270  # of the SVG, in its units; about pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins for the labels
 LABEL_GAP = 15  # between the labels at the ends of the lines
-MOST_POINTS = 400  # of a line; longer ones are averaged
+MAX_POINTS = 400  # per line; longer lines are averaged
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y), the style sheet's class for it, a label at its end."""
+    """One curve: points (x, y), its CSS class, and a label at its end."""
 
     points: Sequence[tuple[float, float]]
     style: str
@@ -25,9 +25,9 @@ class Line:
 
 
 def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False) -> Markup:
-    """The SVG of the lines over common axes; lines without points are left out.
+    """Renders the lines on common axes as SVG; lines without points are omitted.
 
-    `title` is read aloud to those who cannot see it. With `percent` the values carry the sign.
+    `title` is for screen readers. With `percent` the values are shown with a percent sign.
     """
     shown = [line for line in lines if line.points]
     if not shown:
@@ -62,7 +62,7 @@ def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """About so many round numbers (1, 2 or 5 times a power of ten) that enclose the range."""
+    """About `about` round numbers (1, 2 or 5 times a power of ten) that enclose the range."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / about))
     step = next(power * k for k in (1, 2, 5, 10) if span / (power * k) <= about)
@@ -71,9 +71,9 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def smoothed(values: Sequence[float], window: float) -> list[float]:
-    """An exponential mean over about `window` values, without a pull towards the start.
+    """Exponential moving average over about `window` values, without bias towards the start.
 
-    The weights are normalised as Adam's are (Kingma and Ba 2014, arXiv 1412.6980, section 3).
+    The bias is corrected as in Adam (Kingma and Ba 2014, arXiv 1412.6980, section 3).
     """
     keep, total, weight, means = 1 - 1 / max(1.0, window), 0.0, 0.0, []
     for value in values:
@@ -84,8 +84,8 @@ def smoothed(values: Sequence[float], window: float) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS` points, each the mean of its neighbours."""
-    size = -(-len(points) // MOST_POINTS)
+    """At most `MAX_POINTS` points, each the mean of its neighbours."""
+    size = -(-len(points) // MAX_POINTS)
     if size <= 1:
         return list(points)
     chunks = [points[start : start + size] for start in range(0, len(points), size)]
@@ -96,7 +96,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """The heights, moved as little as it takes to lie `LABEL_GAP` apart and inside."""
+    """Moves heights until they are at least `LABEL_GAP` apart and inside the chart."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for before, after in zip(order, order[1:], strict=False):

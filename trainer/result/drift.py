@@ -1,7 +1,7 @@
-"""Drift: how far a LoRA moves the model for a prompt without the subject.
+"""Drift: how much a LoRA changes the model's prediction for a prompt without the subject.
 
-Measured on the base model's own samples. There the base is near its best, so that moving away from
-it is damage; on a training image, which the base may predict badly, it may be what was learned.
+Measured on samples that the base model generates, which it predicts well. So a change there is
+damage. On a training image, which the base may predict badly, a change may be what was learned.
 
 Shapes: B items, C latent channels, H and W latent rows and columns.
 """
@@ -24,8 +24,8 @@ SIGMAS = (0.25, 0.4, 0.6, 0.75)
 def velocity_drift(loop: Loop, prompt: str) -> float:
     """|v_adapted - v_base| / |v_base| at `SIGMAS`, on samples of the base for the same prompt.
 
-    One batch of the run's own size, so that a compiled model is not compiled again. The prompt has
-    to be among the captions of the loop's `Captions`.
+    Uses the run's batch size, so that a compiled model is not compiled again. The prompt must be
+    one of the captions of the loop's `Captions`.
     """
     family, rows = loop.family, loop.settings.batch_size
     shape = loop.samples[0].mean_CHW.shape

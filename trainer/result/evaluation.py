@@ -1,12 +1,12 @@
-"""From trained weights to a checked weights.zip: runs `trainer.result.result_checks` in order.
+"""Writes weights.zip and checks it, with the checks of `trainer.result.result_checks` in order.
 
 weights-unchecked.zip   while the checks that can reject it run; they take seconds
-weights.zip             once they are passed, and again with all results in its meta.json
-weights-failed.zip      if the weights are of no use, or if something else fails before weights.zip
-                        is written; an earlier weights.zip stays
+weights.zip             after they passed; rewritten later with all results in its meta.json
+weights-failed.zip      if the weights are unusable, or on another error before weights.zip is
+                        written; an earlier weights.zip is kept
 
-Once weights.zip is written, nothing fails any more: what cannot be checked, written or uploaded is
-a warning.
+After weights.zip is written, every error is a warning: a check is skipped, or a file is not written
+or not uploaded.
 """
 
 import gc
@@ -36,7 +36,7 @@ from trainer.result.drift import velocity_drift
 from trainer.result.record import TrainingRecord
 from trainer.result.report import ReportData
 from trainer.result.result_checks import SKIPPED, CheckResult, Kernels, Worthless
-from trainer.result.verdict import Verdict, say
+from trainer.result.verdict import Verdict, log_verdict
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a run when its memory is given back."""
+    """The data of a run that the evaluation needs after the model is unloaded."""
 
     settings: Settings
     archive: Archive
@@ -54,7 +54,7 @@ class Outcome:
     preview_images: PreviewImages
     events: Events
     kernels: Kernels  # of the training, which made the previews
-    needs_offload: bool  # the base did not fit as it is while it was trained on
+    needs_offload: bool  # the base was quantized or offloaded during training
 
 
 def write_weights(
@@ -65,9 +65,9 @@ def write_weights(
     path: Path,
     saver: Saver,
 ) -> Outcome:
-    """Writes what the loop has learned to `path`, if it is of use, and runs the quick checks.
+    """Writes the loop's weights to `path`, if they are usable, and runs the quick checks.
 
-    Raises `Worthless` if it is not; then it is next to `path` as `…-failed.zip`, with a report.
+    Raises `Worthless` if they are not, and saves them as `…-failed.zip`, with a report.
     """
     archive = Archive(*loop.final_weights(), record.meta())
     unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
@@ -80,11 +80,11 @@ def write_weights(
         failed = path.with_stem(f"{path.stem}-failed")
         os.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
-        with _minor(f"{page} is not written"):
-            judged = replace(record, checks=found)
-            report.write_report(_report_data(judged, examples, preview_images), page)
+        with _warn_on_error(f"{page} is not written"):
+            checked = replace(record, checks=found)
+            report.write_report(_report_data(checked, examples, preview_images), page)
         reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
-        raise Worthless(f"{reasons}. What was trained is kept as {failed}, its report as {page}")
+        raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     assert loop.lora is not None
@@ -124,7 +124,7 @@ def _report_data(
 
 
 def _check(name: str, check: Callable[[], CheckResult]) -> list[CheckResult]:
-    """The result of a check. One that cannot be made, for whatever reason, is skipped."""
+    """The result of a check. A check that raises an exception is skipped."""
     try:
         return [check()]
     except Exception as error:
@@ -140,22 +140,22 @@ def _skipped(name: str, error: Exception) -> CheckResult:
 
 @contextmanager
 def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None]:
-    """What fails inside costs the run its weights.zip, but not what was trained.
+    """Saves the weights as `…-failed.zip` if an error inside prevents weights.zip.
 
-    It is kept as `…-failed.zip`, which can be used like weights.zip, if its numbers are finite.
+    The file can be used like weights.zip. Weights that are not finite are not saved.
     """
     try:
         yield
     except (Worthless, Diverged):
         raise
     except Exception as error:
-        if not is_out_of_memory(error):  # else the run is about to be resumed
-            with _minor("what was trained cannot be kept as weights"):
+        if not is_out_of_memory(error):  # else the run will be resumed
+            with _warn_on_error("the trained weights cannot be saved"):
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
                 archive = Archive(*loop.final_weights(), describe_weights(loop.settings))
                 saver.with_reserve(lambda: write_archive(archive, failed))
-                log.warning("what was trained is kept as %s", failed)
+                log.warning("the trained weights are saved as %s", failed)
         raise
     finally:
         with suppress(OSError):
@@ -163,31 +163,31 @@ def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None
 
 
 def evaluate(outcome: Outcome) -> Verdict:
-    """Generates with the written weights, completes their meta.json, and writes report and record.
+    """Generates images with weights.zip, completes its meta.json, and writes report and record.
 
-    Gives the class of the result, which is also the last line of the log. Raises nothing that has
-    to do with the result: weights.zip is complete before it begins.
+    Returns the verdict, which is also the last line of the log. Errors are warnings, since
+    weights.zip is complete before.
     """
     found = [*outcome.record.checks, *_image_checks(outcome)]
     record = replace(outcome.record, checks=found)
     for check in found:
         outcome.events.emit("check", **check.plain())
     outcome.events.phase("writing")
-    with _minor(f"{outcome.path} stays without the results of its checks"):
+    with _warn_on_error(f"{outcome.path} lacks the check results"):
         write_archive(replace(outcome.archive, meta=record.meta()), outcome.path)
     page = outcome.path.with_name(report.NAME)
-    with _minor(f"{page} is not written"):
+    with _warn_on_error(f"{page} is not written"):
         report.write_report(_report_data(record, outcome.examples, outcome.preview_images), page)
         log.info("wrote %s", page)
-    with _minor("record.json is not written"):
+    with _warn_on_error("record.json is not written"):
         record.write(outcome.path.parent)
-    say(found, record.verdict)
+    log_verdict(found, record.verdict)
     return record.verdict
 
 
 @contextmanager
-def _minor(what: str) -> Iterator[None]:
-    """An error inside is a warning that says what is missing because of it."""
+def _warn_on_error(what: str) -> Iterator[None]:
+    """Logs an error inside as a warning that starts with its consequence, `what`."""
     try:
         yield
     except Exception as error:
@@ -207,20 +207,20 @@ def without_subject(prompt: str, subject: str | None) -> str:
 
 
 def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
-    """The prompt without the subject that drift is measured with."""
+    """The prompt without the subject, for measuring drift."""
     prompt = settings.sample_prompts[0] if settings.sample_prompts else examples[0].caption
     return without_subject(prompt, settings.subject)
 
 
 def _image_checks(outcome: Outcome) -> list[CheckResult]:
-    """The checks that need images. One that cannot be made, for whatever reason, is skipped."""
+    """The checks that need images. A check that raises an exception is skipped."""
     if not outcome.settings.sample_prompts:
         return [
             CheckResult(
                 result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts"
             )
         ]
-    gc.collect()  # of the training nothing may be left on the GPU
+    gc.collect()  # free the training's GPU memory
     found: list[CheckResult] = []
     try:
         _compare_images(outcome, found)
@@ -231,9 +231,9 @@ def _image_checks(outcome: Outcome) -> list[CheckResult]:
 
 @torch.inference_mode()
 def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
-    """Generates as a prediction does: with a base loaded anew, and the archive from the disk.
+    """Generates images as inference does: with a newly loaded base and the archive from disk.
 
-    Adds the checks to `found`, one by one.
+    Adds the check results to `found` one by one.
     """
     settings, preview_images = outcome.settings, outcome.preview_images
     archive = read_archive(outcome.path)
@@ -248,7 +248,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
     neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
 
-    # The base, then the LoRA over it.
+    # First the base, then with the LoRA.
     base = generate(family, neutral)[0]
     merger.apply([(archive.factors, 1.0)])
     adapted = generate(family, neutral)[0]
@@ -263,6 +263,6 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
             ),
         )
         return
-    pictures = [generate(family, resolved, vectors) for resolved in all_resolved]
-    with _minor("the images of the last step are not written"):
-        preview_images.add(settings.steps, pictures)
+    images = [generate(family, resolved, vectors) for resolved in all_resolved]
+    with _warn_on_error("the images of the last step are not written"):
+        preview_images.add(settings.steps, images)

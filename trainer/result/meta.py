@@ -1,4 +1,4 @@
-"""The dataset of a run, the content of `run.json`, and the bounds of `meta.json`."""
+"""The dataset's description, the content of `run.json`, and the size limits of `meta.json`."""
 
 import json
 import platform
@@ -13,25 +13,25 @@ from trainer.data import DatasetError, Example
 from trainer.learning import data_identity
 from trainer.settings import Settings
 
-# meta.json must stay below what is read back (`adapters.archive`), whatever the dataset.
-PICTURES_BYTES = 2 << 20  # of images and their captions
-CAPTION_LETTERS = 1000
-MEASUREMENTS = 1000  # of the validation
+# meta.json must stay below the size limit of `adapters.archive`, for any dataset.
+IMAGES_BYTES = 2 << 20  # image names and captions
+CAPTION_CHARACTERS = 1000
+MEASUREMENTS = 1000  # of the validation loss
 
 _LIBRARIES = ("diffusers", "peft", "safetensors", "torch", "transformers")
 
 
 class DatasetFile:
-    """The dataset's file as it was when it was read; a folder has no hash of its own."""
+    """Detects changes of the dataset's file while it is read. A folder has no hash."""
 
     def __init__(self, path: Path) -> None:
-        """Made before the dataset is read."""
+        """Create it before the dataset is read."""
         self._path, self._before = path, _state(path)
 
     def describe(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Name, hash, images and captions, made as soon as the dataset has been read.
+        """Name, hash, images and captions. Call it as soon as the dataset has been read.
 
-        Raises `DatasetError` if the file was changed while it was read.
+        Raises `DatasetError` if the file was changed in the meantime.
         """
         sha256 = content_hash(self._path) if self._path.is_file() else None
         if self._before != _state(self._path):
@@ -41,7 +41,7 @@ class DatasetFile:
         return {
             "name": self._path.name,
             "sha256": sha256,
-            "captions": {  # how many images have one of their own, and use default_caption
+            "captions": {  # number of images with a caption, and with default_caption
                 "own": sum(bool(each.caption_file) for each in examples),
                 "default": sum(not each.caption_file for each in examples),
             },
@@ -53,7 +53,7 @@ class DatasetFile:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file's content; None for a folder, or for nothing."""
+    """Inode, size and modification time of a file; None for a folder or a missing file."""
     if not path.is_file():
         return None
     status = path.stat()
@@ -63,9 +63,9 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 def describe_run(
     settings: Settings, examples: Sequence[Example], dataset: Mapping[str, Any], served: bool
 ) -> dict[str, Any]:
-    """The content of `run.json`, for the person whose machine it is on: it names local paths.
+    """The content of `run.json`. It contains local paths and is not meant to be shared.
 
-    The settings hold no keys of accounts; those travel apart (`trainer.settings.secret`).
+    It contains no keys of accounts: they are not settings (`trainer.settings.secret`).
     """
     used = settings.model_dump(exclude={"base", "given"}) | {"base": settings.base.name}
     return {
@@ -82,28 +82,28 @@ def describe_run(
 
 
 def bounded(meta: dict[str, Any]) -> dict[str, Any]:
-    """The same, small enough to be read back, with a note where something is left out.
+    """Limits the size of `meta`, so that it can be read back; notes omissions in `left_out`.
 
-    Long captions are cut, and images and measurements beyond a number are left out. Settings are
-    bounded when they enter (`trainer.settings.inputs`).
+    Truncates long captions and omits images and measurements beyond a limit. The size of settings
+    is limited by `trainer.settings.inputs`.
     """
     kind = "validation" if "validation" in meta else "fit"
     meta = {**meta, "dataset": dict(meta["dataset"]), kind: dict(meta[kind])}
     left_out = {}
 
-    pictures = [dict(each) for each in meta["dataset"]["pictures"]]
-    if _size(pictures) > PICTURES_BYTES:
-        long = [each for each in pictures if len(each["caption"]) > CAPTION_LETTERS]
+    images = [dict(each) for each in meta["dataset"]["pictures"]]
+    if _size(images) > IMAGES_BYTES:
+        long = [each for each in images if len(each["caption"]) > CAPTION_CHARACTERS]
         for each in long:
-            each["caption"] = each["caption"][:CAPTION_LETTERS] + "\u2026"
+            each["caption"] = each["caption"][:CAPTION_CHARACTERS] + "\u2026"
         kept, size = [], 0
-        for each in pictures:
+        for each in images:
             size += _size(each)
-            if size > PICTURES_BYTES:
+            if size > IMAGES_BYTES:
                 break
             kept.append(each)
-        left_out["captions"] = f"{len(long)} are cut after {CAPTION_LETTERS} characters"
-        left_out["pictures"] = f"{len(pictures) - len(kept)} of {len(pictures)} are left out"
+        left_out["captions"] = f"{len(long)} are truncated to {CAPTION_CHARACTERS} characters"
+        left_out["pictures"] = f"{len(images) - len(kept)} of {len(images)} are omitted"
         meta["dataset"]["pictures"] = kept
 
     steps, losses = meta[kind]["steps"], meta[kind]["losses"]
@@ -112,15 +112,15 @@ def bounded(meta: dict[str, Any]) -> dict[str, Any]:
         chosen = sorted({round(k * last / (MEASUREMENTS - 1)) for k in range(MEASUREMENTS)})
         meta[kind]["steps"] = [steps[index] for index in chosen]
         meta[kind]["losses"] = [losses[index] for index in chosen]
-        left_out[kind] = f"{len(steps) - len(chosen)} of {len(steps)} are left out"
+        left_out[kind] = f"{len(steps) - len(chosen)} of {len(steps)} are omitted"
     return {**meta, "left_out": left_out} if left_out else meta
 
 
 def _size(value: Any) -> int:
-    """Bytes of a value in the file, indentation included."""
+    """Bytes of a value in the file, including indentation."""
     return len(json.dumps(value, indent=8, ensure_ascii=False).encode(errors="backslashreplace"))
 
 
 def versions() -> dict[str, str]:
-    """Those of Python and of the libraries that results depend on."""
+    """The versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}

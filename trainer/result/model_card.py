@@ -1,7 +1,7 @@
 """The model card: how to generate images with a LoRA, with diffusers alone or with zeroprior.
 
-Everything in it comes from the archive's `meta.json`. The examples repeat the first sample, so a
-reader can compare the image with the one that is shown. The text is `templates/model_card.md`.
+All data is from the archive's `meta.json`. The examples repeat the first sample, so a reader can
+compare the images. The text is in `templates/model_card.md`.
 """
 
 import math
@@ -24,11 +24,10 @@ WEIGHTS = "weights.zip"
 
 
 def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple[str, str]]) -> str:
-    """README.md for the Hub: front matter, the samples, the code, the training.
+    """README.md for the Hub: front matter, samples, code, settings.
 
-    `meta` is the archive's; `samples` are prompts with the paths of their images in the
-    repository. The code repeats the first sample. No licence is stated, since only the person who
-    trained it can give one.
+    `meta` is the archive's; `samples` are prompts and the paths of their images in the repository.
+    The code repeats the first sample. No licence is stated, since only the author can choose one.
     """
     base, settings, token = _base(meta), meta["settings"], meta.get("placeholder_token")
     family = family_of(base)
@@ -53,14 +52,14 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         training=_training(base, meta),
         files={"lora": LORA, "placeholder": PLACEHOLDER, "weights": WEIGHTS},
         literal=_literal,
-        shell=_shell,
+        quoted=_shell,
         span=_span,
         cell=_cell,
     )
 
 
 def _base(meta: Mapping[str, Any]) -> Base:
-    """The base that the weights were trained on; for a folder, one with its family's settings."""
+    """The base model of the weights; for a local folder, one with its family's settings."""
     try:
         return find_base(meta["base_model"])
     except UnknownBase:
@@ -70,8 +69,8 @@ def _base(meta: Mapping[str, Any]) -> Base:
         return replace(undistilled(family), name=meta["base_model"], hub_id=meta["base_model"])
 
 
-def _front_matter(base: Base, word: str | None, samples: Sequence[tuple[str, str]]) -> str:
-    """What the Hub reads, as YAML."""
+def _front_matter(base: Base, token: str | None, samples: Sequence[tuple[str, str]]) -> str:
+    """The metadata for the Hub, as YAML."""
     front: dict[str, Any] = {}
     if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
         front |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
@@ -80,8 +79,8 @@ def _front_matter(base: Base, word: str | None, samples: Sequence[tuple[str, str
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
     }
-    if word:
-        front["instance_prompt"] = _Quoted(word)
+    if token:
+        front["instance_prompt"] = _Quoted(token)
     if samples:
         front["widget"] = [
             # On one line: a line of dashes in a prompt would end the front matter.
@@ -95,23 +94,22 @@ def _front_matter(base: Base, word: str | None, samples: Sequence[tuple[str, str
 
 
 def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of the table; those without a value are left out of it."""
+    """The rows of the table; rows without a value are omitted."""
     settings, training = meta["settings"], meta.get("training", {})
-    adapter, word = meta.get("turbo_adapter"), meta.get("placeholder_token")
+    adapter, token = meta.get("turbo_adapter"), meta.get("placeholder_token")
     return {
         "base model": base.hub_id,
-        "pictures": len(meta.get("dataset", {}).get("pictures", [])) or None,
-        "placeholder token": _span(word)
-        if word and "|" not in word
-        else None,  # it would end the cell
+        "images": len(meta.get("dataset", {}).get("pictures", [])) or None,
+        # A | would end the table cell.
+        "placeholder token": _span(token) if token and "|" not in token else None,
         "LoRA rank": meta.get("rank"),
         "steps": meta.get("steps"),
         "batch size": settings.get("batch_size"),
         "optimizer": settings.get("optimizer"),
         "learning rate": settings.get("learning_rate"),
-        "learning rate of the token": settings.get("placeholder_learning_rate") if word else None,
+        "learning rate of the token": settings.get("placeholder_learning_rate") if token else None,
         "resolution": ", ".join(map(str, settings.get("resolutions") or ())) or None,
-        "turbo adapter while training": adapter["name"] if adapter else None,
+        "training adapter": adapter["name"] if adapter else None,
         "loss, first and last steps": (
             f"{training['loss_first']:.4f}, {training['loss_last']:.4f}" if training else None
         ),
@@ -124,11 +122,11 @@ def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Quoted(str):
-    """Text for the front matter, written in double quotes whatever it holds."""
+    """Text that the front matter always contains in double quotes."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that quotes `_Quoted`, so that no reader takes a part of it for the end."""
+    """YAML that quotes `_Quoted`, so that no part of it can end the front matter."""
 
 
 _Dumper.add_representer(
@@ -137,17 +135,17 @@ _Dumper.add_representer(
 
 
 def _literal(text: str) -> str:
-    """A Python string on one line, without backticks, which could end the block of code."""
+    """A Python string on one line, without backticks, which could end the code block."""
     return repr(text).replace("`", r"\x60")
 
 
 def _shell(text: str) -> str:
-    """One word for the shell, never with three backticks in a row, which could end the block."""
+    """One shell word without three backticks in a row, which could end the code block."""
     return shlex.quote(text).replace("``", "`''`")  # the quotes end and begin again
 
 
 def _span(text: str) -> str:
-    """Markdown that shows the text as code: in more backticks than it holds in a row."""
+    """The text as inline code in Markdown, in more backticks than it contains in a row."""
     text = " ".join(text.split())
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if text[:1] == "`" or text[-1:] == "`" else ""
@@ -155,5 +153,5 @@ def _span(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """A value in one cell of a table."""
+    """A value as the text of one table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

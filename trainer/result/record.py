@@ -1,4 +1,4 @@
-"""What happened in a run, as one object: record.json, meta.json and the report are made of it."""
+"""The record of a run, the source of record.json, meta.json and the report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from trainer.settings import Settings
 
 @dataclass(frozen=True)
 class Timings:
-    """How long the steps of this process took, and the GPU memory that they needed."""
+    """Speed and peak GPU memory of the steps of this process."""
 
     steps_per_second: float
     peak_gpu_bytes: int | None  # None without a GPU
@@ -30,19 +30,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Everything about one run that is known when its steps are done, and then its checks."""
+    """All data of one run after its last step; `checks` are added later."""
 
     settings: Settings
     dataset: Mapping[str, Any]  # `trainer.result.meta.DatasetFile`
     losses: Sequence[float]  # one per step
-    curves: Curves  # validation; empty where nothing was measured
+    curves: Curves  # validation loss; empty if not measured
     timings: Timings
     turbo_adapter: Mapping[str, str] | None  # name and sha256
     zero_prior: Mapping[str, float] | None  # None without a token
     device: str
     versions: Mapping[str, str]
     preservation: float | None = None  # the last loss of its rows; None if there were none
-    checks: Sequence[CheckResult] = ()  # empty until all are made
+    checks: Sequence[CheckResult] = ()  # empty until all are done
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class TrainingRecord:
         adapter: TurboAdapter | None,
         curves: Curves,
     ) -> "TrainingRecord":
-        """The record of a run whose steps are done, on this machine."""
+        """The record of a run after its last step, on this machine."""
         cuda = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if cuda else None
         return cls(
@@ -72,22 +72,22 @@ class TrainingRecord:
 
     @property
     def verdict(self) -> Verdict:
-        """The class of the result."""
+        """The verdict on the result."""
         return verdict(self.checks, validated=bool(self.curves.held_out))
 
     def meta(self) -> dict[str, Any]:
-        """The content of meta.json, small enough to be read back."""
+        """The content of meta.json, limited in size."""
         return bounded(self._facts())
 
     def plain(self) -> dict[str, Any]:
-        """The content of record.json but for the files: meta.json unabridged, losses, timings."""
+        """The content of record.json without `files`: full meta.json, losses, timings."""
         facts: dict[str, Any] = as_json(
             self._facts() | {"losses": self.losses, "timings": asdict(self.timings)}
         )
         return facts
 
     def write(self, folder: Path) -> Path:
-        """Writes record.json with the files that the run has written, by their sizes."""
+        """Writes record.json, including the run's files and their sizes."""
         path = folder / RESULT
         files = sorted(files_of(folder))
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
@@ -109,7 +109,7 @@ class TrainingRecord:
                 "steps_per_second": self.timings.steps_per_second,
                 "device": self.device,
             },
-            self.curves.kind: self.curves.plain(),  # `fit` where no image was held out
+            self.curves.kind: self.curves.plain(),  # `fit` without held-out images
             "versions": dict(self.versions),
         }
         if self.preservation is not None:
@@ -127,8 +127,8 @@ class TrainingRecord:
 
 
 def shared_settings(settings: Settings) -> dict[str, Any]:
-    """The settings as others may see them: no path of this machine, only names of files."""
-    local = {"dataset", "output_dir", "name", "given", "seed_is_random"}  # of one machine
+    """The settings without local paths, for sharing; files by name only."""
+    local = {"dataset", "output_dir", "name", "given", "seed_is_random"}  # specific to this machine
     values = settings.model_dump(exclude={"base", *local}) | {"base": settings.base.name}
     if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
         values["turbo_adapter"] = Path(settings.turbo_adapter).name

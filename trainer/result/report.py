@@ -1,7 +1,7 @@
-"""report.html: a run on one page, to judge it and to show it to others.
+"""report.html: a run on one page, for evaluation and for sharing.
 
-The page is a single file with its style, its curves and small copies of its images. It loads
-nothing and runs no script; the policy in its head makes browsers enforce that. The template,
+The page is a single file with its style, curves and small copies of the images. It loads nothing
+and runs no script; its Content-Security-Policy enforces that. The template,
 `templates/report.html`, escapes every value.
 """
 
@@ -23,9 +23,9 @@ from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"
-IMAGES = 60  # of the dataset that are shown; a page stays a few megabytes
-FRAMES = 12  # of the previews of one prompt
-PIXELATED = 128  # pixels; smaller images are shown with their pixels visible
+IMAGES = 60  # of the dataset, at most, so that a page has only a few megabytes
+FRAMES = 12  # previews of one prompt, at most
+PIXELATED = 128  # pixels; images up to this size are scaled without interpolation
 # Classes of report.css for the states of checks and of the result.
 _STYLE = {
     **{GOOD: "passed", DOUBTFUL: "doubtful", BROKEN: "failed"},
@@ -40,16 +40,16 @@ class ReportData:
     meta: Mapping[str, Any]  # as in meta.json
     examples: Sequence[Example]
     losses: Sequence[float]  # one per step
-    curves: Curves  # empty where nothing was measured
+    curves: Curves  # empty if not measured
     prompts: Sequence[str]  # one per column of the previews
     previews: Mapping[int, Sequence[Image.Image]]  # small, by step, one per column
     checks: Sequence[CheckResult] = ()
 
 
 def write_report(data: ReportData, path: Path) -> Path:
-    """Writes the page all at once."""
+    """Writes the page atomically."""
     with atomic_file(path) as file:
-        file.write(page(data).encode(errors="replace"))  # a file's name may be no Unicode
+        file.write(page(data).encode(errors="replace"))  # file names may not be valid Unicode
     return path
 
 
@@ -130,7 +130,7 @@ def _charts(data: ReportData) -> list[dict[str, str]]:
         charts.append(
             {
                 "title": f"{title}, change from the base",
-                "hint": f"Fixed noise at four noise levels \u03c3, {of}.",
+                "hint": f"Fixed noise at four timesteps (\u03c3), {of}.",
                 "svg": chart(lines, "step", f"{title} by step, change from the base", percent=True),
             }
         )
@@ -138,7 +138,7 @@ def _charts(data: ReportData) -> list[dict[str, str]]:
 
 
 def _settings(meta: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings and their values, by name; those without one are left out."""
+    """Settings and their values, by name; those without a value are omitted."""
     return [
         (name, value)
         for name, value in sorted(meta["settings"].items())
@@ -155,7 +155,7 @@ def _webp(image: Image.Image, lossless: bool) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting's value as a person writes it."""
+    """A setting's value as readable text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
@@ -166,7 +166,7 @@ def _plain(value: Any) -> str:
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of the steps, evenly, the first and the last among them."""
+    """At most `most` of the steps, evenly spaced, including the first and the last."""
     if len(steps) <= most:
         return list(steps)
     return [steps[round(k * (len(steps) - 1) / (most - 1))] for k in range(most)]

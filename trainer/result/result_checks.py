@@ -1,8 +1,8 @@
 """The checks of a run's result, each with its limit.
 
-A check gives a state, a sentence and, where it measures something, a number.
-`trainer.result.verdict` sums them up. A failed check makes the result broken; one that means that
-the weights are of no use ends the run with an error, and the weights are kept under another name.
+A check returns a state, a sentence and, if it measures something, a number.
+`trainer.result.verdict` summarizes them. A failed check makes the result broken. If the weights are
+unusable, the run ends with an error and the weights are saved under another name.
 """
 
 import math
@@ -21,16 +21,16 @@ from families.family import Family
 from inference.acceleration import is_compiled
 from trainer.monitor import Curves
 
-# Levels of 255, mean over an image, between a preview by compiled blocks and the prediction.
-# Measured in November 2026, for other kernels: 0.5 (H100, Z-Image-Turbo at its published size with
-# random weights, 1024 pixels, 8 steps) and 1.3 (CPU, bfloat16, a small model with random weights).
-# For other images, the demo's LoRA on miniature-turbo: 2.2 to 8.7 at scale 0.75, 2.8 to 10.7 with
-# another seed, 14 to 34 without the LoRA.
+# Mean difference, in levels of 255, between a preview (compiled blocks) and the image at inference.
+# Measured in November 2026, with different kernels: 0.5 (H100, Z-Image-Turbo at its published size
+# with random weights, 1024 pixels, 8 steps) and 1.3 (CPU, bfloat16, a small random model).
+# For different images, the demo's LoRA on miniature-turbo: 2.2 to 8.7 at scale 0.75, 2.8 to 10.7
+# with another seed, 14 to 34 without the LoRA.
 PREVIEW_LIMIT = 2.0
 
-# The next limits stand between good and broken runs of miniature-turbo, measured in November 2026
-# on a CPU: 20 to 100 steps of the demo's 16 images, and of 5 photographs, which the miniature has
-# never seen and on which it is at its worst. Learning rates are shares of the default, 0.004.
+# The next limits separate good from broken runs of miniature-turbo, measured in November 2026 on a
+# CPU: 20 to 100 steps with the demo's 16 images, and with 5 photographs, which the miniature was
+# not trained on and predicts worst. Learning rates are multiples of the default, 0.004.
 #
 #                               |dW| / |W|      drift          loss, end / base
 #   default, demo               0.06 to 0.13    0.18, 0.36     0.28 to 0.54
@@ -44,13 +44,13 @@ PREVIEW_LIMIT = 2.0
 #   1 (x 250), photographs      1.4 to 1200     1.08 to 1.99   0.81 to 2.6
 #   default, images of noise    0.12            0.99           0.54
 #
-# On photographs the loss falls under noise, too: the base is worse than noise there.
-# |dW| / |W|: an update as large as the weights leaves nothing of the base model.
+# On photographs the loss falls even if the model generates noise: the base is worse than that.
+# |dW| / |W|: an update as large as the weights destroys the base model.
 UPDATE_DOUBTFUL, UPDATE_FAILED = 0.5, 1.0
-# |v_adapted - v_base| / |v_base|: 1 is the drift of a model that answers zero.
+# |v_adapted - v_base| / |v_base|: 1 is the drift of a model that predicts zero.
 DRIFT_DOUBTFUL, DRIFT_FAILED = 0.7, 0.8
-# The loss is measured on fixed noise, so a run that learns nothing has exactly the base's. A LoRA
-# that begins to overfit may end a little above the base on held-out images: doubtful, not broken.
+# The loss is measured on fixed noise, so without learning it equals the base's exactly. A LoRA that
+# starts to overfit may end slightly above the base on held-out images: doubtful, not broken.
 LOSS_NOISE = 0.05
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -61,7 +61,7 @@ INFORMATION = "for information"  # has no limit
 
 
 class Worthless(RuntimeError):
-    """A run whose weights are of no use."""
+    """The trained weights are unusable."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class CheckResult:
     name: str
     state: str  # passed, doubtful, failed, skipped, for information
     sentence: str
-    value: float | None = None  # what was measured
-    worthless: bool = False  # failed, and the weights are of no use
+    value: float | None = None  # the measurement
+    worthless: bool = False  # failed, and the weights are unusable
 
     def plain(self) -> dict[str, Any]:
-        """The same in JSON's types."""
+        """The result as JSON types."""
         return asdict(self)
 
 
 def _between(name: str, value: float, doubtful: float, failed: float, sentence: str) -> CheckResult:
-    """A check of a value with two limits; NaN is beyond both. Names the limit that it exceeds."""
+    """A check with two limits; NaN exceeds both. The sentence names the limit exceeded."""
     if value <= doubtful:
         return CheckResult(name, PASSED, sentence, value)
     state, limit = (DOUBTFUL, doubtful) if value <= failed else (FAILED, failed)
@@ -89,32 +89,30 @@ def _between(name: str, value: float, doubtful: float, failed: float, sentence: 
 
 
 def learned(factors: Factors) -> CheckResult:
-    """Whether every LoRA layer changes its weight, by finite numbers, as written.
+    """Whether every LoRA layer, rounded as in the file, has a finite update that is not zero.
 
-    `value` is the share of layers that do.
+    `value` is the share of layers that have.
     """
-    name, rounded = "every layer has learned", as_written(factors)
+    name, rounded = "every layer was trained", as_written(factors)
     norms = {layer: update_norm(down, up) for layer, (down, up) in rounded.items()}
     broken = [layer for layer, norm in norms.items() if not math.isfinite(norm)]
-    still = [layer for layer, norm in norms.items() if norm == 0]
-    share = 1 - (len(broken) + len(still)) / max(1, len(norms))
+    unchanged = [layer for layer, norm in norms.items() if norm == 0]
+    share = 1 - (len(broken) + len(unchanged)) / max(1, len(norms))
     if broken:
-        sentence = f"{_listed(broken, norms)} hold NaN or infinity; lower learning_rate"
+        sentence = f"{_listed(broken, norms)} contain NaN or infinity; lower learning_rate"
         return CheckResult(name, FAILED, sentence, share, worthless=True)
-    if len(still) == len(norms):
-        sentence = (
-            f"none of {len(norms)} LoRA layers changes anything; raise learning_rate or steps"
-        )
+    if len(unchanged) == len(norms):
+        sentence = f"none of {len(norms)} LoRA layers has an effect; raise learning_rate or steps"
         return CheckResult(name, FAILED, sentence, share, worthless=True)
-    if still:
-        return CheckResult(name, FAILED, f"{_listed(still, norms)} change nothing", share)
+    if unchanged:
+        return CheckResult(name, FAILED, f"{_listed(unchanged, norms)} have no effect", share)
     total = math.sqrt(sum(norm**2 for norm in norms.values()))
-    sentence = f"all {len(norms)} LoRA layers change their weights; together |dW| = {total:.4g}"
+    sentence = f"all {len(norms)} LoRA layers change their weights; total |dW| = {total:.4g}"
     return CheckResult(name, PASSED, sentence, share)
 
 
 def update_norm(down: Tensor, up: Tensor) -> float:
-    """The norm of B @ A without making it: |BA|^2 = sum((B^T B) * (A A^T)), in float64."""
+    """The norm of B @ A without the product: |BA|^2 = sum((B^T B) * (A A^T)), in float64."""
     down, up = down.double(), up.double()
     squared = ((up.T @ up) * (down @ down.T)).sum().item()
     return math.sqrt(squared) if squared > 0 else 0.0 if squared <= 0 else math.nan
@@ -140,7 +138,7 @@ def token_moved(token: str, facts: Mapping[str, float]) -> CheckResult:
     name, norm = f"{token} was trained", facts["norm_end"]
     at_start = not facts["moved"]
     if not facts["steps_with_placeholder"]:
-        sentence = f"no step saw {token}; train for more steps, or lower caption_dropout"
+        sentence = f"no step used {token}; train for more steps, or lower caption_dropout"
         return CheckResult(name, FAILED, sentence, norm, worthless=at_start)
     if at_start:
         sentence = (
@@ -149,13 +147,15 @@ def token_moved(token: str, facts: Mapping[str, float]) -> CheckResult:
         )
         return CheckResult(name, FAILED, sentence, norm, worthless=True)
     steps = facts["steps_with_placeholder"]
-    sentence = f"the norm went from {facts['norm_start']:.4g} to {norm:.4g}; {steps:,} steps saw it"
+    sentence = (
+        f"the norm went from {facts['norm_start']:.4g} to {norm:.4g}; {steps:,} steps used it"
+    )
     return CheckResult(name, PASSED, sentence, norm)
 
 
 def reloads(archive: Archive, path: Path) -> CheckResult:
-    """Whether the file at `path`, read back, is the archive: rounded as written, bit for bit."""
-    name = "the file reads back"
+    """Whether the file at `path` contains exactly the archive, rounded as written."""
+    name = "the file can be read back"
 
     def failed(sentence: str) -> CheckResult:
         return CheckResult(name, FAILED, sentence, worthless=True)
@@ -163,35 +163,35 @@ def reloads(archive: Archive, path: Path) -> CheckResult:
     try:
         read = read_archive(path)
     except BrokenArchive as error:
-        return failed(f"the file is refused: {error}")
+        return failed(f"the file is invalid: {error}")
     wanted = as_written(archive.factors)
     if read.factors.keys() != wanted.keys():
         odd = sorted(read.factors.keys() ^ wanted.keys())
-        return failed(f"{_listed(odd, wanted)} are not in both file and training")
+        return failed(f"{_listed(odd, wanted)} are not in both the file and the trained weights")
     changed = [
         layer
         for layer, pair in wanted.items()
         if not all(map(torch.equal, pair, read.factors[layer]))
     ]
     if changed:
-        return failed(f"{_listed(changed, wanted)} differ from what was trained")
+        return failed(f"{_listed(changed, wanted)} differ from the trained weights")
     given, found = archive.placeholder, read.placeholder
     if (given is None) != (found is None) or (
         given is not None
         and found is not None
         and not (given.token == found.token and torch.equal(given.vectors, found.vectors))
     ):
-        return failed("the placeholder differs from what was trained")
-    word = f" and {given.token}" if given is not None else ""
-    sentence = f"{len(wanted)} layers{word} in the file equal what was trained, bit for bit"
+        return failed("the placeholder differs from the trained one")
+    token = f" and {given.token}" if given is not None else ""
+    sentence = f"{len(wanted)} layers{token} in the file equal the trained weights exactly"
     return CheckResult(name, PASSED, sentence)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What an image was computed with: equal ones give equal images on a CPU.
+    """Device, dtype and compilation of a generation: equal ones give equal images on a CPU.
 
-    On a GPU not even these do, since its libraries choose algorithms by the memory that is free.
+    Not on a GPU, where libraries choose algorithms by free memory.
     """
 
     device: str  # its type
@@ -200,7 +200,7 @@ class Kernels:
 
     @classmethod
     def of(cls, family: Family) -> "Kernels":
-        """Those of a family as it is now."""
+        """The current kernels of a family."""
         return cls(family.device.type, family.dtype, is_compiled(family.transformer))
 
     def __str__(self) -> str:
@@ -209,12 +209,12 @@ class Kernels:
 
 
 def previews_match(
-    preview: Image.Image, generated: Image.Image, made_by: Kernels, drawn_by: Kernels
+    preview: Image.Image, generated: Image.Image, preview_kernels: Kernels, kernels: Kernels
 ) -> CheckResult:
-    """Whether the last preview is the image that a prediction with the weights generates.
+    """Whether the last preview equals the image that inference with the weights generates.
 
-    `value` is the largest difference of a pixel's level, of 255. It must be 0 where both images
-    come from the same kernels on a CPU; else the mean difference must be below `PREVIEW_LIMIT`.
+    `value` is the largest difference of a pixel, in levels of 255. It must be 0 if both images
+    used the same kernels on a CPU; else the mean difference must be below `PREVIEW_LIMIT`.
     """
     name = PREVIEW
     if preview.size != generated.size:
@@ -225,24 +225,27 @@ def previews_match(
     largest = float(max(high for _, high in difference.getextrema()))  # type: ignore[misc]
     mean = sum(ImageStat.Stat(difference).mean) / 3
     if largest == 0:
-        sentence = "the last preview equals the prediction with weights.zip, pixel for pixel"
+        sentence = "the last preview equals the image generated with weights.zip exactly"
         return CheckResult(name, PASSED, sentence, largest)
-    exact = made_by == drawn_by and made_by.device == "cpu"
-    sentence = f"preview and prediction differ by {mean:.3f} levels of 255 on average"
+    exact = preview_kernels == kernels and kernels.device == "cpu"
+    sentence = (
+        f"the preview and the image from weights.zip differ by {mean:.3f} levels of 255 on average"
+    )
     if exact:
-        sentence += f"; both are from the same kernels ({made_by}), so they should be equal"
+        sentence += f"; both used the same kernels ({kernels}), so they must be equal"
         return CheckResult(name, FAILED, sentence, largest)
     sentence += (
-        f"; the limit is {PREVIEW_LIMIT:g}, since kernels round differently ({made_by}; {drawn_by})"
+        f"; the limit is {PREVIEW_LIMIT:g}, since kernels round differently "
+        f"({preview_kernels}; {kernels})"
     )
     return CheckResult(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
 
 
 def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> CheckResult:
-    """How far an image without the subject moved. `value` is its PSNR in dB; None if it did not.
+    """How much an image without the subject changes. `value` is the PSNR in dB; None if equal.
 
-    PSNR = 20 log10(255 / RMS difference); identical images have none. It has no limit, since few
-    levels of brightness and another image can give the same number.
+    PSNR = 20 log10(255 / RMS difference). It has no limit, since a slight change of brightness and
+    a different image can have the same PSNR.
     """
     name = "drift of an image without the subject"
     difference = ImageChops.difference(base.convert("RGB"), adapted.convert("RGB"))
@@ -257,14 +260,14 @@ def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> Che
 
 def drift_of_velocity(share: float, prompt: str) -> CheckResult:
     """`share` is |v_adapted - v_base| / |v_base| (`trainer.result.drift`)."""
-    sentence = f"for {prompt!r} the velocity moves by {100 * share:.3g} % of the base model's"
+    sentence = f"for {prompt!r} the velocity changes by {100 * share:.3g} % of the base model's"
     return _between(DRIFT, share, DRIFT_DOUBTFUL, DRIFT_FAILED, sentence)
 
 
 def loss_fell(curves: Curves) -> CheckResult:
-    """Whether the loss on fixed noise is lower at the end than with the base. `value`: end / base.
+    """Whether the loss on fixed noise is lower at the end than for the base. `value`: end / base.
 
-    On held-out images this is the validation loss; on the training images it only shows the fit.
+    On held-out images this is the validation loss; on training images it only shows the fit.
     """
     name = f"the {'validation loss' if curves.held_out else 'loss on the training images'} fell"
     if len(curves.steps) < 2:

@@ -1,7 +1,7 @@
-"""The templates of the report and of the model card, files in `templates/`.
+"""Jinja environment for the report and the model card, with the files in `templates/`.
 
-Values are text for a template, never a template. In HTML and SVG every value is escaped. Markdown
-and Python have filters of their own, in `trainer.result.model_card`.
+Values are never rendered as templates. In HTML and SVG every value is escaped. The functions that
+escape Markdown and Python are in `trainer.result.model_card`.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The result of a run in one of three classes, from its checks.
+"""The verdict on a run's result, one of three classes, from its checks.
 
 good        every check passed
 doubtful    none failed, but one was skipped or is between its two limits
@@ -13,15 +13,15 @@ from trainer.result.result_checks import DOUBTFUL, FAILED, PASSED, SKIPPED, Chec
 
 log = logging.getLogger(__name__)
 
-GOOD, BROKEN = "good", "broken"  # the third is DOUBTFUL, as of a check
+GOOD, BROKEN = "good", "broken"  # the third is DOUBTFUL, as for a check
 
-# For a run that held out no image: a fall on the training images shows that the LoRA fits them.
+# Without held-out images, a lower loss only shows that the LoRA fits the training images.
 NOT_VALIDATED = "not validated: no image was held out"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The class of a result and the counts behind it."""
+    """The class of a result and the counts of its checks."""
 
     result: str  # good, doubtful, broken
     counts: str
@@ -31,7 +31,7 @@ class Verdict:
 
 
 def verdict(checks: Sequence[CheckResult], validated: bool) -> Verdict:
-    """The class of a result; `validated` where images were held out."""
+    """The verdict from the checks; `validated` if images were held out."""
     states = [each.state for each in checks]
     counts = f"{states.count(PASSED)} checks passed"
     if DOUBTFUL in states:
@@ -45,8 +45,8 @@ def verdict(checks: Sequence[CheckResult], validated: bool) -> Verdict:
     return Verdict(DOUBTFUL if doubtful else GOOD, counts)
 
 
-def say(checks: Sequence[CheckResult], result: Verdict) -> None:
-    """Logs every check, and the result as the last line. What is not good is a warning."""
+def log_verdict(checks: Sequence[CheckResult], result: Verdict) -> None:
+    """Logs every check, then the verdict; those that are not good are warnings."""
     for check in checks:
         level = logging.WARNING if check.state in (FAILED, DOUBTFUL) else logging.INFO
         log.log(level, "check %s: %s: %s", check.state, check.name, check.sentence)

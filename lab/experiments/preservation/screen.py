@@ -10,13 +10,14 @@ B rows, C channels, H rows and W columns of latents, N trajectories, S steps of 
 import argparse
 import logging
 import random
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,10 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
 from families.loading import load_family
-from inference.sampling import sample
-from lab.experiments.drawing import Drawer, Way as Drawing
+from lab.experiments.drawing import Drawer
+from lab.experiments.drawing import Way as Drawing
 from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.preservation.ways import WAYS, Way
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
 from lab.experiments.table import Table
 from lab.experiments.training import training_adapter
@@ -39,7 +41,7 @@ from miniature.world import caption, sample_scene
 from trainer.data.dataset import read_dataset
 from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
-from trainer.learning.loss import draw_noise, flow_loss, noisy
+from trainer.learning.loss import flow_loss, noisy
 from trainer.learning.randomness import generator
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
@@ -47,25 +49,7 @@ from trainer.settings.inputs import TrainingInputs
 log = logging.getLogger(__name__)
 BASE, TOKEN = "miniature-turbo", "<zwx>"
 FOLDER = Path("outputs/preservation")
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to preserve, and how strong."""
-
-    name: str
-    kind: str = "none"  # none, flow, match, path
-    weight: float = 0.0
-    rows: int = 4  # beside a batch
-    prompts: int = 128
-    own: bool = False  # trajectories of the model in training, with the training adapter
-    without_adapter: bool = False  # the rows are answered by the model that generates
-    mix: float = 0.0  # of the rows: training images under other prompts
-    project: bool = False  # the subject's gradient keeps off the preservation's
-    penalty: float = 0.0  # on the LoRA's output where the base works on other prompts
-    every: int = 1
-    swapped: float = 0.0  # share of the prompts: the dataset's captions with another noun
-    settings: dict[str, Any] = field(default_factory=dict)
+PUBLISHED = Path(__file__).parent / "screen.jsonl"
 
 
 def varied_prompts(count: int) -> list[str]:
@@ -110,10 +94,15 @@ def generate(family: Family, prompts: Sequence[str]) -> Kept:
         xs, vs = [], []
         for n in range(steps):
             v = family.velocity(x, sigma[n].expand(len(x)).to(x), texts)
-            xs.append(x), vs.append(v)
+            xs.append(x)
+            vs.append(v)
             x = x + (sigma[n + 1] - sigma[n]).to(x) * v
-        points.append(torch.stack(xs, 1)), velocities.append(torch.stack(vs, 1)), ends.append(x)
-    return Kept(torch.cat(points), sigma[:-1], torch.cat(ends), torch.cat(velocities), list(prompts))
+        points.append(torch.stack(xs, 1))
+        velocities.append(torch.stack(vs, 1))
+        ends.append(x)
+    return Kept(
+        torch.cat(points), sigma[:-1], torch.cat(ends), torch.cat(velocities), list(prompts)
+    )
 
 
 class Adapter:
@@ -197,38 +186,43 @@ class PreservingLoop(Loop):
     def _project(self, main: list[Tensor | None]) -> None:
         mine = [m if m is not None else torch.zeros_like(p) for m, p in
                 zip(main, self.lora_parameters, strict=True)]  # fmt: skip
-        keep = [p.grad - m for p, m in zip(self.lora_parameters, mine, strict=True)]
+        keep = [_gradient(p) - m for p, m in zip(self.lora_parameters, mine, strict=True)]
         dot = sum(float((a * b).sum()) for a, b in zip(mine, keep, strict=True))
         if dot < 0:
             size = sum(float(b.square().sum()) for b in keep)
             for p, b in zip(self.lora_parameters, keep, strict=True):
-                p.grad -= dot / max(size, 1e-12) * b
+                p.grad = _gradient(p) - dot / max(size, 1e-12) * b
 
     def collect(self, count: int = 512) -> None:
         """Inputs of every LoRA layer where the base works on other prompts."""
         hooks = []
         store: dict[str, list[Tensor]] = {}
         for name, layer in self.lora.layers.items():  # type: ignore[union-attr]
+
             def hook(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
                 flat = args[0].detach().flatten(0, -2)
                 pick = torch.randperm(len(flat))[:64]
                 store.setdefault(name, []).append(flat[pick])
+
             hooks.append(layer.register_forward_pre_hook(hook))
         kept = self.kept
         assert kept is not None
         torch.manual_seed(0)
         with torch.no_grad():
-            for n in range(count // 64 * 4):
+            for _ in range(count // 64 * 4):
                 which = torch.randint(len(kept.prompts), (8,))
                 at = torch.randint(len(kept.sigma_S), (8,))
-                self.family.velocity(kept.points_NSCHW[which, at], kept.sigma_S[at].float(),
-                                     self.captions.features([kept.prompts[int(k)] for k in which]))
-        for hook in hooks:
-            hook.remove()
+                self.family.velocity(
+                    kept.points_NSCHW[which, at],
+                    kept.sigma_S[at].float(),
+                    self.captions.features([kept.prompts[int(k)] for k in which]),
+                )
+        for handle in hooks:
+            handle.remove()
         for name, xs in store.items():
             x = torch.cat(xs)
             layer = self.lora.layers[name]  # type: ignore[union-attr]
-            full = (x @ layer.base_layer.weight.T).square().sum()
+            full = (x @ cast(Tensor, layer.base_layer.weight).T).square().sum()
             self.inputs[name] = x / full.sqrt()
 
     def _penalise(self) -> None:
@@ -239,19 +233,26 @@ class PreservingLoop(Loop):
         (self.way.penalty * total).backward()
 
 
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         data = make_captions(subject, seed, TOKEN, Path(folder) / subject)
-        settings = resolve(TrainingInputs(**{
+        inputs: dict[str, Any] = {
             "dataset": data, "base_model": BASE, "placeholder_token": TOKEN, "seed": seed,
-            "steps": steps, "validation_images": 0, "sample_every": 0} | way.settings))  # fmt: skip
+            "steps": steps, "validation_images": 0, "sample_every": 0}  # fmt: skip
+        settings = resolve(TrainingInputs(**inputs | way.settings))
         family = load_family(settings.base, dtype=torch.float32)
         examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
         samples = encode_images(family, examples, settings)
     begun = time.perf_counter()
     swaps = swapped_prompts([s.caption for s in samples], int(way.swapped * way.prompts))
     prompts = varied_prompts(way.prompts - len(swaps)) + swaps
-    kept = generate(family, prompts) if way.kind != "none" or way.penalty else None
+    wanted = way.kind != "none" or way.penalty
+    kept = generate(family, prompts) if wanted else None
     prepared = time.perf_counter() - begun
     placeholder = Placeholder.create(TOKEN, family.text_width, settings.placeholder_init_std,
                                      settings.seed, family.device)  # fmt: skip
@@ -297,7 +298,8 @@ class Measures:
 
 def _split(images: Sequence[Any], prompts: Sequence[Prompt]) -> tuple[list[float], list[float]]:
     """Shares of attributes right: the rest of the scene, and the thing beside the subject."""
-    own, beside = [], []
+    own: list[float] = []
+    beside: list[float] = []
     for view, prompt in zip(load_judge().read(images), prompts, strict=True):
         sides = ("",) if len(prompt.scene.things) == 1 else ("left.", "right.")
         other = {s for s, t in zip(sides, prompt.scene.things, strict=True) if not t.is_subject}
@@ -305,34 +307,6 @@ def _split(images: Sequence[Any], prompts: Sequence[Prompt]) -> tuple[list[float
             ok = float(view.get(key) == value)
             (beside if key.partition(".")[0] + "." in other else own).append(ok)
     return own, beside
-
-
-M = "match"
-NODROP = {"caption_dropout": 0.0}
-WAYS = [
-    Way("nothing"),
-    Way("path free .3", "path", 0.3, without_adapter=True),
-    Way("match .3", M, 0.3),
-    Way("nothing no dropout", settings=NODROP),
-    Way("path free .3 no dropout", "path", 0.3, without_adapter=True, settings=NODROP),
-    Way("match .1 no dropout", M, 0.1, settings=NODROP),
-    Way("path own .1 no dropout", "path", 0.1, own=True, settings=NODROP),
-    Way("match .3 swapped no dropout", M, 0.3, swapped=0.5, settings=NODROP),
-    Way("path own .3 swapped no dropout", "path", 0.3, own=True, swapped=0.5, settings=NODROP),
-    Way("match .3 2 rows no dropout", M, 0.3, rows=2, settings=NODROP),
-    Way("match .3 project no dropout", M, 0.3, project=True, settings=NODROP),
-    Way("penalty .1 no dropout", penalty=0.1, settings=NODROP),
-    Way("match .1 half no dropout", M, 0.1, every=2, settings=NODROP),
-    Way("path .1 no dropout", "path", 0.1, settings=NODROP),
-    Way("match .03 no dropout", M, 0.03, settings=NODROP),
-    Way("match .3 no dropout", M, 0.3, settings=NODROP),
-    Way("match .1 rate 6e-3 no dropout", M, 0.1, settings=NODROP | {"learning_rate": 6e-3}),
-    Way("mix .1 no dropout", M, 0.1, mix=0.5, settings=NODROP),
-    Way("match free .1 no dropout", M, 0.1, without_adapter=True, settings=NODROP),
-    Way("flow .1 no dropout", "flow", 0.1, settings=NODROP),
-    Way("penalty 1 no dropout", penalty=1.0, settings=NODROP),
-    Way("nothing ema no dropout", settings=NODROP | {"ema_decay": 0.98}),
-]  # fmt: skip
 
 
 def main() -> None:
@@ -348,7 +322,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     part, parts = map(int, options.part.split("/"))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    table = Table(FOLDER / options.table)
+    path = FOLDER / options.table
+    if not path.exists() and options.table == PUBLISHED.name:  # goes on with the published rows
+        shutil.copy(PUBLISHED, path)
+    table = Table(path)
     measures = Measures()
     key = {"subject": options.subject, "seed": options.seed, "steps": options.steps}
     if part == 1 and not table.find(way="base", subject=options.subject):

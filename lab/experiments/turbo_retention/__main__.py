@@ -1,7 +1,7 @@
-"""python -m lab.experiments.turbo_retention: how long turbo's few steps survive a training.
+"""python -m lab.experiments.turbo_retention: how long few-step quality survives training.
 
 run     trains and measures; a run that was stopped goes on where it was
-report  writes the figures, the plots and the pictures of docs/turbo.md
+report  writes the figures, the plots and the images of docs/turbo.md
 merge   measures what merging the adapter costs, and how exactly it is gone again
 """
 

@@ -1,4 +1,4 @@
-"""What is trained, when it is measured, and how it is drawn."""
+"""What is trained, when it is measured, and how images are generated."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ from lab.experiments.drawing import Way
 
 WORD = "<zwx>"  # the placeholder that is trained
 TURBO, UNDISTILLED = "miniature-turbo", "miniature"
-SEEDS = (0, 1, 2)  # of trainings
+SEEDS = (0, 1, 2)  # of training runs
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
     batch_size: int | None = None
 
 
-# `curve` is trained as people train Turbo: one picture at a time, at a constant rate that is low
+# `curve` is trained as people train Turbo: one image at a time, at a constant rate that is low
 # for the model. At the miniature's own 4e-3 and batches of 8, what any LoRA makes the base forget
 # hides what becomes of the distillation. `default` is a plain `train` with nothing said.
 PLANS = (
@@ -51,7 +51,7 @@ PLANS = (
 FEW = Way("2 steps", 2)
 EIGHT = Way("8 steps", 8)
 MANY = Way("30 steps, guided", 30, guidance=1.0, share=1 / 6)
-# Of finished trainings: whether a LoRA that is laid on more lightly leaves more of the base alone.
+# Of finished training runs: whether a lower LoRA scale changes the base model less.
 WEAKER = tuple(Way(f"8 steps, LoRA at {scale}", 8, scale=scale) for scale in (0.75, 0.5))
 
 

@@ -1,4 +1,4 @@
-"""The plots and the picture grid of docs/turbo.md."""
+"""The plots and the image grid of docs/turbo.md."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ COLOURS = {"adapter": "#0b6e4f", "direct": "#c1121f", "undistilled": "#3a5a9b"}
 GREY = "#555555"
 LEVELS = (("untouched turbo", TURBO, "-"), ("turbo + adapter", MERGED, ":"))
 
-SHOWN_SEED, SUBJECT_PICTURE, FREE_PICTURE = 0, 0, 1  # of the grid; pictures count from 0
-PIXELS = 64  # edge of a picture of the miniature
+SHOWN_SEED, SUBJECT_PICTURE, FREE_PICTURE = 0, 0, 1  # of the grid; images count from 0
+PIXELS = 64  # edge of an image of the miniature
 
 
 def draw_curves(results: Results, path: Path) -> None:

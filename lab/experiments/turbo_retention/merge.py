@@ -1,4 +1,4 @@
-"""What merging the adapter costs, and how exactly it is gone when pictures are drawn."""
+"""The cost of merging the adapter, and how exactly it is removed for inference."""
 
 import statistics
 import time

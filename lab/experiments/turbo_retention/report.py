@@ -35,7 +35,7 @@ TITLES = [condition.title for condition in CONDITIONS]
 def write_report(published: Path, folder: Path | None, document: Path) -> None:
     """Rewrites the measured part of the document and its plots.
 
-    The picture grid needs the pictures in the `folder` of a run; without one it stays.
+    The image grid needs the images in the `folder` of a run; without one it stays.
     """
     from lab.experiments.turbo_retention.figures import draw_curves, draw_pictures
 
@@ -153,7 +153,7 @@ def _weaker(results: Results) -> str:
 
 
 def _own_base(results: Results) -> str:
-    """The third condition where it was trained, as that base is drawn."""
+    """The third condition where it was trained, with that base model's settings."""
     rows = [
         [str(step), results.estimate(OWN_BASE, "undistilled", "curve", step).text()]
         for step in results.steps("curve")

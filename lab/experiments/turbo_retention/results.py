@@ -19,11 +19,11 @@ class Curve:
     """One measure of the study, along the steps of training."""
 
     title: str
-    measure: str  # a column of the table, or `right` or `whole`: percentages per picture
+    measure: str  # a column of the table, or `right` or `whole`: percentages per image
     kind: str  # of prompts: subject or free; or weights
     way: Way | None  # of drawing; None for weights
     digits: int
-    base: str = TURBO  # that is drawn on
+    base: str = TURBO  # the base model for generation
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Results:
 
 
 def _numbers(row: Row, measure: str) -> list[float]:
-    """A row's measure, one number per picture where it is one of pictures."""
+    """A row's measure, one number per image where it is one of images."""
     if measure in ("right", "whole"):
         pairs = zip(row["right"], row["asked"], strict=True)
         if measure == "right":

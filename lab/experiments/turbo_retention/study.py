@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 RESULTS = "results.jsonl"
 MERGED = f"{TURBO}+adapter"  # the distilled base without its distillation
-SHOWN = 8  # pictures that are kept of each set
+SHOWN = 8  # images that are kept of each set
 
 
 class Study:
     """Drawers, prompts and the table.
 
-    The folder gets the table, every LoRA (`weights/`) and the first pictures of every set
+    The folder gets the table, every LoRA (`weights/`) and the first images of every set
     (`pictures/`). Rows of a point have the columns condition, plan, seed, step, base (that it was
     drawn on), way and kind: `subject` or `free` prompts, or `weights` of the LoRA itself.
     """
@@ -90,7 +90,7 @@ class Study:
             finished = condition is CONDITIONS[0] and milestone.step == plan.milestones[-1]
             ways = self.size.ways + (self.size.weaker if finished else ())
             self._measure(at | {"base": TURBO}, milestone.archive, ways)
-            if condition.base != TURBO:  # as its own base is drawn
+            if condition.base != TURBO:  # with the settings of its own base model
                 slowest = self.size.ways[-1:]
                 self._measure(at | {"base": condition.base}, milestone.archive, slowest)
             self._weigh(at, milestone)
@@ -134,6 +134,6 @@ class Study:
 
 
 def picture_name(point: Row) -> str:
-    """The file of a point's first pictures."""
+    """The file of a point's first images."""
     columns = ("condition", "plan", "seed", "step", "base", "way", "kind")
     return "-".join(str(point[column]) for column in columns) + ".png"

@@ -1,10 +1,10 @@
 """python -m lab.experiments.zero_prior: does a word without a past help?
 
-make_captions   writes one dataset: pictures, and captions with a condition's word
+make_captions   writes one dataset: images, and captions with a condition's word
 run_experiment  trains and measures; a run that was stopped goes on where it was
 metrics         the means of every condition
 compare         the placeholder against the other words, and what was tried of it
-report          writes both, a plot and the pictures into docs/zero_prior.md
+report          writes both, a plot and the images into docs/zero_prior.md
 """
 
 import argparse

@@ -17,7 +17,7 @@ TEMPLATES = tuple(
 
 
 def template_of(subject: str, number: int) -> str:
-    """The template of a dataset's picture: by its name's hash, so the same in every condition."""
+    """The template of a dataset's image: by its name's hash, so the same in every condition."""
     return TEMPLATES[zlib.crc32(f"{subject}/{number:02d}".encode()) % len(TEMPLATES)]
 
 
@@ -44,7 +44,7 @@ def scenes(subject: str, seed: int) -> list[Scene]:
 
 
 def make_captions(subject: str, seed: int, word: str, folder: Path) -> Path:
-    """Writes the dataset, as pictures with a text file beside each; gives the folder."""
+    """Writes the dataset, as images with a text file beside each; gives the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes(subject, seed)):
         render(scene).save(folder / f"{number:02d}.png")

@@ -88,9 +88,9 @@ class Size:
     subject_prompts: int = 32
     free_prompts: int = 32
     class_prompts: int = 16
-    repeats: int = 16  # pictures of one prompt, for diversity
+    repeats: int = 16  # images of one prompt, for diversity
     steps: int | None = None  # of drawing; None is the base's own
-    pixels: int | None = None  # of the side of photographs' pictures; None is the base's own
+    pixels: int | None = None  # of the side of photographs' images; None is the base's own
 
 
 _SHORT = {"steps": 1, "batch_size": 1, "resolution": "64"}

@@ -1,4 +1,4 @@
-"""The plot and the picture grid of docs/zero_prior.md."""
+"""The plot and the image grid of docs/zero_prior.md."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def draw_choices(results: Results, path: Path) -> None:
 
 
 def draw_pictures(results: Results, folder: Path, path: Path) -> None:
-    """The first picture of every subject, untrained and at every point, by condition."""
+    """The first image of every subject, untrained and at every point, by condition."""
     rows = []
     for point in (UNTRAINED, *POINTS):
         for condition in CONDITIONS:

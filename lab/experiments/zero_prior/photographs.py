@@ -1,6 +1,6 @@
 """Photographs as the study's ground: a published base, and CLIP and LPIPS for a judge.
 
-A folder holds one folder of pictures per subject, named by its class word and a name of its own:
+A folder holds one folder of images per subject, named by its class word and a name of its own:
 `dog-rex`, `old_man-pablo`.
 """
 
@@ -88,7 +88,7 @@ def class_of(subject: str) -> str:
 
 
 class Photographs:
-    """Subjects in pictures that somebody took."""
+    """Subjects in images that somebody took."""
 
     conditions: Sequence[Condition] = tuple(
         replace(each, word=WRONG_PRIOR) if each.name == "wrong_prior" else each
@@ -185,7 +185,7 @@ class Photographs:
         return self._before[key]
 
     def _apart(self, some: list[Image.Image], others: list[Image.Image]) -> list[float]:
-        """Distance of each picture to its partner: LPIPS where it is installed, else by CLIP."""
+        """Distance of each image to its partner: LPIPS where it is installed, else by CLIP."""
         if has_lpips():
             return lpips(some, others)
         return (self.clip.images(some) - self.clip.images(others)).norm(dim=1).tolist()

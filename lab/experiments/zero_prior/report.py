@@ -91,7 +91,7 @@ def reasons(results: Results) -> str:
 def write_report(published: Path, folder: Path | None, document: Path) -> None:
     """Rewrites the measured parts of the document and its plot.
 
-    The picture grid needs the pictures in the `folder` of a run; without one it stays.
+    The image grid needs the images in the `folder` of a run; without one it stays.
     """
     from lab.experiments.zero_prior.figures import draw_choices, draw_metrics, draw_pictures
 

@@ -14,7 +14,7 @@ from miniature.drawing import grid
 
 RESULTS = "results.jsonl"
 UNTRAINED = Point("untrained")  # the base as it is
-SHOWN = 8  # pictures that are kept of each run
+SHOWN = 8  # images that are kept of each run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run_name(key: Row) -> str:
     return "{point}-{condition}-{subject}-{seed}".format(**key).replace(" ", "_")
 
 
-Measured = tuple[list[Image.Image], dict[str, Any]]  # pictures of the subject, and scores
+Measured = tuple[list[Image.Image], dict[str, Any]]  # images of the subject, and scores
 
 
 class Ground(Protocol):
@@ -53,13 +53,13 @@ class Ground(Protocol):
     def measure(
         self, run: Run, archive: Archive | None
     ) -> tuple[list[Image.Image], dict[str, Any]]:
-        """What is drawn with it; with the untrained base where there is no archive."""
+        """Generates with the archive, or with the untrained base model if there is none."""
 
 
 class Study:
     """The table: one row per point, condition, subject and seed.
 
-    The folder gets the table and the first pictures of every run (`pictures/`).
+    The folder gets the table and the first images of every run (`pictures/`).
     """
 
     def __init__(self, folder: Path, ground: Ground) -> None:

@@ -30,7 +30,7 @@ from trainer.settings.inputs import TrainingInputs
 
 log = logging.getLogger(__name__)
 
-REPEATS_SEED = 70_000  # of the first picture of one prompt drawn many times
+REPEATS_SEED = 70_000  # of the first image of one prompt generated many times
 
 
 class World:

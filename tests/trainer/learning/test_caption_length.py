@@ -114,11 +114,14 @@ def test_a_subject_that_every_caption_loses_is_refused(
     tmp_path: Path, family: Family, settings_of: Callable[..., Settings]
 ) -> None:
     files = {f"0{number}.txt": f"{LONG} TOK".encode() for number in (1, 2, 3)}
-    with pytest.raises(DatasetError, match=r"no caption mentions <zwx> within the 512 tokens "):
+    with pytest.raises(
+        DatasetError,
+        match=r"no caption mentions <zwx> within the text encoder's limit of 512 tokens",
+    ):
         checked(tmp_path, settings_of(), files, family)
     # Neither does a caption without it help, nor the default.
     settings = settings_of(default_caption=f"{LONG} TOK")
-    with pytest.raises(DatasetError, match="reads: 01.txt, default_caption; move it"):
+    with pytest.raises(DatasetError, match="limit of 512 tokens: 01.txt, default_caption; move it"):
         checked(tmp_path, settings, {**files, "02.txt": b"a cat", "03.txt": b""}, family)
     # A trigger word is text, and is lost as well.
     settings = settings_of(train_placeholder_token=False, trigger_word="r3dfox")
@@ -136,7 +139,9 @@ def test_sample_prompts_that_are_cut_are_named(
     prompts = ("a photo of TOK", f"{LONG} TOK --l 3 --n {LONG}")
     checked(tmp_path, settings_of(sample_prompts=prompts), {}, family)
     (first, second) = [each.message for each in said.records if "sample prompt 2" in each.message]
-    assert first.startswith("<zwx> is lost: sample prompt 2, prompt is longer than the 512 tokens")
+    assert first.startswith(
+        "<zwx> is cut off: sample prompt 2, prompt is longer than the limit of 512 tokens"
+    )
     assert second.startswith("sample prompt 2, negative_prompt is longer")
     assert "sample prompt 1" not in said.text
 
@@ -148,7 +153,7 @@ def test_a_prompt_that_is_cut_is_said_with_what_is_lost(
     check_length(family, {"prompt": f"{LONG} <zwx>"}, ROWS)
     negative, prompt = [record.message for record in said.records]
     assert negative.startswith("negative_prompt is longer than the limit of 512 tokens; cut off")
-    assert prompt.startswith("<zwx> is lost: prompt is longer")
+    assert prompt.startswith("<zwx> is cut off: prompt is longer")
 
 
 # ---- TOK -----------------------------------------------------------------------------------------
@@ -174,7 +179,7 @@ def test_tok_without_a_token_and_with_two_is_said(said: pytest.LogCaptureFixture
     assert "TOK in prompt is read as plain text: the weights have no placeholder" in said.text
     said.clear()
     assert place_subject(asked, ["<one>", "<two>"]).prompt == "a photo of <one>"
-    assert "TOK stands for <one>, the token of the first LoRA; write <two>" in said.text
+    assert "TOK is replaced by <one>, the token of the first LoRA; write <two>" in said.text
     said.clear()
     assert place_subject(Request(prompt="TOKYO"), []).prompt == "TOKYO"
     assert place_subject(Request(prompt="a <TOK>"), ["<TOK>"]).prompt == "a <TOK>"
@@ -227,7 +232,7 @@ def test_options_mean_what_they_mean_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("prompt", "complaint"),
     [
-        ("TOK --w wide --h 64", "--w is 'wide'; it takes a whole number"),
+        ("TOK --w wide --h 64", "--w is 'wide'; it must be a whole number"),
         ("TOK --w 64", "width and height go together"),
         ("TOK --s 1000", "num_inference_steps is 1000"),
         ("--w 64 --h 64", "prompt is empty"),

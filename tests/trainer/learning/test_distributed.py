@@ -95,4 +95,4 @@ def test_all_processes_end_where_the_folder_is_in_use(
     with open_run(photos, tmp_path / "held"):
         done = launch(LAUNCH, tmp_path, photos, vault, "--output_dir", "held")
     assert done.returncode != 0
-    assert (done.stdout + done.stderr).count("error: held is in use by another training") == 1
+    assert (done.stdout + done.stderr).count("error: held is in use by another run") == 1

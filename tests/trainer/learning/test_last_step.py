@@ -185,10 +185,10 @@ def no_processes(patch: pytest.MonkeyPatch) -> None:
     ("breaks", "said"),
     [
         slow(redrawn_no_more, "a check of the result is skipped: AcceleratorError"),
-        (no_second_writing, "stays without the results of its checks: OSError"),
+        (no_second_writing, "lacks the check results: OSError"),
         slow(no_report, "report.html is not written: OSError"),
         slow(no_sheet, "the images of the last step are not written: OSError"),
-        slow(no_processes, "is complete, but what comes after it failed"),
+        slow(no_processes, "is complete, but a later step failed"),
         (gpu_is_gone, "the GPU's memory cannot be freed"),
     ],
 )
@@ -271,7 +271,7 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
             "trainer.monitor.inference_weights.LoraMerger",
             torch.OutOfMemoryError("CUDA out of memory"),
         ),
-        slow("trainer.monitor.preview_images.draw_sheet", ValueError("anything")),
+        slow("trainer.monitor.preview_images.make_sheet", ValueError("anything")),
         slow(
             "trainer.monitor.preview_images.PreviewImages.begin", OSError(5, "Input/output error")
         ),

@@ -44,5 +44,7 @@ def test_every_layer_of_all_can_learn(use_vault: Path) -> None:
 def test_lora_targets_that_fit_no_layer_are_refused_before_the_pictures_are_encoded(
     small: Callable[..., Settings],
 ) -> None:
-    with pytest.raises(ValueError, match="'atention.to_q' fits no.*did you mean 'attention.to_q'"):
+    with pytest.raises(
+        ValueError, match="'atention.to_q' matches no.*did you mean 'attention.to_q'"
+    ):
         train(small(lora_targets="atention.to_q"))

@@ -157,7 +157,7 @@ def test_small_images_share_the_encoders_batches() -> None:
         fitting.figures_of(settings_of("z-image-turbo", resolution=each), 128, torch.bfloat16)
         for each in ("1024", "512")
     )
-    assert four.picture.bytes == pytest.approx(one.picture.bytes, rel=0.05)
+    assert four.image.bytes == pytest.approx(one.image.bytes, rel=0.05)
     tokens = 32 * 128  # what the text encoder reads at once
     assert four.caption.bytes > tokens * 9728 * 2  # one activation of its widest layer
 

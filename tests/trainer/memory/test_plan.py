@@ -1,5 +1,6 @@
 """The plan: counted without weights, held against real steps, and what it chooses."""
 
+import json
 import re
 import subprocess
 import sys
@@ -430,3 +431,20 @@ def test_a_training_asks_for_the_memory_before_it_loads_weights(
     monkeypatch.setattr(Family, "load_transformer", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(TooLarge, match="1.0 GB are free"):
         train(settings)
+
+
+def test_the_plan_as_json_has_the_numbers_of_the_table() -> None:
+    def plan(*options: str) -> str:
+        command = [sys.executable, "-m", "trainer", "plan", "--base_model", "miniature", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    text, data = plan(), json.loads(plan("--json"))
+    assert [each["mode"] for each in data["modes"]] == [mode.label for mode in LADDER]
+    for each in data["modes"]:
+        assert each["peak_bytes"] == sum(each["bytes"].values())
+        gigabytes = [*each["bytes"].values(), each["peak_bytes"]]
+        row = "  +".join([re.escape(each["mode"]), *(f"{size / GB:.1f}" for size in gigabytes)])
+        assert re.search(f"^{row}$", text, re.MULTILINE), row
+    assert set(data["gpus"]) == set(GPUS) == set(data["modes"][0]["seconds_per_step"])
+    assert data["parameters"]["lora"] * 2 == data["lora_file_bytes"]

@@ -18,7 +18,7 @@ from families.repository import adapter_path
 from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
-from trainer.monitor.contact_sheet import CELL, draw_sheet
+from trainer.monitor.contact_sheet import CELL, make_sheet
 from trainer.monitor.inference_weights import InferenceWeights
 from trainer.run import train
 from trainer.settings.fields import Settings
@@ -121,14 +121,14 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     training = {k: v.clone() for k, v in family.transformer.state_dict().items()}
     modules = dict(family.transformer.named_modules())
 
-    with inference_weights.holding(lora, as_written(lora.factors()), 0.0):
+    with inference_weights.applied(lora, as_written(lora.factors()), 0.0):
         _ = family.vae
         held = family.transformer.state_dict()
         assert held.keys() == original.keys()
         assert all(torch.equal(held[name], original[name]) for name in original)
     with (
         pytest.raises(KeyboardInterrupt),
-        inference_weights.holding(lora, as_written(lora.factors())),
+        inference_weights.applied(lora, as_written(lora.factors())),
     ):
         held = family.transformer.state_dict()
         changed = [name for name in original if not torch.equal(held[name], original[name])]
@@ -200,7 +200,7 @@ def test_the_sheet_shows_every_picture_at_its_place() -> None:
         (f"{step}", [Image.new("RGB", (16, 16), colour) for colour in row])
         for step, row in enumerate(colours)
     ]
-    sheet = draw_sheet(rows, ["a short prompt", "a very long prompt, " * 20])
+    sheet = make_sheet(rows, ["a short prompt", "a very long prompt, " * 20])
     found = {colour: (x, y) for x, y, colour in _blocks(sheet)}
     red, green, blue, yellow = (found[colour] for row in colours for colour in row)
     assert red[0] == blue[0] < green[0] == yellow[0]

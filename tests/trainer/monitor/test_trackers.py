@@ -181,7 +181,7 @@ def test_tensorboard_holds_numbers_pictures_and_settings(small: Small, tmp_path:
     with Trackers(settings, tmp_path) as trackers:
         for step in (1, 2):
             trackers.log({"loss": 0.5 / step, "learning_rate/lora": 1e-4}, step)
-        trackers.pictures({"samples/00": picture(255)}, 2)
+        trackers.images({"samples/00": picture(255)}, 2)
     events = EventAccumulator(str(tmp_path / FOLDER / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
     assert events.Scalars("learning_rate/lora")[0].value == pytest.approx(1e-4)
@@ -212,7 +212,7 @@ def test_wandb_gets_the_run_and_its_key_reaches_no_file(
     settings = small().replace(trackers=("wandb",), wandb_project="cats", wandb_run="first")
     with Trackers(settings, tmp_path, Secret(KEY)) as trackers:
         trackers.log({"loss": 0.125}, 1)
-        trackers.pictures({"samples/00": picture(255)}, 1)
+        trackers.images({"samples/00": picture(255)}, 1)
     [run] = (tmp_path / FOLDER / "wandb").glob("offline-run-*")
     [record] = run.glob("*.wandb")
     wanted = (b"cats", b"first", b"loss", b"Tongyi-MAI/Z-Image", b"samples/00")
@@ -231,7 +231,7 @@ def test_trackio_holds_numbers_and_pictures(small: Small, tmp_path: Path) -> Non
     settings = small().replace(trackers=("trackio",), wandb_project="cats", wandb_run="first")
     with Trackers(settings, tmp_path) as trackers:
         trackers.log({"loss": 0.125}, 1)
-        trackers.pictures({"samples/00": picture(255)}, 1)
+        trackers.images({"samples/00": picture(255)}, 1)
     import trackio
 
     [run] = trackio.Api().runs("cats")
@@ -371,7 +371,7 @@ def test_a_server_that_never_answers_leaves_nothing_to_the_next_run(
 ) -> None:
     from trainer.monitor import trackers as module
 
-    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
     settings = small().replace(trackers=("wandb",))
     with Trackers(settings, tmp_path, Secret(ANNA), True):
         server.answers.clear()
@@ -530,7 +530,7 @@ def test_a_tracker_that_breaks_is_named_once_and_the_others_go_on(
     [warning] = [record.getMessage() for record in caplog.records]
     assert warning == (
         "wandb could not log numbers (ConnectionError: lost https://api.example/?key=**********); "
-        "the training goes on without it"
+        "the run continues without it"
     )
     events = EventAccumulator(str(tmp_path / FOLDER / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
@@ -560,7 +560,7 @@ def test_a_tracker_that_never_finishes_sending_is_left_behind(
     stuck = Broken()
     stuck.finish = never.wait  # type: ignore[method-assign,assignment]
     monkeypatch.setitem(module.MAKERS, "wandb", lambda *_: stuck)  # type: ignore[arg-type]
-    monkeypatch.setattr(module, "PATIENCE", 0.01)
+    monkeypatch.setattr(module, "TIMEOUT", 0.01)
     with Trackers(small().replace(trackers=("wandb",)), tmp_path):
         pass
     never.set()

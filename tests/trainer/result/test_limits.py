@@ -58,7 +58,7 @@ def test_captions_of_any_size_can_be_saved(
     examples = [Example(f"{number}.png", captions, 8, 8, b"") for number in range(count)]
     facts = described(small(train_placeholder_token=False), examples)
     found = read_back(facts | {"checks": []}, tmp_path)
-    assert found["left_out"]["captions"].startswith(f"{count} are cut")
+    assert found["left_out"]["captions"].startswith(f"{count} are truncated")
     assert len(found["dataset"]["pictures"]) == count
 
 
@@ -71,7 +71,7 @@ def test_as_many_images_as_a_dataset_may_hold_can_be_saved(
     many = [*examples] * (MAX_MEMBERS // len(examples))
     found = read_back(described(small(), many), tmp_path)
     assert 0 < len(found["dataset"]["pictures"]) < len(many)
-    assert "are left out" in found["left_out"]["pictures"]
+    assert "are omitted" in found["left_out"]["pictures"]
     names = data_identity(examples)
     assert len(names) == len(examples) and max(map(len, names)) < 140
 

@@ -7,7 +7,7 @@ import pytest
 
 from inference.__main__ import arguments_parser
 from inference.fetch.sources import allowed_file
-from trainer.result.next_steps import MOST_SENT, describe_next_steps
+from trainer.result.next_steps import MAX_UPLOAD, describe_next_steps
 
 
 def commands(weights: Path, size: int, word: str | None = "<zwx>") -> tuple[list[list[str]], str]:
@@ -28,7 +28,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("folder", ["outputs/2026-11-26-fox-01", "outputs/my fox $HOME"])
 def test_a_small_file_is_sent(folder: str) -> None:
     weights = Path(folder, "weights.zip")
-    (python, cog), _ = commands(weights, MOST_SENT)
+    (python, cog), _ = commands(weights, MAX_UPLOAD)
     given = arguments_parser().parse_args(python[3:])
     assert (given.weights, given.prompt) == (str(weights), "a photo of <zwx>")
     assert cog == [
@@ -40,7 +40,7 @@ def test_a_large_file_is_named_by_a_path_that_the_server_may_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = Path("outputs/2026-11-26-fox-01/weights.zip")
-    (_, cog), text = commands(weights, MOST_SENT + 1)
+    (_, cog), text = commands(weights, MAX_UPLOAD + 1)
     assert "@ sends at most 74 MB, and weights.zip has 74.0 MB" in text
     _, _, _, environment, _, source, *_ = cog
     # The container's /src is this folder.
@@ -55,6 +55,6 @@ def test_a_large_file_outside_of_the_project_has_to_be_copied(
 ) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
-    (python,), text = commands(tmp_path / "elsewhere" / "weights.zip", MOST_SENT + 1)
+    (python,), text = commands(tmp_path / "elsewhere" / "weights.zip", MAX_UPLOAD + 1)
     assert str(tmp_path / "elsewhere" / "weights.zip") in python
-    assert text.endswith("; for Cog, copy it below this folder)")
+    assert text.endswith("; for Cog, copy it into this folder)")

@@ -105,7 +105,7 @@ def code_of(card: str) -> str:
     return code
 
 
-def drawn_by_us(weights: Path, *changes: dict[str, Any]) -> list[Image.Image]:
+def generated_by_us(weights: Path, *changes: dict[str, Any]) -> list[Image.Image]:
     """The sample's picture, once for each of the changes to its request."""
     from inference.engine import Engine
     from inference.request import Request
@@ -162,8 +162,8 @@ def test_the_cards_code_draws_our_picture_with_diffusers_alone(
     assert not re.search(r"\b(adapters|families|inference|trainer)\b", code)
     exec(compile(code, "the card", "exec"), {})
 
-    with Image.open("picture.png") as theirs:
-        ours, plain = drawn_by_us(weights, options, options | {"lora_scale": 0.0})
+    with Image.open("image.png") as theirs:
+        ours, plain = generated_by_us(weights, options, options | {"lora_scale": 0.0})
         assert difference(theirs, ours) <= 1
         assert difference(theirs, plain) > 30  # so it is the LoRA's picture
 
@@ -310,7 +310,7 @@ def test_a_token_that_no_header_can_hold_is_refused_unasked_and_unshown(
 
 @pytest.mark.parametrize("token", ["hf_wrong", "api_org_wrong", "abc"])
 def test_a_token_the_hub_does_not_know_is_refused(token: str, hub: Hub) -> None:
-    with pytest.raises(SettingsError, match="refused by the Hub"):
+    with pytest.raises(SettingsError, match="rejected by the Hub"):
         check_repository("me/fox", Secret(token))
     assert hub.asked == ["/api/whoami-v2"]
 
@@ -393,13 +393,14 @@ def test_a_token_that_may_write_there_is_taken(name: str, hub: Hub) -> None:
 
 
 def test_a_repository_of_somebody_else_is_refused(hub: Hub) -> None:
-    with pytest.raises(SettingsError, match="belongs to me, studio, and hf_repo_id to other"):
+    message = "belongs to me, studio, but the owner in hf_repo_id is other"
+    with pytest.raises(SettingsError, match=message):
         check_repository("other/fox", Secret(hub.token))
 
 
 def test_a_token_that_may_only_read_is_refused(hub: Hub) -> None:
     hub.user["auth"]["accessToken"]["role"] = "read"
-    with pytest.raises(SettingsError, match="may only read"):
+    with pytest.raises(SettingsError, match="is read-only"):
         check_repository("me/fox", Secret(hub.token))
 
 
@@ -416,7 +417,7 @@ def test_a_fine_grained_token_must_cover_the_repository(hub: Hub) -> None:
     check_repository("me/fox", Secret(hub.token))
     for name, permission in (("studio", "repo.write"), ("me", "repo.content.read")):
         scope(name, permission)
-        with pytest.raises(SettingsError, match="may not write to repositories of me"):
+        with pytest.raises(SettingsError, match="has no write access to repositories of me"):
             check_repository("me/fox", Secret(hub.token))
 
 
@@ -442,7 +443,7 @@ def test_an_upload_that_fails_leaves_the_weights_and_says_how_to_repeat_it(
     [warning] = [
         each.getMessage() for each in caplog.records if each.name == "trainer.result.publishing"
     ]
-    assert f"The weights are safe in {weights}" in warning and weights.is_file()
+    assert f"The weights are saved in {weights}" in warning and weights.is_file()
     folder = weights.parent / "hub-upload"
     assert warning.endswith(f"hf upload me/fox {folder}")
     assert {"README.md", "weights.zip"} <= {path.name for path in folder.iterdir()}
@@ -581,7 +582,7 @@ def test_a_token_that_cannot_write_costs_no_training(
     from trainer.run import train_from_inputs
 
     hub.user["auth"]["accessToken"]["role"] = "read"
-    with pytest.raises(SettingsError, match="may only read"):
+    with pytest.raises(SettingsError, match="is read-only"):
         train_from_inputs(
             TrainingInputs(dataset=photos, output_dir=tmp_path / "out", hf_repo_id="me/fox"),
             hf_token=hub.token,

@@ -60,7 +60,7 @@ def report_data() -> ReportData:
         ["<zwx> in snow"],
         {step: [Image.new("RGB", (64, 64), (step, 0, 0))] for step in (0, 3)},
         [
-            CheckResult("the archive reads back", PASSED, "bit for bit"),
+            CheckResult("the file can be read back", PASSED, "bit for bit"),
             CheckResult("drift", FAILED, "far"),
         ],
     )
@@ -72,7 +72,7 @@ def test_the_page_holds_the_whole_story(report_data: ReportData) -> None:
         *(
             "<zwx> on zeroprior/miniature-turbo",
             "broken: 1 checks passed, 1 failed",
-            "the archive reads back",
+            "the file can be read back",
         ),
         *("bit for bit", "a photo of <zwx>", "b.png", "held out", "<zwx> in snow", "before"),
         *("step 3", "learning rate", "0.0001", "−53.3 %", "torch 2"),

@@ -55,7 +55,7 @@ def test_every_layer_must_change_its_weight(factors: Factors) -> None:
     factors["two"] = (factors["two"][0], torch.zeros(4, 2))
     check = result_checks.learned(factors)
     assert (check.state, check.worthless) == (FAILED, False)
-    assert "1 of 3 LoRA layers (two) change nothing" in check.sentence
+    assert "1 of 3 LoRA layers (two) have no effect" in check.sentence
 
     nothing = {name: (down, torch.zeros_like(up)) for name, (down, up) in factors.items()}
     assert result_checks.learned(nothing).worthless
@@ -72,7 +72,7 @@ def test_numbers_that_are_none_make_weights_worthless(factors: Factors, value: f
     factors["two"][1][3, 1] = value
     check = result_checks.learned(factors)
     assert (check.state, check.worthless) == (FAILED, True)
-    assert "1 of 3 LoRA layers (two) hold NaN or infinity" in check.sentence
+    assert "1 of 3 LoRA layers (two) contain NaN or infinity" in check.sentence
 
 
 def test_the_norm_of_an_update_is_that_of_the_product(factors: Factors) -> None:
@@ -105,7 +105,7 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
     path.write_bytes(path.read_bytes()[:-100])
     check = result_checks.reloads(archive, path)
     assert check.worthless
-    assert "the file is refused" in check.sentence
+    assert "the file is invalid" in check.sentence
 
 
 # What is drawn.
@@ -230,11 +230,11 @@ def test_one_layer_that_exploded_fails_among_good_ones(factors: Factors) -> None
 @pytest.mark.parametrize(
     ("facts", "state", "worthless", "said"),
     [
-        ({}, PASSED, False, "9 steps saw it"),
+        ({}, PASSED, False, "9 steps used it"),
         ({"moved": False}, FAILED, True, "exactly as before training"),
-        ({"moved": False, "steps_with_placeholder": 0}, FAILED, True, "no step saw <zwx>"),
+        ({"moved": False, "steps_with_placeholder": 0}, FAILED, True, "no step used <zwx>"),
         # Continued from weights that hold a trained token.
-        ({"steps_with_placeholder": 0}, FAILED, False, "no step saw <zwx>"),
+        ({"steps_with_placeholder": 0}, FAILED, False, "no step used <zwx>"),
     ],
 )
 def test_a_token_that_never_moved_fails(
@@ -272,13 +272,13 @@ def test_worthless_weights_are_kept_under_another_name(
     folder = settings.output_dir
     assert folder is not None
     monkeypatch.setattr(Loop, "step", lambda self, step: _nothing(self, step))
-    with pytest.raises(Worthless, match="none of .* LoRA layers changes anything"):
+    with pytest.raises(Worthless, match="none of .* LoRA layers has an effect"):
         train(settings)
 
     assert not (folder / "weights.zip").exists()
     with zipfile.ZipFile(folder / "weights-failed.zip") as kept:
         assert json.loads(kept.read("meta.json"))["base_model"] == settings.base.hub_id
-    assert "changes anything" in (folder / "report-failed.html").read_text()
+    assert "has an effect" in (folder / "report-failed.html").read_text()
     assert not (folder / "weights-unchecked.zip").exists()
     assert not (folder / "report.html").exists()
 

@@ -54,7 +54,7 @@ def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Pa
 def test_a_training_too_short_to_see_the_placeholder_says_so(
     small: Callable[..., Settings],
 ) -> None:
-    with pytest.raises(Worthless, match="no step saw <zwx>; train for more steps"):
+    with pytest.raises(Worthless, match="no step used <zwx>; train for more steps"):
         train(small(steps=1, caption_dropout=1.0))
 
 

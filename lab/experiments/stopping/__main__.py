@@ -9,7 +9,7 @@ as they are measured; a run that is there is not trained again.
 import argparse
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +40,6 @@ IMAGES, FRESH = 24, 40  # of the dataset, and further ones whose loss is measure
 RUNS: list[tuple[str, str, int, int, dict[str, Any]]] = [
     ("default", "robot", 1, 50, {}),
     ("twice as long", "robot", 3, 100, {"steps": 1000}),
-    ("default", "fish", 2, 50, {}),
-    ("constant learning rate", "robot", 2, 50, {"lr_scheduler": "constant"}),
 ]
 
 
@@ -118,23 +116,18 @@ def main() -> None:
         key = {"run": name, "subject": subject, "seed": seed}
         if table.find(**key):
             continue
-        asked, rows = subject_prompts(subject, TOKEN, 48), []
+        asked = subject_prompts(subject, TOKEN, 48)
         for facts, archive in train(subject, seed, every, changes):
-            images = drawer.draw(archive, asked, way)
+            likeness = subject_scores(drawer.draw(archive, asked, way), asked, subject)
             others = adherence(drawer.draw(archive, free, way), free)
             whole = [a == b for a, b in zip(others["right"], others["asked"], strict=True)]
-            likeness = subject_scores(images, asked, subject)
-            rows.append(
-                key
-                | facts
-                | {
-                    "likeness": sum(likeness) / len(likeness),
-                    "others_right": sum(whole) / len(whole),
-                }
-            )
-            print(rows[-1], flush=True)
-        for row in rows:
-            table.add(row)
+            means = {"likeness": _mean(likeness), "others_right": _mean(whole)}
+            table.add(key | facts | means)
+            print(table.rows[-1], flush=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

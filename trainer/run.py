@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from trainer.learning import (
     data_identity,
     encode_images,
     find_turbo_adapter,
+    load_best,
     preservation_prompts,
     processes,
     read_resume,
@@ -195,7 +196,7 @@ def _train_in(
         log.warning("%s is complete, but a later step failed (%s)", path, said)
     if outcome is not None and found is not None:
         files = [each for each in (path, run.report) if each.is_file()]
-        emit_done(control, found, files, outcome.record.timings.peak_gpu_bytes)
+        emit_done(control, found, files, outcome.record)
     return Result(path, found)
 
 
@@ -321,10 +322,11 @@ def _train(
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.send)  # preview images of the final weights
-    watchers = (validation, previews, tracker_updates)
+    watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
     if loop.processes.is_main_process:
-        for each in watchers:
-            each.begin(loop)
+        watchers += [previews, tracker_updates]
+    for each in watchers:
+        each.begin(loop)
     with stopped_by_signals(loop):
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
@@ -332,11 +334,12 @@ def _train(
     if not loop.processes.is_main_process:
         return run.weights, None
     with keep_weights_on_error(loop, run.weights, saver):
+        curves = replace(validation.curves, shipped=load_best(loop))
         with loop.averaged():
             zero_prior = proof.result(trained.row_norms) if proof is not None else None
         if zero_prior is not None:
             log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
-        facts = loop.settings, dataset, trained, zero_prior, adapter, validation.curves
+        facts = loop.settings, dataset, trained, zero_prior, adapter, curves
         images = previews.preview_images
         record = TrainingRecord.of(*facts)
         return run.weights, write_weights(loop, record, examples, images, run.weights, saver)

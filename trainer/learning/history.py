@@ -59,3 +59,4 @@ class Trained:
     steps_per_second: float
     row_norms: list[float]  # of the placeholder's gradient, one per step with it
     preservation: float | None = None  # the last loss of its rows; None if there were none
+    ended_early: str = ""  # the reason, with early_stopping

@@ -19,6 +19,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.batches import Batches
+from trainer.learning.best_weights import Best, restore_best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
@@ -109,6 +110,7 @@ class Loop:
         self.done = 0  # steps
         self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
         self.history = History()
+        self.best: Best | None = None  # with keep_best
         self._stepping = False  # within an optimizer step
         self._ending: BaseException | None = None  # to be raised after it
         self._gradient_seen = False
@@ -243,14 +245,14 @@ class Loop:
 
         Each of `after_step` is called after every optimizer step, before its checkpoint. It may use
         random numbers, since those of the loop are counter-based. With several processes, only the
-        main one logs, calls and writes.
+        main one logs and writes.
 
         If the run is stopped, its state is saved before the error is raised. Raises `Diverged`,
         naming the last good checkpoint, and `ZeroPriorBroken` for a token without a gradient.
         """
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
-            report, saver, after_step = None, None, ()
+            report, saver = None, None
         start, begun = self.done, time.perf_counter()
         self.events.phase("training")
         progress = Progress(
@@ -296,12 +298,9 @@ class Loop:
             losses=plain["losses"],
             steps_per_second=(self.done - start) / (time.perf_counter() - begun),
             row_norms=plain["row_norms"],
-            preservation=self._preservation_loss(),
+            preservation=self.preservation.last_loss if self.preservation is not None else None,
+            ended_early=self.control.why,
         )
-
-    def _preservation_loss(self) -> float | None:
-        last = self.preservation.last if self.preservation is not None else None
-        return float(last) if last is not None else None
 
     def _check_gradient(self) -> None:
         """Checks once, after a few steps, that the placeholder had a gradient."""
@@ -345,3 +344,4 @@ class Loop:
             row_norms=list(past["row_norms"]),
             validation=[list(row) for row in past.get("validation", [])],
         )
+        restore_best(self, checkpoint)

@@ -93,6 +93,11 @@ class Preservation:
         )
         self.last: Tensor | None = None  # the loss of the last rows
 
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last rows; None if there were none. Waits for the device."""
+        return None if self.last is None else float(self.last)
+
     def add_gradients(self, number: int, first_row: int, batches: int) -> None:
         """Adds the gradients of the rows beside batch `number`, if it has any.
 

@@ -198,6 +198,8 @@ def exactness(settings: Settings) -> dict[str, object]:
         "quantize",
         "turbo_adapter",
         "preserve",
+        "keep_best",
+        "early_stopping",
     )
     facts = {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions),
@@ -208,8 +210,8 @@ def exactness(settings: Settings) -> dict[str, object]:
     if settings.preserve:  # the number of images may depend on the steps
         facts["preserve_prompts"] = list(settings.preserve_prompts)
         facts["preservation_images"] = extent_of(settings).images
-    if settings.lr_scheduler != "constant":
-        facts["steps"] = settings.steps  # other schedules depend on it
+    if settings.lr_scheduler != "constant" or settings.by_validation:
+        facts["steps"] = settings.steps  # schedules and measurements depend on it
     return facts
 
 

@@ -236,6 +236,8 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     Adds the check results to `found` one by one.
     """
     settings, preview_images = outcome.settings, outcome.preview_images
+    shipped = outcome.record.curves.shipped
+    step = settings.steps if shipped is None else shipped
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
     if outcome.needs_offload:
@@ -254,7 +256,8 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     adapted = generate(family, neutral)[0]
     found.append(result_checks.drift_of_images(base, adapted, neutral.prompt))
     merger.apply([(archive.factors, sample_scale(settings))])
-    if settings.steps in preview_images.thumbnails and preview_images.last:
+    # The last previews are of the weights of the last step.
+    if step == settings.steps and step in preview_images.thumbnails and preview_images.last:
         generated, kernels = generate(family, first, vectors)[0], Kernels.of(family)
         found.insert(
             0,
@@ -265,4 +268,4 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
         return
     images = [generate(family, resolved, vectors) for resolved in all_resolved]
     with _warn_on_error("the images of the last step are not written"):
-        preview_images.add(settings.steps, images)
+        preview_images.add(step, images)

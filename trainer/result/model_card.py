@@ -104,6 +104,8 @@ def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
         "placeholder token": _span(token) if token and "|" not in token else None,
         "LoRA rank": meta.get("rank"),
         "steps": meta.get("steps"),
+        "step of these weights": meta.get("shipped_step"),
+        "ended early": meta.get("ended_early"),
         "batch size": settings.get("batch_size"),
         "optimizer": settings.get("optimizer"),
         "learning rate": settings.get("learning_rate"),

@@ -145,8 +145,9 @@ def collect(weights: Path, repo_id: str, folder: Path) -> None:
 
 
 def _samples(output: Path, meta: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """The sample prompts, each with its first image of the last step."""
-    folder = output / SAMPLES / f"step-{meta['steps']:06d}"
+    """The sample prompts, each with its first image of the weights."""
+    step = meta.get("shipped_step", meta["steps"])
+    folder = output / SAMPLES / f"step-{step:06d}"
     prompts = meta["settings"].get("sample_prompts") or []
     generated = [(prompt, folder / f"{number:02d}.png") for number, prompt in enumerate(prompts)]
     return [(prompt, image) for prompt, image in generated if image.is_file()]

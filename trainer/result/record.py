@@ -42,6 +42,7 @@ class TrainingRecord:
     device: str
     versions: Mapping[str, str]
     preservation: float | None = None  # the last loss of its rows; None if there were none
+    ended_early: str = ""  # the reason, with early_stopping
     checks: Sequence[CheckResult] = ()  # empty until all are done
 
     @classmethod
@@ -68,6 +69,7 @@ class TrainingRecord:
             torch.cuda.get_device_name() if cuda else "cpu",
             versions(),
             trained.preservation,
+            trained.ended_early,
         )
 
     @property
@@ -112,6 +114,10 @@ class TrainingRecord:
             self.curves.kind: self.curves.plain(),  # `fit` without held-out images
             "versions": dict(self.versions),
         }
+        if self.curves.shipped is not None:
+            facts["shipped_step"] = self.curves.shipped
+        if self.ended_early:
+            facts["ended_early"] = self.ended_early
         if self.preservation is not None:
             facts["training"]["preservation_last"] = self.preservation
         if self.zero_prior is not None:

@@ -81,7 +81,7 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     if captions := data.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:
-        change = 100 * (curves.means[-1] / curves.means[0] - 1)
+        change = 100 * (curves.result / curves.means[0] - 1)
         name = "Validation loss" if curves.held_out else "Fit"
         figures.append((name, f"{change:+.1f} %".replace("-", "\u2212")))
     if training.get("loss_last") is not None:
@@ -127,11 +127,14 @@ def _charts(data: ReportData) -> list[dict[str, str]]:
             if curves.held_out
             else "on training images. No image was held out, so this validates nothing"
         )
+        name, mark = f"{title} by step, change from the base", None
+        if curves.shipped is not None:
+            mark = (curves.shipped, f"saved: step {curves.shipped:,}")
         charts.append(
             {
                 "title": f"{title}, change from the base",
                 "hint": f"Fixed noise at four timesteps (\u03c3), {of}.",
-                "svg": chart(lines, "step", f"{title} by step, change from the base", percent=True),
+                "svg": chart(lines, "step", name, True, mark),
             }
         )
     return charts

@@ -272,9 +272,11 @@ def loss_fell(curves: Curves) -> CheckResult:
     name = f"the {'validation loss' if curves.held_out else 'loss on the training images'} fell"
     if len(curves.steps) < 2:
         return CheckResult(name, SKIPPED, "not measured, since validation_every is 0")
-    first, last = curves.means[0], curves.means[-1]
+    first, last = curves.means[0], curves.result
     ratio = last / first if first > 0 else math.nan
     sentence = f"from {first:.4f} (base) to {last:.4f}, {100 * (ratio - 1):+.1f} %"
+    if curves.shipped is not None:
+        sentence += f", at step {curves.shipped:,}, whose weights are saved"
     if curves.held_out:
         sentence += f", on {len(curves.held_out)} held-out images"
     best = min(range(len(curves.means)), key=curves.means.__getitem__)

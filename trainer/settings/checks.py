@@ -97,6 +97,13 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"validation_images is {settings.validation_images}, but validation_every is 0, so "
             "they would never be measured; remove one of the two"
         )
+    for name in settings.by_validation:
+        for other in ("validation_images", "validation_every"):
+            if getattr(settings, other) == 0:
+                yield (
+                    f"{name} needs the loss on held-out images, but {other} is 0; remove {other}, "
+                    f"or set {name} to false"
+                )
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (

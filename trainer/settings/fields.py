@@ -77,6 +77,12 @@ class Settings(TrainingInputs):
         return "zero_prior" if self.train_placeholder_token else "baseline"
 
     @property
+    def by_validation(self) -> tuple[str, ...]:
+        """The names of the enabled settings that need held-out images."""
+        names = ("keep_best", "early_stopping")
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
     def warmup(self) -> int:
         """Steps of the learning rate's linear warmup."""
         if self.lr_warmup_steps is not None:

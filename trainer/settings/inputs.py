@@ -125,6 +125,8 @@ class TrainingInputs(Inputs):
     sample_options: Annotated[dict[str, Any], Input("Options of all preview images: inputs of generation by their names.", OUTPUT, on=Interface.PYTHON)] = {}
     validation_every: Annotated[int | None, Input("Measure the loss on fixed noise every so many steps, on held-out images if there are any. 0: never, nothing is held out. Default: about ten times.", OUTPUT, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
     validation_images: Annotated[int | str | None, Input("Images that are held out to measure the validation loss, and not trained on: auto or a number. auto: from 20 images on, one in ten (at most 8).", OUTPUT, ge=0, le=MAX_STEPS, max_length=16)] = "auto"
+    keep_best: Annotated[bool, Input("Save the weights with the lowest validation loss instead of the last ones. Needs held-out images.", OUTPUT)] = False
+    early_stopping: Annotated[bool, Input("End the run if the validation loss has not reached a new minimum for 30 % of the steps. Needs held-out images.", OUTPUT)] = False
     hf_repo_id: Annotated[str | None, Input("OWNER/NAME of a Hugging Face repository that the result is uploaded to, with a model card.", OUTPUT, max_length=128)] = None
     allow_failed_checks: Annotated[bool, Input("Upload to hf_repo_id even if a check of the result fails.", OUTPUT, on=Interface.LOCAL)] = False
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from root import ROOT
 
+from adapters.archive import read_archive
 from trainer.learning.checkpoint import Checkpoint, read_checkpoint
 from trainer.outputs import open_run
 
@@ -19,7 +20,7 @@ STEPS = 3
 
 
 def train(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: int
+    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: float
 ) -> str:
     """What a training from a YAML file prints; `folder` is its working folder."""
     folder.mkdir()
@@ -29,7 +30,12 @@ def train(
 
 
 def launch(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, *given: str, **changes: int
+    launcher: tuple[str, ...],
+    folder: Path,
+    photos: Path,
+    vault: Path,
+    *given: str,
+    **changes: float,
 ) -> subprocess.CompletedProcess[str]:
     train = {
         "train_placeholder_token": True,
@@ -96,3 +102,18 @@ def test_all_processes_end_where_the_folder_is_in_use(
         done = launch(LAUNCH, tmp_path, photos, vault, "--output_dir", "held")
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("error: held is in use by another run") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_end_early_at_the_same_step(
+    tmp_path: Path, photos: Path, vault: Path
+) -> None:
+    """The main process measures, and the others follow it."""
+    changes = {"early_stopping": True, "keep_best": True, "learning_rate": 0.3, "steps": 8}
+    changes |= {"validation_every": 1, "validation_images": 2, "lr_warmup_steps": 0}
+    said = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1, **changes)
+    assert said.count("ended early at step") == 1
+    [run] = (tmp_path / "two" / "outputs").glob("20*")
+    meta = read_archive(run / "weights.zip").meta
+    assert meta["shipped_step"] < meta["steps"] < 8
+    assert read_checkpoint(sorted((run / "checkpoints").glob("*.safetensors"))[-1]).best

@@ -22,8 +22,8 @@ MAX_RESOLUTION = 512  # pixels, edge of the square
 MAX_STEPS = 12  # of an image; more cost time and add points that are alike
 MOST_IMAGES = {True: 128, False: 64}  # by `Base.distilled`
 LEAST_IMAGES = 8
-# Beside a batch, relative to it. On the miniature (robot, seed 1), 2 rows beside 8 leave 82 % of the
-# images of other prompts fully right and 4 rows 88 %.
+# Beside a batch, relative to it. On the miniature (robot, seed 1), 2 rows beside 8 leave 82 % of
+# the images of other prompts fully right and 4 rows 88 %.
 ROWS = 3 / 8
 # Costs are relative to the transformer's passes in a step, which are nine tenths of it. The weights
 # are frozen, so that a backward pass costs as much as a forward pass.

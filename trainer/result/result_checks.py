@@ -258,9 +258,12 @@ def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> Che
     return CheckResult(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
 
 
-def drift_of_velocity(share: float, prompt: str) -> CheckResult:
+def drift_of_velocity(share: float, prompts: int) -> CheckResult:
     """`share` is |v_adapted - v_base| / |v_base| (`trainer.result.drift`)."""
-    sentence = f"for {prompt!r} the velocity changes by {100 * share:.3g} % of the base model's"
+    sentence = (
+        f"for {prompts} prompts without the subject the velocity changes by {100 * share:.3g} % of "
+        "the base model's"
+    )
     return _between(DRIFT, share, DRIFT_DOUBTFUL, DRIFT_FAILED, sentence)
 
 

@@ -25,9 +25,10 @@ _UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code of a UserComment
 
 
 @dataclass(frozen=True)
-class AppliedWeights:
-    """One LoRA that was applied."""
+class RequestedWeights:
+    """One LoRA of a request."""
 
+    applied: bool  # False: at scale 0, or the prompt does not contain its token (`apply_lora`)
     scale: float
     lora_sha256: str | None  # of the LoRA's safetensors file
     placeholder: str | None
@@ -35,7 +36,7 @@ class AppliedWeights:
 
 
 def image_texts(
-    resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[AppliedWeights]
+    resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[RequestedWeights]
 ) -> dict[str, str]:
     """The two texts for the image of `seed`."""
     facts: dict[str, Any] = {
@@ -74,7 +75,7 @@ def _a1111_text(facts: Mapping[str, Any], base: Base) -> str:
     hashes = [
         f"{each['placeholder'] or 'lora'}: {each['lora_sha256'][:12]}"
         for each in facts["weights"]
-        if each["lora_sha256"]
+        if each["applied"] and each["lora_sha256"]
     ]
     if hashes:
         settings["Lora hashes"] = f'"{", ".join(hashes)}"'

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
 from families.registry import UnknownBase, default_base, find_base, find_base_or_folder
 from families.tokens import split_words
-from inference.image_metadata import AppliedWeights
+from inference.image_metadata import RequestedWeights
+from inference.inputs import ALWAYS
 from inference.prompts import check_syntax
 from inference.text_cache import digest
 
@@ -29,16 +30,59 @@ class Weights:
     archive: Archive
     scale: float
     name: str = "weights"  # for messages
+    wanted: bool = True  # False: the prompt contains none of the tokens (`apply_lora`)
 
-    def applied(self) -> AppliedWeights:
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The placeholder tokens of the archive."""
+        placeholder = self.archive.placeholder
+        return (placeholder.token,) if placeholder is not None else ()
+
+    @property
+    def applied_scale(self) -> float:
+        """The scale to merge with; 0 if they are not applied."""
+        return self.scale if self.wanted else 0.0
+
+    def described(self) -> RequestedWeights:
         """Their entry in an image's metadata."""
         placeholder = self.archive.placeholder
-        return AppliedWeights(
+        return RequestedWeights(
+            applied=self.applied_scale != 0,
             scale=self.scale,
             lora_sha256=self.archive.lora_sha256,
             placeholder=placeholder.token if placeholder else None,
             placeholder_sha256=digest(placeholder.vectors) if placeholder else None,
         )
+
+
+def select(weights: Sequence[Weights], texts: Iterable[str], apply_lora: str) -> list[Weights]:
+    """The weights with `wanted` by the rule of `apply_lora`; logs those without their token.
+
+    `texts` are those that are encoded: the prompt and, with guidance, the negative prompt. Any one
+    of an archive's tokens is enough. LoRAs without a token and few-step LoRAs are always wanted.
+    """
+    tokens = [token for each in weights for token in each.tokens]
+    present = {part for text in texts for part in split_words(text, tokens)}
+    selected = []
+    for each in weights:
+        missing = bool(each.tokens) and not present.intersection(each.tokens)
+        few_steps = find_few_step_lora(each.archive.names) is not None
+        wanted = apply_lora == ALWAYS or few_steps or not missing
+        if missing and each.scale != 0:
+            named = " or ".join(each.tokens)
+            if wanted:
+                log.warning(
+                    "the prompt does not contain %s, the token that the %s were trained with",
+                    *(named, each.name),
+                )
+            else:
+                log.warning(
+                    "the %s are not applied, since the prompt does not contain their token %s; "
+                    "add it to the prompt, or set apply_lora to always",
+                    *(each.name, named),
+                )
+        selected.append(replace(each, wanted=wanted))
+    return selected
 
 
 def few_step_lora(weights: Sequence[Weights], base: Base) -> FewStepLora | None:
@@ -170,14 +214,7 @@ def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
 
 
 def check_tokens(prompt: str, tokens: Sequence[str]) -> None:
-    """Warns of missing and unknown tokens in a prompt, and of unsupported syntax."""
-    present = split_words(prompt, tokens)
-    for token in tokens:
-        if token not in present:
-            log.warning(
-                "the prompt does not contain %s, the token that the weights were trained with",
-                token,
-            )
+    """Warns of unknown tokens in a prompt, and of unsupported syntax."""
     check_syntax("prompt", prompt)
     unknown = [word for word in _bracketed(prompt) if word not in tokens and ":" not in word]
     if unknown:

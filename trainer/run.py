@@ -71,7 +71,7 @@ from trainer.result import (
     check_repository,
     describe_next_steps,
     describe_run,
-    drift_prompt,
+    drift_prompts,
     evaluate,
     keep_weights_on_error,
     publish,
@@ -271,10 +271,10 @@ def _train(
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     texts = prompt_features(settings, family)
-    neutral = drift_prompt(settings, examples)
     others = preservation_prompts(settings)
     texts_of = [sample.caption for sample in samples]
-    captions = Captions(family, texts_of, vectors, [neutral, *others], control.phase)
+    without_subject = [*drift_prompts(settings), *others]
+    captions = Captions(family, texts_of, vectors, without_subject, control.phase)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 

@@ -24,6 +24,7 @@ from adapters.placeholder import Placeholder
 from families.loading import load_family
 from families.registry import BASES
 from inference.engine import Engine
+from inference.inputs import APPLY_LORA
 from inference.request import Request
 
 TURBO, OTHER = "miniature-turbo", "miniature"
@@ -94,6 +95,7 @@ def random_asks(loras: list[Path], count: int, seed: int) -> list[Ask]:
             num_inference_steps=rng.choice((1, 2)),
             lora_scale=rng.choice(SCALES),
             extra_lora_scale=rng.choice(SCALES),
+            apply_lora=rng.choice(APPLY_LORA),
         )
         asks.append(Ask(request, chosen[0], chosen[1]))
     return asks

@@ -235,7 +235,7 @@ def test_a_file_is_read_once_and_anew_when_its_content_changes(
 @pytest.mark.parametrize(
     ("prompt", "with_weights", "warning"),
     [
-        ("a photo of a cat", True, "the prompt does not contain <zwx>, the token that the weights"),
+        ("a photo of a cat", True, "the prompt does not contain their token <zwx>"),
         ("a photo of <zwx>", False, "the prompt contains <zwx>, which was not trained"),
         ("<abc> beside <zwx>", True, "the prompt contains <abc>, which was not trained"),
         ("a photo of <zwx>", True, None),

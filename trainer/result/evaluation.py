@@ -32,7 +32,7 @@ from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
 from trainer.monitor import PreviewImages, preview_requests, sample_scale
 from trainer.result import report, result_checks
-from trainer.result.drift import velocity_drift
+from trainer.result.drift import drift_prompts, velocity_drift
 from trainer.result.record import TrainingRecord
 from trainer.result.report import ReportData
 from trainer.result.result_checks import SKIPPED, CheckResult, Kernels, Worthless
@@ -88,13 +88,13 @@ def write_weights(
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     assert loop.lora is not None
-    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, examples)
+    norms, prompts = loop.lora.base_norms, drift_prompts(loop.settings)
     found += _check(
         result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
     )
     found += _check(
         result_checks.DRIFT,
-        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
+        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompts), len(prompts)),
     )
     return Outcome(
         loop.settings,
@@ -204,12 +204,6 @@ def without_subject(prompt: str, subject: str | None) -> str:
         return "a landscape"
     about = "something".join(re.split(whole_word(subject), prompt))
     return re.sub(r"\b(an?) something\b", "something", about)
-
-
-def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
-    """The prompt without the subject, for measuring drift."""
-    prompt = settings.sample_prompts[0] if settings.sample_prompts else examples[0].caption
-    return without_subject(prompt, settings.subject)
 
 
 def _image_checks(outcome: Outcome) -> list[CheckResult]:

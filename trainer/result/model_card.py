@@ -16,6 +16,8 @@ import yaml
 
 from families.base import Base
 from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
+from trainer.result.headline import headlines
+from trainer.result.result_checks import CheckResult
 from trainer.result.templating import TEMPLATES
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
@@ -40,6 +42,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         base=base,
         token=token,
         samples=samples,
+        headlines=headlines([CheckResult(**each) for each in meta.get("checks") or ()]),
         front_matter=_front_matter(base, token, samples),
         diffusers=version("diffusers"),
         classes=family.classes,

@@ -128,7 +128,9 @@ class TrainingRecord:
             }
         if self.checks:
             checks = [each.plain() for each in self.checks]
-            facts |= {"result": self.verdict.result, "checks": checks}
+            found = self.verdict
+            numbers = [each.plain() for each in found.headlines]
+            facts |= {"result": found.result, "headlines": numbers, "checks": checks}
         return facts
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from adapters.files.atomic import atomic_file
+from families.tokens import mentions
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
@@ -55,11 +56,13 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def page(data: ReportData) -> str:
     """The page as HTML."""
+    token = data.meta.get("placeholder_token")
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
-        token=data.meta.get("placeholder_token"),
+        token=token,
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
+        without_token=[token is not None and not mentions(each, token) for each in data.prompts],
         figures=_figures(data),
         steps=_spread(sorted(data.previews), FRAMES),
         charts=_charts(data),

@@ -39,6 +39,8 @@ def _wrong_prompts(settings: "Settings") -> Iterator[str]:
         known = Request.inputs().get(name)
         if known is not None and (fault := known.fault(f"sample.{name}", value)):
             yield fault
+    if "apply_lora" in settings.sample_options:
+        yield "sample.apply_lora: preview images always apply the LoRA; remove it"
     if len(settings.sample_prompts) > MOST_SAMPLE_PROMPTS:
         yield (
             f"sample_prompts has {len(settings.sample_prompts):,} prompts; at most "

@@ -171,6 +171,7 @@ class Photographs:
         engine = self._engine = self._engine or Engine()
         pixels, steps = self.size.pixels, self.size.steps
         size: dict[str, Any] = {"width": pixels, "height": pixels, "num_inference_steps": steps}
+        size["apply_lora"] = "always"  # also where it changes other prompts
         requests = [
             Request(prompt=text, seed=FIRST_SEED + number, **size)
             for number, text in enumerate(prompts)

@@ -59,9 +59,11 @@ PREVIEW_LIMIT = 2.0
 UPDATE_DOUBTFUL, UPDATE_FAILED = 0.5, 1.0
 # |v_adapted - v_base| / |v_base|: 1 is the drift of a model that predicts zero.
 DRIFT_DOUBTFUL, DRIFT_FAILED = 0.7, 0.8
-# The loss is measured on fixed noise, so without learning it equals the base's exactly. A LoRA that
-# starts to overfit may end slightly above the base on held-out images: doubtful, not broken.
-LOSS_NOISE = 0.05
+# The loss is measured on fixed noise, so without learning it equals the base's exactly. On held-out
+# images a LoRA that overfits ends above the base, and may still be a good one: the default run with
+# 22 images of the robot ends 11 % above it, with the best likeness (docs/training.md). Broken runs
+# end 66 % above it and more.
+FIT_LIMIT, VALIDATION_LIMIT = 0.05, 0.5
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 UPDATE, DRIFT = "size of the update", "drift without the subject"
@@ -301,9 +303,10 @@ def loss_fell(curves: Curves) -> CheckResult:
         sentence += f"; the lowest was {curves.means[best]:.4f} at step {curves.steps[best]:,}"
     if ratio < 1:
         return CheckResult(name, PASSED, sentence, ratio)
-    if ratio <= 1 + LOSS_NOISE:
+    limit = VALIDATION_LIMIT if curves.held_out else FIT_LIMIT
+    if ratio <= 1 + limit:
         return CheckResult(name, DOUBTFUL, f"{sentence}; it did not fall", ratio)
-    sentence += f"; the limit is {100 * LOSS_NOISE:+g} %"
+    sentence += f"; the limit is {100 * limit:+g} %"
     return CheckResult(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
 
 

@@ -29,16 +29,16 @@ def make_loop(
     examples = read_dataset(settings.dataset, settings.default_caption, subject)[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
-    placeholder, lora = None, None
+    placeholders, lora = [], None
     if subject is not None:
         start = (settings.placeholder_init_std, settings.seed, family.device)
-        placeholder = Placeholder.create(subject, family.text_width, *start)
-    vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+        placeholders.append(Placeholder.create(subject, family.text_width, *start))
+    vectors = {each.token: each.vectors for each in placeholders}
     captions = Captions(family, [sample.caption for sample in samples], vectors)
     if with_lora:
         targets = family.lora_targets(settings.lora_targets)
         lora = Lora(family.transformer, targets, settings.rank, settings.seed)
-    return Loop(family, settings, samples, captions, lora, placeholder)
+    return Loop(family, settings, samples, captions, lora, placeholders)
 
 
 def make_checkpoint(
@@ -70,5 +70,5 @@ def loop_on_meta(settings: Settings) -> Loop:
     ids = captions._prefix.ids
     captions._prefix = read_prefix(family.text_encoder, ids)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    loop = Loop(family, settings, samples, captions, lora, placeholder)
+    loop = Loop(family, settings, samples, captions, lora, [placeholder])
     return loop

@@ -40,7 +40,7 @@ def weights(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = family.transformer.get_submodule("layers.0.attention.to_q").weight.shape
     factors = {"layers.0.attention.to_q": (torch.ones(1, shape[1]), torch.ones(shape[0], 1))}
     row = torch.ones(1, family.text_width)
-    archive = Archive(factors, Placeholder("<zwx>", row), {"base_model": TURBO})
+    archive = Archive(factors, (Placeholder("<zwx>", row),), {"base_model": TURBO})
     return write_archive(archive, tmp_path_factory.mktemp("weights") / "weights.zip")
 
 

@@ -18,6 +18,7 @@ from adapters.files.atomic import atomic_file
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
+from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
 from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
@@ -57,7 +58,7 @@ def page(data: ReportData) -> str:
     """The page as HTML."""
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
-        token=data.meta.get("placeholder_token"),
+        tokens=tokens_in(data.meta),
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
         figures=_figures(data),

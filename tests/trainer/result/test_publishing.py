@@ -71,10 +71,10 @@ def finished(use_vault: Path, tmp_path: Path) -> Finished:
             )
             # Rounded as the archive rounds them, so that both sides read the same numbers.
             factors[name] = ((down * 0.1).bfloat16().float(), (up * 0.05).bfloat16().float())
-        placeholder = None
+        placeholders: tuple[Placeholder, ...] = ()
         if word is not None:
             vectors = torch.randn(2, family.text_width, generator=generator) * 0.05
-            placeholder = Placeholder(word, vectors)
+            placeholders = (Placeholder(word, vectors),)
         meta = {
             "base_model": base.hub_id,
             "training_mode": "zero_prior" if word else "baseline",
@@ -95,7 +95,7 @@ def finished(use_vault: Path, tmp_path: Path) -> Finished:
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), "red").save(picture)
         (output / "report.html").write_text("<p>report</p>")
-        return write_archive(Archive(factors, placeholder, meta), output / "weights.zip")
+        return write_archive(Archive(factors, placeholders, meta), output / "weights.zip")
 
     return make
 

@@ -347,7 +347,7 @@ def test_a_repeated_prompt_spends_no_time_in_the_text_encoder(
     assert times("<zwx>", trained, lora_scale=0.5) == 0
     assert times("<zwx>") == 1  # as plain text
     moved = Placeholder("<zwx>", torch.ones(1, 64))
-    assert times("<zwx>", replace(trained, placeholder=moved)) == 1
+    assert times("<zwx>", replace(trained, placeholders=(moved,))) == 1
     assert times("<zwx>", trained) == 0
 
 

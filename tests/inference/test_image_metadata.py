@@ -112,7 +112,7 @@ def test_the_same_tensors_have_the_same_hash_whatever_lies_around_them(
     weights: Path, tmp_path: Path
 ) -> None:
     archive = read_archive(weights)
-    again = replace(archive, meta={**archive.meta, "note": "another header"}, placeholder=None)
+    again = replace(archive, meta={**archive.meta, "note": "another header"}, placeholders=())
     other = read_archive(write_archive(again, tmp_path / "other.zip"))
     assert other.lora_sha256 == archive.lora_sha256
     with zipfile.ZipFile(weights) as zipped:

@@ -25,14 +25,18 @@ def make_loop(
     with_placeholder: bool = True,
 ) -> Loop:
     """A loop at its first step, over so many pictures, which is all of them if left out."""
-    subject = settings.subject if with_placeholder else None
-    examples = read_dataset(settings.dataset, settings.default_caption, subject)[:pictures]
+    tokens = settings.tokens if with_placeholder else ()
+    named = settings.named_subjects if with_placeholder else ()
+    subject = None if named else next(iter(tokens), None)
+    caption = settings.default_caption
+    examples = read_dataset(settings.dataset, caption, subject, subjects=named)[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
-    placeholders, lora = [], None
-    if subject is not None:
-        start = (settings.placeholder_init_std, settings.seed, family.device)
-        placeholders.append(Placeholder.create(subject, family.text_width, *start))
+    lora, start = None, (family.text_width, settings.placeholder_init_std)
+    placeholders = [
+        Placeholder.create(token, *start, settings.seed + number, family.device)
+        for number, token in enumerate(tokens)
+    ]
     vectors = {each.token: each.vectors for each in placeholders}
     captions = Captions(family, [sample.caption for sample in samples], vectors)
     if with_lora:

@@ -1,7 +1,6 @@
 """Several subjects in one run: each token has an embedding of its own, which alone it trains."""
 
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,16 @@ import torch
 from dataset_files import make_zip, picture
 from loops import make_loop
 
-from adapters.archive import Archive, read_archive
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.placeholder import Placeholder
 from inference.engine import Engine
 from inference.image_metadata import JSON
 from inference.request import Request
-from trainer.learning.checkpoint import read_checkpoint
+from trainer.learning.checkpoint import read_checkpoint, write_checkpoint
 from trainer.learning.history import History
+from trainer.learning.resume import continue_weights, read_resume
+from trainer.learning.saving import state_of
+from trainer.learning.step_weights import describe_weights
 from trainer.learning.zero_prior import ZeroPriorBroken
 from trainer.monitor.default_previews import default_prompts
 from trainer.monitor.validation import _spare
@@ -118,55 +121,50 @@ def test_a_token_without_a_gradient_is_named(two: Small, monkeypatch: pytest.Mon
 
 
 def test_a_run_with_one_of_subjects_equals_one_with_the_usual_token(
-    small: Small, tmp_path: Path
+    small: Small, pictures: Path
 ) -> None:
-    one = read_archive(train(small(placeholder_token="<abc>", output_dir=tmp_path / "a")))
-    again = read_archive(
-        train(
-            small(
-                subjects="<abc>",
-                default_caption="<abc>",
-                output_dir=tmp_path / "b",
-                dataset=renamed(small().dataset, tmp_path),
-            )
-        )  # fmt: skip
-    )
-    plain = read_archive(
-        train(
-            small(placeholder_token="<abc>", default_caption="<abc>", output_dir=tmp_path / "c")
-        )  # fmt: skip
-    )
-    assert same(again, plain) and not same(one, plain)
-    assert "zero_priors" not in again.meta and "placeholder_tokens" not in again.meta
-
-
-def renamed(dataset: Path, folder: Path) -> Path:
-    """The dataset with the token in its captions."""
-    path = folder / "named.zip"
-    with zipfile.ZipFile(dataset) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            named = content.replace(b"TOK", b"<abc>") if name.endswith(".txt") else content
-            new.writestr(name, named)
-    return path
+    given: dict[str, Any] = {"dataset": pictures, "default_caption": "<zwx>", "batch_size": 3}
+    loops = [make_loop(small(**given | one)) for one in ({}, {"subjects": "<zwx>"})]
+    for loop in loops:
+        loop.step(0)
+    one, other = (Archive(*loop.final_weights(), {}) for loop in loops)
+    assert same(one, other) and one.tokens == ("<zwx>",)
+    assert describe_weights(loops[1].settings).keys() == describe_weights(loops[0].settings).keys()
 
 
 def test_a_resumed_run_with_two_subjects_is_the_same(two: Small, tmp_path: Path) -> None:
-    whole = train(two(steps=4, output_dir=tmp_path / "whole"))
-    part = train(two(steps=2, output_dir=tmp_path / "part"))
-    checkpoint = part.parent / "checkpoints" / "step-000002.safetensors"
-    history = read_checkpoint(checkpoint).history
-    assert len(history["row_norms"]) + len(history["other_row_norms"][0]) >= 2
-    again = train(two(steps=4, resume_from=checkpoint, output_dir=tmp_path / "again"))
-    assert same(read_archive(whole), read_archive(again))
+    whole, again = make_loop(two()), make_loop(two())
+    for step in range(4):
+        if step == 2:
+            checkpoint = write_checkpoint(state_of(whole), tmp_path)
+        whole.step(step)
+    state = read_checkpoint(checkpoint)
+    assert {"placeholder.0", "placeholder.1"} <= state.parameters.keys()
+    again.restore(state)
+    for step in (2, 3):
+        again.step(step)
+    one, other = (Archive(*loop.final_weights(), {}) for loop in (whole, again))
+    assert same(one, other)
+    assert whole.history.plain() == again.history.plain()
+    assert whole.history.plain()["other_row_norms"] != [[]]
 
     with pytest.raises(SettingsError, match=r"has subjects \['<zwx>', '<kul>'\], but this run has"):
-        train(two(subjects="<zwx>", resume_from=checkpoint, output_dir=tmp_path / "no"))
+        read_resume(two(subjects="<zwx>", resume_from=checkpoint), [])
+    weights = write_archive(one, tmp_path / "weights.zip")
     with pytest.raises(
         SettingsError, match="placeholder '<zwx>' and '<kul>', but this run has '<z"
     ):
-        train(two(subjects="<zwx>", resume_from=whole, output_dir=tmp_path / "no"))
-    train(two(steps=1, resume_from=whole, output_dir=tmp_path / "more"))
+        read_resume(two(subjects="<zwx>", resume_from=weights), [])
+    assert isinstance(read_resume(two(resume_from=weights), []), Archive)
+
+
+def test_finished_weights_are_continued_by_their_tokens(two: Small) -> None:
+    loop = make_loop(two())
+    rows = (Placeholder(token, torch.full((1, 64), float(k))) for k, token in enumerate(TOKENS))
+    assert loop.lora is not None
+    archive = Archive(loop.lora.factors(), tuple(rows)[::-1], {})
+    continue_weights(archive, loop.lora, loop.placeholders)
+    assert [each.vectors.mean().item() for each in loop.placeholders] == [0.0, 1.0]
 
 
 def test_an_old_history_is_that_of_one_token() -> None:

@@ -112,6 +112,7 @@ def read_dataset(
     read: dict[str, CaptionFile] = {}
     examples, animated, silent, unmanaged = [], [], [], []
     tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
+    only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
     named: dict[str, str] = {}  # caption of each image
     unnamed: list[str] = []  # with TOK in the caption, which may be any of several subjects
     for name, data in images.items():
@@ -126,7 +127,7 @@ def read_dataset(
             caption, caption_file = one_line(default_caption), ""
         caption = one_line(f"{prefix}{caption}{suffix}")
         if tokens:
-            owner = next((each.token for each in owners(name, subjects)), subject)
+            owner = next((each.token for each in owners(name, subjects)), only)
             if owner is not None:
                 caption = name_subject(caption, owner)
             elif mentions(caption, SUBJECT):

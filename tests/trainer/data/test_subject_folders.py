@@ -69,6 +69,12 @@ def test_tok_outside_the_folders_is_refused_with_what_to_write(tmp_path: Path) -
     assert "(zwx/, kul/)" in said and "no caption contains" not in said
 
 
+def test_tok_is_the_only_subject_everywhere(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "data.zip", {"robots/a.png": picture(), "b.png": picture()})
+    for given in ("<zwx>", "<zwx>=robots"):
+        assert set(captions(path, read_subjects([given])).values()) == {"a photo of <zwx>"}
+
+
 def test_a_subject_without_images_is_refused(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "data.zip", {"zwx/a.png": picture(), "fish/b.png": picture(),
                                             "fish/b.txt": b"a fish"})  # fmt: skip

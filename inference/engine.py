@@ -200,9 +200,10 @@ class Engine:
             few_steps = few_step_lora(weights, base)
             if from_request:
                 check_work(request, base, few_steps)
+            tokens = [each.tokens for each in weights]
+            request = place_subject(request, tokens)
             family = self._load(base)
             vectors = vectors_of(weights, family)
-            request = place_subject(request, list(vectors))
             resolved = resolve(request, base, family.resolution_multiple, few_steps)
             for each in weights:
                 warn_of_untrained_placeholder(each)

@@ -8,7 +8,7 @@ with every value. PNG files have both as text chunks. JPEG and WebP files have t
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -33,6 +33,15 @@ class RequestedWeights:
     lora_sha256: str | None  # of the LoRA's safetensors file
     placeholder: str | None
     placeholder_sha256: str | None  # of its float32 vectors
+    # Those of further subjects, by token; not in the file if there are none.
+    other_placeholders: Mapping[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """The entry as JSON types."""
+        facts = dict(vars(self))
+        if not self.other_placeholders:
+            del facts["other_placeholders"]
+        return facts
 
 
 def image_texts(
@@ -49,7 +58,7 @@ def image_texts(
         "width": resolved.width,
         "height": resolved.height,
         "base_model": base.hub_id,
-        "weights": [vars(each) for each in weights],
+        "weights": [each.plain() for each in weights],
     }
     if resolved.shift is not None:
         facts["shift"] = resolved.shift

@@ -35,8 +35,7 @@ class Weights:
     @property
     def tokens(self) -> tuple[str, ...]:
         """The placeholder tokens of the archive."""
-        placeholder = self.archive.placeholder
-        return (placeholder.token,) if placeholder is not None else ()
+        return tuple(self.archive.vectors)
 
     @property
     def applied_scale(self) -> float:
@@ -45,13 +44,15 @@ class Weights:
 
     def described(self) -> RequestedWeights:
         """Their entry in an image's metadata."""
-        placeholder = self.archive.placeholder
+        hashes = {token: digest(vectors) for token, vectors in self.archive.vectors.items()}
+        token = next(iter(hashes), None)
         return RequestedWeights(
             applied=self.applied_scale != 0,
             scale=self.scale,
             lora_sha256=self.archive.lora_sha256,
-            placeholder=placeholder.token if placeholder else None,
-            placeholder_sha256=digest(placeholder.vectors) if placeholder else None,
+            placeholder=token,
+            placeholder_sha256=hashes.pop(token) if token else None,
+            other_placeholders=hashes,
         )
 
 
@@ -124,19 +125,21 @@ def warn_of_no_effect(weights: Weights, total: int, zero: list[str], lost: list[
 
 
 def warn_of_untrained_placeholder(weights: Weights) -> None:
-    """Warns of a placeholder token whose embedding was not trained."""
-    placeholder, facts = weights.archive.placeholder, weights.archive.meta.get("zero_prior")
-    if placeholder is None:
-        return
-    facts = facts if isinstance(facts, dict) else {}
-    norm, start = placeholder.norm(), facts.get("norm_start")
-    as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
-    if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
-        log.warning(
-            "the %s: the embedding of %s was not trained (norm %.3g), so the token has no effect "
-            "in a prompt; train again with captions that contain it",
-            *(weights.name, placeholder.token, norm),
-        )
+    """Warns of placeholder tokens whose embedding was not trained."""
+    meta = weights.archive.meta
+    for each in weights.archive.placeholders:
+        facts = meta.get("zero_prior")
+        if isinstance(several := meta.get("zero_priors"), dict):
+            facts = several.get(each.token)
+        facts = facts if isinstance(facts, dict) else {}
+        norm, start = each.norm(), facts.get("norm_start")
+        as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
+        if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
+            log.warning(
+                "the %s: the embedding of %s was not trained (norm %.3g), so the token has no "
+                "effect in a prompt; train again with captions that contain it",
+                *(weights.name, each.token, norm),
+            )
 
 
 def choose_base(
@@ -195,21 +198,18 @@ def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
     """
     vectors: dict[str, Tensor] = {}
     for each in weights:
-        placeholder = each.archive.placeholder
-        if placeholder is None:
-            continue
-        width = placeholder.vectors.shape[1]
-        if width != family.text_width:
-            raise LoraMismatch(
-                f"the placeholder {placeholder.token} has {width} values, but the text encoder of "
-                f"{family.base.name} has {family.text_width}; it was trained on another model"
-            )
-        if placeholder.token in vectors:
-            raise LoraMismatch(
-                f"the {each.name} have the same placeholder {placeholder.token} as the first; "
-                "train one of them with another token"
-            )
-        vectors[placeholder.token] = placeholder.vectors
+        for token, rows in each.archive.vectors.items():
+            if rows.shape[1] != family.text_width:
+                raise LoraMismatch(
+                    f"the placeholder {token} has {rows.shape[1]} values, but the text encoder of "
+                    f"{family.base.name} has {family.text_width}; it was trained on another model"
+                )
+            if token in vectors:
+                raise LoraMismatch(
+                    f"the {each.name} have the same placeholder {token} as the first; "
+                    "train one of them with another token"
+                )
+            vectors[token] = rows
     return vectors
 
 

@@ -80,7 +80,7 @@ def introduce(settings: Settings, examples: Sequence[Example], family: Family) -
     for warning in high_rates(settings):
         log.warning("%s", warning)
     if settings.log_prompt_ids or ids_wanted():
-        rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
+        rows = {token: torch.zeros(1, 1) for token in settings.tokens}
         log.info("template around every prompt: %r", family.prompts.template)
         for caption in dict.fromkeys(example.caption for example in examples):
             log.info("prompt: %r\n%s", caption, family.tokenize(caption, rows).explain())

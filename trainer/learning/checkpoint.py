@@ -264,6 +264,12 @@ def _check_history(history: dict[str, Any], step: int, check: _Check) -> None:
     losses, norms = len(history["losses"]), len(history["row_norms"])
     check(losses == step, "history.losses", f"has {losses:,} values for {step:,} steps")
     check(norms <= step, "history.row_norms", f"has {norms:,} values for {step:,} steps")
+    others = history.get("other_row_norms", [])
+    check.each(others, "history.other_row_norms", lambda each: isinstance(each, list), "a list")
+    for number, each in enumerate(others):
+        check.each(each, f"history.other_row_norms[{number}]", _is_number, "a number")
+        fault = f"has {len(each):,} values for {step:,} steps"
+        check(len(each) <= step, f"history.other_row_norms[{number}]", fault)
     rows = history.setdefault("validation", [])
     check.each(rows, "history.validation", lambda each: isinstance(each, list), "a list")
     for number, row in enumerate(rows):

@@ -64,7 +64,7 @@ def preservation_prompts(settings: Settings) -> list[str]:
     if not prompts:
         log.warning(
             "preserve has no effect: every prompt of %s contains %s; give preserve_prompts",
-            *(settings.base.name, settings.subject or settings.trigger_word),
+            *(settings.base.name, " or ".join(settings.tokens) or settings.trigger_word),
         )
     count = min(extent_of(settings).images, len(prompts))
     return [prompts[number * len(prompts) // count] for number in range(count)]

@@ -33,6 +33,7 @@ from trainer.settings import Settings, SettingsError, extent_of
 log = logging.getLogger(__name__)
 
 NAME_LETTERS = 120  # of an image's name in a checkpoint
+SUBJECTS = "subjects"  # in the identity of runs with several
 
 
 def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
@@ -99,13 +100,14 @@ def with_seed(settings: Settings) -> Settings:
 
 def identity(settings: Settings) -> dict[str, object]:
     """The settings that must be equal to resume a run."""
-    return {
+    facts: dict[str, object] = {
         "base_model": settings.base.hub_id,
         "rank": settings.rank,
         "placeholder_token": settings.subject,
         "lora_targets": settings.lora_targets,
         "optimizer": settings.optimizer,
     }
+    return facts | ({SUBJECTS: list(settings.tokens)} if len(settings.tokens) > 1 else {})
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
@@ -126,16 +128,17 @@ def _short(name: str) -> str:
     return f"{name[:NAME_LETTERS]} {hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
-def continue_weights(archive: Archive, lora: Lora, placeholder: Placeholder | None) -> None:
+def continue_weights(archive: Archive, lora: Lora, placeholders: Sequence[Placeholder]) -> None:
     """Loads finished weights instead of the random initialization."""
     lora.load(archive.factors)
-    if placeholder is not None and archive.placeholder is not None:
-        with torch.no_grad():
-            placeholder.vectors.copy_(archive.placeholder.vectors)
+    with torch.no_grad():
+        for each in placeholders:
+            if each.token in archive.vectors:
+                each.vectors.copy_(archive.vectors[each.token])
 
 
 def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    for name, wanted in identity(settings).items():
+    for name, wanted in ({SUBJECTS: None} | identity(settings)).items():
         found = checkpoint.identity.get(name)
         if found != wanted:
             raise SettingsError(
@@ -232,11 +235,12 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
             raise SettingsError(
                 f"resume_from: {path} was trained on {named}, not on {settings.base.hub_id}"
             )
-    token = archive.placeholder.token if archive.placeholder else None
-    if token is not None and token != settings.subject:
+    if archive.tokens and archive.tokens != settings.tokens:
+        theirs, ours = (" and ".join(map(repr, e)) for e in (archive.tokens, settings.tokens))
+        name = "subjects" if len(archive.tokens) > 1 else "placeholder_token"
         raise SettingsError(
-            f"resume_from: {path} was trained with the placeholder {token!r}, but this run "
-            f"has {settings.subject!r}; set placeholder_token to {token!r}"
+            f"resume_from: {path} was trained with the placeholder {theirs}, but this run has "
+            f"{ours or None}; set {name} to {','.join(archive.tokens)!r}"
         )
     shapes = _trained_shapes(settings)
     found = {
@@ -257,11 +261,10 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
                 f"resume_from: {path} has shapes {found[name]} for {name}, and "
                 f"{settings.base.name} needs {shape}; it was trained on another model"
             )
-    rows = archive.placeholder.vectors.shape if archive.placeholder else None
-    if rows is not None and tuple(rows) != shapes.rows:
+    for rows in {tuple(each.shape) for each in archive.vectors.values()} - {shapes.rows}:
         raise SettingsError(
-            f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
-            f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
+            f"resume_from: {path} has a placeholder of shape {rows}, and {settings.base.name} "
+            f"needs {shapes.rows}; it was trained on another model"
         )
 
 
@@ -273,7 +276,7 @@ class Shapes:
     """The shapes of a run's trained weights, computed without loading its base model."""
 
     lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in order
-    rows: tuple[int, int]  # of the placeholder
+    rows: tuple[int, int]  # of a placeholder
 
 
 def _trained_shapes(settings: Settings) -> Shapes:
@@ -298,8 +301,7 @@ def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None
     wanted: dict[str, tuple[int, ...]] = {}
     for number, (_, pair) in enumerate(shapes.lora):
         wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
-    if settings.subject is not None:
-        wanted["placeholder.0"] = shapes.rows
+    wanted |= {f"placeholder.{number}": shapes.rows for number in range(len(settings.tokens))}
     found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from families.tokens import mentions
 from inference.acceleration import with_fallback
 from trainer.learning import (
     Loop,
@@ -113,15 +114,29 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
             log.info("no image is held out (%s); the loss is measured on training images: fit", why)
         return list(samples), []
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
-    held_out = {names[index] for index in order[:count]}
+    held_out = set(_spare(samples, [names[index] for index in order], settings.tokens)[:count])
     log.info(
         "%d of %d images are held out for validation and not trained on: %s",
-        *(count, len(names), ", ".join(sorted(held_out))),
+        *(len(held_out), len(names), ", ".join(sorted(held_out))),
     )
     return (
         [sample for sample in samples if sample.name not in held_out],
         [sample for sample in samples if sample.name in held_out],
     )
+
+
+def _spare(samples: Sequence[Sample], names: Sequence[str], tokens: Sequence[str]) -> list[str]:
+    """The names without those whose removal, in order, leaves one of several tokens no image."""
+    if len(tokens) < 2:
+        return list(names)
+    of = {each.name: {t for t in tokens if mentions(each.caption, t)} for each in samples}
+    left = {token: sum(token in found for found in of.values()) for token in tokens}
+    spare = []
+    for name in names:
+        if all(left[token] > 1 for token in of[name]):
+            spare.append(name)
+            left |= {token: left[token] - 1 for token in of[name]}
+    return spare
 
 
 class Validation:

@@ -72,9 +72,8 @@ def write_weights(
     archive = Archive(*loop.final_weights(), record.meta())
     unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
-    if archive.placeholder is not None:
-        assert record.zero_prior is not None
-        found.append(result_checks.token_moved(archive.placeholder.token, record.zero_prior))
+    for token, facts in zip(archive.tokens, record.zero_priors, strict=True):
+        found.append(result_checks.token_moved(token, facts))
     found.append(result_checks.loss_fell(record.curves))
     if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
@@ -198,11 +197,11 @@ def _unchecked(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-unchecked")
 
 
-def without_subject(prompt: str, subject: str | None) -> str:
-    """The prompt with the token replaced by "something"; "a landscape" if it has no token."""
-    if subject is None or not mentions(prompt, subject):
+def without_subject(prompt: str, *tokens: str) -> str:
+    """The prompt with every token replaced by "something"; "a landscape" if it has none."""
+    if not any(mentions(prompt, token) for token in tokens):
         return "a landscape"
-    about = "something".join(re.split(whole_word(subject), prompt))
+    about = "something".join(re.split("|".join(map(whole_word, tokens)), prompt))
     return re.sub(r"\b(an?) something\b", "something", about)
 
 
@@ -237,12 +236,10 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     if outcome.needs_offload:
         family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
-    vectors = {}
-    if archive.placeholder is not None:
-        vectors = {archive.placeholder.token: archive.placeholder.vectors.to(family.device)}
+    vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)
     first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
-    neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
+    neutral = replace(first, prompt=without_subject(first.prompt, *settings.tokens))
 
     # First the base, then with the LoRA.
     base = generate(family, neutral)[0]

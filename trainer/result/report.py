@@ -19,6 +19,7 @@ from families.tokens import mentions
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
+from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
 from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
@@ -56,13 +57,16 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def page(data: ReportData) -> str:
     """The page as HTML."""
-    token = data.meta.get("placeholder_token")
+    tokens = tokens_in(data.meta)
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
-        token=token,
+        tokens=tokens,
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
-        without_token=[token is not None and not mentions(each, token) for each in data.prompts],
+        without_token=[
+            bool(tokens) and not any(mentions(each, token) for token in tokens)
+            for each in data.prompts
+        ],
         figures=_figures(data),
         steps=_spread(sorted(data.previews), FRAMES),
         charts=_charts(data),

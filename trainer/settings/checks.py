@@ -118,7 +118,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (
             f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
-            f"({settings.placeholder_token}), and TOK can be replaced by only one of them; remove "
+            f"({', '.join(settings.tokens)}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
         )
     if settings.timestep_sampling == SCHEDULED and settings.training_shift != 1:

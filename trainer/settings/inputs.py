@@ -86,6 +86,7 @@ class TrainingInputs(Inputs):
     base_model: Annotated[str, Input("Model to train on. auto: $BASE_MODEL, else the largest that fits the GPU, and the included miniature test model without a GPU.", MODEL, section="")] = "auto"
     train_placeholder_token: Annotated[bool, Input("Train a placeholder token for the subject. It carries no meaning from pre-training. Off: LoRA only, and trigger_word stands for the subject.", MODEL)] = True
     placeholder_token: Annotated[str, Input("The token, to be used in prompts later.", MODEL, max_length=MAX_LENGTH)] = "<zwx>"
+    subjects: Annotated[str | Sequence[str] | None, Input("Several subjects in one LoRA: their tokens with commas, <zwx>,<kul>. TOKEN=FOLDER names the folder of its images in the dataset; default: one with the token's name. Other captions must contain the tokens.", MODEL, max_length=1_000, separator=",", one="subject")] = None
     placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
@@ -143,7 +144,7 @@ class TrainingInputs(Inputs):
             raise ValueError(f"dataset is missing; {cls.inputs()['dataset'].hint}")
         return value
 
-    @field_validator("trigger_word", mode="before")
+    @field_validator("trigger_word", "subjects", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value

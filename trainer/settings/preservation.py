@@ -111,7 +111,7 @@ def wrong_prompts(settings: "Settings") -> Iterator[str]:
 
 def subjects_in(prompt: str, settings: "Settings") -> list[str]:
     """The names of the subject that a prompt contains: TOK, [trigger], token, trigger word."""
-    words = [settings.placeholder_token] if settings.train_placeholder_token else []
+    words = [*settings.tokens]
     words += [settings.trigger_word] if settings.trigger_word else []
     found = [word for word in words if mentions(prompt.lower(), word.lower())]
     return [*found, *marks_in(prompt)]

@@ -262,7 +262,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
     if way.own:
         kept = generate(family, prompts)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    loop = PreservingLoop(family, settings, samples, captions, lora, placeholder)
+    loop = PreservingLoop(family, settings, samples, captions, lora, [placeholder])
     loop.preserve(way, kept, adapter)
     if way.penalty:
         loop.collect()
@@ -271,8 +271,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
         loop.step(step)
     took = {"prepared": prepared, "trained": time.perf_counter() - begun,
             "cpu": time.process_time() - cpu}  # fmt: skip
-    factors, word = loop.final_weights()
-    return Archive(factors, word, {}), took
+    return Archive(*loop.final_weights(), {}), took
 
 
 class Measures:
@@ -330,7 +329,7 @@ def main() -> None:
     key = {"subject": options.subject, "seed": options.seed, "steps": options.steps}
     if part == 1 and not table.find(way="base", subject=options.subject):
         untrained = Placeholder.create(TOKEN, measures.drawer.family.text_width, 1e-5, seed=0)
-        scores = measures.of(Archive({}, untrained.detached(), {}), options.subject)
+        scores = measures.of(Archive({}, (untrained.detached(),), {}), options.subject)
         table.add({"way": "base"} | key | scores)
     ways = [w for w in WAYS if not options.only or w.name in options.only]
     for number, way in enumerate(ways):

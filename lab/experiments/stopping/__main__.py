@@ -79,7 +79,9 @@ def train(
     training_adapter(settings.base).merge(family.transformer, BASE)
     preservation = Preservation(family, settings, captions, prompts)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, seed)
-    loop = Loop(family, settings, trained_on, captions, lora, placeholder, None, None, preservation)
+    loop = Loop(
+        family, settings, trained_on, captions, lora, [placeholder], None, None, preservation
+    )
     narrow = Validation(loop, held_out)
     narrow.begin(loop)
     wide = _with_items(FRESH, lambda: Validation(loop, others))

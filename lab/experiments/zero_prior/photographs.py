@@ -101,7 +101,7 @@ class Photographs:
         self.size = replace(size, subjects=subjects_of(folder), choices=choices)
         self.clip = Clip()
         width = load_family(self.base).text_width
-        self.blank = Archive({}, Placeholder.create(PLACEHOLDER, width, 1e-5, 0).detached(), {})
+        self.blank = Archive({}, (Placeholder.create(PLACEHOLDER, width, 1e-5, 0).detached(),), {})
         self._engine: Engine | None = None
         self._before: dict[tuple[str, ...], list[Image.Image]] = {}  # by prompts
 

@@ -45,9 +45,9 @@ def preserved(
     """A loop with preservation, made in the order of a run; it knows the prompts `others`, too."""
     loop = make_loop(settings, images)
     family, lora, prompts = loop.family, loop.lora, preservation_prompts(settings)
-    assert lora is not None and loop.placeholder is not None
+    assert lora is not None
     texts = [sample.caption for sample in loop.samples]
-    vectors = {loop.placeholder.token: loop.placeholder.vectors}
+    vectors = {each.token: each.vectors for each in loop.placeholders}
     loop.captions = Captions(family, texts, vectors, [*prompts, *others])
     with lora.lifted():  # as before it is added
         loop.preservation = Preservation(family, settings, loop.captions, prompts)

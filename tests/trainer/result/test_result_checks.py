@@ -42,7 +42,7 @@ def factors() -> Factors:
 @pytest.fixture
 def archive(factors: Factors) -> Archive:
     word = Placeholder("<zwx>", torch.randn(1, 8, generator=torch.Generator().manual_seed(2)))
-    return Archive(factors, word, {"base_model": "here/base"})
+    return Archive(factors, (word,), {"base_model": "here/base"})
 
 
 # What was learned.
@@ -91,15 +91,15 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
 
     down, up = archive.factors["two"]
     other = dict(archive.factors) | {"two": (down, up + up.abs().max() / 64)}
-    check = result_checks.reloads(Archive(other, archive.placeholder, {}), path)
+    check = result_checks.reloads(Archive(other, archive.placeholders, {}), path)
     assert check.worthless
     assert "1 of 3 LoRA layers (two) differ" in check.sentence
 
     fewer = {name: pair for name, pair in archive.factors.items() if name != "one"}
-    assert "(one) are not in both" in result_checks.reloads(Archive(fewer, None, {}), path).sentence
+    assert "(one) are not in both" in result_checks.reloads(Archive(fewer, (), {}), path).sentence
     assert (
         "placeholder differs"
-        in result_checks.reloads(replace(archive, placeholder=None), path).sentence
+        in result_checks.reloads(replace(archive, placeholders=()), path).sentence
     )
 
     path.write_bytes(path.read_bytes()[:-100])
@@ -182,7 +182,7 @@ def test_the_drift_of_an_image_is_for_information() -> None:
 )
 def test_the_prompt_without_the_subject_is_about_something_else(prompt: str, neutral: str) -> None:
     assert without_subject(prompt, "<zwx>") == neutral
-    assert without_subject(prompt, None) == "a landscape"
+    assert without_subject(prompt) == "a landscape"
 
 
 def test_the_subject_within_a_longer_word_is_another_word() -> None:

@@ -248,7 +248,7 @@ def test_a_check_that_cannot_be_made_is_skipped(
 def test_a_random_lora_fails_the_size_of_its_update() -> None:
     random = torch.Generator().manual_seed(1)
     factors = {"one": (torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random))}
-    archive = Archive(factors, Placeholder("<zwx>", torch.ones(1, 8)), {})
+    archive = Archive(factors, (Placeholder("<zwx>", torch.ones(1, 8)),), {})
     base = {"one": 64 * 64**-0.5}  # of a weight with the usual start, 1 / sqrt(in)
     assert result_checks.update_size(archive.factors, base).state == FAILED
 

@@ -10,6 +10,7 @@ B rows, C channels, H rows and W columns of latents, N trajectories, S steps of 
 import argparse
 import logging
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -68,6 +69,13 @@ def swapped_prompts(captions: Sequence[str], count: int) -> list[str]:
             noun = f"{r.choice(list(COLOURS.values()))[0]} {noun}"
         found.append(captions[n % len(captions)].replace(TOKEN, noun))
     return found
+
+
+def plain(prompt: str) -> str:
+    """A prompt without its colours."""
+    words = "|".join(sorted((w for each in COLOURS.values() for w in each), key=len, reverse=True))
+    text = re.sub(rf"\b(?:{words})\b ?", "", prompt)
+    return re.sub(r"\ba(n?) (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
 
 
 @dataclass
@@ -243,7 +251,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
         data = make_captions(subject, seed, TOKEN, Path(folder) / subject)
         inputs: dict[str, Any] = {
             "dataset": data, "base_model": BASE, "placeholder_token": TOKEN, "seed": seed,
-            "steps": steps, "validation_images": 0, "sample_every": 0}  # fmt: skip
+            "steps": int(steps * way.steps), "validation_images": 0, "sample_every": 0}  # fmt: skip
         settings = resolve(TrainingInputs(**inputs | way.settings))
         family = load_family(settings.base, dtype=torch.float32)
         examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
@@ -251,6 +259,7 @@ def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive,
     begun = time.perf_counter()
     swaps = swapped_prompts([s.caption for s in samples], int(way.swapped * way.prompts))
     prompts = varied_prompts(way.prompts - len(swaps)) + swaps
+    prompts = [plain(p) if n < way.plain * way.prompts else p for n, p in enumerate(prompts)]
     wanted = way.kind != "none" or way.penalty
     kept = generate(family, prompts) if wanted else None
     prepared = time.perf_counter() - begun
@@ -281,7 +290,8 @@ class Measures:
         self.drawing = Drawing("own", self.drawer.family.base.inference_steps)
         self.count, self.free = subject_count, free_prompts(free_count)
 
-    def of(self, archive: Archive, subject: str) -> dict[str, Any]:
+    def of(self, archive: Archive, subject: str, scale: float = 1.0) -> dict[str, Any]:
+        self.drawing = Drawing("own", self.drawer.family.base.inference_steps, scale=scale)
         prompts = subject_prompts(subject, TOKEN, self.count)
         images = self.drawer.draw(archive, prompts, self.drawing)
         own, beside = _split(images, prompts)
@@ -337,10 +347,14 @@ def main() -> None:
         if number % parts != part - 1 or table.find(way=way.name, **key):
             continue
         archive, took = train(way, options.subject, options.seed, options.steps)
-        row = {"way": way.name} | key | took | measures.of(archive, options.subject)
-        table.add(row)
-        mean = {k: sum(v) / len(v) for k, v in row.items() if isinstance(v, list)}
-        print(way.name, {k: round(v, 3) for k, v in (mean | took).items()}, flush=True)
+        for scale in (1.0, *way.scales):
+            name = way.name if scale == 1 else f"{way.name} x{scale:g}"
+            row = {"way": name} | key | took | measures.of(archive, options.subject, scale)
+            table.add(row)
+            mean = {k: sum(v) / len(v) for k, v in row.items() if isinstance(v, list)}
+            like = row["likeness"]
+            mean |= {"alone": sum(like[::2]) / len(like[::2]), "recoloured": sum(like[1::4]) / 12, "company": sum(like[3::4]) / 12}
+            print(name, {k: round(v, 3) for k, v in (mean | took).items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ class Base:
     training_steps: Steps = Steps(per_image=100, least=1000, most=3000)
     batch_size: int = 1  # all of these trainers
     caption_dropout: float = 0.05  # ai-toolkit
+    # What `preserve: auto` is, measured on the miniature only; and the file of prompts in
+    # `trainer/learning/preservation_prompts/`.
+    preservation: float = 0.1
+    preservation_prompts: str = "general"
     timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
     training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2
 

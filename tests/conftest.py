@@ -117,6 +117,7 @@ def small(photos: Path, use_vault: Path, tmp_path: Path) -> "Callable[..., Setti
             "steps": 3,
             "seed": 5,
             "sample_prompts": (),  # previews take longer than such a run
+            "preserve": "off",  # so do its images
             "output_dir": tmp_path / "out",
         }
         return resolve(TrainingInputs(**(values | changes)))

@@ -25,6 +25,7 @@ train:
   steps: 2
   batch_size: 1
   learning_rate: 1e-3
+  preserve: off
   seed: 1
 sample:
   prompts:

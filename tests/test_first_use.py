@@ -116,7 +116,7 @@ from predict import Predictor
 
 weights = train(
     dataset=Path({dataset!r}), steps=1, rank=1, batch_size=1, validation_every=0, seed=1,
-    caption_dropout=0,
+    caption_dropout=0, preserve="off",
     sample_prompts="",
 ).weights
 predictor = Predictor()

@@ -46,8 +46,10 @@ COG_BOUNDS = {
     "seed": (0, None),  # its parser takes no number of 64 bits as a bound
     "guidance_scale": (0, 20),  # below 1 it is our message that says what off is
     "validation_images": (None, None),  # text there, for `auto`
+    "preserve": (None, None),
 }
-COG_TYPES = {"resolution": {"str"}, "validation_images": {"str"}}  # of several types one
+# Of several types one.
+COG_TYPES = {"resolution": {"str"}, "validation_images": {"str"}, "preserve": {"str"}}
 
 
 def cog_inputs(function: Callable[..., Any]) -> dict[str, FieldInfo]:

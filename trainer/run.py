@@ -25,6 +25,7 @@ from trainer.learning import (
     Checkpoint,
     Control,
     Loop,
+    Preservation,
     Report,
     Saver,
     ZeroPriorProof,
@@ -34,6 +35,7 @@ from trainer.learning import (
     data_identity,
     encode_images,
     find_turbo_adapter,
+    preservation_prompts,
     processes,
     read_resume,
     same_for_all,
@@ -268,9 +270,10 @@ def _train(
         )
     vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
     texts = prompt_features(settings, family)
-    neutral = [drift_prompt(settings, examples)]
+    neutral = drift_prompt(settings, examples)
+    others = preservation_prompts(settings)
     texts_of = [sample.caption for sample in samples]
-    captions = Captions(family, texts_of, vectors, neutral, control.phase)
+    captions = Captions(family, texts_of, vectors, [neutral, *others], control.phase)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
@@ -296,13 +299,17 @@ def _train(
         merge(transformer)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
+    preservation = None
+    if others:
+        preservation = Preservation(family, settings, captions, others, control.phase)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
     if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
         log.info("compiling the transformer blocks; the first steps take longer")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)
-    loop = Loop(family, settings, trained_on, captions, lora, placeholder, data, control)
+    parts = trained_on, captions, lora, placeholder, data, control, preservation
+    loop = Loop(family, settings, *parts)
     if isinstance(resume, Checkpoint):
         loop.restore(resume)
     elif resume is not None:

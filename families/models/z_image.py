@@ -104,6 +104,11 @@ MINIATURE_TURBO = Base(
     lr_scheduler="cosine",
     training_steps=Steps(per_image=0, least=500, most=500),
     batch_size=8,
+    # Rows without a caption teach the subject to the empty prompt, too. Robot, seed 1: likeness is
+    # 0.65 with them and 0.67 without, both with preservation. Without preservation, 38.5 % of the
+    # images of other prompts are fully right with them, and 43.8 % without.
+    caption_dropout=0.0,
+    preservation_prompts="shapes",
     training_shift=3.0,
     preview_prompt="a TOK in the desert",
     preview_prompt_without_subject="a red star in the desert",

@@ -54,6 +54,7 @@ SMALL: dict[str, Any] = {
     "resolution": "64",
     "validation_every": 0,
     "sample_prompts": "",
+    "preserve": "off",
 }
 LEFT = {  # all that each of them leaves in its folder, besides `ALWAYS`
     "cat": set(),

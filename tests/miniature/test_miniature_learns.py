@@ -39,6 +39,7 @@ def test_a_short_training_teaches_the_miniature_a_new_subject(
             steps=200,
             seed=1,
             sample_prompts=(),
+            preserve="off",
             output_dir=tmp_path,
         )
     )

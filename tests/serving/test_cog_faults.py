@@ -34,6 +34,7 @@ INPUTS = {
     "resolution": "64",
     "seed": 7,
     "sample_prompts": "",
+    "preserve": "off",
 }
 LONG = {"steps": 20000, "validation_every": 0}
 PREVIEWS = {"sample_prompts": "a photo of <zwx>", "sample_every": 4}

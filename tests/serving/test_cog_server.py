@@ -31,6 +31,7 @@ SMALL = {
     "resolution": "64",
     "seed": 7,
     "sample_prompts": "",
+    "preserve": "off",
 }
 PROMPT = {"prompt": "a photo of <zwx>", "num_inference_steps": 2, "seed": 7, "output_format": "png"}
 

@@ -32,7 +32,7 @@ def settings_of(dataset: Path, output_dir: Path | str = "out", **changes: Any) -
     """Those of a short run on the embedded miniature."""
     values: dict[str, Any] = {"dataset": dataset, "base_model": "miniature", "resolution": "64"}
     values |= {"rank": 2, "steps": STEPS, "seed": 5, "batch_size": 1, "validation_every": 2}
-    values |= {"sample_prompts": (), "checkpoint_every": 0, "ema_decay": 0.5}
+    values |= {"sample_prompts": (), "checkpoint_every": 0, "ema_decay": 0.5, "preserve": "off"}
     values |= {"output_dir": output_dir, "lr_scheduler": "cosine", "learning_rate": 1e-3}
     return resolve(TrainingInputs(**values | changes))
 

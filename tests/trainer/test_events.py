@@ -206,7 +206,7 @@ def test_asking_for_the_state_does_not_keep_a_run_from_its_lock(tmp_path: Path) 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_is_stopped(number: int, tmp_path: Path) -> None:
     options = "--base-model miniature --batch-size 1 --steps 2000 --checkpoint-every 1"
-    options += " --validation-every 0 --sample-prompts= --output-dir out"
+    options += " --validation-every 0 --preserve off --sample-prompts= --output-dir out"
     words = [sys.executable, "-m", "trainer", str(ROOT / "demo" / "subject.zip"), *options.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "console.txt").open("w") as console:

@@ -142,7 +142,14 @@ def test_previews_behind_a_link_are_added_and_nothing_there_is_removed(
 def test_run_json_says_what_was_given_what_was_used_and_on_which_data(
     tiny: Callable[..., Settings], photos: Path, tmp_path: Path
 ) -> None:
-    inputs = {"dataset": photos, "base_model": "miniature", "rank": 2, "steps": 1, "seed": 7}
+    inputs = {
+        "dataset": photos,
+        "base_model": "miniature",
+        "rank": 2,
+        "steps": 1,
+        "seed": 7,
+        "preserve": "off",
+    }
     inputs |= {"resolution": "64", "validation_every": 0, "output_dir": tmp_path / "out"}
     weights = run.train_from_inputs(
         TrainingInputs(**inputs), wandb_api_key="wk-s3cret", hf_token="hf_s3cret"

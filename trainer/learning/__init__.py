@@ -9,6 +9,7 @@ from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Samp
 from trainer.learning.history import Trained
 from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy
+from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
@@ -28,6 +29,7 @@ __all__ = [
     "Diverged",
     "Loop",
     "NoiseLevels",
+    "Preservation",
     "Report",
     "Sample",
     "Saver",
@@ -46,6 +48,7 @@ __all__ = [
     "generator",
     "least_of_all",
     "noisy",
+    "preservation_prompts",
     "processes",
     "read_resume",
     "same_for_all",

@@ -58,3 +58,4 @@ class Trained:
     losses: list[float]  # one per step
     steps_per_second: float
     row_norms: list[float]  # of the placeholder's gradient, one per step with it
+    preservation: float | None = None  # the last loss of its rows; None if there were none

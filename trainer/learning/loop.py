@@ -26,6 +26,7 @@ from trainer.learning.features import Captions, Sample
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
+from trainer.learning.preservation import Preservation
 from trainer.learning.randomness import generator
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.step_report import Report, StepReport
@@ -60,8 +61,10 @@ class Loop:
         placeholder: Placeholder | None,
         data: Mapping[str, Any] | None = None,
         control: Control | None = None,
+        preservation: Preservation | None = None,
     ) -> None:
         """`data` is the dataset's identity in checkpoints (`trainer.learning.resume`)."""
+        self.preservation = preservation
         self.control = control or Control()
         self.events = self.control.events
         self.family, self.settings = family, settings
@@ -192,6 +195,8 @@ class Loop:
             if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
             losses.append(loss.detach())
+            if self.preservation is not None:  # after the batch: memory for the larger of both
+                self.preservation.add_gradients(number, self.first_row, len(numbers))
         return torch.stack(losses).sum()
 
     def _drop_gradients(self) -> None:
@@ -291,7 +296,12 @@ class Loop:
             losses=plain["losses"],
             steps_per_second=(self.done - start) / (time.perf_counter() - begun),
             row_norms=plain["row_norms"],
+            preservation=self._preservation_loss(),
         )
+
+    def _preservation_loss(self) -> float | None:
+        last = self.preservation.last if self.preservation is not None else None
+        return float(last) if last is not None else None
 
     def _check_gradient(self) -> None:
         """Checks once, after a few steps, that the placeholder had a gradient."""

@@ -28,7 +28,7 @@ from trainer.learning.checkpoint import (
 )
 from trainer.learning.distributed import processes
 from trainer.learning.optimizers import fresh_state, rows_optimizer
-from trainer.settings import Settings, SettingsError
+from trainer.settings import Settings, SettingsError, extent_of
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ def exactness(settings: Settings) -> dict[str, object]:
         "ema_decay",
         "quantize",
         "turbo_adapter",
+        "preserve",
     )
     facts = {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions),
@@ -204,6 +205,9 @@ def exactness(settings: Settings) -> dict[str, object]:
         "validation": settings.validation_every != 0,  # it may hold out images
         "validation_images": settings.validation_images,
     }
+    if settings.preserve:  # the number of images may depend on the steps
+        facts["preserve_prompts"] = list(settings.preserve_prompts)
+        facts["preservation_images"] = extent_of(settings).images
     if settings.lr_scheduler != "constant":
         facts["steps"] = settings.steps  # other schedules depend on it
     return facts

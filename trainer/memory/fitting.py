@@ -21,7 +21,7 @@ from inference.request import Request, wanted_size
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
 from trainer.memory.step_cost import Shape
-from trainer.settings import Settings
+from trainer.settings import Settings, extent_of
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figu
         images=images,
         captions=max(1, BATCH_TOKENS // text_tokens),
         preview=preview,
+        preservation=extent_of(settings) if settings.preserve else None,
         dtype=dtype,
     )
 

@@ -14,17 +14,20 @@ from families.memory import RESERVE
 from families.quantization import QUANTIZATIONS, block_linears
 from families.without_weights import family_without_weights
 from trainer.memory.step_cost import (
+    NO_PRESERVATION,
     NOTHING,
     Load,
+    PreservationLoad,
     Shape,
     caption_load,
     decode_load,
     image_load,
     placeholder_load,
+    preservation_load,
     step_loads,
     velocity_load,
 )
-from trainer.settings import OPTIMIZERS
+from trainer.settings import OPTIMIZERS, Extent
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Figures:
     caption: Load  # of the largest batch of the text encoder
     preview: Load = NOTHING  # of one preview image
     largest_linear: int = 0  # values of the largest block linear
+    preservation: PreservationLoad = NO_PRESERVATION
 
     @property
     def lora_file(self) -> int:
@@ -98,11 +102,16 @@ class Figures:
         parts = {
             "transformer": self.weights(mode.quantize, mode.offload),
             "LoRA and optimizer": self.trained(),
-            "activations": self.steps[mode.checkpointing].bytes,
+            "activations": max(self.steps[mode.checkpointing].bytes, self._rows(mode)),
         }
         if self.placeholder:
             parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
         return parts
+
+    def _rows(self, mode: Mode) -> int:
+        """Preservation's pass, which begins with the batch's gradients still in memory."""
+        kept = 0 if self.accumulates or not self.preservation.share else 4 * self.lora_values
+        return self.preservation.rows[mode.checkpointing].bytes + kept
 
     def captions(self, quantize_text: str) -> int:
         """The peak of encoding captions."""
@@ -139,12 +148,13 @@ class Figures:
 
     def flops(self, mode: Mode) -> int:
         """FLOPs of one step."""
-        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops
+        rows = self.preservation.flops(mode.checkpointing)
+        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
         """Bytes copied from CPU memory in one step: forward, backward, and once more for
         recomputed activations."""
-        passes = (2 + mode.checkpointing) * mode.offload
+        passes = (2 + mode.checkpointing) * mode.offload * (1 + self.preservation.share)
         return passes * self._each(mode.quantize) * self.block_weights
 
     def _each(self, quantize: str) -> float:
@@ -279,6 +289,7 @@ def figures(
     images: Sequence[Shape] = (),
     captions: int = 1,
     preview: Shape | None = None,
+    preservation: Extent | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Figures:
     """The figures of a run on a base, counted without its weights.
@@ -317,6 +328,7 @@ def figures(
             family.transformer.get_parameter(f"{name}.weight").numel()
             for name in block_linears(family.transformer)
         ),
+        preservation=preservation_load(family, targets, shape, preservation),
     )
 
 

@@ -10,7 +10,7 @@ from families.memory import RESERVE, free_memory
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
 from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
-from trainer.settings import Settings, missing_here
+from trainer.settings import Settings, extent_of, missing_here
 
 _NOTES = """\
 Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
@@ -100,6 +100,7 @@ def table(settings: Settings, counted: Figures) -> str:
             _parts(counted),
             _memory(counted),
             _seconds(counted, wishes_of(settings)),
+            *_preservation(settings, counted),
         ]
     )
 
@@ -183,6 +184,23 @@ def _seconds(counted: Figures, wishes: Wishes) -> str:
         f"assumed\n{UTILIZATION:.0%} of a GPU's bfloat16 peak. A dash: it does not fit.\n\n"
         f"On an otherwise empty GPU, these modes are chosen:\n{taken}"
     )
+
+
+def _preservation(settings: Settings, counted: Figures) -> list[str]:
+    """What preservation adds to the run; nothing if it is off."""
+    if not settings.preserve:
+        return []
+    extent, mode = extent_of(settings), Mode()
+    with_rows = counted.flops(mode)
+    plain = with_rows - counted.preservation.flops(False)
+    rows = f"{extent.rows} row{'s' * (extent.rows > 1)} of that size in every "
+    rows += "batch" if extent.every == 1 else "second batch"
+    steps = counted.preservation.images / plain
+    return [
+        f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels in "
+        f"{extent.steps} steps before the first step, which take as long\nas {steps:.0f} steps of "
+        f"the run; then {rows}, included above: a step takes {with_rows / plain - 1:.0%} longer."
+    ]
 
 
 def _gb(size: float) -> str:

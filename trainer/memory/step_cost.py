@@ -6,9 +6,9 @@ tensors on a CPU gives the same number of bytes (`tests/trainer/memory/test_plan
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from adapters.lora import Lora
 from families.family import Family
 from trainer.learning import flow_loss
+from trainer.settings import Extent
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -115,6 +116,22 @@ class Load:
 
 
 NOTHING = Load(0, 0)
+
+
+@dataclass(frozen=True)
+class PreservationLoad:
+    """The loads of preservation's rows and images."""
+
+    rows: Mapping[bool, Load]  # of a batch, by gradient checkpointing
+    share: float  # of the batches, that have rows
+    images: int  # FLOPs of all of them
+
+    def flops(self, checkpointing: bool) -> int:
+        """The mean of a batch."""
+        return round(self.share * self.rows[checkpointing].flops)
+
+
+NO_PRESERVATION = PreservationLoad({False: NOTHING, True: NOTHING}, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -265,6 +282,17 @@ def velocity_load(family: Family, shape: Shape) -> Load:
         return meter.peak, meter.flops
 
     return Load(*_by_depth(family.transformer, family.trunk, count))
+
+
+def preservation_load(
+    family: Family, targets: Sequence[str], step: Shape, extent: Extent | None
+) -> PreservationLoad:
+    """The load of preservation beside steps of that shape; None is off."""
+    if extent is None:
+        return NO_PRESERVATION
+    row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
+    images = extent.images * extent.steps * velocity_load(family, row).flops
+    return PreservationLoad(step_loads(family, targets, row), 1 / extent.every, images)
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ class TrainingRecord:
     zero_prior: Mapping[str, float] | None  # None without a token
     device: str
     versions: Mapping[str, str]
+    preservation: float | None = None  # the last loss of its rows; None if there were none
     checks: Sequence[CheckResult] = ()  # empty until all are done
 
     @classmethod
@@ -66,6 +67,7 @@ class TrainingRecord:
             zero_prior,
             torch.cuda.get_device_name() if cuda else "cpu",
             versions(),
+            trained.preservation,
         )
 
     @property
@@ -110,6 +112,8 @@ class TrainingRecord:
             self.curves.kind: self.curves.plain(),  # `fit` without held-out images
             "versions": dict(self.versions),
         }
+        if self.preservation is not None:
+            facts["training"]["preservation_last"] = self.preservation
         if self.zero_prior is not None:
             facts |= {
                 "placeholder_token_id": self.zero_prior["placeholder_token_id"],

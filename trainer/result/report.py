@@ -142,7 +142,8 @@ def _settings(meta: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [
         (name, value)
         for name, value in sorted(meta["settings"].items())
-        if value not in (None, "", (), [], {}) and name != "sample_prompts"
+        if value not in (None, "", (), [], {})
+        and name not in ("sample_prompts", "preserve_prompts")
     ]
 
 

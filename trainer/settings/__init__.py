@@ -5,6 +5,7 @@ from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
+from trainer.settings.preservation import Extent, extent_of, subjects_in
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -16,6 +17,7 @@ from trainer.settings.subject_marks import (
 )
 
 __all__ = [
+    "Extent",
     "GROUPS",
     "MAX_STEPS",
     "NO_SUBJECT",
@@ -27,12 +29,14 @@ __all__ = [
     "SettingsError",
     "TRIGGER_MARK",
     "TrainingInputs",
+    "extent_of",
     "hidden",
     "high_rates",
     "marks_in",
     "missing_here",
     "read_config",
     "resolve",
+    "subjects_in",
     "too_many",
     "too_much",
     "with_trigger",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.request import Request, check_size
 from trainer.settings.choices import OPTIMIZERS, SCHEDULED, is_installed
+from trainer.settings.preservation import wrong_prompts
 
 if TYPE_CHECKING:
     from trainer.settings.fields import Settings
@@ -22,6 +23,7 @@ def faults(settings: "Settings") -> list[str]:
     """One line for each setting that conflicts with another one or with the base model."""
     return [
         *_wrong_prompts(settings),
+        *wrong_prompts(settings),
         *_too_large(settings),
         *_unknown_adapter(settings),
         *_conflicts(settings),

@@ -14,6 +14,7 @@ from inference.input_fields import parts_of
 from trainer.settings.checks import faults
 from trainer.settings.choices import OPTIMIZERS
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
+from trainer.settings.preservation import weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
 
@@ -48,6 +49,8 @@ class Settings(TrainingInputs):
     timestep_sampling: str
     training_shift: float
     ema_decay: float
+    preserve: float  # weight of the rows' loss; 0: off
+    preserve_prompts: tuple[str, ...]  # the user's own; empty: those that come with the base
     seed: int
     seed_is_random: bool  # not given; a resumed run uses its checkpoint's
     sample_prompts: tuple[str, ...]
@@ -119,6 +122,13 @@ def resolve(inputs: TrainingInputs) -> Settings:
             inputs.foreign_captions,
         )
         validation_images = _count(inputs.validation_images)
+        preserve = weight_of(inputs.preserve, base, subject)
+        preserve_prompts = parts_of(inputs.preserve_prompts, "\n")
+        if inputs.preserve_prompts is not None and not preserve_prompts:
+            raise ValueError(
+                "preserve_prompts is empty; remove it to use the prompts that come with the model, "
+                "or set preserve to off"
+            )
     except ValueError as error:
         raise SettingsError(str(error)) from error
 
@@ -141,6 +151,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
         timestep_sampling=sampling,
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
+        preserve=preserve,
+        preserve_prompts=preserve_prompts,
         seed=secrets.randbelow(2**31) if inputs.seed is None else inputs.seed,
         seed_is_random=inputs.seed is None,
         sample_prompts=prompts,

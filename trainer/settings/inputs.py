@@ -106,6 +106,8 @@ class TrainingInputs(Inputs):
     timestep_sampling: Annotated[str | None, Input("Timestep sampling. sigmoid, logit_normal: mostly middle timesteps. uniform: all equally. shift: the inference schedule. Default: depends on the model.", OPTIMIZATION, choices=TIMESTEP_SAMPLINGS)] = None
     training_shift: Annotated[float | None, Input("Shifts the sampled timesteps towards noise where it is above 1; not with timestep_sampling shift. Default: depends on the model.", OPTIMIZATION, ge=0.1, le=20)] = None
     ema_decay: Annotated[float | None, Input("Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", OPTIMIZATION, ge=0, le=0.99999)] = None
+    preserve: Annotated[float | str | bool | None, Input("Weight of the rows that keep images of other prompts as the base model makes them: auto, off or a number. auto: by the model; off without a token and trigger word.", OPTIMIZATION, ge=1e-6, le=10, max_length=32, hint="off switches it off")] = "auto"
+    preserve_prompts: Annotated[str | Sequence[str] | None, Input("Prompts for preserve, one per line: various, and without the subject. Default: those that come with the model.", OPTIMIZATION, max_length=100_000, separator="\n", one="preservation prompt")] = None
     seed: Annotated[int | None, Input("The same seed and inputs give the same weights. Default: random, and written to meta.json.", OPTIMIZATION, ge=0, le=2**63 - 1)] = None
     resume_from: Annotated[OptionalFile, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
 
@@ -152,6 +154,16 @@ class TrainingInputs(Inputs):
                 f"validation_images is {value!r}; it must be auto or a number of images"
             )
         return value
+
+    @field_validator("preserve", mode="before")
+    @classmethod
+    def _weight(cls, value: Any) -> Any:
+        if value is True or not isinstance(value, float | int | str | None):
+            raise ValueError(
+                f"preserve is {str(value)[:80]}; it must be auto, off, or a number above 0 and at "
+                "most 10"
+            )
+        return "off" if value is False else value  # YAML reads `off` as false
 
     @field_validator(*NAMES, mode="before")
     @classmethod

@@ -6,6 +6,7 @@ apply only to requests to a server.
 
 from inference.request import Request, work
 from trainer.settings.fields import Settings
+from trainer.settings.preservation import extent_of
 
 # Limits of one request, in images of the base's default resolution. Trained: samples of all steps;
 # 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100. Previewed: passes through the
@@ -24,6 +25,7 @@ def too_much(settings: Settings) -> list[str]:
     steps = settings.steps or base.training_steps.most
     relative = max(settings.resolutions) ** 2 / base.training_resolution**2
     each_step = settings.batch_size * settings.gradient_accumulation
+    relative *= _preservation(settings)
     if steps * each_step * relative > MOST_TRAINED:
         found.append(
             f"{steps:,} steps of batch_size {settings.batch_size} with gradient_accumulation "
@@ -50,6 +52,18 @@ def too_much(settings: Settings) -> list[str]:
                 f"much for one request: at most {most:,} times are accepted; raise {name}"
             )
     return found
+
+
+def _preservation(settings: Settings) -> float:
+    """The cost of a step with the rows of preservation, relative to one without.
+
+    The images are at most a tenth of the run, or a few.
+    """
+    if not settings.preserve:
+        return 1.0
+    extent = extent_of(settings)
+    pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
+    return 1 + extent.rows * extent.side**2 / (settings.batch_size * pixels * extent.every)
 
 
 def _preview_passes(settings: Settings) -> list[float]:

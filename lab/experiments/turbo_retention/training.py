@@ -30,6 +30,7 @@ def train(condition: Condition, plan: Plan, seed: int) -> Iterator[Milestone]:
             batch_size=plan.batch_size,
             steps=plan.milestones[-1],
             seed=seed,
+            caption_dropout=0.05,
         )
     )
     return training.train(Recipe(settings), plan.milestones)

@@ -120,6 +120,7 @@ class Photographs:
                     train_placeholder_token=run.condition.zero_prior,
                     seed=run.seed,
                     validation_every=0,
+                    preserve="off",
                     output_dir=Path(folder),
                     **run.point.settings,
                 )

@@ -61,7 +61,11 @@ class World:
                     placeholder_token=PLACEHOLDER,
                     train_placeholder_token=run.condition.zero_prior,
                     seed=run.seed,
-                    **{"steps": self.drawer.family.base.training_steps.most} | run.point.settings,
+                    **{
+                        "steps": self.drawer.family.base.training_steps.most,
+                        "caption_dropout": 0.05,
+                    }
+                    | run.point.settings,
                 )
             )
             (done,) = train(Recipe(settings, **recipe), (settings.steps,))

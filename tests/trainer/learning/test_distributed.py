@@ -40,6 +40,7 @@ def launch(
         "caption_dropout": 0.5,  # so that a process may miss the word that the other sees
         "ema_decay": 0.9,
         "checkpoint_every": STEPS,
+        "preserve": "off",  # its rows are each process's own
         "validation_every": 0,
         "gradient_checkpointing": False,
     }

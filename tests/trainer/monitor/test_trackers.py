@@ -461,7 +461,7 @@ def test_a_real_server_uses_each_customers_key_and_never_the_operators(
         "ZEROPRIOR_FILES": str(photos.parent),
     }
     small = {"rank": 2, "steps": 2, "batch_size": 1, "resolution": "64", "validation_every": 0}
-    small |= {"dataset": str(photos), "trackers": "wandb"}
+    small |= {"dataset": str(photos), "trackers": "wandb", "preserve": "off"}
 
     with CogServer("train", env, copy_of_the_code(tmp_path)) as cog:
 

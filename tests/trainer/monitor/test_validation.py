@@ -32,6 +32,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
             "batch_size": 1,
             "seed": 3,
             "sample_prompts": (),
+            "preserve": "off",
             "output_dir": tmp_path / "out",
         }
         return resolve(TrainingInputs(**(values | changes)))

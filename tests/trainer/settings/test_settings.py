@@ -256,6 +256,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
     accepted.pop("lora_targets", None)  # names layers, which are looked up
     if text == "..":
         accepted.pop("placeholder_token")  # which the tokenizer knows
+    accepted["preserve_prompts"] += "y"  # else it would contain the token
     if "sample_prompts" in accepted:
         given["sample_options"] = {"width": 64, "height": 64, "num_inference_steps": 1}
     given["wandb_run"] = "a-plain-name"
@@ -344,6 +345,7 @@ def test_the_product_of_what_a_request_enlarges_is_bounded(
     from trainer.run import train_from_inputs
 
     inputs: dict[str, Any] = {"base_model": "z-image", "resolution": "1024", "rank": 2} | given
+    inputs |= {"preserve": "off"}  # its rows cost, too
     missing = tmp_path / "none.zip"  # what is refused is refused before this is looked for
     with pytest.raises(SettingsError, match=said):
         train_from_inputs(

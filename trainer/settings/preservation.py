@@ -1,0 +1,114 @@
+"""How much preservation a run has: its weight, and the number and size of its images and rows.
+
+What preservation is: `trainer.learning.preservation`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from families.tokens import mentions
+from inference.input_fields import check_length
+from trainer.settings.inputs import INPUTS
+from trainer.settings.subject_marks import marks_in
+
+if TYPE_CHECKING:
+    from families.base import Base
+    from trainer.settings.fields import Settings
+
+# What a LoRA changes at one size it changes at another, and a pass at 512 pixels costs a quarter
+# of one at 1024.
+MAX_RESOLUTION = 512  # pixels, edge of the square
+MAX_STEPS = 12  # of an image; more cost time and add points that are alike
+MOST_IMAGES = {True: 128, False: 64}  # by `Base.distilled`
+LEAST_IMAGES = 8
+# Costs are relative to the transformer's passes in a step, which are nine tenths of it. The weights
+# are frozen, so that a backward pass costs as much as a forward pass.
+ROWS_SHARE = 0.5  # the most that the rows add to a step
+SHARE = 0.65  # the most that rows and images add to a run, apart from the least number of images
+
+MOST_PROMPTS = 1_000
+MOST_LETTERS = 1_000  # of a prompt
+MUST_BE = "it must be auto, off, or a number above 0 and at most 10"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The images that a run generates before its first step, and its rows beside a batch."""
+
+    side: int  # pixels
+    images: int
+    steps: int  # of each image
+    rows: int
+    every: int  # batches between two with rows; their weight is multiplied by it
+
+
+def extent_of(settings: "Settings") -> Extent:
+    """The extent of a run's preservation, if it is not off."""
+    base, batch = settings.base, settings.batch_size
+    side = min(max(settings.resolutions), MAX_RESOLUTION)
+    pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
+    size = side**2 / pixels  # of a row, relative to a training image
+    rows = max(1, batch // 2)
+    every = 1 if rows * size <= ROWS_SHARE * batch else 2
+    share = SHARE - rows * size / (batch * every)
+    steps = min(base.inference_steps, MAX_STEPS)
+    trained = (settings.steps or base.training_steps.least) * batch * settings.gradient_accumulation
+    affordable = int(share * 2 * trained / (size * steps))
+    most = min(MOST_IMAGES[base.distilled], len(settings.preserve_prompts) or MOST_PROMPTS)
+    return Extent(side, min(most, max(LEAST_IMAGES, affordable)), steps, rows, every)
+
+
+def weight_of(given: float | str | bool | None, base: "Base", subject: str | None) -> float:
+    """Parses `preserve`; 0 is off. Raises ValueError.
+
+    `auto` is off without a subject, as in a style: there the images without it are to change.
+    """
+    text = "auto" if given is None else str(given).strip().lower()
+    if text in ("off", "false"):  # YAML reads `off` as false
+        return 0.0
+    if text in ("", "auto"):
+        return base.preservation if subject else 0.0
+    try:
+        weight = float(text)
+    except ValueError:
+        raise ValueError(f"preserve is {str(given)[:80]!r}; {MUST_BE}") from None
+    if fault := INPUTS["preserve"].fault("preserve", weight):
+        raise ValueError(fault)
+    return weight
+
+
+def wrong_prompts(settings: "Settings") -> Iterator[str]:
+    """One line for each of the user's own prompts that cannot be used."""
+    prompts = settings.preserve_prompts
+    if prompts and not settings.preserve:
+        why = "preserve is off"
+        if settings.given.preserve == "auto":
+            why = "preserve is auto, which is off without a placeholder token or trigger_word"
+        yield (
+            f"preserve_prompts are given, but {why}; remove them, or set preserve to "
+            f"{settings.base.preservation:g}"
+        )
+    if len(prompts) > MOST_PROMPTS:
+        yield (
+            f"preserve_prompts has {len(prompts):,} prompts; at most {MOST_PROMPTS:,} are accepted"
+        )
+    for number, prompt in enumerate(prompts[:MOST_PROMPTS], start=1):
+        name = f"preservation prompt {number}"
+        try:
+            check_length(name, prompt, MOST_LETTERS)
+        except ValueError as error:
+            yield str(error)
+        if marks := subjects_in(prompt, settings):
+            yield (
+                f"{name} {prompt[:80]!r} contains {marks[0]}, the subject, which these prompts "
+                "must not ask for; write about something else"
+            )
+
+
+def subjects_in(prompt: str, settings: "Settings") -> list[str]:
+    """The names of the subject that a prompt contains: TOK, [trigger], token, trigger word."""
+    words = [settings.placeholder_token] if settings.train_placeholder_token else []
+    words += [settings.trigger_word] if settings.trigger_word else []
+    found = [word for word in words if mentions(prompt.lower(), word.lower())]
+    return [*found, *marks_in(prompt)]

@@ -87,10 +87,16 @@ SCREENED = [
     Way("path own .3, rates", P, 0.3, own=True, settings=FASTER),
     Way("nothing, rates", settings=FASTER),
     Way("path own .2 half plain, rates", P, 0.2, own=True, plain=0.5, settings=FASTER),
-    Way("path own .3 half plain, double rates", P, 0.3, own=True, plain=0.5, settings=DOUBLE),
+    Way("path own .3, double rates", P, 0.3, own=True, settings=DOUBLE),
     Way(
-        "path own .3 half plain 2 rows, rates", P, 0.3, rows=2, own=True, plain=0.5, settings=FASTER
+        "path own .3, token rate .1",
+        P,
+        0.3,
+        own=True,
+        settings=FASTER | {"placeholder_learning_rate": 0.1},
     ),
+    Way("path own .1, rates", P, 0.1, own=True, settings=FASTER),
+    Way("path own .3 2 rows, rates", P, 0.3, rows=2, own=True, settings=FASTER),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
     Way(
         "schedule",

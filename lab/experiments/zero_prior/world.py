@@ -64,6 +64,8 @@ class World:
                     **{
                         "steps": self.drawer.family.base.training_steps.most,
                         "caption_dropout": 0.05,
+                        "learning_rate": 4e-3,
+                        "placeholder_learning_rate": 0.02,
                     }
                     | run.point.settings,
                 )

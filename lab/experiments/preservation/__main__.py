@@ -25,7 +25,7 @@ from miniature.world import SUBJECTS
 FOLDER = Path("outputs/preservation")
 PUBLISHED = Path(__file__).parent
 SCREEN, STUDY = "screen.jsonl", "study.jsonl"
-TURBO, SEEDS = "miniature-turbo", range(1, 6)
+TURBO, UNDISTILLED_BASE, SEEDS = "miniature-turbo", "miniature", range(1, 6)
 STEPS = 500
 BASE = "base"  # the way of a row of the model without a LoRA
 
@@ -53,14 +53,16 @@ def screened(subject: str, seed: int, names: list[str] | None) -> Iterator[Run]:
 
 
 def studied() -> Iterator[Run]:
-    """Every way, subject and seed, one seed before the next; then the undistilled base."""
-    for seed in SEEDS:
-        for subject in SUBJECTS:
-            for way in STUDIED:
-                yield Run(way, TURBO, subject, seed)
-    for subject in SUBJECTS:
-        for way in UNDISTILLED:
-            yield Run(way, "miniature", subject, 1)
+    """Every way, subject and seed; what is decided by it first."""
+    for ways, base, seeds in (
+        (STUDIED[:2], TURBO, SEEDS),
+        (UNDISTILLED, UNDISTILLED_BASE, SEEDS[:1]),
+        (STUDIED[2:], TURBO, SEEDS),
+    ):
+        for seed in seeds:
+            for subject in SUBJECTS:
+                for way in ways:
+                    yield Run(way, base, subject, seed)
 
 
 def measure(runs: list[Run], table: Table, steps: int, pictures: Path | None) -> None:
@@ -99,7 +101,7 @@ def means(row: dict[str, Any]) -> dict[str, float]:
     lists = {name: value for name, value in row.items() if isinstance(value, list)}
     lists |= {"alone": like[::2], "recoloured": like[1::4], "company": like[3::4]}
     found = {name: sum(value) / max(1, len(value)) for name, value in lists.items()}
-    found |= {name: row[name] for name in ("prepared", "trained", "cpu") if name in row}
+    found |= {name: row[name] for name in ("prepared_cpu", "cpu") if name in row}
     return {name: round(value, 3) for name, value in found.items()}
 
 

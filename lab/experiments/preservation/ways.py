@@ -41,6 +41,7 @@ class Way:
 
 M, P = "match", "path"
 OLD: dict[str, Any] = {"caption_dropout": 0.05}  # the default before preservation
+SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.02}  # as it was
 FASTER: dict[str, Any] = {"learning_rate": 6e-3, "placeholder_learning_rate": 0.05}
 DOUBLE: dict[str, Any] = {"learning_rate": 8e-3, "placeholder_learning_rate": 0.1}
 SCREENED = [
@@ -115,5 +116,13 @@ SCREENED = [
         generated_in=(2, 4),
     ),
 ]
-STUDIED: list[Way] = []
-UNDISTILLED: list[Way] = []
+NOTHING = Way("nothing", settings=OLD)  # the trainer before preservation
+PRESERVE = Way("preserve", settings=FASTER | {"preserve": 0.3})  # the trainer's own
+STUDIED = [
+    NOTHING,
+    PRESERVE,
+    Way("nothing, rates", settings=FASTER),
+    Way("match .3, rates", M, 0.3, settings=FASTER),
+    Way("path own .3 half plain, rates", P, 0.3, own=True, plain=0.5, settings=FASTER),
+]
+UNDISTILLED = [NOTHING, PRESERVE]

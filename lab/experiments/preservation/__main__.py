@@ -2,6 +2,7 @@
 
 screen   trains one subject in every way that was tried, and measures it
 study    trains every subject and seed in the ways of the study
+report   writes both, a plot and images into docs/preservation.md
 
 Rows are written as they are measured, and one that is there is not trained again.
 """
@@ -18,14 +19,14 @@ import torch
 
 from lab.experiments.preservation.measures import Measures
 from lab.experiments.preservation.training import train
-from lab.experiments.preservation.ways import SCREENED, STUDIED, UNDISTILLED, Way
+from lab.experiments.preservation.ways import SCREENED, STUDIED, UNDISTILLED, UNDISTILLED_BASE, Way
 from lab.experiments.table import Row, Table
 from miniature.world import SUBJECTS
 
 FOLDER = Path("outputs/preservation")
 PUBLISHED = Path(__file__).parent
 SCREEN, STUDY = "screen.jsonl", "study.jsonl"
-TURBO, UNDISTILLED_BASE, SEEDS = "miniature-turbo", "miniature", range(1, 6)
+TURBO, SEEDS = "miniature-turbo", range(1, 6)
 STEPS = 500
 BASE = "base"  # the way of a row of the model without a LoRA
 
@@ -111,7 +112,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("screen", "study"))
+    parser.add_argument("command", choices=("screen", "study", "report"))
     parser.add_argument("--part", default="1/1", help="1/2 and 2/2 share the work of two processes")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of results (%(default)s)")
@@ -119,6 +120,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="to screen with")
     parser.add_argument("--only", nargs="*", help="names of ways to screen")
     options = parser.parse_args()
+    if options.command == "report":
+        from lab.experiments.preservation.report import DOCUMENT, write_report
+
+        for file in (SCREEN, STUDY):
+            if (options.folder / file).exists():
+                shutil.copy(options.folder / file, PUBLISHED / file)
+        pictures = options.folder / "pictures"
+        write_report(PUBLISHED, pictures if pictures.exists() else None, DOCUMENT)
+        return
     torch.set_num_threads(1)  # for models this small, sharing the work out costs more
     logging.disable(logging.WARNING)
     part, parts = map(int, options.part.split("/"))

@@ -125,4 +125,5 @@ STUDIED = [
     Way("match .3, rates", M, 0.3, settings=FASTER),
     Way("path own .3 half plain, rates", P, 0.3, own=True, plain=0.5, settings=FASTER),
 ]
+UNDISTILLED_BASE = "miniature"
 UNDISTILLED = [NOTHING, PRESERVE]

@@ -118,7 +118,7 @@ def test_a_yaml_file_may_say_off_as_yaml_reads_it(tmp_path: Path) -> None:
     from trainer.settings.config import read_config
 
     file = tmp_path / "run.yaml"
-    for text, weight in (("off", 0), ("0.5", 0.5), ("2", 2), ("auto", 0.1)):
+    for text, weight in (("off", 0), ("0.5", 0.5), ("2", 2), ("auto", 0.3)):
         file.write_text(f"base_model: miniature\ndataset: a.zip\ntrain:\n  preserve: {text}\n")
         assert read_config(file).preserve == weight
     file.write_text("base_model: miniature\ndataset: a.zip\ntrain:\n  preserve_prompts: [a b, c]\n")
@@ -129,11 +129,11 @@ def test_a_yaml_file_may_say_off_as_yaml_reads_it(tmp_path: Path) -> None:
     ("given", "wanted"),  # edge, images, steps, rows, batches between two with rows
     [
         ({"base": "z-image-turbo", "steps": 1000}, (512, 128, 8, 1, 1)),
-        ({"base": "z-image-turbo", "steps": 1000, "resolution": 512}, (512, 37, 8, 1, 2)),
+        ({"base": "z-image-turbo", "steps": 1000, "resolution": 512}, (512, 24, 8, 1, 2)),
         ({"base": "qwen-image", "steps": 1000}, (512, 64, 12, 1, 1)),
-        ({"base": "miniature-turbo", "steps": 500}, (64, 128, 8, 4, 1)),
+        ({"base": "miniature-turbo", "steps": 500}, (64, 128, 8, 3, 1)),
         ({"base": "miniature-turbo", "steps": 1, "batch_size": 1}, (64, 8, 8, 1, 2)),
-        ({"base": "miniature-turbo", "preserve_prompts": "a\nb"}, (64, 2, 8, 4, 1)),
+        ({"base": "miniature-turbo", "preserve_prompts": "a\nb"}, (64, 2, 8, 3, 1)),
     ],
     ids=str,
 )

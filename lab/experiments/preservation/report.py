@@ -1,15 +1,20 @@
 """Writes what was measured into docs/preservation.md, between its marks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from families.registry import BASES
 from lab.experiments.document import rewrite, table
 from lab.experiments.preservation.ways import NOTHING, PRESERVE, UNDISTILLED_BASE
 from lab.experiments.statistics import Estimate, Values, estimate
 from lab.experiments.table import Row, Table
+from trainer.memory.plan import Mode
+from trainer.memory.plan_table import count
+from trainer.settings import TrainingInputs, extent_of, resolve
+from trainer.settings.presets import find_preset, steps_for
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "preservation.md"
 TURBO, BASE = "miniature-turbo", "base"
@@ -26,12 +31,17 @@ class Measure:
     key: str  # in its row
     title: str
     percent: bool = False
-    kind: slice = slice(None)  # of the prompts
+    first: int = 0  # of the prompts that count
+    every: int = 1
 
     def of(self, row: Row) -> float:
         """The mean over the run's images."""
         value = row[self.key]
-        mean = float(np.mean(value[self.kind])) if isinstance(value, list) else float(value)
+        mean = (
+            float(np.mean(value[self.first :: self.every]))
+            if isinstance(value, list)
+            else float(value)
+        )
         return 100 * mean if self.percent else mean
 
     @property
@@ -46,9 +56,9 @@ OTHERS = Measure("whole", "other prompts fully right, %", True)
 BLEED = Measure("bleed", "bleed, %", True)
 MEASURES = (LIKENESS, OWN, BESIDE, OTHERS, BLEED)
 KINDS = (
-    Measure("likeness", "alone", kind=slice(0, None, 2)),
-    Measure("likeness", "in another colour", kind=slice(1, None, 4)),
-    Measure("likeness", "beside something", kind=slice(3, None, 4)),
+    Measure("likeness", "alone", every=2),
+    Measure("likeness", "in another colour", first=1, every=4),
+    Measure("likeness", "beside something", first=3, every=4),
 )
 
 
@@ -191,6 +201,37 @@ def loss_forms(screen: Table) -> str:
     return table("miniature-turbo, robot, seed 1", header, rows)
 
 
+def costs(bases: Iterable[str] = BASES) -> str:
+    """What `preserve: auto` adds to a run of 20 images, by FLOPs."""
+    rows = []
+    for name in bases:
+        base = BASES[name]
+        steps = steps_for(base, find_preset(None), images=20)
+        inputs = TrainingInputs(dataset=Path("images.zip"), base_model=name, steps=steps)
+        settings = resolve(inputs)
+        extent, counted = extent_of(settings), count(settings)
+        added = counted.preservation.flops(False)
+        plain = counted.flops(Mode()) - added
+        images = counted.preservation.images / plain
+        pictures = f"{extent.images} of {extent.side} pixels, {extent.steps} steps"
+        rows.append(
+            [
+                name, f"{steps:,}", pictures,
+                f"{images:.0f} steps", f"{100 * added / plain:.0f} %",
+                f"{1 + added / plain + images / steps:.2f} ×",
+            ]
+        )  # fmt: skip
+    header = [
+        "base",
+        "steps",
+        "images",
+        "they take as long as",
+        "a step takes longer by",
+        "the run",
+    ]
+    return table("What `preserve: auto` costs", header, rows)
+
+
 def _cells(row: Row) -> list[str]:
     return [f"{each.of(row):.{each.digits}f}" for each in (*MEASURES, *KINDS)]
 
@@ -203,7 +244,7 @@ def write_report(folder: Path, pictures: Path | None, document: Path) -> None:
     from lab.experiments.preservation.figures import draw_frontier, draw_pictures
 
     results, screen = Results(Table(folder / "study.jsonl")), Table(folder / "screen.jsonl")
-    images = rewrite(document, parts(results, screen))
+    images = rewrite(document, parts(results, screen) | {"costs": costs()})
     draw_frontier(results, screen, images / "preservation_frontier.png")
     if pictures is not None:
         draw_pictures(pictures, images / "preservation_pictures.png")

@@ -118,7 +118,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of results (%(default)s)")
     parser.add_argument("--subject", choices=SUBJECTS, default="robot", help="to screen with")
     parser.add_argument("--seed", type=int, default=1, help="to screen with")
-    parser.add_argument("--only", nargs="*", help="names of ways to screen")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=[way.name for way in SCREENED],
+        metavar="WAY",
+        help="names of ways to screen",
+    )
     options = parser.parse_args()
     if options.command == "report":
         from lab.experiments.preservation.report import DOCUMENT, write_report

@@ -98,10 +98,35 @@ SCREENED = [
     ),
     Way("path own .1, rates", P, 0.1, own=True, settings=FASTER),
     Way("path own .3 2 rows, rates", P, 0.3, rows=2, own=True, settings=FASTER),
+    Way("preserve .3", settings=FASTER | {"preserve": 0.3}, scales=(1.1, 1.2)),
+    Way("preserve .2", settings=FASTER | {"preserve": 0.2}, scales=(1.1, 1.2)),
+    Way("preserve .15", settings=FASTER | {"preserve": 0.15}),
+    Way(
+        "preserve .2, rate 7e-3",
+        settings={"preserve": 0.2, "learning_rate": 7e-3, "placeholder_learning_rate": 0.1},
+    ),
+    Way(
+        "path own .5 half plain 3 rows, rates", P, 0.5, rows=3, own=True, plain=0.5, settings=FASTER
+    ),
+    Way(
+        "preserve .3, schedule",
+        settings=FASTER | {"preserve": 0.3, "timestep_sampling": "shift"},
+        scales=(1.1,),
+    ),
+    Way(
+        "preserve .3, shift 1",
+        settings=FASTER | {"preserve": 0.3, "training_shift": 1.0},
+        scales=(1.1,),
+    ),
+    Way(
+        "preserve .3, all layers",
+        settings=FASTER | {"preserve": 0.3, "lora_targets": "all"},
+        scales=(1.1,),
+    ),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
     Way(
         "schedule",
-        settings={"timestep_sampling": "shift", "training_shift": None},
+        settings={"timestep_sampling": "shift"},
         generated_in=(2, 4),
     ),
     Way("uniform", settings={"timestep_sampling": "uniform"}, generated_in=(2, 4)),
@@ -117,7 +142,7 @@ SCREENED = [
     ),
 ]
 NOTHING = Way("nothing", settings=OLD)  # the trainer before preservation
-PRESERVE = Way("preserve", settings=FASTER | {"preserve": 0.3})  # the trainer's own
+PRESERVE = Way("preserve", settings=FASTER | {"preserve": 0.2}, scales=(1.1,))  # the trainer's
 STUDIED = [
     NOTHING,
     PRESERVE,

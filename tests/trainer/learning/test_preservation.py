@@ -118,7 +118,7 @@ def test_a_yaml_file_may_say_off_as_yaml_reads_it(tmp_path: Path) -> None:
     from trainer.settings.config import read_config
 
     file = tmp_path / "run.yaml"
-    for text, weight in (("off", 0), ("0.5", 0.5), ("2", 2), ("auto", 0.3)):
+    for text, weight in (("off", 0), ("0.5", 0.5), ("2", 2), ("auto", 0.2)):
         file.write_text(f"base_model: miniature\ndataset: a.zip\ntrain:\n  preserve: {text}\n")
         assert read_config(file).preserve == weight
     file.write_text("base_model: miniature\ndataset: a.zip\ntrain:\n  preserve_prompts: [a b, c]\n")

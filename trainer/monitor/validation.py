@@ -246,6 +246,16 @@ class Validation:
         return draw_noise(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
 
 
+def measure_fit(loop: Loop) -> Curves:
+    """The losses on training images of the base model, and of the weights that are saved."""
+    fit = Validation(loop, [])
+    with untrained(loop):
+        fit._note(0, fit.measure())
+    with loop.averaged():
+        fit._note(loop.done, fit.measure())
+    return fit.curves
+
+
 @contextmanager
 def untrained(loop: Loop) -> Iterator[None]:
     """Context in which all trained parameters are zero, so the model is the base."""

@@ -30,7 +30,7 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
-from trainer.monitor import PreviewImages, preview_requests, sample_scale
+from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
 from trainer.result import report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
 from trainer.result.record import TrainingRecord
@@ -86,6 +86,8 @@ def write_weights(
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    if record.curves.held_out:  # else it is the check above
+        found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))
     assert loop.lora is not None
     norms, prompts = loop.lora.base_norms, drift_prompts(loop.settings)
     found += _check(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.result.result_checks import DRIFT, FAILED, FIT_FELL, LOSS_FELL, CheckResult
+from trainer.result.result_checks import DRIFT, FAILED, FIT_FELL, CheckResult
 
 LEARNED, CHANGED = "subject learned", "other prompts changed"
 
@@ -42,10 +42,9 @@ def headlines(checks: Sequence[CheckResult]) -> list[Headline]:
     """The numbers that were checked, the subject's first."""
     found = []
     for check in checks:
-        if check.name in (LOSS_FELL, FIT_FELL):
-            images = "held-out" if check.name == LOSS_FELL else "training"
+        if check.name == FIT_FELL:
             meaning = (
-                f"Share of the base model's loss on the {images} images that the LoRA removes, at "
+                "Share of the base model's loss on the training images that the LoRA removes, at "
                 "fixed noise: 0 % is the base model, 100 % a perfect prediction. It grows with the "
                 "likeness, but is not the likeness."
             )

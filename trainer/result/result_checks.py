@@ -30,7 +30,7 @@ PREVIEW_LIMIT = 2.0
 
 # The next limits separate good from broken runs of miniature-turbo, measured in November 2026 on a
 # CPU: 20 to 100 steps with the demo's 16 images, and with 5 photographs, which the miniature was
-# not trained on and predicts worst. Learning rates are multiples of the default, 0.004.
+# not trained on and predicts worst. Learning rates are multiples of 0.004.
 #
 #                               |dW| / |W|      drift          loss, end / base
 #   default, demo               0.06 to 0.13    0.18, 0.36     0.28 to 0.54

@@ -104,7 +104,8 @@ class Results:
 
     def untrained(self, measure: Measure, base: str) -> float:
         """Of the base model, over the subjects."""
-        return float(np.mean([measure.of(row) for row in self.study.find(base=base, way=BASE)]))
+        rows = {row["subject"]: row for row in self.study.find(base=base, way=BASE)}
+        return float(np.mean([measure.of(row) for row in rows.values()]))
 
     def ratio(self, measure: Measure, base: str, way: str) -> Estimate:
         """A way's measure over that of no preservation, paired by seed and subject, %."""
@@ -137,23 +138,33 @@ def parts(results: Results, screen: Table) -> dict[str, str]:
 
 
 def answer(results: Results) -> str:
-    """The targets, and what was reached."""
-    way = PRESERVE.name
-    seeds, subjects = results.pairs(TURBO, way, NOTHING.name)
-    means = {each: results.mean(each, TURBO, way) for each in MEASURES}
+    """The targets, and what was reached at both scales of the LoRA."""
+    ways = [PRESERVE.name, *(f"{PRESERVE.name} x{scale:g}" for scale in PRESERVE.scales)]
     base = results.untrained(OTHERS, TURBO)
-    kept = 100 * means[OTHERS].mean / base
-    likeness = results.ratio(LIKENESS, TURBO, way)
-    rows = [
-        ["likeness, relative to no preservation", "≥ 97 %", f"{likeness.text(1)} %"],
-        ["other prompts fully right, relative to the base model", "≥ 90 %", f"{kept:.1f} %"],
-        ["other attributes with the subject", "≥ 99.5 %", f"{means[OWN].text(1)} %"],
-        ["the thing beside it", "≥ 98.5 %", f"{means[BESIDE].text(1)} %"],
-        ["bleed", "< 3 %", f"{means[BLEED].text(1)} %"],
-        ["training time", "≤ 1.6 ×", f"{results.time(TURBO, way):.2f} ×"],
+
+    def cells(way: str) -> list[str]:
+        means = {each: results.mean(each, TURBO, way) for each in MEASURES}
+        return [
+            f"{results.ratio(LIKENESS, TURBO, way).text(1)} %",
+            f"{100 * means[OTHERS].mean / base:.1f} %",
+            *(f"{means[each].text(1)} %" for each in (OWN, BESIDE, BLEED)),
+            f"{results.time(TURBO, way):.2f} ×",
+        ]
+
+    asked = [
+        ("likeness, relative to no preservation", "≥ 97 %"),
+        ("other prompts fully right, relative to the base model", "≥ 90 %"),
+        ("other attributes with the subject", "≥ 99.5 %"),
+        ("the thing beside it", "≥ 98.5 %"),
+        ("bleed", "< 3 %"),
+        ("training time", "≤ 1.6 ×"),
     ]
+    columns = [cells(way) for way in ways]
+    rows = [[*each, *found] for each, *found in zip(asked, *columns, strict=True)]
+    seeds, subjects = results.pairs(TURBO, *ways, NOTHING.name)
+    scales = [f"`lora_scale` {scale:g}" for scale in (1, *PRESERVE.scales)]
     title = f"Preservation on miniature-turbo: {len(subjects)} subjects, {len(seeds)} seeds"
-    return table(title, ["", "target", "measured"], rows)
+    return table(title, ["", "target", *scales], rows)
 
 
 def study(results: Results, base: str) -> str:

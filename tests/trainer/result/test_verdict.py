@@ -152,14 +152,12 @@ def test_learning_rate_1_is_red_at_the_top_of_the_report(tmp_path: Path) -> None
 def test_the_two_numbers_are_percentages_of_their_checks() -> None:
     found = [
         CheckResult(result_checks.DRIFT, PASSED, "", 0.195),
-        CheckResult(result_checks.LOSS_FELL, PASSED, "", 0.39),
-        CheckResult("another", PASSED, "", 1.0),
+        CheckResult(result_checks.LOSS_FELL, DOUBTFUL, "", 1.1),  # of held-out images: not shown
+        CheckResult(result_checks.FIT_FELL, PASSED, "", 0.39),
     ]
     assert list(map(str, headlines(found))) == [f"{LEARNED} 61 %", f"{CHANGED} 20 %"]
-    assert "held-out images" in headlines(found)[0].meaning
     worse = CheckResult(result_checks.FIT_FELL, FAILED, "", 1.66)
     assert str(headlines([worse])[0]) == f"{LEARNED} -66 %"
-    assert "training images" in headlines([worse])[0].meaning
     for state, shown in ((SKIPPED, "not measured"), (FAILED, "not finite")):
         assert headlines([CheckResult(result_checks.DRIFT, state, "")])[0].shown == shown
 

@@ -8,6 +8,7 @@ Rows are written as they are measured, and one that is there is not trained agai
 """
 
 import argparse
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -96,6 +97,16 @@ def measure(runs: list[Run], table: Table, steps: int, pictures: Path | None) ->
                 print(way, run.subject, run.seed, means(row), flush=True)
 
 
+def publish(measured: Path, published: Path) -> None:
+    """Copies a table; of rows that two processes measured, the first."""
+    rows: dict[str, str] = {}
+    for line in measured.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        key = json.dumps([row.get(name) for name in ("way", "base", "subject", "seed", "steps")])
+        rows.setdefault(key, line)
+    published.write_text("".join(f"{line}\n" for line in rows.values()), encoding="utf-8")
+
+
 def means(row: dict[str, Any]) -> dict[str, float]:
     """The means of a row's scores, and of the likeness by kind of prompt."""
     like = row["likeness"]
@@ -131,7 +142,7 @@ def main() -> None:
 
         for file in (SCREEN, STUDY):
             if (options.folder / file).exists():
-                shutil.copy(options.folder / file, PUBLISHED / file)
+                publish(options.folder / file, PUBLISHED / file)
         pictures = options.folder / "pictures"
         write_report(PUBLISHED, pictures if pictures.exists() else None, DOCUMENT)
         return

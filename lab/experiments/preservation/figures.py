@@ -8,7 +8,7 @@ from PIL import Image
 from demo.grid import Row, draw_grid
 from lab.experiments.plots import save_plot
 from lab.experiments.preservation.measures import SHOWN
-from lab.experiments.preservation.report import BASE, LIKENESS, OTHERS, TURBO, Results
+from lab.experiments.preservation.report import BASE, GENERATED_IN, LIKENESS, OTHERS, TURBO, Results
 from lab.experiments.preservation.ways import NOTHING, PRESERVE
 from lab.experiments.table import Table
 from miniature.models import PIXELS
@@ -26,7 +26,7 @@ def draw_frontier(results: Results, screen: Table, path: Path) -> None:
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in screen.rows:
-        if row["way"] == BASE or " steps" in row["way"]:
+        if row["way"] == BASE or row["way"].endswith(GENERATED_IN) or row["subject"] != "robot":
             continue
         plain = row["way"].startswith("nothing")
         colour = COLOURS[NOTHING.name] if plain else "#3a5a9b"

@@ -11,6 +11,7 @@ from lab.experiments.document import rewrite, table
 from lab.experiments.preservation.ways import NOTHING, PRESERVE, UNDISTILLED_BASE
 from lab.experiments.statistics import Estimate, Values, estimate
 from lab.experiments.table import Row, Table
+from miniature.world import SUBJECTS
 from trainer.memory.plan import Mode
 from trainer.memory.plan_table import count
 from trainer.settings import TrainingInputs, extent_of, resolve
@@ -22,6 +23,9 @@ LOSS_FORMS = (
     "nothing, dropout", "shift 1", "schedule", "uniform", "guided .5", "no adapter",
     "no adapter, path own .3",
 )  # fmt: skip
+
+
+GENERATED_IN = (", 2 steps", ", 4 steps")
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ def answer(results: Results) -> str:
 
 def study(results: Results, base: str) -> str:
     """Every way of the study."""
+    if not results.pairs(base, NOTHING.name, PRESERVE.name)[0]:
+        return "Not measured yet."
     titles = [each.title for each in MEASURES]
     rows = [["base model", *(f"{results.untrained(m, base):.{m.digits}f}" for m in MEASURES), ""]]
     for way in results.ways(base):
@@ -189,17 +195,14 @@ def study(results: Results, base: str) -> str:
 
 
 def screened(screen: Table) -> str:
-    """Every way that was tried on one subject and seed."""
-    forms = {form for each in LOSS_FORMS[1:] for form in (each, f"{each}, 2", f"{each}, 4")}
+    """Every way that was tried on one seed; without the forms of the loss."""
     rows = [
-        [row["way"], *_cells(row)]
-        for row in screen.rows
-        if not any(row["way"].startswith(form) for form in forms)
-        and " steps" not in row["way"]
-        or "650" in row["way"]
+        [row["way"], row["subject"], *_cells(row)]
+        for row in sorted(screen.rows, key=lambda row: -SUBJECTS.index(row["subject"]))
+        if not row["way"].startswith(LOSS_FORMS[1:]) and not row["way"].endswith(GENERATED_IN)
     ]
-    header = ["", *(each.title for each in MEASURES), *(each.title for each in KINDS)]
-    return table("miniature-turbo, robot, seed 1", header, rows)
+    header = ["", "subject", *(each.title for each in MEASURES), *(each.title for each in KINDS)]
+    return table("miniature-turbo, seed 1", header, rows)
 
 
 def loss_forms(screen: Table) -> str:

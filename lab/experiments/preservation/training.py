@@ -3,11 +3,12 @@
 B rows, C channels, H rows and W columns of latents, N trajectories, S steps of each.
 """
 
+import itertools
 import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from families.loading import load_family
 from lab.experiments.preservation.ways import SLOWER, Way
 from lab.experiments.training import training_adapter
 from lab.experiments.zero_prior.captions import make_captions
-from miniature.lexicon import COLOURS, SHAPES
+from miniature.lexicon import COLOURS, SHAPES, TEXTURES
 from miniature.world import caption, sample_scene
 from trainer.data.dataset import read_dataset
 from trainer.learning.features import Captions, encode_images
@@ -36,6 +37,7 @@ from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
 TOKEN = "<zwx>"
+Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 
 
 def varied_prompts(count: int) -> list[str]:
@@ -60,6 +62,29 @@ def plain(prompt: str) -> str:
     """A prompt without its colours."""
     words = "|".join(sorted((w for each in COLOURS.values() for w in each), key=len, reverse=True))
     text = re.sub(rf"\b(?:{words})\b ?", "", prompt)
+    return articles(text)
+
+
+def anchor_prompts(count: int) -> list[str]:
+    """Prompts of the subject alone in colours and places that its images do not show."""
+    shapes = "|".join(word for each in SHAPES.values() for word in each)
+    textures = "|".join(word for each in TEXTURES.values() for word in each if word)
+    found: list[str] = []
+    for number in itertools.count():
+        scene = sample_scene(300_000 + number, "train")
+        if len(found) == count:
+            return found
+        if len(scene.things) == 1 and not scene.things[0].word:
+            text = caption(scene, random.Random(f"anchor {number}"))
+            text = re.sub(rf"\b(?:{textures})\b ?", "", text)
+            text, changed = re.subn(rf"\b(?:{shapes})\b", TOKEN, text)
+            if changed == 1:
+                found.append(articles(text))
+    raise AssertionError
+
+
+def articles(text: str) -> str:
+    """The text with a and an as the next word wants them."""
     return re.sub(r"\ba(n?) (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
 
 
@@ -75,14 +100,14 @@ class Kept:
 
 
 @torch.no_grad()
-def generate(family: Family, prompts: Sequence[str]) -> Kept:
+def generate(family: Family, prompts: Sequence[str], encode: Encode | None = None) -> Kept:
     """Trajectories of the base at its own number of steps."""
     steps = family.base.inference_steps
     side = 64
     sigma = family.sigmas(steps, side, side)
     points, velocities, ends = [], [], []
     for first in range(0, len(prompts), 16):
-        texts = family.encode_prompts(prompts[first : first + 16])
+        texts = (encode or family.encode_prompts)(prompts[first : first + 16])
         x = family.initial_noise(range(900_000 + first, 900_000 + first + len(texts)), side, side)
         xs, vs = [], []
         for n in range(steps):
@@ -129,6 +154,7 @@ class PreservingLoop(Loop):
     def preserve(self, way: Way, kept: Kept | None, adapter: Adapter) -> None:
         self.way, self.kept, self.adapter = way, kept, adapter
         self.inputs: dict[str, Tensor] = {}
+        self.anchors: Kept | None = None
         if way.penalty:
             self.collect()
 
@@ -139,6 +165,8 @@ class PreservingLoop(Loop):
         r = generator(self.settings.seed, "preserve", number)
         which = torch.randint(len(kept.prompts), (way.rows,), generator=r)
         texts = [kept.prompts[int(k)] for k in which]
+        if way.anchors:
+            return self._anchored(r)
         if way.kind == "path":
             at = torch.randint(len(kept.sigma_S), (way.rows,), generator=r)
             known = kept.velocity_NSCHW[which, at] if way.without_adapter or way.own else None
@@ -154,6 +182,25 @@ class PreservingLoop(Loop):
         x = noisy(x0, noise, sigma)
         return x, sigma, texts, noise - x0 if way.kind == "flow" else None
 
+    def _anchored(self, random: torch.Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """Rows of other prompts, and of the subject as the model has it when they begin."""
+        way = self.way
+        if self.anchors is None:
+            self.anchors = generate(
+                self.family, anchor_prompts(way.anchors), self.captions.features
+            )
+        count = round(way.anchored * way.rows)
+        assert self.kept is not None
+        rows: list[tuple[Tensor, Tensor, str, Tensor]] = []
+        for kept, size in ((self.kept, way.rows - count), (self.anchors, count)):
+            for _ in range(size):
+                which = int(torch.randint(len(kept.prompts), (), generator=random))
+                at = int(torch.randint(len(kept.sigma_S), (), generator=random))
+                rows.append((kept.points_NSCHW[which, at], kept.sigma_S[at].float(),
+                             kept.prompts[which], kept.velocity_NSCHW[which, at]))  # fmt: skip
+        x, sigma, texts, known = zip(*rows, strict=True)
+        return torch.stack(x), torch.stack(sigma), list(texts), torch.stack(known)
+
     def _gradients(self, numbers: Sequence[int]) -> Tensor:
         way = self.way
         if not way.changes_the_loop:
@@ -164,7 +211,11 @@ class PreservingLoop(Loop):
             loss = self._loss(latents, noise, sigma, captions) / len(numbers)
             loss.backward()
             losses.append(loss.detach())
-            if way.kind == "none" or number % way.every:
+            if (
+                way.kind == "none"
+                or number % way.every
+                or self.done < way.begins * self.settings.steps
+            ):
                 continue
             main = [p.grad.clone() if p.grad is not None else None for p in self.lora_parameters]
             x, sigma, texts, known = self._rows(number)
@@ -271,8 +322,8 @@ def train(
     wanted = way.kind != "none" or way.penalty > 0
     prompts = other_prompts(way, [each.caption for each in samples]) if wanted else []
     prompts += preservation_prompts(settings)
-    captions = Captions(family, [each.caption for each in samples], {TOKEN: placeholder.vectors},
-                        prompts)  # fmt: skip
+    texts = [each.caption for each in samples] + anchor_prompts(way.anchors)
+    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, prompts)
     cpu = time.process_time()
     kept = generate(family, prompts) if wanted and not way.own else None
     adapter = Adapter(family, settings.turbo_adapter != "none")

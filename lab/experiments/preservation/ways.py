@@ -30,6 +30,9 @@ class Way:
     steps: float = 1.0  # as many times the usual steps
     scales: tuple[float, ...] = ()  # of the LoRA at generation, measured, too
     generated_in: tuple[int, ...] = ()  # steps at generation, measured, too
+    begins: float = 0.0  # share of the steps before the first row
+    anchors: int = 0  # prompts of the subject that are held as the model has them then
+    anchored: float = 0.0  # share of the rows that hold them
     guided: float = 0.0  # of the model's own guidance, added to the target of the loss
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -122,6 +125,29 @@ SCREENED = [
         "preserve .3, all layers",
         settings=FASTER | {"preserve": 0.3, "lora_targets": "all"},
         scales=(1.1,),
+    ),
+    Way("begins .4, 3 rows, rates", P, 0.2, rows=3, own=True, begins=0.4, settings=FASTER),
+    Way(
+        "anchors .4, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        begins=0.4,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "anchors .3, 4 rows, rates",
+        P,
+        0.3,
+        rows=4,
+        own=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.5,
+        settings=FASTER,
     ),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
     Way(

@@ -182,18 +182,23 @@ class PreservingLoop(Loop):
         x = noisy(x0, noise, sigma)
         return x, sigma, texts, noise - x0 if way.kind == "flow" else None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the anchors are held by now."""
+        return self.done >= self.way.begins * self.settings.steps
+
     def _anchored(self, random: torch.Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
         """Rows of other prompts, and of the subject as the model has it when they begin."""
         way = self.way
-        if self.anchors is None:
+        if self.anchors is None and self.begun:
             self.anchors = generate(
                 self.family, anchor_prompts(way.anchors), self.captions.features
             )
-        count = round(way.anchored * way.rows)
-        assert self.kept is not None
+        count = round(way.anchored * way.rows) if self.begun else 0
         rows: list[tuple[Tensor, Tensor, str, Tensor]] = []
         for kept, size in ((self.kept, way.rows - count), (self.anchors, count)):
             for _ in range(size):
+                assert kept is not None
                 which = int(torch.randint(len(kept.prompts), (), generator=random))
                 at = int(torch.randint(len(kept.sigma_S), (), generator=random))
                 rows.append((kept.points_NSCHW[which, at], kept.sigma_S[at].float(),
@@ -211,11 +216,7 @@ class PreservingLoop(Loop):
             loss = self._loss(latents, noise, sigma, captions) / len(numbers)
             loss.backward()
             losses.append(loss.detach())
-            if (
-                way.kind == "none"
-                or number % way.every
-                or self.done < way.begins * self.settings.steps
-            ):
+            if way.kind == "none" or number % way.every or not (self.begun or way.early):
                 continue
             main = [p.grad.clone() if p.grad is not None else None for p in self.lora_parameters]
             x, sigma, texts, known = self._rows(number)

@@ -31,6 +31,7 @@ class Way:
     scales: tuple[float, ...] = ()  # of the LoRA at generation, measured, too
     generated_in: tuple[int, ...] = ()  # steps at generation, measured, too
     begins: float = 0.0  # share of the steps before the first row
+    early: bool = False  # rows of other prompts from the first step
     anchors: int = 0  # prompts of the subject that are held as the model has them then
     anchored: float = 0.0  # share of the rows that hold them
     guided: float = 0.0  # of the model's own guidance, added to the target of the loss
@@ -147,6 +148,41 @@ SCREENED = [
         begins=0.3,
         anchors=48,
         anchored=0.5,
+        settings=FASTER,
+    ),
+    Way(
+        "early anchors .3, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        early=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "early anchors .2, 3 rows, rates",
+        P,
+        0.2,
+        rows=3,
+        own=True,
+        early=True,
+        begins=0.2,
+        anchors=48,
+        anchored=0.34,
+        settings=FASTER,
+    ),
+    Way(
+        "anchors .5, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        begins=0.5,
+        anchors=48,
+        anchored=0.25,
         settings=FASTER,
     ),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),

@@ -40,8 +40,8 @@ def turbo(engine: Engine) -> Family:
 def archive(turbo: Family, token: str | None, seed: int, **more: Any) -> Archive:
     row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(seed))
     factors = random_lora(turbo.transformer, turbo.lora_targets()[:5], 2, seed, 0.2)
-    placeholder = Placeholder(token, row) if token else None
-    return Archive(factors, placeholder, {"base_model": TURBO}, f"{seed}" * 64, **more)
+    placeholders = (Placeholder(token, row),) if token else ()
+    return Archive(factors, placeholders, {"base_model": TURBO}, f"{seed}" * 64, **more)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_lora_that_does_not_fit_is_refused_whatever_the_prompt_is(
     engine: Engine, zwx: Archive
 ) -> None:
     larger = {name: (down[:, :-1], up) for name, (down, up) in zwx.factors.items()}
-    wrong = Archive(larger, zwx.placeholder, {"base_model": TURBO})
+    wrong = Archive(larger, zwx.placeholders, {"base_model": TURBO})
     with pytest.raises(ValueError, match="have another size"):
         engine.generate(asked(CAT), wrong)
 

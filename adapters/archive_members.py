@@ -201,6 +201,6 @@ def check_named(placeholders: Sequence[Placeholder], meta: dict[str, Any], sourc
     listed = meta.get("placeholder_tokens")
     if listed is not None and listed != found:
         raise BrokenArchive(
-            f"{source}: {META} names the placeholders {str(listed)[:200]}, the embeddings are "
+            f"{source}: {META} names the placeholders {repr(listed)[:200]}, the embeddings are "
             f"those of {found}"
         )

@@ -298,7 +298,8 @@ def _train(
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
     preservation = None
-    if others:
+    left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
+    if others and left:
         preservation = Preservation(family, settings, captions, others, control.phase)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))

@@ -30,7 +30,7 @@ from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import left_out
-from trainer.data.subjects import owners, subject_problems
+from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
 from trainer.settings import TRIGGER_MARK, Subject
 
@@ -97,7 +97,7 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
-    groups = auxiliary(files)
+    groups = [group for group in auxiliary(files) if not is_subjects(group.folder, subjects)]
     besides = {name for group in groups if not group.used for name in group.names}
     images = {
         name: files[name]

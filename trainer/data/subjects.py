@@ -13,6 +13,11 @@ def owners(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     return [each for each in subjects if each.owns(name)]
 
 
+def is_subjects(folder: str, subjects: Sequence[Subject]) -> bool:
+    """Whether a folder is a subject's own one, whatever its name means elsewhere."""
+    return any(f"/{folder}".endswith(f"/{own}") for each in subjects for own in each.folders)
+
+
 def subject_problems(
     subjects: Sequence[Subject], captions: Mapping[str, str], unnamed: Sequence[str]
 ) -> Iterator[str]:

@@ -115,6 +115,14 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
         return list(samples), []
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
     held_out = set(_spare(samples, [names[index] for index in order], settings.tokens)[:count])
+    if len(held_out) < count:
+        why = (
+            f"{len(held_out)} of {count} images for validation can be held out: each of "
+            f"{', '.join(settings.tokens)} needs an image to train on"
+        )
+        if not held_out and settings.by_validation:
+            raise SettingsError(f"{' and '.join(settings.by_validation)}: {why}; add images")
+        log.warning("%s", why)
     log.info(
         "%d of %d images are held out for validation and not trained on: %s",
         *(len(held_out), len(names), ", ".join(sorted(held_out))),

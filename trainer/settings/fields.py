@@ -138,7 +138,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
     # The base's default shift is for its default sampling.
     shift = base.training_shift if sampling == base.timestep_sampling else 1.0
 
-    subject = inputs.placeholder_token if inputs.train_placeholder_token else inputs.trigger_word
+    token = subjects[0].token if subjects else inputs.placeholder_token
+    subject = token if inputs.train_placeholder_token else inputs.trigger_word
     try:
         resolutions = parse_resolutions(inputs.resolution, defaults.resolution)
         prompts, options = read_prompts(
@@ -179,7 +180,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
         subjects=tuple(map(str, subjects)),
-        placeholder_token=subjects[0].token if subjects else inputs.placeholder_token,
+        placeholder_token=token,
         preserve=preserve,
         preserve_prompts=preserve_prompts,
         seed=secrets.randbelow(2**31) if inputs.seed is None else inputs.seed,

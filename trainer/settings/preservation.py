@@ -92,6 +92,11 @@ def wrong_prompts(settings: "Settings") -> Iterator[str]:
             f"preserve_prompts are given, but {why}; remove them, or set preserve to "
             f"{settings.base.preservation:g}"
         )
+    if len(prompts) == 1 and prompts[0].endswith(".txt"):
+        yield (
+            f"preserve_prompts is {prompts[0][:80]!r}, which looks like a file; give the prompts "
+            "themselves, one per line"
+        )
     if len(prompts) > MOST_PROMPTS:
         yield (
             f"preserve_prompts has {len(prompts):,} prompts; at most {MOST_PROMPTS:,} are accepted"

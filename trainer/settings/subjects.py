@@ -69,17 +69,20 @@ def read_subjects(given: Sequence[str]) -> tuple[Subject, ...]:
     for each in given:
         token, equals, folder = (part.strip() for part in each.partition("="))
         folder = folder.replace("\\", "/").strip("/").removeprefix("./")
+        if any(letter.isspace() for letter in token):
+            raise ValueError(f"subjects: {token[:80]!r} is not one token; put a comma between two")
         check_token(token)
         if mentions(token, SUBJECT):
             raise ValueError(f"subjects: {token} contains {SUBJECT}, which means another token")
-        if equals and (not folder or ".." in folder.split("/")):
+        parts = folder.split("/")
+        if equals and (not folder or {".", ".."} & set(parts) or not folder.isprintable()):
             raise ValueError(
                 f"subjects: {each[:80]!r} names no folder of the dataset; write TOKEN=FOLDER, such "
                 "as <zwx>=robot"
             )
         subjects.append(Subject(token, folder))
     check_distinct([each.token for each in subjects])
-    folders = [each.folder for each in subjects if each.folder]
+    folders = [folder for each in subjects for folder in dict.fromkeys(each.folders)]
     if len(set(folders)) < len(folders):
         twice = next(each for each in folders if folders.count(each) > 1)
         raise ValueError(f"subjects: two of them have the folder {twice}; give each its own")

@@ -60,6 +60,16 @@ def test_a_folder_may_have_the_tokens_brackets(tmp_path: Path) -> None:
     }
 
 
+def test_a_subjects_folder_may_have_a_name_that_is_otherwise_skipped(tmp_path: Path) -> None:
+    files = {"mask/a.png": picture(), "pose/a.png": picture(), "mask/samples/b.png": picture()}
+    path = make_zip(tmp_path / "data.zip", files)
+    subjects = read_subjects(["<mask>", "<kul>=pose"])
+    assert captions(path, subjects) == {
+        "mask/a.png": "a photo of <mask>",
+        "pose/a.png": "a photo of <kul>",
+    }
+
+
 def test_tok_outside_the_folders_is_refused_with_what_to_write(tmp_path: Path) -> None:
     files = {"zwx/a.png": picture(), "kul/a.png": picture(), "c.png": picture()}
     files |= {"both/d.png": picture(), "both/d.txt": b"TOK and <kul>"}

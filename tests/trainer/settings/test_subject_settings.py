@@ -31,6 +31,11 @@ def test_the_usual_subject_is_one_of_one(small: Small) -> None:
     assert small(subjects="<abc>").tokens == ("<abc>",) and small(subjects="").subjects == ()
 
 
+def test_tok_in_a_preview_is_the_only_subjects_token(small: Small) -> None:
+    settings = small(subjects="<kul>", sample_prompts=["a TOK at sea"])
+    assert settings.sample_prompts == ("a <kul> at sea",)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -40,7 +45,10 @@ def test_the_usual_subject_is_one_of_one(small: Small) -> None:
         ({"subjects": "<a>,<b>", "trigger_word": "fox"}, r"trained \(<a>, <b>\).*remove trigger_"),
         ({"subjects": "<a>,<A>"}, "two subjects have the placeholder token '<a>'"),
         ({"subjects": "<a>,<a>s"}, "'<a>' is part of '<a>s'; choose another"),
-        ({"subjects": "<a>,b c"}, "white space"),
+        ({"subjects": "<a>,b c"}, "'b c' is not one token; put a comma between two"),
+        ({"subjects": "<a>=b,<b>"}, "two of them have the folder b"),
+        ({"subjects": "<a>=.,<b>"}, "names no folder of the dataset"),
+        ({"subjects": "<a>=x\x1b[1m,<b>"}, "names no folder of the dataset"),
         ({"subjects": "<a>,<TOK>"}, "<TOK> contains TOK, which means another token"),
         ({"subjects": "<a>=,<b>"}, "names no folder of the dataset; write TOKEN=FOLDER"),
         ({"subjects": "<a>=../x,<b>"}, "names no folder of the dataset"),

@@ -20,7 +20,7 @@ from trainer.settings.presets import find_preset, steps_for
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "preservation.md"
 TURBO, BASE = "miniature-turbo", "base"
 LOSS_FORMS = (
-    "nothing, dropout", "shift 1", "schedule", "uniform", "guided .5", "no adapter",
+    "as it was", "shift 1", "schedule", "uniform", "guided .5", "no adapter",
     "no adapter, path own .3",
 )  # fmt: skip
 
@@ -167,7 +167,7 @@ def answer(results: Results) -> str:
     rows = [[*each, *found] for each, *found in zip(asked, *columns, strict=True)]
     seeds, subjects = results.pairs(TURBO, *ways, NOTHING.name)
     scales = [f"`lora_scale` {scale:g}" for scale in (1, *PRESERVE.scales)]
-    title = f"Preservation on miniature-turbo: {len(subjects)} subjects, {len(seeds)} seeds"
+    title = f"Preservation on miniature-turbo: {len(subjects)} subjects, {_seeds(seeds)}"
     return table(title, ["", "target", *scales], rows)
 
 
@@ -185,7 +185,7 @@ def study(results: Results, base: str) -> str:
         for way in results.ways(base)
     ]
     seeds, subjects = results.pairs(base, NOTHING.name, PRESERVE.name)
-    number = f"{len(subjects)} subjects, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    number = f"{len(subjects)} subjects, {_seeds(seeds)}"
     return "\n\n".join(
         [
             table(f"{base}: {number}", ["", *titles, "time"], rows),
@@ -207,10 +207,12 @@ def screened(screen: Table) -> str:
 
 def loss_forms(screen: Table) -> str:
     """Loss and sampling of sigma, generated in 2, 4 and 8 steps."""
-    rows = []
+    rows: list[list[str]] = []
     for form in LOSS_FORMS:
         for steps, way in ((2, f"{form}, 2 steps"), (4, f"{form}, 4 steps"), (8, form)):
             rows += [[form, str(steps), *_cells(row)] for row in screen.find(way=way)]
+    if not rows:
+        return "Not measured yet."
     header = ["", "steps", *(each.title for each in (*MEASURES, *KINDS))]
     return table("miniature-turbo, robot, seed 1", header, rows)
 
@@ -244,6 +246,10 @@ def costs(bases: Iterable[str] = BASES) -> str:
         "the run",
     ]
     return table("What `preserve: auto` costs", header, rows)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
 
 
 def _cells(row: Row) -> list[str]:

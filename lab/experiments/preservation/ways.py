@@ -49,7 +49,7 @@ SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.
 FASTER: dict[str, Any] = {"learning_rate": 6e-3, "placeholder_learning_rate": 0.05}
 DOUBLE: dict[str, Any] = {"learning_rate": 8e-3, "placeholder_learning_rate": 0.1}
 SCREENED = [
-    Way("nothing, dropout", settings=OLD, generated_in=(2, 4)),
+    Way("nothing, dropout", settings=OLD),
     Way("path free .3, dropout", P, 0.3, without_adapter=True, settings=OLD),
     Way("match .3, dropout", M, 0.3, settings=OLD),
     Way("nothing"),
@@ -208,6 +208,7 @@ SCREENED = [
         anchored=0.25,
         settings=FASTER,
     ),
+    Way("as it was", settings=OLD, generated_in=(2, 4)),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
     Way(
         "schedule",

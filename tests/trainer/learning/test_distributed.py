@@ -90,7 +90,8 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
         ours, theirs = getattr(one, kind), getattr(two, kind)
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+            # Adam divides by the gradient's size, so that rounding shows where it is near zero.
+            assert torch.allclose(value, theirs[name], rtol=1e-4, atol=2e-5), name
 
 
 @pytest.mark.slow

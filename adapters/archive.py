@@ -3,6 +3,7 @@
     lora/lora_weights.safetensors        the LoRA (`adapters.formats.lora_file`)
     embeddings/placeholder.safetensors   one tensor, named as the token, [vectors, hidden] float32;
                                          only with a trained placeholder token
+    embeddings/placeholder-2.safetensors …   the same for each further token of several subjects
     meta.json                            base model, settings and results of the run
 
 Other programs' LoRAs may have PEFT's adapter_config.json next to them, in an archive or a folder:
@@ -21,11 +22,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from adapters.archive_members import (
     FORMAT_VERSION,
@@ -34,9 +37,13 @@ from adapters.archive_members import (
     PLACEHOLDER,
     BrokenArchive,
     Members,
+    check_named,
+    check_together,
     lora_member,
+    placeholder_name,
     read_meta,
     read_placeholder,
+    read_placeholders,
     unpacked,
 )
 from adapters.files.atomic import atomic_file
@@ -66,6 +73,7 @@ from adapters.formats import (
     titles,
 )
 from adapters.placeholder import Placeholder
+from adapters.placeholder_token import MAX_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +99,7 @@ class Archive:
     """The content of a weights.zip, or of any LoRA file."""
 
     deltas: Deltas  # by the file's layer names: see `adapters.formats.layout.Layout.fit`
-    placeholder: Placeholder | None
+    placeholders: tuple[Placeholder, ...]  # one for each subject; empty without a trained token
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensor_file.tensors_hash` of its file
     names: tuple[str, ...] = ()  # of the LoRA: file name, and titles in its header
@@ -103,6 +111,21 @@ class Archive:
             return plain_factors(self.deltas, "the LoRA")
         except BrokenLora as error:
             raise BrokenArchive(str(error)) from error
+
+    @property
+    def placeholder(self) -> Placeholder | None:
+        """That of the first subject."""
+        return next(iter(self.placeholders), None)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens of all subjects, the first one first."""
+        return tuple(each.token for each in self.placeholders)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The embedding vectors of each token, as for `Family.encode_prompts`."""
+        return {each.token: each.vectors for each in self.placeholders}
 
     @property
     def base_model(self) -> str | None:
@@ -133,10 +156,9 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         )
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
         zipped.writestr(LORA, lora_bytes(archive.factors, header))
-        if archive.placeholder is not None:
-            token, vectors = archive.placeholder.token, archive.placeholder.vectors
-            tensor = vectors.detach().float().cpu().contiguous()
-            zipped.writestr(PLACEHOLDER, save({token: tensor}))
+        for number, each in enumerate(archive.placeholders):
+            tensor = each.vectors.detach().float().cpu().contiguous()
+            zipped.writestr(placeholder_name(number), save({each.token: tensor}))
         zipped.writestr(META, content)
     return path
 
@@ -202,7 +224,7 @@ def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
         lora_sha256 = hash_of_tensors(file)
     ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
     facts: dict[str, Any] = {**meta, **({"rank": max(ranks)} if ranks else {})}
-    return Archive(deltas, None, facts, lora_sha256, titles(tensors.metadata))
+    return Archive(deltas, (), facts, lora_sha256, titles(tensors.metadata))
 
 
 class _Checkpoint(Exception):
@@ -236,7 +258,7 @@ def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] |
 
     def checked(deltas: Deltas) -> None:
         try:
-            check(Archive(deltas, None, meta))  # type: ignore[misc]
+            check(Archive(deltas, (), meta))  # type: ignore[misc]
         except Exception as error:
             raise _Unwanted(error) from None
 
@@ -244,37 +266,44 @@ def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] |
 
 
 def read_loose(lora: str | PathLike[str], token: str) -> Archive:
-    """A bare LoRA file with the placeholder next to it, as in an unpacked weights.zip.
+    """A bare LoRA file with the placeholders next to it, as in an unpacked weights.zip.
 
-    The embedding is `placeholder.safetensors` next to the LoRA or
-    `../embeddings/placeholder.safetensors`. Raises `BrokenArchive` if neither exists or the file
-    contains another token.
+    The embedding of `token` is in `placeholder.safetensors` next to the LoRA or in
+    `../embeddings/placeholder.safetensors`; those of further subjects are in `placeholder-2`, and
+    so on, in the same folder. Raises `BrokenArchive` if none exists or none contains the token.
     """
     archive = read_archive(lora)
-    if archive.placeholder is not None:  # it is a weights.zip, or the checkpoint of a run
-        if archive.placeholder.token != token:
+    source, folder = str(lora), Path(lora).parent
+    if not archive.placeholders:  # it is neither a weights.zip nor the checkpoint of a run
+        places = [folder / Path(PLACEHOLDER).name, folder.parent / PLACEHOLDER]
+        first = next((place for place in places if place.is_file()), None)
+        if first is None:
+            looked = " nor ".join(map(str, places))
             raise BrokenArchive(
-                f"{lora} contains the placeholder {archive.placeholder.token!r}, not {token!r}"
+                f"the embedding of {token} was not found: neither {looked} exists; pass the "
+                "weights.zip, which contains it"
             )
-        return archive
-    folder = Path(lora).parent
-    name = Path(PLACEHOLDER).name
-    places = [folder / name, folder.parent / PLACEHOLDER]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        looked = " nor ".join(map(str, places))
-        raise BrokenArchive(
-            f"the embedding of {token} was not found: neither {looked} exists; pass the "
-            "weights.zip, which contains it"
-        )
+        source = str(first)
+        archive = replace(archive, placeholders=_loose_placeholders(first))
+    if token not in archive.tokens:
+        found = " and ".join(map(repr, archive.tokens))
+        raise BrokenArchive(f"{source} contains the placeholder {found}, not {token!r}")
+    return archive
+
+
+def _loose_placeholders(first: Path) -> tuple[Placeholder, ...]:
+    """The placeholder in a file, and those in the numbered files next to it."""
+    names = (Path(placeholder_name(number)).name for number in range(MAX_TOKENS))
+    files = takewhile(Path.is_file, (first.with_name(name) for name in names))
+    found = []
     try:
-        with file.open("rb") as opened:
-            placeholder = read_placeholder(opened, file.stat().st_size, str(file))
+        for file in files:
+            with file.open("rb") as opened:
+                found.append(read_placeholder(opened, file.stat().st_size, str(file)))
     except BrokenLora as error:
         raise BrokenArchive(str(error)) from error
-    if placeholder.token != token:
-        raise BrokenArchive(f"{file} contains the placeholder {placeholder.token!r}, not {token!r}")
-    return replace(archive, placeholder=placeholder)
+    check_together(found, str(first))
+    return tuple(found)
 
 
 def _read_members(members: Members, source: str, check: Check | None) -> Archive:
@@ -290,21 +319,7 @@ def _read_members(members: Members, source: str, check: Check | None) -> Archive
         tensors = open_lora(file, members.sizes[lora_name], f"{source}: {lora_name}")
         deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check), settings)
         lora_sha256 = hash_of_tensors(file)
-    placeholder = None
-    if PLACEHOLDER in members.sizes:
-        with unpacked(members, PLACEHOLDER, source) as file:
-            placeholder = read_placeholder(
-                file, members.sizes[PLACEHOLDER], f"{source}: {PLACEHOLDER}"
-            )
-    expected = meta.get("placeholder_token")
-    found = placeholder.token if placeholder else None
-    if meta.get("train_placeholder_token") and placeholder is None:
-        raise BrokenArchive(
-            f"{source}: {META} names the placeholder {expected!r}, but {PLACEHOLDER} is missing"
-        )
-    if expected is not None and found is not None and expected != found:
-        raise BrokenArchive(
-            f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} contains {found!r}"
-        )
+    placeholders = read_placeholders(members, source)
+    check_named(placeholders, meta, source)
     names = (lora_name.rpartition("/")[2], *titles(tensors.metadata))
-    return Archive(deltas, placeholder, meta, lora_sha256, names)
+    return Archive(deltas, placeholders, meta, lora_sha256, names)

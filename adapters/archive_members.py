@@ -1,8 +1,10 @@
 """Finds, checks and reads the members of a weights.zip."""
 
 import io
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import torch
@@ -13,16 +15,23 @@ from adapters.files.containers import Member, Unpacked, Unusable, is_junk, print
 from adapters.files.tensor_file import BrokenTensors
 from adapters.formats import MAX_BYTES, open_tensors
 from adapters.placeholder import Placeholder
-from adapters.placeholder_token import PlaceholderError, check_token
+from adapters.placeholder_token import (
+    MAX_TOKENS,
+    PlaceholderError,
+    check_distinct,
+    check_token,
+)
 
 FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
-PLACEHOLDER = "embeddings/placeholder.safetensors"
+PLACEHOLDER = "embeddings/placeholder.safetensors"  # of the first token
 META = "meta.json"
 
 MAX_META_BYTES = 16 << 20
 MAX_META_VALUES = 200_000
-MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder
+MAX_PLACEHOLDER_BYTES = 64 << 20  # 2,000 vectors of the widest text encoder; all tokens together
+
+_NUMBERED = re.compile(r"embeddings/placeholder-([0-9]{1,9})\.safetensors", re.ASCII)
 
 
 class BrokenArchive(ValueError):
@@ -80,11 +89,19 @@ def read_meta(members: Members, source: str) -> dict[str, Any]:
     return meta
 
 
+def placeholder_name(number: int) -> str:
+    """The member with the embedding of a token, by its number from 0: placeholder-2 is number 1."""
+    path = PurePosixPath(PLACEHOLDER)
+    return str(path.with_stem(f"{path.stem}-{number + 1}")) if number else PLACEHOLDER
+
+
 def lora_member(members: Members, source: str) -> str:
     if LORA in members.sizes:
         return LORA
     others = [
-        name for name in members.sizes if name.endswith(".safetensors") and name != PLACEHOLDER
+        name
+        for name in members.sizes
+        if name.endswith(".safetensors") and name != PLACEHOLDER and not _NUMBERED.fullmatch(name)
     ]
     if len(others) == 1:
         return others[0]
@@ -129,3 +146,61 @@ def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
     if not vectors.isfinite().all():
         raise BrokenArchive(f"{source} contains NaN or infinity")
     return Placeholder(token, vectors)
+
+
+def read_placeholders(members: Members, source: str) -> tuple[Placeholder, ...]:
+    """The tokens of an archive with their embeddings, in order."""
+    numbers = {int(match[1]) - 1 for name in members.sizes if (match := _NUMBERED.fullmatch(name))}
+    names = [placeholder_name(number) for number in range(len(numbers) + 1)]
+    if not numbers and PLACEHOLDER not in members.sizes:
+        return ()
+    if len(names) > MAX_TOKENS:
+        raise BrokenArchive(
+            f"{source} contains {len(names)} placeholder tokens; at most {MAX_TOKENS} are accepted"
+        )
+    if missing := [name for name in names if name not in members.sizes]:
+        raise BrokenArchive(f"{source}: {missing[0]} is missing; the embeddings are numbered")
+    total = sum(members.sizes[name] for name in names)
+    if len(names) > 1 and total > MAX_PLACEHOLDER_BYTES:
+        raise BrokenArchive(
+            f"{source}: the embeddings have {total:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the limit"
+        )
+    found = []
+    for name in names:
+        with unpacked(members, name, source) as file:
+            found.append(read_placeholder(file, members.sizes[name], f"{source}: {name}"))
+    check_together(found, source)
+    return tuple(found)
+
+
+def check_together(placeholders: Sequence[Placeholder], source: str) -> None:
+    """Raises `BrokenArchive` for tokens or embeddings that cannot be those of one LoRA."""
+    try:
+        check_distinct([each.token for each in placeholders])
+    except PlaceholderError as error:
+        raise BrokenArchive(f"{source}: {error}") from error
+    widths = {each.vectors.shape[1] for each in placeholders}
+    if len(widths) > 1:
+        shown = " and ".join(map(str, sorted(widths)))
+        raise BrokenArchive(f"{source}: the embeddings have different widths, {shown}")
+
+
+def check_named(placeholders: Sequence[Placeholder], meta: dict[str, Any], source: str) -> None:
+    """Raises `BrokenArchive` if meta.json names other tokens than the embeddings."""
+    found = [each.token for each in placeholders]
+    expected = meta.get("placeholder_token")
+    if meta.get("train_placeholder_token") and not found:
+        raise BrokenArchive(
+            f"{source}: {META} names the placeholder {expected!r}, but {PLACEHOLDER} is missing"
+        )
+    if expected is not None and found and expected != found[0]:
+        raise BrokenArchive(
+            f"{source}: {META} names the placeholder {expected!r}, {PLACEHOLDER} contains "
+            f"{found[0]!r}"
+        )
+    listed = meta.get("placeholder_tokens")
+    if listed is not None and listed != found:
+        raise BrokenArchive(
+            f"{source}: {META} names the placeholders {repr(listed)[:200]}, the embeddings are "
+            f"those of {found}"
+        )

@@ -127,7 +127,7 @@ class AdapterCache:
 def memory_of(archive: Archive) -> int:
     """Bytes of memory of an archive: tensors, Python objects, meta.json and names."""
     tensors = sum(len(as_delta(delta).tensors()) for delta in archive.deltas.values())
-    vectors = archive.placeholder.vectors.nbytes if archive.placeholder else 0
+    vectors = sum(each.vectors.nbytes for each in archive.placeholders)
     text = _json(archive.meta) + sum(map(sys.getsizeof, archive.names))
     return bytes_of(archive.deltas) + BYTES_PER_TENSOR * tensors + vectors + text
 

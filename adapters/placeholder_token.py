@@ -1,12 +1,15 @@
 """Checks placeholder tokens. Does not import PyTorch."""
 
 import logging
+from collections.abc import Sequence
+from itertools import combinations
 
 from families.tokens import PromptTokenizer
 
 log = logging.getLogger(__name__)
 
 MAX_LENGTH = 64  # characters
+MAX_TOKENS = 8  # of one LoRA; each takes a share of its capacity and of the steps
 
 
 class PlaceholderError(ValueError):
@@ -48,6 +51,27 @@ def check_token(token: str, prompts: PromptTokenizer | None = None) -> None:
                 "word; <%s> is safer",
                 token,
                 token,
+            )
+
+
+def check_distinct(tokens: Sequence[str]) -> None:
+    """Raises `PlaceholderError` for tokens that one LoRA cannot have together.
+
+    Their case is ignored: names that differ in nothing else are mixed up in prompts.
+    """
+    if len(tokens) > MAX_TOKENS:
+        raise PlaceholderError(
+            f"there are {len(tokens)} placeholder tokens; at most {MAX_TOKENS} can share a LoRA"
+        )
+    for one, other in combinations(tokens, 2):
+        if one.casefold() == other.casefold():
+            raise PlaceholderError(
+                f"two subjects have the placeholder token {one!r}; give each its own"
+            )
+        short, long = sorted((one, other), key=len)
+        if short.casefold() in long.casefold():
+            raise PlaceholderError(
+                f"placeholder token {short!r} is part of {long!r}; choose another token"
             )
 
 

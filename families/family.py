@@ -185,9 +185,10 @@ class Family(ABC):
 
         return encode_prompts(self, prompts, vectors, prefix)
 
-    def reads_new(self, prompt: TokenizedPrompt) -> bool:
-        """Whether any new token of the prompt is in the part that is encoded."""
-        return any(column < self.text_limit(prompt) for column, _, _ in prompt.new)
+    def new_tokens_read(self, prompt: TokenizedPrompt) -> frozenset[str]:
+        """The new tokens in the part of the prompt that is encoded."""
+        limit = self.text_limit(prompt)
+        return frozenset(token for column, token, _ in prompt.new if column < limit)
 
     def text_limit(self, prompt: TokenizedPrompt) -> int:
         """Number of ids that are kept: as in the pipelines, at most `max_text_tokens` features."""

@@ -47,6 +47,7 @@ from inference.weights import (
     check_tokens,
     choose_base,
     few_step_lora,
+    select,
     vectors_of,
     warn_of_no_effect,
     warn_of_other_base,
@@ -183,7 +184,8 @@ class Engine:
         extra: Archive | None = None,
         from_request: bool = False,
     ) -> list[Image.Image]:
-        """Generates the images of a request, with the LoRAs of the archives applied.
+        """Generates the images of a request, with the LoRAs of the archives that its `apply_lora`
+        and prompts ask for.
 
         With `from_request`, the compute of all its images together is limited too. Prompt and
         settings are in each image's `info` (`inference.image_metadata`). Raises `LoraMismatch`,
@@ -198,12 +200,14 @@ class Engine:
             few_steps = few_step_lora(weights, base)
             if from_request:
                 check_work(request, base, few_steps)
+            tokens = [each.tokens for each in weights]
+            request = place_subject(request, tokens)
             family = self._load(base)
             vectors = vectors_of(weights, family)
-            request = place_subject(request, list(vectors))
             resolved = resolve(request, base, family.resolution_multiple, few_steps)
             for each in weights:
                 warn_of_untrained_placeholder(each)
+            weights = select(weights, prompts_of(resolved).values(), request.apply_lora)
             check_tokens(resolved.prompt, list(vectors))
             check_text_length(family, prompts_of(resolved), vectors)
             self._apply(weights, family)
@@ -214,9 +218,9 @@ class Engine:
                 family.transformer,
                 lambda: generate(family, resolved, vectors, request.image, self._texts),
             )
-        applied = [each.applied() for each in weights]
+        described = [each.described() for each in weights]
         for image, seed in zip(images, resolved.seeds, strict=True):
-            image.info.update(image_texts(resolved, seed, base, applied))
+            image.info.update(image_texts(resolved, seed, base, described))
         return images
 
     def _wanted(
@@ -286,15 +290,19 @@ class Engine:
         return self._merging
 
     def _apply(self, weights: Sequence[Weights], family: Family) -> None:
-        """Sets the transformer to base + scales * LoRAs; merges only what has changed."""
+        """Sets the transformer to base + scales * LoRAs; merges only what has changed.
+
+        LoRAs that are not applied must fit too, so that an error does not depend on the prompt.
+        """
         if self._merging is None and not weights:
             return
         merger, layout = self._prepared(family)
         loras = [
-            (self._adapters.fit(each.archive, layout, each.name), each.scale) for each in weights
+            (self._adapters.fit(each.archive, layout, each.name), each.applied_scale)
+            for each in weights
         ]
         merger.apply(loras)
-        alone = sum(each.scale != 0 for each in weights) == 1
+        alone = sum(each.applied_scale != 0 for each in weights) == 1
         for each, (deltas, scale) in zip(weights, loras, strict=True):
             if scale == 0:
                 continue

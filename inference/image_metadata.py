@@ -8,7 +8,7 @@ with every value. PNG files have both as text chunks. JPEG and WebP files have t
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -25,17 +25,27 @@ _UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code of a UserComment
 
 
 @dataclass(frozen=True)
-class AppliedWeights:
-    """One LoRA that was applied."""
+class RequestedWeights:
+    """One LoRA of a request."""
 
+    applied: bool  # False: at scale 0, or the prompt does not contain its token (`apply_lora`)
     scale: float
     lora_sha256: str | None  # of the LoRA's safetensors file
     placeholder: str | None
     placeholder_sha256: str | None  # of its float32 vectors
+    # Those of further subjects, by token; not in the file if there are none.
+    other_placeholders: Mapping[str, str] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """The entry as JSON types."""
+        facts = dict(vars(self))
+        if not self.other_placeholders:
+            del facts["other_placeholders"]
+        return facts
 
 
 def image_texts(
-    resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[AppliedWeights]
+    resolved: ResolvedRequest, seed: int, base: Base, weights: Sequence[RequestedWeights]
 ) -> dict[str, str]:
     """The two texts for the image of `seed`."""
     facts: dict[str, Any] = {
@@ -48,7 +58,7 @@ def image_texts(
         "width": resolved.width,
         "height": resolved.height,
         "base_model": base.hub_id,
-        "weights": [vars(each) for each in weights],
+        "weights": [each.plain() for each in weights],
     }
     if resolved.shift is not None:
         facts["shift"] = resolved.shift
@@ -74,7 +84,7 @@ def _a1111_text(facts: Mapping[str, Any], base: Base) -> str:
     hashes = [
         f"{each['placeholder'] or 'lora'}: {each['lora_sha256'][:12]}"
         for each in facts["weights"]
-        if each["lora_sha256"]
+        if each["applied"] and each["lora_sha256"]
     ]
     if hashes:
         settings["Lora hashes"] = f'"{", ".join(hashes)}"'

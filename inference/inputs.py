@@ -23,9 +23,16 @@ UPLOAD = 100 << 20  # characters of a data URL: Cog's limit of a request
 SECRET_LENGTH = 1_000  # characters of a key or token
 
 
+APPLY_LORA = WITH_TOKEN, ALWAYS = "with_token", "always"
+# fmt: off
+ApplyLora = Annotated[str, Input("with_token: a LoRA with a placeholder token is applied only if the prompt or negative prompt contains its token; otherwise the image is the base model's. always: it is applied to every prompt. LoRAs without a token are always applied.", WEIGHTS, choices=APPLY_LORA)]
+# fmt: on
+
+
 # fmt: off
 class SharedInputs(Inputs):
-    """The inputs that requests of users and of the engine share: all except files."""
+    """The inputs of users' requests, the engine's and preview images: all except files and
+    `apply_lora`, since previews always apply the LoRA."""
 
     # The text encoders read 512 tokens, about 2,500 characters.
     prompt: Annotated[str, Input("Prompt. Use the trained token, such as <zwx>, for your subject.", PROMPT, max_length=10_000, hint="describe the image")]
@@ -83,6 +90,7 @@ class GenerationInputs(SharedInputs):
     replicate_weights: Annotated[Path | str | None, Input("LoRA: weights.zip of a training run, a .tar of it, or a LoRA .safetensors. An https URL, huggingface.co/owner/name, hf:owner/name/file.safetensors@revision, or the file itself as a data URL (@file with Cog). Default: the base model without a LoRA.", WEIGHTS, max_length=UPLOAD)] = None
     lora_weights: Annotated[Path | str | None, Input("The same as replicate_weights, under the name that other models use.", WEIGHTS, max_length=UPLOAD)] = None
     extra_lora: Annotated[Path | str | None, Input("A second LoRA that is combined with the first; the same spellings.", WEIGHTS, max_length=UPLOAD)] = None
+    apply_lora: ApplyLora = WITH_TOKEN
     image: Annotated[Path | str | None, Input("Image to start from; see prompt_strength.", IMAGE)] = None
     output_format: Annotated[str, Input("File format of the images.", OUTPUT, choices=FORMATS)] = FORMATS[0]
     output_quality: Annotated[int, Input("Quality of webp and jpg files, from 1 to 100.", OUTPUT, ge=1, le=100)] = QUALITY

@@ -93,8 +93,13 @@ def read_options(prompt: str) -> tuple[str, dict[str, Any], list[str]]:
     return prompt[: starts[0].start()].strip(), fields, unread
 
 
-def place_subject(request: Request, tokens: Sequence[str]) -> Request:
-    """The request with TOK in its prompts replaced by the first token; logs the replacement."""
+def place_subject(request: Request, by_lora: Sequence[Sequence[str]]) -> Request:
+    """The request with TOK in its prompts replaced by the token of the first LoRA that has one.
+
+    `by_lora` are the tokens of each LoRA. Logs the replacement. Raises ValueError if that LoRA has
+    several subjects.
+    """
+    tokens = [token for each in by_lora for token in each]
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     placed = {name: name_subject(text, (*tokens, SUBJECT)[0]) for name, text in texts.items()}
     # A token such as <TOK> itself is not replaced.
@@ -109,6 +114,12 @@ def place_subject(request: Request, tokens: Sequence[str]) -> Request:
     if not tokens:
         log.warning("TOK in %s is read as plain text: the weights have no placeholder token", where)
         return request
+    first = next(each for each in by_lora if each)
+    if len(first) > 1:
+        raise ValueError(
+            f"TOK in {where} may be any of the {len(first)} subjects of these weights; write the "
+            f"token instead: {', '.join(first)}"
+        )
     log.info("TOK in %s is replaced by %s", where, tokens[0])
     if len(tokens) > 1:
         log.warning(

@@ -10,7 +10,7 @@ from pydantic import InstanceOf
 
 from families.base import Base
 from families.few_steps import FewStepLora
-from inference.inputs import SharedInputs
+from inference.inputs import WITH_TOKEN, ApplyLora, GenerationInputs, SharedInputs
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,14 @@ MOST_PASSES = 2_000
 class Request(SharedInputs):
     """What to generate. None: the base model's default."""
 
+    apply_lora: ApplyLora = WITH_TOKEN
     image: InstanceOf[Image.Image] | None = None  # to start from
 
     @classmethod
-    def of(cls, inputs: SharedInputs, image: Image.Image | None = None) -> "Request":
+    def of(cls, inputs: GenerationInputs, image: Image.Image | None = None) -> "Request":
         """The request of these inputs, with their image already read."""
         shared = {name: getattr(inputs, name) for name in SharedInputs.model_fields}
-        return cls(**shared, image=image)
+        return cls(**shared, apply_lora=inputs.apply_lora, image=image)
 
 
 def check_size(request: Request, base: Base) -> None:

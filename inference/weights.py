@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
 from families.registry import UnknownBase, default_base, find_base, find_base_or_folder
 from families.tokens import split_words
-from inference.image_metadata import AppliedWeights
+from inference.image_metadata import RequestedWeights
+from inference.inputs import ALWAYS
 from inference.prompts import check_syntax
 from inference.text_cache import digest
 
@@ -29,16 +30,60 @@ class Weights:
     archive: Archive
     scale: float
     name: str = "weights"  # for messages
+    wanted: bool = True  # False: the prompt contains none of the tokens (`apply_lora`)
 
-    def applied(self) -> AppliedWeights:
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The placeholder tokens of the archive."""
+        return tuple(self.archive.vectors)
+
+    @property
+    def applied_scale(self) -> float:
+        """The scale to merge with; 0 if they are not applied."""
+        return self.scale if self.wanted else 0.0
+
+    def described(self) -> RequestedWeights:
         """Their entry in an image's metadata."""
-        placeholder = self.archive.placeholder
-        return AppliedWeights(
+        hashes = {token: digest(vectors) for token, vectors in self.archive.vectors.items()}
+        token = next(iter(hashes), None)
+        return RequestedWeights(
+            applied=self.applied_scale != 0,
             scale=self.scale,
             lora_sha256=self.archive.lora_sha256,
-            placeholder=placeholder.token if placeholder else None,
-            placeholder_sha256=digest(placeholder.vectors) if placeholder else None,
+            placeholder=token,
+            placeholder_sha256=hashes.pop(token) if token else None,
+            other_placeholders=hashes,
         )
+
+
+def select(weights: Sequence[Weights], texts: Iterable[str], apply_lora: str) -> list[Weights]:
+    """The weights with `wanted` by the rule of `apply_lora`; logs those without their token.
+
+    `texts` are those that are encoded: the prompt and, with guidance, the negative prompt. Any one
+    of an archive's tokens is enough. LoRAs without a token and few-step LoRAs are always wanted.
+    """
+    tokens = [token for each in weights for token in each.tokens]
+    present = {part for text in texts for part in split_words(text, tokens)}
+    selected = []
+    for each in weights:
+        missing = bool(each.tokens) and not present.intersection(each.tokens)
+        few_steps = find_few_step_lora(each.archive.names) is not None
+        wanted = apply_lora == ALWAYS or few_steps or not missing
+        if missing and each.scale != 0:
+            named = " or ".join(each.tokens)
+            if wanted:
+                log.warning(
+                    "the prompt does not contain %s, the token that the %s were trained with",
+                    *(named, each.name),
+                )
+            else:
+                log.warning(
+                    "the %s are not applied, since the prompt does not contain their token %s; "
+                    "add it to the prompt, or set apply_lora to always",
+                    *(each.name, named),
+                )
+        selected.append(replace(each, wanted=wanted))
+    return selected
 
 
 def few_step_lora(weights: Sequence[Weights], base: Base) -> FewStepLora | None:
@@ -80,19 +125,21 @@ def warn_of_no_effect(weights: Weights, total: int, zero: list[str], lost: list[
 
 
 def warn_of_untrained_placeholder(weights: Weights) -> None:
-    """Warns of a placeholder token whose embedding was not trained."""
-    placeholder, facts = weights.archive.placeholder, weights.archive.meta.get("zero_prior")
-    if placeholder is None:
-        return
-    facts = facts if isinstance(facts, dict) else {}
-    norm, start = placeholder.norm(), facts.get("norm_start")
-    as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
-    if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
-        log.warning(
-            "the %s: the embedding of %s was not trained (norm %.3g), so the token has no effect "
-            "in a prompt; train again with captions that contain it",
-            *(weights.name, placeholder.token, norm),
-        )
+    """Warns of placeholder tokens whose embedding was not trained."""
+    meta = weights.archive.meta
+    for each in weights.archive.placeholders:
+        facts = meta.get("zero_prior")
+        if isinstance(several := meta.get("zero_priors"), dict):
+            facts = several.get(each.token)
+        facts = facts if isinstance(facts, dict) else {}
+        norm, start = each.norm(), facts.get("norm_start")
+        as_at_start = isinstance(start, int | float) and math.isclose(norm, start, rel_tol=1e-6)
+        if norm == 0 or as_at_start or facts.get("steps_with_placeholder") == 0:
+            log.warning(
+                "the %s: the embedding of %s was not trained (norm %.3g), so the token has no "
+                "effect in a prompt; train again with captions that contain it",
+                *(weights.name, each.token, norm),
+            )
 
 
 def choose_base(
@@ -151,33 +198,23 @@ def vectors_of(weights: Sequence[Weights], family: Family) -> dict[str, Tensor]:
     """
     vectors: dict[str, Tensor] = {}
     for each in weights:
-        placeholder = each.archive.placeholder
-        if placeholder is None:
-            continue
-        width = placeholder.vectors.shape[1]
-        if width != family.text_width:
-            raise LoraMismatch(
-                f"the placeholder {placeholder.token} has {width} values, but the text encoder of "
-                f"{family.base.name} has {family.text_width}; it was trained on another model"
-            )
-        if placeholder.token in vectors:
-            raise LoraMismatch(
-                f"the {each.name} have the same placeholder {placeholder.token} as the first; "
-                "train one of them with another token"
-            )
-        vectors[placeholder.token] = placeholder.vectors
+        for token, rows in each.archive.vectors.items():
+            if rows.shape[1] != family.text_width:
+                raise LoraMismatch(
+                    f"the placeholder {token} has {rows.shape[1]} values, but the text encoder of "
+                    f"{family.base.name} has {family.text_width}; it was trained on another model"
+                )
+            if token in vectors:
+                raise LoraMismatch(
+                    f"the {each.name} have the same placeholder {token} as the first; "
+                    "train one of them with another token"
+                )
+            vectors[token] = rows
     return vectors
 
 
 def check_tokens(prompt: str, tokens: Sequence[str]) -> None:
-    """Warns of missing and unknown tokens in a prompt, and of unsupported syntax."""
-    present = split_words(prompt, tokens)
-    for token in tokens:
-        if token not in present:
-            log.warning(
-                "the prompt does not contain %s, the token that the weights were trained with",
-                token,
-            )
+    """Warns of unknown tokens in a prompt, and of unsupported syntax."""
     check_syntax("prompt", prompt)
     unknown = [word for word in _bracketed(prompt) if word not in tokens and ":" not in word]
     if unknown:

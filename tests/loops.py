@@ -25,20 +25,24 @@ def make_loop(
     with_placeholder: bool = True,
 ) -> Loop:
     """A loop at its first step, over so many pictures, which is all of them if left out."""
-    subject = settings.subject if with_placeholder else None
-    examples = read_dataset(settings.dataset, settings.default_caption, subject)[:pictures]
+    tokens = settings.tokens if with_placeholder else ()
+    named = settings.named_subjects if with_placeholder else ()
+    subject = None if named else next(iter(tokens), None)
+    caption = settings.default_caption
+    examples = read_dataset(settings.dataset, caption, subject, subjects=named)[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
-    placeholder, lora = None, None
-    if subject is not None:
-        start = (settings.placeholder_init_std, settings.seed, family.device)
-        placeholder = Placeholder.create(subject, family.text_width, *start)
-    vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+    lora, start = None, (family.text_width, settings.placeholder_init_std)
+    placeholders = [
+        Placeholder.create(token, *start, settings.seed + number, family.device)
+        for number, token in enumerate(tokens)
+    ]
+    vectors = {each.token: each.vectors for each in placeholders}
     captions = Captions(family, [sample.caption for sample in samples], vectors)
     if with_lora:
         targets = family.lora_targets(settings.lora_targets)
         lora = Lora(family.transformer, targets, settings.rank, settings.seed)
-    return Loop(family, settings, samples, captions, lora, placeholder)
+    return Loop(family, settings, samples, captions, lora, placeholders)
 
 
 def make_checkpoint(
@@ -70,5 +74,5 @@ def loop_on_meta(settings: Settings) -> Loop:
     ids = captions._prefix.ids
     captions._prefix = read_prefix(family.text_encoder, ids)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    loop = Loop(family, settings, samples, captions, lora, placeholder)
+    loop = Loop(family, settings, samples, captions, lora, [placeholder])
     return loop

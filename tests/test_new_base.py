@@ -106,7 +106,7 @@ def test_a_lora_with_the_layer_names_of_its_first_release_is_converted(
     found = engine.read(tmp_path / "lora.safetensors")
     asked = REQUEST.prompt.replace("<zwx>", "cup")
     plain = Request(prompt=asked, width=32, height=32, seed=7, num_inference_steps=2)
-    without_token = Archive(weights.factors, None, weights.meta)
+    without_token = Archive(weights.factors, (), weights.meta)
     images = [engine.generate(plain, each, "made-up")[0] for each in (found, without_token)]
     assert images[0].tobytes() == images[1].tobytes()
     assert find_few_step_lora(["Made-Up-Fast.safetensors"]).family == "made_up"  # type: ignore[union-attr]

@@ -8,13 +8,16 @@ Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `t
     steps       from (the first of these steps), loss (one per step, null: not finite),
                 rate and norm of the last one, seconds since the last such event
     validation  step, loss at each sigma, mean, kind
+    best        step and mean loss of the best weights so far, with keep_best
     preview     step, number and text of the prompt, seed, file
     checkpoint  step, file, bytes: for resuming
     saved       step, file, bytes: usable weights
     command     id, do, accepted, why (trainer.inbox)
-    pausing, paused, resumed, stopping, stopped      step; paused: kept or freed memory
+    pausing, paused, resumed, stopping, stopped      step; paused: kept or freed memory;
+                                                     stopping: keep, and why with early_stopping
     warning, error                                   text, where; an error ends the run as failed
-    check, done                                      a check's result; files, seconds, peak memory
+    check, done                                      a check's result; files, seconds, peak memory,
+                                                     why it ended early, shipped step
 
 After `resumed`, earlier events of later steps are void. Only the process that has the run's lock
 writes. State events are synced to disk before `emit` returns; others may be lost in a power cut.

@@ -18,7 +18,7 @@ from trainer.events import Events
 from trainer.inbox import Inbox
 from trainer.learning import Control, Stopped
 from trainer.outputs import Run
-from trainer.result import Verdict, versions
+from trainer.result import TrainingRecord, Verdict, versions
 from trainer.settings import Secret, Secrets, Settings, hidden, high_rates
 
 log = logging.getLogger(__name__)
@@ -80,24 +80,26 @@ def introduce(settings: Settings, examples: Sequence[Example], family: Family) -
     for warning in high_rates(settings):
         log.warning("%s", warning)
     if settings.log_prompt_ids or ids_wanted():
-        rows = {settings.subject: torch.zeros(1, 1)} if settings.subject is not None else {}
+        rows = {token: torch.zeros(1, 1) for token in settings.tokens}
         log.info("template around every prompt: %r", family.prompts.template)
         for caption in dict.fromkeys(example.caption for example in examples):
             log.info("prompt: %r\n%s", caption, family.tokenize(caption, rows).explain())
 
 
 def emit_done(
-    control: Control, verdict: Verdict, files: Sequence[Path], peak_gpu_bytes: int | None
+    control: Control, verdict: Verdict, files: Sequence[Path], record: TrainingRecord
 ) -> None:
     """Emits the last event of a run that has written its weights."""
     control.events.emit(
         "done",
-        step=control.events.step,
+        step=record.settings.steps,
         early=control.early,
+        **({"why": control.why} if control.why else {}),
+        **({"shipped": record.curves.shipped} if record.curves.shipped is not None else {}),
         result=verdict.result,
         files=[each.name for each in files],
         seconds=round(time.monotonic() - control.begun, 1),
-        peak_gpu_bytes=peak_gpu_bytes,
+        peak_gpu_bytes=record.timings.peak_gpu_bytes,
     )
 
 

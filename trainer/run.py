@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from trainer.learning import (
     data_identity,
     encode_images,
     find_turbo_adapter,
+    load_best,
     preservation_prompts,
     processes,
     read_resume,
@@ -70,7 +71,7 @@ from trainer.result import (
     check_repository,
     describe_next_steps,
     describe_run,
-    drift_prompt,
+    drift_prompts,
     evaluate,
     keep_weights_on_error,
     publish,
@@ -189,13 +190,14 @@ def _train_in(
             else:
                 withhold(path, settings.hf_repo_id, secrets.from_request)
         if outcome is not None:
-            log.info("%s", describe_next_steps(path, settings.subject or settings.trigger_word))
+            subject = " and ".join(settings.tokens) or settings.trigger_word
+            log.info("%s", describe_next_steps(path, subject))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but a later step failed (%s)", path, said)
     if outcome is not None and found is not None:
         files = [each for each in (path, run.report) if each.is_file()]
-        emit_done(control, found, files, outcome.record.timings.peak_gpu_bytes)
+        emit_done(control, found, files, outcome.record)
     return Result(path, found)
 
 
@@ -213,10 +215,11 @@ def _train(
     examples = read_dataset(
         settings.dataset,
         settings.default_caption,
-        settings.subject,
+        None if settings.subjects else settings.subject,
         settings.caption_prefix,
         settings.caption_suffix,
         settings.skip_bad_images,
+        settings.named_subjects,
     )
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
@@ -237,8 +240,8 @@ def _train(
         targets = family.lora_targets(settings.lora_targets)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    if settings.subject is not None:
-        check_token(settings.subject, family.prompts)
+    for token in settings.tokens:
+        check_token(token, family.prompts)
     prompts = [prompts_of(each) for each in preview_requests(settings, family)]
     check_texts(examples, prompts, family, settings)
     introduce(settings, examples, family)
@@ -254,26 +257,21 @@ def _train(
 
     # Encode once.
     samples = encode_images(family, examples, settings, control.phase)
-    placeholder, proof = None, None
-    if settings.subject is not None:
-        placeholder = Placeholder.create(
-            settings.subject,
-            family.text_width,
-            settings.placeholder_init_std,
-            settings.seed,
-            family.device,
-        )
-        proof = ZeroPriorProof(family, placeholder)
-        log.info(
-            "%s is token %d, norm %.3g at the start",
-            *(placeholder.token, proof.token_id, proof.norm_start),
-        )
-    vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+    start = family.text_width, settings.placeholder_init_std
+    placeholders = [
+        Placeholder.create(token, *start, settings.seed + number, family.device)
+        for number, token in enumerate(settings.tokens)
+    ]
+    proof = ZeroPriorProof(family, placeholders) if placeholders else None
+    if proof is not None:
+        for known in zip(settings.tokens, proof.token_ids, proof.norms_start, strict=True):
+            log.info("%s is token %d, norm %.3g at the start", *known)
+    vectors = {each.token: each.vectors for each in placeholders}
     texts = prompt_features(settings, family)
-    neutral = drift_prompt(settings, examples)
     others = preservation_prompts(settings)
     texts_of = [sample.caption for sample in samples]
-    captions = Captions(family, texts_of, vectors, [neutral, *others], control.phase)
+    without_subject = [*drift_prompts(settings), *others]
+    captions = Captions(family, texts_of, vectors, without_subject, control.phase)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
@@ -300,7 +298,8 @@ def _train(
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
     preservation = None
-    if others:
+    left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
+    if others and left:
         preservation = Preservation(family, settings, captions, others, control.phase)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
@@ -308,12 +307,12 @@ def _train(
         log.info("compiling the transformer blocks; the first steps take longer")
         acceleration.compile_blocks(transformer)
     data = data_identity(examples)
-    parts = trained_on, captions, lora, placeholder, data, control, preservation
+    parts = trained_on, captions, lora, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
     if isinstance(resume, Checkpoint):
         loop.restore(resume)
     elif resume is not None:
-        continue_weights(resume, lora, placeholder)
+        continue_weights(resume, lora, placeholders)
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
@@ -321,10 +320,11 @@ def _train(
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.send)  # preview images of the final weights
-    watchers = (validation, previews, tracker_updates)
+    watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
     if loop.processes.is_main_process:
-        for each in watchers:
-            each.begin(loop)
+        watchers += [previews, tracker_updates]
+    for each in watchers:
+        each.begin(loop)
     with stopped_by_signals(loop):
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
@@ -332,11 +332,13 @@ def _train(
     if not loop.processes.is_main_process:
         return run.weights, None
     with keep_weights_on_error(loop, run.weights, saver):
+        curves = replace(validation.curves, shipped=load_best(loop))
         with loop.averaged():
-            zero_prior = proof.result(trained.row_norms) if proof is not None else None
-        if zero_prior is not None:
-            log.info("zero prior: %s", ", ".join(f"{k} {v:.4g}" for k, v in zero_prior.items()))
-        facts = loop.settings, dataset, trained, zero_prior, adapter, validation.curves
+            zero_priors = proof.results(trained.row_norms) if proof is not None else []
+        for token, found in zip(settings.tokens, zero_priors, strict=True):
+            of = f" of {token}" if len(placeholders) > 1 else ""
+            log.info("zero prior%s: %s", of, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
+        facts = loop.settings, dataset, trained, zero_priors, adapter, curves
         images = previews.preview_images
         record = TrainingRecord.of(*facts)
         return run.weights, write_weights(loop, record, examples, images, run.weights, saver)

@@ -44,7 +44,7 @@ class RunState:
     state: str  # a key of ALLOWED
     step: int  # the last one in an event
     phase: str = ""  # while running
-    why: str = ""  # if it was stopped or has failed
+    why: str = ""  # if it was stopped, has failed or has ended early
 
     @property
     def allowed(self) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class Shapes(Ways):
         settings = plain_settings("unread.zip", self.folder, shape.rank, shape.batch)
         captions = Captions(family, [self.words])
         lora = Lora(family.transformer, family.lora_targets(), shape.rank, 0)
-        return Loop(family, settings, [sample], captions, lora, None)
+        return Loop(family, settings, [sample], captions, lora, ())
 
 
 def training_steps(axis: str, plan: Plan, folder: Path) -> list[Row]:
@@ -227,7 +227,7 @@ def write_loras(family: Family, count: int, folder: Path) -> list[Path]:
             down = torch.randn(RANK, columns, generator=draw) / columns**0.5
             factors[name] = down, torch.randn(rows, RANK, generator=draw) / 100
         meta = {"base_model": family.base.hub_id}
-        files.append(write_archive(Archive(factors, None, meta), folder / f"{seed}.zip"))
+        files.append(write_archive(Archive(factors, (), meta), folder / f"{seed}.zip"))
     return files
 
 

@@ -309,8 +309,7 @@ def write_pictures(path: Path, seed: str = "") -> Path:
 
 def learned(archive: Archive) -> dict[str, torch.Tensor]:
     """Every tensor of the archive."""
-    placeholder = archive.placeholder
-    tensors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+    tensors = dict(archive.vectors)
     for name, (down, up) in archive.factors.items():
         tensors |= {f"{name}.down": down, f"{name}.up": up}
     return tensors

@@ -101,16 +101,14 @@ def prepare(dataset: Path, base: Path, captions: str) -> Row:
     at.append(time.process_time())
     samples = encode_images(family, examples, settings)
     at.append(time.process_time())
-    word = None
-    if settings.subject is not None:
-        word = Placeholder.create(settings.subject, family.text_width, 1e-5, 0)
-    vectors = {word.token: word.vectors} if word is not None else {}
+    words = [Placeholder.create(t, family.text_width, 1e-5, 0) for t in settings.tokens]
+    vectors = {each.token: each.vectors for each in words}
     texts = Captions(family, [each.caption for each in samples], vectors)
     at.append(time.process_time())
     peak, own = resident("VmHWM"), resident("RssAnon")
 
     lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
-    loop = Loop(family, settings, samples, texts, lora, word)
+    loop = Loop(family, settings, samples, texts, lora, words)
     steps = [seconds(partial(loop.step, number)) for number in range(9)]
     count, kept = len(examples), {each.caption for each in examples} - texts.trained
     held = {

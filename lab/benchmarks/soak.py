@@ -24,6 +24,7 @@ from adapters.placeholder import Placeholder
 from families.loading import load_family
 from families.registry import BASES
 from inference.engine import Engine
+from inference.inputs import APPLY_LORA
 from inference.request import Request
 
 TURBO, OTHER = "miniature-turbo", "miniature"
@@ -67,12 +68,12 @@ def write_loras(folder: Path, count: int, seed: int) -> list[Path]:
             rank = 1 + number % 8
             down = torch.randn(rank, columns, generator=generator) / columns**0.5
             factors[name] = down, torch.randn(rows, rank, generator=generator) * 0.1
-        word = None
+        words: tuple[Placeholder, ...] = ()
         if number % 3:
             row = torch.randn(1, family.text_width, generator=generator) * 0.05
-            word = Placeholder(f"<word{number % 7}>", row)  # some share a word
+            words = (Placeholder(f"<word{number % 7}>", row),)  # some share a word
         base = BASES[OTHER if number % 10 == 9 else TURBO]
-        archive = Archive(factors, word, {"base_model": base.hub_id})
+        archive = Archive(factors, words, {"base_model": base.hub_id})
         files.append(write_archive(archive, folder / f"{number:02d}.zip"))
     broken = folder / "broken.zip"
     broken.write_bytes(files[0].read_bytes()[:-200])
@@ -94,6 +95,7 @@ def random_asks(loras: list[Path], count: int, seed: int) -> list[Ask]:
             num_inference_steps=rng.choice((1, 2)),
             lora_scale=rng.choice(SCALES),
             extra_lora_scale=rng.choice(SCALES),
+            apply_lora=rng.choice(APPLY_LORA),
         )
         asks.append(Ask(request, chosen[0], chosen[1]))
     return asks

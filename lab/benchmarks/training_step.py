@@ -173,10 +173,10 @@ class Ways:
                 seed=0,
             )
         )
-        rows = None
+        rows = []
         if placeholder:
-            rows = Placeholder.create(SUBJECT, family.text_width, 1e-5, 0)
-        captions = Captions(family, [words], {} if rows is None else {SUBJECT: rows.vectors})
+            rows = [Placeholder.create(SUBJECT, family.text_width, 1e-5, 0)]
+        captions = Captions(family, [words], {each.token: each.vectors for each in rows})
         lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
         if compiled:
             compile_blocks(family.transformer)

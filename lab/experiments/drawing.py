@@ -60,8 +60,7 @@ class Drawer:
 
         With guidance, prompts have to be as long as the empty one once both are padded.
         """
-        placeholder = archive.placeholder
-        vectors = {placeholder.token: placeholder.vectors} if placeholder is not None else {}
+        vectors = archive.vectors
         self._overlay.apply([(archive.factors, way.scale)])
         with bfloat16_products():
             empty = _padded(self.family.encode_prompts([""]))

@@ -66,7 +66,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
     lora = None
     if recipe.train_lora:
         lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    trained = placeholder if recipe.train_placeholder else None
+    trained = [placeholder] if placeholder is not None and recipe.train_placeholder else []
     loop = Loop(family, settings, samples, captions, lora, trained)
     if recipe.clip_together:
         loop.lora_parameters, loop.rows = loop.parameters, []  # what each norm is taken of
@@ -77,8 +77,8 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
         rate = (milestone - first) / (time.perf_counter() - begun)
         meta = {"base_model": base.hub_id, "rank": settings.rank, "steps": milestone}
         factors = lora.factors() if lora is not None else {}
-        word = placeholder.detached() if placeholder is not None else None
-        yield Milestone(milestone, Archive(factors, word, meta), rate)
+        words = (placeholder.detached(),) if placeholder is not None else ()
+        yield Milestone(milestone, Archive(factors, words, meta), rate)
 
 
 def _placeholder(recipe: Recipe, family: Family) -> Placeholder | None:

@@ -94,8 +94,8 @@ def weights(data: bytes) -> bool:
         if isinstance(delta, tuple):
             down, up = delta
             assert down.isfinite().all() and up.isfinite().all() and len(down) == up.shape[1]
-    if archive.placeholder is not None:
-        check_token(archive.placeholder.token)
+    for token in archive.tokens:
+        check_token(token)
     return True
 
 

@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> list[Path]:
     assert set(names) <= set(block_linears(MODELS["Z-Image"]()))
     return [
         write_archive(
-            Archive({n: (torch.randn(4, 64), torch.randn(64, 4)) for n in names}, None, {}),
+            Archive({n: (torch.randn(4, 64), torch.randn(64, 4)) for n in names}, (), {}),
             tmp_path / f"{number}.zip",
         )
         for number in range(3)
@@ -76,7 +76,7 @@ def test_the_budget_counts_meta_and_placeholder(files: list[Path], tmp_path: Pat
     before = cache.size
     vectors = torch.zeros(100, 2560)
     notes = {"notes": ["x" * 1000 + str(number) for number in range(1000)], "empty": [[]] * 50_000}
-    rich = Archive(bare.deltas, Placeholder("<zwx>", vectors), notes)
+    rich = Archive(bare.deltas, (Placeholder("<zwx>", vectors),), notes)
     cache.get(write_archive(rich, tmp_path / "rich.zip"))
     assert cache.size - 2 * before > vectors.nbytes + 1000 * 1000 + 50_000 * 56
 

@@ -62,7 +62,7 @@ def some_factors(rank: int = 4) -> Factors:
 @pytest.fixture
 def archive() -> Archive:
     vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)) * 1e-5
-    return Archive(some_factors(), Placeholder("<zwx>", vectors), META_VALUES)
+    return Archive(some_factors(), (Placeholder("<zwx>", vectors),), META_VALUES)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_the_layout_is_the_contract(archive: Archive, weights: Path) -> None:
 
 def test_without_a_placeholder_there_is_no_embedding(tmp_path: Path) -> None:
     meta = {"base_model": "Qwen/Qwen-Image", "train_placeholder_token": False}
-    file = write_archive(Archive(some_factors(), None, meta), tmp_path / "weights.zip")
+    file = write_archive(Archive(some_factors(), (), meta), tmp_path / "weights.zip")
     assert sorted(zipfile.ZipFile(file).namelist()) == [LORA, META]
     assert read_archive(file).placeholder is None
 
@@ -138,7 +138,7 @@ def test_without_a_placeholder_there_is_no_embedding(tmp_path: Path) -> None:
 def test_layers_of_unequal_rank_are_written_with_one(tmp_path: Path) -> None:
     low, high = some_factors(2), some_factors(4)
     mixed = {LAYERS[0]: low[LAYERS[0]], LAYERS[1]: high[LAYERS[1]]}
-    found = read_archive(write_archive(Archive(mixed, None, {}), tmp_path / "weights.zip"))
+    found = read_archive(write_archive(Archive(mixed, (), {}), tmp_path / "weights.zip"))
     for layer, (down, up) in mixed.items():
         down_found, up_found = found.factors[layer]
         assert len(down_found) == 4
@@ -147,7 +147,7 @@ def test_layers_of_unequal_rank_are_written_with_one(tmp_path: Path) -> None:
 
 def test_a_failure_while_writing_leaves_what_was_there(archive: Archive, weights: Path) -> None:
     before = weights.read_bytes()
-    unwritable = Archive(archive.factors, archive.placeholder, {"settings": object()})
+    unwritable = Archive(archive.factors, archive.placeholders, {"settings": object()})
     with pytest.raises(TypeError):
         write_archive(unwritable, weights)
     # A disk that is full in the middle of the LoRA, as far as this process can tell.
@@ -444,7 +444,7 @@ def test_diffusers_loads_our_lora_and_draws_our_picture(
     for target in family.lora_targets():
         out_size, in_size = weight[target].weight.shape
         factors[target] = (torch.randn(4, in_size) / in_size**0.5, torch.randn(out_size, 4) * 0.2)
-    file = write_archive(Archive(factors, None, {"base_model": base.hub_id}), tmp_path / "w.zip")
+    file = write_archive(Archive(factors, (), {"base_model": base.hub_id}), tmp_path / "w.zip")
 
     def ours(archive: Archive | None) -> np.ndarray:
         steps = options["num_inference_steps"]

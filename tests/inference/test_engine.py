@@ -83,7 +83,7 @@ def trained(turbo: Family) -> Archive:
     row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(1))
     return Archive(
         random_lora(turbo.transformer, turbo.lora_targets(), 4, 1, 0.2),
-        Placeholder("<zwx>", row),
+        (Placeholder("<zwx>", row),),
         {"base_model": TURBO},
     )
 
@@ -93,7 +93,7 @@ def plain(turbo: Family) -> Archive:
     """Weights without a placeholder, of another rank, over some of the layers."""
     return Archive(
         random_lora(turbo.transformer, turbo.lora_targets()[:5], 2, 2, 0.2),
-        None,
+        (),
         {"base_model": TURBO},
     )
 
@@ -139,7 +139,7 @@ def test_the_placeholder_counts_for_its_request_alone(
 ) -> None:
     subject = asked("a photo of <zwx>")
     without = pixels(engine, subject)
-    other = Archive(trained.factors, Placeholder("<zwx>", torch.zeros(1, 64)), trained.meta)
+    other = Archive(trained.factors, (Placeholder("<zwx>", torch.zeros(1, 64)),), trained.meta)
     found = {pixels(engine, subject, each)[0] for each in (trained, other)}
     assert len(found | {without[0]}) == 3
     assert pixels(engine, subject) == without
@@ -181,7 +181,7 @@ def test_weights_of_another_family_are_refused(
     names += [name.replace(".0.", ".1.", 1) for name in names]
     factors = {name: (torch.ones(2, 64), torch.ones(64, 2)) for name in names}
     with pytest.raises(LoraMismatch, match=reason):
-        engine.generate(asked(), Archive(factors, None, meta), base_model)
+        engine.generate(asked(), Archive(factors, (), meta), base_model)
     assert pixels(engine, asked()) == first
 
 
@@ -192,15 +192,15 @@ def test_weights_of_another_size_are_refused(
     layer = "layers.1.attention.to_q"
     larger = {**trained.factors, layer: (torch.ones(4, 128), torch.ones(128, 4))}
     with pytest.raises(LoraMismatch, match=rf"1 of 14 .*{layer} \(LoRA 128x128, model 64x64\)"):
-        engine.generate(asked(), Archive(larger, None, {"base_model": TURBO}))
-    wide = Archive(trained.factors, Placeholder("<zwx>", torch.zeros(1, 128)), trained.meta)
+        engine.generate(asked(), Archive(larger, (), {"base_model": TURBO}))
+    wide = Archive(trained.factors, (Placeholder("<zwx>", torch.zeros(1, 128)),), trained.meta)
     with pytest.raises(LoraMismatch, match="<zwx> has 128 values, .* has 64"):
         engine.generate(asked("a photo of <zwx>"), wide)
     assert pixels(engine, asked(), plain) == with_plain
 
 
 def test_weights_of_an_unknown_base_ask_for_one(engine: Engine, plain: Archive) -> None:
-    foreign = Archive(plain.factors, None, {"base_model": "someone/finetune"})
+    foreign = Archive(plain.factors, (), {"base_model": "someone/finetune"})
     with pytest.raises(UnknownBase, match="trained on someone/finetune, which is not a known base"):
         engine.generate(asked(), foreign)
     assert pixels(engine, asked(), foreign, "z-image-turbo") == pixels(engine, asked(), plain)
@@ -210,7 +210,7 @@ def test_auto_is_the_base_the_weights_were_trained_on_and_back_again(
     engine: Engine, first: list[bytes], plain: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_turbo = pixels(engine, asked(), plain)
-    for_base = Archive(plain.factors, None, {"base_model": "Tongyi-MAI/Z-Image"})
+    for_base = Archive(plain.factors, (), {"base_model": "Tongyi-MAI/Z-Image"})
     by_weights = pixels(engine, asked(guidance_scale=1), for_base)
     by_name = pixels(engine, asked(guidance_scale=1), plain, "z-image")
     assert by_weights == by_name != on_turbo
@@ -235,7 +235,7 @@ def test_a_file_is_read_once_and_anew_when_its_content_changes(
 @pytest.mark.parametrize(
     ("prompt", "with_weights", "warning"),
     [
-        ("a photo of a cat", True, "the prompt does not contain <zwx>, the token that the weights"),
+        ("a photo of a cat", True, "the prompt does not contain their token <zwx>"),
         ("a photo of <zwx>", False, "the prompt contains <zwx>, which was not trained"),
         ("<abc> beside <zwx>", True, "the prompt contains <abc>, which was not trained"),
         ("a photo of <zwx>", True, None),
@@ -265,7 +265,7 @@ def second(turbo: Family) -> Archive:
     row = torch.randn(1, turbo.text_width, generator=torch.Generator().manual_seed(9))
     return Archive(
         random_lora(turbo.transformer, turbo.lora_targets(), 3, 9, 0.2),
-        Placeholder("<abc>", row),
+        (Placeholder("<abc>", row),),
         {"base_model": TURBO},
     )
 
@@ -307,7 +307,7 @@ def test_a_word_cannot_come_twice(
     engine: Engine, first: list[bytes], trained: Archive, second: Archive
 ) -> None:
     assert second.placeholder
-    again = replace(second, placeholder=Placeholder("<zwx>", second.placeholder.vectors))
+    again = replace(second, placeholders=(Placeholder("<zwx>", second.placeholder.vectors),))
     with pytest.raises(LoraMismatch, match="in extra_lora have the same placeholder <zwx>"):
         engine.generate(asked("<zwx>"), trained, "auto", again)
     assert pixels(engine, asked()) == first
@@ -347,7 +347,7 @@ def test_a_repeated_prompt_spends_no_time_in_the_text_encoder(
     assert times("<zwx>", trained, lora_scale=0.5) == 0
     assert times("<zwx>") == 1  # as plain text
     moved = Placeholder("<zwx>", torch.ones(1, 64))
-    assert times("<zwx>", replace(trained, placeholder=moved)) == 1
+    assert times("<zwx>", replace(trained, placeholders=(moved,))) == 1
     assert times("<zwx>", trained) == 0
 
 
@@ -573,7 +573,7 @@ def test_tok_in_a_prompt_is_the_trained_token(
     assert "TOK in prompt is read as plain text: the weights have no placeholder" in caplog.text
     # Of two LoRAs with a token each, the first one's is meant, on either side.
     assert trained.placeholder is not None
-    other = replace(trained, placeholder=Placeholder("<other>", trained.placeholder.vectors * 2))
+    other = replace(trained, placeholders=(Placeholder("<other>", trained.vectors["<zwx>"] * 2),))
     for first, second in ((trained, other), (other, trained)):
         assert first.placeholder is not None
         named = asked(f"a {first.placeholder.token}")

@@ -40,7 +40,7 @@ def weights(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = family.transformer.get_submodule("layers.0.attention.to_q").weight.shape
     factors = {"layers.0.attention.to_q": (torch.ones(1, shape[1]), torch.ones(shape[0], 1))}
     row = torch.ones(1, family.text_width)
-    archive = Archive(factors, Placeholder("<zwx>", row), {"base_model": TURBO})
+    archive = Archive(factors, (Placeholder("<zwx>", row),), {"base_model": TURBO})
     return write_archive(archive, tmp_path_factory.mktemp("weights") / "weights.zip")
 
 
@@ -112,7 +112,7 @@ def test_the_same_tensors_have_the_same_hash_whatever_lies_around_them(
     weights: Path, tmp_path: Path
 ) -> None:
     archive = read_archive(weights)
-    again = replace(archive, meta={**archive.meta, "note": "another header"}, placeholder=None)
+    again = replace(archive, meta={**archive.meta, "note": "another header"}, placeholders=())
     other = read_archive(write_archive(again, tmp_path / "other.zip"))
     assert other.lora_sha256 == archive.lora_sha256
     with zipfile.ZipFile(weights) as zipped:

@@ -77,12 +77,12 @@ def test_a_lora_that_changes_nothing_is_a_warning_with_its_layers(
     turbo: Family, engines: dict, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, total = engines[torch.float32], len(turbo.lora_targets())
-    nothing = said(engine, Archive(lora(turbo, 0.1, total), None, {}), caplog)
+    nothing = said(engine, Archive(lora(turbo, 0.1, total), (), {}), caplog)
     assert f"all {total} layers are zero" in nothing
-    most = said(engine, Archive(lora(turbo, 0.1, total - 1), None, {}), caplog)
+    most = said(engine, Archive(lora(turbo, 0.1, total - 1), (), {}), caplog)
     assert f"{total - 1} of {total} layers have no effect" in most
-    assert said(engine, Archive(lora(turbo, 0.1, 1), None, {}), caplog) == ""
-    off = said(engine, Archive(lora(turbo, 0.1, total), None, {}), caplog, lora_scale=0)
+    assert said(engine, Archive(lora(turbo, 0.1, 1), (), {}), caplog) == ""
+    off = said(engine, Archive(lora(turbo, 0.1, total), (), {}), caplog, lora_scale=0)
     assert off == ""
 
 
@@ -104,7 +104,7 @@ def test_a_change_that_is_lost_in_rounding_is_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     total = len(turbo.lora_targets())
-    found = said(engines[dtype], Archive(lora(turbo, size), None, {}), caplog)
+    found = said(engines[dtype], Archive(lora(turbo, size), (), {}), caplog)
     assert (f"in {total} of {total} layers the change at scale 1 is lost" in found) == lost
     assert bool(found) == lost
 
@@ -128,7 +128,7 @@ def test_a_token_that_is_as_new_as_before_its_training_is_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     row = torch.full((1, turbo.text_width), size * 8 / turbo.text_width**0.5)
-    archive = Archive(lora(turbo, 0.1), Placeholder("<zwx>", row), {"zero_prior": facts})
+    archive = Archive(lora(turbo, 0.1), (Placeholder("<zwx>", row),), {"zero_prior": facts})
     found = said(engines[torch.float32], archive, caplog)
     assert ("the embedding of <zwx> was not trained" in found) == new
 

@@ -66,7 +66,7 @@ def archive(drawer: Drawer) -> Archive:
     }
     lora.remove()
     placeholder = Placeholder.create(WORD, family.text_width, std=0.1, seed=0)
-    return Archive(factors, placeholder.detached(), {"base_model": family.base.hub_id})
+    return Archive(factors, (placeholder.detached(),), {"base_model": family.base.hub_id})
 
 
 # The instruments.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from families.tokens import mentions, name_subject
+from families.tokens import SUBJECT, mentions, name_subject
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from inference.progress import Progress
 from inference.prompts import foreign_syntax
@@ -30,8 +30,9 @@ from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import left_out
+from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
-from trainer.settings import TRIGGER_MARK
+from trainer.settings import TRIGGER_MARK, Subject
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def read_dataset(
     prefix: str = "",
     suffix: str = "",
     skip_bad_images: bool = False,
+    subjects: Sequence[Subject] = (),
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -85,6 +87,8 @@ def read_dataset(
     prefix, suffix: put before and after every caption as they are, without an extra space.
     skip_bad_images: skip images that cannot be read or used, with a warning. All other problems
         are still errors.
+    subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
+        folder, and an error outside their folders.
 
     Raises DatasetError that lists every problem, and NoSpace if the disk for temporary files is
     full. Harmless problems are logged as warnings.
@@ -93,7 +97,7 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
-    groups = auxiliary(files)
+    groups = [group for group in auxiliary(files) if not is_subjects(group.folder, subjects)]
     besides = {name for group in groups if not group.used for name in group.names}
     images = {
         name: files[name]
@@ -107,6 +111,10 @@ def read_dataset(
     checked = _check(images)
     read: dict[str, CaptionFile] = {}
     examples, animated, silent, unmanaged = [], [], [], []
+    tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
+    only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
+    named: dict[str, str] = {}  # caption of each image
+    unnamed: list[str] = []  # with TOK in the caption, which may be any of several subjects
     for name, data in images.items():
         caption_file = captions.get(stem_of(name), "")
         if caption_file and caption_file not in read:
@@ -118,9 +126,14 @@ def read_dataset(
         if not caption:
             caption, caption_file = one_line(default_caption), ""
         caption = one_line(f"{prefix}{caption}{suffix}")
-        if subject is not None:
-            caption = name_subject(caption, subject)
-            if not mentions(caption, subject):
+        if tokens:
+            owner = next((each.token for each in owners(name, subjects)), only)
+            if owner is not None:
+                caption = name_subject(caption, owner)
+            elif mentions(caption, SUBJECT):
+                unnamed.append(caption_file or f"{name} (default_caption)")
+            named[name] = caption
+            if not any(mentions(caption, token) for token in tokens):
                 silent.append(name)
 
         if name not in checked:
@@ -132,8 +145,9 @@ def read_dataset(
         found = checked[name]
         if isinstance(found, str):
             bad.append(f"{name}: {found}")
-            if skip_bad_images and name in silent:
-                silent.remove(name)
+            if skip_bad_images and name in named:
+                del named[name]
+                silent = [each for each in silent if each != name]
             continue
         if found.moves:
             animated.append(name)
@@ -144,7 +158,9 @@ def read_dataset(
     if skip_bad_images and bad and not examples:
         problems += [*bad, "contains no usable image", *map(str, groups)]
     captioned = len(examples) if skip_bad_images else len(images)
-    if captioned and len(silent) == captioned:
+    if subjects and captioned:
+        problems += subject_problems(subjects, named, list(dict.fromkeys(unnamed)))
+    elif captioned and len(silent) == captioned:
         marked = any(TRIGGER_MARK in each.text for each in read.values())
         problems.append(
             f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
@@ -173,7 +189,7 @@ def read_dataset(
     _log_captions(path.name, examples, read, default_caption)
     written = {name: each.text for name, each in sorted(read.items())}
     written |= {"default_caption": default_caption, "caption_prefix": prefix}
-    _warn_of_foreign(path.name, written | {"caption_suffix": suffix}, subject)
+    _warn_of_foreign(path.name, written | {"caption_suffix": suffix}, bool(tokens))
     if unmanaged:
         log.warning("%s: broken color profiles are ignored: %s", path.name, listed(unmanaged))
     if animated:
@@ -236,7 +252,7 @@ def _log_captions(
         )
 
 
-def _warn_of_foreign(dataset: str, texts: Mapping[str, str], subject: str | None) -> None:
+def _warn_of_foreign(dataset: str, texts: Mapping[str, str], subject: bool) -> None:
     """Warns of captions with syntax of other programs."""
     foreign = {
         name: found

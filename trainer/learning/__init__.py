@@ -1,6 +1,7 @@
 """The training loop and its parts: encoded data, loss, optimizers, checkpoints."""
 
 from trainer.learning.batches import warn_repeats
+from trainer.learning.best_weights import keep_best, load_best, why_ended
 from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
@@ -46,6 +47,8 @@ __all__ = [
     "encode_images",
     "flow_loss",
     "generator",
+    "keep_best",
+    "load_best",
     "least_of_all",
     "noisy",
     "preservation_prompts",
@@ -53,6 +56,7 @@ __all__ = [
     "read_resume",
     "same_for_all",
     "warn_repeats",
+    "why_ended",
     "with_seed",
     "stopped_by_signals",
     "find_turbo_adapter",

@@ -32,19 +32,20 @@ def check_texts(
 
     Raises `DatasetError` if the token (or the trigger word) is cut off in all captions with it.
     """
-    vectors = {settings.subject: torch.zeros(1, 1)} if settings.subject else {}
-    word = settings.subject or settings.trigger_word or None
+    vectors = {token: torch.zeros(1, 1) for token in settings.tokens}
+    word = settings.trigger_word or None
+    words = settings.tokens or ((word,) if word else ())
     captions = dict.fromkeys(example.caption for example in examples)
     cuts = {text: found for text in captions if (found := cut(family, text, vectors)) is not None}
     if cuts:
-        _check_captions(examples, cuts, word, family.max_text_tokens)
+        _check_captions(examples, cuts, words, family.max_text_tokens)
     for number, texts in enumerate(sample_prompts, start=1):
         named = {f"sample prompt {number}, {k}": text for k, text in texts.items()}
-        check_length(family, named, vectors, None if settings.subject else word)
+        check_length(family, named, vectors, None if settings.tokens else word)
 
 
 def _check_captions(
-    examples: Sequence[Example], cuts: dict[str, Cut], word: str | None, limit: int
+    examples: Sequence[Example], cuts: dict[str, Cut], words: Sequence[str], limit: int
 ) -> None:
     sources: dict[str, dict[str, None]] = {}  # files of each caption that is too long
     for each in examples:
@@ -53,7 +54,7 @@ def _check_captions(
     lines = [
         f"{listed(list(files), 3)}: {cuts[text].first_lost()!r}" for text, files in sources.items()
     ]
-    if word is not None:
+    for word in words:
         lost = [text for text in cuts if mentions(text, word) and not cuts[text].keeps(word)]
         without = [name for text in lost for name in sources[text]]
         held = any(

@@ -7,11 +7,12 @@ the file and the damaged part.
 """
 
 import json
+import math
 import os
 import re
 import reprlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from trainer.run_files import checkpoints_in
 from trainer.settings import MAX_STEPS
 
 FORMAT_VERSION = 2
-_STATE = ("parameters", "optimizers", "averages")
+_STATE = ("parameters", "optimizers", "averages", "best")
 KEPT = 2  # checkpoints of a run; older ones are removed
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -47,6 +48,8 @@ class Checkpoint:
     history: dict[str, Any]  # losses etc., JSON types
     averages: dict[str, Tensor]  # EMA weights, by name; empty without EMA
     averaged_steps: int = 0
+    # `trainer.learning.best_weights.Best` by name; empty without keep_best
+    best: dict[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = KEPT) -> Path:
@@ -179,6 +182,7 @@ def read_header(path: Path) -> dict[str, Any]:
     check.whole(header, "averaged_steps", MAX_STEPS)
     for name in ("identity", "history", "state"):
         check(isinstance(header.get(name), dict), name, "is missing or not a JSON object")
+    header["state"].setdefault("best", {"pairs": []})  # not in older checkpoints
     _check_identity(header["identity"], check)
     _check_history(header["history"], step, check)
     return header
@@ -199,7 +203,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             fault = f"{type(error).__name__}: {_shown(error)}"
             raise BrokenCheckpoint(f"{path}: its state of {name} is damaged ({fault})") from error
-    _check_parameters(state["parameters"], state["averages"], check)
+    best = _checked_best(state["best"], header["step"], check)
+    _check_parameters(state["parameters"], {"averages": state["averages"], "best": best}, check)
     _check_optimizers(state["optimizers"], state["parameters"], check)
     return Checkpoint(
         step=header["step"],
@@ -259,6 +264,12 @@ def _check_history(history: dict[str, Any], step: int, check: _Check) -> None:
     losses, norms = len(history["losses"]), len(history["row_norms"])
     check(losses == step, "history.losses", f"has {losses:,} values for {step:,} steps")
     check(norms <= step, "history.row_norms", f"has {norms:,} values for {step:,} steps")
+    others = history.get("other_row_norms", [])
+    check.each(others, "history.other_row_norms", lambda each: isinstance(each, list), "a list")
+    for number, each in enumerate(others):
+        check.each(each, f"history.other_row_norms[{number}]", _is_number, "a number")
+        fault = f"has {len(each):,} values for {step:,} steps"
+        check(len(each) <= step, f"history.other_row_norms[{number}]", fault)
     rows = history.setdefault("validation", [])
     check.each(rows, "history.validation", lambda each: isinstance(each, list), "a list")
     for number, row in enumerate(rows):
@@ -266,8 +277,20 @@ def _check_history(history: dict[str, Any], step: int, check: _Check) -> None:
         check(len(row) > 1, f"history.validation[{number}]", "contains no loss")
 
 
-def _check_parameters(parameters: Any, averages: Any, check: _Check) -> None:
-    for part, values in (("parameters", parameters), ("averages", averages)):
+def _checked_best(best: Any, step: int, check: _Check) -> Any:
+    """The best weights, whose step and loss are checked."""
+    check(isinstance(best, dict), "best", "is not a table")
+    if not best:
+        return {}
+    check(best.keys() == {"step", "loss", "weights"}, "best", "has no step, loss and weights")
+    check.whole(best, "step", step)
+    check(_is_number(best["loss"]) and math.isfinite(best["loss"]), "best.loss", "is not a number")
+    return best["weights"]
+
+
+def _check_parameters(parameters: Any, copies: dict[str, Any], check: _Check) -> None:
+    """Checks the weights, and their copies: averages and best weights, if there are any."""
+    for part, values in {"parameters": parameters, **copies}.items():
         check(isinstance(values, dict), part, "is not a table of tensors")
         for name, value in values.items():
             where = f"{part} {_shown(name)}"
@@ -275,11 +298,10 @@ def _check_parameters(parameters: Any, averages: Any, check: _Check) -> None:
             check(right and value.dtype == torch.float32, where, "is not a float32 tensor")
             check(is_finite(value), where, "contains NaN or infinity")
     check(len(parameters) > 0, "parameters", "contains no tensors")
-    if averages:
-        same = averages.keys() == parameters.keys() and all(
-            value.shape == parameters[name].shape for name, value in averages.items()
-        )
-        check(same, "averages", "has other names or shapes than parameters")
+    for part, values in copies.items():
+        same = not values or values.keys() == parameters.keys()
+        same = same and all(values[name].shape == parameters[name].shape for name in values)
+        check(same, part, "has other names or shapes than parameters")
 
 
 def _check_optimizers(optimizers: Any, parameters: dict[str, Tensor], check: _Check) -> None:

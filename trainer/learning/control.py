@@ -39,6 +39,7 @@ class Control:
         self.events, self._inbox = events or Events(), inbox or Inbox()
         self._waiting: list[Command] = []  # taken, not yet executed
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
+        self.why, self.planned = "", 0  # with early_stopping: the reason, and the steps planned
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
         """Emits a phase before the first step. Raises `Stopped` on a stop command.
@@ -59,6 +60,14 @@ class Control:
         """Executes the new commands. Raises `Stopped` if one ends the run."""
         for command in self._commands():
             self._do(command, loop, saver)
+
+    def end_early(self, loop: "Loop", why: str) -> None:
+        """Makes the current step the last one (`early_stopping`)."""
+        self.early, self.why, self.planned = True, why, loop.settings.steps
+        loop.history.read()  # so that the losses of all steps are in events
+        loop.settings = loop.settings.replace(steps=loop.done)
+        self.events.emit("stopping", step=loop.done, keep=True, why=why)
+        log.info("%s", why)
 
     def end(self) -> None:
         """Refuses commands that came too late."""

@@ -119,12 +119,13 @@ class Captions:
         self.family, self.vectors = family, vectors or {}
         distinct = sorted(set(captions))
         # A token beyond the text encoder's limit has no effect.
-        self.trained = {
-            text
+        self._tokens = {
+            text: tokens
             for text in distinct
             if set(self.vectors) & set(split_words(text, self.vectors))
-            and family.reads_new(family.tokenize(text, self.vectors))
+            and (tokens := family.new_tokens_read(family.tokenize(text, self.vectors)))
         }
+        self.trained = set(self._tokens)
         constant = [text for text in distinct if text not in self.trained]
         kept = Tensors[str]("text features")
         with torch.no_grad():
@@ -147,6 +148,10 @@ class Captions:
             ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
             ids = ids[: family.max_text_tokens - 1]  # within the limit
             self._prefix = read_prefix(family.text_encoder, ids) if ids else None
+
+    def tokens_in(self, captions: Iterable[str]) -> set[str]:
+        """The tokens in any of the captions, as far as they are encoded."""
+        return {token for text in captions for token in self._tokens.get(text, ())}
 
     def features(self, captions: Sequence[str]) -> list[Tensor]:
         """text_LD of each caption, with a gradient for the placeholder token in it."""

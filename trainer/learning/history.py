@@ -1,5 +1,6 @@
 """The history of a run: losses and norms, step by step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,13 @@ class History:
     """
 
     losses: list[float | Tensor] = field(default_factory=list)  # one per step
-    row_norms: list[float | Tensor] = field(
-        default_factory=list
-    )  # of the token's gradient, in steps with it
+    # Of each token's gradient, in steps with it.
+    row_norms: list[list[float | Tensor]] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)  # a step and its loss at each sigma
 
     def read(self) -> None:
         """Converts all values to numbers. Waits for the device if there are new ones."""
-        for values in (self.losses, self.row_norms):
+        for values in (self.losses, *self.row_norms):
             first = len(values)
             while first and isinstance(values[first - 1], Tensor):
                 first -= 1
@@ -42,13 +42,25 @@ class History:
         return sum(last) / len(last)
 
     def plain(self) -> dict[str, list[Any]]:
-        """All values as numbers, oldest first."""
+        """All values as numbers, oldest first. Those of further tokens have a list of their own."""
         self.read()
-        return {
+        first, *others = self.row_norms or [[]]
+        plain: dict[str, list[Any]] = {
             "losses": list(self.losses),
-            "row_norms": list(self.row_norms),
+            "row_norms": list(first),
             "validation": self.validation,
         }
+        return plain | ({"other_row_norms": [list(each) for each in others]} if others else {})
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], tokens: int) -> "History":
+        """The history of a run with so many tokens, from `plain`."""
+        norms = [plain["row_norms"], *plain.get("other_row_norms", ()), *[()] * tokens]
+        return cls(
+            losses=list(plain["losses"]),
+            row_norms=[list(each) for each in norms[:tokens]],
+            validation=[list(row) for row in plain.get("validation", [])],
+        )
 
 
 @dataclass(frozen=True)
@@ -57,5 +69,6 @@ class Trained:
 
     losses: list[float]  # one per step
     steps_per_second: float
-    row_norms: list[float]  # of the placeholder's gradient, one per step with it
+    row_norms: list[list[float]]  # of each token's gradient, one per step with it
     preservation: float | None = None  # the last loss of its rows; None if there were none
+    ended_early: str = ""  # the reason, with early_stopping

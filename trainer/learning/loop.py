@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.batches import Batches
+from trainer.learning.best_weights import Best, restore_best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
@@ -41,14 +43,15 @@ GRADIENT_STEPS = 5
 
 
 class Loop:
-    """One training run: the frozen family, the trainable LoRA and placeholder, and the data.
+    """One training run: the frozen family, the trainable LoRA and placeholders, and the data.
 
     Callbacks (`run(after_step=…)`) are called after every optimizer step with the loop: `done` is
     the number of steps, `history` has the losses, `final_weights()` returns copies of the weights
     that would be saved now, and within `averaged()` the model uses those weights.
 
     With `accelerate launch`, several processes share each batch: each uses `batch_size` rows of it,
-    and gradients are averaged, which is equal to one process with the whole batch.
+    and gradients are averaged, which is equal to one process with the whole batch,
+    except for the rows of preservation: each process has its own.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Loop:
         samples: Sequence[Sample],
         captions: Captions,
         lora: Lora | None,
-        placeholder: Placeholder | None,
+        placeholders: Sequence[Placeholder],
         data: Mapping[str, Any] | None = None,
         control: Control | None = None,
         preservation: Preservation | None = None,
@@ -69,7 +72,7 @@ class Loop:
         self.events = self.control.events
         self.family, self.settings = family, settings
         self.samples, self.captions = samples, captions
-        self.lora, self.placeholder = lora, placeholder
+        self.lora, self.placeholders = lora, tuple(placeholders)
         shapes = [sample.mean_CHW.shape for sample in samples]
         self.data = dict(data or {})
         self.processes = processes()
@@ -82,9 +85,9 @@ class Loop:
         # Separate optimizers: the gradient of a near-zero embedding is hundreds of times larger.
         self.lora_parameters = list(lora.parameters()) if lora is not None else []
         self.rows: list[nn.Parameter] = []
-        if placeholder is not None:
-            assert isinstance(placeholder.vectors, nn.Parameter)
-            self.rows = [placeholder.vectors]
+        for each in self.placeholders:
+            assert isinstance(each.vectors, nn.Parameter)
+            self.rows.append(each.vectors)
         self.parameters = [*self.lora_parameters, *self.rows]
         self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
         self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
@@ -108,10 +111,11 @@ class Loop:
 
         self.done = 0  # steps
         self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
-        self.history = History()
+        self.history = History(row_norms=[[] for _ in self.placeholders])
+        self.best: Best | None = None  # with keep_best
         self._stepping = False  # within an optimizer step
         self._ending: BaseException | None = None  # to be raised after it
-        self._gradient_seen = False
+        self._gradients_seen = set[str]()  # tokens
 
     def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """latents_BCHW, noise_BCHW, sigma_B and captions of a batch, by its number.
@@ -150,16 +154,18 @@ class Loop:
         )
 
         # Captions are counter-based: no communication is needed to know if a process had the token.
-        rows = range(self.settings.batch_size * self.processes.num_processes)
-        seen = {self._caption(number, row) for number in numbers for row in rows}
-        saw_token = bool(self.captions.trained & seen)
+        batch = range(self.settings.batch_size * self.processes.num_processes)
+        seen = {self._caption(number, row) for number in numbers for row in batch}
+        tokens = self.captions.tokens_in(seen)
         if self.processes.num_processes > 1:
-            loss = mean_of_all(loss, self.parameters if saw_token else self.lora_parameters)
+            rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in tokens]
+            loss = mean_of_all(loss, [*self.lora_parameters, *rows])
 
         limit = self.settings.max_grad_norm
+        row_norms = [nn.utils.clip_grad_norm_([row], limit) for row in self.rows]
         self.norms = {
             "lora": nn.utils.clip_grad_norm_(self.lora_parameters, limit),
-            "placeholder": nn.utils.clip_grad_norm_(self.rows, limit),
+            "placeholder": reduce(torch.maximum, row_norms) if row_norms else torch.zeros(()),
         }
         self._stepping = True
         for name, optimizer in self.optimizers.items():
@@ -169,8 +175,9 @@ class Loop:
         if self.ema is not None:
             self.ema.step(self.parameters)
         self.history.losses.append(loss)
-        if saw_token:
-            self.history.row_norms.append(self.norms["placeholder"])
+        for number, norm in enumerate(row_norms):
+            if self.placeholders[number].token in tokens:
+                self.history.row_norms[number].append(norm)
         self.done = step + 1
         self._stepping = False
         if self._ending is not None:
@@ -227,11 +234,11 @@ class Loop:
         finally:
             self.ema.restore(self.parameters)
 
-    def final_weights(self) -> tuple[Factors, Placeholder | None]:
+    def final_weights(self) -> tuple[Factors, tuple[Placeholder, ...]]:
         """Copies on the CPU of the weights that would be saved now."""
         with self.averaged():
             factors = self.lora.factors() if self.lora is not None else {}
-            return factors, self.placeholder.detached() if self.placeholder is not None else None
+            return factors, tuple(each.detached() for each in self.placeholders)
 
     def run(
         self,
@@ -243,14 +250,14 @@ class Loop:
 
         Each of `after_step` is called after every optimizer step, before its checkpoint. It may use
         random numbers, since those of the loop are counter-based. With several processes, only the
-        main one logs, calls and writes.
+        main one logs and writes.
 
         If the run is stopped, its state is saved before the error is raised. Raises `Diverged`,
         naming the last good checkpoint, and `ZeroPriorBroken` for a token without a gradient.
         """
         steps, main = self.settings.steps, self.processes.is_main_process
         if not main:
-            report, saver, after_step = None, None, ()
+            report, saver = None, None
         start, begun = self.done, time.perf_counter()
         self.events.phase("training")
         progress = Progress(
@@ -295,21 +302,18 @@ class Loop:
         return Trained(
             losses=plain["losses"],
             steps_per_second=(self.done - start) / (time.perf_counter() - begun),
-            row_norms=plain["row_norms"],
-            preservation=self._preservation_loss(),
+            row_norms=[[float(norm) for norm in each] for each in self.history.row_norms],
+            preservation=self.preservation.last_loss if self.preservation is not None else None,
+            ended_early=self.control.why,
         )
 
-    def _preservation_loss(self) -> float | None:
-        last = self.preservation.last if self.preservation is not None else None
-        return float(last) if last is not None else None
-
     def _check_gradient(self) -> None:
-        """Checks once, after a few steps, that the placeholder had a gradient."""
-        if self._gradient_seen or len(self.history.row_norms) < GRADIENT_STEPS:
-            return
-        assert self.placeholder is not None
-        check_gradient(self.placeholder, self.history.plain()["row_norms"])
-        self._gradient_seen = True
+        """Checks once, after a few steps with a token, that it had a gradient."""
+        for each, norms in zip(self.placeholders, self.history.row_norms, strict=True):
+            if each.token not in self._gradients_seen and len(norms) >= GRADIENT_STEPS:
+                self.history.read()
+                check_gradient(each, [float(norm) for norm in norms])
+                self._gradients_seen.add(each.token)
 
     def finite(self) -> bool:
         """Whether all trained weights are finite."""
@@ -339,9 +343,5 @@ class Loop:
                 average.copy_(kept[name])
             self.ema.optimization_step = checkpoint.averaged_steps
         self.done = checkpoint.step
-        past = checkpoint.history
-        self.history = History(
-            losses=list(past["losses"]),
-            row_norms=list(past["row_norms"]),
-            validation=[list(row) for row in past.get("validation", [])],
-        )
+        self.history = History.of(checkpoint.history, len(self.placeholders))
+        restore_best(self, checkpoint)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
 FIRST_SEED = 900_000  # of the images' noise
+FEW = 8  # prompts
 WHAT = "images for preservation"
 
 
@@ -61,10 +62,12 @@ def preservation_prompts(settings: Settings) -> list[str]:
     shipped = shipped_prompts(settings.base.preservation_prompts)
     usable = [each for each in shipped if not subjects_in(each, settings)]
     prompts = settings.preserve_prompts or usable
-    if not prompts:
+    if len(usable) < FEW and not settings.preserve_prompts:
         log.warning(
-            "preserve has no effect: every prompt of %s contains %s; give preserve_prompts",
-            *(settings.base.name, settings.subject or settings.trigger_word),
+            "preserve has little effect: %d of the %d prompts of %s do not contain %s; give "
+            "preserve_prompts",
+            *(len(usable), len(shipped), settings.base.name),
+            " or ".join(settings.tokens) or settings.trigger_word,
         )
     count = min(extent_of(settings).images, len(prompts))
     return [prompts[number * len(prompts) // count] for number in range(count)]
@@ -92,6 +95,11 @@ class Preservation:
             family, captions, prompts, self.extent, settings.batch_size, advance
         )
         self.last: Tensor | None = None  # the loss of the last rows
+
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last rows; None if there were none. Waits for the device."""
+        return None if self.last is None else float(self.last)
 
     def add_gradients(self, number: int, first_row: int, batches: int) -> None:
         """Adds the gradients of the rows beside batch `number`, if it has any.

@@ -3,12 +3,9 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from adapters.archive import Archive, BrokenArchive, read_archive
 from adapters.formats import rank_of
@@ -16,7 +13,6 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.few_steps import find_few_step_lora
 from families.registry import UnknownBase, find_base
-from families.without_weights import family_without_weights
 from trainer.data import Example
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
@@ -27,12 +23,13 @@ from trainer.learning.checkpoint import (
     read_header,
 )
 from trainer.learning.distributed import processes
-from trainer.learning.optimizers import fresh_state, rows_optimizer
+from trainer.learning.resumed_state import check_state, trained_shapes
 from trainer.settings import Settings, SettingsError, extent_of
 
 log = logging.getLogger(__name__)
 
 NAME_LETTERS = 120  # of an image's name in a checkpoint
+SUBJECTS = "subjects"  # in the identity of runs with several
 
 
 def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
@@ -99,13 +96,14 @@ def with_seed(settings: Settings) -> Settings:
 
 def identity(settings: Settings) -> dict[str, object]:
     """The settings that must be equal to resume a run."""
-    return {
+    facts: dict[str, object] = {
         "base_model": settings.base.hub_id,
         "rank": settings.rank,
         "placeholder_token": settings.subject,
         "lora_targets": settings.lora_targets,
         "optimizer": settings.optimizer,
     }
+    return facts | ({SUBJECTS: list(settings.tokens)} if len(settings.tokens) > 1 else {})
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
@@ -126,16 +124,17 @@ def _short(name: str) -> str:
     return f"{name[:NAME_LETTERS]} {hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
-def continue_weights(archive: Archive, lora: Lora, placeholder: Placeholder | None) -> None:
+def continue_weights(archive: Archive, lora: Lora, placeholders: Sequence[Placeholder]) -> None:
     """Loads finished weights instead of the random initialization."""
     lora.load(archive.factors)
-    if placeholder is not None and archive.placeholder is not None:
-        with torch.no_grad():
-            placeholder.vectors.copy_(archive.placeholder.vectors)
+    with torch.no_grad():
+        for each in placeholders:
+            if each.token in archive.vectors:
+                each.vectors.copy_(archive.vectors[each.token])
 
 
 def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    for name, wanted in identity(settings).items():
+    for name, wanted in ({SUBJECTS: None} | identity(settings)).items():
         found = checkpoint.identity.get(name)
         if found != wanted:
             raise SettingsError(
@@ -147,7 +146,7 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
             f"resume_from: {path} has {checkpoint.step} steps done, but this run has "
             f"{settings.steps}; set steps to {checkpoint.step} or more"
         )
-    _check_state(checkpoint, settings, path)
+    check_state(checkpoint, settings, path)
     then, now = checkpoint.identity.get("settings", {}), exactness(settings)
     changed = [
         f"{name} {then[name]!r} -> {value!r}"
@@ -198,6 +197,8 @@ def exactness(settings: Settings) -> dict[str, object]:
         "quantize",
         "turbo_adapter",
         "preserve",
+        "keep_best",
+        "early_stopping",
     )
     facts = {name: getattr(settings, name) for name in names} | {
         "resolutions": list(settings.resolutions),
@@ -208,8 +209,8 @@ def exactness(settings: Settings) -> dict[str, object]:
     if settings.preserve:  # the number of images may depend on the steps
         facts["preserve_prompts"] = list(settings.preserve_prompts)
         facts["preservation_images"] = extent_of(settings).images
-    if settings.lr_scheduler != "constant":
-        facts["steps"] = settings.steps  # other schedules depend on it
+    if settings.lr_scheduler != "constant" or settings.by_validation:
+        facts["steps"] = settings.steps  # schedules and measurements depend on it
     return facts
 
 
@@ -230,13 +231,14 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
             raise SettingsError(
                 f"resume_from: {path} was trained on {named}, not on {settings.base.hub_id}"
             )
-    token = archive.placeholder.token if archive.placeholder else None
-    if token is not None and token != settings.subject:
+    if archive.tokens and archive.tokens != settings.tokens:
+        theirs, ours = (" and ".join(map(repr, e)) for e in (archive.tokens, settings.tokens))
+        name = "subjects" if len(archive.tokens) > 1 else "placeholder_token"
         raise SettingsError(
-            f"resume_from: {path} was trained with the placeholder {token!r}, but this run "
-            f"has {settings.subject!r}; set placeholder_token to {token!r}"
+            f"resume_from: {path} was trained with the placeholder {theirs}, but this run has "
+            f"{ours or None}; set {name} to {','.join(archive.tokens)!r}"
         )
-    shapes = _trained_shapes(settings)
+    shapes = trained_shapes(settings)
     found = {
         name: (tuple(down.shape), tuple(up.shape)) for name, (down, up) in archive.factors.items()
     }
@@ -255,94 +257,8 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
                 f"resume_from: {path} has shapes {found[name]} for {name}, and "
                 f"{settings.base.name} needs {shape}; it was trained on another model"
             )
-    rows = archive.placeholder.vectors.shape if archive.placeholder else None
-    if rows is not None and tuple(rows) != shapes.rows:
+    for rows in {tuple(each.shape) for each in archive.vectors.values()} - {shapes.rows}:
         raise SettingsError(
-            f"resume_from: {path} has a placeholder of shape {tuple(rows)}, and "
-            f"{settings.base.name} needs {shapes.rows}; it was trained on another model"
+            f"resume_from: {path} has a placeholder of shape {rows}, and {settings.base.name} "
+            f"needs {shapes.rows}; it was trained on another model"
         )
-
-
-# ---- Shapes of trained weights -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """The shapes of a run's trained weights, computed without loading its base model."""
-
-    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in order
-    rows: tuple[int, int]  # of the placeholder
-
-
-def _trained_shapes(settings: Settings) -> Shapes:
-    """By the model's structure only. Raises `SettingsError` for wrong `lora_targets`."""
-    family = family_without_weights(settings.base)
-    try:
-        targets = set(family.lora_targets(settings.lora_targets))
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    lora = [
-        (name, ((settings.rank, module.in_features), (module.out_features, settings.rank)))
-        for name, module in family.transformer.named_modules()
-        if name in targets
-    ]
-    width = family.text_encoder.get_input_embeddings().weight.shape[1]
-    return Shapes(lora, (1, width))
-
-
-def _check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    """Checks the tensors' shapes against this run's LoRA, placeholder and optimizer."""
-    shapes = _trained_shapes(settings)
-    wanted: dict[str, tuple[int, ...]] = {}
-    for number, (_, pair) in enumerate(shapes.lora):
-        wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
-    if settings.subject is not None:
-        wanted["placeholder.0"] = shapes.rows
-    found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            shape = found.get(name, "nothing")
-            raise SettingsError(
-                f"resume_from: {path} is of another model: parameters {name} has shape {shape}, "
-                f"and {settings.base.name} needs {wanted.get(name, 'nothing')}"
-            )
-    kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
-    for name, state in checkpoint.optimizers.items():
-        options = state["param_groups"][0] | {"params": []}
-        right = fresh_state(kinds[name], shapes.rows)["param_groups"][0] | {"params": []}
-        faults = [unlike(options, right, f"optimizers.{name}.param_groups[0]")]
-        for number, values in state["state"].items():
-            shape, part = found[f"{name}.{number}"], f"optimizers.{name}.state[{number}]"
-            rights = [fresh_state(kinds[name], shape, start)["state"][0] for start in (0.0, 1.0)]
-            unlikes = [unlike(values, right, part) for right in rights]
-            faults.append(unlikes[1] if all(unlikes) else None)
-        fault = next(filter(None, faults), None)
-        if fault is not None:
-            raise SettingsError(f"resume_from: {path} is damaged: {fault}")
-
-
-def unlike(found: Any, right: Any, part: str) -> str | None:
-    """How a part of an optimizer's state differs in structure from a valid one, or None.
-
-    Tensors must have equal shapes and dtypes, dictionaries equal keys, other values equal types.
-    """
-    if isinstance(right, Tensor):
-        if not isinstance(found, Tensor):
-            return f"{part} is not a tensor"
-        if (found.shape, found.dtype) != (right.shape, right.dtype):
-            shapes = [f"{tuple(each.shape)} of {each.dtype}" for each in (found, right)]
-            return f"{part} has shape {shapes[0]}, not {shapes[1]}"
-        return None
-    if isinstance(right, dict):
-        if not isinstance(found, dict) or found.keys() != right.keys():
-            return f"{part} does not contain {', '.join(map(str, right))}"
-        parts = ((found[key], right[key], f"{part}.{key}") for key in right)
-    elif isinstance(right, (list, tuple)):
-        if not isinstance(found, list) or len(found) != len(right):
-            return f"{part} is not a list of {len(right)} values"
-        parts = ((found[k], each, f"{part}[{k}]") for k, each in enumerate(right))
-    else:
-        numbers = [isinstance(each, (int, float)) for each in (found, right)]
-        same = all(numbers) or type(found) is type(right)
-        return None if same else f"{part} is not like {right!r}"
-    return next((fault for each in parts if (fault := unlike(*each))), None)

@@ -222,12 +222,16 @@ def state_of(loop: "Loop") -> Checkpoint:
         history=loop.history.plain(),
         averages=_on_the_cpu(dict(zip(loop.named, averages, strict=False))),
         averaged_steps=0 if loop.ema is None else loop.ema.optimization_step,
+        best={} if loop.best is None else loop.best.plain(),
     )
 
 
 def identity_of(loop: "Loop") -> dict[str, Any]:
     """The identity of the run in its checkpoints."""
-    return identity(loop.settings) | {"settings": exactness(loop.settings), "data": loop.data}
+    settings = loop.settings
+    if loop.control.planned:  # ended early; a run that is resumed has the same plan
+        settings = settings.replace(steps=loop.control.planned)
+    return identity(settings) | {"settings": exactness(settings), "data": loop.data}
 
 
 def _on_the_cpu(value: Any) -> Any:
@@ -247,7 +251,7 @@ def checkpoint_bytes(loop: "Loop") -> int:
         for each in parameters:
             state = fresh_state(loop.optimizer_kinds[name], tuple(each.shape))["state"]
             total += sum(value.nbytes for value in tensors_of(state))
-            total += each.nbytes * (1 if loop.ema is None else 2)
+            total += each.nbytes * (1 + (loop.ema is not None) + loop.settings.keep_best)
     facts = json.dumps(identity_of(loop), ensure_ascii=False).encode()
     per_step, per_parameter = 100, 2000  # bytes of the header
     header = len(facts) + per_step * loop.settings.steps + per_parameter * len(loop.parameters)

@@ -32,6 +32,8 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
     }
     if settings.subject is not None:
         meta["placeholder_token"] = settings.subject
+    if len(settings.tokens) > 1:
+        meta["placeholder_tokens"] = list(settings.tokens)
     return meta
 
 

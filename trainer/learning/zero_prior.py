@@ -17,19 +17,20 @@ class ZeroPriorBroken(RuntimeError):
 
 
 class ZeroPriorProof:
-    """Compares text encoder and placeholder token with their state before training."""
+    """Compares text encoder and placeholder tokens with their state before training."""
 
-    def __init__(self, family: Family, placeholder: Placeholder) -> None:
-        self.family, self.placeholder = family, placeholder
-        self.token_id = family.prompts.known  # the id of an added token
-        self.norm_start = placeholder.norm()
-        self._start = placeholder.detached().vectors
+    def __init__(self, family: Family, placeholders: Sequence[Placeholder]) -> None:
+        self.family, self.placeholders = family, placeholders
+        known = family.prompts.known
+        self.token_ids = range(known, known + len(placeholders))  # ids of added tokens
+        self.norms_start = [each.norm() for each in placeholders]
+        self._start = [each.detached().vectors for each in placeholders]
         self._before = fingerprint(family.text_encoder)
 
-    def result(self, row_norms: Sequence[float]) -> dict[str, float]:
-        """The results for the log and `meta.json`, after training.
+    def results(self, row_norms: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+        """The results of each token for the log and `meta.json`, after training.
 
-        `row_norms` are the norms of the placeholder's gradient in the steps with it. Raises
+        `row_norms` are the norms of each token's gradient in the steps with it. Raises
         `ZeroPriorBroken` if all were zero, or if the text encoder, including its embedding matrix,
         is not bit-identical.
         """
@@ -39,17 +40,25 @@ class ZeroPriorProof:
             raise ZeroPriorBroken(
                 f"the text encoder changed in {len(changed)} tensors ({', '.join(changed[:3])})"
             )
-        if row_norms:
-            check_gradient(self.placeholder, row_norms)
-        return {
-            "placeholder_token_id": self.token_id,
-            "norm_start": self.norm_start,
-            "norm_end": self.placeholder.norm(),
-            "moved": not torch.equal(self.placeholder.detached().vectors, self._start),
-            "steps_with_placeholder": len(row_norms),
-            "largest_gradient_norm": max(row_norms, default=0.0),
-            "text_encoder_tensors_unchanged": len(after),
-        }
+        found = []
+        for number, (placeholder, norms) in enumerate(
+            zip(self.placeholders, row_norms, strict=True)
+        ):
+            if norms:
+                check_gradient(placeholder, norms)
+            moved = not torch.equal(placeholder.detached().vectors, self._start[number])
+            found.append(
+                {
+                    "placeholder_token_id": self.token_ids[number],
+                    "norm_start": self.norms_start[number],
+                    "norm_end": placeholder.norm(),
+                    "moved": moved,
+                    "steps_with_placeholder": len(norms),
+                    "largest_gradient_norm": max(norms, default=0.0),
+                    "text_encoder_tensors_unchanged": len(after),
+                }
+            )
+        return found
 
 
 def check_gradient(placeholder: Placeholder, row_norms: Sequence[float]) -> None:

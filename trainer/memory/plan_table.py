@@ -119,7 +119,7 @@ def this_machine(settings: Settings, counted: Figures) -> str:
 
 def _heading(settings: Settings) -> str:
     edge = max(settings.resolutions)
-    subject = f"with {settings.subject}" if settings.subject else "without a placeholder"
+    subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
     return (
         f"{settings.base.name} ({settings.base.hub_id}), {subject}: LoRA of rank {settings.rank},\n"
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "

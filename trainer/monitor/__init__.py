@@ -7,7 +7,14 @@ from trainer.monitor.preview_images import FOLDER, PreviewImages, step_label
 from trainer.monitor.previews import Previews, preview_requests, prompt_features, sample_scale
 from trainer.monitor.trackers import Trackers, check_trackers
 from trainer.monitor.tracking import TrackerUpdates
-from trainer.monitor.validation import Curves, Validation, count_held_out, hold_out, untrained
+from trainer.monitor.validation import (
+    Curves,
+    Validation,
+    count_held_out,
+    hold_out,
+    measure_fit,
+    untrained,
+)
 
 __all__ = [
     "PreviewImages",
@@ -22,6 +29,7 @@ __all__ = [
     "check_trackers",
     "count_held_out",
     "hold_out",
+    "measure_fit",
     "previews_while_training",
     "prompt_features",
     "preview_requests",

@@ -1,7 +1,8 @@
 """Default preview images, if the settings contain no `sample_prompts` (`[]`: no previews).
 
 Two prompts, built from the token or trigger word and the captions: one close to the dataset, one
-far from it. Images are generated before the first step, in the middle and at the end.
+far from it. With several subjects: one of each, one with two of them, one without any. Images are
+generated before the first step, in the middle and at the end.
 """
 
 import logging
@@ -51,12 +52,31 @@ def default_prompts(settings: Settings, captions: Sequence[str]) -> tuple[str, .
     """A caption of the dataset, preferably with the subject, and the base model's prompt."""
     base, subject = settings.base, settings.subject or settings.trigger_word
     usable = sorted((each for each in captions if each.strip()), key=_is_long)
+    if len(settings.tokens) > 1:
+        return _several(settings, usable)
     if subject is None:
         far = base.preview_prompt_without_subject
     else:
         far = name_subject(base.preview_prompt, subject)
         usable = [each for each in usable if mentions(each, subject)] or usable
     return tuple(dict.fromkeys([*usable[:1], far]))
+
+
+def _several(settings: Settings, captions: Sequence[str]) -> tuple[str, ...]:
+    """A caption with each token alone, one with the first two, and a prompt without any."""
+    base, tokens = settings.base, settings.tokens
+
+    def caption(*wanted: str) -> str:
+        exact = (
+            each
+            for each in captions
+            if [token for token in tokens if mentions(each, token)] == [*wanted]
+        )
+        return next(exact, name_subject(base.preview_prompt, " and ".join(wanted)))
+
+    each = [caption(token) for token in tokens]
+    prompts = [*each, caption(*tokens[:2]), base.preview_prompt_without_subject]
+    return tuple(dict.fromkeys(prompts))
 
 
 def _is_long(caption: str) -> bool:

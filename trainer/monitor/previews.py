@@ -49,12 +49,12 @@ def sample_scale(settings: Settings) -> float:
 
 @torch.no_grad()
 def prompt_features(settings: Settings, family: Family) -> TextCache:
-    """Encodes all sample prompts without the placeholder, whose features never change.
+    """Encodes all sample prompts without a placeholder, whose features never change.
 
     Called while the text encoder is loaded for the captions, so it need not be loaded again for
     every preview. Encodes none if the text encoder is quantized, since inference does not use it.
     """
-    texts, word = TextCache(), settings.subject
+    texts, tokens = TextCache(), settings.tokens
     if family.storage.quantize_text != "none":
         return texts
     for resolved in preview_requests(settings, family) if settings.sample_prompts else ():
@@ -62,7 +62,7 @@ def prompt_features(settings: Settings, family: Family) -> TextCache:
         if resolved.guidance_scale > 1:
             prompts.append(resolved.negative_prompt or family.empty_prompt)
         for prompt in prompts:
-            if word is None or word not in split_words(prompt, [word]):
+            if not {*tokens} & {*split_words(prompt, tokens)}:
                 texts.encode(family, prompt, {})
     return texts
 
@@ -121,10 +121,8 @@ class Previews:
             return
         assert loop.lora is not None
         with self._guarded(loop.done):
-            factors, placeholder = loop.final_weights()
-            vectors = {}
-            if placeholder is not None:
-                vectors = {placeholder.token: placeholder.vectors.to(self.family.device)}
+            factors, placeholders = loop.final_weights()
+            vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
             with self.inference_weights.applied(
                 loop.lora, as_written(factors), sample_scale(self.settings)
             ):

@@ -34,8 +34,9 @@ class TrackerUpdates:
             for name, rate in loop.rates.items():
                 values[f"learning_rate/{name}"] = rate
                 values[f"gradient_norm/{name}"] = float(loop.norms[name])
-            if loop.placeholder is not None:
-                values["placeholder_norm"] = loop.placeholder.norm()
+            for each in loop.placeholders:
+                of = f"/{each.token.strip('<>')}" if len(loop.placeholders) > 1 else ""
+                values[f"placeholder_norm{of}"] = each.norm()
             self.trackers.log(values, loop.done)
         self.send()
 

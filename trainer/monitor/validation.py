@@ -19,8 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from families.tokens import mentions
 from inference.acceleration import with_fallback
-from trainer.learning import Loop, NoiseLevels, Sample, draw_noise, generator, noisy
+from trainer.learning import (
+    Loop,
+    NoiseLevels,
+    Sample,
+    by_main,
+    draw_noise,
+    generator,
+    keep_best,
+    noisy,
+    why_ended,
+)
 from trainer.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -42,11 +53,17 @@ class Curves:
     held_out: list[str]  # images not trained on; empty: measured on training images
     steps: list[int]  # of the measurements; 0 is the base without the adapter
     losses: list[list[float]]  # one list per measurement, one value per sigma
+    shipped: int | None = None  # with keep_best: the step of the weights in weights.zip
 
     @property
     def means(self) -> list[float]:
         """The mean over the sigmas, by measurement."""
         return [sum(each) / len(each) for each in self.losses]
+
+    @property
+    def result(self) -> float:
+        """The mean loss of the weights in weights.zip."""
+        return self.means[-1 if self.shipped is None else self.steps.index(self.shipped)]
 
     @property
     def kind(self) -> str:
@@ -55,17 +72,26 @@ class Curves:
 
     def plain(self) -> dict[str, Any]:
         """The curves as JSON types."""
-        return asdict(self)
+        facts = asdict(self)
+        del facts["shipped"]  # `shipped_step` in meta.json
+        return facts
 
 
 def count_held_out(images: int, settings: Settings) -> int:
     """The number of held-out images of a dataset with `images` images.
 
-    Raises `SettingsError` if fewer than half of them, or none, would be left to train on.
+    Raises `SettingsError` if fewer than half of them, or none, would be left to train on, or if a
+    setting needs some and there are none.
     """
     wanted = settings.validation_images
     if wanted is None:
         measured = settings.validation_every != 0 and images >= ENOUGH
+        if not measured and settings.by_validation:
+            raise SettingsError(
+                f"{settings.by_validation[0]} needs held-out images, and validation_images: auto "
+                f"holds out none of {images} (it does from {ENOUGH} on); set validation_images, "
+                f"for example to {max(1, images // 8)}, or add images"
+            )
         return min(images // SHARE, MOST) if measured else 0
     if wanted > images // 2:
         most = f"at most {images // 2} can be" if images > 1 else "none can be"
@@ -88,15 +114,37 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
             log.info("no image is held out (%s); the loss is measured on training images: fit", why)
         return list(samples), []
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
-    held_out = {names[index] for index in order[:count]}
+    held_out = set(_spare(samples, [names[index] for index in order], settings.tokens)[:count])
+    if len(held_out) < count:
+        why = (
+            f"{len(held_out)} of {count} images for validation can be held out: each of "
+            f"{', '.join(settings.tokens)} needs an image to train on"
+        )
+        if not held_out and settings.by_validation:
+            raise SettingsError(f"{' and '.join(settings.by_validation)}: {why}; add images")
+        log.warning("%s", why)
     log.info(
         "%d of %d images are held out for validation and not trained on: %s",
-        *(count, len(names), ", ".join(sorted(held_out))),
+        *(len(held_out), len(names), ", ".join(sorted(held_out))),
     )
     return (
         [sample for sample in samples if sample.name not in held_out],
         [sample for sample in samples if sample.name in held_out],
     )
+
+
+def _spare(samples: Sequence[Sample], names: Sequence[str], tokens: Sequence[str]) -> list[str]:
+    """The names without those whose removal, in order, leaves one of several tokens no image."""
+    if len(tokens) < 2:
+        return list(names)
+    of = {each.name: {t for t in tokens if mentions(each.caption, t)} for each in samples}
+    left = {token: sum(token in found for found in of.values()) for token in tokens}
+    spare = []
+    for name in names:
+        if all(left[token] > 1 for token in of[name]):
+            spare.append(name)
+            left |= {token: left[token] - 1 for token in of[name]}
+    return spare
 
 
 class Validation:
@@ -122,7 +170,10 @@ class Validation:
         self.curves = Curves(sigmas, names, [], [])
 
     def begin(self, loop: Loop) -> None:
-        """Measures the base model; a resumed run reads the curves of its checkpoint."""
+        """Measures the base model; a resumed run reads the curves of its checkpoint.
+
+        It also measures what was due when the run was stopped.
+        """
         if not self.every:
             return
         past = [row for row in loop.history.validation if len(row) == 1 + len(QUANTILES)]
@@ -130,23 +181,37 @@ class Validation:
             self._note(int(step), losses)
         if not past:
             with untrained(loop):
-                losses = self._measure()
-            self._measured(loop, losses)
+                losses = by_main(self.measure)
+            self._measured(loop, 0, losses)
+        if loop.done and self.curves.steps[-1] != loop.done:
+            self.after_step(loop)
+        else:
+            self._end_early(loop)
 
     def after_step(self, loop: Loop) -> None:
-        """Measures if it is due, with the weights that would be saved (EMA, if enabled)."""
+        """Measures if it is due, with the weights that would be saved (EMA, if enabled).
+
+        Keeps the best weights and ends the run, as the settings say.
+        """
         if self.every and (loop.done % self.every == 0 or loop.done == loop.settings.steps):
             with loop.averaged():
-                losses = self._measure()
-            self._measured(loop, losses)
+                losses = by_main(self.measure)
+                if self.settings.keep_best:
+                    keep_best(loop, sum(losses) / len(losses))
+            self._measured(loop, loop.done, losses)
+            self._end_early(loop)
 
-    def _measured(self, loop: Loop, losses: list[float]) -> None:
-        self._note(loop.done, losses)
-        loop.history.validation.append([loop.done, *losses])
+    def _end_early(self, loop: Loop) -> None:
+        curves = self.curves
+        why = why_ended(curves.steps, curves.means, loop.settings)
+        if why and curves.steps[-1] == loop.done:
+            loop.control.end_early(loop, why)
+
+    def _measured(self, loop: Loop, step: int, losses: list[float]) -> None:
+        self._note(step, losses)
+        loop.history.validation.append([step, *losses])
         sigmas, mean, kind = self.curves.sigmas, self.curves.means[-1], self.curves.kind
-        loop.events.emit(
-            "validation", step=loop.done, kind=kind, sigmas=sigmas, loss=losses, mean=mean
-        )
+        loop.events.emit("validation", step=step, kind=kind, sigmas=sigmas, loss=losses, mean=mean)
 
     def _note(self, step: int, losses: list[float]) -> None:
         self.curves.steps.append(step)
@@ -154,7 +219,7 @@ class Validation:
         log.debug("%s at step %d: %s", self.curves.kind, step, losses)
 
     @torch.no_grad()
-    def _measure(self) -> list[float]:
+    def measure(self) -> list[float]:
         """The mean loss at each sigma."""
         totals = [0.0] * len(self.curves.sigmas)
         for batch in self._batches():
@@ -187,6 +252,16 @@ class Validation:
     def _noise(self, sample: Sample, turn: int) -> Tensor:
         shape = sample.mean_CHW.shape
         return draw_noise(shape, self.settings.seed, f"validation {sample.name}", turn, 0)
+
+
+def measure_fit(loop: Loop) -> Curves:
+    """The losses on training images of the base model, and of the weights that are saved."""
+    fit = Validation(loop, [])
+    with untrained(loop):
+        fit._note(0, fit.measure())
+    with loop.averaged():
+        fit._note(loop.done, fit.measure())
+    return fit.curves
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The result of a run: checks, weights.zip, report, upload."""
 
+from trainer.result.drift import drift_prompts
 from trainer.result.evaluation import (
     Outcome,
-    drift_prompt,
     evaluate,
     keep_weights_on_error,
     write_weights,
@@ -22,7 +22,7 @@ __all__ = [
     "Verdict",
     "Worthless",
     "check_repository",
-    "drift_prompt",
+    "drift_prompts",
     "evaluate",
     "write_weights",
     "keep_weights_on_error",

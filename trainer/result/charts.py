@@ -24,10 +24,17 @@ class Line:
     dots: bool = False  # marks every point, with its values as a tooltip
 
 
-def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False) -> Markup:
+def chart(
+    lines: Sequence[Line],
+    x_name: str,
+    title: str,
+    percent: bool = False,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
     """Renders the lines on common axes as SVG; lines without points are omitted.
 
-    `title` is for screen readers. With `percent` the values are shown with a percent sign.
+    `title` is for screen readers. With `percent` the values are shown with a percent sign. `mark`
+    is an x with a label, for a vertical line.
     """
     shown = [line for line in lines if line.points]
     if not shown:
@@ -56,6 +63,8 @@ def chart(lines: Sequence[Line], x_name: str, title: str, percent: bool = False)
             rows=[(place(start, y)[1], y == 0 and low < 0, _number(y, percent)) for y in y_ticks],
             columns=[(place(x, low)[0], f"{x:,.0f}") for x in x_ticks if start <= x <= end],
             curves=curves,
+            mark=None if mark is None else (place(mark[0], low)[0], mark[1]),
+            top=TOP,
             names=[(down, line) for down, (_, line) in zip(ends, labelled, strict=True)],
         )
     )

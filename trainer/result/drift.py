@@ -1,54 +1,90 @@
-"""Drift: how much a LoRA changes the model's prediction for a prompt without the subject.
+"""Drift: how much a LoRA changes the model's predictions for prompts without the subject.
 
-Measured on samples that the base model generates, which it predicts well. So a change there is
-damage. On a training image, which the base may predict badly, a change may be what was learned.
+Measured on the base model's own way from noise to an image, so without any data, for prompts that
+no run is trained on. On a training image, a change may be what was learned; here it is damage.
 
 Shapes: B items, C latent channels, H and W latent rows and columns.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning import Loop, draw_noise, noisy
+from trainer.learning import Loop, draw_noise
 from trainer.monitor import untrained
+from trainer.settings import Settings, subjects_in
 
-STEPS = 8  # of Euler's method from noise to the base model's sample, without guidance
-SIGMAS = (0.25, 0.4, 0.6, 0.75)
+# Not among the prompts of preservation, by their name (`Base.preservation_prompts`).
+PROMPTS = {
+    "general": (
+        "a photo of a man with a beard repairing a bicycle in a workshop",
+        "a black horse standing in a snowy field",
+        "a bowl of tomato soup on a wooden table",
+        "an old lighthouse on a cliff during a storm",
+        "a red sports car parked in front of a brick wall",
+        "a close-up of a woman's face with freckles, soft light",
+        "a watercolor painting of a sailing boat on a lake",
+        "a child with a yellow umbrella walking through a city in the rain",
+    ),
+    "shapes": (
+        "a photo of a medium red circle in the middle of a meadow",
+        "a blue square at the left in the desert, small",
+        "one green star under a night sky, large",
+        "a yellow heart and a white circle beside it in the snow",
+        "a striped purple triangle at the right by the sea",
+        "an orange ring in the middle of a plain room",
+        "a dotted pink square and a black star beside it on grass",
+        "a picture of a tiny white triangle at the left on sand",
+    ),
+}
+BATCHES = 4  # at most, so that the measurement takes as long as 11 steps of a run
+POINTS = 4  # of Euler's method without guidance: sigma 1, 0.75, 0.5 and 0.25
+
+
+def drift_prompts(settings: Settings) -> list[str]:
+    """The prompts to measure drift with: none contains the subject."""
+    prompts = PROMPTS[settings.base.preservation_prompts]
+    usable = [each for each in prompts if not subjects_in(each, settings)]
+    return usable[: BATCHES * settings.batch_size]
 
 
 @torch.no_grad()
-def velocity_drift(loop: Loop, prompt: str) -> float:
-    """|v_adapted - v_base| / |v_base| at `SIGMAS`, on samples of the base for the same prompt.
+def velocity_drift(loop: Loop, prompts: Sequence[str]) -> float:
+    """|v_adapted - v_base| / |v_base| over the prompts and sigmas.
 
-    Uses the run's batch size, so that a compiled model is not compiled again. The prompt must be
-    one of the captions of the loop's `Captions`.
+    Uses the run's batch size, so that a compiled model is not compiled again. The prompts must be
+    captions of the loop's `Captions`. Raises ValueError if there are none.
     """
+    if not prompts:
+        raise ValueError("all prompts contain the subject")
     family, rows = loop.family, loop.settings.batch_size
     shape = loop.samples[0].mean_CHW.shape
-    text = loop.captions.features([prompt] * rows)
 
-    def noise_BCHW(turn: int) -> Tensor:
-        noises = [draw_noise(shape, loop.settings.seed, "drift", turn, row) for row in range(rows)]
-        return torch.stack(noises).to(family.device)
-
-    def velocity_BCHW(latents_BCHW: Tensor, sigma: float) -> Tensor:
+    def velocity_BCHW(latents_BCHW: Tensor, sigma: float, batch: Sequence[str]) -> Tensor:
         sigma_B = torch.full((rows,), sigma, device=family.device)
+        text = loop.captions.features(batch)
         call = partial(family.velocity, latents_BCHW, sigma_B, text)
         return with_fallback(family.transformer, call)
 
+    def batches() -> Iterator[list[str]]:
+        for first in range(0, len(prompts), rows):
+            yield [prompts[(first + row) % len(prompts)] for row in range(rows)]
+
+    inputs, base = [], []
     with untrained(loop):
-        sample_BCHW = noise_BCHW(0)
-        for step in range(STEPS, 0, -1):
-            sample_BCHW = sample_BCHW - velocity_BCHW(sample_BCHW, step / STEPS) / STEPS
-        inputs = []
-        for turn, sigma in enumerate(SIGMAS, start=1):
-            sigma_B = torch.full((rows,), sigma, device=family.device)
-            inputs.append((noisy(sample_BCHW, noise_BCHW(turn), sigma_B), sigma))
-        base = [velocity_BCHW(*each) for each in inputs]
+        for number, batch in enumerate(batches()):
+            noises = [
+                draw_noise(shape, loop.settings.seed, "drift", number, row) for row in range(rows)
+            ]
+            latents_BCHW = torch.stack(noises).to(family.device)
+            for point in range(POINTS, 0, -1):
+                inputs.append((latents_BCHW, point / POINTS, batch))
+                base.append(velocity_BCHW(*inputs[-1]))
+                latents_BCHW = latents_BCHW - base[-1] / POINTS
     with loop.averaged():
         adapted = [velocity_BCHW(*each) for each in inputs]
     moved = sum((a - b).square().sum().item() for a, b in zip(adapted, base, strict=True))

@@ -30,9 +30,9 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
-from trainer.monitor import PreviewImages, preview_requests, sample_scale
+from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
 from trainer.result import report, result_checks
-from trainer.result.drift import velocity_drift
+from trainer.result.drift import drift_prompts, velocity_drift
 from trainer.result.record import TrainingRecord
 from trainer.result.report import ReportData
 from trainer.result.result_checks import SKIPPED, CheckResult, Kernels, Worthless
@@ -72,9 +72,8 @@ def write_weights(
     archive = Archive(*loop.final_weights(), record.meta())
     unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
     found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
-    if archive.placeholder is not None:
-        assert record.zero_prior is not None
-        found.append(result_checks.token_moved(archive.placeholder.token, record.zero_prior))
+    for token, facts in zip(archive.tokens, record.zero_priors, strict=True):
+        found.append(result_checks.token_moved(token, facts))
     found.append(result_checks.loss_fell(record.curves))
     if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
@@ -87,14 +86,16 @@ def write_weights(
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
     os.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    if record.curves.held_out:  # else it is the check above
+        found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))
     assert loop.lora is not None
-    norms, prompt = loop.lora.base_norms, drift_prompt(loop.settings, examples)
+    norms, prompts = loop.lora.base_norms, drift_prompts(loop.settings)
     found += _check(
         result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
     )
     found += _check(
         result_checks.DRIFT,
-        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompt), prompt),
+        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompts), len(prompts)),
     )
     return Outcome(
         loop.settings,
@@ -198,18 +199,12 @@ def _unchecked(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-unchecked")
 
 
-def without_subject(prompt: str, subject: str | None) -> str:
-    """The prompt with the token replaced by "something"; "a landscape" if it has no token."""
-    if subject is None or not mentions(prompt, subject):
+def without_subject(prompt: str, *tokens: str) -> str:
+    """The prompt with every token replaced by "something"; "a landscape" if it has none."""
+    if not any(mentions(prompt, token) for token in tokens):
         return "a landscape"
-    about = "something".join(re.split(whole_word(subject), prompt))
+    about = "something".join(re.split("|".join(map(whole_word, tokens)), prompt))
     return re.sub(r"\b(an?) something\b", "something", about)
-
-
-def drift_prompt(settings: Settings, examples: Sequence[Example]) -> str:
-    """The prompt without the subject, for measuring drift."""
-    prompt = settings.sample_prompts[0] if settings.sample_prompts else examples[0].caption
-    return without_subject(prompt, settings.subject)
 
 
 def _image_checks(outcome: Outcome) -> list[CheckResult]:
@@ -236,17 +231,17 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     Adds the check results to `found` one by one.
     """
     settings, preview_images = outcome.settings, outcome.preview_images
+    shipped = outcome.record.curves.shipped
+    step = settings.steps if shipped is None else shipped
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
     if outcome.needs_offload:
         family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
-    vectors = {}
-    if archive.placeholder is not None:
-        vectors = {archive.placeholder.token: archive.placeholder.vectors.to(family.device)}
+    vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)
     first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
-    neutral = replace(first, prompt=without_subject(first.prompt, settings.subject))
+    neutral = replace(first, prompt=without_subject(first.prompt, *settings.tokens))
 
     # First the base, then with the LoRA.
     base = generate(family, neutral)[0]
@@ -254,7 +249,8 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     adapted = generate(family, neutral)[0]
     found.append(result_checks.drift_of_images(base, adapted, neutral.prompt))
     merger.apply([(archive.factors, sample_scale(settings))])
-    if settings.steps in preview_images.thumbnails and preview_images.last:
+    # The last previews are of the weights of the last step.
+    if step == settings.steps and step in preview_images.thumbnails and preview_images.last:
         generated, kernels = generate(family, first, vectors)[0], Kernels.of(family)
         found.insert(
             0,
@@ -265,4 +261,4 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
         return
     images = [generate(family, resolved, vectors) for resolved in all_resolved]
     with _warn_on_error("the images of the last step are not written"):
-        preview_images.add(settings.steps, images)
+        preview_images.add(step, images)

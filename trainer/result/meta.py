@@ -81,6 +81,12 @@ def describe_run(
     }
 
 
+def tokens_in(meta: Mapping[str, Any]) -> list[str]:
+    """The placeholder tokens of a run, from its meta.json."""
+    several, token = meta.get("placeholder_tokens"), meta.get("placeholder_token")
+    return list(several) if several else [token] if token else []
+
+
 def bounded(meta: dict[str, Any]) -> dict[str, Any]:
     """Limits the size of `meta`, so that it can be read back; notes omissions in `left_out`.
 

@@ -10,16 +10,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
+from adapters.archive_members import placeholder_name
 from families.base import Base
 from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
+from trainer.result.headline import headlines
+from trainer.result.meta import tokens_in
+from trainer.result.result_checks import CheckResult
 from trainer.result.templating import TEMPLATES
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
-PLACEHOLDER = "placeholder.safetensors"
 WEIGHTS = "weights.zip"
 
 
@@ -29,33 +33,41 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     `meta` is the archive's; `samples` are prompts and the paths of their images in the repository.
     The code repeats the first sample. No licence is stated, since only the author can choose one.
     """
-    base, settings, token = _base(meta), meta["settings"], meta.get("placeholder_token")
+    base, settings, tokens = _base(meta), meta["settings"], tokens_in(meta)
     family = family_of(base)
     options = settings.get("sample_options") or {}
     options = options | next(iter(settings.get("sample_overrides") or ()), {})
     guidance = options.get("guidance_scale")
+    subject = next(iter(tokens), "TOK")
     return TEMPLATES.get_template("model_card.md").render(
         repository=repository,
         name=repository.split("/")[-1],
         base=base,
-        token=token,
+        tokens=tokens,
         samples=samples,
-        front_matter=_front_matter(base, token, samples),
+        headlines=headlines([CheckResult(**each) for each in meta.get("checks") or ()]),
+        front_matter=_front_matter(base, tokens, samples),
         diffusers=version("diffusers"),
         classes=family.classes,
         code=family.card_code,
-        prompt=next(iter(settings.get("sample_prompts") or ()), f"a photo of {token or 'TOK'}"),
+        prompt=next(iter(settings.get("sample_prompts") or ()), f"a photo of {subject}"),
         negative=options.get("negative_prompt") or family.empty_prompt,
         options=options,
         guidance=base.guidance_scale if guidance is None else guidance,
         seed=options.get("seed", settings.get("seed", 0)),
         training=_training(base, meta),
-        files={"lora": LORA, "placeholder": PLACEHOLDER, "weights": WEIGHTS},
+        files={"lora": LORA, "weights": WEIGHTS},
+        placeholders=[placeholder_file(number) for number in range(len(tokens))],
         literal=_literal,
         quoted=_shell,
         span=_span,
         cell=_cell,
     )
+
+
+def placeholder_file(number: int) -> str:
+    """The file in the repository with the embedding of a token, by its number from 0."""
+    return PurePosixPath(placeholder_name(number)).name
 
 
 def _base(meta: Mapping[str, Any]) -> Base:
@@ -69,7 +81,7 @@ def _base(meta: Mapping[str, Any]) -> Base:
         return replace(undistilled(family), name=meta["base_model"], hub_id=meta["base_model"])
 
 
-def _front_matter(base: Base, token: str | None, samples: Sequence[tuple[str, str]]) -> str:
+def _front_matter(base: Base, tokens: Sequence[str], samples: Sequence[tuple[str, str]]) -> str:
     """The metadata for the Hub, as YAML."""
     front: dict[str, Any] = {}
     if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
@@ -79,8 +91,8 @@ def _front_matter(base: Base, token: str | None, samples: Sequence[tuple[str, st
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
     }
-    if token:
-        front["instance_prompt"] = _Quoted(token)
+    if tokens:
+        front["instance_prompt"] = _Quoted(", ".join(tokens))
     if samples:
         front["widget"] = [
             # On one line: a line of dashes in a prompt would end the front matter.
@@ -96,18 +108,21 @@ def _front_matter(base: Base, token: str | None, samples: Sequence[tuple[str, st
 def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of the table; rows without a value are omitted."""
     settings, training = meta["settings"], meta.get("training", {})
-    adapter, token = meta.get("turbo_adapter"), meta.get("placeholder_token")
+    adapter, tokens = meta.get("turbo_adapter"), tokens_in(meta)
+    shown = ", ".join(_span(token) for token in tokens if "|" not in token)
     return {
         "base model": base.hub_id,
         "images": len(meta.get("dataset", {}).get("pictures", [])) or None,
         # A | would end the table cell.
-        "placeholder token": _span(token) if token and "|" not in token else None,
+        f"placeholder token{'s' * (len(tokens) > 1)}": shown or None,
         "LoRA rank": meta.get("rank"),
         "steps": meta.get("steps"),
+        "step of these weights": meta.get("shipped_step"),
+        "ended early": meta.get("ended_early"),
         "batch size": settings.get("batch_size"),
         "optimizer": settings.get("optimizer"),
         "learning rate": settings.get("learning_rate"),
-        "learning rate of the token": settings.get("placeholder_learning_rate") if token else None,
+        "learning rate of the token": settings.get("placeholder_learning_rate") if tokens else None,
         "resolution": ", ".join(map(str, settings.get("resolutions") or ())) or None,
         "training adapter": adapter["name"] if adapter else None,
         "loss, first and last steps": (

@@ -21,7 +21,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from adapters import archive
 from trainer.monitor import FOLDER as SAMPLES
-from trainer.result.model_card import LORA, PLACEHOLDER, WEIGHTS, model_card
+from trainer.result.meta import tokens_in
+from trainer.result.model_card import LORA, WEIGHTS, model_card, placeholder_file
 from trainer.result.report import NAME as REPORT
 from trainer.run_files import UPLOAD
 from trainer.settings import Secret, SettingsError, hidden
@@ -128,7 +129,10 @@ def collect(weights: Path, repo_id: str, folder: Path) -> None:
     """Collects the repository's files in a folder: weights, samples, report, model card."""
     with zipfile.ZipFile(weights) as zipped:
         meta = json.loads(zipped.read(archive.META))
-        for member, name in ((archive.LORA, LORA), (archive.PLACEHOLDER, PLACEHOLDER)):
+        files = {archive.LORA: LORA}
+        for number in range(max(1, len(tokens_in(meta)))):
+            files[archive.placeholder_name(number)] = placeholder_file(number)
+        for member, name in files.items():
             if member in zipped.namelist():
                 with zipped.open(member) as packed, (folder / name).open("wb") as file:
                     shutil.copyfileobj(packed, file)
@@ -145,8 +149,9 @@ def collect(weights: Path, repo_id: str, folder: Path) -> None:
 
 
 def _samples(output: Path, meta: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """The sample prompts, each with its first image of the last step."""
-    folder = output / SAMPLES / f"step-{meta['steps']:06d}"
+    """The sample prompts, each with its first image of the weights."""
+    step = meta.get("shipped_step", meta["steps"])
+    folder = output / SAMPLES / f"step-{step:06d}"
     prompts = meta["settings"].get("sample_prompts") or []
     generated = [(prompt, folder / f"{number:02d}.png") for number, prompt in enumerate(prompts)]
     return [(prompt, image) for prompt, image in generated if image.is_file()]

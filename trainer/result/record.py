@@ -38,10 +38,11 @@ class TrainingRecord:
     curves: Curves  # validation loss; empty if not measured
     timings: Timings
     turbo_adapter: Mapping[str, str] | None  # name and sha256
-    zero_prior: Mapping[str, float] | None  # None without a token
+    zero_priors: Sequence[Mapping[str, float]]  # one for each token
     device: str
     versions: Mapping[str, str]
     preservation: float | None = None  # the last loss of its rows; None if there were none
+    ended_early: str = ""  # the reason, with early_stopping
     checks: Sequence[CheckResult] = ()  # empty until all are done
 
     @classmethod
@@ -50,7 +51,7 @@ class TrainingRecord:
         settings: Settings,
         dataset: Mapping[str, Any],
         trained: Trained,
-        zero_prior: Mapping[str, float] | None,
+        zero_priors: Sequence[Mapping[str, float]],
         adapter: TurboAdapter | None,
         curves: Curves,
     ) -> "TrainingRecord":
@@ -64,10 +65,11 @@ class TrainingRecord:
             curves,
             Timings(round(trained.steps_per_second, 4), peak),
             {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
-            zero_prior,
+            zero_priors,
             torch.cuda.get_device_name() if cuda else "cpu",
             versions(),
             trained.preservation,
+            trained.ended_early,
         )
 
     @property
@@ -112,17 +114,25 @@ class TrainingRecord:
             self.curves.kind: self.curves.plain(),  # `fit` without held-out images
             "versions": dict(self.versions),
         }
+        if self.curves.shipped is not None:
+            facts["shipped_step"] = self.curves.shipped
+        if self.ended_early:
+            facts["ended_early"] = self.ended_early
         if self.preservation is not None:
             facts["training"]["preservation_last"] = self.preservation
-        if self.zero_prior is not None:
+        if self.zero_priors:
             facts |= {
-                "placeholder_token_id": self.zero_prior["placeholder_token_id"],
+                "placeholder_token_id": self.zero_priors[0]["placeholder_token_id"],
                 "placeholder_init_std": settings.placeholder_init_std,
-                "zero_prior": self.zero_prior,
+                "zero_prior": self.zero_priors[0],
             }
+        if len(self.zero_priors) > 1:
+            facts["zero_priors"] = dict(zip(settings.tokens, self.zero_priors, strict=True))
         if self.checks:
             checks = [each.plain() for each in self.checks]
-            facts |= {"result": self.verdict.result, "checks": checks}
+            found = self.verdict
+            numbers = [each.plain() for each in found.headlines]
+            facts |= {"result": found.result, "headlines": numbers, "checks": checks}
         return facts
 
 

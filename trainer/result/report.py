@@ -15,9 +15,11 @@ from typing import Any
 from PIL import Image
 
 from adapters.files.atomic import atomic_file
+from families.tokens import mentions
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
+from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
 from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
@@ -55,11 +57,16 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 def page(data: ReportData) -> str:
     """The page as HTML."""
+    tokens = tokens_in(data.meta)
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
-        token=data.meta.get("placeholder_token"),
+        tokens=tokens,
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
+        without_token=[
+            bool(tokens) and not any(mentions(each, token) for token in tokens)
+            for each in data.prompts
+        ],
         figures=_figures(data),
         steps=_spread(sorted(data.previews), FRAMES),
         charts=_charts(data),
@@ -81,7 +88,7 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     if captions := data.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:
-        change = 100 * (curves.means[-1] / curves.means[0] - 1)
+        change = 100 * (curves.result / curves.means[0] - 1)
         name = "Validation loss" if curves.held_out else "Fit"
         figures.append((name, f"{change:+.1f} %".replace("-", "\u2212")))
     if training.get("loss_last") is not None:
@@ -127,11 +134,14 @@ def _charts(data: ReportData) -> list[dict[str, str]]:
             if curves.held_out
             else "on training images. No image was held out, so this validates nothing"
         )
+        name, mark = f"{title} by step, change from the base", None
+        if curves.shipped is not None:
+            mark = (curves.shipped, f"saved: step {curves.shipped:,}")
         charts.append(
             {
                 "title": f"{title}, change from the base",
                 "hint": f"Fixed noise at four timesteps (\u03c3), {of}.",
-                "svg": chart(lines, "step", f"{title} by step, change from the base", percent=True),
+                "svg": chart(lines, "step", name, True, mark),
             }
         )
     return charts

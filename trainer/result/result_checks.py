@@ -30,7 +30,7 @@ PREVIEW_LIMIT = 2.0
 
 # The next limits separate good from broken runs of miniature-turbo, measured in November 2026 on a
 # CPU: 20 to 100 steps with the demo's 16 images, and with 5 photographs, which the miniature was
-# not trained on and predicts worst. Learning rates are multiples of the default, 0.004.
+# not trained on and predicts worst. Learning rates are multiples of 0.004.
 #
 #                               |dW| / |W|      drift          loss, end / base
 #   default, demo               0.06 to 0.13    0.18, 0.36     0.28 to 0.54
@@ -44,17 +44,30 @@ PREVIEW_LIMIT = 2.0
 #   1 (x 250), photographs      1.4 to 1200     1.08 to 1.99   0.81 to 2.6
 #   default, images of noise    0.12            0.99           0.54
 #
+# Those rows are without preservation, and their drift is of one prompt, built from a caption. With
+# preservation, and the drift of 8 prompts, on the demo's images with seed 1 (`likeness` and the
+# share of other prompts all right are the judge's; untrained: 0.38 and 0.92):
+#
+#                               |dW| / |W|  drift  loss, end / base  likeness  other prompts right
+#   default, 60 steps           0.09        0.20   0.39              0.46      0.81
+#   x 5, 60 steps               0.39        0.31   0.24              0.57      0.70
+#   x 10, 20 steps of 2         1.47        0.95   1.90
+#   1 (x 250), 4 steps of 2     117         1.72   5.70
+#
 # On photographs the loss falls even if the model generates noise: the base is worse than that.
 # |dW| / |W|: an update as large as the weights destroys the base model.
 UPDATE_DOUBTFUL, UPDATE_FAILED = 0.5, 1.0
 # |v_adapted - v_base| / |v_base|: 1 is the drift of a model that predicts zero.
 DRIFT_DOUBTFUL, DRIFT_FAILED = 0.7, 0.8
-# The loss is measured on fixed noise, so without learning it equals the base's exactly. A LoRA that
-# starts to overfit may end slightly above the base on held-out images: doubtful, not broken.
-LOSS_NOISE = 0.05
+# The loss is measured on fixed noise, so without learning it equals the base's exactly. On held-out
+# images a LoRA that overfits ends above the base, and may still be a good one: the default run with
+# 22 images of the robot ends 11 % above it, with the best likeness (docs/training.md). Broken runs
+# end 66 % above it and more.
+FIT_LIMIT, VALIDATION_LIMIT = 0.05, 0.5
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 UPDATE, DRIFT = "size of the update", "drift without the subject"
+LOSS_FELL, FIT_FELL = "the validation loss fell", "the loss on the training images fell"
 PREVIEW = "the last preview can be reproduced"  # from weights.zip
 DOUBTFUL = "doubtful"  # between the two limits of a check
 INFORMATION = "for information"  # has no limit
@@ -175,15 +188,11 @@ def reloads(archive: Archive, path: Path) -> CheckResult:
     ]
     if changed:
         return failed(f"{_listed(changed, wanted)} differ from the trained weights")
-    given, found = archive.placeholder, read.placeholder
-    if (given is None) != (found is None) or (
-        given is not None
-        and found is not None
-        and not (given.token == found.token and torch.equal(given.vectors, found.vectors))
-    ):
+    given, found = archive.vectors, read.vectors
+    if list(given) != list(found) or not all(map(torch.equal, given.values(), found.values())):
         return failed("the placeholder differs from the trained one")
-    token = f" and {given.token}" if given is not None else ""
-    sentence = f"{len(wanted)} layers{token} in the file equal the trained weights exactly"
+    tokens = "".join(f" and {token}" for token in given)
+    sentence = f"{len(wanted)} layers{tokens} in the file equal the trained weights exactly"
     return CheckResult(name, PASSED, sentence)
 
 
@@ -254,13 +263,19 @@ def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> Che
     if rms == 0:
         return CheckResult(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
     psnr = 20 * math.log10(255 / rms)
-    sentence = f"the image of {prompt!r} differs from the base model's by {rms:.1f} levels of 255"
+    sentence = (
+        f"with the LoRA applied (apply_lora: always), the image of {prompt!r} differs from the "
+        f"base model's by {rms:.1f} levels of 255"
+    )
     return CheckResult(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
 
 
-def drift_of_velocity(share: float, prompt: str) -> CheckResult:
+def drift_of_velocity(share: float, prompts: int) -> CheckResult:
     """`share` is |v_adapted - v_base| / |v_base| (`trainer.result.drift`)."""
-    sentence = f"for {prompt!r} the velocity changes by {100 * share:.3g} % of the base model's"
+    sentence = (
+        f"for {prompts} prompts without the subject the velocity changes by {100 * share:.3g} % of "
+        "the base model's"
+    )
     return _between(DRIFT, share, DRIFT_DOUBTFUL, DRIFT_FAILED, sentence)
 
 
@@ -269,12 +284,14 @@ def loss_fell(curves: Curves) -> CheckResult:
 
     On held-out images this is the validation loss; on training images it only shows the fit.
     """
-    name = f"the {'validation loss' if curves.held_out else 'loss on the training images'} fell"
+    name = LOSS_FELL if curves.held_out else FIT_FELL
     if len(curves.steps) < 2:
         return CheckResult(name, SKIPPED, "not measured, since validation_every is 0")
-    first, last = curves.means[0], curves.means[-1]
+    first, last = curves.means[0], curves.result
     ratio = last / first if first > 0 else math.nan
     sentence = f"from {first:.4f} (base) to {last:.4f}, {100 * (ratio - 1):+.1f} %"
+    if curves.shipped is not None:
+        sentence += f", at step {curves.shipped:,}, whose weights are saved"
     if curves.held_out:
         sentence += f", on {len(curves.held_out)} held-out images"
     best = min(range(len(curves.means)), key=curves.means.__getitem__)
@@ -282,9 +299,10 @@ def loss_fell(curves: Curves) -> CheckResult:
         sentence += f"; the lowest was {curves.means[best]:.4f} at step {curves.steps[best]:,}"
     if ratio < 1:
         return CheckResult(name, PASSED, sentence, ratio)
-    if ratio <= 1 + LOSS_NOISE:
+    limit = VALIDATION_LIMIT if curves.held_out else FIT_LIMIT
+    if ratio <= 1 + limit:
         return CheckResult(name, DOUBTFUL, f"{sentence}; it did not fall", ratio)
-    sentence += f"; the limit is {100 * LOSS_NOISE:+g} %"
+    sentence += f"; the limit is {100 * limit:+g} %"
     return CheckResult(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.result.headline import Headline, headlines
 from trainer.result.result_checks import DOUBTFUL, FAILED, PASSED, SKIPPED, CheckResult
 
 log = logging.getLogger(__name__)
@@ -21,17 +22,20 @@ NOT_VALIDATED = "not validated: no image was held out"
 
 @dataclass(frozen=True)
 class Verdict:
-    """The class of a result and the counts of its checks."""
+    """The class of a result, its two numbers, and the counts of its checks."""
 
     result: str  # good, doubtful, broken
     counts: str
+    headlines: tuple[Headline, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.result}: {self.counts}"
+        numbers = ", ".join(map(str, self.headlines))
+        return f"{self.result}: {numbers + '; ' if numbers else ''}{self.counts}"
 
 
 def verdict(checks: Sequence[CheckResult], validated: bool) -> Verdict:
     """The verdict from the checks; `validated` if images were held out."""
+    numbers = tuple(headlines(checks))
     states = [each.state for each in checks]
     counts = f"{states.count(PASSED)} checks passed"
     if DOUBTFUL in states:
@@ -40,9 +44,9 @@ def verdict(checks: Sequence[CheckResult], validated: bool) -> Verdict:
     if not validated:
         counts += f"; {NOT_VALIDATED}"
     if FAILED in states:
-        return Verdict(BROKEN, counts)
+        return Verdict(BROKEN, counts, numbers)
     doubtful = DOUBTFUL in states or SKIPPED in states or PASSED not in states
-    return Verdict(DOUBTFUL if doubtful else GOOD, counts)
+    return Verdict(DOUBTFUL if doubtful else GOOD, counts, numbers)
 
 
 def log_verdict(checks: Sequence[CheckResult], result: Verdict) -> None:

@@ -15,6 +15,7 @@ from trainer.settings.subject_marks import (
     with_trigger,
     without_mark,
 )
+from trainer.settings.subjects import Subject
 
 __all__ = [
     "Extent",
@@ -27,6 +28,7 @@ __all__ = [
     "Secrets",
     "Settings",
     "SettingsError",
+    "Subject",
     "TRIGGER_MARK",
     "TrainingInputs",
     "extent_of",

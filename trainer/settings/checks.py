@@ -39,6 +39,8 @@ def _wrong_prompts(settings: "Settings") -> Iterator[str]:
         known = Request.inputs().get(name)
         if known is not None and (fault := known.fault(f"sample.{name}", value)):
             yield fault
+    if "apply_lora" in settings.sample_options:
+        yield "sample.apply_lora: preview images always apply the LoRA; remove it"
     if len(settings.sample_prompts) > MOST_SAMPLE_PROMPTS:
         yield (
             f"sample_prompts has {len(settings.sample_prompts):,} prompts; at most "
@@ -97,6 +99,13 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"validation_images is {settings.validation_images}, but validation_every is 0, so "
             "they would never be measured; remove one of the two"
         )
+    for name in settings.by_validation:
+        for other in ("validation_images", "validation_every"):
+            if getattr(settings, other) == 0:
+                yield (
+                    f"{name} needs the loss on held-out images, but {other} is 0; remove {other}, "
+                    f"or set {name} to false"
+                )
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (
@@ -109,7 +118,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
     if settings.train_placeholder_token and settings.trigger_word is not None:
         yield (
             f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
-            f"({settings.placeholder_token}), and TOK can be replaced by only one of them; remove "
+            f"({', '.join(settings.tokens)}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
         )
     if settings.timestep_sampling == SCHEDULED and settings.training_shift != 1:

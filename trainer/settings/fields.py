@@ -17,6 +17,7 @@ from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 from trainer.settings.preservation import weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
+from trainer.settings.subjects import Subject, read_subjects, wrong_subjects
 
 __all__ = ["Settings", "SettingsError", "parse_resolutions", "resolve"]
 
@@ -49,6 +50,7 @@ class Settings(TrainingInputs):
     timestep_sampling: str
     training_shift: float
     ema_decay: float
+    subjects: tuple[str, ...]  # TOKEN or TOKEN=FOLDER; empty: the usual one, placeholder_token
     preserve: float  # weight of the rows' loss; 0: off
     preserve_prompts: tuple[str, ...]  # the user's own; empty: those that come with the base
     seed: int
@@ -61,20 +63,38 @@ class Settings(TrainingInputs):
 
     @property
     def subject(self) -> str | None:
-        """The subject's token in captions; None without a placeholder token."""
+        """The (first) subject's token in captions; None without a placeholder token."""
         return self.placeholder_token if self.train_placeholder_token else None
 
     @property
+    def named_subjects(self) -> tuple[Subject, ...]:
+        """The subjects of `subjects`; empty in a run with the usual one."""
+        return read_subjects(self.subjects)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens of all subjects; empty without a placeholder token."""
+        if self.subjects:
+            return tuple(each.token for each in self.named_subjects)
+        return (self.subject,) if self.subject is not None else ()
+
+    @property
     def subject_text(self) -> str:
-        """Token or trigger word of the subject, for the log."""
-        if self.subject is not None:
-            return f"token {self.subject}"
+        """Tokens or trigger word of the subject, for the log."""
+        if self.tokens:
+            return f"token{'s' * (len(self.tokens) > 1)} {', '.join(self.tokens)}"
         return f"no token; trigger word: {self.trigger_word or 'none'}"
 
     @property
     def training_mode(self) -> str:
         """`zero_prior` with a placeholder, `baseline` without."""
         return "zero_prior" if self.train_placeholder_token else "baseline"
+
+    @property
+    def by_validation(self) -> tuple[str, ...]:
+        """The names of the enabled settings that need held-out images."""
+        names = ("keep_best", "early_stopping")
+        return tuple(name for name in names if getattr(self, name))
 
     @property
     def warmup(self) -> int:
@@ -103,6 +123,12 @@ def resolve(inputs: TrainingInputs) -> Settings:
     defaults = defaults_of(base, find_preset(inputs.preset))
     if inputs.train_placeholder_token:
         check_token(inputs.placeholder_token)
+    try:
+        subjects = read_subjects(parts_of(inputs.subjects, ","))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if inputs.subjects is not None and (conflict := wrong_subjects(inputs, subjects)):
+        raise SettingsError(conflict)
 
     # Defaults that depend on other settings.
     rate = inputs.learning_rate
@@ -112,7 +138,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
     # The base's default shift is for its default sampling.
     shift = base.training_shift if sampling == base.timestep_sampling else 1.0
 
-    subject = inputs.placeholder_token if inputs.train_placeholder_token else inputs.trigger_word
+    token = subjects[0].token if subjects else inputs.placeholder_token
+    subject = token if inputs.train_placeholder_token else inputs.trigger_word
     try:
         resolutions = parse_resolutions(inputs.resolution, defaults.resolution)
         prompts, options = read_prompts(
@@ -120,6 +147,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
             inputs.sample_options,
             subject,
             inputs.foreign_captions,
+            [each.token for each in subjects],
         )
         validation_images = _count(inputs.validation_images)
         preserve = weight_of(inputs.preserve, base, subject)
@@ -151,6 +179,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
         timestep_sampling=sampling,
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
+        subjects=tuple(map(str, subjects)),
+        placeholder_token=token,
         preserve=preserve,
         preserve_prompts=preserve_prompts,
         seed=secrets.randbelow(2**31) if inputs.seed is None else inputs.seed,
@@ -168,6 +198,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
 
 
 _UNCHANGED = TrainingInputs.model_fields.keys() - Settings.__annotations__.keys()
+_UNCHANGED -= {"placeholder_token"}
 
 
 def _either(given: T | None, default: T) -> T:

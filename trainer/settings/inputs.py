@@ -86,6 +86,7 @@ class TrainingInputs(Inputs):
     base_model: Annotated[str, Input("Model to train on. auto: $BASE_MODEL, else the largest that fits the GPU, and the included miniature test model without a GPU.", MODEL, section="")] = "auto"
     train_placeholder_token: Annotated[bool, Input("Train a placeholder token for the subject. It carries no meaning from pre-training. Off: LoRA only, and trigger_word stands for the subject.", MODEL)] = True
     placeholder_token: Annotated[str, Input("The token, to be used in prompts later.", MODEL, max_length=MAX_LENGTH)] = "<zwx>"
+    subjects: Annotated[str | Sequence[str] | None, Input("Several subjects in one LoRA: their tokens with commas, <zwx>,<kul>. TOKEN=FOLDER names the folder of its images in the dataset; default: one with the token's name. Other captions must contain the tokens.", MODEL, max_length=1_000, separator=",", one="subject")] = None
     placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
@@ -125,6 +126,8 @@ class TrainingInputs(Inputs):
     sample_options: Annotated[dict[str, Any], Input("Options of all preview images: inputs of generation by their names.", OUTPUT, on=Interface.PYTHON)] = {}
     validation_every: Annotated[int | None, Input("Measure the loss on fixed noise every so many steps, on held-out images if there are any. 0: never, nothing is held out. Default: about ten times.", OUTPUT, ge=0, le=MAX_STEPS, unit="optimizer steps")] = None
     validation_images: Annotated[int | str | None, Input("Images that are held out to measure the validation loss, and not trained on: auto or a number. auto: from 20 images on, one in ten (at most 8).", OUTPUT, ge=0, le=MAX_STEPS, max_length=16)] = "auto"
+    keep_best: Annotated[bool, Input("Save the weights with the lowest validation loss instead of the last ones. Needs held-out images.", OUTPUT)] = False
+    early_stopping: Annotated[bool, Input("End the run if the validation loss has not reached a new minimum for 30 % of the steps. Needs held-out images.", OUTPUT)] = False
     hf_repo_id: Annotated[str | None, Input("OWNER/NAME of a Hugging Face repository that the result is uploaded to, with a model card.", OUTPUT, max_length=128)] = None
     allow_failed_checks: Annotated[bool, Input("Upload to hf_repo_id even if a check of the result fails.", OUTPUT, on=Interface.LOCAL)] = False
 
@@ -141,7 +144,7 @@ class TrainingInputs(Inputs):
             raise ValueError(f"dataset is missing; {cls.inputs()['dataset'].hint}")
         return value
 
-    @field_validator("trigger_word", mode="before")
+    @field_validator("trigger_word", "subjects", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value

@@ -16,7 +16,8 @@ MOST_PREVIEWED = 50_000
 MOST_ENCODED = 20_000
 MOST_MEASURED = 10_000  # validation losses of a run; each is 16 passes
 MOST_CHECKPOINTS = 1_000  # a checkpoint of a large LoRA has 30 GB, which takes half a minute
-DEFAULT_PREVIEWS = 2  # prompts, at most: see `trainer.monitor.default_previews`
+# Prompts, at most, and one for each of several subjects: see `trainer.monitor.default_previews`.
+DEFAULT_PREVIEWS = 2
 
 
 def too_much(settings: Settings) -> list[str]:
@@ -71,7 +72,7 @@ def _preview_passes(settings: Settings) -> list[float]:
     base, shared = settings.base, settings.sample_options
     own = settings.sample_overrides or ({},) * len(settings.sample_prompts)
     if settings.sample_defaults and not own:  # default prompts are chosen later
-        own = ({},) * DEFAULT_PREVIEWS
+        own = ({},) * (DEFAULT_PREVIEWS + len(settings.subjects))
     requests = [Request(prompt="-", **(shared | each)) for each in own]
     return [work(each, base) for each in requests]
 

@@ -21,12 +21,13 @@ def read_prompts(
     shared: Mapping[str, Any],
     subject: str | None,
     foreign: bool = False,
+    tokens: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     """The prompts without their options, and the options of each; an empty tuple if none has any.
 
     `shared` are the options of all prompts. `subject` is the token or the trigger word that
     replaces TOK and [trigger]. Without it they are an error, or plain text if the prompts are
-    `foreign`.
+    `foreign`. With several `tokens` they are an error, too.
     Raises ValueError with the prompt's number.
     """
     texts, options = [], []
@@ -37,8 +38,14 @@ def read_prompts(
             if subject and "negative_prompt" in shared:
                 own = {"negative_prompt": shared["negative_prompt"], **own}
             negatives = own.get("negative_prompt") or shared.get("negative_prompt") or ""
-            if not (subject or foreign) and marks_in(f"{text} {negatives}"):
+            marks = marks_in(f"{text} {negatives}")
+            if marks and not (subject or foreign):
                 raise ValueError(NO_SUBJECT)
+            if marks and len(tokens) > 1:
+                raise ValueError(
+                    f"{marks[0]} may be any of the {len(tokens)} subjects; write the token "
+                    f"instead: {', '.join(tokens)}"
+                )
             if subject:
                 text = name_subject(text.replace(TRIGGER_MARK, subject), subject)
                 if negative := own.get("negative_prompt"):

@@ -1,4 +1,10 @@
-"""The ways to leave other prompts as they are that are compared."""
+"""The ways to leave other prompts as they are that are compared.
+
+none     only the training images
+flow     the usual loss on images that the base model generated
+match    on those images, the base model's velocity
+path     the same on the way of generation, at the noisy latents and sigmas of its steps
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,32 +26,215 @@ class Way:
     penalty: float = 0.0  # on the LoRA's output where the base works on other prompts
     every: int = 1
     swapped: float = 0.0  # share of the prompts: the dataset's captions with another noun
+    plain: float = 0.0  # share of the prompts: no colour is named
+    steps: float = 1.0  # as many times the usual steps
+    scales: tuple[float, ...] = ()  # of the LoRA at generation, measured, too
+    generated_in: tuple[int, ...] = ()  # steps at generation, measured, too
+    begins: float = 0.0  # share of the steps before the first row
+    early: bool = False  # rows of other prompts from the first step
+    anchors: int = 0  # prompts of the subject that are held as the model has them then
+    anchored: float = 0.0  # share of the rows that hold them
+    guided: float = 0.0  # of the model's own guidance, added to the target of the loss
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def changes_the_loop(self) -> bool:
+        """Whether the trainer's own loop does not do it."""
+        return self.kind != "none" or self.penalty > 0 or self.guided > 0
 
-M = "match"
-NODROP: dict[str, Any] = {"caption_dropout": 0.0}
-WAYS = [
+
+M, P = "match", "path"
+OLD: dict[str, Any] = {"caption_dropout": 0.05}  # the default before preservation
+SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.02}  # as it was
+FASTER: dict[str, Any] = {"learning_rate": 6e-3, "placeholder_learning_rate": 0.05}
+DOUBLE: dict[str, Any] = {"learning_rate": 8e-3, "placeholder_learning_rate": 0.1}
+SCREENED = [
+    Way("nothing, dropout", settings=OLD),
+    Way("path free .3, dropout", P, 0.3, without_adapter=True, settings=OLD),
+    Way("match .3, dropout", M, 0.3, settings=OLD),
     Way("nothing"),
-    Way("path free .3", "path", 0.3, without_adapter=True),
-    Way("match .3", M, 0.3),
-    Way("nothing no dropout", settings=NODROP),
-    Way("path free .3 no dropout", "path", 0.3, without_adapter=True, settings=NODROP),
-    Way("match .1 no dropout", M, 0.1, settings=NODROP),
-    Way("path own .1 no dropout", "path", 0.1, own=True, settings=NODROP),
-    Way("match .3 swapped no dropout", M, 0.3, swapped=0.5, settings=NODROP),
-    Way("path own .3 swapped no dropout", "path", 0.3, own=True, swapped=0.5, settings=NODROP),
-    Way("match .3 2 rows no dropout", M, 0.3, rows=2, settings=NODROP),
-    Way("match .3 project no dropout", M, 0.3, project=True, settings=NODROP),
-    Way("penalty .1 no dropout", penalty=0.1, settings=NODROP),
-    Way("match .1 half no dropout", M, 0.1, every=2, settings=NODROP),
-    Way("path .1 no dropout", "path", 0.1, settings=NODROP),
-    Way("match .03 no dropout", M, 0.03, settings=NODROP),
-    Way("match .3 no dropout", M, 0.3, settings=NODROP),
-    Way("match .1 rate 6e-3 no dropout", M, 0.1, settings=NODROP | {"learning_rate": 6e-3}),
-    Way("mix .1 no dropout", M, 0.1, mix=0.5, settings=NODROP),
-    Way("match free .1 no dropout", M, 0.1, without_adapter=True, settings=NODROP),
-    Way("flow .1 no dropout", "flow", 0.1, settings=NODROP),
-    Way("penalty 1 no dropout", penalty=1.0, settings=NODROP),
-    Way("nothing ema no dropout", settings=NODROP | {"ema_decay": 0.98}),
-]  # fmt: skip
+    Way("path free .3", P, 0.3, without_adapter=True),
+    Way("match .1", M, 0.1),
+    Way("path own .1", P, 0.1, own=True),
+    Way("match .3 swapped", M, 0.3, swapped=0.5),
+    Way("path own .3 swapped", P, 0.3, own=True, swapped=0.5),
+    Way("path own .3", P, 0.3, own=True, scales=(1.15, 1.3)),
+    Way("path own .1 plain", P, 0.1, own=True, plain=1.0, scales=(1.15,)),
+    Way("path own .3 plain", P, 0.3, own=True, plain=1.0, scales=(1.15,)),
+    Way("path own .3 half plain", P, 0.3, own=True, plain=0.5, scales=(1.15,)),
+    Way("path own .3 project", P, 0.3, own=True, project=True, scales=(1.15,)),
+    Way("path own .1 rate 6e-3", P, 0.1, own=True, settings={"learning_rate": 6e-3}),
+    Way(
+        "path own .1 token rate",
+        P,
+        0.1,
+        own=True,
+        settings={"placeholder_learning_rate": 0.05},
+    ),
+    Way("path own .1 attention", P, 0.1, own=True, settings={"lora_targets": "attention"}),
+    Way(
+        "path own .1 feed-forward",
+        P,
+        0.1,
+        own=True,
+        settings={"lora_targets": "feed_forward"},
+    ),
+    Way("path own .1 rank 16", P, 0.1, own=True, settings={"rank": 16}),
+    Way("path own .1 2 rows 650 steps", P, 0.1, rows=2, own=True, steps=1.3),
+    Way("path own .2 every 2 650 steps", P, 0.2, every=2, own=True, steps=1.3),
+    Way("nothing attention", settings={"lora_targets": "attention"}),
+    Way("penalty .1", penalty=0.1),
+    Way("penalty 1", penalty=1.0),
+    Way("mix .1", M, 0.1, mix=0.5),
+    Way("flow .1", "flow", 0.1),
+    Way("match free .1", M, 0.1, without_adapter=True),
+    Way("path own .3 half plain, rates", P, 0.3, own=True, plain=0.5, settings=FASTER),
+    Way("path own .3, rates", P, 0.3, own=True, settings=FASTER),
+    Way("nothing, rates", settings=FASTER),
+    Way("path own .2 half plain, rates", P, 0.2, own=True, plain=0.5, settings=FASTER),
+    Way("path own .3, double rates", P, 0.3, own=True, settings=DOUBLE),
+    Way(
+        "path own .3, token rate .1",
+        P,
+        0.3,
+        own=True,
+        settings=FASTER | {"placeholder_learning_rate": 0.1},
+    ),
+    Way("path own .1, rates", P, 0.1, own=True, settings=FASTER),
+    Way("path own .3 2 rows, rates", P, 0.3, rows=2, own=True, settings=FASTER),
+    Way("preserve .3", settings=FASTER | {"preserve": 0.3}, scales=(1.1, 1.2)),
+    Way("preserve .2", settings=FASTER | {"preserve": 0.2}, scales=(1.1, 1.2)),
+    Way("preserve .15", settings=FASTER | {"preserve": 0.15}),
+    Way(
+        "preserve .2, rate 7e-3",
+        settings={"preserve": 0.2, "learning_rate": 7e-3, "placeholder_learning_rate": 0.1},
+    ),
+    Way(
+        "path own .5 half plain 3 rows, rates", P, 0.5, rows=3, own=True, plain=0.5, settings=FASTER
+    ),
+    Way(
+        "preserve .3, schedule",
+        settings=FASTER | {"preserve": 0.3, "timestep_sampling": "shift"},
+        scales=(1.1,),
+    ),
+    Way(
+        "preserve .3, shift 1",
+        settings=FASTER | {"preserve": 0.3, "training_shift": 1.0},
+        scales=(1.1,),
+    ),
+    Way(
+        "preserve .3, all layers",
+        settings=FASTER | {"preserve": 0.3, "lora_targets": "all"},
+        scales=(1.1,),
+    ),
+    Way("begins .4, 3 rows, rates", P, 0.2, rows=3, own=True, begins=0.4, settings=FASTER),
+    Way(
+        "anchors .4, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        begins=0.4,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "anchors .3, 4 rows, rates",
+        P,
+        0.3,
+        rows=4,
+        own=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.5,
+        settings=FASTER,
+    ),
+    Way(
+        "early anchors .3, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        early=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "early anchors .2, 3 rows, rates",
+        P,
+        0.2,
+        rows=3,
+        own=True,
+        early=True,
+        begins=0.2,
+        anchors=48,
+        anchored=0.34,
+        settings=FASTER,
+    ),
+    Way(
+        "anchors .5, 4 rows, rates",
+        P,
+        0.2,
+        rows=4,
+        own=True,
+        begins=0.5,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "anchors .3 weight 1, 4 rows, rates",
+        P,
+        1.0,
+        rows=4,
+        own=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way(
+        "early anchors .3 weight .5, 4 rows, rates",
+        P,
+        0.5,
+        rows=4,
+        own=True,
+        early=True,
+        begins=0.3,
+        anchors=48,
+        anchored=0.25,
+        settings=FASTER,
+    ),
+    Way("as it was", settings=OLD, generated_in=(2, 4)),
+    Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
+    Way(
+        "schedule",
+        settings={"timestep_sampling": "shift"},
+        generated_in=(2, 4),
+    ),
+    Way("uniform", settings={"timestep_sampling": "uniform"}, generated_in=(2, 4)),
+    Way("guided .5", guided=0.5, generated_in=(2, 4)),
+    Way("no adapter", settings={"turbo_adapter": "none"}, generated_in=(2, 4)),
+    Way(
+        "no adapter, path own .3",
+        P,
+        0.3,
+        own=True,
+        settings={"turbo_adapter": "none"},
+        generated_in=(2, 4),
+    ),
+]
+NOTHING = Way("nothing", settings=OLD)  # the trainer before preservation
+PRESERVE = Way("preserve", settings=FASTER | {"preserve": 0.2}, scales=(1.1,))  # the trainer's
+STUDIED = [
+    NOTHING,
+    PRESERVE,
+    Way("nothing, rates", settings=FASTER),
+    Way("match .3, rates", M, 0.3, settings=FASTER),
+    Way("path own .3 half plain, rates", P, 0.3, own=True, plain=0.5, settings=FASTER),
+]
+UNDISTILLED_BASE = "miniature"
+UNDISTILLED = [NOTHING, PRESERVE]

@@ -61,7 +61,7 @@ class Study:
             for name in family.lora_targets()
         }
         untrained = Placeholder.create(WORD, family.text_width, std=1e-5, seed=0)
-        self.blank = Archive({}, untrained.detached(), {})
+        self.blank = Archive({}, (untrained.detached(),), {})
         self._untouched: dict[tuple[str, int, float], list[Image.Image]] = {}
 
     def run(self) -> None:

@@ -27,6 +27,7 @@ def train(condition: Condition, plan: Plan, seed: int) -> Iterator[Milestone]:
             placeholder_token=WORD,
             lr_scheduler=plan.lr_scheduler,
             learning_rate=plan.learning_rate,
+            placeholder_learning_rate=0.02,
             batch_size=plan.batch_size,
             steps=plan.milestones[-1],
             seed=seed,

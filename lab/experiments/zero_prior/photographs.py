@@ -101,7 +101,7 @@ class Photographs:
         self.size = replace(size, subjects=subjects_of(folder), choices=choices)
         self.clip = Clip()
         width = load_family(self.base).text_width
-        self.blank = Archive({}, Placeholder.create(PLACEHOLDER, width, 1e-5, 0).detached(), {})
+        self.blank = Archive({}, (Placeholder.create(PLACEHOLDER, width, 1e-5, 0).detached(),), {})
         self._engine: Engine | None = None
         self._before: dict[tuple[str, ...], list[Image.Image]] = {}  # by prompts
 
@@ -171,6 +171,7 @@ class Photographs:
         engine = self._engine = self._engine or Engine()
         pixels, steps = self.size.pixels, self.size.steps
         size: dict[str, Any] = {"width": pixels, "height": pixels, "num_inference_steps": steps}
+        size["apply_lora"] = "always"  # also where it changes other prompts
         requests = [
             Request(prompt=text, seed=FIRST_SEED + number, **size)
             for number, text in enumerate(prompts)

@@ -44,7 +44,7 @@ class World:
         self.way = Way("own", size.steps or self.drawer.family.base.inference_steps)
         self.free = free_prompts(size.free_prompts)
         untrained = Placeholder.create(PLACEHOLDER, self.drawer.family.text_width, 1e-5, seed=0)
-        self.blank = Archive({}, untrained.detached(), {})
+        self.blank = Archive({}, (untrained.detached(),), {})
         self.untouched = self.drawer.draw(self.blank, self.free, self.way)
 
     def train(self, run: Run) -> Archive:
@@ -64,6 +64,8 @@ class World:
                     **{
                         "steps": self.drawer.family.base.training_steps.most,
                         "caption_dropout": 0.05,
+                        "learning_rate": 4e-3,
+                        "placeholder_learning_rate": 0.02,
                     }
                     | run.point.settings,
                 )

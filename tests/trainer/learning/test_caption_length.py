@@ -169,7 +169,7 @@ def test_a_prompt_that_is_cut_is_said_with_what_is_lost(
     ],
 )
 def test_tok_in_a_prompt_is_the_subjects_token(text: str, becomes: str) -> None:
-    placed = place_subject(Request(prompt=text, negative_prompt=text), ["<zwx>"])
+    placed = place_subject(Request(prompt=text, negative_prompt=text), [["<zwx>"]])
     assert (placed.prompt, placed.negative_prompt) == (becomes, becomes)
 
 
@@ -178,11 +178,11 @@ def test_tok_without_a_token_and_with_two_is_said(said: pytest.LogCaptureFixture
     assert place_subject(asked, []) == asked
     assert "TOK in prompt is read as plain text: the weights have no placeholder" in said.text
     said.clear()
-    assert place_subject(asked, ["<one>", "<two>"]).prompt == "a photo of <one>"
+    assert place_subject(asked, [["<one>"], ["<two>"]]).prompt == "a photo of <one>"
     assert "TOK is replaced by <one>, the token of the first LoRA; write <two>" in said.text
     said.clear()
     assert place_subject(Request(prompt="TOKYO"), []).prompt == "TOKYO"
-    assert place_subject(Request(prompt="a <TOK>"), ["<TOK>"]).prompt == "a <TOK>"
+    assert place_subject(Request(prompt="a <TOK>"), [["<TOK>"]]).prompt == "a <TOK>"
     assert not said.records
 
 

@@ -242,8 +242,8 @@ def test_what_is_written_is_read_back_and_needs_no_second_copy(
 
 
 def weights(loop: Any, folder: Path, **changes: Any) -> Path:
-    factors, placeholder = loop.final_weights()
-    values = {"deltas": factors, "placeholder": placeholder, "meta": {}} | changes
+    factors, placeholders = loop.final_weights()
+    values = {"deltas": factors, "placeholders": placeholders, "meta": {}} | changes
     return write_archive(Archive(**values), folder / "weights.zip")
 
 
@@ -260,7 +260,7 @@ def weights(loop: Any, folder: Path, **changes: Any) -> Path:
             "it was trained on another model",
         ),
         (
-            lambda f: {"placeholder": Placeholder("<zwx>", torch.ones(1, 5))},
+            lambda f: {"placeholders": (Placeholder("<zwx>", torch.ones(1, 5)),)},
             r"a placeholder of shape \(1, 5\)",
         ),
         (lambda f: {"meta": {"base_model": "unheard/of"}}, "'unheard/of' is not one of"),

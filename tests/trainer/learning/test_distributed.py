@@ -10,6 +10,7 @@ import torch
 import yaml
 from root import ROOT
 
+from adapters.archive import read_archive
 from trainer.learning.checkpoint import Checkpoint, read_checkpoint
 from trainer.outputs import open_run
 
@@ -19,7 +20,7 @@ STEPS = 3
 
 
 def train(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: int
+    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: float
 ) -> str:
     """What a training from a YAML file prints; `folder` is its working folder."""
     folder.mkdir()
@@ -29,7 +30,12 @@ def train(
 
 
 def launch(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, *given: str, **changes: int
+    launcher: tuple[str, ...],
+    folder: Path,
+    photos: Path,
+    vault: Path,
+    *given: str,
+    **changes: float,
 ) -> subprocess.CompletedProcess[str]:
     train = {
         "train_placeholder_token": True,
@@ -84,7 +90,8 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
         ours, theirs = getattr(one, kind), getattr(two, kind)
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            assert torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-6), name
+            # Adam divides by the gradient's size, so that rounding shows where it is near zero.
+            assert torch.allclose(value, theirs[name], rtol=1e-4, atol=2e-5), name
 
 
 @pytest.mark.slow
@@ -96,3 +103,22 @@ def test_all_processes_end_where_the_folder_is_in_use(
         done = launch(LAUNCH, tmp_path, photos, vault, "--output_dir", "held")
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("error: held is in use by another run") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_end_early_at_the_same_step(
+    tmp_path: Path, photos: Path, vault: Path
+) -> None:
+    """The main process measures, and the others follow it."""
+    changes = {"early_stopping": True, "keep_best": True, "learning_rate": 0.3, "steps": 8}
+    changes |= {"validation_every": 1, "validation_images": 2, "lr_warmup_steps": 0}
+    folder = tmp_path / "two"
+    folder.mkdir()
+    done = launch(LAUNCH, folder, photos, vault, batch_size=1, **changes)
+    # A rate this high breaks the result: 3, which the launcher makes a failure of the process.
+    assert done.returncode in (0, 1) and "exitcode: 3" in done.stderr, done.stderr
+    assert (done.stdout + done.stderr).count("ended early at step") == 1
+    [run] = (tmp_path / "two" / "outputs").glob("20*")
+    meta = read_archive(run / "weights.zip").meta
+    assert meta["shipped_step"] < meta["steps"] < 8
+    assert read_checkpoint(sorted((run / "checkpoints").glob("*.safetensors"))[-1]).best

@@ -69,7 +69,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Before weights.zip --------------------------------------------------------------------------
 
 PLACES = {
-    "proof": (ZeroPriorProof, "result"),
+    "proof": (ZeroPriorProof, "results"),
     "describe": (run.TrainingRecord, "of"),
     "judge": (run, "write_weights"),
     "a check": (evaluation.result_checks, "reloads"),

@@ -256,12 +256,11 @@ def test_the_shipped_weights_are_running_averages_where_they_are_asked_for(
     with loop.averaged():
         for wanted, value in zip(average, loop.parameters, strict=True):
             assert torch.allclose(wanted, value, rtol=1e-5, atol=1e-8)
-        assert loop.placeholder is not None
-        final_weights = loop.placeholder.detached()
+        final_weights = loop.placeholders[0].detached()
     for last, value in zip(seen[2], loop.parameters, strict=True):
         assert torch.equal(last, value)  # training goes on from where it was
-    factors, placeholder = loop.final_weights()
-    assert placeholder is not None and torch.equal(placeholder.vectors, final_weights.vectors)
+    factors, (placeholder,) = loop.final_weights()
+    assert torch.equal(placeholder.vectors, final_weights.vectors)
     assert torch.allclose(next(iter(factors.values()))[0], average[0], rtol=1e-5, atol=1e-8)
 
 

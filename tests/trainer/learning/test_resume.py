@@ -33,7 +33,7 @@ def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
     examples = read_dataset(settings.dataset, "a photo of TOK")
     factors = {"layers.0.attention.to_q": (torch.ones(2, 8), torch.ones(8, 2))}
     for name in (str(tmp_path), "~nobody/x", "a" * 5000, "\x1b[31m", "elsewhere"):
-        file = write_archive(Archive(factors, None, {"base_model": name}), tmp_path / "w.zip")
+        file = write_archive(Archive(factors, (), {"base_model": name}), tmp_path / "w.zip")
         with pytest.raises(SettingsError, match="resume_from: .* is not one of") as refused:
             read_resume(settings.replace(resume_from=file), examples)
         assert str(refused.value).isprintable()

@@ -103,7 +103,7 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
 
 def test_losses_of_a_checkpoint_and_of_a_device_stand_in_one_history(readable: None) -> None:
     nowhere = torch.zeros((), device="meta")
-    history = History(losses=[0.25, nowhere, torch.tensor(1.0), nowhere], row_norms=[nowhere])
+    history = History(losses=[0.25, nowhere, torch.tensor(1.0), nowhere], row_norms=[[nowhere]])
     assert history.mean_loss(2) == 0.75
     assert history.plain()["losses"] == [0.25, 0.5, 1.0, 0.5]
     assert history.plain()["row_norms"] == [0.5]

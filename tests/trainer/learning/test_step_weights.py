@@ -23,12 +23,12 @@ def train(loop: Loop, folder: Path) -> None:
 
 def assert_ships(archive: Archive, loop: Loop) -> None:
     """Whether the archive has the weights that the loop would save now, in their own types."""
-    factors, placeholder = loop.final_weights()
+    factors, (placeholder,) = loop.final_weights()
     assert archive.factors.keys() == factors.keys()
     for name, (down, up) in factors.items():
         assert archive.factors[name][0].equal(down.bfloat16().float())
         assert archive.factors[name][1].equal(up.bfloat16().float())
-    assert archive.placeholder is not None and placeholder is not None
+    assert archive.placeholder is not None
     assert archive.placeholder.token == placeholder.token
     assert archive.placeholder.vectors.equal(placeholder.vectors)
 

@@ -63,7 +63,7 @@ def test_the_last_preview_is_what_the_archive_draws_on_a_turbo_base(
     settings = miniature(sample_every=2)
     weights = train(settings)
     requests = [
-        Request(prompt=prompt, seed=settings.seed, num_inference_steps=2)
+        Request(prompt=prompt, seed=settings.seed, num_inference_steps=2, apply_lora="always")
         for prompt in settings.sample_prompts
     ]
     for number, generated in enumerate(archive_draws(weights, *requests)):

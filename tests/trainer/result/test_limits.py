@@ -30,17 +30,17 @@ TEXTS = ("default_caption", "caption_prefix", "caption_suffix", "trigger_word", 
 def described(
     settings: Settings, examples: list[Example], curves: Curves | None = None
 ) -> dict[str, Any]:
-    trained = Trained([1.0], 1.0, [1.0])
-    proof = {"placeholder_token_id": 1.0}
+    trained = Trained([1.0], 1.0, [[1.0]])
+    proofs = [{"placeholder_token_id": 1.0}]
     dataset = meta.DatasetFile(settings.dataset).describe(examples)
     curves = curves or Curves([], [], [], [])
-    return TrainingRecord.of(settings, dataset, trained, proof, None, curves).meta()
+    return TrainingRecord.of(settings, dataset, trained, proofs, None, curves).meta()
 
 
 def read_back(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     token = facts.get("placeholder_token")
-    word = Placeholder(token, torch.ones(1, 8)) if token else None
-    return read_archive(write_archive(Archive(FACTORS, word, facts), folder / "weights.zip")).meta
+    words = (Placeholder(token, torch.ones(1, 8)),) if token else ()
+    return read_archive(write_archive(Archive(FACTORS, words, facts), folder / "weights.zip")).meta
 
 
 def captions_of(kind: str) -> str:

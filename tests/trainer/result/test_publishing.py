@@ -5,7 +5,7 @@ import logging
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def finished(use_vault: Path, tmp_path: Path) -> Finished:
     """A weights.zip as a training leaves it, with a LoRA that shows, a sample and a report."""
 
-    def make(base_model: str = "z-image-turbo", word: str | None = WORD, **options: Any) -> Path:
+    def make(
+        base_model: str = "z-image-turbo",
+        word: str | None = WORD,
+        others: Sequence[str] = (),
+        **options: Any,
+    ) -> Path:
         base = find_base(base_model)
         family = load_family(base, torch.device("cpu"), torch.float32)
         generator = torch.Generator().manual_seed(0)
@@ -71,10 +76,13 @@ def finished(use_vault: Path, tmp_path: Path) -> Finished:
             )
             # Rounded as the archive rounds them, so that both sides read the same numbers.
             factors[name] = ((down * 0.1).bfloat16().float(), (up * 0.05).bfloat16().float())
-        placeholder = None
+        placeholders: tuple[Placeholder, ...] = ()
         if word is not None:
             vectors = torch.randn(2, family.text_width, generator=generator) * 0.05
-            placeholder = Placeholder(word, vectors)
+            placeholders = (
+                Placeholder(word, vectors),
+                *(Placeholder(each, vectors * 2) for each in others),
+            )
         meta = {
             "base_model": base.hub_id,
             "training_mode": "zero_prior" if word else "baseline",
@@ -83,19 +91,21 @@ def finished(use_vault: Path, tmp_path: Path) -> Finished:
             "rank": 4,
             "steps": 3,
             "settings": {
-                "sample_prompts": [PROMPT],
+                "sample_prompts": [" and ".join((PROMPT, *others))],
                 "sample_options": {"width": 64, "height": 64, "num_inference_steps": 2} | options,
                 "seed": 5,
             },
         }
         if word is None:
             del meta["placeholder_token"]
+        if others:
+            meta["placeholder_tokens"] = [word, *others]
         output = tmp_path / "out"
         picture = output / "samples" / "step-000003" / "00.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), "red").save(picture)
         (output / "report.html").write_text("<p>report</p>")
-        return write_archive(Archive(factors, placeholder, meta), output / "weights.zip")
+        return write_archive(Archive(factors, placeholders, meta), output / "weights.zip")
 
     return make
 
@@ -166,6 +176,24 @@ def test_the_cards_code_draws_our_picture_with_diffusers_alone(
         ours, plain = generated_by_us(weights, options, options | {"lora_scale": 0.0})
         assert difference(theirs, ours) <= 1
         assert difference(theirs, plain) > 30  # so it is the LoRA's picture
+
+
+def test_the_card_of_several_subjects_inserts_every_token(
+    finished: Finished, hub: Hub, vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = finished(others=["<kul>"])
+    publish(weights, "me/fox", Secret(hub.token))
+    card = hub.files["me/fox"]["README.md"].decode()
+    assert "placeholder-2.safetensors" in hub.files["me/fox"]
+    assert 'instance_prompt: "<zwx>, <kul>"' in card
+    for organisation in vault.iterdir():
+        (tmp_path / organisation.name).symlink_to(organisation)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    exec(compile(code_of(card), "the card", "exec"), {})
+    with Image.open("image.png") as theirs:
+        (ours,) = generated_by_us(weights, {"prompt": f"{PROMPT} and <kul>"})
+        assert difference(theirs, ours) <= 1
 
 
 def test_the_card_has_what_the_hub_reads(finished: Finished, hub: Hub) -> None:

@@ -126,6 +126,15 @@ def test_hostile_text_stays_text(text: str, report_data: ReportData) -> None:
     assert parsed.text.count(text) >= 8  # shown as it was written
 
 
+def test_previews_without_the_token_say_that_the_lora_is_applied(report_data: ReportData) -> None:
+    said = "apply_lora: always"
+    assert said not in Page(page(report_data)).text
+    without = replace(report_data, prompts=["a cat"])
+    assert said in Page(page(without)).text
+    style = replace(without, meta=dict(report_data.meta) | {"placeholder_token": None})
+    assert said not in Page(page(style)).text  # a LoRA without a token is always applied
+
+
 def test_the_page_asks_the_network_for_nothing(report_data: ReportData) -> None:
     text = page(report_data)
     parsed = Page(text)

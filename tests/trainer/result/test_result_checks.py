@@ -42,7 +42,7 @@ def factors() -> Factors:
 @pytest.fixture
 def archive(factors: Factors) -> Archive:
     word = Placeholder("<zwx>", torch.randn(1, 8, generator=torch.Generator().manual_seed(2)))
-    return Archive(factors, word, {"base_model": "here/base"})
+    return Archive(factors, (word,), {"base_model": "here/base"})
 
 
 # What was learned.
@@ -91,15 +91,15 @@ def test_an_archive_that_reads_back_is_told_from_one_that_does_not(
 
     down, up = archive.factors["two"]
     other = dict(archive.factors) | {"two": (down, up + up.abs().max() / 64)}
-    check = result_checks.reloads(Archive(other, archive.placeholder, {}), path)
+    check = result_checks.reloads(Archive(other, archive.placeholders, {}), path)
     assert check.worthless
     assert "1 of 3 LoRA layers (two) differ" in check.sentence
 
     fewer = {name: pair for name, pair in archive.factors.items() if name != "one"}
-    assert "(one) are not in both" in result_checks.reloads(Archive(fewer, None, {}), path).sentence
+    assert "(one) are not in both" in result_checks.reloads(Archive(fewer, (), {}), path).sentence
     assert (
         "placeholder differs"
-        in result_checks.reloads(replace(archive, placeholder=None), path).sentence
+        in result_checks.reloads(replace(archive, placeholders=()), path).sentence
     )
 
     path.write_bytes(path.read_bytes()[:-100])
@@ -182,7 +182,7 @@ def test_the_drift_of_an_image_is_for_information() -> None:
 )
 def test_the_prompt_without_the_subject_is_about_something_else(prompt: str, neutral: str) -> None:
     assert without_subject(prompt, "<zwx>") == neutral
-    assert without_subject(prompt, None) == "a landscape"
+    assert without_subject(prompt) == "a landscape"
 
 
 def test_the_subject_within_a_longer_word_is_another_word() -> None:
@@ -198,9 +198,9 @@ def test_the_subject_within_a_longer_word_is_another_word() -> None:
     [(0.36, PASSED), (0.75, DOUBTFUL), (0.87, FAILED), (1.3, FAILED), (float("nan"), FAILED)],
 )
 def test_a_velocity_that_moves_too_far_without_the_subject_fails(share: float, state: str) -> None:
-    check = result_checks.drift_of_velocity(share, "a landscape")
+    check = result_checks.drift_of_velocity(share, 8)
     assert check.state == state
-    assert "'a landscape'" in check.sentence
+    assert "for 8 prompts without the subject" in check.sentence
     assert ("the limit is" in check.sentence) == (state != PASSED)
 
 
@@ -256,7 +256,9 @@ def test_a_loss_that_rises_beyond_noise_fails(held_out: list[str]) -> None:
         check.name == f"the {'validation loss' if held_out else 'loss on the training images'} fell"
     )
     assert ("on 2 held-out images" in check.sentence) == bool(held_out)
-    for last, state in ((1.0, DOUBTFUL), (1.04, DOUBTFUL), (1.06, FAILED), (float("nan"), FAILED)):
+    limit = 1.5 if held_out else 1.05  # of an overfitted LoRA that may be good; of noise
+    nan = float("nan")
+    for last, state in ((1, DOUBTFUL), (limit, DOUBTFUL), (limit + 0.01, FAILED), (nan, FAILED)):
         risen = replace(curves, losses=[*curves.losses[:2], [last, last]])
         assert result_checks.loss_fell(risen).state == state
     assert result_checks.loss_fell(Curves([0.2], held_out, [], [])).state == SKIPPED

@@ -22,33 +22,32 @@ from trainer.settings.fields import Settings
 def test_only_the_placeholders_own_row_changes(small: Callable[..., Settings]) -> None:
     settings = small(steps=4, learning_rate=1e-2, caption_dropout=0.0)
     loop = make_loop(settings, 1)
-    family, placeholder = loop.family, loop.placeholder
-    assert placeholder is not None
+    family, (placeholder,) = loop.family, loop.placeholders
     before = {name: value.clone() for name, value in family.text_encoder.state_dict().items()}
     row = placeholder.vectors.detach().clone()
-    proof = ZeroPriorProof(family, placeholder)
+    proof = ZeroPriorProof(family, loop.placeholders)
     trained = loop.run()
 
     after = family.text_encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not torch.equal(row, placeholder.vectors)
     assert not any(p.requires_grad for p in family.text_encoder.parameters())
-    facts = proof.result(trained.row_norms)
+    (facts,) = proof.results(trained.row_norms)
     assert facts["placeholder_token_id"] == 151669
     assert facts["text_encoder_tensors_unchanged"] == len(before)
 
 
 def test_a_single_changed_bit_of_the_text_encoder_breaks_the_proof(use_vault: Path) -> None:
     family = load_family(BASES["z-image"])
-    proof = ZeroPriorProof(family, Placeholder.create("<zwx>", family.text_width, 0.0, 0))
+    proof = ZeroPriorProof(family, [Placeholder.create("<zwx>", family.text_width, 0.0, 0)])
     weight = family.text_encoder.get_input_embeddings().weight
     weight.view(torch.int32)[77777, 3] ^= 1
     with pytest.raises(ZeroPriorBroken, match="text encoder changed in 1 tensors"):
-        proof.result([0.0, 1.0])
+        proof.results([[0.0, 1.0]])
     weight.view(torch.int32)[77777, 3] ^= 1
     with pytest.raises(ZeroPriorBroken, match="zero in every step with it"):
-        proof.result([0.0, 0.0])
-    proof.result([0.0, 1.0])
+        proof.results([[0.0, 0.0]])
+    proof.results([[0.0, 1.0]])
 
 
 def test_a_training_too_short_to_see_the_placeholder_says_so(

@@ -1,6 +1,8 @@
 """A run's result is good, doubtful or broken, and log, meta.json, report and exit code say so."""
 
+import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from demo.subject import SCENES, photographs
 from trainer.__main__ import CHECKS_FAILED
 from trainer.__main__ import run as run_command
 from trainer.result import evaluation, result_checks
+from trainer.result.headline import CHANGED, LEARNED, headlines
 from trainer.result.result_checks import (
     DOUBTFUL,
     FAILED,
@@ -76,10 +79,17 @@ def test_a_good_run(small: Callable[..., Settings], caplog: pytest.LogCaptureFix
         result_checks.PREVIEW: PASSED,
         "drift of an image without the subject": INFORMATION,
     }
-    headline = "good: 7 checks passed, 0 failed, 0 skipped; not validated: no image was held out"
-    assert last_line(caplog) == f"result {headline}"
+    numbers = r"subject learned \d+ %, other prompts changed \d+ %"
+    counts = "7 checks passed, 0 failed, 0 skipped; not validated: no image was held out"
+    assert re.fullmatch(f"result good: {numbers}; {counts}", last_line(caplog))
     assert read_archive(weights).meta["result"] == GOOD
-    assert headline in (weights.parent / "report.html").read_text()
+    page = (weights.parent / "report.html").read_text()
+    assert last_line(caplog).removeprefix("result ") in page
+    assert "Share of the base model" in page and page.index("subject learned") < page.index("Steps")
+    record = json.loads((weights.parent / "record.json").read_text())
+    for facts in (read_archive(weights).meta, record):
+        shown = {each["name"]: (each["unit"], each["state"]) for each in facts["headlines"]}
+        assert shown == {LEARNED: ("%", PASSED), CHANGED: ("%", PASSED)}
     assert "no image is held out (validation_images: auto holds out one in 10" in caplog.text
 
 
@@ -90,10 +100,11 @@ def test_a_run_without_images_and_without_a_loss_is_doubtful(
     weights = train(small(learning_rate=1e-3, validation_every=0))
     found = checks(weights)
     assert found["the loss on the training images fell"] == found[result_checks.PREVIEW] == SKIPPED
-    headline = "doubtful: 5 checks passed, 0 failed, 2 skipped; not validated"
-    assert last_line(caplog).startswith(f"result {headline}")
+    numbers = r"subject learned not measured, other prompts changed \d+ %"
+    counts = "5 checks passed, 0 failed, 2 skipped; not validated"
+    assert re.match(f"result doubtful: {numbers}; {counts}", last_line(caplog))
     assert read_archive(weights).meta["result"] == DOUBTFUL
-    assert headline in (weights.parent / "report.html").read_text()
+    assert counts in (weights.parent / "report.html").read_text()
 
 
 def test_a_broken_run_writes_its_weights_and_exits_with_3(
@@ -113,6 +124,42 @@ def test_a_broken_run_writes_its_weights_and_exits_with_3(
     warned = "learning_rate is 1, 10,000 times the default of z-image (0.0001)"
     assert warned in caplog.text
     assert caplog.text.index(warned) < caplog.text.index("LoRA of rank")  # before the first step
+
+
+def test_learning_rate_1_is_red_at_the_top_of_the_report(tmp_path: Path) -> None:
+    settings = resolve(
+        TrainingInputs(
+            dataset=SCENES,
+            base_model="miniature-turbo",
+            steps=4,
+            batch_size=2,
+            learning_rate=1,
+            validation_every=4,
+            sample_prompts="",
+            seed=1,
+            output_dir=tmp_path / "out",
+        )
+    )
+    weights = train(settings)
+    meta = read_archive(weights).meta
+    assert meta["result"] == BROKEN
+    states = {each["name"]: each["state"] for each in meta["headlines"]}
+    assert states == {LEARNED: FAILED, CHANGED: FAILED}
+    page = (weights.parent / "report.html").read_text()
+    assert page.count('<span class="chip small failed">failed</span><strong>') == 2
+
+
+def test_the_two_numbers_are_percentages_of_their_checks() -> None:
+    found = [
+        CheckResult(result_checks.DRIFT, PASSED, "", 0.195),
+        CheckResult(result_checks.LOSS_FELL, DOUBTFUL, "", 1.1),  # of held-out images: not shown
+        CheckResult(result_checks.FIT_FELL, PASSED, "", 0.39),
+    ]
+    assert list(map(str, headlines(found))) == [f"{LEARNED} 61 %", f"{CHANGED} 20 %"]
+    worse = CheckResult(result_checks.FIT_FELL, FAILED, "", 1.66)
+    assert str(headlines([worse])[0]) == f"{LEARNED} -66 %"
+    for state, shown in ((SKIPPED, "not measured"), (FAILED, "not finite")):
+        assert headlines([CheckResult(result_checks.DRIFT, state, "")])[0].shown == shown
 
 
 @pytest.mark.slow
@@ -199,7 +246,7 @@ def test_a_check_that_cannot_be_made_is_skipped(
 def test_a_random_lora_fails_the_size_of_its_update() -> None:
     random = torch.Generator().manual_seed(1)
     factors = {"one": (torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random))}
-    archive = Archive(factors, Placeholder("<zwx>", torch.ones(1, 8)), {})
+    archive = Archive(factors, (Placeholder("<zwx>", torch.ones(1, 8)),), {})
     base = {"one": 64 * 64**-0.5}  # of a weight with the usual start, 1 / sqrt(in)
     assert result_checks.update_size(archive.factors, base).state == FAILED
 

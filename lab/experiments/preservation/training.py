@@ -1,19 +1,14 @@
-"""python -m lab.experiments.preservation.screen: ways to leave other prompts as they are.
-
-Each way trains one subject of the miniature's world and is measured on new prompts with the subject
-and without it. Rows are written to a table as they are measured, and a way that is there is not
-trained again.
+"""One training with a way to leave other prompts as they are.
 
 B rows, C channels, H rows and W columns of latents, N trajectories, S steps of each.
 """
 
-import argparse
-import logging
+import itertools
 import random
-import shutil
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,29 +22,22 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
 from families.loading import load_family
-from lab.experiments.drawing import Drawer
-from lab.experiments.drawing import Way as Drawing
-from lab.experiments.measures import adherence, subject_scores
-from lab.experiments.preservation.ways import WAYS, Way
-from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
-from lab.experiments.table import Table
+from lab.experiments.preservation.ways import SLOWER, Way
 from lab.experiments.training import training_adapter
 from lab.experiments.zero_prior.captions import make_captions
-from miniature.judge import load_judge
-from miniature.lexicon import COLOURS, SHAPES
+from miniature.lexicon import COLOURS, SHAPES, TEXTURES
 from miniature.world import caption, sample_scene
 from trainer.data.dataset import read_dataset
 from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
 from trainer.learning.loss import flow_loss, noisy
+from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
-log = logging.getLogger(__name__)
-BASE, TOKEN = "miniature-turbo", "<zwx>"
-FOLDER = Path("outputs/preservation")
-PUBLISHED = Path(__file__).parent / "screen.jsonl"
+TOKEN = "<zwx>"
+Encode = Callable[[Sequence[str]], Sequence[Tensor]]
 
 
 def varied_prompts(count: int) -> list[str]:
@@ -70,6 +58,36 @@ def swapped_prompts(captions: Sequence[str], count: int) -> list[str]:
     return found
 
 
+def plain(prompt: str) -> str:
+    """A prompt without its colours."""
+    words = "|".join(sorted((w for each in COLOURS.values() for w in each), key=len, reverse=True))
+    text = re.sub(rf"\b(?:{words})\b ?", "", prompt)
+    return articles(text)
+
+
+def anchor_prompts(count: int) -> list[str]:
+    """Prompts of the subject alone in colours and places that its images do not show."""
+    shapes = "|".join(word for each in SHAPES.values() for word in each)
+    textures = "|".join(word for each in TEXTURES.values() for word in each if word)
+    found: list[str] = []
+    for number in itertools.count():
+        scene = sample_scene(300_000 + number, "train")
+        if len(found) == count:
+            return found
+        if len(scene.things) == 1 and not scene.things[0].word:
+            text = caption(scene, random.Random(f"anchor {number}"))
+            text = re.sub(rf"\b(?:{textures})\b ?", "", text)
+            text, changed = re.subn(rf"\b(?:{shapes})\b", TOKEN, text)
+            if changed == 1:
+                found.append(articles(text))
+    raise AssertionError
+
+
+def articles(text: str) -> str:
+    """The text with a and an as the next word wants them."""
+    return re.sub(r"\ba(n?) (?=[aeiou])", "an ", re.sub(r"\ban (?=[^aeiou])", "a ", text))
+
+
 @dataclass
 class Kept:
     """What the base itself generates."""
@@ -82,14 +100,14 @@ class Kept:
 
 
 @torch.no_grad()
-def generate(family: Family, prompts: Sequence[str]) -> Kept:
+def generate(family: Family, prompts: Sequence[str], encode: Encode | None = None) -> Kept:
     """Trajectories of the base at its own number of steps."""
     steps = family.base.inference_steps
     side = 64
     sigma = family.sigmas(steps, side, side)
     points, velocities, ends = [], [], []
     for first in range(0, len(prompts), 16):
-        texts = family.encode_prompts(prompts[first : first + 16])
+        texts = (encode or family.encode_prompts)(prompts[first : first + 16])
         x = family.initial_noise(range(900_000 + first, 900_000 + first + len(texts)), side, side)
         xs, vs = [], []
         for n in range(steps):
@@ -108,7 +126,12 @@ def generate(family: Family, prompts: Sequence[str]) -> Kept:
 class Adapter:
     """The training adapter, which can be taken out of the transformer for a while."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, wanted: bool = True) -> None:
+        if not (wanted and family.base.training_adapters):
+            self.modules: list[Any] = []
+            self.pristine: list[Tensor] = []
+            self.merged: list[Tensor] = []
+            return
         adapter = training_adapter(family.base)
         modules = dict(family.transformer.named_modules())
         self.modules = [modules[name] for name in adapter.factors]
@@ -131,6 +154,9 @@ class PreservingLoop(Loop):
     def preserve(self, way: Way, kept: Kept | None, adapter: Adapter) -> None:
         self.way, self.kept, self.adapter = way, kept, adapter
         self.inputs: dict[str, Tensor] = {}
+        self.anchors: Kept | None = None
+        if way.penalty:
+            self.collect()
 
     def _rows(self, number: int) -> tuple[Tensor, Tensor, list[str], Tensor | None]:
         """latents and sigma to answer, prompts, and the answer where it is known."""
@@ -139,6 +165,8 @@ class PreservingLoop(Loop):
         r = generator(self.settings.seed, "preserve", number)
         which = torch.randint(len(kept.prompts), (way.rows,), generator=r)
         texts = [kept.prompts[int(k)] for k in which]
+        if way.anchors:
+            return self._anchored(r)
         if way.kind == "path":
             at = torch.randint(len(kept.sigma_S), (way.rows,), generator=r)
             known = kept.velocity_NSCHW[which, at] if way.without_adapter or way.own else None
@@ -154,17 +182,41 @@ class PreservingLoop(Loop):
         x = noisy(x0, noise, sigma)
         return x, sigma, texts, noise - x0 if way.kind == "flow" else None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the anchors are held by now."""
+        return self.done >= self.way.begins * self.settings.steps
+
+    def _anchored(self, random: torch.Generator) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """Rows of other prompts, and of the subject as the model has it when they begin."""
+        way = self.way
+        if self.anchors is None and self.begun:
+            self.anchors = generate(
+                self.family, anchor_prompts(way.anchors), self.captions.features
+            )
+        count = round(way.anchored * way.rows) if self.begun else 0
+        rows: list[tuple[Tensor, Tensor, str, Tensor]] = []
+        for kept, size in ((self.kept, way.rows - count), (self.anchors, count)):
+            for _ in range(size):
+                assert kept is not None
+                which = int(torch.randint(len(kept.prompts), (), generator=random))
+                at = int(torch.randint(len(kept.sigma_S), (), generator=random))
+                rows.append((kept.points_NSCHW[which, at], kept.sigma_S[at].float(),
+                             kept.prompts[which], kept.velocity_NSCHW[which, at]))  # fmt: skip
+        x, sigma, texts, known = zip(*rows, strict=True)
+        return torch.stack(x), torch.stack(sigma), list(texts), torch.stack(known)
+
     def _gradients(self, numbers: Sequence[int]) -> Tensor:
         way = self.way
+        if not way.changes_the_loop:
+            return super()._gradients(numbers)
         losses = []
         for number in numbers:
             latents, noise, sigma, captions = self.batch(number)
-            text = self.captions.features(captions)
-            loss = flow_loss(self.family, latents, noise, sigma, text) / len(numbers)
-            if loss.requires_grad:
-                loss.backward()
+            loss = self._loss(latents, noise, sigma, captions) / len(numbers)
+            loss.backward()
             losses.append(loss.detach())
-            if way.kind == "none" or number % way.every:
+            if way.kind == "none" or number % way.every or not (self.begun or way.early):
                 continue
             main = [p.grad.clone() if p.grad is not None else None for p in self.lora_parameters]
             x, sigma, texts, known = self._rows(number)
@@ -182,6 +234,20 @@ class PreservingLoop(Loop):
         if way.penalty:
             self._penalise()
         return torch.stack(losses).sum()
+
+    def _loss(
+        self, latents: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[str]
+    ) -> Tensor:
+        """The flow-matching loss, or with a target that guidance has moved."""
+        text = self.captions.features(captions)
+        if not self.way.guided:
+            return flow_loss(self.family, latents, noise, sigma, text)
+        x = noisy(latents, noise, sigma)
+        with torch.no_grad():
+            empty = self.captions.features([self.family.empty_prompt] * len(captions))
+            guidance = self.family.velocity(x, sigma, text) - self.family.velocity(x, sigma, empty)
+        target = noise - latents + self.way.guided * guidance
+        return (self.family.velocity(x, sigma, text) - target).square().mean()
 
     def _project(self, main: list[Tensor | None]) -> None:
         mine = [m if m is not None else torch.zeros_like(p) for m, p in
@@ -238,110 +304,50 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def train(way: Way, subject: str, seed: int, steps: int = 500) -> tuple[Archive, dict[str, Any]]:
+def train(
+    way: Way, base: str, subject: str, seed: int, steps: int
+) -> tuple[Archive, dict[str, float]]:
+    """Trains `subject` in one way. Returns what is shipped, and seconds of the parts."""
     with tempfile.TemporaryDirectory() as folder:
         data = make_captions(subject, seed, TOKEN, Path(folder) / subject)
         inputs: dict[str, Any] = {
-            "dataset": data, "base_model": BASE, "placeholder_token": TOKEN, "seed": seed,
-            "steps": steps, "validation_images": 0, "sample_every": 0}  # fmt: skip
+            "dataset": data, "base_model": base, "placeholder_token": TOKEN, "seed": seed,
+            "steps": round(steps * way.steps), "validation_images": 0, "sample_every": 0,
+            "caption_dropout": 0.0, "preserve": "off"} | SLOWER  # fmt: skip
         settings = resolve(TrainingInputs(**inputs | way.settings))
         family = load_family(settings.base, dtype=torch.float32)
         examples = read_dataset(settings.dataset, settings.default_caption, settings.subject)
         samples = encode_images(family, examples, settings)
-    begun = time.perf_counter()
-    swaps = swapped_prompts([s.caption for s in samples], int(way.swapped * way.prompts))
-    prompts = varied_prompts(way.prompts - len(swaps)) + swaps
-    wanted = way.kind != "none" or way.penalty
-    kept = generate(family, prompts) if wanted else None
-    prepared = time.perf_counter() - begun
     placeholder = Placeholder.create(TOKEN, family.text_width, settings.placeholder_init_std,
                                      settings.seed, family.device)  # fmt: skip
-    captions = Captions(family, [s.caption for s in samples], {TOKEN: placeholder.vectors},
-                        kept.prompts if kept else ())  # fmt: skip
-    adapter = Adapter(family)
-    if way.own:
+    wanted = way.kind != "none" or way.penalty > 0
+    prompts = other_prompts(way, [each.caption for each in samples]) if wanted else []
+    prompts += preservation_prompts(settings)
+    texts = [each.caption for each in samples] + anchor_prompts(way.anchors)
+    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, prompts)
+    cpu = time.process_time()
+    kept = generate(family, prompts) if wanted and not way.own else None
+    adapter = Adapter(family, settings.turbo_adapter != "none")
+    if wanted and way.own:
         kept = generate(family, prompts)
-    lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
-    loop = PreservingLoop(family, settings, samples, captions, lora, placeholder)
+    ours = Preservation(family, settings, captions, prompts) if settings.preserve else None
+    prepared = time.process_time() - cpu
+    lora = Lora(
+        family.transformer, family.lora_targets(settings.lora_targets), settings.rank, settings.seed
+    )
+    loop = PreservingLoop(
+        family, settings, samples, captions, lora, [placeholder], preservation=ours
+    )
     loop.preserve(way, kept, adapter)
-    if way.penalty:
-        loop.collect()
-    begun, cpu = time.perf_counter(), time.process_time()
+    cpu = time.process_time()
     for step in range(settings.steps):
         loop.step(step)
-    took = {"prepared": prepared, "trained": time.perf_counter() - begun,
-            "cpu": time.process_time() - cpu}  # fmt: skip
-    factors, word = loop.final_weights()
-    return Archive(factors, word, {}), took
+    took = {"prepared_cpu": prepared, "cpu": time.process_time() - cpu}
+    return Archive(*loop.final_weights(), {}), took
 
 
-class Measures:
-    def __init__(self, subject_count: int = 48, free_count: int = 96) -> None:
-        self.drawer = Drawer(BASE)
-        self.drawing = Drawing("own", self.drawer.family.base.inference_steps)
-        self.count, self.free = subject_count, free_prompts(free_count)
-
-    def of(self, archive: Archive, subject: str) -> dict[str, Any]:
-        prompts = subject_prompts(subject, TOKEN, self.count)
-        images = self.drawer.draw(archive, prompts, self.drawing)
-        own, beside = _split(images, prompts)
-        free = self.drawer.draw(archive, self.free, self.drawing)
-        right = adherence(free, self.free)
-        bleed = subject_scores(free, self.free, subject)
-        return {
-            "likeness": subject_scores(images, prompts, subject),
-            "own": own, "beside": beside,
-            "whole": [float(a == b) for a, b in zip(right["right"], right["asked"], strict=True)],
-            "bleed": [float(x > 0.6) for x in bleed],
-        }  # fmt: skip
-
-
-def _split(images: Sequence[Any], prompts: Sequence[Prompt]) -> tuple[list[float], list[float]]:
-    """Shares of attributes right: the rest of the scene, and the thing beside the subject."""
-    own: list[float] = []
-    beside: list[float] = []
-    for view, prompt in zip(load_judge().read(images), prompts, strict=True):
-        sides = ("",) if len(prompt.scene.things) == 1 else ("left.", "right.")
-        other = {s for s, t in zip(sides, prompt.scene.things, strict=True) if not t.is_subject}
-        for key, value in prompt.asked.items():
-            ok = float(view.get(key) == value)
-            (beside if key.partition(".")[0] + "." in other else own).append(ok)
-    return own, beside
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--part", default="1/1")
-    parser.add_argument("--subject", default="robot")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--only", nargs="*")
-    parser.add_argument("--table", default="screen.jsonl")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    part, parts = map(int, options.part.split("/"))
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / options.table
-    if not path.exists() and options.table == PUBLISHED.name:  # goes on with the published rows
-        shutil.copy(PUBLISHED, path)
-    table = Table(path)
-    measures = Measures()
-    key = {"subject": options.subject, "seed": options.seed, "steps": options.steps}
-    if part == 1 and not table.find(way="base", subject=options.subject):
-        untrained = Placeholder.create(TOKEN, measures.drawer.family.text_width, 1e-5, seed=0)
-        scores = measures.of(Archive({}, untrained.detached(), {}), options.subject)
-        table.add({"way": "base"} | key | scores)
-    ways = [w for w in WAYS if not options.only or w.name in options.only]
-    for number, way in enumerate(ways):
-        if number % parts != part - 1 or table.find(way=way.name, **key):
-            continue
-        archive, took = train(way, options.subject, options.seed, options.steps)
-        row = {"way": way.name} | key | took | measures.of(archive, options.subject)
-        table.add(row)
-        mean = {k: sum(v) / len(v) for k, v in row.items() if isinstance(v, list)}
-        print(way.name, {k: round(v, 3) for k, v in (mean | took).items()}, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def other_prompts(way: Way, captions: Sequence[str]) -> list[str]:
+    """Those that a way preserves."""
+    swaps = swapped_prompts(captions, int(way.swapped * way.prompts))
+    prompts = varied_prompts(way.prompts - len(swaps)) + swaps
+    return [plain(p) if n < way.plain * way.prompts else p for n, p in enumerate(prompts)]

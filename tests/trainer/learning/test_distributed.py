@@ -110,15 +110,18 @@ def test_two_processes_end_early_at_the_same_step(
     tmp_path: Path, photos: Path, vault: Path
 ) -> None:
     """The main process measures, and the others follow it."""
-    changes = {"early_stopping": True, "keep_best": True, "learning_rate": 0.3, "steps": 8}
-    changes |= {"validation_every": 1, "validation_images": 2, "lr_warmup_steps": 0}
+    # As RISING in test_best_weights.py: the loss is lowest early.
+    changes = {"early_stopping": True, "keep_best": True, "learning_rate": 0.3, "steps": 7}
+    changes |= {"validation_every": 1, "validation_images": 2, "lr_warmup_steps": 0, "seed": 5}
+    changes |= {"ema_decay": 0.2, "gradient_accumulation": 1, "caption_dropout": 0}
+    changes |= {"lr_scheduler": "constant", "batch_size": 1}
+    base = "--base-model", "miniature-turbo"
     folder = tmp_path / "two"
     folder.mkdir()
-    done = launch(LAUNCH, folder, photos, vault, batch_size=1, **changes)
-    # A rate this high breaks the result: 3, which the launcher makes a failure of the process.
-    assert done.returncode in (0, 1) and "exitcode: 3" in done.stderr, done.stderr
+    done = launch(LAUNCH, folder, photos, vault, *base, **changes)
+    assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("ended early at step") == 1
     [run] = (tmp_path / "two" / "outputs").glob("20*")
     meta = read_archive(run / "weights.zip").meta
-    assert meta["shipped_step"] < meta["steps"] < 8
+    assert meta["shipped_step"] < meta["steps"] < 7
     assert read_checkpoint(sorted((run / "checkpoints").glob("*.safetensors"))[-1]).best

@@ -282,7 +282,7 @@ def test_a_resumed_run_with_preservation_equals_an_uninterrupted_one(
     assert_same(read_archive(run.train(resumed)), whole)
     assert "resuming with changed settings" not in caplog.text
     read_resume(resumed.replace(preserve=1.0), read_dataset(settings.dataset, "<zwx>"))
-    assert "resuming with changed settings: preserve 0.1 -> 1.0" in caplog.text
+    assert "resuming with changed settings: preserve 0.2 -> 1.0" in caplog.text
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class Predictor(BasePredictor):
         lora_scale: float = Input(description="Strength of the LoRA. 1 is as trained, 0 is off.", default=1.0, ge=-3, le=3),
         extra_lora: Optional[str] = Input(description="A second LoRA that is combined with the first; the same spellings.", default=None, max_length=104857600),
         extra_lora_scale: Optional[float] = Input(description="Strength of the second LoRA. Default: 1.", default=None, ge=-3, le=3),
-        apply_lora: str = Input(description="with_token: a LoRA with a placeholder token is applied only if the prompt or negative prompt contains its token; otherwise the image is the base model's. always: it is applied to every prompt. LoRAs without a token are always applied.", default="with_token", choices=["with_token", "always"]),
+        apply_lora: str = Input(description="with_token: a LoRA with a placeholder token is applied only if the prompt (or with guidance the negative prompt) contains its token; otherwise the image is the base model's. always: it is applied to every prompt. LoRAs without a token are always applied.", default="with_token", choices=["with_token", "always"]),
         hf_api_token: Optional[Secret] = Input(description="Hugging Face token for private repositories in replicate_weights, lora_weights and extra_lora.", default=None, max_length=1000),
         base_model: str = Input(description="Model to generate with. auto: the one that the weights were trained on.", default="auto", choices=BASE_MODELS),
         image: Optional[Path] = Input(description="Image to start from; see prompt_strength.", default=None, max_length=104857600),

@@ -25,7 +25,7 @@ SECRET_LENGTH = 1_000  # characters of a key or token
 
 APPLY_LORA = WITH_TOKEN, ALWAYS = "with_token", "always"
 # fmt: off
-ApplyLora = Annotated[str, Input("with_token: a LoRA with a placeholder token is applied only if the prompt or negative prompt contains its token; otherwise the image is the base model's. always: it is applied to every prompt. LoRAs without a token are always applied.", WEIGHTS, choices=APPLY_LORA)]
+ApplyLora = Annotated[str, Input("with_token: a LoRA with a placeholder token is applied only if the prompt (or with guidance the negative prompt) contains its token; otherwise the image is the base model's. always: it is applied to every prompt. LoRAs without a token are always applied.", WEIGHTS, choices=APPLY_LORA)]
 # fmt: on
 
 

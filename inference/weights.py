@@ -35,7 +35,7 @@ class Weights:
     @property
     def tokens(self) -> tuple[str, ...]:
         """The placeholder tokens of the archive."""
-        return tuple(self.archive.vectors)
+        return self.archive.tokens
 
     @property
     def applied_scale(self) -> float:

@@ -7,7 +7,7 @@ They are not trained on, with a warning.
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -113,13 +113,15 @@ class Group:
         )
 
 
-def auxiliary(files: Collection[str]) -> list[Group]:
+def auxiliary(
+    files: Collection[str], trained: Callable[[str], bool] = lambda _: False
+) -> list[Group]:
     """The groups of images in a dataset that are not meant to be trained on.
 
     The name of a folder with all images does not count: a user's only folder may be called
     `samples`. The name of a folder whose images have captions and do not repeat other names does
     not count either, except for regularization images. Masks without an image suffix (`NAME.mask`)
-    are found too.
+    are found too. `trained` says of a folder that it is trained on whatever its name.
     """
     images = [name for name in sorted(files) if suffix_of(name) in _IMAGES]
     parents = [PurePosixPath(name).parent.as_posix() for name in images]
@@ -130,8 +132,9 @@ def auxiliary(files: Collection[str]) -> list[Group]:
     for name in images:
         parts = PurePosixPath(name).parts[:-1]
         for place in range(depth, len(parts)):
-            if kind := _kind_of_folder(parts[place]):
-                by_folder.setdefault(("/".join(parts[: place + 1]), kind), []).append(name)
+            folder = "/".join(parts[: place + 1])
+            if not trained(folder) and (kind := _kind_of_folder(parts[place])):
+                by_folder.setdefault((folder, kind), []).append(name)
                 break
     inside = {name for names in by_folder.values() for name in names}
     stems = {PurePosixPath(stem_of(name)).name.casefold() for name in images if name not in inside}

@@ -97,7 +97,7 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
-    groups = [group for group in auxiliary(files) if not is_subjects(group.folder, subjects)]
+    groups = auxiliary(files, lambda folder: is_subjects(folder, subjects))
     besides = {name for group in groups if not group.used for name in group.names}
     images = {
         name: files[name]
@@ -131,7 +131,9 @@ def read_dataset(
             if owner is not None:
                 caption = name_subject(caption, owner)
             elif mentions(caption, SUBJECT):
-                unnamed.append(caption_file or f"{name} (default_caption)")
+                around = mentions(f"{prefix} {suffix}", SUBJECT)
+                source = caption_file or f"{name} (default_caption)"
+                unnamed.append("caption_prefix or caption_suffix" if around else source)
             named[name] = caption
             if not any(mentions(caption, token) for token in tokens):
                 silent.append(name)

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 PATIENCE, LEAST_MEASUREMENTS = 0.3, 3
 
 # Settings that the loss on held-out images depends on, besides the weights.
-_MEASURED_BY = ("seed", "validation_images", "timestep_sampling", "training_shift", "resolutions")
+_MEASURED_BY = (
+    *("seed", "validation_images", "timestep_sampling", "training_shift", "resolutions"),
+    *("turbo_adapter", "quantize"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,3 +117,9 @@ def restore_best(loop: "Loop", checkpoint: Checkpoint) -> None:
         loop.history.validation.clear()
     elif settings.keep_best and checkpoint.best:
         loop.best = Best(**checkpoint.best)
+    elif settings.keep_best and len(loop.history.validation) > 1:
+        log.warning(
+            "keep_best was off until step %d, so the weights of earlier steps are not kept: the "
+            "best of the later ones are saved",
+            loop.done,
+        )

@@ -39,7 +39,10 @@ class Control:
         self.events, self._inbox = events or Events(), inbox or Inbox()
         self._waiting: list[Command] = []  # taken, not yet executed
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
-        self.why, self.planned = "", 0  # with early_stopping: the reason, and the steps planned
+        self.why, self.planned = (
+            "",
+            0,
+        )  # early_stopping's reason; the steps planned, if it ends early
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
         """Emits a phase before the first step. Raises `Stopped` on a stop command.
@@ -110,7 +113,7 @@ class Control:
             elif command.do == "stop":
                 # One more step, so that everything due after the last step is done.
                 last = min(loop.done + 1, loop.settings.steps)
-                self.early = last < loop.settings.steps
+                self.early, self.planned = last < loop.settings.steps, loop.settings.steps
                 loop.settings = loop.settings.replace(steps=last)
                 self.events.emit("stopping", step=loop.done, keep=True)
                 log.info("stopping after step %d", last)

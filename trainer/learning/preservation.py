@@ -26,13 +26,12 @@ from inference.progress import Progress
 from trainer.learning.features import Captions
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
-from trainer.settings import Extent, Settings, extent_of, subjects_in
+from trainer.settings import LEAST_IMAGES, Extent, Settings, extent_of, subjects_in
 
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
 FIRST_SEED = 900_000  # of the images' noise
-FEW = 8  # prompts
 WHAT = "images for preservation"
 
 
@@ -62,7 +61,7 @@ def preservation_prompts(settings: Settings) -> list[str]:
     shipped = shipped_prompts(settings.base.preservation_prompts)
     usable = [each for each in shipped if not subjects_in(each, settings)]
     prompts = settings.preserve_prompts or usable
-    if len(usable) < FEW and not settings.preserve_prompts:
+    if len(usable) < LEAST_IMAGES and not settings.preserve_prompts:
         log.warning(
             "preserve has little effect: %d of the %d prompts of %s do not contain %s; give "
             "preserve_prompts",

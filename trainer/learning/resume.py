@@ -137,9 +137,10 @@ def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) ->
     for name, wanted in ({SUBJECTS: None} | identity(settings)).items():
         found = checkpoint.identity.get(name)
         if found != wanted:
+            remedy = f"remove {name}" if found is None else f"set {name} to {found!r}"
             raise SettingsError(
                 f"resume_from: {path} has {name} {found!r}, but this run has {wanted!r}; "
-                f"set {name} to {found!r}, or start a new run"
+                f"{remedy}, or start a new run"
             )
     if checkpoint.step > settings.steps:
         raise SettingsError(

@@ -5,7 +5,7 @@ from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
-from trainer.settings.preservation import Extent, extent_of, subjects_in
+from trainer.settings.preservation import LEAST_IMAGES, Extent, extent_of, subjects_in
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -20,6 +20,7 @@ from trainer.settings.subjects import Subject
 __all__ = [
     "Extent",
     "GROUPS",
+    "LEAST_IMAGES",
     "MAX_STEPS",
     "NO_SUBJECT",
     "OPTIMIZERS",

@@ -5,6 +5,7 @@ What preservation is: `trainer.learning.preservation`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from families.tokens import mentions
@@ -65,7 +66,7 @@ def extent_of(settings: "Settings") -> Extent:
 def weight_of(given: float | str | bool | None, base: "Base", subject: str | None) -> float:
     """Parses `preserve`; 0 is off. Raises ValueError.
 
-    `auto` is off without a subject, as in a style: there the images without it are to change.
+    `auto` is off without token and trigger word: then the images of all prompts are to change.
     """
     text = "auto" if given is None else str(given).strip().lower()
     if text in ("off", "false"):  # YAML reads `off` as false
@@ -92,7 +93,7 @@ def wrong_prompts(settings: "Settings") -> Iterator[str]:
             f"preserve_prompts are given, but {why}; remove them, or set preserve to "
             f"{settings.base.preservation:g}"
         )
-    if len(prompts) == 1 and prompts[0].endswith(".txt"):
+    if len(prompts) == 1 and " " not in prompts[0] and PurePath(prompts[0]).suffix:
         yield (
             f"preserve_prompts is {prompts[0][:80]!r}, which looks like a file; give the prompts "
             "themselves, one per line"

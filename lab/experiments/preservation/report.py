@@ -103,8 +103,9 @@ class Results:
         )
 
     def mean(self, measure: Measure, base: str, way: str) -> Estimate:
-        """Over all seeds and subjects of a way."""
-        return estimate(self.values(measure, base, way, *self.pairs(base, way)))
+        """Over the seeds and subjects that the ways decided by have, too."""
+        common = self.pairs(base, way, NOTHING.name, PRESERVE.name)
+        return estimate(self.values(measure, base, way, *common))
 
     def untrained(self, measure: Measure, base: str) -> float:
         """Of the base model, over the subjects."""

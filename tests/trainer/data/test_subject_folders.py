@@ -61,7 +61,7 @@ def test_a_folder_may_have_the_tokens_brackets(tmp_path: Path) -> None:
 
 
 def test_a_subjects_folder_may_have_a_name_that_is_otherwise_skipped(tmp_path: Path) -> None:
-    files = {"mask/a.png": picture(), "pose/a.png": picture()}
+    files = {"mask/a.png": picture(), "pose/a.png": picture(), "pose/masks/a.png": picture()}
     path = make_zip(tmp_path / "data.zip", files)
     subjects = read_subjects(["<mask>", "<kul>=pose"])
     assert captions(path, subjects) == {

@@ -88,6 +88,7 @@ def test_auto_is_the_bases_weight_and_off_without_a_subject() -> None:
         ({"preserve_prompts": []}, "preserve_prompts is empty; remove it.*or set preserve to off"),
         ({"preserve_prompts": " \n"}, "preserve_prompts is empty"),
         ({"preserve_prompts": "prompts.txt"}, "looks like a file; give the prompts themselves"),
+        ({"preserve_prompts": "/data/my.yaml"}, "looks like a file"),
         ({"preserve_prompts": ["a"] * 1001}, "has 1,001 prompts; at most 1,000 are accepted"),
         ({"preserve_prompts": ["a", "b" * 1001]}, "prompt 2 has 1,001 characters; at most 1,000"),
         (

@@ -19,6 +19,14 @@ class Table:
         """The rows that have all these values."""
         return [row for row in self.rows if key.items() <= row.items()]
 
+    def pairs(self, *keys: Row) -> tuple[list[int], list[str]]:
+        """Subjects of which each of the keys has a row, and the seeds complete in all of them."""
+        found = [{(row["seed"], row["subject"]) for row in self.find(**key)} for key in keys]
+        common = set.intersection(*found)
+        subjects = sorted({subject for _, subject in common})
+        seeds = sorted({seed for seed, _ in common})
+        return [s for s in seeds if all((s, each) in common for each in subjects)], subjects
+
     def __contains__(self, key: Row) -> bool:
         return bool(self.find(**key))
 

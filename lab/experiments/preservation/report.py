@@ -79,14 +79,7 @@ class Results:
 
     def pairs(self, base: str, *ways: str) -> tuple[list[int], list[str]]:
         """Seeds and subjects for which every way has a run."""
-        each = [
-            {(row["seed"], row["subject"]) for row in self.study.find(base=base, way=way)}
-            for way in ways
-        ]
-        common = set.intersection(*each)
-        subjects = sorted({subject for _, subject in common})
-        seeds = sorted({seed for seed, _ in common})
-        return [s for s in seeds if all((s, one) in common for one in subjects)], subjects
+        return self.study.pairs(*({"base": base, "way": way} for way in ways))
 
     def values(
         self, measure: Measure, base: str, way: str, seeds: Sequence[int], subjects: Sequence[str]

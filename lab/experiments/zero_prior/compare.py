@@ -58,14 +58,7 @@ class Results:
 
     def pairs(self, *runs: tuple[str, str]) -> tuple[list[int], list[str]]:
         """Seeds and subjects for which all (point, condition) of `runs` are there."""
-        found = [
-            {(row["seed"], row["subject"]) for row in self.table.find(point=point, condition=name)}
-            for point, name in runs
-        ]
-        common = set.intersection(*found)
-        subjects = sorted({subject for _, subject in common})
-        seeds = sorted({seed for seed, _ in common})
-        return [s for s in seeds if all((s, each) in common for each in subjects)], subjects
+        return self.table.pairs(*({"point": point, "condition": name} for point, name in runs))
 
     def values(
         self, metric: Metric, point: str, condition: str, seeds: list[int], subjects: list[str]

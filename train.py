@@ -65,7 +65,7 @@ def train(
     caption_dropout: Optional[float] = Input(description="Share of samples that see an empty caption. Default: depends on the model.", default=None, ge=0, le=1),
     ema_decay: Optional[float] = Input(description="Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", default=None, ge=0, le=0.99999),
     preserve: str = Input(description="Weight of the rows that keep images of other prompts as the base model makes them: auto, off or a number. auto: by the model; off without a token and trigger word.", default="auto", max_length=32),
-    preserve_prompts: Optional[str] = Input(description="Prompts for preserve, one per line: various, and without the subject. Default: those that come with the model.", default=None, max_length=100000),
+    preserve_prompts: Optional[str] = Input(description="Prompts for preserve, one per line: various ones without the subject, and of the subject (TOK) in new places. Default: those that come with the model.", default=None, max_length=100000),
     quantize: str = Input(description="Quantization of the frozen base model, to save memory. auto: chosen by the free memory.", default="auto", choices=["auto", "none", "fp8", "int8", "nf4"]),
     gradient_checkpointing: Optional[bool] = Input(description="Recompute activations: slower, in less memory. Default: chosen by the free memory.", default=None),
     low_memory: Optional[bool] = Input(description="Offload weights to CPU memory. Slower; for small GPUs. Default: chosen by the free memory.", default=None),

@@ -78,7 +78,7 @@ class Base:
     caption_dropout: float = 0.05  # ai-toolkit
     # What `preserve: auto` is, measured on the miniature only; and the file of prompts in
     # `trainer/learning/preservation_prompts/`.
-    preservation: float = 0.2
+    preservation: float = 0.5
     preservation_prompts: str = "general"
     timestep_sampling: str = "sigmoid"  # musubi-tuner; ai-toolkit's and SimpleTuner's base default
     training_shift: float  # of that sampling: musubi-tuner's documents, 2.0 and 2.2

@@ -268,10 +268,10 @@ def _train(
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
     texts = prompt_features(settings, family)
-    others = preservation_prompts(settings)
+    preserved = preservation_prompts(settings)
     texts_of = [sample.caption for sample in samples]
-    without_subject = [*drift_prompts(settings), *others]
-    captions = Captions(family, texts_of, vectors, without_subject, control.phase)
+    alone = [*drift_prompts(settings), *preserved.all]
+    captions = Captions(family, texts_of, vectors, alone, control.phase)
     trained_on, held_out = hold_out(samples, settings)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
@@ -299,8 +299,8 @@ def _train(
         transformer.enable_gradient_checkpointing()
     preservation = None
     left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
-    if others and left:
-        preservation = Preservation(family, settings, captions, others, control.phase)
+    if preserved.others and left:
+        preservation = Preservation(family, settings, captions, preserved, control)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
     if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):

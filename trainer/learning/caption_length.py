@@ -43,7 +43,7 @@ def check_texts(
         named = {f"sample prompt {number}, {k}": text for k, text in texts.items()}
         check_length(family, named, vectors, None if settings.tokens else word)
     for number, text in enumerate(settings.preserve_prompts, start=1):
-        check_length(family, {f"preservation prompt {number}": text}, {}, None)
+        check_length(family, {f"preservation prompt {number}": text}, vectors, None)
 
 
 def _check_captions(

@@ -27,7 +27,7 @@ from trainer.run_files import checkpoints_in
 from trainer.settings import MAX_STEPS
 
 FORMAT_VERSION = 2
-_STATE = ("parameters", "optimizers", "averages", "best")
+_STATE = ("parameters", "optimizers", "averages", "best", "subject_weights")
 KEPT = 2  # checkpoints of a run; older ones are removed
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -50,6 +50,9 @@ class Checkpoint:
     averaged_steps: int = 0
     # `trainer.learning.best_weights.Best` by name; empty without keep_best
     best: dict[str, Any] = field(default_factory=dict)
+    # That generated the images of the subject (`trainer.learning.preservation`), by name; empty
+    # before
+    subject_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = KEPT) -> Path:
@@ -182,7 +185,8 @@ def read_header(path: Path) -> dict[str, Any]:
     check.whole(header, "averaged_steps", MAX_STEPS)
     for name in ("identity", "history", "state"):
         check(isinstance(header.get(name), dict), name, "is missing or not a JSON object")
-    header["state"].setdefault("best", {"pairs": []})  # not in older checkpoints
+    for name in ("best", "subject_weights"):  # not in older checkpoints
+        header["state"].setdefault(name, {"pairs": []})
     _check_identity(header["identity"], check)
     _check_history(header["history"], step, check)
     return header
@@ -204,7 +208,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             fault = f"{type(error).__name__}: {_shown(error)}"
             raise BrokenCheckpoint(f"{path}: its state of {name} is damaged ({fault})") from error
     best = _checked_best(state["best"], header["step"], check)
-    _check_parameters(state["parameters"], {"averages": state["averages"], "best": best}, check)
+    copies = {name: state[name] for name in ("averages", "subject_weights")} | {"best": best}
+    _check_parameters(state["parameters"], copies, check)
     _check_optimizers(state["optimizers"], state["parameters"], check)
     return Checkpoint(
         step=header["step"],
@@ -289,7 +294,7 @@ def _checked_best(best: Any, step: int, check: _Check) -> Any:
 
 
 def _check_parameters(parameters: Any, copies: dict[str, Any], check: _Check) -> None:
-    """Checks the weights, and their copies: averages and best weights, if there are any."""
+    """Checks the weights, and their copies of other times or kinds, if there are any."""
     for part, values in {"parameters": parameters, **copies}.items():
         check(isinstance(values, dict), part, "is not a table of tensors")
         for name, value in values.items():

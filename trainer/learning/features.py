@@ -114,10 +114,10 @@ class Captions:
         others: Sequence[str] = (),
         advance: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        """`others` contain no token. They are encoded one by one, so that the rounding of captions,
-        which depends on their batch, does not change."""
+        """`others` without a token are encoded one by one, so that the rounding of captions, which
+        depends on their batch, does not change."""
         self.family, self.vectors = family, vectors or {}
-        distinct = sorted(set(captions))
+        distinct = sorted({*captions, *others})
         # A token beyond the text encoder's limit has no effect.
         self._tokens = {
             text: tokens
@@ -126,11 +126,13 @@ class Captions:
             and (tokens := family.new_tokens_read(family.tokenize(text, self.vectors)))
         }
         self.trained = set(self._tokens)
-        constant = [text for text in distinct if text not in self.trained]
+        constant = sorted({*captions} - self.trained)
         kept = Tensors[str]("text features")
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
-            alone = [[text] for text in dict.fromkeys(others) if text not in texts]
+            alone = [
+                [text] for text in dict.fromkeys(others) if text not in {*texts, *self.trained}
+            ]
             with Progress(
                 total=len(texts) + len(alone), desc="encoding captions", unit="caption"
             ) as progress:

@@ -203,7 +203,7 @@ class Loop:
                 loss.backward()
             losses.append(loss.detach())
             if self.preservation is not None:  # after the batch: memory for the larger of both
-                self.preservation.add_gradients(number, self.first_row, len(numbers))
+                self.preservation.add_gradients(number, self.first_row, len(numbers), self.named)
         return torch.stack(losses).sum()
 
     def _drop_gradients(self) -> None:
@@ -333,8 +333,10 @@ class Loop:
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Loads the state of a checkpoint; `run` then runs the remaining steps."""
-        for name, parameter in self.named.items():
-            parameter.copy_(checkpoint.parameters[name])
+        if self.preservation is not None and checkpoint.subject_weights:
+            self._load(checkpoint.subject_weights)
+            self.preservation.generate_subject(self.named)
+        self._load(checkpoint.parameters)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(checkpoint.optimizers[name])
         if self.ema is not None:  # without EMA weights in the checkpoint, starts here
@@ -345,3 +347,7 @@ class Loop:
         self.done = checkpoint.step
         self.history = History.of(checkpoint.history, len(self.placeholders))
         restore_best(self, checkpoint)
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.named.items():
+            parameter.copy_(weights[name])

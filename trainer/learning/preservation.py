@@ -1,4 +1,4 @@
-"""Preservation: prompts without the subject keep the images that the base model makes of them.
+"""Preservation: other prompts keep the images that the base model makes of them.
 
 A LoRA that learns a subject from images of nothing else changes every other prompt, too. So before
 the LoRA is added, the model generates images, without guidance, of varied prompts that do not
@@ -6,14 +6,19 @@ contain the subject. Its noisy latents and velocities at each step become target
 rows beside each batch ask the model with the LoRA to predict the same velocities. On a distilled
 base, the training adapter is merged in both.
 
-Everything depends only on settings, seeds and counters, so a resumed run makes the same targets
-again. They are in a temporary file, and are not kept for other runs.
+Such rows alone also cost the subject in colours and places that its images do not show. So they
+begin only when the model has learned some of it, and then it also generates images of the subject
+in such places. Some of the rows hold the model to these, as it makes them at that moment.
+
+Everything depends only on settings, seeds, counters and the weights at that moment, which are in
+the checkpoints, so a resumed run makes the same targets again. They are in temporary files, and are
+not kept for other runs.
 
 Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +28,44 @@ from torch import Tensor
 from families.family import Family
 from families.transfer import onto
 from inference.progress import Progress
+from trainer.learning.control import Control
 from trainer.learning.features import Captions
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
-from trainer.settings import LEAST_IMAGES, Extent, Settings, extent_of, subjects_in
+from trainer.settings import (
+    LEAST_IMAGES,
+    SUBJECT_EVERY,
+    Extent,
+    Settings,
+    extent_of,
+    first_step,
+    sort_prompts,
+)
 
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-FIRST_SEED = 900_000  # of the images' noise
+FIRST_SEED, FIRST_SUBJECT_SEED = 900_000, 950_000  # of the images' noise
 WHAT = "images for preservation"
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt of each image that a run generates for preservation; none if it is off."""
+
+    others: tuple[str, ...] = ()
+    subject: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Those of both kinds."""
+        return self.others + self.subject
 
 
 @dataclass(frozen=True)
 class Target:
-    """The base model's answer at one step of one image."""
+    """The model's answer at one step of one image."""
 
     prompt: str
     sigma: float
@@ -46,30 +74,40 @@ class Target:
 
 
 def shipped_prompts(name: str) -> list[str]:
-    """The varied prompts that come with a base model (`Base.preservation_prompts`)."""
+    """The varied prompts that come with a base model (`Base.preservation_prompts`).
+
+    Those of the subject contain TOK.
+    """
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def preservation_prompts(settings: Settings) -> list[str]:
-    """The prompt of each image that the run generates for preservation; none if it is off.
+def preservation_prompts(settings: Settings) -> Prompts:
+    """The user's own prompts, else those of the base model, with and without the subject.
 
-    The user's own, else those of the base model without the ones that contain the subject. If there
-    are more than images, those are used that spread evenly over the list.
+    If there are more than images, those are used that spread evenly over the list.
     """
     if not settings.preserve:
-        return []
+        return Prompts()
+    own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
     shipped = shipped_prompts(settings.base.preservation_prompts)
-    usable = [each for each in shipped if not subjects_in(each, settings)]
-    prompts = settings.preserve_prompts or usable
-    if len(usable) < LEAST_IMAGES and not settings.preserve_prompts:
+    others, of_subject = sort_prompts(shipped, settings)
+    if len(others) < LEAST_IMAGES and not own_others:
         log.warning(
-            "preserve has little effect: %d of the %d prompts of %s do not contain %s; give "
-            "preserve_prompts",
-            *(len(usable), len(shipped), settings.base.name),
+            "preserve has little effect: %d prompts of %s do not contain %s; give preserve_prompts",
+            *(len(others), settings.base.name),
             " or ".join(settings.tokens) or settings.trigger_word,
         )
-    count = min(extent_of(settings).images, len(prompts))
-    return [prompts[number * len(prompts) // count] for number in range(count)]
+    extent = extent_of(settings)
+    return Prompts(
+        _spread(own_others or others, extent.images),
+        _spread(own_subject or of_subject, extent.subject_images),
+    )
+
+
+def _spread(prompts: Sequence[str], most: int) -> tuple[str, ...]:
+    """At most so many of the prompts, evenly over the list."""
+    count = min(most, len(prompts))
+    return tuple(prompts[number * len(prompts) // count] for number in range(count))
 
 
 class Preservation:
@@ -80,19 +118,22 @@ class Preservation:
         family: Family,
         settings: Settings,
         captions: Captions,
-        prompts: Sequence[str],
-        advance: Callable[[str, int, int], None] = lambda *_: None,
+        prompts: Prompts,
+        control: Control | None = None,
     ) -> None:
-        """Generates the images. The LoRA must not have been added to the transformer.
+        """Generates the images of other prompts. The LoRA must not be in the transformer yet.
 
-        `captions` has the features of `prompts`. `advance` is called with the phase, the number of
-        images generated and their total. Raises `NoSpace` if the disk is full.
+        `captions` has the features of `prompts`. `control` gets the phases. Raises `NoSpace` if the
+        disk is full.
         """
         self.family, self.captions, self.settings = family, captions, settings
-        self.extent = extent_of(settings)
-        self.targets = base_targets(
-            family, captions, prompts, self.extent, settings.batch_size, advance
-        )
+        self.prompts, self.extent = prompts, extent_of(settings)
+        self.control = control or Control()
+        self.first_batch = first_step(settings) * settings.gradient_accumulation
+        self.others = self._targets(prompts.others, FIRST_SEED, self.control.phase)
+        self.subject: list[Target] = []
+        # That generated the images of the subject, by name, on the CPU; empty before.
+        self.subject_weights: dict[str, Tensor] = {}
         self.last: Tensor | None = None  # the loss of the last rows
 
     @property
@@ -100,12 +141,29 @@ class Preservation:
         """The loss of the last rows; None if there were none. Waits for the device."""
         return None if self.last is None else float(self.last)
 
-    def add_gradients(self, number: int, first_row: int, batches: int) -> None:
+    def generate_subject(self, weights: Mapping[str, Tensor]) -> None:
+        """Generates the images of the subject with the model as it is: with these weights.
+
+        Raises `NoSpace` if the disk is full.
+        """
+        self.subject_weights = {k: each.detach().cpu().clone() for k, each in weights.items()}
+        events = self.control.events  # without commands: these wait for the end of the step
+        self.subject = self._targets(self.prompts.subject, FIRST_SUBJECT_SEED, events.phase)
+        events.phase("training")
+
+    def add_gradients(
+        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
+    ) -> None:
         """Adds the gradients of the rows beside batch `number`, if it has any.
 
         `first_row` is the process's first row in the batch, so that processes use different
-        targets. The loss is divided by `batches`, the number of batches in the step.
+        targets. The loss is divided by `batches`, the number of batches in the step. `weights` are
+        the trained ones.
         """
+        if number < self.first_batch:
+            return
+        if self.prompts.subject and not self.subject:
+            self.generate_subject(weights)
         if number % self.extent.every:
             return
         loss = self.loss(number, first_row)
@@ -113,11 +171,14 @@ class Preservation:
         self.last = loss.detach()
 
     def loss(self, number: int, first_row: int = 0) -> Tensor:
-        """Mean squared difference to the base model's velocity in the rows of a batch, float32."""
+        """Mean squared difference to the wanted velocities in the rows of a batch, float32."""
         family, seed = self.family, self.settings.seed
         random = generator(seed, "preservation", number, first_row)
-        chosen = torch.randint(len(self.targets), (self.extent.rows,), generator=random)
-        targets = [self.targets[index] for index in chosen.tolist()]
+        targets = []
+        for row in range(self.extent.rows):
+            place = number // self.extent.every * self.extent.rows + row
+            of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
+            targets.append(of[int(torch.randint(len(of), (), generator=random))])
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
@@ -127,17 +188,26 @@ class Preservation:
         text = self.captions.features([each.prompt for each in targets])
         return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
 
+    def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
+        batch_size = self.settings.batch_size
+        parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed
+        return generated(*parts, advance)
+
 
 @torch.no_grad()
-def base_targets(
+def generated(
     family: Family,
     captions: Captions,
     prompts: Sequence[str],
     extent: Extent,
     batch_size: int,
-    advance: Callable[[str, int, int], None] = lambda *_: None,
+    first_seed: int = FIRST_SEED,
+    advance: Advance = lambda *_: None,
 ) -> list[Target]:
-    """Generates an image of every prompt with the model as it is; returns all of their steps."""
+    """Generates an image of every prompt with the model as it is; returns all of their steps.
+
+    `advance` is called with the phase, the number of images generated and their total.
+    """
     side = max(extent.side - extent.side % family.resolution_multiple, family.resolution_multiple)
     sigmas = family.sigmas(extent.steps, side, side)
     tensors, points = Tensors[int](WHAT), list[tuple[str, float]]()
@@ -145,7 +215,7 @@ def base_targets(
         for first in range(0, len(prompts), batch_size):
             batch = prompts[first : first + batch_size]
             text = captions.features(batch)
-            seeds = range(FIRST_SEED + first, FIRST_SEED + first + len(batch))
+            seeds = range(first_seed + first, first_seed + first + len(batch))
             latents_RCHW = family.initial_noise(seeds, side, side)
             for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
                 sigma_R = sigma.expand(len(batch)).to(latents_RCHW)

@@ -24,7 +24,7 @@ from trainer.learning.checkpoint import (
 )
 from trainer.learning.distributed import processes
 from trainer.learning.resumed_state import check_state, trained_shapes
-from trainer.settings import Settings, SettingsError, extent_of
+from trainer.settings import Settings, SettingsError, extent_of, first_step
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,9 @@ def exactness(settings: Settings) -> dict[str, object]:
     }
     if settings.preserve:  # the number of images may depend on the steps
         facts["preserve_prompts"] = list(settings.preserve_prompts)
-        facts["preservation_images"] = extent_of(settings).images
+        extent = extent_of(settings)
+        facts["preservation_images"] = [extent.images, extent.subject_images]
+        facts["preservation_begins"] = first_step(settings)
     if settings.lr_scheduler != "constant" or settings.by_validation:
         facts["steps"] = settings.steps  # schedules and measurements depend on it
     return facts

@@ -223,6 +223,7 @@ def state_of(loop: "Loop") -> Checkpoint:
         averages=_on_the_cpu(dict(zip(loop.named, averages, strict=False))),
         averaged_steps=0 if loop.ema is None else loop.ema.optimization_step,
         best={} if loop.best is None else loop.best.plain(),
+        subject_weights={} if loop.preservation is None else loop.preservation.subject_weights,
     )
 
 
@@ -246,12 +247,14 @@ def _on_the_cpu(value: Any) -> Any:
 def checkpoint_bytes(loop: "Loop") -> int:
     """The size of a checkpoint of this run, rounded up."""
     groups = {"lora": loop.lora_parameters, "placeholder": loop.rows}
+    copies = 1 + (loop.ema is not None) + loop.settings.keep_best
+    copies += loop.preservation is not None  # `subject_weights`
     total = 0
     for name, parameters in groups.items():
         for each in parameters:
             state = fresh_state(loop.optimizer_kinds[name], tuple(each.shape))["state"]
             total += sum(value.nbytes for value in tensors_of(state))
-            total += each.nbytes * (1 + (loop.ema is not None) + loop.settings.keep_best)
+            total += each.nbytes * copies
     facts = json.dumps(identity_of(loop), ensure_ascii=False).encode()
     per_step, per_parameter = 100, 2000  # bytes of the header
     header = len(facts) + per_step * loop.settings.steps + per_parameter * len(loop.parameters)

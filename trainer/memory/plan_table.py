@@ -10,7 +10,7 @@ from families.memory import RESERVE, free_memory
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
 from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
-from trainer.settings import Settings, extent_of, missing_here
+from trainer.settings import BEGINS, Settings, extent_of, missing_here
 
 _NOTES = """\
 Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
@@ -198,8 +198,9 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
     steps = counted.preservation.images / plain
     return [
         f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels in "
-        f"{extent.steps} steps before the first step, which take as long\nas {steps:.0f} steps of "
-        f"the run; then {rows}, included above: a step takes {with_rows / plain - 1:.0%} longer."
+        f"{extent.steps} steps before the first step, and\n{extent.subject_images} of the subject "
+        f"after {BEGINS:.0%} of the steps, which take as long as {steps:.0f} steps; from then on\n"
+        f"{rows}. Included above: a step takes {with_rows / plain - 1:.0%} longer on average."
     ]
 
 

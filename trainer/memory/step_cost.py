@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from adapters.lora import Lora
 from families.family import Family
 from trainer.learning import flow_loss
-from trainer.settings import Extent
+from trainer.settings import BEGINS, Extent
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -291,8 +291,10 @@ def preservation_load(
     if extent is None:
         return NO_PRESERVATION
     row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
-    images = extent.images * extent.steps * velocity_load(family, row).flops
-    return PreservationLoad(step_loads(family, targets, row), 1 / extent.every, images)
+    count = extent.images + extent.subject_images
+    images = count * extent.steps * velocity_load(family, row).flops
+    share = (1 - BEGINS) / extent.every
+    return PreservationLoad(step_loads(family, targets, row), share, images)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from inference.acceleration import with_fallback
 from trainer.learning import Loop, draw_noise
 from trainer.monitor import untrained
-from trainer.settings import Settings, subjects_in
+from trainer.settings import Settings, sort_prompts
 
 # Not among the prompts of preservation, by their name (`Base.preservation_prompts`).
 PROMPTS = {
@@ -48,7 +48,7 @@ POINTS = 4  # of Euler's method without guidance: sigma 1, 0.75, 0.5 and 0.25
 def drift_prompts(settings: Settings) -> list[str]:
     """The prompts to measure drift with: none contains the subject."""
     prompts = PROMPTS[settings.base.preservation_prompts]
-    usable = [each for each in prompts if not subjects_in(each, settings)]
+    usable, _ = sort_prompts(prompts, settings)
     return usable[: BATCHES * settings.batch_size]
 
 

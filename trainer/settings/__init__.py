@@ -5,7 +5,15 @@ from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
-from trainer.settings.preservation import LEAST_IMAGES, Extent, extent_of, subjects_in
+from trainer.settings.preservation import (
+    BEGINS,
+    LEAST_IMAGES,
+    SUBJECT_EVERY,
+    Extent,
+    extent_of,
+    first_step,
+    sort_prompts,
+)
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -18,6 +26,7 @@ from trainer.settings.subject_marks import (
 from trainer.settings.subjects import Subject
 
 __all__ = [
+    "BEGINS",
     "Extent",
     "GROUPS",
     "LEAST_IMAGES",
@@ -25,6 +34,7 @@ __all__ = [
     "NO_SUBJECT",
     "OPTIMIZERS",
     "SCHEDULED",
+    "SUBJECT_EVERY",
     "Secret",
     "Secrets",
     "Settings",
@@ -33,13 +43,14 @@ __all__ = [
     "TRIGGER_MARK",
     "TrainingInputs",
     "extent_of",
+    "first_step",
     "hidden",
     "high_rates",
     "marks_in",
     "missing_here",
     "read_config",
     "resolve",
-    "subjects_in",
+    "sort_prompts",
     "too_many",
     "too_much",
     "with_trigger",

@@ -3,15 +3,15 @@
 What preservation is: `trainer.learning.preservation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from families.tokens import mentions
+from families.tokens import mentions, name_subject
 from inference.input_fields import check_length
 from trainer.settings.inputs import INPUTS
-from trainer.settings.subject_marks import marks_in
+from trainer.settings.subject_marks import NO_SUBJECT, TRIGGER_MARK, marks_in
 
 if TYPE_CHECKING:
     from families.base import Base
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 # of one at 1024.
 MAX_RESOLUTION = 512  # pixels, edge of the square
 MAX_STEPS = 12  # of an image; more cost time and add points that are alike
-MOST_IMAGES = {True: 128, False: 64}  # by `Base.distilled`
-LEAST_IMAGES = 8
-# Beside a batch, relative to it. On the miniature (robot, seed 1), 2 rows beside 8 leave 82 % of
-# the images of other prompts fully right and 4 rows 88 %.
-ROWS = 3 / 8
+MOST_IMAGES = {True: 128, False: 64}  # of other prompts, by `Base.distilled`
+SUBJECT_IMAGES = 3 / 8  # images of the subject, relative to those of other prompts
+LEAST_IMAGES = 8  # of other prompts
+ROWS = 1 / 2  # beside a batch, relative to it
+SUBJECT_EVERY = 4  # one in so many rows is one of the subject
+# The rows begin when the model has learned enough of the subject to generate images of it.
+BEGINS = 0.3  # share of the steps
 # Costs are relative to the transformer's passes in a step, which are nine tenths of it. The weights
 # are frozen, so that a backward pass costs as much as a forward pass.
 ROWS_SHARE = 0.5  # the most that the rows add to a step
@@ -38,10 +40,11 @@ MUST_BE = "it must be auto, off, or a number above 0 and at most 10"
 
 @dataclass(frozen=True)
 class Extent:
-    """The images that a run generates before its first step, and its rows beside a batch."""
+    """The images that a run generates for preservation, and its rows beside a batch."""
 
     side: int  # pixels
-    images: int
+    images: int  # of other prompts, before the first step
+    subject_images: int  # when the rows begin
     steps: int  # of each image
     rows: int
     every: int  # batches between two with rows; their weight is multiplied by it
@@ -55,12 +58,26 @@ def extent_of(settings: "Settings") -> Extent:
     size = side**2 / pixels  # of a row, relative to a training image
     rows = max(1, round(batch * ROWS))
     every = 1 if rows * size <= ROWS_SHARE * batch else 2
-    share = SHARE - rows * size / (batch * every)
+    share = SHARE - (1 - BEGINS) * rows * size / (batch * every)
     steps = min(base.inference_steps, MAX_STEPS)
     trained = (settings.steps or base.training_steps.least) * batch * settings.gradient_accumulation
-    affordable = int(share * 2 * trained / (size * steps))
-    most = min(MOST_IMAGES[base.distilled], len(settings.preserve_prompts) or MOST_PROMPTS)
-    return Extent(side, min(most, max(LEAST_IMAGES, affordable)), steps, rows, every)
+    affordable = int(share * 2 * trained / (size * steps * (1 + SUBJECT_IMAGES)))
+    images = min(MOST_IMAGES[base.distilled], max(LEAST_IMAGES, affordable))
+    of_subject = round(images * SUBJECT_IMAGES) if subject_words(settings) else 0
+    own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
+    return Extent(
+        side=side,
+        images=min(images, len(own_others) or images),
+        subject_images=min(of_subject, len(own_subject) or of_subject),
+        steps=steps,
+        rows=rows,
+        every=every,
+    )
+
+
+def first_step(settings: "Settings") -> int:
+    """The number of steps before the first one with rows."""
+    return int(BEGINS * settings.steps)
 
 
 def weight_of(given: float | str | bool | None, base: "Base", subject: str | None) -> float:
@@ -108,16 +125,31 @@ def wrong_prompts(settings: "Settings") -> Iterator[str]:
             check_length(name, prompt, MOST_LETTERS)
         except ValueError as error:
             yield str(error)
-        if marks := subjects_in(prompt, settings):
-            yield (
-                f"{name} {prompt[:80]!r} contains {marks[0]}, the subject, which these prompts "
-                "must not ask for; write about something else"
-            )
+        if marks_in(prompt) and not subject_words(settings):
+            yield f"{name} {prompt[:80]!r}: {NO_SUBJECT}"
 
 
-def subjects_in(prompt: str, settings: "Settings") -> list[str]:
-    """The names of the subject that a prompt contains: TOK, [trigger], token, trigger word."""
-    words = [*settings.tokens]
-    words += [settings.trigger_word] if settings.trigger_word else []
-    found = [word for word in words if mentions(prompt.lower(), word.lower())]
-    return [*found, *marks_in(prompt)]
+def sort_prompts(prompts: Iterable[str], settings: "Settings") -> tuple[list[str], list[str]]:
+    """The prompts without the subject, and those with it.
+
+    TOK and [trigger] are replaced by the token or trigger word; of several subjects, each in turn.
+    Without a token and trigger word, prompts with TOK are left out.
+    """
+    others: list[str] = []
+    of_subject: list[str] = []
+    words = subject_words(settings)
+    for prompt in prompts:
+        if marks_in(prompt):
+            if words:
+                name = words[len(of_subject) % max(1, len(settings.tokens))]
+                of_subject.append(name_subject(prompt.replace(TRIGGER_MARK, name), name))
+        elif any(mentions(prompt.lower(), word.lower()) for word in words):
+            of_subject.append(prompt)
+        else:
+            others.append(prompt)
+    return others, of_subject
+
+
+def subject_words(settings: "Settings") -> list[str]:
+    """The words that name the subject: tokens first, then the trigger word."""
+    return [*settings.tokens, *([settings.trigger_word] if settings.trigger_word else [])]

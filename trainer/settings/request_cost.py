@@ -6,7 +6,7 @@ apply only to requests to a server.
 
 from inference.request import Request, work
 from trainer.settings.fields import Settings
-from trainer.settings.preservation import extent_of
+from trainer.settings.preservation import BEGINS, extent_of
 
 # Limits of one request, in images of the base's default resolution. Trained: samples of all steps;
 # 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100. Previewed: passes through the
@@ -56,15 +56,16 @@ def too_much(settings: Settings) -> list[str]:
 
 
 def _preservation(settings: Settings) -> float:
-    """The cost of a step with the rows of preservation, relative to one without.
+    """The mean cost of a step with the rows of preservation, relative to one without.
 
-    The images are at most a tenth of the run, or a few.
+    Images are not counted: of a run that is near the limit they are at most a hundredth.
     """
     if not settings.preserve:
         return 1.0
     extent = extent_of(settings)
     pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
-    return 1 + extent.rows * extent.side**2 / (settings.batch_size * pixels * extent.every)
+    rows = extent.rows * extent.side**2 / (settings.batch_size * pixels * extent.every)
+    return 1 + (1 - BEGINS) * rows
 
 
 def _preview_passes(settings: Settings) -> list[float]:

@@ -100,8 +100,10 @@ class Kept:
 
 
 @torch.no_grad()
-def generate(family: Family, prompts: Sequence[str], encode: Encode | None = None) -> Kept:
-    """Trajectories of the base at its own number of steps."""
+def generate(
+    family: Family, prompts: Sequence[str], encode: Encode | None = None, guidance: float = 0.0
+) -> Kept:
+    """Trajectories of the model at its own number of steps."""
     steps = family.base.inference_steps
     side = 64
     sigma = family.sigmas(steps, side, side)
@@ -112,6 +114,9 @@ def generate(family: Family, prompts: Sequence[str], encode: Encode | None = Non
         xs, vs = [], []
         for n in range(steps):
             v = family.velocity(x, sigma[n].expand(len(x)).to(x), texts)
+            if guidance:
+                empty = (encode or family.encode_prompts)([family.empty_prompt] * len(x))
+                v = v + guidance * (v - family.velocity(x, sigma[n].expand(len(x)).to(x), empty))
             xs.append(x)
             vs.append(v)
             x = x + (sigma[n + 1] - sigma[n]).to(x) * v
@@ -191,9 +196,11 @@ class PreservingLoop(Loop):
         """Rows of other prompts, and of the subject as the model has it when they begin."""
         way = self.way
         if self.anchors is None and self.begun:
-            self.anchors = generate(
-                self.family, anchor_prompts(way.anchors), self.captions.features
-            )
+            with scaled(self.lora, way.anchor_scale):
+                self.anchors = generate(
+                    self.family, anchor_prompts(way.anchors), self.captions.features,
+                    way.anchor_guidance,
+                )  # fmt: skip
         count = round(way.anchored * way.rows) if self.begun else 0
         rows: list[tuple[Tensor, Tensor, str, Tensor]] = []
         for kept, size in ((self.kept, way.rows - count), (self.anchors, count)):
@@ -299,6 +306,19 @@ class PreservingLoop(Loop):
         (self.way.penalty * total).backward()
 
 
+@contextmanager
+def scaled(lora: Lora | None, scale: float) -> Iterator[None]:
+    """Within the context, the LoRA has that scale."""
+    assert lora is not None
+    ups = [layer.up for layer in lora.layers.values()]
+    before = [up.data.clone() for up in ups]
+    for up in ups:
+        up.data.mul_(scale)
+    yield
+    for up, was in zip(ups, before, strict=True):
+        up.data.copy_(was)
+
+
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
@@ -322,15 +342,15 @@ def train(
                                      settings.seed, family.device)  # fmt: skip
     wanted = way.kind != "none" or way.penalty > 0
     prompts = other_prompts(way, [each.caption for each in samples]) if wanted else []
-    prompts += preservation_prompts(settings)
+    preserved = preservation_prompts(settings)
     texts = [each.caption for each in samples] + anchor_prompts(way.anchors)
-    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, prompts)
+    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, [*prompts, *preserved.all])
     cpu = time.process_time()
     kept = generate(family, prompts) if wanted and not way.own else None
     adapter = Adapter(family, settings.turbo_adapter != "none")
     if wanted and way.own:
         kept = generate(family, prompts)
-    ours = Preservation(family, settings, captions, prompts) if settings.preserve else None
+    ours = Preservation(family, settings, captions, preserved) if settings.preserve else None
     prepared = time.process_time() - cpu
     lora = Lora(
         family.transformer, family.lora_targets(settings.lora_targets), settings.rank, settings.seed

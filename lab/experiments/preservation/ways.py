@@ -34,6 +34,8 @@ class Way:
     early: bool = False  # rows of other prompts from the first step
     anchors: int = 0  # prompts of the subject that are held as the model has them then
     anchored: float = 0.0  # share of the rows that hold them
+    anchor_scale: float = 1.0  # of the LoRA that generates the anchors
+    anchor_guidance: float = 0.0  # counted from 0, of the model that generates the anchors
     guided: float = 0.0  # of the model's own guidance, added to the target of the loss
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -48,6 +50,15 @@ OLD: dict[str, Any] = {"caption_dropout": 0.05}  # the default before preservati
 SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.02}  # as it was
 FASTER: dict[str, Any] = {"learning_rate": 6e-3, "placeholder_learning_rate": 0.05}
 DOUBLE: dict[str, Any] = {"learning_rate": 8e-3, "placeholder_learning_rate": 0.1}
+
+
+def anchored(name: str, **changed: Any) -> Way:
+    """Rows from 0.3 of the steps, a quarter of them anchors."""
+    usual: dict[str, Any] = {"weight": 0.5, "own": True, "begins": 0.3, "anchors": 48,
+                             "anchored": 0.25, "settings": FASTER}  # fmt: skip
+    return Way(name, P, **usual | changed)
+
+
 SCREENED = [
     Way("nothing, dropout", settings=OLD),
     Way("path free .3, dropout", P, 0.3, without_adapter=True, settings=OLD),
@@ -208,6 +219,13 @@ SCREENED = [
         anchored=0.25,
         settings=FASTER,
     ),
+    anchored("anchors .3 weight .5"),
+    anchored("anchors .3 weight .5, scale .8", anchor_scale=0.8),
+    anchored("anchors .3 weight .5, guided .5", anchor_guidance=0.5),
+    anchored("anchors .2 weight .5", begins=0.2),
+    anchored("anchors .2 weight .5, scale .8", begins=0.2, anchor_scale=0.8),
+    anchored("anchors .3 weight .5, scale .6", anchor_scale=0.6),
+    anchored("anchors .3 weight .5, 3 rows", rows=3, anchored=0.34),
     Way("as it was", settings=OLD, generated_in=(2, 4)),
     Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
     Way(

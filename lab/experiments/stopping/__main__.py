@@ -79,7 +79,7 @@ def train(
     )
     prompts = preservation_prompts(settings)
     texts = [each.caption for each in (*of_run, *others)]
-    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, prompts)
+    captions = Captions(family, texts, {TOKEN: placeholder.vectors}, prompts.all)
     training_adapter(settings.base).merge(family.transformer, BASE)
     preservation = Preservation(family, settings, captions, prompts)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, seed)

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings
-from trainer.settings.preservation import subjects_in
+from trainer.settings.preservation import sort_prompts
 from trainer.settings.request_cost import too_much
 from trainer.settings.subjects import Subject
 
@@ -59,10 +59,6 @@ def test_tok_in_a_preview_is_the_only_subjects_token(small: Small) -> None:
             {"subjects": "<a>,<b>", "sample_prompts": ["TOK at sea"]},
             "sample prompt 1 'TOK at sea': TOK may be any of the 2 subjects.*instead: <a>, <b>",
         ),
-        (
-            {"subjects": "<a>,<b>", "preserve": 0.1, "preserve_prompts": ["a <b> at sea"]},
-            "contains <b>, the subject",
-        ),
     ],
 )
 def test_subjects_that_make_no_sense_are_refused(
@@ -74,8 +70,10 @@ def test_subjects_that_make_no_sense_are_refused(
 
 def test_prompts_for_preservation_have_none_of_the_tokens(small: Small) -> None:
     settings = small(subjects="<zwx>,<kul>")
-    assert subjects_in("a <KUL> at sea", settings) == ["<kul>"]
-    assert subjects_in("a boat at sea", settings) == []
+    prompts = ["a <KUL> at sea", "a boat at sea", "TOK", "a [trigger]", "<TOK>"]
+    others, of_subject = sort_prompts(prompts, settings)
+    assert others == ["a boat at sea"]
+    assert of_subject == ["a <KUL> at sea", "<kul>", "a <zwx>", "<kul>"]
 
 
 def test_default_previews_of_every_subject_count_in_a_request(small: Small) -> None:

@@ -20,7 +20,15 @@ import torch
 
 from lab.experiments.preservation.measures import Measures
 from lab.experiments.preservation.training import train
-from lab.experiments.preservation.ways import SCREENED, STUDIED, UNDISTILLED, UNDISTILLED_BASE, Way
+from lab.experiments.preservation.ways import (
+    BASE,
+    DRAWN,
+    SCREENED,
+    STUDIED,
+    UNDISTILLED,
+    UNDISTILLED_BASE,
+    Way,
+)
 from lab.experiments.table import Row, Table
 from miniature.world import SUBJECTS
 
@@ -29,7 +37,6 @@ PUBLISHED = Path(__file__).parent
 SCREEN, STUDY = "screen.jsonl", "study.jsonl"
 TURBO, SEEDS = "miniature-turbo", range(1, 6)
 STEPS = 500
-BASE = "base"  # the way of a row of the model without a LoRA
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,10 @@ def measure(runs: list[Run], table: Table, steps: int, pictures: Path | None) ->
         if run.base not in instruments:
             instruments[run.base] = Measures(run.base)
         measures = instruments[run.base]
-        untrained = {"way": BASE, "base": run.base, "subject": run.subject, "steps": 0}
-        if untrained not in table:
-            table.add(untrained | measures.of(measures.untrained(), run.subject))
+        for name, reference_of in ((BASE, measures.of_base), (DRAWN, measures.of_drawings)):
+            reference = {"way": name, "base": run.base, "subject": run.subject, "steps": 0}
+            if reference not in table:
+                table.add(reference | reference_of(run.subject))
         archive, took = train(run.way, run.base, run.subject, run.seed, steps)
         for scale in (1.0, *run.way.scales):
             for generated_in in (None, *run.way.generated_in):

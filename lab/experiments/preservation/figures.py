@@ -8,8 +8,15 @@ from PIL import Image
 from demo.grid import Row, draw_grid
 from lab.experiments.plots import save_plot
 from lab.experiments.preservation.measures import SHOWN
-from lab.experiments.preservation.report import BASE, GENERATED_IN, LIKENESS, OTHERS, TURBO, Results
-from lab.experiments.preservation.ways import NOTHING, PRESERVE
+from lab.experiments.preservation.report import (
+    GENERATED_IN,
+    LIKENESS,
+    OTHERS,
+    REFERENCES,
+    TURBO,
+    Results,
+)
+from lab.experiments.preservation.ways import BASE, NOTHING, PRESERVE
 from lab.experiments.table import Table
 from miniature.models import PIXELS
 from miniature.world import SUBJECTS
@@ -26,7 +33,11 @@ def draw_frontier(results: Results, screen: Table, path: Path) -> None:
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for row in screen.rows:
-        if row["way"] == BASE or row["way"].endswith(GENERATED_IN) or row["subject"] != "robot":
+        if (
+            row["way"] in REFERENCES
+            or row["way"].endswith(GENERATED_IN)
+            or row["subject"] != "robot"
+        ):
             continue
         plain = row["way"].startswith("nothing")
         colour = COLOURS[NOTHING.name] if plain else "#3a5a9b"
@@ -45,7 +56,7 @@ def draw_frontier(results: Results, screen: Table, path: Path) -> None:
             fmt="o", capsize=3, label=way, color=COLOURS.get(way),
         )  # fmt: skip
     right.axvline(
-        results.untrained(OTHERS, TURBO), color="#555555", linewidth=1, label="base model"
+        results.reference(OTHERS, TURBO, BASE), color="#555555", linewidth=1, label="base model"
     )
     right.set_title("the study", fontsize=10)
     right.legend(fontsize=8, frameon=False)

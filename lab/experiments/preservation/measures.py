@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from adapters.archive import Archive
 from adapters.placeholder import Placeholder
 from lab.experiments.drawing import Drawer
@@ -11,7 +13,7 @@ from lab.experiments.drawing import Way as Drawing
 from lab.experiments.measures import adherence, subject_scores
 from lab.experiments.preservation.training import TOKEN
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
-from miniature.drawing import grid
+from miniature.drawing import grid, render
 from miniature.judge import load_judge
 
 SHOWN = 8  # images of each kind that are kept
@@ -41,12 +43,31 @@ class Measures:
         way = Drawing("own", steps, guidance=self.guidance, scale=scale)
         prompts = subject_prompts(subject, TOKEN, self.count)
         images = self.drawer.draw(archive, prompts, way)
-        own, beside = _split(images, prompts)
         free = self.drawer.draw(archive, self.free, way)
         if strip is not None:
             strip.parent.mkdir(parents=True, exist_ok=True)
             shown = [*images[:SHOWN], *free[:SHOWN]]
             grid(shown, columns=SHOWN, gap=0).save(strip, optimize=True)
+        return self._scores(subject, prompts, images, free)
+
+    def of_base(self, subject: str) -> dict[str, Any]:
+        """Scores of the base with the token as it begins."""
+        return self.of(self.untrained(), subject)
+
+    def of_drawings(self, subject: str) -> dict[str, Any]:
+        """Scores of drawings of the prompts' scenes: the most that the judge gives."""
+        prompts = subject_prompts(subject, TOKEN, self.count)
+        images, free = ([render(each.scene) for each in some] for some in (prompts, self.free))
+        return self._scores(subject, prompts, images, free)
+
+    def _scores(
+        self,
+        subject: str,
+        prompts: Sequence[Prompt],
+        images: Sequence[Image.Image],
+        free: Sequence[Image.Image],
+    ) -> dict[str, Any]:
+        own, beside = _split(images, prompts)
         right = adherence(free, self.free)
         bleed = subject_scores(free, self.free, subject)
         return {

@@ -8,7 +8,7 @@ import numpy as np
 
 from families.registry import BASES
 from lab.experiments.document import rewrite, table
-from lab.experiments.preservation.ways import NOTHING, PRESERVE, UNDISTILLED_BASE
+from lab.experiments.preservation.ways import BASE, DRAWN, NOTHING, PRESERVE, UNDISTILLED_BASE
 from lab.experiments.statistics import Estimate, Values, estimate
 from lab.experiments.table import Row, Table
 from miniature.world import SUBJECTS
@@ -18,7 +18,8 @@ from trainer.settings import TrainingInputs, extent_of, resolve
 from trainer.settings.presets import find_preset, steps_for
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "preservation.md"
-TURBO, BASE = "miniature-turbo", "base"
+TURBO = "miniature-turbo"
+REFERENCES = {DRAWN: "the scenes, drawn", BASE: "base model"}
 LOSS_FORMS = (
     "as it was", "shift 1", "schedule", "uniform", "guided .5", "no adapter",
     "no adapter, path own .3",
@@ -75,7 +76,7 @@ class Results:
     def ways(self, base: str) -> list[str]:
         """Those with at least one run, in the order of the table."""
         found = dict.fromkeys(row["way"] for row in self.study.find(base=base))
-        return [way for way in found if way != BASE]
+        return [way for way in found if way not in REFERENCES]
 
     def pairs(self, base: str, *ways: str) -> tuple[list[int], list[str]]:
         """Seeds and subjects for which every way has a run."""
@@ -100,9 +101,9 @@ class Results:
         common = self.pairs(base, way, NOTHING.name, PRESERVE.name)
         return estimate(self.values(measure, base, way, *common))
 
-    def untrained(self, measure: Measure, base: str) -> float:
-        """Of the base model, over the subjects."""
-        rows = {row["subject"]: row for row in self.study.find(base=base, way=BASE)}
+    def reference(self, measure: Measure, base: str, way: str) -> float:
+        """Of the base model or of drawings, over the subjects."""
+        rows = {row["subject"]: row for row in self.study.find(base=base, way=way)}
         return float(np.mean([measure.of(row) for row in rows.values()]))
 
     def ratio(self, measure: Measure, base: str, way: str) -> Estimate:
@@ -136,14 +137,14 @@ def parts(results: Results, screen: Table) -> dict[str, str]:
 
 
 def answer(results: Results) -> str:
-    """The targets, and what was reached at both scales of the LoRA."""
-    ways = [PRESERVE.name, *(f"{PRESERVE.name} x{scale:g}" for scale in PRESERVE.scales)]
-    base = results.untrained(OTHERS, TURBO)
+    """The targets, what was reached, and what was without preservation."""
+    base = results.reference(OTHERS, TURBO, BASE)
 
     def cells(way: str) -> list[str]:
         means = {each: results.mean(each, TURBO, way) for each in MEASURES}
+        relative = f"{results.ratio(LIKENESS, TURBO, way).text(1)} %"
         return [
-            f"{results.ratio(LIKENESS, TURBO, way).text(1)} %",
+            relative if way != NOTHING.name else "100 %",
             f"{100 * means[OTHERS].mean / base:.1f} %",
             *(f"{means[each].text(1)} %" for each in (OWN, BESIDE, BLEED)),
             f"{results.time(TURBO, way):.2f} ×",
@@ -157,12 +158,11 @@ def answer(results: Results) -> str:
         ("bleed", "< 3 %"),
         ("training time", "≤ 1.6 ×"),
     ]
-    columns = [cells(way) for way in ways]
+    columns = [cells(way.name) for way in (PRESERVE, NOTHING)]
     rows = [[*each, *found] for each, *found in zip(asked, *columns, strict=True)]
-    seeds, subjects = results.pairs(TURBO, *ways, NOTHING.name)
-    scales = [f"`lora_scale` {scale:g}" for scale in (1, *PRESERVE.scales)]
+    seeds, subjects = results.pairs(TURBO, PRESERVE.name, NOTHING.name)
     title = f"Preservation on miniature-turbo: {len(subjects)} subjects, {_seeds(seeds)}"
-    return table(title, ["", "target", *scales], rows)
+    return table(title, ["", "target", "with", "without"], rows)
 
 
 def study(results: Results, base: str) -> str:
@@ -170,7 +170,10 @@ def study(results: Results, base: str) -> str:
     if not results.pairs(base, NOTHING.name, PRESERVE.name)[0]:
         return "Not measured yet."
     titles = [each.title for each in MEASURES]
-    rows = [["base model", *(f"{results.untrained(m, base):.{m.digits}f}" for m in MEASURES), ""]]
+    rows = [
+        [title, *(f"{results.reference(m, base, way):.{m.digits}f}" for m in MEASURES), ""]
+        for way, title in REFERENCES.items()
+    ]
     for way in results.ways(base):
         cells = [results.mean(each, base, way).text(each.digits) for each in MEASURES]
         rows.append([way, *cells, f"{results.time(base, way):.2f}"])

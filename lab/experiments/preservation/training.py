@@ -65,21 +65,28 @@ def plain(prompt: str) -> str:
     return articles(text)
 
 
-def anchor_prompts(count: int) -> list[str]:
-    """Prompts of the subject alone in colours and places that its images do not show."""
+def anchor_prompts(count: int, companions: int = 0) -> list[str]:
+    """Prompts of the subject in colours and places that its images do not show.
+
+    In the last `companions` of them something is beside it.
+    """
     shapes = "|".join(word for each in SHAPES.values() for word in each)
     textures = "|".join(word for each in TEXTURES.values() for word in each if word)
-    found: list[str] = []
+    of_subject = rf"(?:\b(?:{textures}) )?((?:\w+ )?)\b(?:{shapes})\b"
+    found: dict[int, list[str]] = {1: [], 2: []}
+    wanted = {1: count - companions, 2: companions}
     for number in itertools.count():
+        if all(len(found[things]) == wanted[things] for things in found):
+            return found[1] + found[2]
         scene = sample_scene(300_000 + number, "train")
-        if len(found) == count:
-            return found
-        if len(scene.things) == 1 and not scene.things[0].word:
+        things = len(scene.things)
+        if len(found[things]) < wanted[things] and not any(each.word for each in scene.things):
             text = caption(scene, random.Random(f"anchor {number}"))
-            text = re.sub(rf"\b(?:{textures})\b ?", "", text)
-            text, changed = re.subn(rf"\b(?:{shapes})\b", TOKEN, text)
-            if changed == 1:
-                found.append(articles(text))
+            nouns = list(re.finditer(of_subject, text))
+            if len(nouns) == things:
+                noun = nouns[number % things]
+                named = f"{text[: noun.start()]}{noun[1]}{TOKEN}{text[noun.end() :]}"
+                found[things].append(articles(named))
     raise AssertionError
 
 
@@ -197,10 +204,9 @@ class PreservingLoop(Loop):
         way = self.way
         if self.anchors is None and self.begun:
             with scaled(self.lora, way.anchor_scale):
-                self.anchors = generate(
-                    self.family, anchor_prompts(way.anchors), self.captions.features,
-                    way.anchor_guidance,
-                )  # fmt: skip
+                prompts = anchor_prompts(way.anchors, way.companions)
+                features, guidance = self.captions.features, way.anchor_guidance
+                self.anchors = generate(self.family, prompts, features, guidance)
         count = round(way.anchored * way.rows) if self.begun else 0
         rows: list[tuple[Tensor, Tensor, str, Tensor]] = []
         for kept, size in ((self.kept, way.rows - count), (self.anchors, count)):
@@ -343,7 +349,7 @@ def train(
     wanted = way.kind != "none" or way.penalty > 0
     prompts = other_prompts(way, [each.caption for each in samples]) if wanted else []
     preserved = preservation_prompts(settings)
-    texts = [each.caption for each in samples] + anchor_prompts(way.anchors)
+    texts = [each.caption for each in samples] + anchor_prompts(way.anchors, way.companions)
     captions = Captions(family, texts, {TOKEN: placeholder.vectors}, [*prompts, *preserved.all])
     cpu = time.process_time()
     kept = generate(family, prompts) if wanted and not way.own else None

@@ -33,6 +33,7 @@ class Way:
     begins: float = 0.0  # share of the steps before the first row
     early: bool = False  # rows of other prompts from the first step
     anchors: int = 0  # prompts of the subject that are held as the model has them then
+    companions: int = 0  # of the anchors: the subject beside something
     anchored: float = 0.0  # share of the rows that hold them
     anchor_scale: float = 1.0  # of the LoRA that generates the anchors
     anchor_guidance: float = 0.0  # counted from 0, of the model that generates the anchors
@@ -45,6 +46,8 @@ class Way:
         return self.kind != "none" or self.penalty > 0 or self.guided > 0
 
 
+# The ways of rows without a training: the model without a LoRA, and drawings of the scenes.
+BASE, DRAWN = "base", "drawn"
 M, P = "match", "path"
 OLD: dict[str, Any] = {"caption_dropout": 0.05}  # the default before preservation
 SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.02}  # as it was
@@ -57,6 +60,12 @@ def anchored(name: str, **changed: Any) -> Way:
     usual: dict[str, Any] = {"weight": 0.5, "own": True, "begins": 0.3, "anchors": 48,
                              "anchored": 0.25, "settings": FASTER}  # fmt: skip
     return Way(name, P, **usual | changed)
+
+
+def from_start(name: str, weight: float = 0.2, **changed: Any) -> Way:
+    """Rows from the first step, none of them anchors."""
+    usual: dict[str, Any] = {"rows": 3, "own": True, "settings": FASTER}
+    return Way(name, P, weight, **usual | changed)
 
 
 SCREENED = [
@@ -113,30 +122,30 @@ SCREENED = [
     ),
     Way("path own .1, rates", P, 0.1, own=True, settings=FASTER),
     Way("path own .3 2 rows, rates", P, 0.3, rows=2, own=True, settings=FASTER),
-    Way("preserve .3", settings=FASTER | {"preserve": 0.3}, scales=(1.1, 1.2)),
-    Way("preserve .2", settings=FASTER | {"preserve": 0.2}, scales=(1.1, 1.2)),
-    Way("preserve .15", settings=FASTER | {"preserve": 0.15}),
-    Way(
-        "preserve .2, rate 7e-3",
-        settings={"preserve": 0.2, "learning_rate": 7e-3, "placeholder_learning_rate": 0.1},
+    from_start("from the start .3", 0.3, scales=(1.1, 1.2)),
+    from_start("from the start .2", scales=(1.1, 1.2)),
+    from_start("from the start .15", 0.15),
+    from_start(
+        "from the start .2, rate 7e-3",
+        settings={"learning_rate": 7e-3, "placeholder_learning_rate": 0.1},
     ),
     Way(
         "path own .5 half plain 3 rows, rates", P, 0.5, rows=3, own=True, plain=0.5, settings=FASTER
     ),
-    Way(
-        "preserve .3, schedule",
-        settings=FASTER | {"preserve": 0.3, "timestep_sampling": "shift"},
+    from_start(
+        "from the start .3, schedule",
+        0.3,
         scales=(1.1,),
+        settings=FASTER | {"timestep_sampling": "shift"},
     ),
-    Way(
-        "preserve .3, shift 1",
-        settings=FASTER | {"preserve": 0.3, "training_shift": 1.0},
-        scales=(1.1,),
+    from_start(
+        "from the start .3, shift 1", 0.3, scales=(1.1,), settings=FASTER | {"training_shift": 1.0}
     ),
-    Way(
-        "preserve .3, all layers",
-        settings=FASTER | {"preserve": 0.3, "lora_targets": "all"},
+    from_start(
+        "from the start .3, all layers",
+        0.3,
         scales=(1.1,),
+        settings=FASTER | {"lora_targets": "all"},
     ),
     Way("begins .4, 3 rows, rates", P, 0.2, rows=3, own=True, begins=0.4, settings=FASTER),
     Way(
@@ -222,6 +231,8 @@ SCREENED = [
     anchored("anchors .3 weight .5"),
     anchored("anchors .3 weight .5, scale .8", anchor_scale=0.8),
     anchored("anchors .3 weight .5, guided .5", anchor_guidance=0.5),
+    anchored("anchors .2 weight .5, companions", begins=0.2, companions=24),
+    anchored("anchors .3 weight .5, companions", companions=24),
     anchored("anchors .2 weight .5", begins=0.2),
     anchored("anchors .2 weight .5, scale .8", begins=0.2, anchor_scale=0.8),
     anchored("anchors .3 weight .5, scale .6", anchor_scale=0.6),
@@ -246,13 +257,13 @@ SCREENED = [
     ),
 ]
 NOTHING = Way("nothing", settings=OLD)  # the trainer before preservation
-PRESERVE = Way("preserve", settings=FASTER | {"preserve": 0.2}, scales=(1.1,))  # the trainer's
+PRESERVE = Way("preserve", settings=FASTER | {"preserve": "auto"})  # the trainer's
 STUDIED = [
     NOTHING,
     PRESERVE,
+    from_start("from the start", scales=(1.1,)),
     Way("nothing, rates", settings=FASTER),
     Way("match .3, rates", M, 0.3, settings=FASTER),
-    Way("path own .3 half plain, rates", P, 0.3, own=True, plain=0.5, settings=FASTER),
 ]
 UNDISTILLED_BASE = "miniature"
 UNDISTILLED = [NOTHING, PRESERVE]

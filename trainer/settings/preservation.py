@@ -27,7 +27,7 @@ LEAST_IMAGES = 8  # of other prompts
 ROWS = 1 / 2  # beside a batch, relative to it
 SUBJECT_EVERY = 4  # one in so many rows is one of the subject
 # The rows begin when the model has learned enough of the subject to generate images of it.
-BEGINS = 0.3  # share of the steps
+BEGINS = 0.2  # share of the steps
 # Costs are relative to the transformer's passes in a step, which are nine tenths of it. The weights
 # are frozen, so that a backward pass costs as much as a forward pass.
 ROWS_SHARE = 0.5  # the most that the rows add to a step

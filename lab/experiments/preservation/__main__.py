@@ -69,8 +69,8 @@ def studied() -> Iterator[Run]:
         (STUDIED[2:], TURBO, SEEDS),
     ):
         for seed in seeds:
-            for subject in SUBJECTS:
-                for way in ways:
+            for way in ways:
+                for subject in SUBJECTS:
                     yield Run(way, base, subject, seed)
 
 

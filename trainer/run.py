@@ -53,11 +53,11 @@ from trainer.monitor import (
     TrackerUpdates,
     Validation,
     check_trackers,
-    count_held_out,
     hold_out,
     preview_requests,
     previews_while_training,
     prompt_features,
+    split,
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
@@ -227,7 +227,7 @@ def _train(
     if secrets.from_request and (cost := too_many(settings, len(examples))):
         raise SettingsError(cost)
     settings = settings.for_images(len(examples))
-    count_held_out(len(examples), settings)  # raises if too few would be left
+    held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)
     adapter = find_turbo_adapter(settings)
@@ -272,7 +272,7 @@ def _train(
     texts_of = [sample.caption for sample in samples]
     alone = [*drift_prompts(settings), *preserved.all]
     captions = Captions(family, texts_of, vectors, alone, control.phase)
-    trained_on, held_out = hold_out(samples, settings)
+    trained_on, held_out = split(samples, held_out_names)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.

@@ -10,9 +10,9 @@ from trainer.monitor.tracking import TrackerUpdates
 from trainer.monitor.validation import (
     Curves,
     Validation,
-    count_held_out,
     hold_out,
     measure_fit,
+    split,
     untrained,
 )
 
@@ -27,8 +27,8 @@ __all__ = [
     "Validation",
     "TrackerUpdates",
     "check_trackers",
-    "count_held_out",
     "hold_out",
+    "split",
     "measure_fit",
     "previews_while_training",
     "prompt_features",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from families.tokens import mentions
 from inference.acceleration import with_fallback
+from trainer.data import Example
 from trainer.learning import (
     Loop,
     NoiseLevels,
@@ -102,9 +103,13 @@ def count_held_out(images: int, settings: Settings) -> int:
     return wanted
 
 
-def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
-    """Splits the samples into those to train on and those of held-out images."""
-    names = sorted({sample.name for sample in samples})
+def hold_out(images: Sequence[Example | Sample], settings: Settings) -> frozenset[str]:
+    """Chooses the names of the held-out images.
+
+    Raises `SettingsError` as `count_held_out` does, and if a setting needs some but several
+    subjects need all images to train on.
+    """
+    names = sorted({image.name for image in images})
     count = count_held_out(len(names), settings)
     if not count:
         if settings.validation_every != 0:
@@ -112,9 +117,10 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
             if settings.validation_images is None:
                 why = f"validation_images: auto holds out one in {SHARE} from {ENOUGH} images on"
             log.info("no image is held out (%s); the loss is measured on training images: fit", why)
-        return list(samples), []
+        return frozenset()
     order = torch.randperm(len(names), generator=generator(settings.seed, "held out")).tolist()
-    held_out = set(_spare(samples, [names[index] for index in order], settings.tokens)[:count])
+    spare = _spare(images, [names[index] for index in order], settings.tokens)
+    held_out = frozenset(spare[:count])
     if len(held_out) < count:
         why = (
             f"{len(held_out)} of {count} images for validation can be held out: each of "
@@ -127,17 +133,22 @@ def hold_out(samples: Sequence[Sample], settings: Settings) -> tuple[list[Sample
         "%d of %d images are held out for validation and not trained on: %s",
         *(len(held_out), len(names), ", ".join(sorted(held_out))),
     )
-    return (
-        [sample for sample in samples if sample.name not in held_out],
-        [sample for sample in samples if sample.name in held_out],
-    )
+    return held_out
 
 
-def _spare(samples: Sequence[Sample], names: Sequence[str], tokens: Sequence[str]) -> list[str]:
+def split(samples: Sequence[Sample], held_out: frozenset[str]) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and those of held-out images."""
+    kept = [sample for sample in samples if sample.name not in held_out]
+    return kept, [sample for sample in samples if sample.name in held_out]
+
+
+def _spare(
+    images: Sequence[Example | Sample], names: Sequence[str], tokens: Sequence[str]
+) -> list[str]:
     """The names without those whose removal, in order, leaves one of several tokens no image."""
     if len(tokens) < 2:
         return list(names)
-    of = {each.name: {t for t in tokens if mentions(each.caption, t)} for each in samples}
+    of = {each.name: {t for t in tokens if mentions(each.caption, t)} for each in images}
     left = {token: sum(token in found for found in of.values()) for token in tokens}
     spare = []
     for name in names:

@@ -29,7 +29,7 @@ from miniature.drawing import render
 from miniature.world import subject_scene
 from trainer.data import read_dataset
 from trainer.learning import Captions, Loop, Preservation, encode_images, preservation_prompts
-from trainer.monitor import Validation, hold_out, validation
+from trainer.monitor import Validation, hold_out, split, validation
 from trainer.settings import TrainingInputs, resolve
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def train(
         of_run, others = (
             encode_images(family, read_dataset(each, "", TOKEN), settings) for each in (data, more)
         )
-    trained_on, held_out = hold_out(of_run, settings)
+    trained_on, held_out = split(of_run, hold_out(of_run, settings))
     placeholder = Placeholder.create(
         TOKEN, family.text_width, settings.placeholder_init_std, seed, family.device
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from adapters.archive import read_archive
 from trainer import run as run_module
 from trainer.learning.features import Sample
-from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out
+from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out, split
 from trainer.run import train
 from trainer.settings.fields import Settings, SettingsError, resolve
 from trainer.settings.inputs import TrainingInputs
@@ -69,17 +69,18 @@ def test_auto_holds_out_a_tenth_of_many_images_and_a_number_exactly_so_many(
 ) -> None:
     caplog.set_level("INFO")
     asked = settings(validation_images=wanted)
-    training, held_out = hold_out(samples(count), asked)
+    names = hold_out(samples(count), asked)
+    training, held_out = split(samples(count), names)
     assert len({sample.name for sample in held_out}) == held
     assert len(training) + len(held_out) == 2 * count
     assert not {sample.name for sample in training} & {sample.name for sample in held_out}
     said = f"{held} of {count} images are held out" if held else "measured on training images: fit"
     assert said in caplog.text
-    assert hold_out(samples(count), asked)[1] == held_out  # the seed's choice
+    assert hold_out(samples(count), asked) == names  # the seed's choice
 
 
 def test_nothing_is_held_out_where_nothing_is_measured(settings: Callable[..., Settings]) -> None:
-    assert hold_out(samples(500), settings(validation_every=0))[1] == []
+    assert hold_out(samples(500), settings(validation_every=0)) == frozenset()
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 1), (2, 2), (6, 4), (500, 251)])

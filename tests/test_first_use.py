@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -78,24 +77,6 @@ def test_the_first_line_says_what_is_about_to_run_before_any_library_is_imported
     assert len(printed) == 2
     for line, wanted in zip(printed, lines, strict=False):
         assert line.startswith(wanted)
-
-
-@pytest.mark.slow  # a matter of the machine's load
-def test_the_first_line_comes_within_a_fifth_of_a_second(
-    env: dict[str, str], tmp_path: Path
-) -> None:
-    for arguments in (["trainer", "my.yaml"], ["inference", "--prompt", "x"]):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            command = [sys.executable, "-m", *arguments]
-            with subprocess.Popen(
-                command, cwd=tmp_path, env=env, stdout=subprocess.PIPE
-            ) as process:
-                assert process.stdout is not None and process.stdout.readline()
-                times.append(time.perf_counter() - start)
-                process.kill()
-        assert min(times) < 0.2
 
 
 def test_a_key_in_the_first_line_is_not_shown(env: dict[str, str], tmp_path: Path) -> None:

@@ -91,6 +91,20 @@ def test_at_least_half_of_the_images_are_trained_on(
         hold_out(samples(count), settings(validation_images=wanted))
 
 
+def test_of_several_subjects_each_keeps_an_image_to_train_on(
+    settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = torch.zeros(1, 1, 1)
+    captions = ("a <a>", "a <b>", "another <b>")
+    images = [Sample(f"{number}.png", text, empty, empty) for number, text in enumerate(captions)]
+    asked: dict[str, Any] = {"subjects": "<a>,<b>", "validation_images": 1}
+    assert hold_out(images, settings(**asked)) <= {"1.png", "2.png"}
+    assert hold_out(images[:2], settings(**asked)) == frozenset()
+    assert "0 of 1 images for validation can be held out: each of <a>, <b> needs" in caplog.text
+    with pytest.raises(SettingsError, match="keep_best: 0 of 1 images.*add images"):
+        hold_out(images[:2], settings(**asked, keep_best=True))
+
+
 def test_the_loss_is_measured_about_ten_times_from_the_base_on(
     settings: Callable[..., Settings],
 ) -> None:

@@ -333,10 +333,10 @@ class Loop:
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Loads the state of a checkpoint; `run` then runs the remaining steps."""
-        if self.preservation is not None and checkpoint.subject_weights:
-            self._load(checkpoint.subject_weights)
-            self.preservation.generate_subject(self.named)
-        self._load(checkpoint.parameters)
+        if self.preservation is not None:
+            self.preservation.restore(checkpoint.subject_weights, self.named)
+        for name, parameter in self.named.items():
+            parameter.copy_(checkpoint.parameters[name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(checkpoint.optimizers[name])
         if self.ema is not None:  # without EMA weights in the checkpoint, starts here
@@ -347,7 +347,3 @@ class Loop:
         self.done = checkpoint.step
         self.history = History.of(checkpoint.history, len(self.placeholders))
         restore_best(self, checkpoint)
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.named.items():
-            parameter.copy_(weights[name])

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from families.family import Family
 from families.transfer import onto
+from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.control import Control
 from trainer.learning.features import Captions
@@ -151,6 +152,17 @@ class Preservation:
         self.subject = self._targets(self.prompts.subject, FIRST_SUBJECT_SEED, events.phase)
         events.phase("training")
 
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+        """Generates the images of the subject with the weights of a checkpoint, if it has them.
+
+        They are loaded into the `trained` parameters, whose values are lost.
+        """
+        if weights:
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
+            self.generate_subject(trained)
+
     def add_gradients(
         self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
     ) -> None:
@@ -191,7 +203,7 @@ class Preservation:
     def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
         batch_size = self.settings.batch_size
         parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed
-        return generated(*parts, advance)
+        return with_fallback(self.family.transformer, lambda: generated(*parts, advance))
 
 
 @torch.no_grad()

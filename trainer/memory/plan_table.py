@@ -199,7 +199,7 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
     return [
         f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels in "
         f"{extent.steps} steps before the first step, and\n{extent.subject_images} of the subject "
-        f"after {BEGINS:.0%} of the steps, which take as long as {steps:.0f} steps; from then on\n"
+        f"after {BEGINS:.0%} of the steps, take as long as {steps:.0f} steps; from then on\n"
         f"{rows}. Included above: a step takes {with_rows / plain - 1:.0%} longer on average."
     ]
 

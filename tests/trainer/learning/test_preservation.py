@@ -281,6 +281,33 @@ def test_rows_add_their_weighted_gradient_to_the_batchs(small: Callable[..., Set
         assert torch.allclose(layer.grad, before + 0.5 * 2 / 2 * added, rtol=1e-4, atol=1e-8)
 
 
+def test_rows_begin_after_a_fifth_of_the_steps_with_images_of_the_subject_of_that_moment(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one row in four is of the subject, which trains its token, too."""
+    settings = small(**TINY | {"batch_size": 8, "steps": 10}, preserve="auto")
+    loop, kept = preserved(settings)
+    loop.step(0)
+    loop.step(1)
+    assert kept.last is None and kept.subject == [] and kept.subject_weights == {}
+    weights = {name: value.detach().clone() for name, value in loop.named.items()}
+    loop.step(2)
+    assert kept.last is not None
+    assert all(torch.equal(kept.subject_weights[name], weights[name]) for name in weights)
+    prompts = kept.prompts.subject
+    assert len(kept.subject) == len(prompts) * kept.extent.steps
+    assert all("<zwx>" in each.prompt for each in kept.subject)
+
+    asked: list[str] = []
+    features = loop.captions.features
+    monkeypatch.setattr(kept.captions, "features", lambda x: asked.extend(x) or features(x))
+    (row,) = loop.rows
+    for number in range(2, 6):
+        (gradient,) = torch.autograd.grad(kept.loss(number), [row])
+        assert gradient.abs().max() > 0
+    assert [each in prompts for each in asked] == [True, False, False, False] * 4
+
+
 # ---- Runs ----------------------------------------------------------------------------------------
 
 

@@ -184,6 +184,11 @@ CASES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
         at("state", "averages", "pairs", 0, 0, value="lora.99"),
         "averages has other names or shapes",
     ),
+    "subject weights of others": (
+        at("state", "subject_weights", value={"pairs": [["x", {"tensor": "parameters.lora.0"}]]}),
+        "subject_weights has other names or shapes",
+    ),
+    "no subject weights": (at("state", "subject_weights", value=GONE), ""),  # of an older version
 }
 
 

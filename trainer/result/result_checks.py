@@ -49,10 +49,10 @@ PREVIEW_LIMIT = 2.0
 # share of other prompts all right are the judge's; untrained: 0.38 and 0.92):
 #
 #                               |dW| / |W|  drift  loss, end / base  likeness  other prompts right
-#   default, 60 steps           0.09        0.20   0.39              0.46      0.81
-#   x 5, 60 steps               0.39        0.31   0.24              0.57      0.70
-#   x 10, 20 steps of 2         1.47        0.95   1.90
-#   1 (x 250), 4 steps of 2     117         1.72   5.70
+#   0.006, 60 steps             0.13        0.19   0.33              0.50      0.79
+#   0.02, 60 steps              0.38        0.26   0.28              0.55      0.75
+#   0.04, 20 steps of 2         1.45        0.99   1.92              0.29      0
+#   1, 4 steps of 2             113         1.78   5.95              0.10      0
 #
 # On photographs the loss falls even if the model generates noise: the base is worse than that.
 # |dW| / |W|: an update as large as the weights destroys the base model.

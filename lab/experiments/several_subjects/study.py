@@ -1,7 +1,7 @@
 """python -m lab.experiments.several_subjects.study: trains and measures what is not in the table.
 
-Robot and fish of the miniature's world, on miniature-turbo with the trainer's defaults, but without
-preservation. Each way is measured on new prompts with one subject, with both, and with none.
+Robot and fish of the miniature's world, on miniature-turbo with the trainer's defaults. Each way is
+measured on new prompts with one subject, with both, and with none.
 """
 
 import logging
@@ -98,7 +98,6 @@ def trained(run: Trained) -> Archive:
             "seed": SEED,
             "sample_prompts": (),
             "validation_images": 0,
-            "preserve": "off",
             "subjects": [f"{TOKENS[subject]}={subject}" for subject in run.subjects],
         }
         return read_archive(train(resolve(TrainingInputs(**given))))

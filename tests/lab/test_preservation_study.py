@@ -9,11 +9,19 @@ import torch
 
 from lab.experiments.preservation.__main__ import PUBLISHED, SCREEN, SEEDS, STUDY, measure, studied
 from lab.experiments.preservation.__main__ import Run as StudyRun
+from lab.experiments.preservation.prompts import anchor_prompts, other_prompts, plain
 from lab.experiments.preservation.report import DOCUMENT, TURBO, Results, costs, parts
-from lab.experiments.preservation.training import other_prompts, plain, train
-from lab.experiments.preservation.ways import NOTHING, PRESERVE, SCREENED, STUDIED, Way
+from lab.experiments.preservation.training import train
+from lab.experiments.preservation.ways import (
+    NOTHING,
+    PRESERVE,
+    SCREENED,
+    STUDIED,
+    Way,
+    anchored,
+)
 from lab.experiments.table import Table
-from miniature.lexicon import COLOURS
+from miniature.lexicon import COLOURS, SHAPES
 from miniature.world import SUBJECTS
 
 # One of each kind, and of each thing that only some ways do.
@@ -26,6 +34,9 @@ KINDS = {
         Way("own", "path", 0.1, own=True, swapped=0.5, plain=0.5, every=2),
         Way("penalty", penalty=0.1),
         Way("guided", guided=0.5),
+        Way(
+            "anchors", "path", 0.5, own=True, begins=0.3, anchors=4, anchored=0.5, anchor_scale=0.8
+        ),
         PRESERVE,
     )
 }
@@ -43,6 +54,14 @@ def test_swapped_prompts_hold_another_noun_in_place_of_the_token() -> None:
     prompts = other_prompts(Way("", swapped=0.5, prompts=8), ["a <zwx> in the snow"])
     assert len(prompts) == 8 and not any("<zwx>" in prompt for prompt in prompts)
     assert sum(prompt.endswith("in the snow") for prompt in prompts) >= 4
+
+
+def test_anchors_name_the_subject_once_and_some_of_them_something_beside_it() -> None:
+    prompts = anchor_prompts(12, 4)
+    assert len(set(prompts)) == 12 and all(each.count("<zwx>") == 1 for each in prompts)
+    shapes = {word for names in SHAPES.values() for word in names}
+    beside = [bool(shapes & set(each.split())) for each in prompts]
+    assert beside == [False] * 8 + [True] * 4
 
 
 @pytest.mark.slow

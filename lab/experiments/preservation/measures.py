@@ -11,7 +11,7 @@ from adapters.placeholder import Placeholder
 from lab.experiments.drawing import Drawer
 from lab.experiments.drawing import Way as Drawing
 from lab.experiments.measures import adherence, subject_scores
-from lab.experiments.preservation.training import TOKEN
+from lab.experiments.preservation.prompts import TOKEN
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
 from miniature.drawing import grid, render
 from miniature.judge import load_judge

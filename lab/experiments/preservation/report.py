@@ -8,7 +8,14 @@ import numpy as np
 
 from families.registry import BASES
 from lab.experiments.document import rewrite, table
-from lab.experiments.preservation.ways import BASE, DRAWN, NOTHING, PRESERVE, UNDISTILLED_BASE
+from lab.experiments.preservation.ways import (
+    BASE,
+    DRAWN,
+    LOSS_FORMS,
+    NOTHING,
+    PRESERVE,
+    UNDISTILLED_BASE,
+)
 from lab.experiments.statistics import Estimate, Values, estimate
 from lab.experiments.table import Row, Table
 from miniature.world import SUBJECTS
@@ -20,12 +27,7 @@ from trainer.settings.presets import find_preset, steps_for
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "preservation.md"
 TURBO = "miniature-turbo"
 REFERENCES = {DRAWN: "the scenes, drawn", BASE: "base model"}
-LOSS_FORMS = (
-    "as it was", "shift 1", "schedule", "uniform", "guided .5", "no adapter",
-    "no adapter, path own .3",
-)  # fmt: skip
-
-
+FORMS = tuple(way.name for way in LOSS_FORMS)
 GENERATED_IN = (", 2 steps", ", 4 steps")
 
 
@@ -98,8 +100,13 @@ class Results:
 
     def mean(self, measure: Measure, base: str, way: str) -> Estimate:
         """Over the seeds and subjects that the ways decided by have, too."""
-        common = self.pairs(base, way, NOTHING.name, PRESERVE.name)
-        return estimate(self.values(measure, base, way, *common))
+        return self.over(measure, base, way, self.pairs(base, way, NOTHING.name, PRESERVE.name))
+
+    def over(
+        self, measure: Measure, base: str, way: str, pairs: tuple[list[int], list[str]]
+    ) -> Estimate:
+        """The mean over these seeds and subjects."""
+        return estimate(self.values(measure, base, way, *pairs))
 
     def reference(self, measure: Measure, base: str, way: str) -> float:
         """Of the base model or of drawings, over the subjects."""
@@ -166,29 +173,39 @@ def answer(results: Results) -> str:
 
 
 def study(results: Results, base: str) -> str:
-    """Every way of the study."""
-    if not results.pairs(base, NOTHING.name, PRESERVE.name)[0]:
+    """Every way of the study. Ways with fewer runs are in tables of these runs only."""
+    decided = (NOTHING.name, PRESERVE.name)
+    if not results.pairs(base, *decided)[0]:
         return "Not measured yet."
-    titles = [each.title for each in MEASURES]
+    ways = results.ways(base)
+    complete = results.pairs(base, *decided)
+    whole = [way for way in ways if results.pairs(base, way, *decided) == complete]
+    tables = compared(results, base, whole)
+    if len(whole) < len(ways):
+        tables += compared(results, base, ways)
+    return "\n\n".join(tables)
+
+
+def compared(results: Results, base: str, ways: Sequence[str]) -> list[str]:
+    """Two tables of these ways, over the runs that all of them have."""
+    common = results.pairs(base, *ways)
     rows = [
         [title, *(f"{results.reference(m, base, way):.{m.digits}f}" for m in MEASURES), ""]
         for way, title in REFERENCES.items()
     ]
-    for way in results.ways(base):
-        cells = [results.mean(each, base, way).text(each.digits) for each in MEASURES]
+    for way in ways:
+        cells = [results.over(each, base, way, common).text(each.digits) for each in MEASURES]
         rows.append([way, *cells, f"{results.time(base, way):.2f}"])
     kinds = [
-        [way, *(results.mean(each, base, way).text(3) for each in KINDS)]
-        for way in results.ways(base)
+        [way, *(results.over(each, base, way, common).text(3) for each in KINDS)] for way in ways
     ]
-    seeds, subjects = results.pairs(base, NOTHING.name, PRESERVE.name)
-    number = f"{len(subjects)} subjects, {_seeds(seeds)}"
-    return "\n\n".join(
-        [
-            table(f"{base}: {number}", ["", *titles, "time"], rows),
-            table("Likeness by kind of prompt", ["", *(k.title for k in KINDS)], kinds),
-        ]
-    )
+    seeds, subjects = common
+    number = f"{base}: {len(subjects)} subjects, {_seeds(seeds)}"
+    titles = [each.title for each in MEASURES]
+    return [
+        table(number, ["", *titles, "time"], rows),
+        table(f"Likeness by kind of prompt, {number}", ["", *(k.title for k in KINDS)], kinds),
+    ]
 
 
 def screened(screen: Table) -> str:
@@ -196,7 +213,7 @@ def screened(screen: Table) -> str:
     rows = [
         [row["way"], row["subject"], *_cells(row)]
         for row in sorted(screen.rows, key=lambda row: -SUBJECTS.index(row["subject"]))
-        if not row["way"].startswith(LOSS_FORMS[1:]) and not row["way"].endswith(GENERATED_IN)
+        if row["way"] not in FORMS and not row["way"].endswith(GENERATED_IN)
     ]
     header = ["", "subject", *(each.title for each in MEASURES), *(each.title for each in KINDS)]
     return table("miniature-turbo, seed 1", header, rows)
@@ -205,7 +222,7 @@ def screened(screen: Table) -> str:
 def loss_forms(screen: Table) -> str:
     """Loss and sampling of sigma, generated in 2, 4 and 8 steps."""
     rows: list[list[str]] = []
-    for form in LOSS_FORMS:
+    for form in FORMS:
         for steps, way in ((2, f"{form}, 2 steps"), (4, f"{form}, 4 steps"), (8, form)):
             rows += [[form, str(steps), *_cells(row)] for row in screen.find(way=way)]
     if not rows:

@@ -6,7 +6,7 @@ match    on those images, the base model's velocity
 path     the same on the way of generation, at the noisy latents and sigmas of its steps
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -68,6 +68,15 @@ def from_start(name: str, weight: float = 0.2, **changed: Any) -> Way:
     return Way(name, P, weight, **usual | changed)
 
 
+LOSS_FORMS = [
+    Way("as it was", settings=OLD),
+    Way("shift 1", settings={"training_shift": 1.0}),
+    Way("schedule", settings={"timestep_sampling": "shift"}),
+    Way("uniform", settings={"timestep_sampling": "uniform"}),
+    Way("guided .5", guided=0.5),
+    Way("no adapter", settings={"turbo_adapter": "none"}),
+    Way("no adapter, path own .3", P, 0.3, own=True, settings={"turbo_adapter": "none"}),
+]
 SCREENED = [
     Way("nothing, dropout", settings=OLD),
     Way("path free .3, dropout", P, 0.3, without_adapter=True, settings=OLD),
@@ -148,86 +157,15 @@ SCREENED = [
         settings=FASTER | {"lora_targets": "all"},
     ),
     Way("begins .4, 3 rows, rates", P, 0.2, rows=3, own=True, begins=0.4, settings=FASTER),
-    Way(
-        "anchors .4, 4 rows, rates",
-        P,
-        0.2,
-        rows=4,
-        own=True,
-        begins=0.4,
-        anchors=48,
-        anchored=0.25,
-        settings=FASTER,
+    anchored("anchors .4, 4 rows, rates", weight=0.2, begins=0.4),
+    anchored("anchors .3, 4 rows, rates", weight=0.3, anchored=0.5),
+    anchored("early anchors .3, 4 rows, rates", weight=0.2, early=True),
+    anchored(
+        "early anchors .2, 3 rows, rates", weight=0.2, rows=3, early=True, begins=0.2, anchored=0.34
     ),
-    Way(
-        "anchors .3, 4 rows, rates",
-        P,
-        0.3,
-        rows=4,
-        own=True,
-        begins=0.3,
-        anchors=48,
-        anchored=0.5,
-        settings=FASTER,
-    ),
-    Way(
-        "early anchors .3, 4 rows, rates",
-        P,
-        0.2,
-        rows=4,
-        own=True,
-        early=True,
-        begins=0.3,
-        anchors=48,
-        anchored=0.25,
-        settings=FASTER,
-    ),
-    Way(
-        "early anchors .2, 3 rows, rates",
-        P,
-        0.2,
-        rows=3,
-        own=True,
-        early=True,
-        begins=0.2,
-        anchors=48,
-        anchored=0.34,
-        settings=FASTER,
-    ),
-    Way(
-        "anchors .5, 4 rows, rates",
-        P,
-        0.2,
-        rows=4,
-        own=True,
-        begins=0.5,
-        anchors=48,
-        anchored=0.25,
-        settings=FASTER,
-    ),
-    Way(
-        "anchors .3 weight 1, 4 rows, rates",
-        P,
-        1.0,
-        rows=4,
-        own=True,
-        begins=0.3,
-        anchors=48,
-        anchored=0.25,
-        settings=FASTER,
-    ),
-    Way(
-        "early anchors .3 weight .5, 4 rows, rates",
-        P,
-        0.5,
-        rows=4,
-        own=True,
-        early=True,
-        begins=0.3,
-        anchors=48,
-        anchored=0.25,
-        settings=FASTER,
-    ),
+    anchored("anchors .5, 4 rows, rates", weight=0.2, begins=0.5),
+    anchored("anchors .3 weight 1, 4 rows, rates", weight=1.0),
+    anchored("early anchors .3 weight .5, 4 rows, rates", early=True),
     anchored("anchors .3 weight .5"),
     anchored("anchors .3 weight .5, scale .8", anchor_scale=0.8),
     anchored("anchors .3 weight .5, guided .5", anchor_guidance=0.5),
@@ -237,24 +175,7 @@ SCREENED = [
     anchored("anchors .2 weight .5, scale .8", begins=0.2, anchor_scale=0.8),
     anchored("anchors .3 weight .5, scale .6", anchor_scale=0.6),
     anchored("anchors .3 weight .5, 3 rows", rows=3, anchored=0.34),
-    Way("as it was", settings=OLD, generated_in=(2, 4)),
-    Way("shift 1", settings={"training_shift": 1.0}, generated_in=(2, 4)),
-    Way(
-        "schedule",
-        settings={"timestep_sampling": "shift"},
-        generated_in=(2, 4),
-    ),
-    Way("uniform", settings={"timestep_sampling": "uniform"}, generated_in=(2, 4)),
-    Way("guided .5", guided=0.5, generated_in=(2, 4)),
-    Way("no adapter", settings={"turbo_adapter": "none"}, generated_in=(2, 4)),
-    Way(
-        "no adapter, path own .3",
-        P,
-        0.3,
-        own=True,
-        settings={"turbo_adapter": "none"},
-        generated_in=(2, 4),
-    ),
+    *(replace(way, generated_in=(2, 4)) for way in LOSS_FORMS),
 ]
 NOTHING = Way("nothing", settings=OLD)  # the trainer before preservation
 PRESERVE = Way("preserve", settings=FASTER | {"preserve": "auto"})  # the trainer's

@@ -18,7 +18,6 @@ from lab.experiments.preservation.ways import (
     SCREENED,
     STUDIED,
     Way,
-    anchored,
 )
 from lab.experiments.table import Table
 from miniature.lexicon import COLOURS, SHAPES

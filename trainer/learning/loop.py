@@ -91,10 +91,9 @@ class Loop:
         self.parameters = [*self.lora_parameters, *self.rows]
         self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
         self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
-        lora_rate, rows_rate = settings.learning_rate, settings.placeholder_learning_rate
         groups = {
-            "lora": (self.lora_parameters, lora_rate, settings.weight_decay),
-            "placeholder": (self.rows, rows_rate, 0.0),
+            "lora": (self.lora_parameters, settings.learning_rate, settings.weight_decay),
+            "placeholder": (self.rows, settings.placeholder_learning_rate, 0.0),
         }
         self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
         chosen = settings.optimizer
@@ -158,7 +157,8 @@ class Loop:
         seen = {self._caption(number, row) for number in numbers for row in batch}
         tokens = self.captions.tokens_in(seen)
         if self.processes.num_processes > 1:
-            rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in tokens]
+            used = tokens | (self.preservation.tokens if self.preservation is not None else set())
+            rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in used]
             loss = mean_of_all(loss, [*self.lora_parameters, *rows])
 
         limit = self.settings.max_grad_norm

@@ -142,6 +142,11 @@ class Preservation:
         """The loss of the last rows; None if there were none. Waits for the device."""
         return None if self.last is None else float(self.last)
 
+    @property
+    def tokens(self) -> set[str]:
+        """The tokens that the rows of any process may contain."""
+        return self.captions.tokens_in({each.prompt for each in self.subject})
+
     def generate_subject(self, weights: Mapping[str, Tensor]) -> None:
         """Generates the images of the subject with the model as it is: with these weights.
 

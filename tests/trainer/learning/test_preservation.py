@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from families.tokens import mentions
 from miniature.world import caption, sample_scene
 from trainer import run
 from trainer.data.dataset import read_dataset
+from trainer.learning import loop as loops
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.features import Captions
 from trainer.learning.loop import Loop
@@ -306,6 +308,26 @@ def test_rows_begin_after_a_fifth_of_the_steps_with_images_of_the_subject_of_tha
         (gradient,) = torch.autograd.grad(kept.loss(number), [row])
         assert gradient.abs().max() > 0
     assert [each in prompts for each in asked] == [True, False, False, False] * 4
+
+
+def test_processes_average_the_token_that_only_rows_of_the_subject_have(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has rows of its own."""
+    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    averaged: list[set[int]] = []
+    monkeypatch.setattr(loops, "processes", lambda: two)
+    monkeypatch.setattr(
+        loops, "mean_of_all", lambda loss, of: averaged.append({*map(id, of)}) or loss
+    )
+    settings = small(**TINY, preserve="auto", caption_dropout=1.0)
+    loop, kept = preserved(settings)
+    loop.step(0)  # of one: the rows begin at once
+    assert kept.subject and loop.rows[0].grad is None
+    assert id(loop.rows[0]) in averaged[0]
+    kept.subject, kept.prompts = [], Prompts(kept.prompts.others)
+    loop.step(1)
+    assert id(loop.rows[0]) not in averaged[1]
 
 
 # ---- Runs ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from demo.grid import Row, draw_grid
 from lab.experiments.plots import save_plot
 from lab.experiments.preservation.measures import SHOWN
 from lab.experiments.preservation.report import (
+    FORMS,
     GENERATED_IN,
     LIKENESS,
     OTHERS,
@@ -32,23 +33,26 @@ def draw_frontier(results: Results, screen: Table, path: Path) -> None:
     """Likeness against other prompts fully right: every way on one subject, and the study."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for row in screen.rows:
-        if (
-            row["way"] in REFERENCES
-            or row["way"].endswith(GENERATED_IN)
-            or row["subject"] != "robot"
-        ):
-            continue
-        plain = row["way"].startswith("nothing")
-        colour = COLOURS[NOTHING.name] if plain else "#3a5a9b"
-        left.plot(OTHERS.of(row), LIKENESS.of(row), "o", color=colour, markersize=5)
-        left.annotate(
-            row["way"], (OTHERS.of(row), LIKENESS.of(row)), fontsize=5, xytext=(3, 3),
-            textcoords="offset points",
-        )  # fmt: skip
+    points = {
+        row["way"]: (OTHERS.of(row), LIKENESS.of(row), row["way"].startswith("nothing"))
+        for row in screen.find(subject="robot")
+        if row["way"] not in (*REFERENCES, *FORMS) and not row["way"].endswith(GENERATED_IN)
+    }
+    best: list[str] = []  # the ways of the frontier, which are numbered
+    for way, (x, y, nothing) in sorted(points.items(), key=lambda point: point[1]):
+        colour = COLOURS[NOTHING.name] if nothing else "#3a5a9b"
+        left.plot(x, y, "o", color=colour, markersize=5)
+        if not any(others >= x and likeness > y for others, likeness, _ in points.values()):
+            best.append(way)
+            left.annotate(
+                str(len(best)), (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points"
+            )
+    listed = "\n".join(f"{number}  {way}" for number, way in enumerate(best, start=1))
+    left.text(0.02, 0.03, listed, transform=left.transAxes, fontsize=8)
     left.set_title("every way that was tried: robot, seed 1", fontsize=10)
-    for way in results.ways(TURBO):
-        likeness, others = (results.mean(each, TURBO, way) for each in (LIKENESS, OTHERS))
+    left.set_ylabel("likeness to the subject")
+    for way in results.complete(TURBO):
+        likeness, others = results.ratio(LIKENESS, TURBO, way), results.mean(OTHERS, TURBO, way)
         right.errorbar(
             others.mean, likeness.mean,
             [[likeness.mean - likeness.low], [likeness.high - likeness.mean]],
@@ -59,10 +63,11 @@ def draw_frontier(results: Results, screen: Table, path: Path) -> None:
         results.reference(OTHERS, TURBO, BASE), color="#555555", linewidth=1, label="base model"
     )
     right.set_title("the study", fontsize=10)
+    right.set_ylim(90, 101)
+    right.set_ylabel("likeness, % of that without preservation")
     right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
         axis.set_xlabel("other prompts fully right, %")
-        axis.set_ylabel("likeness to the subject")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     save_plot(figure, path)

@@ -84,6 +84,12 @@ class Results:
         """Seeds and subjects for which every way has a run."""
         return self.study.pairs(*({"base": base, "way": way} for way in ways))
 
+    def complete(self, base: str) -> list[str]:
+        """Those that have every run of the ways decided by."""
+        decided = (NOTHING.name, PRESERVE.name)
+        wanted = self.pairs(base, *decided)
+        return [way for way in self.ways(base) if self.pairs(base, way, *decided) == wanted]
+
     def values(
         self, measure: Measure, base: str, way: str, seeds: Sequence[int], subjects: Sequence[str]
     ) -> Values:
@@ -174,14 +180,11 @@ def answer(results: Results) -> str:
 
 def study(results: Results, base: str) -> str:
     """Every way of the study. Ways with fewer runs are in tables of these runs only."""
-    decided = (NOTHING.name, PRESERVE.name)
-    if not results.pairs(base, *decided)[0]:
+    if not results.pairs(base, NOTHING.name, PRESERVE.name)[0]:
         return "Not measured yet."
-    ways = results.ways(base)
-    complete = results.pairs(base, *decided)
-    whole = [way for way in ways if results.pairs(base, way, *decided) == complete]
-    tables = compared(results, base, whole)
-    if len(whole) < len(ways):
+    ways, complete = results.ways(base), results.complete(base)
+    tables = compared(results, base, complete)
+    if len(complete) < len(ways):
         tables += compared(results, base, ways)
     return "\n\n".join(tables)
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from families.memory import free_and_total
+from families.pinned import pinned
 
 
 class OriginalWeights:
@@ -47,8 +48,7 @@ class OriginalWeights:
         if place == "device" or weight.device.type == "cpu":
             self._kept[name] = weight.detach().clone()
         else:
-            copy = torch.empty_like(weight, device="cpu", pin_memory=True)
-            self._kept[name] = copy.copy_(weight.detach())
+            self._kept[name] = pinned(weight)
 
     def get(self, name: str, like: Tensor) -> Tensor:
         """An original weight with the dtype and device of `like`. Do not change it."""

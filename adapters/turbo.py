@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.files.atomic import content_hash
 from adapters.formats import Factors, check_fits, parse_lora, read_tensors
@@ -33,7 +33,6 @@ class TurboAdapter:
         tensors, metadata = read_tensors(path, path.name)
         return cls(path.name, content_hash(path), parse_lora(tensors, metadata, path.name))
 
-    @torch.no_grad()
     def merge(self, transformer: nn.Module, base_name: str, weight: float = 1.0) -> float:
         """Adds weight * B @ A to every layer of the adapter, in float32, rounded once.
 
@@ -42,20 +41,56 @@ class TurboAdapter:
         original weights. Raises `LoraMismatch` if a layer does not exist, before any is changed,
         and `MergeFailed` if one did not change.
         """
-        check_fits(self.factors, transformer, self.name, base_name)
+        merging = self.merging(transformer, base_name, weight)
         layers = dict(transformer.named_modules())
-        changed, whole, still = 0.0, 0.0, []
-        for name, (down, up) in self.factors.items():
-            target = layers[name].weight
-            before = target.to(torch.float32, copy=True)
-            target.copy_(torch.addmm(before, up.to(before), down.to(before), alpha=weight))
-            moved = (target.float() - before).norm().item()
-            changed, whole = changed + moved**2, whole + before.norm().item() ** 2
-            if not moved > 0:
-                still.append(name)
-        if still:
+        with torch.no_grad():
+            for name in self.factors:
+                target = layers[name].weight
+                target.copy_(merging(f"{name}.weight", target))
+        return merging.share()
+
+    def merging(self, transformer: nn.Module, base_name: str, weight: float = 1.0) -> "Merging":
+        """The same for one weight at a time; the transformer may be on the meta device.
+
+        Raises `LoraMismatch` if a layer does not exist.
+        """
+        check_fits(self.factors, transformer, self.name, base_name)
+        return Merging(self, weight)
+
+
+class Merging:
+    """A merge that gets the weights one at a time, and counts how much they change."""
+
+    def __init__(self, adapter: TurboAdapter, weight: float) -> None:
+        self._adapter, self._weight = adapter, weight
+        self._changed, self._whole = 0.0, 0.0  # squared norms
+        self._left = dict.fromkeys(adapter.factors)  # layers that have not changed yet
+
+    @torch.no_grad()
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """The merged weight by the parameter's name; a parameter without a change as it is."""
+        layer = name.removesuffix(".weight")
+        pair = None if layer == name else self._adapter.factors.get(layer)
+        if pair is None:
+            return weight
+        before = weight.to(torch.float32, copy=True)
+        down, up = (each.to(before) for each in pair)
+        merged = torch.addmm(before, up, down, alpha=self._weight).to(weight.dtype)
+        moved = (merged.float() - before).norm().item()
+        self._changed += moved**2
+        self._whole += before.norm().item() ** 2
+        if moved > 0:
+            self._left.pop(layer, None)
+        return merged
+
+    def share(self) -> float:
+        """The norm of the change relative to that of the changed weights.
+
+        Raises `MergeFailed` if a layer of the adapter did not change.
+        """
+        if self._left:
             raise MergeFailed(
-                f"{self.name}: merging did not change {len(still)} of {len(self.factors)} "
-                f"layers ({', '.join(still[:3])})"
+                f"{self._adapter.name}: merging did not change {len(self._left)} of "
+                f"{len(self._adapter.factors)} layers ({', '.join([*self._left][:3])})"
             )
-        return (changed / whole) ** 0.5
+        return (self._changed / self._whole) ** 0.5

@@ -1,6 +1,5 @@
 """Loads the components of a base model: configs, scheduler, tokenizer, and the models, frozen."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from families.base import Base
 from families.quantization import (
     QUANTIZATIONS,
+    Change,
     apply_storage,
     quantize_transformer,
 )
@@ -46,8 +46,13 @@ def text_width(base: Base) -> int:
     return config.get_text_config().hidden_size
 
 
-def load_transformer(family: "Family", change: Callable[[Any], None] | None) -> Any:
-    """As `Family.load_transformer`: in the family's `dtype`, stored as in its `storage`."""
+def load_transformer(family: "Family", change: Change | None) -> Any:
+    """As `Family.load_transformer`: in the family's `dtype`, stored as in its `storage`.
+
+    In CPU memory, unquantized weights are memory-mapped files: clean pages that the system can
+    drop. A quantized model is made from them weight by weight, so that at no time more than one
+    weight is in CPU memory in addition to the quantized ones.
+    """
     storage, device, dtype = family.storage, family.device, family.dtype
     model_class = family.model_class("transformer")
     in_place = storage.quantize == "none" and not storage.offload
@@ -58,11 +63,13 @@ def load_transformer(family: "Family", change: Callable[[Any], None] | None) -> 
     else:
         model = whole(model_class, source, dtype, device_map={"": first})
     model = _frozen(model, first)
-    if change is not None:
-        change(model)
     if storage.quantize != "none":
         where = torch.device("cpu") if storage.offload else device
-        model = quantize_transformer(model, storage.quantize, where, dtype)
+        model = quantize_transformer(model, storage.quantize, where, dtype, change)
+    elif change is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(change(name, parameter))
     if not in_place:
         model = apply_storage(model, storage, device)
     return model.eval().requires_grad_(False)

@@ -109,11 +109,11 @@ class Family(ABC):
         """The denoising transformer, frozen, in `dtype` and stored as `storage` says."""
         return self.load_transformer()
 
-    def load_transformer(self, change: Callable[[Any], None] | None = None) -> Any:
+    def load_transformer(self, change: Callable[[str, Tensor], Tensor] | None = None) -> Any:
         """Loads the transformer again and replaces `transformer`.
 
-        `change` is called with it before it is quantized, and may change its weights: small changes
-        that are merged into quantized weights are lost to rounding.
+        `change` gets the name and value of each parameter before it is quantized, and returns the
+        value to use: small changes that are merged into quantized weights are lost to rounding.
         """
         from families import components
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from families.pinned import pinned
+
 Fetch = Callable[[Any, torch.device, torch.dtype], Tensor]
 
 
@@ -84,6 +86,6 @@ def _pin(weight: Any) -> None:
     """Pins a weight in CPU memory; of a quantized tensor, each inner tensor."""
     if hasattr(weight, "__tensor_flatten__"):
         for part in weight.__tensor_flatten__()[0]:
-            setattr(weight, part, getattr(weight, part).pin_memory())
+            setattr(weight, part, pinned(getattr(weight, part)))
     else:
-        weight.data = weight.data.pin_memory()
+        weight.data = pinned(weight.data)

@@ -1,5 +1,6 @@
 """Errors that mean that a device is out of memory, whichever library raises them."""
 
+import errno
 import functools
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,8 @@ Result = TypeVar("Result")
 
 # PyTorch's allocator raises OutOfMemoryError. Others only have a message: the driver and the
 # allocator of pinned memory ("CUDA error: out of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED),
-# cuDNN (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and PyTorch's CPU allocator.
+# cuDNN (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and PyTorch's CPU allocator. The
+# system's calls raise an OSError (ENOMEM).
 _MESSAGES = (
     "out of memory",
     "alloc_failed",
@@ -28,6 +30,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
         message = str(error).lower()
         if isinstance(error, RuntimeError) and any(part in message for part in _MESSAGES):

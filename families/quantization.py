@@ -5,12 +5,12 @@ the other layers (embedders, norms, the last layer) are small and sensitive.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from families.family import WeightStorage
 from families.frozen_linear import (
@@ -20,6 +20,9 @@ from families.frozen_linear import (
     fetch_plain,
     fetch_torchao,
 )
+
+# Gets the name and value of a parameter and returns the value to use.
+Change = Callable[[str, Tensor], Tensor]
 
 
 class QuantizationUnavailable(RuntimeError):
@@ -128,10 +131,40 @@ def block_linears(model: nn.Module) -> Iterator[str]:
             yield name
 
 
+class _Emptied(Mapping[str, Tensor]):
+    """The state of a model that loses each parameter when it is read; changed by `change`."""
+
+    def __init__(self, model: nn.Module, change: Change | None) -> None:
+        self._model, self._change = model, change
+        self._names = list(model.state_dict())
+
+    def __getitem__(self, name: str) -> Tensor:
+        parent, _, child = name.rpartition(".")
+        module = self._model.get_submodule(parent)
+        value: Tensor = getattr(module, child).detach()
+        if child in module._parameters:
+            module._parameters[child] = nn.Parameter(value.to("meta"), requires_grad=False)
+        return value if self._change is None else self._change(name, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def quantize_transformer(
-    model: Any, name: str, device: torch.device, dtype: torch.dtype
+    model: Any,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    change: Change | None = None,
 ) -> nn.Module:
     """Quantizes a diffusers model by the method `name`, weight by weight, onto `device`.
+
+    `model` loses its weights one by one. Each is passed through `change` before, in its own memory:
+    writing into weights that are memory-mapped would make all of them private memory, which is
+    freed only with the last one.
 
     As `from_pretrained` with a quantization config, but for weights that are in memory already,
     since a training adapter may have been merged into them. (`from_single_file` accepts such
@@ -152,7 +185,7 @@ def quantize_transformer(
     quantizer.preprocess_model(quantized, device_map=None, keep_in_fp32_modules=[])
     load_model_dict_into_meta(
         quantized,
-        model.state_dict(),
+        _Emptied(model, change),
         dtype=dtype,
         device_map={"": device},
         hf_quantizer=quantizer,

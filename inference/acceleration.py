@@ -8,15 +8,15 @@ transformer runs without them. Results differ only by rounding.
 
 import logging
 import os
-import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention_dispatch import attention_backend
+from torch._dynamo.exc import TorchDynamoException
 
 from families.family import Family
-from families.out_of_memory import is_out_of_memory
+from families.out_of_memory import free_frames, is_out_of_memory
 from inference.generation import generate_once
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,26 @@ def wanted_in_training(device: torch.device) -> bool:
 
 
 def accelerate(family: Family) -> None:
-    """Chooses the attention, compiles the blocks, and runs one step at each usual size."""
+    """Chooses the attention, compiles the blocks, and runs one step at each usual size.
+
+    If a size does not fit into memory, requests of smaller sizes still work: that is a warning.
+    """
+    try:
+        _accelerate(family)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        free_frames(error)
+        said = reason(error)
+        log.warning(
+            "not prepared for the usual sizes, out of memory (%s): the first request of each size "
+            "takes longer, and large images may not fit",
+            said,
+        )
+        _empty_cache()
+
+
+def _accelerate(family: Family) -> None:
     transformer = family.transformer
     if torch.cuda.get_device_capability(family.device) >= HOPPER:
         use_attention(transformer, HOPPER_ATTENTION)
@@ -81,29 +100,32 @@ def with_fallback(
     If it fails on an accelerated transformer, it is run again, after `reset`, without compiled
     blocks and with PyTorch's attention. If that works, the transformer stays like this, with one
     warning. If not, the acceleration was not the cause, and the first error is raised. An
-    out-of-memory error is raised at once.
+    out-of-memory error is raised at once, unless it is of the compilation itself, which needs
+    memory that plain blocks do not.
     """
     had = set(getattr(transformer, _PREPARED, ()))
     try:
         return work()
     except Exception as error:
-        if not had or is_out_of_memory(error):
+        if not had or (is_out_of_memory(error) and not _in_compilation(error)):
             raise
         first = error
-    _clear_frames(first)
+    free_frames(first)
+    if full := is_out_of_memory(first):
+        _empty_cache()
     compiled = _without_acceleration(transformer)
     if reset is not None:
         reset()
     try:
         result = work()
     except BaseException as second:
-        if not isinstance(second, Exception) or is_out_of_memory(second):
-            raise
         for block, call in compiled.items():
             block._compiled_call_impl = call
         if "attention" in had:
             use_attention(transformer, HOPPER_ATTENTION)
         _note(transformer, "compiled", "compiled" in had)
+        if full or not isinstance(second, Exception) or is_out_of_memory(second):
+            raise
         raise first from None
     names = {"compiled": "compiled blocks", "attention": "cuDNN attention"}
     log.warning(
@@ -122,11 +144,20 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Clears an error's traceback frames, which keep the tensors of a step alive."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
+def _in_compilation(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, was raised by the compiler."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, TorchDynamoException):
+            return True
         error = error.__cause__ or error.__context__
+    return False
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _without_acceleration(transformer: Any) -> dict[Any, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
@@ -41,6 +40,7 @@ from trainer.learning import (
     read_resume,
     same_for_all,
     stopped_by_signals,
+    transformer_with,
     warn_repeats,
     with_seed,
 )
@@ -278,23 +278,15 @@ def _train(
     # Train.
     control.phase("loading")
 
-    def merge(transformer: nn.Module) -> None:
-        if adapter is not None:
-            share, count = adapter.merge(transformer, settings.base.name), len(adapter.factors)
-            log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
-
     previewed = not memory.no_previews and previews_while_training(
         settings, quantized=memory.mode.quantize != "none"
     )
-    if memory.mode.quantize != "none":
-        inference_weights: InferenceWeights = SecondBase(family)
-        transformer = family.load_transformer(merge)  # merged weights are quantized too
-    else:
-        transformer = family.transformer
-        inference_weights = InferenceWeights(
-            family, adapter if settings.sample_prompts and previewed else None
-        )
-        merge(transformer)
+    inference_weights = (
+        SecondBase(family)
+        if memory.mode.quantize != "none"
+        else InferenceWeights(family, adapter if settings.sample_prompts and previewed else None)
+    )
+    transformer = transformer_with(adapter, family)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
     preservation = None

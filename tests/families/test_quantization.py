@@ -137,14 +137,11 @@ def test_the_turbo_adapter_is_merged_before_anything_is_rounded(use_vault: Path)
     base = find_base("z-image-turbo")
     adapter = TurboAdapter.read(adapter_path(base.training_adapters["v2"]))
 
-    def merge(transformer: Any) -> None:
-        assert not frozen(transformer)
-        adapter.merge(transformer, base.name)
-
     family = family_in("z-image-turbo", WeightStorage("int8"))
-    family.load_transformer(merge)
     merged = family_in("z-image-turbo", WeightStorage()).transformer
-    adapter.merge(merged, base.name)
+    merging = adapter.merging(merged, base.name)
+    family.load_transformer(merging)
+    assert adapter.merge(merged, base.name) == merging.share()
     for name in adapter.factors:
         layer = family.transformer.get_submodule(name)
         weight = layer.fetch(layer.weight, CPU, torch.float32)

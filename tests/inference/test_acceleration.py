@@ -15,12 +15,14 @@ from root import ROOT
 from torch._dynamo.backends.common import aot_autograd
 
 from adapters.archive import read_archive
+from adapters.lora import Lora
 from families.loading import load_family
-from families.registry import BASES
+from families.registry import BASES, FAMILIES, undistilled
 from inference import acceleration
 from inference.acceleration import compile_blocks, is_compiled, use_attention, with_fallback
 from inference.engine import Engine
 from inference.request import Request
+from trainer.learning.loss import flow_loss
 from trainer.run import train
 from trainer.settings.fields import Settings
 
@@ -152,6 +154,55 @@ def test_out_of_memory_is_never_taken_for_something_else(
     assert len(tries) == 1 and is_compiled(transformer) and not warnings(caplog)
 
 
+def full(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_compilation_that_runs_out_of_memory_is_left_out(
+    use_vault: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = load_family(BASES["z-image"], CPU)
+    compile_blocks(family.transformer, full)
+    with_fallback(family.transformer, lambda: acceleration.generate_once(family, 64, 64, 1.0))
+    assert not is_compiled(family.transformer)
+    assert warnings(caplog) == [
+        "compiled blocks failed (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB);"
+        " continuing without, which is slower"
+    ]
+
+
+def test_memory_that_plain_blocks_lack_too_is_told_as_such(
+    use_vault: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = load_family(BASES["z-image"], CPU)
+    compile_blocks(family.transformer, broken)
+
+    def work() -> None:
+        if not is_compiled(family.transformer):
+            full(None, None)
+        acceleration.generate_once(family, 64, 64, 1.0)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        with_fallback(family.transformer, work)
+    assert is_compiled(family.transformer) and not warnings(caplog)
+
+
+def test_a_gpu_too_small_for_the_usual_sizes_serves_smaller_ones(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
+    monkeypatch.setattr(acceleration, "_generate_usual", full)
+    compiles_with(monkeypatch, "eager")
+    engine = Engine(CPU, torch.float32)
+    engine.warm_up()
+    assert warnings(caplog) == [
+        "not prepared for the usual sizes, out of memory (OutOfMemoryError: CUDA out of memory. "
+        "Tried to allocate 2.00 GiB): the first request of each size takes longer, and large images"
+        " may not fit"
+    ]
+    assert engine.generate(asked())
+
+
 def test_an_error_that_plain_blocks_have_too_leaves_the_compiled_ones(
     use_vault: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +248,7 @@ def backward_broken(graph: torch.fx.GraphModule, inputs: Any) -> Any:
     [
         (broken, 0),
         pytest.param(broken, 2, marks=pytest.mark.slow),
+        pytest.param(full, 0, marks=pytest.mark.slow),
         pytest.param(backward_broken, 0, marks=pytest.mark.slow),
         pytest.param(backward_broken, 2, marks=pytest.mark.slow),
     ],
@@ -215,9 +267,43 @@ def test_a_training_whose_blocks_cannot_be_compiled_trains_plain_ones(
     monkeypatch.setenv("COMPILE", "1")
     found = read_archive(train(small(**common, output_dir=tmp_path / "compiled")))
     (warning,) = warnings(caplog)
-    assert "no C compiler was found" in warning
+    assert ("CUDA out of memory" if backend is full else "no C compiler was found") in warning
     for layer, pair in plain.factors.items():
         assert all(map(torch.equal, pair, found.factors[layer])), layer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [undistilled(each).name for each in FAMILIES.values()])
+def test_inductor_compiles_a_step_of_every_family(
+    base: str,
+    use_vault: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The loss and the LoRA's gradients equal those of plain blocks, up to rounding."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    family = load_family(BASES[base], CPU, torch.float32)
+    lora = Lora(family.transformer, family.lora_targets(), 4, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    latents, noise = torch.randn(2, 1, family.latent_channels, 8, 8, generator=draw)
+    text = family.encode_prompts(["a cup of coffee"])
+
+    def step() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss = flow_loss(family, latents, noise, torch.tensor([0.5]), text)
+        loss.backward()
+        found = [layer.up.grad.clone() for layer in lora.layers.values()]
+        for each in lora.parameters():
+            each.grad = None
+        return loss.detach(), found
+
+    plain, gradients = step()
+    compile_blocks(family.transformer)
+    compiled, same = with_fallback(family.transformer, step)
+    assert is_compiled(family.transformer) and not warnings(caplog)
+    torch.testing.assert_close(compiled, plain)
+    for one, other in zip(gradients, same, strict=True):
+        assert (one - other).norm() < 1e-4 * one.norm()
 
 
 @pytest.mark.slow

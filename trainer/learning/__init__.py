@@ -18,7 +18,7 @@ from trainer.learning.signals import stopped_by_signals
 from trainer.learning.step_report import Report
 from trainer.learning.step_weights import describe_weights
 from trainer.learning.timesteps import NoiseLevels
-from trainer.learning.turbo_adapter import find_turbo_adapter
+from trainer.learning.turbo_adapter import find_turbo_adapter, transformer_with
 from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
 
 __all__ = [
@@ -60,4 +60,5 @@ __all__ = [
     "with_seed",
     "stopped_by_signals",
     "find_turbo_adapter",
+    "transformer_with",
 ]

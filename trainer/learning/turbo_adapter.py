@@ -1,11 +1,14 @@
-"""Finds the training adapter that a run merges into a distilled base."""
+"""Finds the training adapter of a run, and merges it into the distilled base."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from adapters.turbo import TurboAdapter
+from families.family import Family
 from families.few_steps import find_few_step_lora
 from families.repository import adapter_path
+from families.without_weights import transformer_without_weights
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,3 +36,20 @@ def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
             *(Path(wanted).name, few_steps.name),
         )
     return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
+
+
+def transformer_with(adapter: TurboAdapter | None, family: Family) -> Any:
+    """The family's transformer with the adapter merged, before it is quantized."""
+    base = family.base
+    quantized = family.storage.quantize != "none"
+    if adapter is None:
+        return family.load_transformer() if quantized else family.transformer
+    if quantized:
+        merging = adapter.merging(transformer_without_weights(base), base.name)
+        transformer, share = family.load_transformer(merging), merging.share()
+    else:
+        transformer = family.transformer
+        share = adapter.merge(transformer, base.name)
+    count = len(adapter.factors)
+    log.info("%s: merged %d of %d, |dW|/|W| = %.4g", adapter.name, count, count, share)
+    return transformer

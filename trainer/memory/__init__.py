@@ -2,11 +2,13 @@
 
 from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
 from trainer.memory.freeing import free_memory, memory_freed
+from trainer.memory.host import check_second_base
 from trainer.memory.plan_table import describe_plan, plan_data
 
 __all__ = [
     "RanOut",
     "TooLarge",
+    "check_second_base",
     "fit",
     "free_memory",
     "memory_freed",

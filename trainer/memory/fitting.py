@@ -18,7 +18,8 @@ from families.quantization import (
 )
 from families.without_weights import family_without_weights
 from inference.request import Request, wanted_size
-from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all
+from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all, processes
+from trainer.memory.host import host_parts, host_previews, room_of
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
 from trainer.memory.step_cost import Shape
 from trainer.settings import Settings, extent_of
@@ -88,11 +89,43 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
     # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
     choice = choose(counted, free, wishes_of(settings), usable(family.device))
+    choice = _with_host(settings, counted, choice)
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
     if choice.no_previews:
         log.warning("no preview images during training: %s", choice.no_previews)
     _log_text_encoder(settings, choice)
     return choice
+
+
+def _with_host(settings: Settings, counted: Figures, choice: Choice) -> Choice:
+    """The choice, without previews if CPU memory does not suffice for them; logs what it needs.
+
+    Raises `TooLarge` if it does not suffice for the run: the system would kill the process.
+    """
+    free, count = free_memory(torch.device("cpu")), processes().num_processes
+    parts = {name: count * size for name, size in host_parts(counted, choice.mode).items()}
+    need, room = sum(parts.values()), least_of_all(room_of(free))
+    contents = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
+    line = f"CPU memory: needs {need / 1e9:.1f} GB ({contents}) of {room / 1e9:.1f} GB"
+    if need > room:
+        advice = "free some, or use a machine with more"
+        if choice.mode.offload and choice.mode.quantize == "none":
+            advice = "set quantize to int8, which needs half, or free some"
+        raise TooLarge(f"{line}, which is not enough with the {choice.mode}; {advice}")
+    log.info("%s", line)
+    previews = host_previews(counted, choice.mode, is_merged(settings))
+    if need + previews > room and not choice.no_previews:
+        why = f"an image needs {previews / 1e9:.1f} GB more CPU memory, and "
+        why += f"{(room - need) / 1e9:.1f} GB are free"
+        return replace(choice, no_previews=why)
+    return choice
+
+
+def is_merged(settings: Settings) -> bool:
+    """Whether a training adapter is merged into the base."""
+    if settings.turbo_adapter == "auto":
+        return bool(settings.base.training_adapters)
+    return settings.turbo_adapter != "none"
 
 
 def _as_wished(settings: Settings) -> Choice:

@@ -38,6 +38,7 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         try:
             torch.cuda.empty_cache()
+            getattr(torch._C, "_host_emptyCache", lambda: None)()  # pinned CPU memory
         except RuntimeError as error:  # after some errors every call to the GPU fails
             log.warning("the GPU's memory cannot be freed: %s", error)
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

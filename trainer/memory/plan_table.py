@@ -7,7 +7,8 @@ import torch
 
 from families.loading import default_device
 from families.memory import RESERVE, free_memory
-from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable, wishes_of
+from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, usable, wishes_of
+from trainer.memory.host import host_parts, host_previews
 from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
 from trainer.settings import BEGINS, Settings, extent_of, missing_here
@@ -50,6 +51,10 @@ def plan_data(settings: Settings) -> dict[str, Any]:
         "encoding_images_bytes": counted.images(),
         "encoding_captions_bytes": counted.captions("none"),
         "preview_bytes": {Mode(each).label: counted.previews(Mode(each)) for each in KINDS},
+        "preview_host_bytes": {
+            Mode(each).label: host_previews(counted, Mode(each), is_merged(settings))
+            for each in KINDS
+        },
         "modes": [_mode_data(counted, mode) for mode in LADDER],
         "gpus": {
             name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(choice)}
@@ -69,6 +74,7 @@ def _mode_data(counted: Figures, mode: Mode) -> dict[str, Any]:
         "low_memory": mode.offload,
         "bytes": parts,
         "peak_bytes": sum(parts.values()),
+        "host_bytes": sum(host_parts(counted, mode).values()),
         "flops_per_step": counted.flops(mode),
         "seconds_per_step": {
             name: step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
@@ -98,7 +104,7 @@ def table(settings: Settings, counted: Figures) -> str:
         [
             _heading(settings),
             _parts(counted),
-            _memory(counted),
+            f"{_memory(counted)}\n{_host(counted, is_merged(settings))}",
             _seconds(counted, wishes_of(settings)),
             *_preservation(settings, counted),
         ]
@@ -162,6 +168,20 @@ def _memory(counted: Figures) -> str:
         needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
         before += f".\nA preview image during training needs {', '.join(needs)}"
     return f"{_aligned(rows)}\n\n{before}.\n{_NOTES}"
+
+
+def _host(counted: Figures, merged: bool) -> str:
+    """The CPU memory of modes with and without offloading, and of previews."""
+    plain, *others = (
+        (_gb(sum(host_parts(counted, mode).values())), mode.label)
+        for mode in (Mode(), Mode("int8"), Mode("int8", offload=True), Mode(offload=True))
+    )
+    text = f"CPU memory of a run on a GPU: {plain[0]} GB, "
+    text += ", ".join(f"{size} in {label}" for size, label in others)
+    needs = [_gb(host_previews(counted, Mode(each), merged)) for each in ("none", "int8")]
+    if counted.preview.bytes:
+        text += f".\nPreview images during training take {needs[0]} more, {needs[1]} if quantized"
+    return f"{text}."
 
 
 def _seconds(counted: Figures, wishes: Wishes) -> str:

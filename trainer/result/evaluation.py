@@ -30,6 +30,7 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
+from trainer.memory import check_second_base
 from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
 from trainer.result import report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
@@ -236,6 +237,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     archive = read_archive(outcome.path)
     family = load_family(settings.base)
     if outcome.needs_offload:
+        check_second_base(family)
         family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}

@@ -13,9 +13,15 @@ from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.history import History
 from trainer.learning.saving import Saver
 from trainer.learning.step_report import StepReport
+from trainer.memory.fitting import RanOut, running_out
+from trainer.memory.plan import Mode
+from trainer.monitor.inference_weights import InferenceWeights
 from trainer.monitor.preview_images import PreviewImages
+from trainer.monitor.previews import Previews
 from trainer.monitor.tracking import TrackerUpdates
-from trainer.monitor.validation import Validation
+from trainer.monitor.validation import Validation, measure_fit
+from trainer.result.drift import velocity_drift
+from trainer.result.result_checks import update_size
 from trainer.settings.fields import Settings
 
 
@@ -107,3 +113,65 @@ def test_losses_of_a_checkpoint_and_of_a_device_stand_in_one_history(readable: N
     assert history.mean_loss(2) == 0.75
     assert history.plain()["losses"] == [0.25, 0.5, 1.0, 0.5]
     assert history.plain()["row_norms"] == [0.5]
+
+
+def test_previews_and_checks_of_a_run_on_another_device_leave_it_able_to_go_on(
+    small: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights change places for an image, and back; the checks mix nothing either."""
+    options = {"width": 64, "height": 64, "num_inference_steps": 2}
+    settings = small(batch_size=2, sample_prompts=("a <zwx>", "a tree"), sample_options=options)
+    loop = loop_on_meta(settings)
+    loop.family.vae.to(loop.family.device)
+    weights = InferenceWeights(loop.family)
+    with Readable():
+        for _ in range(2):
+            for optimizer in loop.optimizers.values():
+                optimizer.step = lambda *_: None  # fused ones run on real devices alone
+            loop.step(loop.done)
+            previews = Previews(loop.family, settings, weights, tmp_path)
+            previews._generate(loop)
+            assert len(previews.last) == 2
+        fit = measure_fit(loop)
+        assert [len(each) for each in fit.losses] == [len(fit.sigmas)] * 2
+        assert loop.lora is not None
+        factors, norms = loop.final_weights()[0], loop.lora.base_norms()
+        assert update_size(factors, norms).value > 0
+        assert velocity_drift(loop, [sample.caption for sample in loop.samples[:2]]) > 0
+    assert "no preview" not in caplog.text
+    layers = [each for each in loop.family.transformer.modules() if hasattr(each, "lora_A")]
+    assert len(layers) == len(loop.lora.layers)
+
+
+def test_a_run_on_another_device_that_runs_out_of_memory_is_resumed_in_the_next_mode(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(steps=3, batch_size=2, sample_every=0, validation_every=0)
+    loop, saver = loop_on_meta(settings), Saver(tmp_path)
+
+    def full(number: int) -> Any:
+        if number >= 2 * settings.gradient_accumulation:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return batch(number)
+
+    batch = loop.batch
+    monkeypatch.setattr(loop, "batch", full)
+    for optimizer in loop.optimizers.values():
+        optimizer.step = lambda *_: None
+    device, dtype = loop.family.device, loop.family.dtype
+    with Readable(), pytest.raises(RanOut) as short:
+        with running_out(settings, dtype, device, Mode(), saver):
+            loop.run(saver=saver)
+    saver.release()
+    leaner = short.value.leaner
+    assert leaner is not None and leaner.gradient_checkpointing
+    assert leaner.resume_from == saver.newest
+    again = loop_on_meta(leaner)
+    again.family.transformer.enable_gradient_checkpointing()
+    with Readable():
+        again.restore(read_checkpoint(saver.newest))
+        for optimizer in again.optimizers.values():
+            optimizer.step = lambda *_: None
+        assert again.done == 2
+        again.step(again.done)
+        assert again.history.plain()["losses"] == [0.5] * 3

@@ -1,5 +1,6 @@
 """Loads the family of a base model onto a device."""
 
+import logging
 import os
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from families.base import Base
 from families.family import Family, WeightStorage
 from families.registry import family_of
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -25,13 +28,28 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU and float32 on a CPU, or the one that `$DTYPE` names.
 
+    float32 on a GPU without bfloat16 (before NVIDIA's Ampere), with a warning. Not float16: in it
+    these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image, issues 14 and 15).
+
     Few CPUs multiply in bfloat16. One that does (AVX-512 BF16) is faster with it for all models
     but the miniature: 1.65 times for 94 M parameters.
     """
-    named = os.environ.get("DTYPE") or ("bfloat16" if device.type == "cuda" else "float32")
+    named = os.environ.get("DTYPE") or ("bfloat16" if _has_bfloat16(device) else "float32")
     if named not in _DTYPES:
         raise ValueError(f"$DTYPE is {named!r}; set it to {' or '.join(_DTYPES)}, or unset it")
     return _DTYPES[named]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        log.warning(
+            "this GPU has no bfloat16; computing in float32, which is slower and needs twice the "
+            "memory for unquantized weights and activations"
+        )
+        return False
+    return True
 
 
 def load_family(

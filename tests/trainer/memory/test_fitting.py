@@ -12,7 +12,7 @@ import torch
 from root import ROOT
 
 from families.family import Family
-from families.loading import default_device, load_family
+from families.loading import default_device, default_dtype, load_family
 from families.memory import RESERVE, free_and_total
 from families.out_of_memory import is_out_of_memory
 from trainer.memory import fitting
@@ -36,11 +36,12 @@ TARGETS = {
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Pretends a GPU with so many free GB; quantizations are all installed."""
+    """Pretends a GPU and a CPU with so many free GB; quantizations are all installed."""
 
-    def has(gigabytes: float) -> None:
+    def has(gigabytes: float, cpu: float = 200) -> None:
         free = round(gigabytes * 1e9)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (free, free))
+        host = round(cpu * 1e9)
+        monkeypatch.setattr(fitting, "free_memory", lambda at: host if at.type == "cpu" else free)
 
     yield has
 
@@ -253,3 +254,16 @@ def test_a_gpu_multiplies_float32_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     torch.backends.cuda.matmul.allow_tf32 = True
     assert default_device().type == "cuda"
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_what_it_costs(
+    has_it: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("DTYPE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    found = default_dtype(torch.device("cuda"))
+    assert found == (torch.bfloat16 if has_it else torch.float32)
+    assert ["twice the memory" in line for line in caplog.messages] == ([] if has_it else [True])
+    monkeypatch.setenv("DTYPE", "bfloat16")  # emulated, where a user wants it
+    assert default_dtype(torch.device("cuda")) == torch.bfloat16

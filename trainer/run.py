@@ -291,9 +291,8 @@ def _train(
         transformer = family.load_transformer(merge)  # merged weights are quantized too
     else:
         transformer = family.transformer
-        inference_weights = InferenceWeights(
-            family, adapter if settings.sample_prompts and previewed else None
-        )
+        copies = bool(settings.sample_prompts) and previewed
+        inference_weights = InferenceWeights(family, adapter, copies)
         merge(transformer)
     if memory.mode.checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -303,9 +302,12 @@ def _train(
         preservation = Preservation(family, settings, captions, preserved, control)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
-    if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
-        log.info("compiling the transformer blocks; the first steps take longer")
-        acceleration.compile_blocks(transformer)
+    if acceleration.wanted_in_training(family.device):
+        log.info("compiling; the first steps take longer")
+        captions.compile()
+        if memory.storage == WeightStorage():
+            sizes = {sample.mean_CHW.shape for sample in samples}
+            acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity(examples)
     parts = trained_on, captions, lora, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
@@ -341,4 +343,5 @@ def _train(
         facts = loop.settings, dataset, trained, zero_priors, adapter, curves
         images = previews.preview_images
         record = TrainingRecord.of(*facts)
-        return run.weights, write_weights(loop, record, examples, images, run.weights, saver)
+        outcome = write_weights(loop, record, examples, images, run.weights, saver)
+    return run.weights, replace(outcome, family=inference_weights.restored(lora))

@@ -22,7 +22,7 @@ import torch
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.merging import LoraMerger
-from families.family import WeightStorage
+from families.family import Family, WeightStorage
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import mentions, whole_word
@@ -55,6 +55,7 @@ class Outcome:
     events: Events
     kernels: Kernels  # of the training, which made the previews
     needs_offload: bool  # the base was quantized or offloaded during training
+    family: Family | None = None  # the unchanged base, if the run can restore it in memory
 
 
 def write_weights(
@@ -180,8 +181,12 @@ def evaluate(outcome: Outcome) -> Verdict:
     with _warn_on_error(f"{page} is not written"):
         report.write_report(_report_data(record, outcome.examples, outcome.preview_images), page)
         log.info("wrote %s", page)
+    phases = outcome.events.seconds()
     with _warn_on_error("record.json is not written"):
-        record.write(outcome.path.parent)
+        timings = replace(record.timings, phases=phases)
+        replace(record, timings=timings).write(outcome.path.parent)
+    parts = ", ".join(f"{name} {each:.1f} s" for name, each in phases.items())
+    log.info("%.1f s in all: %s", sum(phases.values()), parts)
     log_verdict(found, record.verdict)
     return record.verdict
 
@@ -224,19 +229,21 @@ def _image_checks(outcome: Outcome) -> list[CheckResult]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as previews: code that is compiled for them is not compiled again
 def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
-    """Generates images as inference does: with a newly loaded base and the archive from disk.
+    """Generates images as inference does: with the unchanged base and the archive from disk.
 
-    Adds the check results to `found` one by one.
+    The base is the one in memory, else it is loaded. Adds the check results to `found` one by one.
     """
     settings, preview_images = outcome.settings, outcome.preview_images
     shipped = outcome.record.curves.shipped
     step = settings.steps if shipped is None else shipped
     archive = read_archive(outcome.path)
-    family = load_family(settings.base)
-    if outcome.needs_offload:
-        family.set_storage(WeightStorage(offload=True))
+    family = outcome.family
+    if family is None:
+        family = load_family(settings.base)
+        if outcome.needs_offload:
+            family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)

@@ -139,17 +139,21 @@ def profiled(loop: Loop, trace: Path | None = None) -> Profile:
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     events: list[Any] = list(profiler.key_averages())
-    parts = {each.key: each.cpu_time_total / 1e6 / PROFILED for each in events if each.key in PARTS}
+    parts = dict.fromkeys(PARTS, 0.0)
+    for each in events:  # a name may have a row for the process and one for the device
+        if each.key in PARTS:
+            parts[each.key] += each.cpu_time_total / 1e6 / PROFILED
     begins = LAUNCHES if gpu else ("aten::",)
     launches = sum(each.count for each in events if each.key.startswith(begins))
     waits = sum(each.count for each in events if each.key in WAITS)
     busy = 0.0
     if gpu:
-        kernels = [each for each in profiler.events() if str(each.device_type).endswith("CUDA")]
+        on_device = [each for each in profiler.events() if str(each.device_type).endswith("CUDA")]
+        kernels = [each for each in on_device if each.name not in PARTS]  # these are only names
         busy = sum(each.self_device_time_total for each in kernels) / 1e6
     return Profile(
         *(ahead, waiting, first, busy / PROFILED, launches // PROFILED, waits // PROFILED),
-        {name: parts[name] for name in PARTS if name in parts},
+        parts,
         peak,
     )
 

@@ -9,7 +9,6 @@ After weights.zip is written, every error is a warning: a check is skipped, or a
 or not uploaded.
 """
 
-import gc
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
+from trainer.memory import free_memory
 from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
 from trainer.result import report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
@@ -220,7 +220,7 @@ def _image_checks(outcome: Outcome) -> list[CheckResult]:
                 result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts"
             )
         ]
-    gc.collect()  # free the training's GPU memory
+    free_memory()  # of the training
     found: list[CheckResult] = []
     try:
         _compare_images(outcome, found)

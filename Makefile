@@ -6,6 +6,7 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 3600
+GPU_CHECK ?= --full
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,8 +65,8 @@ audit: setup ## Check pinned and installed packages for known vulnerabilities
 bench: setup ## Measure a training step, a whole run, a change of LoRA; on a GPU if there is one
 	@$(BIN)/python -m lab.benchmarks
 
-gpu-check: setup ## Run the checks that need a GPU; writes gpu_check.json
-	@$(BIN)/python -m lab.benchmarks.gpu_check
+gpu-check: setup ## Run the checks that need a GPU (GPU_CHECK=--quick: 4 minutes); writes gpu_check.json
+	@$(BIN)/python -m lab.benchmarks.gpu_check $(GPU_CHECK)
 
 serve: setup ## Serve predictions over HTTP, like the Cog image
 	@$(BIN)/python -m serving predict --host $(HOST) --port $(PORT)

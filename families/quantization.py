@@ -185,7 +185,7 @@ def quantize_transformer(
     quantizer.preprocess_model(quantized, device_map=None, keep_in_fp32_modules=[])
     load_model_dict_into_meta(
         quantized,
-        _Emptied(model, change),
+        _Emptied(model, change),  # type: ignore[arg-type]  # only read by name
         dtype=dtype,
         device_map={"": device},
         hf_quantizer=quantizer,

@@ -3,12 +3,15 @@
 The repeated blocks are compiled (diffusers' regional compilation): one block is compiled once for
 all its copies. LoRAs are merged into the same storage, so applying or removing one does not
 recompile. `$COMPILE=0` turns compilation off. If compilation or cuDNN attention fails, the
-transformer runs without them. Results differ only by rounding.
+transformer runs without them. Results differ only by rounding. Compiled code is kept on disk for
+later processes (`$TORCHINDUCTOR_CACHE_DIR`).
 """
 
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +29,7 @@ Result = TypeVar("Result")
 USUAL_RATIOS = ("1:1", "16:9", "9:16")  # at the second size, shapes become dynamic
 # Blocks with and without a mask, at fixed and dynamic sizes, with and without gradients.
 RECOMPILE_LIMIT = 64
+CACHE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 # "up to 75 % over FlashAttention 2 on H100 or newer" (PyTorch 2.5 release notes).
 HOPPER, HOPPER_ATTENTION = (9, 0), "_native_cudnn"
 NATIVE_ATTENTION = "native"  # PyTorch's default
@@ -80,30 +84,71 @@ def use_attention(transformer: Any, backend: str) -> None:
     _note(transformer, "attention", backend != NATIVE_ATTENTION)
 
 
-def compile_blocks(transformer: Any, backend: str = "inductor") -> None:
-    """Compiles the transformer's repeated blocks at their next call."""
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    transformer.compile_repeated_blocks(backend=backend)
+def compile_blocks(
+    transformer: Any, backend: str = "inductor", several_sizes: bool = False
+) -> None:
+    """Compiles the transformer's repeated blocks at their next call.
+
+    By default they are compiled for one size, and for all sizes at the second one. With
+    `several_sizes` they are compiled for all sizes at once, which saves the first compilation.
+    """
+    _prepare_compiler()
+    transformer.compile_repeated_blocks(backend=backend, dynamic=several_sizes or None)
     _note(transformer, "compiled", True)
 
 
-def is_compiled(transformer: Any) -> bool:
-    """Whether the blocks are compiled, or will be at their next call."""
-    return "compiled" in getattr(transformer, _PREPARED, ())
+def compile_text_encoder(family: Family, backend: str = "inductor") -> None:
+    """Compiles the layers of the family's text encoder at their next call, for all lengths.
+
+    Call it without a cache of keys and values from then on (`families.prefix`): the cache is
+    indexed by the layer's number, so every layer would be compiled separately.
+    """
+    _prepare_compiler()
+    for layer in family.text_encoder.get_submodule(family.text_trunk):
+        layer.compile(backend=backend, dynamic=True)
+    _note(family.text_encoder, "compiled", True)
+
+
+@functools.cache
+def _prepare_compiler() -> None:
+    """Sets the compiler's limits and the folder where it keeps its results for later processes.
+
+    PyTorch's default is a temporary folder.
+    """
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get(CACHE_FOLDER) or str(caches / "zeroprior" / "compiled")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        log.warning("compiled code is not kept for later runs (%s); set $%s", error, CACHE_FOLDER)
+        return
+    os.environ[CACHE_FOLDER] = folder
+    log.info("compiled code is kept in %s ($%s)", folder, CACHE_FOLDER)
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether a model's blocks are compiled, or will be at their next call."""
+    return "compiled" in _noted(model)
 
 
 def with_fallback(
-    transformer: Any, work: Callable[[], Result], reset: Callable[[], None] | None = None
+    transformer: Any,
+    work: Callable[[], Result],
+    reset: Callable[[], None] | None = None,
+    text_encoders: Sequence[Any] = (),
 ) -> Result:
-    """The result of `work`, which runs the transformer.
+    """The result of `work`, which runs the transformer and possibly compiled text encoders.
 
-    If it fails on an accelerated transformer, it is run again, after `reset`, without compiled
-    blocks and with PyTorch's attention. If that works, the transformer stays like this, with one
-    warning. If not, the acceleration was not the cause, and the first error is raised. An
-    out-of-memory error is raised at once, unless it is of the compilation itself, which needs
-    memory that plain blocks do not.
+    If it fails on accelerated models, it is run again, after `reset`, without compiled blocks and
+    with PyTorch's attention. If that works, the models stay like this, with one warning. If not,
+    the acceleration was not the cause, and the first error is raised. An out-of-memory error is
+    raised at once, unless it is of the compilation itself, which needs memory that plain blocks do
+    not.
     """
-    had = set(getattr(transformer, _PREPARED, ()))
+    models = (transformer, *text_encoders)
+    noted = [(model, _noted(model)) for model in models]
+    had = set[str]().union(*(names for _, names in noted))
     try:
         return work()
     except Exception as error:
@@ -113,7 +158,7 @@ def with_fallback(
     free_frames(first)
     if full := is_out_of_memory(first):
         _empty_cache()
-    compiled = _without_acceleration(transformer)
+    compiled = {block: call for each in models for block, call in _without_acceleration(each)}
     if reset is not None:
         reset()
     try:
@@ -123,14 +168,15 @@ def with_fallback(
             block._compiled_call_impl = call
         if "attention" in had:
             use_attention(transformer, HOPPER_ATTENTION)
-        _note(transformer, "compiled", "compiled" in had)
+        for model, names in noted:
+            _note(model, "compiled", "compiled" in names)
         if full or not isinstance(second, Exception) or is_out_of_memory(second):
             raise
         raise first from None
-    names = {"compiled": "compiled blocks", "attention": "cuDNN attention"}
+    words = {"compiled": "compiled blocks", "attention": "cuDNN attention"}
     log.warning(
         "%s failed (%s); continuing without, which is slower",
-        " and ".join(names[each] for each in sorted(had, reverse=True)),
+        " and ".join(words[each] for each in sorted(had, reverse=True)),
         reason(first),
     )
     return result
@@ -160,25 +206,29 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def _without_acceleration(transformer: Any) -> dict[Any, Any]:
-    """Sets plain blocks and native attention; returns the compiled calls by block."""
-    compiled = {
-        block: block._compiled_call_impl
-        for block in transformer.modules()
+def _without_acceleration(model: Any) -> list[tuple[Any, Any]]:
+    """Sets plain blocks and native attention; returns the compiled blocks with their calls."""
+    compiled = [
+        (block, block._compiled_call_impl)
+        for block in model.modules()
         if getattr(block, "_compiled_call_impl", None) is not None
-    }
-    for block in compiled:
+    ]
+    for block, _ in compiled:
         block._compiled_call_impl = None
-    _note(transformer, "compiled", False)
-    if "attention" in getattr(transformer, _PREPARED, ()):
-        use_attention(transformer, NATIVE_ATTENTION)
+    _note(model, "compiled", False)
+    if "attention" in _noted(model):
+        use_attention(model, NATIVE_ATTENTION)
     return compiled
 
 
-def _note(transformer: Any, what: str, there: bool) -> None:
-    """Notes in the transformer's attribute that an acceleration is on or off."""
-    found = set(getattr(transformer, _PREPARED, ())) - {what}
-    setattr(transformer, _PREPARED, found | ({what} if there else set()))
+def _noted(model: Any) -> set[str]:
+    """The accelerations in use."""
+    return set(getattr(model, _PREPARED, ()))
+
+
+def _note(model: Any, what: str, there: bool) -> None:
+    """Notes in the model's attribute that an acceleration is on or off."""
+    setattr(model, _PREPARED, _noted(model) - {what} | ({what} if there else set()))
 
 
 def _generate_usual(family: Family, ratios: tuple[str, ...]) -> None:

@@ -40,6 +40,7 @@ from inference.inputs import IMAGES, SECRET_LENGTH, GenerationInputs
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import Request, check_size, check_work, resolve
+from inference.residence import choose_storage
 from inference.secret import GivenSecret, revealed
 from inference.text_cache import TextCache
 from inference.weights import (
@@ -275,8 +276,11 @@ class Engine:
             if old is not None:
                 log.info("unloading %s; loading %s", old.base.name, base.name)
                 old.release("transformer", "text_encoder", "vae")
+            family.set_storage(choose_storage(base, self.device))  # by what is free now
             self._family = family
-            if acceleration.wanted(self.device):
+            storage = family.storage
+            plain = storage.quantize == "none" and not storage.offload
+            if plain and acceleration.wanted(self.device):
                 self._prepared(family)  # adds slots, so before compilation
                 acceleration.accelerate(family)
         return self._family

@@ -23,11 +23,12 @@ class TextCache:
     def encode(self, family: Family, prompt: str, vectors: Mapping[str, Tensor]) -> Tensor:
         """text_LD of the prompt; `vectors` as for `Family.encode_prompts`.
 
-        The key is base, dtype, text, and the vectors of the new tokens in it.
+        The key is base, dtype, quantization, text, and the vectors of the new tokens in it.
         """
         present = sorted(set(split_words(prompt, vectors)) & set(vectors))
         tokens = tuple((token, digest(vectors[token])) for token in present)
-        key = (family.base.hub_id, family.base.folder, family.dtype, prompt, tokens)
+        base, stored = family.base, family.storage.quantize_text
+        key = (base.hub_id, base.folder, family.dtype, stored, prompt, tokens)
         found = self._features.get(key)
         if found is not None:
             self._features.move_to_end(key)

@@ -17,7 +17,8 @@ Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `t
                                                      stopping: keep, and why with early_stopping
     warning, error                                   text, where; an error ends the run as failed
     check, done                                      a check's result; files, seconds, peak memory,
-                                                     why it ended early, shipped step
+                                                     seconds by phase, why it ended early,
+                                                     shipped step
 
 After `resumed`, earlier events of later steps are void. Only the process that has the run's lock
 writes. State events are synced to disk before `emit` returns; others may be lost in a power cut.
@@ -29,6 +30,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ class Events:
         self._file: int | None = None
         self._number, self._whole, self._failed = 0, True, False
         self._phase, self._phase_time = "", 0.0
+        self._seconds: dict[str, float] = {}  # by phase
+        self._since = time.monotonic()  # the phase began, or was interrupted
 
     def emit(self, kind: str, /, **facts: Any) -> None:
         """Appends one event."""
@@ -85,11 +89,34 @@ class Events:
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
         """Emits the current phase; counts within a phase at most every `SECONDS`."""
         now = time.monotonic()
+        if name != self._phase:
+            self._count(self._phase)
         if name == self._phase and done != of and now - self._phase_time < SECONDS:
             return
         self._phase, self._phase_time = name, now
         counted = {} if done is None else {"done": done, "of": of}
         self.emit("phase", name=name, **counted)
+
+    @contextmanager
+    def within_phase(self, name: str) -> Iterator[None]:
+        """Counts the time of the context as a phase of its own, without an event."""
+        self._count(self._phase)
+        try:
+            yield
+        finally:
+            self._count(name)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase so far, in the order in which they began."""
+        self._count(self._phase)
+        return {name: round(each, 2) for name, each in self._seconds.items()}
+
+    def _count(self, phase: str) -> None:
+        """Adds the time since the last call to a phase."""
+        now = time.monotonic()
+        phase = phase or "starting"
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._since
+        self._since = now
 
     def close(self) -> None:
         """Closes the file; a later event opens it again."""

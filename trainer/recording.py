@@ -99,6 +99,7 @@ def emit_done(
         result=verdict.result,
         files=[each.name for each in files],
         seconds=round(time.monotonic() - control.begun, 1),
+        phases=control.events.seconds(),
         peak_gpu_bytes=record.timings.peak_gpu_bytes,
     )
 

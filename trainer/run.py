@@ -281,10 +281,11 @@ def _train(
     previewed = not memory.no_previews and previews_while_training(
         settings, quantized=memory.mode.quantize != "none"
     )
+    copies = bool(settings.sample_prompts) and previewed
     inference_weights = (
         SecondBase(family)
         if memory.mode.quantize != "none"
-        else InferenceWeights(family, adapter if settings.sample_prompts and previewed else None)
+        else InferenceWeights(family, adapter, copies)
     )
     transformer = transformer_with(adapter, family)
     if memory.mode.checkpointing:
@@ -295,9 +296,12 @@ def _train(
         preservation = Preservation(family, settings, captions, preserved, control)
     lora = Lora(transformer, targets, settings.rank, settings.seed)
     log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
-    if memory.storage == WeightStorage() and acceleration.wanted_in_training(family.device):
-        log.info("compiling the transformer blocks; the first steps take longer")
-        acceleration.compile_blocks(transformer)
+    if acceleration.wanted_in_training(family.device):
+        log.info("compiling; the first steps take longer")
+        captions.compile()
+        if memory.storage == WeightStorage():
+            sizes = {sample.mean_CHW.shape for sample in samples}
+            acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity(examples)
     parts = trained_on, captions, lora, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
@@ -333,4 +337,5 @@ def _train(
         facts = loop.settings, dataset, trained, zero_priors, adapter, curves
         images = previews.preview_images
         record = TrainingRecord.of(*facts)
-        return run.weights, write_weights(loop, record, examples, images, run.weights, saver)
+        outcome = write_weights(loop, record, examples, images, run.weights, saver)
+    return run.weights, replace(outcome, family=inference_weights.restored(lora))

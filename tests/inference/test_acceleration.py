@@ -19,9 +19,16 @@ from adapters.lora import Lora
 from families.loading import load_family
 from families.registry import BASES, FAMILIES, undistilled
 from inference import acceleration
-from inference.acceleration import compile_blocks, is_compiled, use_attention, with_fallback
+from inference.acceleration import (
+    compile_blocks,
+    compile_text_encoder,
+    is_compiled,
+    use_attention,
+    with_fallback,
+)
 from inference.engine import Engine
 from inference.request import Request
+from trainer.learning import features
 from trainer.learning.loss import flow_loss
 from trainer.run import train
 from trainer.settings.fields import Settings
@@ -50,7 +57,12 @@ def broken(graph: torch.fx.GraphModule, inputs: Any) -> Any:
 
 def compiles_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     monkeypatch.setattr(
-        acceleration, "compile_blocks", lambda transformer: compile_blocks(transformer, backend)
+        acceleration,
+        "compile_blocks",
+        lambda transformer, **options: compile_blocks(transformer, backend, **options),
+    )
+    monkeypatch.setattr(
+        features, "compile_text_encoder", lambda family: compile_text_encoder(family, backend)
     )
 
 
@@ -270,6 +282,26 @@ def test_a_training_whose_blocks_cannot_be_compiled_trains_plain_ones(
     assert ("CUDA out of memory" if backend is full else "no C compiler was found") in warning
     for layer, pair in plain.factors.items():
         assert all(map(torch.equal, pair, found.factors[layer])), layer
+
+
+def test_compiled_code_is_kept_in_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    for own in ("", str(tmp_path / "own")):
+        acceleration._prepare_compiler.cache_clear()
+        monkeypatch.setenv(acceleration.CACHE_FOLDER, own)
+        acceleration._prepare_compiler()
+        folder = Path(own or tmp_path / "caches" / "zeroprior" / "compiled")
+        assert os.environ[acceleration.CACHE_FOLDER] == str(folder) and folder.is_dir()
+        assert f"compiled code is kept in {folder}" in caplog.text
+    monkeypatch.setenv(acceleration.CACHE_FOLDER, str(tmp_path / "caches" / "file" / "below"))
+    (tmp_path / "caches" / "file").write_text("")
+    acceleration._prepare_compiler.cache_clear()
+    acceleration._prepare_compiler()
+    assert "compiled code is not kept for later runs" in caplog.text
+    acceleration._prepare_compiler.cache_clear()
 
 
 @pytest.mark.slow

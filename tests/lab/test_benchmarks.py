@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from lab.benchmarks import gpu_check
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
+from lab.benchmarks.gpu_check_parts import PARTS
 from lab.benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
 from lab.benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
 from lab.benchmarks.training_step import SIZES, Ways
@@ -45,22 +47,54 @@ def test_without_a_gpu_the_check_says_what_it_would_run(
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick"])
     gpu_check.main()
     said = capsys.readouterr().out
-    for part in ("packages:", "product:", "memory:", "decoding:", "speed:"):
-        assert part in said
-    assert "z-image-turbo: a step, 1024 pixels" in said
+    parts = gpu_check.Check(torch.device("cuda"), True, Path()).parts
+    assert all(f"  {part}: " in said for part in parts) and len(parts) < len(PARTS)
 
 
 @pytest.mark.slow
 def test_the_check_for_a_gpu_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "check.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick", "--cpu", "--json", str(file)])
+    options = ["--full", "--cpu", "--seconds", "3000", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["gpu_check", *options])
     gpu_check.main()
     rows = json.loads(file.read_text())["rows"]
-    assert {row["part"] for row in rows} == {"packages", "product", "memory", "decoding", "speed"}
     states = {(row["part"], row["what"]): row["state"] for row in rows}
-    assert states["product", "resumed weights differ by"] == "passed"
-    assert states["product", "predict"] == "passed"
+    assert {part for part in PARTS if (part, "in all") in states} == set(PARTS)
+    for family in ("z-image-turbo", "qwen-image"):
+        assert states[family, "resumed weights differ by"] == "passed"
+        assert states[family, "predict again"] == "passed"
+        assert states[family, "check: the last preview can be reproduced"] == "passed"
     assert "failed" not in states.values()
+
+
+def test_a_part_that_dies_or_hangs_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that stand for parts: one dies, one hangs, one works."""
+    script = (
+        "import json, os, pathlib, sys, time\n"
+        "name, folder = sys.argv[sys.argv.index('--part') + 1], sys.argv[-2]\n"
+        "row = {'part': name, 'what': 'begun', 'state': 'passed'}\n"
+        "pathlib.Path(folder, name + '.jsonl').write_text(json.dumps(row) + '\\n')\n"
+        "print('the last words', flush=True)\n"
+        "{'rows': os.abort, 'memory': lambda: time.sleep(600)}.get(name, int)()\n"
+    )
+    program = tmp_path / "part.py"
+    program.write_text(script)
+    popen = gpu_check.subprocess.Popen
+
+    def instead(command: list[str], **options: Any) -> Any:
+        return popen([sys.executable, str(program), *command[3:]], **options)
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", instead)
+    check = gpu_check.Check(torch.device("cpu"), False, tmp_path)
+    found = {}
+    for name, seconds in (("rows", 60), ("memory", 3), ("speed", 60)):
+        rows = list(gpu_check.run_part(name, check, seconds))
+        assert (rows[0].what, rows[-1].what) == ("begun", "in all")
+        found[name] = [row.note for row in rows if row.what == "did not finish"]
+    assert found["rows"][0].endswith("the last words") and "exit code -6" in found["rows"][0]
+    assert found["memory"] == ["stopped after 3 s"] and found["speed"] == []
 
 
 @pytest.mark.parametrize("work", ["step", "draw", "swap"])

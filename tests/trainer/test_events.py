@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,8 @@ def test_a_run_writes_what_happens_in_order(tiny: Callable[..., Settings], tmp_p
     assert {name: record.get(name) for name in meta} == meta
     assert record["files"]["weights.zip"] == weights.stat().st_size
     assert record["timings"]["steps_per_second"] > 0
+    phases = {*wanted, "starting", "validation", "previews", "checkpoints"}
+    assert {*record["timings"]["phases"]} == phases == {*events[-1]["phases"]}
 
 
 def test_the_last_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
@@ -156,7 +159,45 @@ def test_events_of_steps_do_not_wait_for_the_device(
     shown.emit()
     assert [each["loss"] for each in read_events(tmp_path)] == [[0.5]]
     with pytest.raises((RuntimeError, NotImplementedError)):
-        shown.show()
+        shown.show(3, {})
+
+
+def test_on_a_device_a_loss_is_read_when_the_next_step_is_queued(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, reading any value is an error."""
+    loop, reported = loop_on_meta(small(steps=10)), list[tuple[str, float]]()
+    progress = SimpleNamespace(set_postfix=lambda **_: None)
+    shown = StepReport(loop, progress, lambda *values: reported.append(values))
+    for done in (1, 2, 3):
+        loop.history.losses.append(torch.zeros((), device="meta"))
+        loop.done = done
+        shown.after_step()
+        loop.history.losses[-1] = torch.tensor(done / 4)  # the device has finished the step
+    assert reported == [("loss", 0.25), ("step", 1.0), ("loss", 0.5), ("step", 2.0)]
+
+
+def test_the_times_of_a_run_are_counted_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("trainer.events.time.monotonic", lambda: now[0])
+    events = Events()
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    passes(1)
+    events.phase("loading")
+    passes(2)
+    events.phase("training")
+    passes(3)
+    with events.within_phase("previews"):
+        passes(4)
+    passes(5)
+    events.phase("training", 1, 2)
+    events.phase("checking")
+    passes(6)
+    wanted = {"starting": 1, "loading": 2, "training": 8, "previews": 4, "checking": 6}
+    assert events.seconds() == wanted
 
 
 # ---- State ---------------------------------------------------------------------------------------

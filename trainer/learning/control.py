@@ -104,7 +104,8 @@ class Control:
             elif command.do == "pause" and command.free:
                 self._pause_and_end(command, loop, saver)
             elif command.do == "pause":
-                self._pause(command, loop, saver)
+                with self.events.within_phase("paused"):
+                    self._pause(command, loop, saver)
                 return
             elif command.do == "stop" and not command.keep:
                 self.events.emit("stopping", step=loop.done)

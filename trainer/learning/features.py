@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
 from families.tokens import split_words
 from families.transfer import onto
+from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
 from trainer.data import Bucket, Example, cover, in_threads, nearest_bucket, warn_upscaled
 from trainer.learning.mapped_tensors import Tensors
@@ -151,6 +153,21 @@ class Captions:
             ids = ids[: family.max_text_tokens - 1]  # within the limit
             self._prefix = read_prefix(family.text_encoder, ids) if ids else None
 
+    def compile(self) -> None:
+        """Compiles the text encoder's layers if some captions are encoded in every step.
+
+        A GPU does the few operations of a caption faster than they are started one by one. Their
+        common beginning is then encoded with each of them: its keys and values, layer by layer,
+        would cost more to start than to compute.
+        """
+        if self.trained:
+            compile_text_encoder(self.family)
+
+    @property
+    def text_encoders(self) -> tuple[Any, ...]:
+        """The text encoder, if it is used in every step."""
+        return (self.family.text_encoder,) if self.trained else ()
+
     def tokens_in(self, captions: Iterable[str]) -> set[str]:
         """The tokens in any of the captions, as far as they are encoded."""
         return {token for text in captions for token in self._tokens.get(text, ())}
@@ -158,13 +175,20 @@ class Captions:
     def features(self, captions: Sequence[str]) -> list[Tensor]:
         """text_LD of each caption, with a gradient for the placeholder token in it."""
         trained = [text for text in captions if text in self.trained]
-        encoded = iter(
-            self.family.encode_prompts(trained, self.vectors, self._prefix) if trained else ()
-        )
+        encoded = iter(self._encoded(trained) if trained else ())
         return [
             next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
             for text in captions
         ]
+
+    def _encoded(self, texts: Sequence[str]) -> list[Tensor]:
+        family = self.family
+
+        def encode() -> list[Tensor]:
+            prefix = None if is_compiled(family.text_encoder) else self._prefix
+            return family.encode_prompts(texts, self.vectors, prefix)
+
+        return with_fallback(family.text_encoder, encode)
 
     def _alike(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """The texts in batches of similar lengths, to minimize padding."""

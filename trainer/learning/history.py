@@ -23,10 +23,7 @@ class History:
     def read(self) -> None:
         """Converts all values to numbers. Waits for the device if there are new ones."""
         for values in (self.losses, *self.row_norms):
-            first = len(values)
-            while first and isinstance(values[first - 1], Tensor):
-                first -= 1
-            values[first:] = [float(each) for each in values[first:]]
+            _read(values, len(values))
 
     def losses_read(self) -> list[float]:
         """The losses of the first steps, as far as they have been read."""
@@ -35,10 +32,11 @@ class History:
             known -= 1
         return [float(each) for each in self.losses[:known]]
 
-    def mean_loss(self, steps: int) -> float:
-        """The mean of the last `steps` losses."""
-        self.read()
-        last = [float(each) for each in self.losses[-steps:]]
+    def mean_loss(self, steps: int, done: int | None = None) -> float:
+        """The mean of the last `steps` losses, or of those before step `done`."""
+        done = len(self.losses) if done is None else done
+        _read(self.losses, done)
+        last = [float(each) for each in self.losses[max(0, done - steps) : done]]
         return sum(last) / len(last)
 
     def plain(self) -> dict[str, list[Any]]:
@@ -61,6 +59,14 @@ class History:
             row_norms=[list(each) for each in norms[:tokens]],
             validation=[list(row) for row in plain.get("validation", [])],
         )
+
+
+def _read(values: list[float | Tensor], stop: int) -> None:
+    """Converts the values before `stop` to numbers, from the first that is none."""
+    first = stop
+    while first and isinstance(values[first - 1], Tensor):
+        first -= 1
+    values[first:stop] = [float(each) for each in values[first:stop]]
 
 
 @dataclass(frozen=True)

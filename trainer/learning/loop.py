@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -84,10 +84,7 @@ class Loop:
 
         # Separate optimizers: the gradient of a near-zero embedding is hundreds of times larger.
         self.lora_parameters = list(lora.parameters()) if lora is not None else []
-        self.rows: list[nn.Parameter] = []
-        for each in self.placeholders:
-            assert isinstance(each.vectors, nn.Parameter)
-            self.rows.append(each.vectors)
+        self.rows = [cast(nn.Parameter, each.vectors) for each in self.placeholders]
         self.parameters = [*self.lora_parameters, *self.rows]
         self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
         self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
@@ -102,11 +99,8 @@ class Loop:
         self.optimizers = {
             name: make_optimizer(kind, *groups[name]) for name, kind in self.optimizer_kinds.items()
         }
-        self.ema = (
-            EMAModel(self.parameters, settings.ema_decay, foreach=True)
-            if settings.ema_decay > 0
-            else None
-        )
+        decay = settings.ema_decay
+        self.ema = EMAModel(self.parameters, decay, foreach=True) if decay > 0 else None
 
         self.done = 0  # steps
         self.norms: dict[str, Tensor] = {}  # of the last step's gradients, before clipping
@@ -148,8 +142,9 @@ class Loop:
         """Runs one optimizer step and adds it to the history."""
         parts = self.settings.gradient_accumulation
         numbers = range(step * parts, (step + 1) * parts)
+        reset, text_encoders = self._drop_gradients, self.captions.text_encoders
         loss = with_fallback(
-            self.family.transformer, lambda: self._gradients(numbers), self._drop_gradients
+            self.family.transformer, lambda: self._gradients(numbers), reset, text_encoders
         )
 
         # Captions are counter-based: no communication is needed to know if a process had the token.

@@ -136,14 +136,15 @@ class Saver:
         if not self._due(loop.done, loop.settings.steps, loop.settings.checkpoint_every):
             return
         self._time = time.monotonic()
-        state = self._state(loop)
-        try:
-            self._write(state, loop, spare=False)
-        except Exception as error:
-            log.warning(
-                "no checkpoint at step %d: %s. The run continues%s",
-                *(loop.done, error, f"; the last one is {self.newest}" if self.newest else ""),
-            )
+        with loop.events.within_phase("checkpoints"):
+            state = self._state(loop)
+            try:
+                self._write(state, loop, spare=False)
+            except Exception as error:
+                log.warning(
+                    "no checkpoint at step %d: %s. The run continues%s",
+                    *(loop.done, error, f"; the last one is {self.newest}" if self.newest else ""),
+                )
 
     def finish(self, loop: "Loop") -> None:
         """Saves the state after the last step, independent of `checkpoint_every`."""

@@ -25,12 +25,30 @@ _PARTS = {"text_encoder", "vae"}
 class InferenceWeights:
     """Copies the original weights of the training adapter's layers; create it before the merge."""
 
-    def __init__(self, family: Family, turbo: TurboAdapter | None = None) -> None:
+    def __init__(
+        self, family: Family, turbo: TurboAdapter | None = None, copies: bool = True
+    ) -> None:
+        """Without `copies`, which previews need, the weights before the merge are lost."""
         self.family = family
         self._original: dict[str, Tensor] = {}
-        if turbo is not None:
+        self._complete = turbo is None or copies
+        if turbo is not None and copies:
             check_fits(turbo.factors, family.transformer, turbo.name, family.base.name)
             self._original = self._copies(turbo.factors)
+
+    @torch.no_grad()
+    def restored(self, lora: Lora) -> Family | None:
+        """The family with the unchanged base and without the LoRA, at the end of a run.
+
+        None if it must be loaded again. It equals a newly loaded one bit for bit.
+        """
+        lora.remove()
+        if not self._complete:
+            return None
+        layers = dict(self.family.transformer.named_modules())
+        for name, weight in self._original.items():
+            layers[name].weight.copy_(weight)
+        return self.family
 
     @contextmanager
     def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
@@ -66,6 +84,18 @@ class SecondBase(InferenceWeights):
         super().__init__(family)
         self._merger: LoraMerger | None = None
         self._transformer: nn.Module | None = None
+
+    def restored(self, lora: Lora) -> Family | None:
+        """The family with the second base in place of the quantized one; None without previews."""
+        lora.remove()
+        if self._merger is None:
+            return None
+        self._merger.restore()
+        if self.family.storage.quantize_text != "none":
+            self.family.release("text_encoder")
+        self.family.set_storage(WeightStorage(offload=True))
+        vars(self.family)["transformer"] = self._transformer
+        return self.family
 
     @contextmanager
     def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:

@@ -120,7 +120,7 @@ class Previews:
         if not self.enabled:
             return
         assert loop.lora is not None
-        with self._guarded(loop.done):
+        with self._guarded(loop.done), loop.events.within_phase("previews"):
             factors, placeholders = loop.final_weights()
             vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
             with self.inference_weights.applied(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from families.tokens import mentions
+from families.transfer import onto
 from inference.acceleration import with_fallback
 from trainer.data import Example
 from trainer.learning import (
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)  # of the training's sigma: the middles of its quarters
 ITEMS = 4  # images per sigma, different for each sigma if there are enough
+PHASE = "validation"  # in the times of a run
 MEASUREMENTS = 10  # in a run, besides the base model's
 # `validation_images: auto` holds out none below ENOUGH images, else one in SHARE, at most MOST.
 ENOUGH, SHARE, MOST = 20, 10, 8
@@ -191,7 +193,7 @@ class Validation:
         for step, *losses in past:
             self._note(int(step), losses)
         if not past:
-            with untrained(loop):
+            with untrained(loop), loop.events.within_phase(PHASE):
                 losses = by_main(self.measure)
             self._measured(loop, 0, losses)
         if loop.done and self.curves.steps[-1] != loop.done:
@@ -205,7 +207,7 @@ class Validation:
         Keeps the best weights and ends the run, as the settings say.
         """
         if self.every and (loop.done % self.every == 0 or loop.done == loop.settings.steps):
-            with loop.averaged():
+            with loop.averaged(), loop.events.within_phase(PHASE):
                 losses = by_main(self.measure)
                 if self.settings.keep_best:
                     keep_best(loop, sum(losses) / len(losses))
@@ -232,18 +234,21 @@ class Validation:
     @torch.no_grad()
     def measure(self) -> list[float]:
         """The mean loss at each sigma."""
-        totals = [0.0] * len(self.curves.sigmas)
+        measured: list[tuple[Batch, Tensor]] = []
         for batch in self._batches():
             latents_BCHW = torch.stack([sample.mean_CHW for _, sample, _ in batch])
             noise_BCHW = torch.stack([self._noise(sample, turn) for _, sample, turn in batch])
             sigma_B = torch.tensor([self.curves.sigmas[level] for level, _, _ in batch])
-            here = [each.to(self.family.device) for each in (latents_BCHW, noise_BCHW, sigma_B)]
+            here = [onto(self.family.device, each) for each in (latents_BCHW, noise_BCHW, sigma_B)]
             text = self.captions.features([sample.caption for _, sample, _ in batch])
             velocity_BCHW = with_fallback(
                 self.family.transformer,
                 partial(self.family.velocity, noisy(*here), here[2], text),
             )
             errors = (velocity_BCHW - (here[1] - here[0])).square().mean(dim=(1, 2, 3))
+            measured.append((batch, errors))
+        totals = [0.0] * len(self.curves.sigmas)
+        for batch, errors in measured:  # now: reading waits for the device
             for (level, _, _), error in zip(batch, errors.tolist(), strict=True):
                 totals[level] += error / ITEMS
         return totals

@@ -9,7 +9,6 @@ After weights.zip is written, every error is a warning: a check is skipped, or a
 or not uploaded.
 """
 
-import gc
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ import torch
 
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.merging import LoraMerger
-from families.family import WeightStorage
+from families.family import Family, WeightStorage
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.tokens import mentions, whole_word
@@ -30,7 +29,7 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
-from trainer.memory import check_second_base
+from trainer.memory import check_second_base, free_memory
 from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
 from trainer.result import report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
@@ -56,6 +55,7 @@ class Outcome:
     events: Events
     kernels: Kernels  # of the training, which made the previews
     needs_offload: bool  # the base was quantized or offloaded during training
+    family: Family | None = None  # the unchanged base, if the run can restore it in memory
 
 
 def write_weights(
@@ -181,8 +181,12 @@ def evaluate(outcome: Outcome) -> Verdict:
     with _warn_on_error(f"{page} is not written"):
         report.write_report(_report_data(record, outcome.examples, outcome.preview_images), page)
         log.info("wrote %s", page)
+    phases = outcome.events.seconds()
     with _warn_on_error("record.json is not written"):
-        record.write(outcome.path.parent)
+        timings = replace(record.timings, phases=phases)
+        replace(record, timings=timings).write(outcome.path.parent)
+    parts = ", ".join(f"{name} {each:.1f} s" for name, each in phases.items())
+    log.info("%.1f s in all: %s", sum(phases.values()), parts)
     log_verdict(found, record.verdict)
     return record.verdict
 
@@ -216,7 +220,7 @@ def _image_checks(outcome: Outcome) -> list[CheckResult]:
                 result_checks.PREVIEW, SKIPPED, "no image was generated; give sample_prompts"
             )
         ]
-    gc.collect()  # free the training's GPU memory
+    free_memory()  # of the training
     found: list[CheckResult] = []
     try:
         _compare_images(outcome, found)
@@ -225,20 +229,22 @@ def _image_checks(outcome: Outcome) -> list[CheckResult]:
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as previews: code that is compiled for them is not compiled again
 def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
-    """Generates images as inference does: with a newly loaded base and the archive from disk.
+    """Generates images as inference does: with the unchanged base and the archive from disk.
 
-    Adds the check results to `found` one by one.
+    The base is the one in memory, else it is loaded. Adds the check results to `found` one by one.
     """
     settings, preview_images = outcome.settings, outcome.preview_images
     shipped = outcome.record.curves.shipped
     step = settings.steps if shipped is None else shipped
     archive = read_archive(outcome.path)
-    family = load_family(settings.base)
-    if outcome.needs_offload:
-        check_second_base(family)
-        family.set_storage(WeightStorage(offload=True))
+    family = outcome.family
+    if family is None:
+        family = load_family(settings.base)
+        if outcome.needs_offload:
+            check_second_base(family)
+            family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)

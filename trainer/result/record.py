@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Timings:
 
     steps_per_second: float
     peak_gpu_bytes: int | None  # None without a GPU
+    phases: Mapping[str, float] = field(default_factory=dict)  # seconds, from the start to the end
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
                 for optimizer in loop.optimizers.values():
                     optimizer.step = lambda *_: None  # fused ones run on real devices alone
                 loop.step(loop.done)
-                shown.show()
+                shown.show(loop.done, loop.norms)
                 loop._check_gradient()
                 for each in watchers:
                     each.after_step(loop)

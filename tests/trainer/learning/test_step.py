@@ -13,7 +13,11 @@ from torch._dynamo.testing import CompileCounter
 
 from adapters.lora import Lora
 from families.loading import load_family
-from inference.acceleration import compile_blocks, wanted_in_training
+from inference.acceleration import (
+    compile_blocks,
+    compile_text_encoder,
+    wanted_in_training,
+)
 from trainer.data.buckets import Bucket
 from trainer.data.dataset import Example, read_dataset
 from trainer.learning import features
@@ -111,6 +115,53 @@ def test_nothing_is_compiled_again_after_the_first_epoch(
     assert counts[0] == counts[1] > 0
     first = torch.stack(loop.history.losses[: epoch // 2])
     torch.testing.assert_close(first, torch.stack(plain.history.losses), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_text_encoder_is_compiled_once_for_all_its_layers_and_captions(
+    name: str, small: Callable[..., Settings]
+) -> None:
+    torch._dynamo.reset()
+    family = load_family(small(base_model=name).base)
+    rows = nn.Parameter(torch.randn(1, family.text_width) / 8)
+    texts = [f"a photo of <zwx>{' in the snow' * times}" for times in range(4)]
+    captions = Captions(family, texts, {"<zwx>": rows})
+    assert captions._prefix is not None and len(family.text_encoder.layers) == 2
+
+    def results() -> list[Tensor]:
+        made = [captions.features([text])[0] for text in texts]
+        rows.grad = None
+        sum(each.square().sum() for each in made).backward()
+        assert rows.grad is not None
+        return [*(each.detach() for each in made), rows.grad]
+
+    plain, counter = results(), CompileCounter()
+    compile_text_encoder(family, backend=counter)
+    compiled = results()
+    # Of two small sizes that happen to be equal, the compiler makes one of its own.
+    assert 1 <= counter.frame_count <= 2
+    count = counter.frame_count
+    results()
+    assert counter.frame_count == count
+    torch._dynamo.reset()
+    for one, other in zip(plain, compiled, strict=True):
+        assert (one - other).norm() < 1e-5 * one.norm()
+
+
+@pytest.mark.parametrize(
+    ("several", "base", "graphs"), [(False, "qwen-image", 7), (True, "qwen-image", 3)]
+)
+def test_blocks_for_several_sizes_are_compiled_for_all_at_once(
+    several: bool, base: str, graphs: int, small: Callable[..., Settings]
+) -> None:
+    torch._dynamo.reset()
+    loop = make_loop(small(base_model=base, resolution="32,64", caption_dropout=0.2, rank=1))
+    counter = CompileCounter()
+    compile_blocks(loop.family.transformer, backend=counter, several_sizes=several)
+    for step in range(loop.batches.period):
+        loop.step(step)
+    torch._dynamo.reset()
+    assert counter.frame_count == graphs
 
 
 @pytest.mark.parametrize(

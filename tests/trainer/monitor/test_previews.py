@@ -141,11 +141,32 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     assert dict(family.transformer.named_modules()) == modules
     assert "vae" not in vars(family)  # it was not there before, and has left again
 
+    assert inference_weights.restored(lora) is family
+    after = family.transformer.state_dict()
+    assert after.keys() == original.keys()
+    assert all(torch.equal(after[name], original[name]) for name in original)
+
+
+def test_a_base_whose_original_weights_are_lost_is_loaded_again_for_the_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    base = BASES["miniature-turbo"]
+    family = load_family(base)
+    turbo = TurboAdapter.read(adapter_path(base.training_adapters["v1"]))
+    inference_weights = InferenceWeights(family, turbo, copies=False)
+    turbo.merge(family.transformer, base.name)
+    lora = Lora(family.transformer, family.lora_targets(), 2, 0)
+    assert inference_weights.restored(lora) is None
+
 
 def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
     small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many previews follow, it is loaded for the captions and for the checks alone."""
+    """However many previews follow, it is loaded for the captions and for the checks alone.
+
+    The transformer is loaded once: the checks use the one in memory.
+    """
     loaded = []
 
     def count(model_class: Any, *given: Any, **options: Any) -> Any:
@@ -158,6 +179,7 @@ def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(
     common = {**plain, "validation_every": 0, "sample_every": 1}
     train(small(sample_prompts=("a cat", "a dog"), sample_options=options, **common))
     assert loaded.count("Qwen3Model") == 2
+    assert loaded.count("ZImageTransformer2DModel") == 1
 
 
 def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(

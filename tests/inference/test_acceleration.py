@@ -278,8 +278,9 @@ def test_a_training_whose_blocks_cannot_be_compiled_trains_plain_ones(
     compiles_with(monkeypatch, backend)
     monkeypatch.setenv("COMPILE", "1")
     found = read_archive(train(small(**common, output_dir=tmp_path / "compiled")))
-    (warning,) = warnings(caplog)
-    assert ("CUDA out of memory" if backend is full else "no C compiler was found") in warning
+    said = warnings(caplog)  # of the text encoder and the transformer
+    why = "CUDA out of memory" if backend is full else "no C compiler was found"
+    assert 1 <= len(said) <= 2 and all(why in warning for warning in said)
     for layer, pair in plain.factors.items():
         assert all(map(torch.equal, pair, found.factors[layer])), layer
 

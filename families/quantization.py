@@ -183,9 +183,10 @@ def quantize_transformer(
     with init_empty_weights():
         quantized = type(model).from_config(model.config)
     quantizer.preprocess_model(quantized, device_map=None, keep_in_fp32_modules=[])
+    weights: Any = _Emptied(model, change)  # an OrderedDict in the annotation; only read in order
     load_model_dict_into_meta(
         quantized,
-        _Emptied(model, change),  # type: ignore[arg-type]  # only read by name
+        weights,
         dtype=dtype,
         device_map={"": device},
         hf_quantizer=quantizer,

@@ -1,6 +1,7 @@
 """LoRAs beside quantized layers, which nothing can be merged into."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -125,7 +126,8 @@ def test_over_a_base_that_a_library_quantized_lora_is_what_it_is_over_its_rounde
     plain = MODELS["Z-Image"]()
     names = Layout.of(plain, "small").shapes
     targets = list(block_linears(plain))
-    quantized = quantize_transformer(plain, kind, torch.device("cpu"), torch.float32)
+    whole = deepcopy(plain)  # loses its weights
+    quantized = quantize_transformer(whole, kind, torch.device("cpu"), torch.float32)
     draw = torch.Generator().manual_seed(0)
     inputs = ([torch.randn(16, 1, 8, 8, generator=draw)], torch.tensor([0.5]))
     text = [torch.randn(7, 64, generator=draw)]

@@ -231,7 +231,7 @@ def test_an_upload_that_fails_in_any_way_is_a_warning(
     assert "hf_token is gone" in caplog.text
 
 
-def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_memory(
+def test_when_the_result_is_checked_only_the_base_is_left_of_the_training_and_is_not_loaded_again(
     tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []
@@ -256,7 +256,10 @@ def test_when_the_result_is_checked_nothing_of_the_base_it_was_trained_on_is_in_
     monkeypatch.setattr(Saver, "begin", begun)
     monkeypatch.setattr(evaluation, "_compare_images", look)
     run.train(tiny(**PREVIEWS))
-    assert alive == [None] * 5
+    family, loop, transformer, _, lora = alive
+    assert loop is None and lora is None
+    assert family is not None and family.transformer is transformer
+    assert len(made) == 5  # one family
 
 
 # ---- Previews and progress -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Loads the family of a base model onto a device."""
 
+import functools
 import logging
 import os
 
@@ -40,6 +41,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return _DTYPES[named]
 
 
+@functools.cache
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False

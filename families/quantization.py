@@ -131,6 +131,11 @@ def block_linears(model: nn.Module) -> Iterator[str]:
             yield name
 
 
+def block_values(model: nn.Module) -> int:
+    """The number of weights in these layers, which are quantized or offloaded."""
+    return sum(model.get_parameter(f"{name}.weight").numel() for name in block_linears(model))
+
+
 class _Emptied(Mapping[str, Tensor]):
     """The state of a model that loses each parameter when it is read; changed by `change`."""
 

@@ -7,7 +7,6 @@ encoder or transformer saves is counted from the models' sizes. The VAE stays in
 import logging
 
 import torch
-from torch import nn
 
 from families.base import Base
 from families.family import WeightStorage
@@ -15,7 +14,7 @@ from families.memory import RESERVE, free_memory
 from families.quantization import (
     QUANTIZATIONS,
     QuantizationUnavailable,
-    block_linears,
+    block_values,
     check_available,
 )
 from families.without_weights import family_without_weights
@@ -61,7 +60,7 @@ def choose_storage(base: Base, device: torch.device) -> WeightStorage:
 def memory_needed(base: Base) -> dict[WeightStorage, float]:
     """Bytes on the GPU to generate an image of the default resolution, for each storage."""
     family = family_without_weights(base)
-    transformer, text = _block_values(family.transformer), _block_values(family.text_encoder)
+    transformer, text = block_values(family.transformer), block_values(family.text_encoder)
     return {
         storage: base.generation_memory * 1e9
         - transformer * (_BYTES - (0.0 if storage.offload else _bytes(storage.quantize)))
@@ -77,11 +76,6 @@ def describe(storage: WeightStorage) -> str:
     text = names.get(storage.quantize_text, storage.quantize_text)
     where = " in CPU memory" if storage.offload else ""
     return f"the transformer in {transformer}{where} and the text encoder in {text}"
-
-
-def _block_values(model: nn.Module) -> int:
-    """The number of weights that are quantized or offloaded."""
-    return sum(model.get_parameter(f"{name}.weight").numel() for name in block_linears(model))
 
 
 def _bytes(quantize: str) -> float:

@@ -318,8 +318,8 @@ def test_inductor_compiles_a_step_of_every_family(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     family = load_family(BASES[base], CPU, torch.float32)
     lora = Lora(family.transformer, family.lora_targets(), 4, seed=0)
-    draw = torch.Generator().manual_seed(1)
-    latents, noise = torch.randn(2, 1, family.latent_channels, 8, 8, generator=draw)
+    random = torch.Generator().manual_seed(1)
+    latents, noise = torch.randn(2, 1, family.latent_channels, 8, 8, generator=random)
     text = family.encode_prompts(["a cup of coffee"])
 
     def step() -> tuple[torch.Tensor, list[torch.Tensor]]:

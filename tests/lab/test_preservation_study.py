@@ -14,9 +14,9 @@ from lab.experiments.preservation.report import DOCUMENT, TURBO, Results, costs,
 from lab.experiments.preservation.training import train
 from lab.experiments.preservation.ways import (
     BASE,
-    DRAWN,
     NOTHING,
     PRESERVE,
+    RENDERED,
     SCREENED,
     STUDIED,
     Way,
@@ -84,7 +84,7 @@ def test_a_row_that_is_there_is_not_measured_again(tmp_path: Path) -> None:
     table = Table(tmp_path / "table.jsonl")
     runs = [StudyRun(Way("nothing"), TURBO, "robot", 1)]
     measure(runs, table, steps=1, pictures=tmp_path)
-    assert [row["way"] for row in table.rows] == ["base", "drawn", "nothing"]
+    assert [row["way"] for row in table.rows] == ["base", "renderings", "nothing"]
     assert len(list(tmp_path.glob("*.png"))) == 1
     measure(runs, Table(table.path), steps=1, pictures=tmp_path)
     assert len(Table(table.path).rows) == 3
@@ -102,7 +102,7 @@ def test_the_study_has_every_subject_and_seed_and_no_run_twice() -> None:
 def test_every_screened_row_is_of_a_way_that_is_there() -> None:
     names = {way.name for way in SCREENED}
     for row in Table(PUBLISHED / SCREEN).rows:
-        if row["way"] not in (BASE, DRAWN):
+        if row["way"] not in (BASE, RENDERED):
             assert any(row["way"].startswith(name) for name in names)
 
 

@@ -39,10 +39,8 @@ class Control:
         self.events, self._inbox = events or Events(), inbox or Inbox()
         self._waiting: list[Command] = []  # taken, not yet executed
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
-        self.why, self.planned = (
-            "",
-            0,
-        )  # early_stopping's reason; the steps planned, if it ends early
+        self.why = ""  # early_stopping's reason
+        self.planned = 0  # steps, if it ends early
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
         """Emits a phase before the first step. Raises `Stopped` on a stop command.

@@ -9,7 +9,7 @@ import torch
 
 from families.family import Family
 from families.memory import RESERVE, free_memory
-from families.quantization import QUANTIZATIONS, block_linears
+from families.quantization import QUANTIZATIONS, block_values
 from families.without_weights import transformer_without_weights
 from trainer.memory.plan import Figures, Mode
 
@@ -52,8 +52,7 @@ def room_of(free: int) -> int:
 
 def check_second_base(family: Family) -> None:
     """Raises `NoRoom` if an unquantized base with offloaded weights does not fit."""
-    model = transformer_without_weights(family.base)
-    values = sum(model.get_parameter(f"{name}.weight").numel() for name in block_linears(model))
+    values = block_values(transformer_without_weights(family.base))
     need, room = family.dtype.itemsize * values, room_of(free_memory(torch.device("cpu")))
     if need > room:
         raise NoRoom(

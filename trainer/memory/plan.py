@@ -11,7 +11,7 @@ import torch
 from families.base import Base
 from families.family import Family, WeightStorage
 from families.memory import RESERVE
-from families.quantization import QUANTIZATIONS, block_linears
+from families.quantization import QUANTIZATIONS, block_linears, block_values
 from families.without_weights import family_without_weights
 from trainer.memory.step_cost import (
     NO_PRESERVATION,
@@ -340,7 +340,7 @@ def _preview_load(family: Family, shape: Shape) -> Load:
 
 def _split(model: torch.nn.Module) -> tuple[int, int]:
     """Values in the block linears' weights, and in all others."""
-    inside = _count(model.get_parameter(f"{name}.weight") for name in block_linears(model))
+    inside = block_values(model)
     return inside, _count(model.parameters()) - inside
 
 

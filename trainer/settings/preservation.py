@@ -133,7 +133,7 @@ def sort_prompts(prompts: Iterable[str], settings: "Settings") -> tuple[list[str
     """The prompts without the subject, and those with it.
 
     TOK and [trigger] are replaced by the token or trigger word; of several subjects, each in turn.
-    Without a token and trigger word, prompts with TOK are left out.
+    Without a token and trigger word, prompts with TOK are not used.
     """
     others: list[str] = []
     of_subject: list[str] = []

@@ -22,7 +22,7 @@ from lab.experiments.preservation.measures import Measures
 from lab.experiments.preservation.training import train
 from lab.experiments.preservation.ways import (
     BASE,
-    DRAWN,
+    RENDERED,
     SCREENED,
     STUDIED,
     UNDISTILLED,
@@ -84,7 +84,7 @@ def measure(runs: list[Run], table: Table, steps: int, pictures: Path | None) ->
         if run.base not in instruments:
             instruments[run.base] = Measures(run.base)
         measures = instruments[run.base]
-        for name, reference_of in ((BASE, measures.of_base), (DRAWN, measures.of_drawings)):
+        for name, reference_of in ((BASE, measures.of_base), (RENDERED, measures.of_renderings)):
             reference = {"way": name, "base": run.base, "subject": run.subject, "steps": 0}
             if reference not in table:
                 table.add(reference | reference_of(run.subject))

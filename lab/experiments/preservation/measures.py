@@ -54,8 +54,8 @@ class Measures:
         """Scores of the base with the token as it begins."""
         return self.of(self.untrained(), subject)
 
-    def of_drawings(self, subject: str) -> dict[str, Any]:
-        """Scores of drawings of the prompts' scenes: the most that the judge gives."""
+    def of_renderings(self, subject: str) -> dict[str, Any]:
+        """Scores of renderings of the prompts' scenes: the most that the judge gives."""
         prompts = subject_prompts(subject, TOKEN, self.count)
         images, free = ([render(each.scene) for each in some] for some in (prompts, self.free))
         return self._scores(subject, prompts, images, free)

@@ -10,10 +10,10 @@ from families.registry import BASES
 from lab.experiments.document import rewrite, table
 from lab.experiments.preservation.ways import (
     BASE,
-    DRAWN,
     LOSS_FORMS,
     NOTHING,
     PRESERVE,
+    RENDERED,
     UNDISTILLED_BASE,
 )
 from lab.experiments.statistics import Estimate, Values, estimate
@@ -26,7 +26,7 @@ from trainer.settings.presets import find_preset, steps_for
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "preservation.md"
 TURBO = "miniature-turbo"
-REFERENCES = {DRAWN: "the scenes, drawn", BASE: "base model"}
+REFERENCES = {RENDERED: "renderings", BASE: "base model"}
 FORMS = tuple(way.name for way in LOSS_FORMS)
 GENERATED_IN = (", 2 steps", ", 4 steps")
 
@@ -115,7 +115,7 @@ class Results:
         return estimate(self.values(measure, base, way, *pairs))
 
     def reference(self, measure: Measure, base: str, way: str) -> float:
-        """Of the base model or of drawings, over the subjects."""
+        """Of the base model or of renderings, over the subjects."""
         rows = {row["subject"]: row for row in self.study.find(base=base, way=way)}
         return float(np.mean([measure.of(row) for row in rows.values()]))
 

@@ -46,8 +46,8 @@ class Way:
         return self.kind != "none" or self.penalty > 0 or self.guided > 0
 
 
-# The ways of rows without a training: the model without a LoRA, and drawings of the scenes.
-BASE, DRAWN = "base", "drawn"
+# The ways of rows without a training: the model without a LoRA, and renderings of the scenes.
+BASE, RENDERED = "base", "renderings"
 M, P = "match", "path"
 OLD: dict[str, Any] = {"caption_dropout": 0.05}  # the default before preservation
 SLOWER: dict[str, Any] = {"learning_rate": 4e-3, "placeholder_learning_rate": 0.02}  # as it was

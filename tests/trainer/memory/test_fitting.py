@@ -11,6 +11,7 @@ import pytest
 import torch
 from root import ROOT
 
+from families import loading
 from families.family import Family
 from families.loading import default_device, default_dtype, load_family
 from families.memory import RESERVE, free_and_total
@@ -262,7 +263,10 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_says_what_it_costs(
 ) -> None:
     monkeypatch.delenv("DTYPE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    loading._has_bfloat16.cache_clear()
     found = default_dtype(torch.device("cuda"))
+    assert default_dtype(torch.device("cuda")) == found  # with one warning
+    loading._has_bfloat16.cache_clear()
     assert found == (torch.bfloat16 if has_it else torch.float32)
     assert ["twice the memory" in line for line in caplog.messages] == ([] if has_it else [True])
     monkeypatch.setenv("DTYPE", "bfloat16")  # emulated, where a user wants it

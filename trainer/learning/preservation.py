@@ -145,7 +145,7 @@ class Preservation:
     @property
     def tokens(self) -> set[str]:
         """The tokens that the rows of any process may contain."""
-        return self.captions.tokens_in({each.prompt for each in self.subject})
+        return self.captions.tokens_in(self.prompts.subject if self.subject else ())
 
     def generate_subject(self, weights: Mapping[str, Tensor]) -> None:
         """Generates the images of the subject with the model as it is: with these weights.

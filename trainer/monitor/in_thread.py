@@ -49,6 +49,11 @@ class InThread:
         finally:
             self._ended.set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the call has returned or raised."""
+        return self._ended.is_set()
+
     def result(self, timeout: float = float("inf")) -> None:
         """Waits at most `timeout` seconds. Raises the call's exception, or `TimeoutError`."""
         until = time.monotonic() + timeout

@@ -11,6 +11,7 @@ warning, and the run continues. Of several processes, only the main process logs
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "trackers"  # files of TensorBoard and wandb, next to weights.zip
 TIMEOUT = 60.0  # seconds to send the remaining data at the end
+STOP_TIMEOUT = 5.0  # seconds until a killed tracker has cleaned up
 _NO_SECRETS = Secrets()
 _LOCAL = {"dataset", "output_dir", "resume_from", "name", "given"}  # local paths and names
 
@@ -76,6 +78,7 @@ class Trackers:
         self._secrets = (wandb_api_key, Secret.of(os.environ.get("WANDB_API_KEY")))
         self._open: dict[str, GeneralTracker] = {}
         self._broken: dict[str, GeneralTracker] = {}
+        self._call: InThread | None = None  # the last call that may block
         check_trackers(settings.trackers, secrets)
         if not settings.trackers or not PartialState().is_main_process:
             return
@@ -85,7 +88,8 @@ class Trackers:
             try:
                 tracker = MAKERS[name](settings, folder, secrets)
                 self._broken[name] = tracker  # until it is started
-                InThread(partial(_start, tracker, settings)).result()
+                self._call = InThread(partial(_start, tracker, settings))
+                self._call.result()
             except Exception as error:
                 self.close()
                 raise SettingsError(
@@ -94,7 +98,7 @@ class Trackers:
                     + (". WANDB_MODE=offline needs neither key nor network" * (name == "wandb"))
                 ) from None
             except BaseException:  # cancelled: do not wait
-                _stop([*self._open.values(), *self._broken.values()])
+                self._stop([*self._open.values(), *self._broken.values()])
                 raise
             self._open[name] = self._broken.pop(name)
 
@@ -134,14 +138,15 @@ class Trackers:
         try:
             for name, tracker, finish in closing:
                 try:
-                    InThread(finish).result(TIMEOUT)
+                    self._call = InThread(finish)
+                    self._call.result(TIMEOUT)
                 except TimeoutError:
                     log.warning("%s is still sending after %g s and is stopped", name, TIMEOUT)
-                    _stop([tracker])
+                    self._stop([tracker])
                 except Exception as error:
                     log.warning("%s failed to close: %s", name, self._redacted(error))
         except BaseException:  # cancelled: do not wait
-            _stop([tracker for _, tracker, _ in closing])
+            self._stop([tracker for _, tracker, _ in closing])
             raise
 
     def _each(self, what: str, call: Callable[[GeneralTracker], None]) -> None:
@@ -154,6 +159,25 @@ class Trackers:
                     "%s could not %s (%s); the run continues without it",
                     *(name, what, self._redacted(error)),
                 )
+
+    def _stop(self, trackers: Sequence[GeneralTracker]) -> None:
+        """Ends the trackers' processes immediately, so that none affects the next run.
+
+        A blocked call returns when its process is dead. It is awaited: its own cleaning up would
+        otherwise end the session of the next run.
+        """
+        for tracker in trackers:
+            if not isinstance(tracker, WandBRun):
+                continue
+            until = time.monotonic() + STOP_TIMEOUT
+            tracker.kill()
+            while self._call is not None and not self._call.ended and time.monotonic() < until:
+                time.sleep(0.02)
+                tracker.kill()  # also a process that has just been started
+            try:
+                InThread(tracker.forget).result(STOP_TIMEOUT)
+            except Exception as error:
+                log.debug("a stopped tracker: %s", type(error).__name__)
 
     def _redacted(self, error: Exception) -> str:
         return hidden(f"{type(error).__name__}: {error}", *self._secrets)
@@ -173,17 +197,6 @@ class Trackers:
 def _start(tracker: GeneralTracker, settings: Settings) -> None:
     tracker.start()
     tracker.store_init_configuration(configuration(settings))
-
-
-def _stop(trackers: Sequence[GeneralTracker]) -> None:
-    """Ends the trackers' processes immediately, so that none affects the next run."""
-    for tracker in trackers:
-        if isinstance(tracker, WandBRun):
-            tracker.kill()
-            try:
-                InThread(tracker.forget).result(5)
-            except Exception as error:
-                log.debug("a stopped tracker: %s", type(error).__name__)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ process that died would be used forever. So all of it is cleared when a run ends
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ class WandBRun(WandBTracker):
         import wandb
         from wandb.sdk import wandb_setup
 
-        self._folder, self._from_request, self._killed = folder, from_request, False
+        self._folder, self._from_request = folder, from_request
+        self._forgotten, self._forgetting = False, threading.Lock()
         # A session that existed before belongs to the calling program.
         self._own = from_request or wandb_setup._singleton is None
         options: dict[str, Any] = {} if key is None else {"api_key": key.reveal()}
@@ -65,11 +67,9 @@ class WandBRun(WandBTracker):
         if not self._from_request:
             super().start()
             return
-        self.forget()
+        _clear()  # of the calling program, or of a run that could not clean up
         with _without_accounts(self._folder):
             super().start()
-        if self._killed:  # `kill` was called before the service process existed
-            self.forget()
 
     def finish(self) -> None:
         """Sends the remaining data and ends the session."""
@@ -81,29 +81,35 @@ class WandBRun(WandBTracker):
     def forget(self) -> None:
         """Ends wandb's service process and clears wandb's state in this process.
 
-        Sends the remaining data first, which may block for as long as the network does.
+        Sends the remaining data first, which may block for as long as the network does. Done only
+        once: later, the state in this process is that of the next run.
         """
-        if not self._own:
-            return
-        import wandb
-
-        for _ in range(2):  # if the service process is dead, the second call clears the login
-            try:
-                wandb.teardown()
-                break
-            except (Exception, SystemExit):
-                continue
-        os.environ.pop(_SERVICE, None)
+        with self._forgetting:
+            if self._own and not self._forgotten:
+                self._forgotten = True
+                _clear()
 
     def kill(self) -> None:
         """Kills the service process; calls that wait for it then return."""
         from wandb.sdk import wandb_setup
 
-        self._killed = True
         connection = getattr(wandb_setup._singleton, "_connection", None)
         service = getattr(connection, "_proc", None) if self._own else None
         if service is not None:
             service._process.kill()
+
+
+def _clear() -> None:
+    """Ends wandb's service process, and clears key, settings and account in this process."""
+    import wandb
+
+    for _ in range(2):  # if the service process is dead, the second call clears the login
+        try:
+            wandb.teardown()
+            break
+        except (Exception, SystemExit):
+            continue
+    os.environ.pop(_SERVICE, None)
 
 
 @contextmanager

@@ -422,6 +422,27 @@ def test_a_cancellation_is_heard_while_a_tracker_waits(
     assert BERT in server.keys
 
 
+def test_a_run_that_cleans_up_late_leaves_the_session_of_the_next_one(
+    tmp_path: Path, server: WandB
+) -> None:
+    from wandb.sdk import wandb_setup
+
+    from trainer.monitor.wandb_run import WandBRun
+
+    first, second = (
+        WandBRun("cats", None, None, tmp_path, Secret.of(key), True) for key in (ANNA, BERT)
+    )
+    first.start()
+    first.kill()
+    first.forget()
+    second.start()
+    session = wandb_setup._singleton
+    first.forget()
+    assert session is not None and wandb_setup._singleton is session
+    second.finish()
+    assert wandb_setup._singleton is None and wandb_cores() == []
+
+
 @pytest.mark.parametrize(
     ("tracker", "key", "said"),
     [

@@ -9,13 +9,14 @@ The layer and its gradient are plain tensor operations, so a compiled block is o
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from families.packed_weights import FLOAT8_MULTIPLE, Packing, Shape, float8_product
+from families.packed_weights import FLOAT8_MULTIPLE, Packing, float8_product
 from families.pinned import pinned
 
 
@@ -51,12 +52,12 @@ class FrozenLinear(nn.Linear):
         """The weight [out, in] on `device`, which is the stored tensor if it is like that."""
         fetched = [each.to(self.device) for each in self.parts]
         shape = self.out_features, self.in_features
-        return self.packing.dequantize(fetched, shape, self.dtype).to(dtype)
+        return self.packing.dequantize(shape, self.dtype, fetched).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self.out_features, self.in_features
-        how = self.packing, shape, self.dtype, self.float8
-        return _FrozenProduct.apply(x, self.bias, *how, *self.parts)
+        dequantize = partial(self.packing.dequantize, shape, self.dtype)
+        return _FrozenProduct.apply(x, self.bias, dequantize, self.float8, *self.parts)
 
     def offload(self) -> None:
         """Moves the packed values to CPU memory, pinned if a GPU will read them."""
@@ -68,23 +69,16 @@ class _FrozenProduct(torch.autograd.Function):
     """y = x W^T + b, with a gradient only for x."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        bias: Tensor | None,
-        packing: Packing,
-        shape: Shape,
-        dtype: torch.dtype,
-        float8: bool,
-        *parts: Tensor,
-    ) -> Tensor:
-        ctx.packing, ctx.shape, ctx.dtype = packing, shape, dtype
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        # Without `rest` as it is, the compiler takes the function for one without a context: it
+        # compares the number of arguments with that of names.
+        bias, ctx.dequantize, float8, *parts = rest
         ctx.save_for_backward(*parts)  # as stored, so that nothing is kept in addition
         fetched = _fetched(parts, x.device)
         if float8:
             product = float8_product(x, *fetched)
             return product if bias is None else product + bias
-        return F.linear(x, packing.dequantize(fetched, shape, dtype).to(x.dtype), bias)
+        return F.linear(x, ctx.dequantize(fetched).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -92,8 +86,8 @@ class _FrozenProduct(torch.autograd.Function):
         # As another view: in a compiled graph, an equal expression would be computed once, in the
         # forward pass, and its result, the 16-bit weight, saved.
         parts = [each[None] for each in _fetched(ctx.saved_tensors, grad.device)]
-        weight = ctx.packing.dequantize(parts, ctx.shape, ctx.dtype)[0].to(grad.dtype)
-        return grad @ weight, *[None] * (5 + len(parts))
+        weight = ctx.dequantize(parts)[0].to(grad.dtype)
+        return grad @ weight, *[None] * (3 + len(parts))
 
 
 def _fetched(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:

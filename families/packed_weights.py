@@ -29,12 +29,12 @@ Shape = tuple[int, int]
 class Packing:
     """One way to store a weight [out, in]: its packed values, and small tensors beside them.
 
-    `dequantize` gets them, the shape and the dtype of the weight before it was quantized. All
-    tensors may have one more dimension of size 1 in front, which the result has too.
+    `dequantize` gets the shape and the dtype of the weight before it was quantized, and these. All
+    of them may have one more dimension of size 1 in front, which the result has too.
     """
 
     unpack: Callable[[Any], tuple[Tensor, ...]]  # the values are the first
-    dequantize: Callable[[Sequence[Tensor], Shape, torch.dtype], Tensor]
+    dequantize: Callable[[Shape, torch.dtype, Sequence[Tensor]], Tensor]
     float8: bool = False  # whether `float8_product` can multiply with it
 
 
@@ -42,7 +42,7 @@ def _unpack_plain(weight: Any) -> tuple[Tensor, ...]:
     return (weight,)
 
 
-def _plain(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+def _plain(shape: Shape, dtype: torch.dtype, parts: Sequence[Tensor]) -> Tensor:
     return parts[0]
 
 
@@ -54,12 +54,12 @@ def _unpack_torchao(weight: Any) -> tuple[Tensor, ...]:
     return weight.qdata, weight.scale
 
 
-def _int8(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+def _int8(shape: Shape, dtype: torch.dtype, parts: Sequence[Tensor]) -> Tensor:
     values, scales = parts
     return (values.to(dtype) * scales).to(dtype)
 
 
-def _float8(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+def _float8(shape: Shape, dtype: torch.dtype, parts: Sequence[Tensor]) -> Tensor:
     values, scales = parts
     return (values.to(torch.float32) * scales).to(dtype)
 
@@ -77,7 +77,7 @@ def _unpack_nf4(weight: Any) -> tuple[Tensor, ...]:
     return weight.data, state.absmax, inner.absmax, inner.code, state.offset
 
 
-def _nf4(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
+def _nf4(shape: Shape, dtype: torch.dtype, parts: Sequence[Tensor]) -> Tensor:
     values, scales, outer, code, offset = parts
     library = torch.ops.bitsandbytes
     absmax = library.dequantize_blockwise.default(scales, outer, code, _SCALE_BLOCK, torch.float32)
@@ -137,6 +137,6 @@ def _why_no_float8(device: torch.device) -> str:
         x = torch.zeros(side, side, dtype=torch.bfloat16, device=device)
         float8_product(x, x.to(FLOAT8), torch.ones(side, 1, device=device))
         torch.cuda.synchronize(device)
-    except RuntimeError as error:
+    except Exception as error:
         return str(error).partition("\n")[0]
     return ""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from families.packed_weights import FLOAT8_MULTIPLE, Packing, float8_product
+from families.packed_weights import FLOAT8_MULTIPLE, Packing, float8_gradient, float8_product
 from families.pinned import pinned
 
 
@@ -24,7 +24,7 @@ class FrozenLinear(nn.Linear):
     """A linear layer with the weight of another, which is fetched for each product.
 
     It computes on `device`; the weight may be stored elsewhere. `weight` has the packed values.
-    With `float8`, the forward product is computed in float8, if size and dtype allow it.
+    With `float8`, products are computed in float8, if size and dtype allow it.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         # Without `rest` as it is, the compiler takes the function for one without a context: it
         # compares the number of arguments with that of names.
-        bias, ctx.dequantize, float8, *parts = rest
+        bias, ctx.dequantize, ctx.float8, *parts = rest
         ctx.save_for_backward(*parts)  # as stored, so that nothing is kept in addition
         fetched = _fetched(parts, x.device)
-        if float8:
+        if ctx.float8:
             product = float8_product(x, *fetched)
             return product if bias is None else product + bias
         return F.linear(x, ctx.dequantize(fetched).to(x.dtype), bias)
@@ -83,11 +83,15 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        # As another view: in a compiled graph, an equal expression would be computed once, in the
-        # forward pass, and its result, the 16-bit weight, saved.
-        parts = [each[None] for each in _fetched(ctx.saved_tensors, grad.device)]
-        weight = ctx.dequantize(parts)[0].to(grad.dtype)
-        return grad @ weight, *[None] * (3 + len(parts))
+        parts = _fetched(ctx.saved_tensors, grad.device)
+        if ctx.float8:
+            product = float8_gradient(grad, *parts)
+        else:
+            # As another view: in a compiled graph, an equal expression would be computed once, in
+            # the forward pass, and its result, the 16-bit weight, saved.
+            weight = ctx.dequantize([each[None] for each in parts])[0].to(grad.dtype)
+            product = grad @ weight
+        return product, *[None] * (3 + len(parts))
 
 
 def _fetched(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -20,7 +20,7 @@ FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
 FLOAT8_CAPABILITY = (8, 9)  # NVIDIA's Ada and later
 FLOAT8_MULTIPLE = 16  # rows and columns of a weight, in `torch._scaled_mm`
-_SMALLEST = 1e-12  # scale of a token that is all zeros
+_SMALLEST = 1e-30  # largest value of a token that is all zeros
 
 Shape = tuple[int, int]
 
@@ -35,7 +35,7 @@ class Packing:
 
     unpack: Callable[[Any], tuple[Tensor, ...]]  # the values are the first
     dequantize: Callable[[Shape, torch.dtype, Sequence[Tensor]], Tensor]
-    float8: bool = False  # whether `float8_product` can multiply with it
+    float8: bool = False  # whether it can be multiplied with in float8
 
 
 def _unpack_plain(weight: Any) -> tuple[Tensor, ...]:
@@ -93,9 +93,23 @@ NF4 = Packing(_unpack_nf4, _nf4)
 
 
 def float8_product(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """x W^T in float8 with W = values * scales; x [..., in] gets a scale per token.
+    """x W^T in float8, with W = values * scales [out, in] and x [..., in]."""
+    return _scaled_product(x, values, scales, x.dtype)
 
-    Sums are in float32 (of tensor cores: with fast accumulation), the result in x's dtype.
+
+def float8_gradient(grad: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+    """grad W in float8. W's scales lie along the sum, so they are multiplied into `grad`.
+
+    The product needs W in the other order; the copy has half the bytes of W in 16 bits.
+    """
+    ones = torch.ones(values.shape[1], 1, device=grad.device)
+    return _scaled_product(grad * scales.T, values.T.contiguous(), ones, grad.dtype)
+
+
+def _scaled_product(x: Tensor, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (values * scales)^T; each token of x gets a scale of its own.
+
+    Sums are in float32 (of tensor cores: with fast accumulation).
     """
     rows = x.reshape(-1, x.shape[-1])
     scale = rows.abs().amax(-1, keepdim=True).float().clamp(min=_SMALLEST) / FLOAT8_MAX
@@ -104,7 +118,7 @@ def float8_product(x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         values.T,
         scale_a=scale,
         scale_b=scales.T,
-        out_dtype=x.dtype,
+        out_dtype=dtype,
         use_fast_accum=True,
     )
     return product.view(*x.shape[:-1], len(values))
@@ -135,7 +149,7 @@ def _why_no_float8(device: torch.device) -> str:
     side = FLOAT8_MULTIPLE
     try:
         x = torch.zeros(side, side, dtype=torch.bfloat16, device=device)
-        float8_product(x, x.to(FLOAT8), torch.ones(side, 1, device=device))
+        float8_gradient(x, x.to(FLOAT8), torch.ones(side, 1, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:
         return str(error).partition("\n")[0]

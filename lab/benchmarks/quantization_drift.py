@@ -8,7 +8,6 @@ against float32: what 16 bits change by themselves.
 """
 
 import argparse
-import statistics
 from unittest.mock import patch
 
 import torch
@@ -49,7 +48,7 @@ def weight_error(family: Family, plain: nn.Module) -> float:
     squares = torch.zeros(2)
     for name, layer in family.transformer.named_modules():
         if isinstance(layer, FrozenLinear):
-            weight = plain.get_submodule(name).weight.float()
+            weight = plain.get_parameter(f"{name}.weight").float()
             wrong = layer.dequantized(torch.float32) - weight
             squares += torch.stack([wrong.square().sum(), weight.square().sum()])
     return float((squares[0] / squares[1]).sqrt()) if squares[1] else 0.0

@@ -119,9 +119,7 @@ def test_blocks_of_frozen_layers_share_one_graph_that_keeps_packed_weights_only(
         assert torch.equal(one, other)
 
 
-def test_a_float8_product_errs_by_the_rounding_of_both_sides_and_its_gradient_by_the_weight() -> (
-    None
-):
+def test_a_float8_product_and_its_gradient_err_by_the_rounding_of_every_token() -> None:
     torch.manual_seed(0)
     layer = frozen("fp8 products", (512, 1024))
     x = torch.randn(2, 33, 1024, dtype=torch.bfloat16) * torch.logspace(-3, 3, 33)[:, None]
@@ -137,7 +135,9 @@ def test_a_float8_product_errs_by_the_rounding_of_both_sides_and_its_gradient_by
     assert (y - same).norm() < 0.003 * same.norm()
     grad = torch.randn_like(y)
     (found,) = torch.autograd.grad(y, x, grad)
-    assert torch.equal(found, grad @ layer.dequantized(torch.bfloat16))
+    exact = grad.float() @ weight
+    error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert 0.01 < error.median() < 0.035
 
 
 def test_a_token_of_zeros_and_one_that_is_infinite_stay_what_they_are() -> None:

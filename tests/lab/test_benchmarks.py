@@ -13,7 +13,7 @@ from PIL import Image
 from lab.benchmarks import gpu_check
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
-from lab.benchmarks.gpu_check_parts import PARTS
+from lab.benchmarks.gpu_check_parts import PARTS, chosen
 from lab.benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
 from lab.benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
 from lab.benchmarks.training_step import SIZES, Ways
@@ -47,7 +47,7 @@ def test_without_a_gpu_the_check_says_what_it_would_run(
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick"])
     gpu_check.main()
     said = capsys.readouterr().out
-    parts = gpu_check.Check(torch.device("cuda"), True, Path()).parts
+    parts = chosen(gpu_check.Check(torch.device("cuda"), True, Path()))
     assert all(f"  {part}: " in said for part in parts) and len(parts) < len(PARTS)
 
 

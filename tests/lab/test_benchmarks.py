@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.benchmarks import gpu_check
+from lab.benchmarks import gpu_check, quantization_drift
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
 from lab.benchmarks.gpu_check_parts import PARTS, chosen
@@ -103,6 +103,14 @@ def test_the_gpu_suite_measures_each_kind_of_work(work: str) -> None:
     case = Case("miniature-turbo", work, edge=32, steps=1, checkpointing=True)
     cells = measure(case, torch.device("cpu"), rate=1e12, repeats=1)
     assert cells[0] == str(case) and len(cells) == 5
+
+
+@pytest.mark.slow
+def test_the_drift_of_a_quantized_base_is_ordered_by_the_error_of_its_weights() -> None:
+    drift = {kind: cells for _, kind, *cells in quantization_drift.rows("miniature-turbo", 1, 32)}
+    velocity = {kind: float(cells[1].removesuffix(" %")) for kind, cells in drift.items()}
+    assert 0 < velocity["rounding"] < velocity["int8"] < velocity["fp8"] < velocity["fp8 products"]
+    assert velocity["fp8 products"] < 6
 
 
 def test_all_ways_to_take_a_step_take_one(tmp_path: Path) -> None:

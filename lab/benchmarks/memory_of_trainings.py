@@ -1,4 +1,4 @@
-"""python -m lab.benchmarks.memory_of_trainings: a process's memory after one training, and after ten.
+"""python -m lab.benchmarks.memory_of_trainings: memory of a process after one training and ten.
 
 Trains on several bases in turn, as a server does, and prints the resident memory after each; on a
 GPU its memory as well. Ends with 1 if the last is more than 5 % above the first. $MODEL_VAULT names

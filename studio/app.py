@@ -15,7 +15,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from studio import drafts
+from studio import captions, datasets, drafts, thumbnails, uploads
+from studio.dataset_files import sweep
 from studio.folder import Studio, empty_trash, restore
 from studio.guard import LOCAL, Guard
 from studio.replies import HANDLERS, reply
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-PARTS: tuple[ModuleType, ...] = (drafts,)
+PARTS: tuple[ModuleType, ...] = (datasets, uploads, captions, thumbnails, drafts)
 
 
 def application(
@@ -45,6 +46,7 @@ def application(
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     studio: Studio = app.state.studio
     await asyncio.to_thread(empty_trash, studio)
+    await asyncio.to_thread(sweep, studio)
     work = [asyncio.create_task(_kept(part, studio)) for part in PARTS if hasattr(part, "work")]
     try:
         yield

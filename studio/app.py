@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from studio import captions, datasets, drafts, thumbnails, uploads
+from studio import captions, datasets, drafts, thumbnails, uploads, weights
 from studio.dataset_files import sweep
 from studio.folder import Studio, empty_trash, restore
 from studio.guard import LOCAL, Guard
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-PARTS: tuple[ModuleType, ...] = (datasets, uploads, captions, thumbnails, drafts)
+PARTS: tuple[ModuleType, ...] = (datasets, uploads, captions, thumbnails, weights, drafts)
 
 
 def application(
@@ -36,7 +36,8 @@ def application(
         folder.mkdir(parents=True, exist_ok=True)
     routes = [route for part in PARTS for route in part.ROUTES]
     routes.append(Route("/api/trash/{id}/restore", _restore, methods=["POST"]))
-    routes.append(Mount("/", _Page(directory=PAGE, html=True, check_dir=False)))
+    if PAGE.is_dir():
+        routes.append(Mount("/", _Page(directory=PAGE, html=True)))
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_lifespan)
     app.state.studio = studio
     return Guard(app, hosts, token)

@@ -117,6 +117,24 @@ def test_a_run_that_is_paused_saved_stopped_and_resumed_equals_an_uninterrupted_
     assert not Path("out/commands").exists()
 
 
+def test_an_image_can_be_asked_for_between_two_steps_and_changes_nothing_else(
+    tiny: Callable[..., Settings], whole: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_inference_steps": 1, "width": 64, "height": 64}
+    asked = [Command("preview", prompt="TOK on a beach", seed=7, key="one"), Command("preview")]
+    after(monkeypatch, 3, *asked)
+    weights = run.train(tiny().replace(sample_options=options))
+    assert_equal(read_archive(weights), whole)
+    [image] = events("generated")
+    assert (image["step"], image["id"], image["seed"]) == (3, "one", 7)
+    assert image["prompt"] == "<zwx> on a beach"
+    assert Path("out", image["file"]).name == "step-000003-1.png"
+    assert Path("out", image["file"]).is_file()
+    first, second = events("command")
+    assert first["accepted"] and not second["accepted"]
+    assert second["why"] == "no image was generated: the run has no sample_prompts; give a prompt"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "state"),
@@ -221,7 +239,7 @@ def test_commands_are_taken_in_their_order_and_each_key_once(tmp_path: Path) -> 
     taken = Inbox(tmp_path).take()
     assert [command.do for command, fault in taken if not fault] == ["save"] * 12 + ["stop"]
     assert [fault for _, fault in taken if fault] == [
-        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save"
+        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save, preview"
     ]
     Events(tmp_path).emit("command", id="last", do="stop", accepted=True)
     put(tmp_path, last)

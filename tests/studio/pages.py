@@ -57,13 +57,13 @@ class Server:
     """`python -m studio` in a folder; `kill` is kill -9."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.process = folder, None
+        self.folder = folder
         self.start()
 
     def start(self) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with (self.folder / "server.txt").open("ab") as log:
-            self.process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "studio", "--folder", str(self.folder), "--port", "0"],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": path},
@@ -78,7 +78,6 @@ class Server:
                 facts = json.loads(lock.read_text())
             except (OSError, ValueError):
                 return None
-            assert self.process is not None
             return facts["address"] if facts["pid"] == self.process.pid else None
 
         self.address = until(address)
@@ -91,13 +90,12 @@ class Server:
             return False
 
     def kill(self) -> None:
-        assert self.process is not None
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
         """Ends the server and every run."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(5)

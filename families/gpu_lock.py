@@ -61,6 +61,26 @@ class GpuLock:
             self._fd = None
 
 
+def own_gpu(kind: str, identity: str) -> GpuLock | None:
+    """Takes the lock of PyTorch's GPU, with a warning if it is taken; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    lock = GpuLock(uuid, kind, identity)
+    try:
+        if not lock.take():
+            facts = owner(uuid) or {}
+            log.warning(
+                "the GPU is also used by a %s (%s, process %s); memory may be too small for both",
+                *(facts.get("kind", "program"), facts.get("id", "?"), facts.get("pid", "?")),
+            )
+    except OSError as error:  # no runtime folder, or one that is not writable
+        log.warning("the GPU cannot be locked: %s", error)
+    return lock
+
+
 def owner(uuid: str) -> dict[str, Any] | None:
     """Who holds the lock: kind, id and pid; None if nobody does."""
     try:

@@ -3,7 +3,7 @@
 from trainer.data.buckets import Bucket, cover, nearest_bucket, warn_upscaled
 from trainer.data.dataset import DatasetError, Example, read_dataset
 from trainer.data.mapped_file import MappedFile
-from trainer.data.members import listed
+from trainer.data.members import IMAGE_SUFFIXES, listed
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
@@ -11,6 +11,7 @@ __all__ = [
     "Bucket",
     "DatasetError",
     "Example",
+    "IMAGE_SUFFIXES",
     "MappedFile",
     "cover",
     "in_threads",

@@ -14,6 +14,7 @@ from trainer.settings.preservation import (
     first_step,
     sort_prompts,
 )
+from trainer.settings.presets import PRESETS
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_STEPS",
     "NO_SUBJECT",
     "OPTIMIZERS",
+    "PRESETS",
     "SCHEDULED",
     "SUBJECT_EVERY",
     "Secret",

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from studio import commands, drafts, planner, runs, schema, stream
+from studio import commands, drafts, images, planner, runs, schema, stream
 from studio.folder import Studio, empty_trash, restore
 from studio.guard import LOCAL, Guard
 from studio.replies import HANDLERS, reply
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-PARTS: tuple[ModuleType, ...] = (drafts, runs, commands, stream, schema, planner)
+PARTS: tuple[ModuleType, ...] = (drafts, runs, commands, stream, schema, planner, images)
 
 
 def application(

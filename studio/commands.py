@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from adapters.files.atomic import atomic_path
-from studio import new_runs, processes
+from studio import gpu, new_runs, processes
 from studio.folder import Studio, to_trash
 from studio.jobs import Jobs, jobs_of
 from studio.replies import Problem, read_json, reply
@@ -232,7 +232,9 @@ async def work(studio: Studio) -> None:
     while True:
         jobs.processes.collect()
         try:
-            jobs.queue.advance()
+            if jobs.queue.advance() is None and jobs.generator is not None:
+                if not gpu.is_free() and jobs.queue.next() is not None:
+                    jobs.generator.release()
         except Problem as problem:
             log.warning("%s", problem)
         except OSError as error:

@@ -4,6 +4,7 @@ PyTorch is in a process of its own (`studio.planner_process`), which stays, and 
 it ends.
 """
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -30,6 +31,7 @@ from trainer.settings import Settings
 
 KEPT = 500  # answers
 SECONDS = 120.0  # for one answer, with the start of the process
+_tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
 
 class Planner:
@@ -70,6 +72,23 @@ def planner_of(studio: Studio) -> Planner:
     if jobs.planner is None:
         jobs.planner = Planner(studio)
     return jobs.planner
+
+
+def warm(studio: Studio) -> None:
+    """Starts the planner's process, before the first plan is asked for."""
+    planner = planner_of(studio)
+    if not planner.worker.runs:
+        task = asyncio.get_running_loop().create_task(planner.warm())
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+async def work(studio: Studio) -> None:
+    """Ends the planner's process with the server."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        planner_of(studio).worker.kill()
 
 
 async def count_tokens(studio: Studio, base: str, texts: Sequence[str]) -> list[int | None]:

@@ -26,9 +26,6 @@ def main() -> None:
     from trainer.memory import Plans  # takes seconds, so before the first request
 
     calls: dict[str, Call] = {"plan": partial(_plan, Plans()), "tokens": tokens}
-        "plan": partial(_plan, Plans()),
-        "tokens": tokens,
-    }
     for request in pipe.requests():
         try:
             pipe.write(answer=calls[request["do"]](request))

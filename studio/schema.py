@@ -15,6 +15,7 @@ from inference.input_fields import Inputs
 from inference.inputs import SharedInputs
 from studio import gpu
 from studio.new_runs import OFFERED, TRACKERS
+from studio.planner import warm
 from studio.replies import reply
 from trainer.settings import GROUPS, PRESETS, TrainingInputs
 
@@ -92,6 +93,7 @@ def base(each: Base, memory: int | None) -> dict[str, Any]:
 
 
 async def _schema(request: Request) -> Response:
+    warm(request.app.state.studio)
     found = gpu.gpu()
     memory = None if found is None else int(found["total"])
     return reply(

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from root import ROOT
+from starlette.testclient import TestClient
 
+from studio.app import application
+from studio.folder import Studio
+from studio.jobs import forget
+from trainer.events import read_events
 from trainer.lock import Lock
 
 DATASET = "shapes"
@@ -146,3 +151,47 @@ def until(call: Callable[[], Any], seconds: float = 60.0) -> Any:
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
     return found
+
+
+class Page:
+    """A client of a server in this process, with its work in the background."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.start()
+
+    def start(self, resume: bool = False) -> None:
+        app = application(Studio(self.folder, resume=resume))
+        address, headers = "http://127.0.0.1:8500", {"X-Studio": "1"}
+        self.client = TestClient(app, base_url=address, headers=headers)
+        self.client.__enter__()
+
+    def end(self) -> None:
+        self.client.__exit__(None, None, None)
+        forget(Studio(self.folder))  # what the server has in memory
+
+    def new(self, key: str = "", expect: int = 201, **changes: Any) -> Any:
+        body: dict[str, Any] = {"datasets": [{"name": DATASET, "token": "<zwx>"}], "start": "queue"}
+        body |= {name: changes.pop(name) for name in ("datasets", "start") if name in changes}
+        settings = SHORT | {"placeholder_learning_rate": 0.02, "steps": 2} | changes
+        body |= {"settings": settings, "key": key or os.urandom(4).hex()}
+        answer = self.client.post("/api/runs", json=body)
+        assert answer.status_code == expect, answer.text
+        return answer.json()["id"] if expect == 201 else answer.json()
+
+    def do(self, run: str, do: str, key: str = "", expect: int = 202, **more: Any) -> Any:
+        body = {"do": do, "key": key or os.urandom(4).hex(), **more}
+        answer = self.client.post(f"/api/runs/{run}/commands", json=body)
+        assert answer.status_code == expect, answer.text
+        return answer.json()
+
+    def run(self, run: str) -> Any:
+        return self.client.get(f"/api/runs/{run}").json()
+
+    def becomes(self, run: str, state: str, seconds: float = 20) -> Any:
+        until(lambda: self.run(run)["state"] == state, seconds)
+        return self.run(run)
+
+    def events(self, run: str, kind: str) -> list[dict[str, Any]]:
+        found = read_events(self.folder / "outputs" / run)
+        return [each for each in found if each["type"] == kind]

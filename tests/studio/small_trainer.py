@@ -57,6 +57,12 @@ def main(folder: Path) -> None:
             events.emit("steps", **{"from": step}, loss=[1 / step], seconds=seconds)
         for command, _ in inbox.take():
             events.emit("command", id=command.key, do=command.do, accepted=True)
+            if command.do == "preview":
+                path = folder / "generated" / f"step-{step:06d}-{len(command.key)}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(b"image")
+                facts = {"id": command.key, "prompt": command.prompt, "seed": command.seed}
+                events.emit("generated", step=step, file=f"generated/{path.name}", **facts)
             if command.do == "pause" and not command.free:
                 events.emit("paused", step=step, kept=True)
                 paused = True

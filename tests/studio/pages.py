@@ -59,17 +59,22 @@ class Answer(Exception):
 
 
 class Server:
-    """`python -m studio` in a folder; `kill` is kill -9."""
+    """`python -m studio` in a folder; `kill` is kill -9. `small`: its trainer has no model."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, small: bool = False) -> None:
         self.folder = folder
+        self._program = ["-m", "studio"]
+        if small:
+            trainer = str(Path(__file__).parent / "small_trainer.py")
+            code = f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
+            self._program = ["-c", code + "from studio.__main__ import main; main()"]
         self.start()
 
     def start(self) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with (self.folder / "server.txt").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "studio", "--folder", str(self.folder), "--port", "0"],
+                [sys.executable, *self._program, "--folder", str(self.folder), "--port", "0"],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": path},
                 stdout=log,

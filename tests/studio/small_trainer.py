@@ -54,6 +54,8 @@ def main(folder: Path) -> None:
         time.sleep(seconds)
         if not paused:
             step += 1
+            if step % 10 == 0:
+                save()
             events.emit("steps", **{"from": step}, loss=[1 / step], seconds=seconds)
         for command, _ in inbox.take():
             events.emit("command", id=command.key, do=command.do, accepted=True)

@@ -239,7 +239,8 @@ def test_commands_are_taken_in_their_order_and_each_key_once(tmp_path: Path) -> 
     taken = Inbox(tmp_path).take()
     assert [command.do for command, fault in taken if not fault] == ["save"] * 12 + ["stop"]
     assert [fault for _, fault in taken if fault] == [
-        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save, preview"
+        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save, "
+        "preview"
     ]
     Events(tmp_path).emit("command", id="last", do="stop", accepted=True)
     put(tmp_path, last)

@@ -18,7 +18,7 @@ from studio import gpu, new_runs, processes
 from studio.folder import Studio, to_trash
 from studio.jobs import Jobs, jobs_of
 from studio.replies import Problem, read_json, reply
-from studio.summaries import PATIENCE, facts_of, usable_weights, write_facts
+from studio.summaries import PATIENCE, STARTING, facts_of, usable_weights, write_facts
 from trainer.inbox import Command, put
 from trainer.lock import Lock
 from trainer.run_files import WEIGHTS
@@ -115,7 +115,9 @@ async def _command(request: Request) -> Response:
     jobs, body = _jobs(request), await read_json(request)
     identity, key, do = request.path_params["id"], _key(body), str(body.get("do"))
     folder = jobs.runs.folder(identity)
-    if key in jobs.runs.history(identity).answers or key in jobs.processes.sent.get(identity, {}):
+    waiting = jobs.processes.waiting.get(identity)
+    sent = {*jobs.processes.sent.get(identity, {}), *([waiting.key] if waiting else [])}
+    if key in sent or key in jobs.runs.history(identity).answers:
         return reply({"run": jobs.runs.summary(identity)}, 202)
     known = _answered(jobs, key)
     if known is not None:
@@ -166,9 +168,24 @@ async def execute(
 
 
 def send(jobs: Jobs, folder: Path, command: Command) -> None:
-    """Sends a command to a run's process."""
+    """Sends a command to a run's process; to one that starts, when it has begun."""
+    phase = jobs.runs.summary(folder.name)["phase"]
+    if phase is not None and phase["name"] == STARTING:
+        jobs.processes.waiting[folder.name] = command
+        return
     jobs.processes.sent.setdefault(folder.name, {})[command.key] = command, time.time()
     put(folder, command)
+
+
+def send_waiting(jobs: Jobs) -> None:
+    """Sends the commands whose processes have begun meanwhile."""
+    for name, command in list(jobs.processes.waiting.items()):
+        folder = jobs.studio.outputs / name
+        phase = jobs.runs.summary(name)["phase"] if folder.is_dir() else None
+        if phase is None or phase["name"] != STARTING:
+            del jobs.processes.waiting[name]
+            if Lock.is_held(folder):
+                send(jobs, folder, command)
 
 
 def keep_weights(folder: Path) -> None:
@@ -231,6 +248,7 @@ async def work(studio: Studio) -> None:
         _resume_interrupted(jobs)
     while True:
         jobs.processes.collect()
+        send_waiting(jobs)
         try:
             if jobs.queue.advance() is None and jobs.generator is not None:
                 if not gpu.is_free() and jobs.queue.next() is not None:

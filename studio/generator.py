@@ -130,7 +130,7 @@ class Generator:
                     continue
                 await self._do(job)
         finally:
-            self.worker.kill()
+            await self.worker.stop()
 
     async def _do(self, job: Job) -> None:
         try:

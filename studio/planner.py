@@ -88,7 +88,7 @@ async def work(studio: Studio) -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        planner_of(studio).worker.kill()
+        await planner_of(studio).worker.stop()
 
 
 async def count_tokens(studio: Studio, base: str, texts: Sequence[str]) -> list[int | None]:

@@ -34,6 +34,7 @@ class Processes:
         self.exits: dict[str, int] = {}  # of processes that this server started, by run
         # Commands by run and key, that have not been answered, and their times.
         self.sent: dict[str, dict[str, tuple[Command, float]]] = {}
+        self.waiting: dict[str, Command] = {}  # for processes that have not begun, by run
         self.ending: set[str] = set()  # runs whose processes are being ended
 
     def start(self, folder: Path) -> None:

@@ -34,6 +34,7 @@ from trainer.state import derived
 FACTS = "studio.json"
 STUCK = 60.0  # seconds of pausing or stopping
 PATIENCE = 30.0  # seconds between the final event and the end of the process
+STARTING = "starting"  # phase of a process that has not written an event
 LIVE = ("running", "pausing", "stopping")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -98,7 +99,7 @@ class Runs:
         sent = self._processes.sent.get(identity, {})
         key = (
             held,
-            tuple(sent),
+            (*sent, identity in self._processes.waiting),
             self._processes.exits.get(identity),
             *(_stamp(folder / name) for name in (EVENTS, FACTS, RECORD, ".")),
         )
@@ -147,9 +148,9 @@ class Runs:
         begun = facts.get("started")
         starting = held and isinstance(begun, float) and begun > (since or 0)
         if starting:  # the process has been started, and has not written an event yet
-            state, freed, why, phase = "running", False, "", "starting"
+            state, freed, why, phase = "running", False, "", STARTING
         elif state == "queued" and held:  # the same, started elsewhere
-            state, phase = "running", "starting"
+            state, phase = "running", STARTING
         elif state == "queued" and begun:
             state, why = "failed", _last_line(folder) or "its process ended before it began"
         elif state == "stopped" and not held and "unexpectedly" in why:
@@ -168,8 +169,9 @@ class Runs:
             if not (state == "paused" and freed)
             else ("resume", "restart", "keep_weights", "delete")
         )
-        if phase == "starting":  # commands to a process that has not begun are refused
-            allowed = ()
+        if phase == STARTING:  # commands to a process that has not begun are refused by it
+            allowed = () if folder.name in self._processes.waiting else ("stop",)
+            state = "running" if allowed else "stopping"
         lacking = set() if checkpoints or state == "paused" and not freed else {"resume", "more"}
         if weights or not usable_weights(folder):
             lacking.add("keep_weights")

@@ -94,6 +94,8 @@ class Worker:
         """Ends the process and waits for its end."""
         self.kill()
         if self._process is not None:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             await self._process.wait()
 
     async def _started(self) -> asyncio.subprocess.Process:

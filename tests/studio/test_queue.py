@@ -59,6 +59,16 @@ def test_a_run_is_paused_resumed_and_stopped_and_each_command_is_done_once(page:
     assert page.becomes(run, "paused")["freed"]
 
 
+def test_a_stop_is_heard_while_the_process_starts(page: Page) -> None:
+    run = page.new(steps=1000)
+    found = page.run(run)
+    assert found["phase"]["name"] == "starting" and found["allowed"] == ["stop"]
+    page.do(run, "stop", key="early")
+    assert page.do(run, "stop", key="early")["run"]["state"] == "stopping"
+    page.becomes(run, "stopped")
+    assert len(page.events(run, "command")) == 1
+
+
 def test_a_done_run_is_continued_and_repeated_in_folders_of_their_own(page: Page) -> None:
     run = page.new()
     page.becomes(run, "done")
@@ -177,10 +187,7 @@ def test_after_a_restart_of_the_machine_nothing_starts_by_itself(
     page.start()
     found = page.client.get("/api/queue").json()
     assert found == {"order": [waiting], "held": True}
-    assert (page.run(run)["state"], page.run(run)["why"]) == (
-        "stopped",
-        "the machine was restarted",
-    )
+    assert page.becomes(run, "stopped")["why"] == "the machine was restarted"
     page.end()
     page.start(resume=True)
     page.becomes(run, "running")

@@ -15,7 +15,20 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from studio import commands, drafts, images, planner, runs, schema, stream
+from studio import (
+    captions,
+    commands,
+    datasets,
+    drafts,
+    images,
+    planner,
+    runs,
+    schema,
+    stream,
+    thumbnails,
+    uploads,
+)
+from studio.dataset_files import sweep
 from studio.folder import Studio, empty_trash, restore
 from studio.guard import LOCAL, Guard
 from studio.replies import HANDLERS, reply
@@ -24,7 +37,9 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-PARTS: tuple[ModuleType, ...] = (drafts, runs, commands, stream, schema, planner, images)
+DATA = (datasets, uploads, captions, thumbnails, drafts)
+JOBS = (runs, commands, stream, schema, planner, images)
+PARTS: tuple[ModuleType, ...] = DATA + JOBS
 
 
 def application(
@@ -45,6 +60,7 @@ def application(
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     studio: Studio = app.state.studio
     await asyncio.to_thread(empty_trash, studio)
+    await asyncio.to_thread(sweep, studio)
     work = [asyncio.create_task(_kept(part, studio)) for part in PARTS if hasattr(part, "work")]
     try:
         yield

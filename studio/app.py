@@ -15,7 +15,20 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from studio import captions, datasets, drafts, thumbnails, uploads, weights
+from studio import (
+    captions,
+    commands,
+    datasets,
+    drafts,
+    images,
+    planner,
+    runs,
+    schema,
+    stream,
+    thumbnails,
+    uploads,
+    weights,
+)
 from studio.dataset_files import sweep
 from studio.folder import Studio, empty_trash, restore
 from studio.guard import LOCAL, Guard
@@ -25,7 +38,9 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-PARTS: tuple[ModuleType, ...] = (datasets, uploads, captions, thumbnails, weights, drafts)
+DATA = (datasets, uploads, captions, thumbnails, weights, drafts)
+JOBS = (runs, commands, stream, schema, planner, images)
+PARTS: tuple[ModuleType, ...] = DATA + JOBS
 
 
 def application(

@@ -23,7 +23,7 @@ READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train clean
+.PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train studio clean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -73,6 +73,10 @@ serve: setup ## Serve predictions over HTTP, like the Cog image
 
 serve-train: setup ## Serve training over HTTP, like the Cog image
 	@$(BIN)/python -m serving train --host $(HOST) --port $(PORT)
+
+# At $(PORT) only where it is given.
+studio: setup ## Open the web page to prepare images, train, watch and generate
+	@$(BIN)/python -m studio $(if $(filter-out file,$(origin PORT)),--port $(PORT))
 
 setup: $(READY) ## Create .venv with all packages, if it is not there
 

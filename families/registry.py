@@ -170,7 +170,17 @@ def _by_memory(purpose: str) -> tuple[Base, str]:
 
     if not torch.cuda.is_available():
         return _without_gpu(), "no GPU"
-    free = free_memory(torch.device("cuda")) / 1e9 * (1 - RESERVE)
+    return largest_that_fits(purpose, free_memory(torch.device("cuda")) * (1 - RESERVE))
+
+
+def default_base_without_gpu() -> Base:
+    """The included test model, which `auto` is without a GPU."""
+    return _without_gpu()
+
+
+def largest_that_fits(purpose: str, free_bytes: float) -> tuple[Base, str]:
+    """The largest base that fits into this memory for generation or training, and the reason."""
+    free = free_bytes / 1e9
     field = f"{purpose}_memory"
     choices = [each for family in FAMILIES.values() if (each := family.auto_on_gpu)]
     needs = sorted(((getattr(each, field), each) for each in choices), key=lambda pair: -pair[0])

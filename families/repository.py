@@ -150,3 +150,17 @@ def download(hub_id: str, patterns: list[str]) -> Path:
             f"`python -m families.download` on a machine with a network, or set HF_TOKEN if the "
             f"model is gated"
         ) from error
+
+
+def is_on_disk(base: Base) -> bool:
+    """Whether the base's files are on this machine: in a folder, or in the Hub's cache."""
+    try:
+        own = _local(base) is not None
+    except MissingModel:
+        return False
+    if not own:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        snapshots = Path(HF_HUB_CACHE, f"models--{base.hub_id.replace('/', '--')}", "snapshots")
+        own = snapshots.is_dir() and any(snapshots.iterdir())
+    return own and (base.completed_by is None or is_on_disk(base.completed_by))

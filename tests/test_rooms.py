@@ -21,10 +21,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Loads train.py and predict.py by name, to read which inputs they declare.
     "serving": {"families", "adapters", "inference"},
     "miniature": {"families"},
+    # Its server never imports PyTorch.
+    "studio": BELOW_ENTRY_POINTS,
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
     "demo": BELOW_ENTRY_POINTS | {"miniature", "train", "predict"},
-    "zeroprior": BELOW_ENTRY_POINTS,  # its table names the other entry points as text
+    "zeroprior": BELOW_ENTRY_POINTS | {"studio"},  # its table names the other entry points as text
     "lab": BELOW_ENTRY_POINTS | {"miniature", "demo"},
 }
 

@@ -51,7 +51,7 @@ SIGTERM) leaves a checkpoint. To resume it, add:
   --resume-from outputs/2026-11-26-imgs-01/checkpoints
 
 During a run, in another terminal (RUN is its folder, or its name in outputs/):
-  {program} pause RUN [--free] | resume RUN | stop RUN [--keep] | save RUN
+  {program} pause RUN [--free] | resume RUN | stop RUN [--keep] | save RUN | preview RUN
 
 The exit code is 3 if weights.zip was written but a check of the result failed, and 4
 if the run was stopped or paused by a command.

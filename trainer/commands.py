@@ -1,4 +1,4 @@
-"""Commands to a run: pause, resume, stop, save. Does not import PyTorch.
+"""Commands to a run: pause, resume, stop, save, preview. Does not import PyTorch.
 
 Each takes the run's folder or its name in `outputs/`, and raises `CommandRefused` with the reason
 and the commands that are possible.
@@ -44,23 +44,34 @@ def save(name: str | Path) -> str:
     return _give(name, Command("save"))
 
 
+def preview(name: str | Path, prompt: str | None = None, seed: int | None = None) -> str:
+    """Generates the preview images now; with a prompt, one image of it in `generated/`."""
+    return _give(name, Command("preview", prompt=prompt, seed=seed))
+
+
 def resume(name: str | Path) -> str | Settings:
     """Resumes a run. Returns the new state as text if its paused process continues.
 
-    If a new process is needed, returns the settings of run.json with the newest checkpoint.
+    If a new process is needed, returns the settings of run.json with the newest checkpoint; of a
+    queued run, the settings with which it begins.
     """
     folder, state = _find(name)
     if state.state == "paused":
         return _give(folder, Command("resume"))
     _check_allowed(folder, state, "resume")
-    return settings_to_resume(folder)
+    return settings_of(folder) if state.state == "queued" else settings_to_resume(folder)
 
 
 def settings_to_resume(folder: Path) -> Settings:
     """The settings of a run, for resuming it in the same folder."""
-    facts = record_of(folder)
     if not checkpoints_in(folder / CHECKPOINTS):
         raise CommandRefused(f"{folder} has no checkpoint to resume from; start the run again")
+    return settings_of(folder, resume_from=folder / CHECKPOINTS)
+
+
+def settings_of(folder: Path, **changes: Any) -> Settings:
+    """The settings in run.json, for a run in the same folder."""
+    facts = record_of(folder)
     try:
         given, used = facts["settings"]["given"], facts["settings"]["used"]
         inputs: dict[str, Any] = {**given, "dataset": facts["dataset"]["path"]}
@@ -71,7 +82,7 @@ def settings_to_resume(folder: Path) -> Settings:
             f"{folder}/run.json does not contain the run's settings; "
             f"train with resume_from: {folder / CHECKPOINTS}"
         ) from error
-    inputs |= {"resume_from": folder / CHECKPOINTS, "output_dir": folder}
+    inputs |= {"output_dir": folder, **changes}
     try:
         return resolve(TrainingInputs(**inputs))
     except ValueError as error:
@@ -83,6 +94,7 @@ _CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
     "resume": (resume, "Resume a run that was paused, stopped or killed, or that failed."),
     "stop": (stop, "Write a checkpoint and stop a run."),
     "save": (save, "Write the current weights to saved/step-NNNNNN.zip; the run continues."),
+    "preview": (preview, "Generate the preview images now; the run continues."),
 }
 
 
@@ -99,6 +111,10 @@ def command_parser() -> argparse.ArgumentParser:
         if name == "stop":
             text = "also write weights.zip, checks and report"
             command.add_argument("--keep", action="store_true", help=text)
+        if name == "preview":
+            text = "one image of this prompt, in generated/, instead of the preview images"
+            command.add_argument("--prompt", help=text)
+            command.add_argument("--seed", type=int, help="of that image; default: the run's")
     return parser
 
 
@@ -153,6 +169,9 @@ def _give(name: str | Path, command: Command) -> str:
 
 
 def _became(folder: Path, command: Command) -> str:
+    if command.do == "preview":
+        found = [each for each in read_events(folder) if each["type"] in ("preview", "generated")]
+        return f"generated {folder / str(found[-1]['file'])}"
     if command.do == "save":
         saved = [each for each in read_events(folder) if each["type"] == "saved"]
         return f"saved {folder / str(saved[-1]['file'])}"

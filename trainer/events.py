@@ -10,6 +10,7 @@ Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `t
     validation  step, loss at each sigma, mean, kind
     best        step and mean loss of the best weights so far, with keep_best
     preview     step, number and text of the prompt, seed, file
+    generated   step, id of the command, prompt, seed, file: an image that was asked for
     checkpoint  step, file, bytes: for resuming
     saved       step, file, bytes: usable weights
     command     id, do, accepted, why (trainer.inbox)
@@ -133,7 +134,7 @@ class Events:
         self._file = os.open(path, flags, 0o644)
         with path.open("rb") as file:
             for line in file:
-                event = _event(line.removesuffix(b"\n") + b"\n")
+                event = event_in(line.removesuffix(b"\n") + b"\n")
                 self._number = event["n"] if event is not None else self._number
                 self._whole = line.endswith(b"\n")
 
@@ -146,14 +147,15 @@ def read_events(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         with (folder / EVENTS).open("rb") as file:
             for line in file:
-                event = _event(line)
+                event = event_in(line)
                 if event is not None:
                     yield event
     except (FileNotFoundError, NotADirectoryError):
         return
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def event_in(line: bytes) -> dict[str, Any] | None:
+    """The event of a complete line; None if it is invalid or has no line feed yet."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.events import read_events
 from trainer.run_files import COMMAND, COMMANDS, listed
 
-COMMAND_NAMES = ("pause", "resume", "stop", "save")
+COMMAND_NAMES = ("pause", "resume", "stop", "save", "preview")
 MAX_BYTES = 10_000  # of a command
 
 
@@ -28,6 +28,8 @@ class Command:
     do: str  # one of COMMAND_NAMES
     free: bool = False  # of a pause: write a checkpoint and end the process
     keep: bool = False  # of a stop: write the weights and check them
+    prompt: str | None = None  # of a preview: one image of it, instead of the preview images
+    seed: int | None = None  # of that image; None: the run's
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -87,6 +89,8 @@ def _read(path: Path) -> tuple[Command, str]:
             content = json.loads(file.read(MAX_BYTES))
         command = Command(**content)
         right = all(type(each) is bool for each in (command.free, command.keep))
+        right = right and isinstance(command.prompt, str | None)
+        right = right and (command.seed is None or type(command.seed) is int)
         if command.do in COMMAND_NAMES and right and type(command.key) is str:
             return command, ""
     except (OSError, ValueError, TypeError, RecursionError):

@@ -15,6 +15,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,15 @@ class Lock:
     def is_held(folder: Path) -> bool:
         """Whether a process holds the folder's lock now. Writes nothing.
 
-        False if the file system does not support locks.
+        False if the file system does not support locks, and for a lock that the parent process
+        has passed to this one.
         """
         try:
             fd = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
+            return False
+        if _handed_down is not None and _is_at(_handed_down, folder / NAME):
+            os.close(fd)
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -118,6 +124,18 @@ class Lock:
         finally:
             os.close(fd)
         return False
+
+    @contextmanager
+    def passed_down(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Within the context, a child is started, with the descriptor in `pass_fds` and these
+        variables. From then on only the child holds the lock; after an error, nobody.
+        """
+        try:
+            yield self._fd, {HANDED_DOWN: str(self._fd)}
+        except BaseException:
+            self.release()
+            raise
+        os.close(self._fd)  # `release` would unlock the child's lock as well
 
     def holder(self) -> dict[str, Any]:
         """The last holder: pid, host, start and served; empty if it is not written."""

@@ -31,6 +31,7 @@ from trainer.events import Events
 from trainer.lock import FolderRefused, Lock
 from trainer.old_runs import remove_old_runs
 from trainer.run_files import (
+    BEGUN,
     CHECKPOINTS,
     COMMANDS,
     DESCRIPTIONS,
@@ -112,9 +113,13 @@ class Run:
         return self.folder / REPORT
 
     def describe(self, facts: Mapping[str, Any]) -> None:
-        """Writes run.json, unless it exists: a resumed run keeps its first one."""
+        """Writes run.json, unless it exists: a resumed run keeps its first one.
+
+        That of a queued run, which has no hashes and versions, is replaced.
+        """
         path = self.folder / RECORD
-        if self._lock is None or os.path.lexists(path):
+        exists = os.path.lexists(path) and record_of(self.folder).get(BEGUN) is not False
+        if self._lock is None or exists:
             return
         text = json.dumps({"program": PROGRAM, **facts}, indent=2, ensure_ascii=False, default=str)
         with atomic_file(path) as file:
@@ -197,7 +202,7 @@ def open_run(
         folder, made = _shown(own), []
     else:
         root = _root()
-        folder, made = _new_folder(root, name or _name_of(dataset))
+        folder, made = new_folder(root, name or name_of(dataset))
     held = None
     try:
         if not folder.is_dir():
@@ -245,7 +250,7 @@ def _temporary() -> Path:
     return Path(tempfile.mkdtemp(prefix="zeroprior-training-"))
 
 
-def _new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
+def new_folder(root: Path, name: str) -> tuple[Path, list[Path]]:
     """Creates `DATE-NAME-NN`. Returns it and all created folders, itself first."""
     stem = f"{time.strftime('%Y-%m-%d')}-{name}-"
     counted = re.compile(re.escape(stem) + r"(\d+)", re.ASCII)
@@ -288,7 +293,7 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def _name_of(dataset: Path) -> str:
+def name_of(dataset: Path) -> str:
     """The dataset's name in ASCII letters, digits and hyphens; `run` if nothing is left."""
     name = Path(os.path.abspath(dataset)).name
     while Path(name).suffix.lower() in _ARCHIVES:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from families.family import Family
+from families.gpu_lock import own_gpu
 from families.tokens import ids_wanted
 from inference.console import clean, log_to_file
 from trainer.data import Example
@@ -46,6 +47,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
         versions=versions(),
     )
     logging.getLogger().addHandler(handler)
+    gpu = own_gpu("run", run.folder.name)
     control = Control(events, inbox)
     log_file: AbstractContextManager[None] = nullcontext()
     if run.log is not None and not secrets.from_request:  # a request's log is only in its answer
@@ -68,6 +70,8 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     finally:
         control.end()
         logging.getLogger().removeHandler(handler)
+        if gpu is not None:
+            gpu.release()
 
 
 def introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

@@ -318,6 +318,7 @@ def _train(
     watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
     if loop.processes.is_main_process:
         watchers += [previews, tracker_updates]
+    control.preview = previews.now
     for each in watchers:
         each.begin(loop)
     with stopped_by_signals(loop):

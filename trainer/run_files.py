@@ -19,10 +19,11 @@ from trainer.lock import FolderRefused
 RECORD, EVENTS, LOG = "run.json", "events.jsonl", "log.txt"
 WEIGHTS, REPORT, RESULT = "weights.zip", "report.html", "record.json"
 CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "hub-upload"
-COMMANDS, SAVED = "commands", "saved"
-PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED)
+COMMANDS, SAVED, GENERATED = "commands", "saved", "generated"
+PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED, GENERATED)
 SHEET = "sheet.png"
 PROGRAM = "zeroprior"  # in run.json: marks the folder as a run's
+BEGUN = "begun"  # in run.json: false for a queued run
 
 # All names of a run's files, by folder.
 DESCRIPTIONS = (RECORD, EVENTS)  # exist before the run has written anything else
@@ -41,6 +42,7 @@ CHECKPOINT = re.compile(rf"{STEP.pattern}\.safetensors", re.ASCII)
 STEP_WEIGHTS = re.compile(rf"{STEP.pattern}\.zip", re.ASCII)
 COMMAND = re.compile(r"(\d{4,})-[a-z]+\.json", re.ASCII)
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
+_IN_GENERATED = re.compile(rf"{STEP.pattern}-[1-9]\d*\.png", re.ASCII)
 _TOP = re.compile("|".join(map(re.escape, (*RESULTS, LOG))))
 _IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
@@ -82,7 +84,7 @@ def files_by_step(folder: Path, names: re.Pattern[str]) -> list[tuple[int, Path]
 
 def refuse_another_run(folder: Path, besides: Collection[str] = ()) -> None:
     """Raises `FolderRefused` if the folder contains files of a run, or names that a run needs."""
-    for name in (CHECKPOINTS, SAMPLES, TRACKERS, COMMANDS, SAVED):
+    for name in (CHECKPOINTS, SAMPLES, TRACKERS, COMMANDS, SAVED, GENERATED):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise FolderRefused(f"{folder / name} is not a folder; choose another output_dir")
     found = found_in(folder, besides)
@@ -126,6 +128,7 @@ def found_in(folder: Path, besides: Collection[str] = ()) -> str | None:
         (CHECKPOINTS, _IN_CHECKPOINTS),
         (SAMPLES, _IN_SAMPLES),
         (SAVED, STEP_WEIGHTS),
+        (GENERATED, _IN_GENERATED),
     ):
         for each in listed(folder / place):
             if names.fullmatch(each.name):
@@ -150,7 +153,7 @@ def remove_run(folder: Path) -> None:
     for name in (TRACKERS, UPLOAD):  # removed whole: libraries choose the file names
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
-    ours = (folder / name for name in (CHECKPOINTS, SAMPLES, COMMANDS, SAVED))
+    ours = (folder / name for name in (CHECKPOINTS, SAMPLES, COMMANDS, SAVED, GENERATED))
     for each in (*_preview_folders(folder), *ours):
         remove_if_empty(each)
     (folder / lock.NAME).unlink(missing_ok=True)
@@ -169,6 +172,7 @@ def files_of(folder: Path) -> Iterator[Path]:
     yield from _in_place(folder, CHECKPOINTS, _IN_CHECKPOINTS)
     yield from _in_place(folder, SAMPLES, _IN_SAMPLES)
     yield from _in_place(folder, SAVED, STEP_WEIGHTS)
+    yield from _in_place(folder, GENERATED, _IN_GENERATED)
     yield from _in_place(folder, COMMANDS, COMMAND)
     for each in _preview_folders(folder):
         yield from _ours(each, PREVIEW)

@@ -8,8 +8,10 @@
 A run whose process ended without a final event is stopped, too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.events import STATE_EVENTS, read_events
 from trainer.lock import Lock
@@ -25,10 +27,10 @@ _ALIVE = ("running", "pausing", "stopping")
 
 # The commands that are allowed in each state.
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "queued": (),
-    "running": ("pause", "stop", "save"),
+    "queued": ("resume",),
+    "running": ("pause", "stop", "save", "preview"),
     "pausing": (),
-    "paused": ("resume", "stop", "save"),
+    "paused": ("resume", "stop", "save", "preview"),
     "paused, memory freed": ("resume",),
     "stopping": (),
     "stopped": ("resume",),
@@ -70,8 +72,15 @@ def run_state(folder: Path) -> RunState | None:
             step = event["from"] + len(event["loss"]) - 1
         elif "step" in event:
             step = event["step"]
+    if last is None and not (held or record_of(folder)):
+        return None
+    return derived(last, held, step, phase)
+
+
+def derived(last: Mapping[str, Any] | None, held: bool, step: int, phase: str) -> RunState:
+    """The state that follows from the last state event, if there is one, and from the lock."""
     if last is None:
-        return RunState("queued", 0) if held or record_of(folder) else None
+        return RunState("queued", 0)
     state = _STATES[last["type"]]
     if state == "paused" and not last.get("kept"):
         return RunState("paused, memory freed", step)

@@ -25,8 +25,12 @@ COMMANDS = {
     "resume": Command("Runs", "resume a run", "trainer.__main__:main", ("resume",)),
     "stop": Command("Runs", "stop a run with a checkpoint", "trainer.__main__:main", ("stop",)),
     "save": Command("Runs", "save a run's current weights", "trainer.__main__:main", ("save",)),
+    "preview": Command(
+        "Runs", "generate preview images now", "trainer.__main__:main", ("preview",)
+    ),
     "generate": Command("Generate", "generate images", "inference.__main__:main"),
     "serve": Command("Generate", "start an HTTP server (Cog's interface)", "serving.__main__:main"),
+    "studio": Command("Other", "open a web page for all of this", "studio.__main__:main"),
     "demo": Command("Other", "train and generate with a small model, no GPU", "demo.__main__:main"),
     "download": Command("Other", "download base models", "families.download:main"),
     "completion": Command(

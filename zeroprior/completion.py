@@ -25,6 +25,7 @@ complete -o default -F _zeroprior zeroprior
 def main(arguments: list[str]) -> None:
     """Prints the script."""
     from inference.__main__ import arguments_parser as generate
+    from studio.__main__ import arguments_parser as studio
     from trainer.__main__ import arguments_parser as train
     from zeroprior.__main__ import COMMANDS
 
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> None:
         'eval "$(zeroprior completion)"',
     ).parse_args(arguments)
     cases = {"train|plan": _options(train()), "generate": _options(generate())}
+    cases["studio"] = _options(studio())
     lines = [f'      {names}) options="{" ".join(each)}" ;;' for names, each in cases.items()]
     print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(lines)), end="")
 

@@ -1,5 +1,6 @@
 """Commands to a run: pause, resume, stop, save, given while it trains."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -117,6 +118,24 @@ def test_a_run_that_is_paused_saved_stopped_and_resumed_equals_an_uninterrupted_
     assert not Path("out/commands").exists()
 
 
+def test_an_image_can_be_asked_for_between_two_steps_and_changes_nothing_else(
+    tiny: Callable[..., Settings], whole: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_inference_steps": 1, "width": 64, "height": 64}
+    asked = [Command("preview", prompt="TOK on a beach", seed=7, key="one"), Command("preview")]
+    after(monkeypatch, 3, *asked)
+    weights = run.train(tiny().replace(sample_options=options))
+    assert_equal(read_archive(weights), whole)
+    [image] = events("generated")
+    assert (image["step"], image["id"], image["seed"]) == (3, "one", 7)
+    assert image["prompt"] == "<zwx> on a beach"
+    assert Path("out", image["file"]).name == "step-000003-1.png"
+    assert Path("out", image["file"]).is_file()
+    first, second = events("command")
+    assert first["accepted"] and not second["accepted"]
+    assert second["why"] == "no image was generated: the run has no sample_prompts; give a prompt"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "state"),
@@ -159,7 +178,9 @@ def test_a_run_that_is_stopped_and_kept_has_weights_checks_and_report(
     assert meta["checks"] and (weights.parent / "report.html").is_file()
     [done] = events("done")
     assert done["early"] and done["step"] == 3
-    with pytest.raises(CommandRefused, match="cannot resume out, which is done at step 3; nothing"):
+    with pytest.raises(
+        CommandRefused, match="cannot resume out, which is done at step 3; possible now: nothing"
+    ):
         commands.resume("out")
 
 
@@ -208,6 +229,23 @@ def test_a_command_to_an_earlier_process_is_not_done(
     assert [each["accepted"] for each in events("command")] == [True, False]
 
 
+def test_a_queued_run_begins_with_its_settings_and_is_described_then(
+    tiny: Callable[..., Settings],
+) -> None:
+    settings, folder = tiny(steps=1), Path("out")
+    folder.mkdir()
+    given = settings.given.model_dump(mode="json", exclude_unset=True)
+    used = {"base": "miniature", "steps": 1}
+    record = {"program": "zeroprior", "begun": False, "settings": {"given": given, "used": used}}
+    record["dataset"] = {"path": str(settings.dataset)}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert str(run_state(folder)) == "queued"
+    begun = commands.resume("out")
+    assert isinstance(begun, Settings) and begun.resume_from is None and begun.rank == 2
+    assert run.train(begun).is_file()
+    assert json.loads((folder / "run.json").read_text())["dataset"]["sha256"]
+
+
 # ---- Without a run -------------------------------------------------------------------------------
 
 
@@ -221,7 +259,8 @@ def test_commands_are_taken_in_their_order_and_each_key_once(tmp_path: Path) -> 
     taken = Inbox(tmp_path).take()
     assert [command.do for command, fault in taken if not fault] == ["save"] * 12 + ["stop"]
     assert [fault for _, fault in taken if fault] == [
-        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save"
+        "0003-pause.json is not a valid command; do must be one of pause, resume, stop, save, "
+        "preview"
     ]
     Events(tmp_path).emit("command", id="last", do="stop", accepted=True)
     put(tmp_path, last)

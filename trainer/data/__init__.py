@@ -1,22 +1,48 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, cover, nearest_bucket, warn_upscaled
-from trainer.data.dataset import DatasetError, Example, read_dataset
+from trainer.data.buckets import Bucket, cover, crop, nearest_bucket, upscaled, warn_upscaled
+from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
+from trainer.data.findings import Finding
+from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
-from trainer.data.members import listed
+from trainer.data.members import (
+    IMAGE_SUFFIXES,
+    MAX_CAPTION_BYTES,
+    MAX_MEMBER_BYTES,
+    Unusable,
+    listed,
+    read_members,
+    stem_of,
+    suffix_of,
+)
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_CAPTION_BYTES",
+    "MAX_MEMBER_BYTES",
     "Bucket",
+    "Checked",
     "DatasetError",
     "Example",
+    "Finding",
+    "Findings",
     "MappedFile",
+    "Unusable",
+    "check",
     "cover",
+    "crop",
+    "examine",
     "in_threads",
     "listed",
     "name_trigger",
     "nearest_bucket",
+    "probe",
     "read_dataset",
+    "read_members",
+    "stem_of",
+    "suffix_of",
+    "upscaled",
     "warn_upscaled",
 ]

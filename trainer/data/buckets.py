@@ -6,10 +6,11 @@ Independent of captions, latents and models.
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.data.dataset import Example
+from trainer.data.findings import Finding
 from trainer.data.members import listed
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,14 @@ def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> B
 
 
 def warn_upscaled(examples: Sequence[Example], resolution: int, multiple: int) -> None:
-    """Warns of images that are smaller than their bucket at `resolution`, smallest first, with the
-    factor by which they are upscaled. Images that are far too small get a separate warning."""
+    """Logs the warnings of `upscaled`."""
+    for finding in upscaled(examples, resolution, multiple):
+        log.warning("%s", finding.text)
+
+
+def upscaled(examples: Sequence[Example], resolution: int, multiple: int) -> Iterator[Finding]:
+    """Warnings of images that are smaller than their bucket at `resolution`, smallest first, with
+    the factor by which they are upscaled. Images that are far too small get a separate warning."""
     factors = []
     for example in examples:
         bucket = nearest_bucket(example.width, example.height, resolution, multiple)
@@ -77,18 +84,34 @@ def warn_upscaled(examples: Sequence[Example], resolution: int, multiple: int) -
     factors.sort(key=lambda each: -each[0])
     far = [each for each in factors if each[0] >= FAR_TOO_SMALL]
     enlarged = [each for each in factors if UPSCALING_WORTH_A_WARNING < each[0] < FAR_TOO_SMALL]
+    smaller = f"smaller than resolution {resolution} and"
     for few, consequence in (
-        (far, "far smaller than resolution %d and have almost no detail to learn; remove them"),
-        (enlarged, "smaller than resolution %d and are upscaled, so the result may look soft"),
+        (far, f"far {smaller} have almost no detail to learn; remove them"),
+        (enlarged, f"{smaller} are upscaled, so the result may look soft"),
     ):
         if few:
-            log.warning(
-                f"%d of %d images are {consequence}, use larger images or a lower resolution: %s",
-                *(len(few), len(examples), resolution),
-                listed([f"{e.name} ({e.width}x{e.height}, {f:.2f}x)" for f, e in few]),
+            beside = f"{consequence}, use larger images or a lower resolution"
+            shown = listed([f"{e.name} ({e.width}x{e.height}, {f:.2f}x)" for f, e in few])
+            yield Finding(
+                f"{len(few)} of {len(examples)} images are {beside}: {shown}",
+                tuple(each.name for _, each in few),
+                beside,
             )
 
 
 def cover(width: int, height: int, bucket: Bucket) -> float:
     """The smallest factor by which `width` x `height` covers the bucket."""
     return max(bucket.width / width, bucket.height / height)
+
+
+def crop(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the part of an image that its bucket takes, in its pixels."""
+    scale = cover(width, height, bucket)
+    cut_width, cut_height = bucket.width / scale, bucket.height / scale
+    left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    return (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(left + cut_width, width),
+        min(top + cut_height, height),
+    )

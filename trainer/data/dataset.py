@@ -8,7 +8,7 @@ buckets and latents.
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from PIL import Image
 from families.tokens import SUBJECT, mentions, name_subject
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from inference.progress import Progress
-from inference.prompts import foreign_syntax
 from trainer.data.auxiliary_images import Group, auxiliary
 from trainer.data.caption_files import (
     CaptionFile,
@@ -26,6 +25,7 @@ from trainer.data.caption_files import (
     read_caption,
     unread_captions,
 )
+from trainer.data.findings import Finding, caption_findings, foreign_findings
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
@@ -97,6 +97,56 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
+    found = examine(
+        files,
+        default_caption,
+        subject,
+        prefix,
+        suffix,
+        skip_bad_images,
+        subjects,
+        problems=[Finding(each) for each in problems],
+        bad=[Finding(each) for each in bad] if skip_bad_images else [],
+    )
+    if found.problems:
+        # a.jpg and a.png share a.txt, whose problem is found twice.
+        lines = dict.fromkeys(f"{path.name}: {each.text}" for each in found.problems)
+        raise DatasetError("\n".join(lines))
+    for each in found.warnings:
+        log.log(each.level, "%s: %s", path.name, each.text)
+    return found.examples
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The result of `examine`."""
+
+    examples: list[Example]  # of no use if there are problems
+    problems: list[Finding]
+    warnings: list[Finding]
+
+
+def examine(
+    files: Mapping[str, Content],
+    default_caption: str,
+    subject: str | None = None,
+    prefix: str = "",
+    suffix: str = "",
+    skip_bad_images: bool = False,
+    subjects: Sequence[Subject] = (),
+    *,
+    check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
+    problems: Sequence[Finding] = (),
+    bad: Sequence[Finding] = (),
+) -> Findings:
+    """Examines the files of a dataset; the settings are those of `read_dataset`.
+
+    files: the content of captions, and of images unless `check_images` knows them: the properties
+        of each image, or why it cannot be used.
+    problems, bad: what was found while the files were read; `bad` only with `skip_bad_images`.
+    """
+    problems = list(problems)
+    bad = list(bad) if skip_bad_images else problems
     groups = auxiliary(files, lambda folder: is_subjects(folder, subjects))
     besides = {name for group in groups if not group.used for name in group.names}
     images = {
@@ -105,10 +155,12 @@ def read_dataset(
         if suffix_of(name) in IMAGE_SUFFIXES and name not in besides
     }
     if not images and not problems and not bad:
-        problems += _why_empty(files, groups)
-    captions = captions_by_stem(files, problems)
+        problems += map(Finding, _why_empty(files, groups))
+    doubled: list[str] = []
+    captions = captions_by_stem(files, doubled)
+    problems += map(Finding, doubled)
 
-    checked = _check(images)
+    checked = (check_images or _check)(images)
     read: dict[str, CaptionFile] = {}
     examples, animated, silent, unmanaged = [], [], [], []
     tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
@@ -121,7 +173,7 @@ def read_dataset(
             try:
                 read[caption_file] = read_caption(caption_file, files[caption_file])
             except Unusable as error:
-                problems.append(f"{caption_file}: {error}")
+                problems.append(Finding.of(caption_file, error))
         caption = read[caption_file].text if caption_file in read else ""
         if not caption:
             caption, caption_file = one_line(default_caption), ""
@@ -140,13 +192,15 @@ def read_dataset(
 
         if name not in checked:
             problems.append(
-                f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
-                "use fewer images or scale them down"
+                Finding(
+                    f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
+                    "use fewer images or scale them down"
+                )
             )
             break
         found = checked[name]
         if isinstance(found, str):
-            bad.append(f"{name}: {found}")
+            bad.append(Finding.of(name, found))
             if skip_bad_images and name in named:
                 del named[name]
                 silent = [each for each in silent if each != name]
@@ -158,53 +212,50 @@ def read_dataset(
         examples.append(Example(name, caption, found.width, found.height, data, caption_file))
 
     if skip_bad_images and bad and not examples:
-        problems += [*bad, "contains no usable image", *map(str, groups)]
+        problems += [*bad, Finding("contains no usable image")]
+        problems += [Finding(str(group), group.names) for group in groups]
     captioned = len(examples) if skip_bad_images else len(images)
     if subjects and captioned:
-        problems += subject_problems(subjects, named, list(dict.fromkeys(unnamed)))
+        problems += map(Finding, subject_problems(subjects, named, list(dict.fromkeys(unnamed))))
     elif captioned and len(silent) == captioned:
         marked = any(TRIGGER_MARK in each.text for each in read.values())
         problems.append(
-            f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
-            "into the caption files or default_caption ('a photo of TOK'), or train without a "
-            "placeholder token"
-            + ("; [trigger] in captions is read as plain text" if marked else "")
+            Finding(
+                f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
+                "into the caption files or default_caption ('a photo of TOK'), or train without a "
+                "placeholder token"
+                + ("; [trigger] in captions is read as plain text" if marked else "")
+            )
         )
-    if problems:
-        # a.jpg and a.png share a.txt, whose problem is found twice.
-        lines = [f"{path.name}: {problem}" for problem in dict.fromkeys(problems)]
-        raise DatasetError("\n".join(lines))
 
-    if bad:
-        log.warning(
-            "%s: %d of %d images are skipped:\n%s",
-            path.name,
-            len(bad),
-            len(bad) + len(examples),
-            "\n".join(bad),
-        )
-    for group in groups:
-        log.warning("%s: %s", path.name, group)
+    warnings = []
+    if skip_bad_images and bad:
+        lines = "\n".join(each.text for each in bad)
+        count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
+        warnings.append(Finding(f"{count}:\n{lines}"))
+    warnings += [Finding(str(group), group.names, str(group)) for group in groups]
     rest = {name: data for name, data in files.items() if not _beside(name, groups)}
-    for line in (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest)):
-        log.warning("%s: %s", path.name, line)
-    _log_captions(path.name, examples, read, default_caption)
+    lines_of_rest = (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest))
+    warnings += map(Finding, lines_of_rest)
+    own = {each.name: each.caption_file for each in examples}
+    warnings += caption_findings(own, read, default_caption)
     written = {name: each.text for name, each in sorted(read.items())}
     written |= {"default_caption": default_caption, "caption_prefix": prefix}
-    _warn_of_foreign(path.name, written | {"caption_suffix": suffix}, bool(tokens))
+    warnings += foreign_findings(written | {"caption_suffix": suffix}, bool(tokens))
     if unmanaged:
-        log.warning("%s: broken color profiles are ignored: %s", path.name, listed(unmanaged))
+        warnings.append(Finding.of_all("broken color profiles are ignored", unmanaged))
     if animated:
-        log.warning("%s: animations, only the first frame is used: %s", path.name, listed(animated))
+        warnings.append(Finding.of_all("animations, only the first frame is used", animated))
     if silent:
-        log.warning(
-            "%s: %d of %d captions do not mention the subject: %s",
-            path.name,
-            len(silent),
-            len(examples),
-            listed(silent),
+        warnings.append(
+            Finding(
+                f"{len(silent)} of {len(examples)} captions do not mention the subject: "
+                f"{listed(silent)}",
+                tuple(silent),
+                "the caption does not mention the subject",
+            )
         )
-    return examples
+    return Findings(examples, problems, warnings)
 
 
 def _why_empty(files: Mapping[str, Content], groups: Sequence[Group]) -> list[str]:
@@ -227,46 +278,6 @@ def _beside(name: str, groups: Sequence[Group]) -> bool:
         for group in groups
         if not group.used
     )
-
-
-def _log_captions(
-    dataset: str,
-    examples: Sequence[Example],
-    read: Mapping[str, CaptionFile],
-    default_caption: str,
-) -> None:
-    """Logs the number of images with a caption file, and warnings about captions."""
-    default = [each.name for each in examples if not each.caption_file]
-    use = f"{default_caption!r}" if default_caption.strip() else "no caption"
-    own = f"{len(examples) - len(default)} with a caption file"
-    names = f": {listed(default)}" if len(default) < len(examples) else ""
-    rest = f", {len(default)} use {use}{names}" if default else ""
-    log.info("%s: %d images: %s%s", dataset, len(examples), own, rest)
-    empty = sorted(name for name, each in read.items() if not each.text)
-    if empty:
-        log.warning("%s: empty caption files, %s is used instead: %s", dataset, use, listed(empty))
-    guessed = sorted(name for name, each in read.items() if each.guess and each.text)
-    if guessed:
-        log.warning(
-            "%s: not UTF-8, read as %s; if these texts are wrong, save them as UTF-8: %s",
-            *(dataset, read[guessed[0]].guess),
-            listed([f"{name} ({read[name].text[:80]!r})" for name in guessed]),
-        )
-
-
-def _warn_of_foreign(dataset: str, texts: Mapping[str, str], subject: bool) -> None:
-    """Warns of captions with syntax of other programs."""
-    foreign = {
-        name: found
-        for name, text in texts.items()
-        # [trigger] has a meaning with a trigger word (`trainer.data.trigger`).
-        if (found := [part for part in foreign_syntax(text) if subject or part != TRIGGER_MARK])
-    }
-    if foreign:
-        log.warning(
-            "%s: captions contain syntax of other programs, which is read as plain text: %s",
-            *(dataset, listed([f"{name} ({found[0]})" for name, found in foreign.items()])),
-        )
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

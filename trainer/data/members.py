@@ -7,7 +7,7 @@ and the limits here and in `adapters.files.containers` bound time, memory and di
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -86,6 +86,19 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
     """
     files: dict[str, Content] = {}
     images, file = dict[str, slice](), MappedFile("images")
+    for name, data in read_members(path, problems, bad):
+        files[name] = data
+        if suffix_of(name) in IMAGE_SUFFIXES:
+            images[name], files[name] = file.add(data), b""
+    mapped = file.mapped()
+    return files | {name: mapped[place] for name, place in images.items()}
+
+
+def read_members(
+    path: Path, problems: list[str], bad: list[str]
+) -> Generator[tuple[str, bytes], None, None]:
+    """Yields the files of `read_files` one at a time, each with its content."""
+    seen = set()
     try:
         with _open(path) as members:
             for member in members:
@@ -95,26 +108,25 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
                     if member.name.endswith("/") or is_junk(parts):
                         continue
                     name = printable("/".join(parts))
-                    if name in files:
+                    if name in seen:
                         raise Unusable("is in the archive twice; rename or remove one")
                 except Unusable as error:
                     problems.append(f"{name}: {error}")
                     continue
                 try:
-                    files[name] = data = _read(member, suffix_of(name))
-                    if suffix_of(name) in IMAGE_SUFFIXES:
-                        images[name], files[name] = file.add(data), b""
+                    data = _read(member, suffix_of(name))
                 except Unusable as error:
                     lines = bad if suffix_of(name) in IMAGE_SUFFIXES else problems
                     lines.append(f"{name}: {error}")
+                    continue
+                seen.add(name)
+                yield name, data
     except Unusable as error:
         problems.append(str(error))
     except NoSpace:
         raise
     except Exception as error:  # parsers may raise any exception on malformed files
         problems.append(f"is damaged or truncated ({error}); pack or upload it again")
-    mapped = file.mapped()
-    return files | {name: mapped[place] for name, place in images.items()}
 
 
 def _read(member: Member, suffix: str) -> bytes:

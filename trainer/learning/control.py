@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from families.out_of_memory import free_frames, is_out_of_memory
 from trainer.events import Events
 from trainer.inbox import Command, Inbox
 from trainer.learning.distributed import processes
@@ -32,6 +33,9 @@ class Refused(Exception):
     """The reason why a command is not executed."""
 
 
+Preview = Callable[["Loop", Command], None]
+
+
 class Control:
     """The events and commands of one run. By default, none are written or read."""
 
@@ -41,6 +45,7 @@ class Control:
         self.begun, self.early = time.monotonic(), False  # early: ended before the last step
         self.why = ""  # early_stopping's reason
         self.planned = 0  # steps, if it ends early
+        self.preview: Preview | None = None  # generates images; raises an error with the reason
 
     def phase(self, name: str, done: int | None = None, of: int | None = None) -> None:
         """Emits a phase before the first step. Raises `Stopped` on a stop command.
@@ -99,6 +104,8 @@ class Control:
         try:
             if command.do == "save":
                 self._save(loop, saver)
+            elif command.do == "preview":
+                self._preview(command, loop)
             elif command.do == "pause" and command.free:
                 self._pause_and_end(command, loop, saver)
             elif command.do == "pause":
@@ -131,6 +138,17 @@ class Control:
             log.warning("could not save the weights of step %d: %s", loop.done, error)
             raise Refused(f"the weights cannot be written: {error}") from error
         log.info("saved the weights of step %d as %s", loop.done, path)
+
+    def _preview(self, command: Command, loop: "Loop") -> None:
+        try:
+            assert self.preview is not None
+            with self.events.within_phase("previews"):
+                self.preview(loop, command)
+        except Exception as error:
+            reason = "out of memory" if is_out_of_memory(error) else str(error)
+            free_frames(error)
+            log.warning("no preview at step %d: %s", loop.done, reason)
+            raise Refused(f"no image was generated: {reason}") from None
 
     def _pause_and_end(self, command: Command, loop: "Loop", saver: "Saver | None") -> None:
         try:

@@ -23,7 +23,7 @@ from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
-from trainer.data import Bucket, Example, cover, in_threads, nearest_bucket, warn_upscaled
+from trainer.data import Bucket, Example, crop, in_threads, nearest_bucket, warn_upscaled
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings import Settings
 
@@ -209,15 +209,7 @@ def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
     """
     # Cropping in source pixels and scaling in one step keeps the exact aspect ratio: scaling first
     # would round the size to whole pixels.
-    scale = cover(image.width, image.height, bucket)
-    cut_width, cut_height = bucket.width / scale, bucket.height / scale
-    left, top = (image.width - cut_width) / 2, (image.height - cut_height) / 2
-    box = (
-        max(left, 0.0),
-        max(top, 0.0),
-        min(left + cut_width, image.width),
-        min(top + cut_height, image.height),
-    )
+    box = crop(image.width, image.height, bucket)
     fitted = image.convert("RGB").resize(
         (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
     )

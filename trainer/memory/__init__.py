@@ -4,8 +4,10 @@ from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
 from trainer.memory.freeing import free_memory, memory_freed
 from trainer.memory.host import check_second_base
 from trainer.memory.plan_table import describe_plan, plan_data
+from trainer.memory.plans import Plans
 
 __all__ = [
+    "Plans",
     "RanOut",
     "TooLarge",
     "check_second_base",

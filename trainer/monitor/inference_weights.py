@@ -31,7 +31,7 @@ class InferenceWeights:
         """Without `copies`, which previews need, the weights before the merge are lost."""
         self.family = family
         self._original: dict[str, Tensor] = {}
-        self._complete = turbo is None or copies
+        self.complete = turbo is None or copies  # whether images can be generated
         if turbo is not None and copies:
             check_fits(turbo.factors, family.transformer, turbo.name, family.base.name)
             self._original = self._copies(turbo.factors)
@@ -43,7 +43,7 @@ class InferenceWeights:
         None if it must be loaded again. It equals a newly loaded one bit for bit.
         """
         lora.remove()
-        if not self._complete:
+        if not self.complete:
             return None
         layers = dict(self.family.transformer.named_modules())
         for name, weight in self._original.items():

@@ -15,7 +15,7 @@ from PIL import Image
 from inference.request import ResolvedRequest
 from trainer.events import Events
 from trainer.monitor.contact_sheet import make_sheet, save_png, thumbnail
-from trainer.run_files import PREVIEW, SAMPLES, SHEET, STEP, listed
+from trainer.run_files import GENERATED, PREVIEW, SAMPLES, SHEET, STEP, listed
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,24 @@ class PreviewImages:
             if 0 < done and step <= done and len(files) == len(self.columns):
                 with suppress(OSError):  # damaged, or not an image
                     self.thumbnails[step] = [thumbnail(Image.open(file)) for file in files]
+
+    def add_generated(
+        self, step: int, image: Image.Image, resolved: ResolvedRequest, key: str
+    ) -> None:
+        """Writes an image that a command has asked for to `generated/`."""
+        place = self.folder.parent / GENERATED
+        numbers = [each.stem.rpartition("-")[2] for each in listed(place)]
+        number = max((int(each) for each in numbers if each.isdecimal()), default=0) + 1
+        file = save_png(image, place / f"step-{step:06d}-{number}.png")
+        self._events.emit(
+            "generated",
+            step=step,
+            id=key,
+            prompt=resolved.prompt,
+            seed=resolved.seeds[0],
+            file=f"{GENERATED}/{file.name}",
+        )
+        log.info("step %d: generated %r: %s", step, resolved.prompt, file)
 
     def add(self, step: int, images: Sequence[Sequence[Image.Image]]) -> None:
         """Writes the images of every prompt after a step, and updates the sheet."""

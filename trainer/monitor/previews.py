@@ -6,7 +6,7 @@ the archive. So the last preview is the image that inference with the archive ge
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from PIL import Image
 from adapters.formats import as_written
 from families.family import Family
 from families.out_of_memory import free_frames, is_out_of_memory
-from families.tokens import split_words
+from families.tokens import name_subject, split_words
 from inference.acceleration import with_fallback
 from inference.generation import generate
 from inference.request import Request, ResolvedRequest, resolve
 from inference.text_cache import TextCache
 from trainer.events import Events
+from trainer.inbox import Command
 from trainer.learning import Loop
 from trainer.monitor.inference_weights import InferenceWeights
 from trainer.monitor.preview_images import PreviewImages
@@ -119,21 +120,45 @@ class Previews:
     def _generate(self, loop: Loop) -> None:
         if not self.enabled:
             return
-        assert loop.lora is not None
         with self._guarded(loop.done), loop.events.within_phase("previews"):
-            factors, placeholders = loop.final_weights()
-            vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
-            with self.inference_weights.applied(
-                loop.lora, as_written(factors), sample_scale(self.settings)
-            ):
-                images = [
-                    with_fallback(
-                        self.family.transformer,
-                        partial(generate, self.family, resolved, vectors, None, self.texts),
-                    )
-                    for resolved in self.all_resolved
-                ]
-            self.preview_images.add(loop.done, images)
+            self.preview_images.add(loop.done, self._images(loop, self.all_resolved))
+
+    def now(self, loop: Loop, command: Command) -> None:
+        """Generates what a `preview` command asks for. Raises an exception with the reason."""
+        if not self.enabled or not self.inference_weights.complete:
+            raise ValueError(
+                "the original weights that images need are not in memory; use the weights of a "
+                "checkpoint, or train with preview images"
+            )
+        if command.prompt is None:
+            if not self.all_resolved:
+                raise ValueError("the run has no sample_prompts; give a prompt")
+            self.preview_images.add(loop.done, self._images(loop, self.all_resolved))
+            return
+        settings, subject = self.settings, self.settings.subject or self.settings.trigger_word
+        prompt = name_subject(command.prompt, subject) if subject else command.prompt
+        options = {"seed": settings.seed, **settings.sample_options}
+        options |= {} if command.seed is None else {"seed": command.seed}
+        request = Request(prompt=prompt, **(options | {"num_outputs": 1}))
+        resolved = resolve(request, settings.base, self.family.resolution_multiple)
+        [[image]] = self._images(loop, [resolved])
+        self.preview_images.add_generated(loop.done, image, resolved, command.key)
+
+    def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
+        """The images of each request, with the weights that would be saved now."""
+        assert loop.lora is not None
+        factors, placeholders = loop.final_weights()
+        vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
+        with self.inference_weights.applied(
+            loop.lora, as_written(factors), sample_scale(self.settings)
+        ):
+            return [
+                with_fallback(
+                    self.family.transformer,
+                    partial(generate, self.family, resolved, vectors, None, self.texts),
+                )
+                for resolved in requests
+            ]
 
     @contextmanager
     def _guarded(self, step: int) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The settings of a training run, and their checks. Imports no PyTorch."""
 
-from trainer.settings.checks import high_rates, missing_here
+from trainer.settings.checks import high_rates, missing_for_optimizer, missing_here
 from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
@@ -14,6 +14,7 @@ from trainer.settings.preservation import (
     first_step,
     sort_prompts,
 )
+from trainer.settings.presets import PRESETS
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_STEPS",
     "NO_SUBJECT",
     "OPTIMIZERS",
+    "PRESETS",
     "SCHEDULED",
     "SUBJECT_EVERY",
     "Secret",
@@ -47,6 +49,7 @@ __all__ = [
     "hidden",
     "high_rates",
     "marks_in",
+    "missing_for_optimizer",
     "missing_here",
     "read_config",
     "resolve",

@@ -1,0 +1,1 @@
+"""The web page: prepare images, train, watch, generate. Its server never imports PyTorch."""

@@ -1,0 +1,69 @@
+"""python -m studio.planner_process: plans of runs and numbers of tokens, with PyTorch on the CPU.
+
+What a plan depends on is counted once; other changes of the settings use it again.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from studio.worker import Pipe
+
+Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main() -> None:
+    """Answers requests until the input ends."""
+    pipe = Pipe()
+    import torch
+
+    torch.set_num_threads(1)
+    from trainer.memory import Plans  # takes seconds, so before the first request
+
+    calls: dict[str, Call] = {"plan": partial(_plan, Plans()), "tokens": tokens}
+    for request in pipe.requests():
+        try:
+            pipe.write(answer=calls[request["do"]](request))
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            reason = str(error) or type(error).__name__
+            pipe.write(answer={"error": reason, "kind": type(error).__name__})
+
+
+def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
+    from trainer.settings import TrainingInputs, high_rates, resolve
+
+    settings = resolve(TrainingInputs(**request["settings"])).for_images(request["images"])
+    found: dict[str, Any] = plans.plan(settings)
+    lines = high_rates(settings)
+    return {**found, "steps": settings.steps, "warnings": [{"text": line} for line in lines]}
+
+
+def tokens(request: dict[str, Any]) -> dict[str, Any]:
+    """The number of tokens of each text; null if the tokenizer is not on this machine."""
+    from families.registry import find_base
+    from families.repository import is_on_disk
+
+    base = find_base(request["base"])
+    if not is_on_disk(base):
+        return {"tokens": [None] * len(request["texts"]), "most": None}
+    family = _family(base.name)
+    counts = [len(family.tokenize(text).ids) for text in request["texts"]]
+    return {"tokens": counts, "most": family.max_text_tokens}
+
+
+@lru_cache(4)
+def _family(name: str) -> Any:
+    from families.loading import load_family
+    from families.registry import find_base
+
+    return load_family(find_base(name))  # its weights are not loaded
+
+
+if __name__ == "__main__":
+    main()

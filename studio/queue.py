@@ -1,0 +1,131 @@
+"""The queue of runs: which one starts next. queue.json has its order, and whether it is held.
+
+One run at a time; a run that someone started elsewhere counts. A run is removed from the order
+before its process is started, and a queued run that is not in the order is put at its end, so a
+server that is killed at any moment neither loses a run nor starts it twice.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.files.atomic import atomic_file
+from studio import gpu
+from studio.folder import Studio
+from studio.processes import Processes
+from studio.replies import Problem
+from studio.summaries import LIVE, Runs, boot_id, write_facts
+
+log = logging.getLogger(__name__)
+
+FILE = "queue.json"
+
+
+class Queue:
+    """The order of the runs that wait. Used by the event loop's thread alone."""
+
+    def __init__(self, studio: Studio, runs: Runs, processes: Processes) -> None:
+        self._studio, self._runs, self._processes = studio, runs, processes
+        self._path = studio.folder / FILE
+        content = _content(self._path)
+        self._order = [str(each) for each in content.get("order") or ()]
+        self._now = [str(each) for each in content.get("now") or ()]
+        self.held, self._looked = bool(content.get("held")), False
+        # After a restart of the machine nothing starts by itself.
+        self.restarted = bool(self._order) and content.get("boot", boot_id()) != boot_id()
+        if self.restarted:
+            self.held = True
+
+    def order(self, summaries: Sequence[dict[str, Any]] | None = None) -> list[str]:
+        """The runs that wait, first to last. `summaries`: of all runs, if they are known."""
+        known = self._runs.all() if summaries is None else summaries
+        states = {each["id"]: each["state"] for each in known}
+        waiting = ("queued", "stopped", "failed", "paused")
+        order = [each for each in self._order if states.get(each) in waiting]
+        queued = [name for name, state in states.items() if state == "queued"]
+        order += [each for each in reversed(queued) if each not in order]
+        order = [each for each in order if not self._runs.is_held(each)]
+        if order != self._order:
+            self._order = order
+            self._write()
+        return list(order)
+
+    def set(self, order: Any, held: Any) -> None:
+        """Changes order and hold; runs that the order does not name keep their place at the end."""
+        known = self.order()
+        if order is not None:
+            if not isinstance(order, list) or not all(isinstance(each, str) for each in order):
+                raise Problem(400, "order must be a list of runs")
+            wanted = [each for each in dict.fromkeys(order) if each in known]
+            states = {each: self._runs.summary(each)["state"] for each in known}
+            rest = [each for each in known if each not in wanted and states[each] == "queued"]
+            self._order = wanted + rest  # one to be resumed is removed by leaving it out
+        if held is not None:
+            self.held = bool(held)
+        self._write()
+
+    def add(self, identity: str, now: bool = False) -> None:
+        """Puts a run at the end, or with `now` first, also if the queue is held."""
+        self._order = [each for each in self._order if each != identity]
+        if now:
+            self._order.insert(0, identity)
+            self._now.append(identity)
+        else:
+            self._order.append(identity)
+        self._write()
+
+    def remove(self, identity: str) -> None:
+        """Removes a deleted run."""
+        if identity in self._order or identity in self._now:
+            self._order = [each for each in self._order if each != identity]
+            self._now = [each for each in self._now if each != identity]
+            self._write()
+
+    def waits(self, identity: str) -> bool:
+        """Whether the run is in the order."""
+        return identity in self._order
+
+    def next(self) -> str | None:
+        """The run that would start now; None while another one runs, or if the queue is held."""
+        if self._looked and not self._order:  # so an idle server does nothing
+            return None
+        self._looked = True  # for runs that were queued before the server was ended
+        summaries = self._runs.all()
+        order = self.order(summaries)
+        first = next((each for each in order if not self.held or each in self._now), None)
+        busy = any(each["state"] in LIVE and self._runs.is_held(each["id"]) for each in summaries)
+        return None if busy else first
+
+    def advance(self) -> str | None:
+        """Starts the next run, if it can start; returns it."""
+        identity = self.next()
+        if identity is None or not gpu.is_free():
+            return None
+        self.remove(identity)
+        self.start(identity)
+        return identity
+
+    def start(self, identity: str) -> None:
+        """Starts a run's process."""
+        folder = self._studio.outputs / identity
+        self._processes.start(folder)
+        # After the process, which holds the lock: a run with this time and no events has failed.
+        write_facts(folder, started=time.time())
+        log.info("%s: started", identity)
+
+    def _write(self) -> None:
+        self._now = [each for each in self._now if each in self._order]
+        content = {"order": self._order, "held": self.held, "now": self._now, "boot": boot_id()}
+        with atomic_file(self._path) as file:
+            file.write(json.dumps(content).encode())
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,64 @@
+"""Thumbnails: WebP, at most 320 pixels a side, made at upload or at the first look."""
+
+import os
+import threading
+from pathlib import Path
+
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from studio.dataset_files import OWN, image_parts, own_folder, place_of, version_of
+from studio.folder import Studio, open_file
+from studio.replies import Problem, send_file
+from trainer.data import Unusable, probe
+
+SIDE = 320  # pixels
+_DECODERS = threading.Semaphore(2)  # each may hold a large photo
+
+
+def make(root: Path, name: str, facts: os.stat_result) -> Path:
+    """The file of an image's thumbnail, made if it is missing. Raises `Problem` (422)."""
+    path = own_folder(root, "thumbs") / f"{version_of(name, facts)}.webp"
+    if path.is_file():
+        return path
+    with _DECODERS, open(open_file(root, name.split("/")), "rb") as file:
+        try:
+            probe(file.read())  # bounds the pixels before they are decoded
+            file.seek(0)
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                image.draft("RGB" if image.mode == "RGB" else None, (SIDE, SIDE))
+                small, _ = upright_srgb(image)
+        except Unusable as error:
+            raise Problem(422, f"{name} {error}") from None
+        except Exception as error:  # Pillow may raise any exception on malformed images
+            raise Problem(422, f"{name} is damaged ({error})") from None
+        small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+    part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        small.save(part, "WEBP", quality=80, method=2)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _get(request: Request) -> Response:
+    studio: Studio = request.app.state.studio
+    root = place_of(studio, request.path_params["dataset"])
+    name = "/".join(image_parts(request.path_params["name"]))
+    fd = open_file(root, name.split("/"))
+    try:
+        facts = os.fstat(fd)
+    finally:
+        os.close(fd)
+    path = make(root, name, facts)
+    fixed = request.query_params.get("v") == version_of(name, facts)
+    caching = "private, max-age=31536000, immutable" if fixed else "no-cache"
+    found = open_file(root, [OWN, "thumbs", path.name])
+    return send_file(found, path.name, {"Cache-Control": caching})
+
+
+ROUTES = [Route("/api/datasets/{dataset}/thumbs/{name:path}", _get)]

@@ -1,0 +1,26 @@
+"""A studio with a trainer that has no model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import Page, with_dataset
+
+from studio import commands, processes
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    monkeypatch.setattr(processes, "TRAINER", (str(HERE / "small_trainer.py"),))
+    monkeypatch.setattr(commands, "INTERVAL", 0.05)
+    monkeypatch.setattr(commands, "REAP_SECONDS", 0.2)
+    found = Page(with_dataset(tmp_path))
+    yield found
+    found.end()
+    for name, pids in processes.members().items():
+        if name.startswith(str(tmp_path)):
+            for pid in pids:
+                os.kill(pid, 9)

@@ -1,0 +1,85 @@
+"""Plans of many runs in one process, as a page asks for while settings change."""
+
+from typing import Any
+
+import torch
+
+from families.loading import default_device
+from families.memory import RESERVE
+from trainer.memory.fitting import preview_size, usable, wishes_of
+from trainer.memory.plan import LADDER, Figures, Mode, choose
+from trainer.memory.plan_table import count
+from trainer.memory.speed import GPUS, step_seconds
+from trainer.settings import Settings, extent_of, missing_here
+
+KEPT = 256  # counted figures
+BASE_BYTES = 16 << 20  # of reports, logs and previews on disk
+
+
+class Plans:
+    """Plans runs. What memory depends on is counted once; other changes use it again."""
+
+    def __init__(self) -> None:
+        self._figures: dict[object, Figures] = {}
+
+    def plan(self, settings: Settings) -> dict[str, Any]:
+        """Memory in each mode, time of a step and disk space, in JSON types.
+
+        fits, gpu_bytes and seconds_per_step are None without a GPU; the last also for a GPU whose
+        speed is not known.
+        """
+        counted, device, wishes = self._counted(settings), default_device(), wishes_of(settings)
+        fits, room, seconds, gpu_bytes = None, None, None, None
+        if device.type == "cpu":
+            quantize = "none" if wishes.quantize == "auto" else wishes.quantize
+            mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
+            peak = counted.peak(mode)
+        else:
+            # The whole GPU: what is in use now may be free when the run starts.
+            gpu_bytes = torch.cuda.get_device_properties(device).total_memory
+            choice = choose(counted, gpu_bytes, wishes, usable(device))
+            mode, fits, peak = choice.mode, choice.fits, choice.peak
+            room = gpu_bytes * (1 - RESERVE)
+            name = torch.cuda.get_device_name(device)
+            known = next((gpu for each, gpu in GPUS.items() if each in name), None)
+            flops = counted.flops(mode), counted.fetched(mode)
+            seconds = step_seconds(known, *flops) if known else None
+        return {
+            "fits": fits,
+            "mode": mode.label,
+            "modes": [
+                {
+                    "mode": each.label,
+                    "peak_bytes": counted.peak(each),
+                    "fits": None if room is None else counted.peak(each) <= room,
+                }
+                for each in LADDER
+            ],
+            "parts": [{"name": k, "bytes": v} for k, v in counted.parts(mode).items()],
+            "peak_bytes": peak,
+            "gpu_bytes": gpu_bytes,
+            "seconds_per_step": seconds,
+            # Two checkpoints, the weights of ten steps, and weights.zip.
+            "disk_bytes": 2 * counted.trained() + 12 * counted.lora_file + BASE_BYTES,
+            "missing": missing_here(settings),
+        }
+
+    def _counted(self, settings: Settings) -> Figures:
+        key = (
+            settings.base.name,
+            settings.lora_targets,
+            settings.rank,
+            settings.batch_size,
+            settings.resolutions,
+            settings.subject is None,
+            settings.optimizer,
+            settings.ema_decay > 0,
+            settings.gradient_accumulation > 1,
+            preview_size(settings) if settings.sample_prompts else None,
+            extent_of(settings) if settings.preserve else None,
+        )
+        if key not in self._figures:
+            while len(self._figures) >= KEPT:
+                self._figures.pop(next(iter(self._figures)))
+            self._figures[key] = count(settings)
+        return self._figures[key]

@@ -19,6 +19,8 @@ from adapters.slots import put_slots
 
 FEW = 0.05  # share of a layer's entries
 SAMPLED = 16  # layers
+# Values of a float32 sum on a GPU: 25 MB, half of an H100's L2 cache.
+CHUNK = 6 << 20
 
 Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # (change, scale) of one layer
 
@@ -123,12 +125,18 @@ class LoraMerger:
             self._original.remember(name, key, weight)
         original = self._original.get(name, weight)
         self._applied[name] = parts
-        in_place = weight.dtype == torch.float32
-        merged = weight.copy_(original) if in_place else original.to(torch.float32, copy=True)
-        for delta, scale in parts:
-            as_delta(delta).add_to(merged, original, scale)
-        if not in_place:
-            weight.copy_(merged)
+        deltas = [(_on(weight.device, delta), scale) for delta, scale in parts]
+        if weight.dtype == torch.float32:
+            weight.copy_(original)
+            for delta, scale in deltas:
+                delta.add_to(weight, original, scale)
+            return
+        for rows in _chunks(weight, parts):
+            total = original[rows].to(torch.float32, copy=True)
+            for delta, scale in deltas:
+                piece = delta if len(total) == len(weight) else delta.rows(rows.start, rows.stop)
+                piece.add_to(total, original[rows], scale)
+            weight[rows].copy_(total)
 
     def _restore(self, name: str) -> None:
         if name in self._slots:
@@ -154,6 +162,27 @@ class LoraMerger:
                 f"{len(other)} layers are quantized and support only plain LoRA: "
                 f"{shown(sorted(other))}; use the unquantized base model"
             )
+
+
+def _chunks(weight: Tensor, parts: Parts) -> list[slice]:
+    """The rows of a weight that are merged at once.
+
+    On a GPU, as many as a float32 sum in the cache can have, so that only the 16-bit weights are
+    read from and written to memory. Changes other than plain LoRA need all rows.
+    """
+    if weight.device.type == "cpu" or not all(_is_pair(delta) for delta, _ in parts):
+        return [slice(None)]
+    pieces = max(1, math.ceil(weight.numel() / CHUNK))
+    step = math.ceil(len(weight) / pieces)
+    return [slice(start, start + step) for start in range(0, len(weight), step)]
+
+
+def _on(device: torch.device, delta: Delta | tuple[Tensor, Tensor]) -> Delta:
+    """A change to be added on a device: the factors of plain LoRA are copied to it once."""
+    if device.type == "cpu" or not _is_pair(delta):
+        return as_delta(delta)
+    down, up = (each.to(device, non_blocking=True).float() for each in delta)
+    return as_delta((down, up))
 
 
 def _is_pair(delta: object) -> TypeGuard[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ nothing more, and no storage moves. Quantized layers get a side path instead (`a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -131,12 +131,12 @@ class LoraMerger:
             for delta, scale in deltas:
                 delta.add_to(weight, original, scale)
             return
-        for rows in _chunks(weight, parts):
-            total = original[rows].to(torch.float32, copy=True)
-            for delta, scale in deltas:
-                piece = delta if len(total) == len(weight) else delta.rows(rows.start, rows.stop)
-                piece.add_to(total, original[rows], scale)
-            weight[rows].copy_(total)
+        pieces = _pieces(weight) if all(_is_pair(delta) for delta, _ in parts) else 1
+        for rows, before, changes in _chunks(weight, original, deltas, pieces):
+            total = before.to(torch.float32, copy=True)
+            for delta, scale in changes:
+                delta.add_to(total, before, scale)
+            rows.copy_(total)
 
     def _restore(self, name: str) -> None:
         if name in self._slots:
@@ -164,17 +164,27 @@ class LoraMerger:
             )
 
 
-def _chunks(weight: Tensor, parts: Parts) -> list[slice]:
-    """The rows of a weight that are merged at once.
+def _pieces(weight: Tensor) -> int:
+    """In how many pieces plain LoRA is added to a weight.
 
-    On a GPU, as many as a float32 sum in the cache can have, so that only the 16-bit weights are
-    read from and written to memory. Changes other than plain LoRA need all rows.
+    On a GPU, so many that each float32 sum stays in the cache: then only the 16-bit weights are
+    read from and written to memory.
     """
-    if weight.device.type == "cpu" or not all(_is_pair(delta) for delta, _ in parts):
-        return [slice(None)]
-    pieces = max(1, math.ceil(weight.numel() / CHUNK))
+    return 1 if weight.device.type == "cpu" else max(1, math.ceil(weight.numel() / CHUNK))
+
+
+def _chunks(
+    weight: Tensor, original: Tensor, deltas: list[tuple[Delta, float]], pieces: int
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[Delta, float]]]]:
+    """Rows of a weight, their original values, and their changes."""
+    if pieces == 1:
+        yield weight, original, deltas
+        return
     step = math.ceil(len(weight) / pieces)
-    return [slice(start, start + step) for start in range(0, len(weight), step)]
+    for start in range(0, len(weight), step):
+        stop = start + step
+        changes = [(delta.rows(start, stop), scale) for delta, scale in deltas]
+        yield weight[start:stop], original[start:stop], changes
 
 
 def _on(device: torch.device, delta: Delta | tuple[Tensor, Tensor]) -> Delta:

@@ -131,7 +131,9 @@ class LoraMerger:
             for delta, scale in deltas:
                 delta.add_to(weight, original, scale)
             return
-        pieces = _pieces(weight) if all(_is_pair(delta) for delta, _ in parts) else 1
+        pieces = _pieces(weight)
+        if pieces > 1 and not all(_is_pair(delta) for delta, _ in parts):
+            pieces = 1  # other changes may need all rows
         for rows, before, changes in _chunks(weight, original, deltas, pieces):
             total = before.to(torch.float32, copy=True)
             for delta, scale in changes:

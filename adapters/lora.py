@@ -103,7 +103,7 @@ class Lora:
             base = layer.base_layer
             weight = cast(Tensor, base.weight)
             if isinstance(base, FrozenLinear):
-                weight = base.fetch(base.weight, base.device, torch.float32)
+                weight = base.dequantized(torch.float32)
             norms[name] = weight.float().norm().item()
         return norms
 

@@ -4,88 +4,95 @@ A frozen layer needs its weight twice, in the forward and in the backward pass. 
 saves what the forward pass multiplied with: the 16-bit copy of a quantized weight, or the copy on
 the GPU of an offloaded one. Then neither saves memory. Here the weight is fetched again for the
 backward pass, as bitsandbytes does it for nf4.
+
+The layer and its gradient are plain tensor operations, so a compiled block is one graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from families.packed_weights import FLOAT8_MULTIPLE, Packing, float8_gradient, float8_product
 from families.pinned import pinned
-
-Fetch = Callable[[Any, torch.device, torch.dtype], Tensor]
-
-
-def fetch_plain(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """An unquantized weight, from the device that stores it."""
-    return weight.to(device, dtype, non_blocking=True)
-
-
-def fetch_torchao(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A torchao tensor, moved before it is dequantized."""
-    return weight.to(device).dequantize().to(dtype)
-
-
-def fetch_bitsandbytes(weight: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A 4-bit parameter of bitsandbytes; its scales are on the device already."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight.data.to(device, non_blocking=True), weight.quant_state).to(dtype)
 
 
 class FrozenLinear(nn.Linear):
     """A linear layer with the weight of another, which is fetched for each product.
 
-    It computes on `device`; the weight may be stored elsewhere.
+    It computes on `device`; the weight may be stored elsewhere. `weight` has the packed values.
+    With `float8`, products are computed in float8, if size and dtype allow it.
     """
 
-    def __init__(self, linear: nn.Linear, fetch: Fetch, device: torch.device) -> None:
+    def __init__(
+        self, linear: nn.Linear, packing: Packing, device: torch.device, float8: bool = False
+    ) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
-        self.fetch, self.device = fetch, device
+        stored: Any = linear.weight
+        self.packing, self.device = packing, device
+        self.dtype: torch.dtype = getattr(stored, "quant_state", stored).dtype
+        values, *beside = packing.unpack(stored)
+        self.weight = nn.Parameter(values.detach(), requires_grad=False)
+        self.bias = linear.bias
+        self._names = [f"scale_{number}" for number in range(len(beside))]
+        for name, each in zip(self._names, beside, strict=True):
+            self.register_buffer(name, each, persistent=False)
+        fits = not any(n % FLOAT8_MULTIPLE for n in (self.out_features, self.in_features))
+        self.float8 = float8 and fits and self.dtype == torch.bfloat16
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The packed values and what is needed to dequantize them."""
+        return self.weight, *(getattr(self, name) for name in self._names)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] on `device`, which is the stored tensor if it is like that."""
+        fetched = [each.to(self.device) for each in self.parts]
+        shape = self.out_features, self.in_features
+        return self.packing.dequantize(shape, self.dtype, fetched).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FetchedProduct.apply(x, self)
+        shape = self.out_features, self.in_features
+        dequantize = partial(self.packing.dequantize, shape, self.dtype)
+        return _FrozenProduct.apply(x, self.bias, dequantize, self.float8, *self.parts)
 
     def offload(self) -> None:
-        """Moves the weight to CPU memory, pinned if a GPU will read it."""
-        scales = getattr(self.weight, "quant_state", None)
-        self.weight = moved(self.weight, torch.device("cpu"))
-        if scales is not None:  # of bitsandbytes: small, and not moved with the weight
-            scales.to(self.device)
-        if self.device.type == "cuda":
-            _pin(self.weight)
+        """Moves the packed values to CPU memory, pinned if a GPU will read them."""
+        values = self.weight.data.to("cpu")
+        self.weight.data = pinned(values) if self.device.type == "cuda" else values
 
 
-class _FetchedProduct(torch.autograd.Function):
+class _FrozenProduct(torch.autograd.Function):
     """y = x W^T + b, with a gradient only for x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenLinear) -> Tensor:
-        ctx.layer = layer
-        return F.linear(x, layer.fetch(layer.weight, x.device, x.dtype), layer.bias)
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        # Without `rest` as it is, the compiler takes the function for one without a context: it
+        # compares the number of arguments with that of names.
+        bias, ctx.dequantize, ctx.float8, *parts = rest
+        ctx.save_for_backward(*parts)  # as stored, so that nothing is kept in addition
+        fetched = _fetched(parts, x.device)
+        if ctx.float8:
+            product = float8_product(x, *fetched)
+            return product if bias is None else product + bias
+        return F.linear(x, ctx.dequantize(fetched).to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        layer = ctx.layer
-        return grad @ layer.fetch(layer.weight, grad.device, grad.dtype), None
+        parts = _fetched(ctx.saved_tensors, grad.device)
+        if ctx.float8:
+            product = float8_gradient(grad, *parts)
+        else:
+            # As another view: in a compiled graph, an equal expression would be computed once, in
+            # the forward pass, and its result, the 16-bit weight, saved.
+            weight = ctx.dequantize([each[None] for each in parts])[0].to(grad.dtype)
+            product = grad @ weight
+        return product, *[None] * (3 + len(parts))
 
 
-def moved(weight: Any, device: torch.device) -> Any:
-    """The frozen weight on another device, with all inner tensors of a quantized one."""
-    if hasattr(weight, "__tensor_flatten__"):  # setting `.data` would leave its parts in place
-        return nn.Parameter(weight.to(device), requires_grad=False)
-    weight.data = weight.data.to(device)
-    return weight
-
-
-def _pin(weight: Any) -> None:
-    """Pins a weight in CPU memory; of a quantized tensor, each inner tensor."""
-    if hasattr(weight, "__tensor_flatten__"):
-        for part in weight.__tensor_flatten__()[0]:
-            setattr(weight, part, pinned(getattr(weight, part)))
-    else:
-        weight.data = pinned(weight.data)
+def _fetched(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    return [each.to(device, non_blocking=True) for each in parts]

@@ -13,13 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from families.family import WeightStorage
-from families.frozen_linear import (
-    Fetch,
-    FrozenLinear,
-    fetch_bitsandbytes,
-    fetch_plain,
-    fetch_torchao,
-)
+from families.frozen_linear import FrozenLinear
+from families.packed_weights import FP8, INT8, NF4, PLAIN, Packing, has_float8_products
 
 # Gets the name and value of a parameter and returns the value to use.
 Change = Callable[[str, Tensor], Tensor]
@@ -37,7 +32,7 @@ class Quantization:
     weight_error: float  # |W - dequantized W| / |W| of normally distributed weights, measured
     package: str
     requirement: str  # for pip
-    fetch: Fetch
+    packing: Packing
     transformer_config: Callable[[torch.dtype, list[str]], Any]
     text_encoder_config: Callable[[torch.dtype, list[str]], Any]
     needs_gpu: bool = False
@@ -78,7 +73,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
         1.001,
         0.026,
         *_TORCHAO,
-        fetch_torchao,
+        FP8,
         _torchao("diffusers", "Float8WeightOnlyConfig"),
         _torchao("transformers", "Float8WeightOnlyConfig"),
     ),
@@ -86,7 +81,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
         1.001,
         0.005,
         *_TORCHAO,
-        fetch_torchao,
+        INT8,
         _torchao("diffusers", "Int8WeightOnlyConfig"),
         _torchao("transformers", "Int8WeightOnlyConfig"),
     ),
@@ -95,7 +90,7 @@ QUANTIZATIONS: dict[str, Quantization] = {
         0.516,
         0.092,
         *_BITSANDBYTES,
-        fetch_bitsandbytes,
+        NF4,
         _nf4("diffusers"),
         _nf4("transformers"),
         needs_gpu=True,
@@ -206,22 +201,24 @@ def apply_storage(model: nn.Module, storage: WeightStorage, device: torch.device
     """Moves the model to `device`; linear layers of its blocks are stored as in `storage`."""
     if storage.quantize != "none" or storage.offload:
         quantization = QUANTIZATIONS.get(storage.quantize)
-        fetch = quantization.fetch if quantization is not None else fetch_plain
-        replace_linears(model, fetch, device)
+        packing = PLAIN if quantization is None else quantization.packing
+        replace_linears(model, packing, device)
     for module in model.modules():
         if storage.offload and isinstance(module, FrozenLinear):
             module.offload()
-            if module.bias is not None:
-                module.bias.data = module.bias.data.to(device)
+            for each in (module.bias, *module.buffers()):  # small
+                if each is not None:
+                    each.data = each.data.to(device)
         else:
             module._apply(lambda tensor: tensor.to(device), recurse=False)
     return model
 
 
-def replace_linears(model: nn.Module, fetch: Fetch, device: torch.device) -> None:
+def replace_linears(model: nn.Module, packing: Packing, device: torch.device) -> None:
     """Replaces every linear layer of the repeated blocks by a `FrozenLinear`."""
+    float8 = packing.float8 and has_float8_products(device)
     for name in list(block_linears(model)):
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        setattr(model.get_submodule(parent), child, FrozenLinear(layer, fetch, device))
+        setattr(model.get_submodule(parent), child, FrozenLinear(layer, packing, device, float8))

@@ -278,9 +278,7 @@ class Engine:
                 old.release("transformer", "text_encoder", "vae")
             family.set_storage(choose_storage(base, self.device))  # by what is free now
             self._family = family
-            storage = family.storage
-            plain = storage.quantize == "none" and not storage.offload
-            if plain and acceleration.wanted(self.device):
+            if not family.storage.offload and acceleration.wanted(self.device):
                 self._prepared(family)  # adds slots, so before compilation
                 acceleration.accelerate(family)
         return self._family

@@ -2,9 +2,12 @@
 
 `Base.generation_memory` is the memory with the whole model in 16 bits. What a quantized text
 encoder or transformer saves is counted from the models' sizes. The VAE stays in float32.
+`$QUANTIZE` sets the transformer's quantization: in fp8, GPUs that have float8 products are faster.
 """
 
 import logging
+import os
+from collections.abc import Sequence
 
 import torch
 
@@ -38,15 +41,24 @@ _BYTES = 2  # of an unquantized weight
 def choose_storage(base: Base, device: torch.device) -> WeightStorage:
     """The first storage of `LADDER` that fits the GPU's free memory, else the last usable one.
 
-    Logs the choice and its reason, unless it is 16 bits. On a CPU it is always 16 bits.
+    Logs the choice and its reason, unless it is 16 bits. On a CPU it is always 16 bits. With
+    `$QUANTIZE` only the text encoder's storage is chosen; raises `QuantizationUnavailable` if it
+    cannot run here.
     """
+    ladder: Sequence[WeightStorage] = LADDER
+    if asked := os.environ.get("QUANTIZE", ""):
+        try:
+            check_available(asked, device)
+        except QuantizationUnavailable as error:
+            raise QuantizationUnavailable(f"$QUANTIZE: {error}") from None
+        ladder = [WeightStorage(asked, text) for text in ("none", "int8", "nf4")]
     if device.type != "cuda":
-        return SIXTEEN_BITS
+        return ladder[0]
     room = free_memory(device) * (1 - RESERVE)
-    if base.generation_memory * 1e9 <= room:
+    if ladder[0] == SIXTEEN_BITS and base.generation_memory * 1e9 <= room:
         return SIXTEEN_BITS
-    needs = memory_needed(base)
-    usable = [storage for storage in LADDER if _usable(storage, device)]
+    needs = memory_needed(base, ladder)
+    usable = [storage for storage in ladder if _usable(storage, device)]
     fitting = [storage for storage in usable if needs[storage] <= room]
     chosen = (fitting or usable[-1:])[0]
     (log.info if fitting else log.warning)(
@@ -57,7 +69,9 @@ def choose_storage(base: Base, device: torch.device) -> WeightStorage:
     return chosen
 
 
-def memory_needed(base: Base) -> dict[WeightStorage, float]:
+def memory_needed(
+    base: Base, ladder: Sequence[WeightStorage] = LADDER
+) -> dict[WeightStorage, float]:
     """Bytes on the GPU to generate an image of the default resolution, for each storage."""
     family = family_without_weights(base)
     transformer, text = block_values(family.transformer), block_values(family.text_encoder)
@@ -65,7 +79,7 @@ def memory_needed(base: Base) -> dict[WeightStorage, float]:
         storage: base.generation_memory * 1e9
         - transformer * (_BYTES - (0.0 if storage.offload else _bytes(storage.quantize)))
         - text * (_BYTES - _bytes(storage.quantize_text))
-        for storage in LADDER
+        for storage in ladder
     }
 
 

@@ -10,7 +10,6 @@ import torch
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from families.family import WeightStorage
 from families.loading import load_family
 from families.no_gpu import why_too_slow
 from inference import acceleration
@@ -299,7 +298,7 @@ def _train(
     if acceleration.wanted_in_training(family.device):
         log.info("compiling; the first steps take longer")
         captions.compile()
-        if memory.storage == WeightStorage():
+        if not memory.mode.offload:
             sizes = {sample.mean_CHW.shape for sample in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity(examples)

@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from lab.benchmarks.gpu_check_parts import FAILED, MEASURED, MODELS, PARTS, Check, Row
+from lab.benchmarks.gpu_check_parts import PARTS, chosen
+from lab.benchmarks.gpu_check_rows import FAILED, MEASURED, MODELS, Check, Row
 from lab.benchmarks.machine import machine
 
 SECONDS = {True: 230, False: 580}  # by `quick`; the rest of 4 and 10 minutes is for the start
@@ -37,7 +38,7 @@ HEAD = "| part | what | state | measured | planned | note |\n| --- | --- | --- |
 def run(check: Check, seconds: float) -> Iterator[Row]:
     """The rows of all parts, each in its own process; a part that fails is a failed row."""
     ends = time.monotonic() + seconds
-    for name in check.parts:
+    for name in chosen(check):
         left = ends - time.monotonic()
         if left < LEAST:
             yield Row(name, "not run", FAILED, note=f"no time is left of {seconds:.0f} s")
@@ -105,7 +106,7 @@ def main() -> None:
         return
     if not there and not given.cpu:
         print("no GPU here; with one, this would run")
-        for name in Check(torch.device("cuda"), given.quick, Path()).parts:
+        for name in chosen(Check(torch.device("cuda"), given.quick, Path())):
             print(f"  {name}: {str(PARTS[name].__doc__).splitlines()[0]}")
         return
     with tempfile.TemporaryDirectory() as folder:

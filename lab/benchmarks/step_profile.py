@@ -93,7 +93,7 @@ def loop_of(
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, 0)
     if wanted_in_training(device):
         captions.compile()
-        if mode.quantize == "none" and not mode.offload:
+        if not mode.offload:
             compile_blocks(family.transformer, several_sizes=True)
     return Loop(family, settings, samples, captions, lora, placeholders)
 

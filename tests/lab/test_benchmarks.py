@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.benchmarks import gpu_check
+from lab.benchmarks import gpu_check, quantization_drift
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
-from lab.benchmarks.gpu_check_parts import PARTS
+from lab.benchmarks.gpu_check_parts import PARTS, chosen
 from lab.benchmarks.growth import QUICK, Shape, Shapes, draw_plot, loras, training_steps
 from lab.benchmarks.preparation import OWN, PLACEHOLDER, SAME, prepare, write_dataset
 from lab.benchmarks.training_step import SIZES, Ways
@@ -47,7 +47,7 @@ def test_without_a_gpu_the_check_says_what_it_would_run(
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick"])
     gpu_check.main()
     said = capsys.readouterr().out
-    parts = gpu_check.Check(torch.device("cuda"), True, Path()).parts
+    parts = chosen(gpu_check.Check(torch.device("cuda"), True, Path()))
     assert all(f"  {part}: " in said for part in parts) and len(parts) < len(PARTS)
 
 
@@ -103,6 +103,14 @@ def test_the_gpu_suite_measures_each_kind_of_work(work: str) -> None:
     case = Case("miniature-turbo", work, edge=32, steps=1, checkpointing=True)
     cells = measure(case, torch.device("cpu"), rate=1e12, repeats=1)
     assert cells[0] == str(case) and len(cells) == 5
+
+
+@pytest.mark.slow
+def test_the_drift_of_a_quantized_base_is_ordered_by_the_error_of_its_weights() -> None:
+    drift = {kind: cells for _, kind, *cells in quantization_drift.rows("miniature-turbo", 1, 32)}
+    velocity = {kind: float(cells[1].removesuffix(" %")) for kind, cells in drift.items()}
+    assert 0 < velocity["rounding"] < velocity["int8"] < velocity["fp8"] < velocity["fp8 products"]
+    assert velocity["fp8 products"] < 6
 
 
 def test_all_ways_to_take_a_step_take_one(tmp_path: Path) -> None:

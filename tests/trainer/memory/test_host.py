@@ -131,10 +131,8 @@ def test_the_count_of_offloaded_weights_is_that_of_a_loaded_base(
     held = values = 0
     for layer in family.transformer.modules():
         if isinstance(layer, FrozenLinear):
-            names = getattr(layer.weight, "__tensor_flatten__", lambda: ((), None))()[0]
-            held += sum(getattr(layer.weight, name).nbytes for name in names)
-            held += 0 if names else layer.weight.nbytes
+            held += layer.weight.nbytes
             values += layer.in_features * layer.out_features
     counted = host_parts(Figures(**QWEN | {"block_weights": values}), Mode(quantize, offload=True))
-    # The vault's layers are narrow, so that the scales of int8 weigh more.
-    assert held == pytest.approx(counted["offloaded weights"], rel=0.1)
+    # The count includes the scales, which stay on the GPU.
+    assert held == pytest.approx(counted["offloaded weights"], rel=0.001)

@@ -27,8 +27,12 @@ class Placeholder:
         return cls(token, nn.Parameter(start.to(device)))
 
     def norm(self) -> float:
-        """Largest Euclidean norm of the vectors."""
-        return self.vectors.detach().norm(dim=1).max().item()
+        """Largest Euclidean norm of the vectors. Waits for the device."""
+        return self.norm_on_device().item()
+
+    def norm_on_device(self) -> Tensor:
+        """The same as a tensor."""
+        return self.vectors.detach().norm(dim=1).max()
 
     def detached(self) -> "Placeholder":
         """A detached float32 copy on the CPU."""

@@ -314,7 +314,7 @@ def _train(
     place = run.folder, texts, previewed, run.events
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
-    until_written.callback(tracker_updates.send)  # preview images of the final weights
+    until_written.callback(tracker_updates.finish)  # preview images of the final weights
     watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
     if loop.processes.is_main_process:
         watchers += [previews, tracker_updates]

@@ -7,7 +7,7 @@ from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
 from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
 from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_images
-from trainer.learning.history import Trained
+from trainer.learning.history import History, Trained
 from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy
 from trainer.learning.preservation import Preservation, preservation_prompts
@@ -28,6 +28,7 @@ __all__ = [
     "Checkpoint",
     "Control",
     "Diverged",
+    "History",
     "Loop",
     "NoiseLevels",
     "Preservation",

@@ -86,6 +86,7 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
                 for each in watchers:
                     each.after_step(loop)
                 saver.after_step(loop)
+            tracker_updates.finish()
             saver.release()
         return loop, heard, saver
 
@@ -105,6 +106,23 @@ def test_a_resumed_run_on_another_device_saves_shows_tracks_and_measures(
     assert loop.history.plain() == kept.history
     assert [values["loss"] for values in heard.values if "loss" in values] == [0.5, 0.5]
     assert ("loss", 0.5) in reported
+
+
+def test_trackers_read_the_values_of_a_step_after_the_next_one(
+    small: Callable[..., Settings], tmp_path: Path, readable: None
+) -> None:
+    loop, heard = loop_on_meta(small(steps=3)), Heard()
+    updates = TrackerUpdates(heard, Validation(loop, []).curves, PreviewImages(tmp_path, []))
+    loop.norms = dict.fromkeys(("lora", "placeholder"), torch.zeros((), device="meta"))
+    sent = []
+    for done in (1, 2, 3):
+        loop.history.losses.append(torch.zeros((), device="meta"))
+        loop.done = done
+        updates.after_step(loop)
+        sent.append(sum("loss" in values for values in heard.values))
+        if done == 2:
+            assert isinstance(loop.history.losses[-1], torch.Tensor)  # not waited for
+    assert sent == [0, 1, 3]  # after the last step, all
 
 
 def test_losses_of_a_checkpoint_and_of_a_device_stand_in_one_history(readable: None) -> None:

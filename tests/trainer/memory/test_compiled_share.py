@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from families.family import Family
 from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.learning import flow_loss
+from trainer.memory import fitting
 from trainer.memory.meter import Meter, fused_attention
 from trainer.memory.plan import LADDER, Figures, Mode, Wishes, choose, leaner
 from trainer.memory.step_cost import Load, PreservationLoad, Shape, _embeddings, step_loads
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
 
 GB = 10**9
 
@@ -149,3 +153,22 @@ def test_activations_that_fit_compiled_are_kept_and_recomputed_after_running_out
     after = leaner(plain, chosen.mode, Wishes())
     assert after == Mode(checkpointing=True)
     assert plain.peak(after) <= free
+
+
+@pytest.mark.parametrize(("compiling", "mode"), [("1", Mode()), ("0", Mode(checkpointing=True))])
+def test_a_run_is_planned_as_it_will_be_compiled(
+    compiling: str, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPILE", compiling)
+    monkeypatch.setattr(fitting, "free_memory", lambda at: 35 * GB)
+    monkeypatch.setattr(
+        fitting, "figures_of", lambda *asked: counts(compiled=asked[3], lora_values=GB // 10)
+    )
+    settings = resolve(TrainingInputs(dataset="x", base_model="miniature-turbo", seed=1))
+    family: Any = SimpleNamespace(
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        max_text_tokens=512,
+        tokenize=lambda text: SimpleNamespace(ids=text.split()),
+    )
+    assert fitting.fit(settings, family, ["a photo"]).mode == mode

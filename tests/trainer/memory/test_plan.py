@@ -352,6 +352,7 @@ def shown() -> dict[str, str]:
     plans = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MODEL_VAULT", raising=False)
+        patch.delenv("COMPILE", raising=False)
         for name in ("z_image_turbo", "qwen_image"):
             settings = read_config(ROOT / "configs" / f"{name}.yaml", dataset="imgs.zip")
             plans[name] = table(settings, count(settings))

@@ -1,12 +1,14 @@
 """Merges LoRAs into a transformer and restores the original weights exactly.
 
 Every changed weight is recomputed from its original value, W = W0 + sum of scale * dW, in float32
-and rounded once. So scales and LoRAs can change in any order without drift, the forward pass costs
-nothing more, and no storage moves. Quantized layers get a side path instead (`adapters.slots`).
+and rounded once; on a GPU in one product (`adapters.fused_merge`). So scales and LoRAs can change
+in any order without drift, the forward pass costs nothing more, and no storage moves. Quantized
+layers get a side path instead (`adapters.slots`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
@@ -14,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from adapters.formats import BIAS, Delta, Deltas, LoraMismatch, as_delta, shown
+from adapters.fused_merge import Merge, fuses, merge_all
 from adapters.original_weights import OriginalWeights
 from adapters.slots import put_slots
 
 FEW = 0.05  # share of a layer's entries
 SAMPLED = 16  # layers
-# Values of a float32 sum on a GPU: 25 MB, half of an H100's L2 cache.
-CHUNK = 6 << 20
 
 Parts = list[tuple[Delta | tuple[Tensor, Tensor], float]]  # (change, scale) of one layer
 
@@ -71,10 +72,17 @@ class LoraMerger:
         try:
             for name in self._applied.keys() - wanted.keys():
                 self._restore(name)
+            merges = []
             for name, parts in wanted.items():
                 applied = self._applied.get(name)
-                if applied is None or not _same(applied, parts):
+                if applied is not None and _same(applied, parts):
+                    continue
+                if merge := self._in_one_product(name, parts):
+                    self._applied[name] = parts
+                    merges.append(merge)
+                else:
                     self._apply(name, parts)
+            merge_all(merges)
         except BaseException:
             self.restore()
             raise
@@ -120,32 +128,37 @@ class LoraMerger:
             self._slots[name].fill([(pair, scale) for pair, scale in parts if _is_pair(pair)])
             return
         weight = self._weight(name)
-        if name not in self._original:
-            key = name if name.endswith(BIAS) else f"{name}.weight"
-            self._original.remember(name, key, weight)
+        self._remember(name, weight)
         original = self._original.get(name, weight)
         self._applied[name] = parts
-        deltas = [(_on(weight.device, delta), scale) for delta, scale in parts]
-        if weight.dtype == torch.float32:
-            weight.copy_(original)
-            for delta, scale in deltas:
-                delta.add_to(weight, original, scale)
-            return
-        pieces = _pieces(weight)
-        if pieces > 1 and not all(_is_pair(delta) for delta, _ in parts):
-            pieces = 1  # other changes may need all rows
-        for rows, before, changes in _chunks(weight, original, deltas, pieces):
-            total = before.to(torch.float32, copy=True)
-            for delta, scale in changes:
-                delta.add_to(total, before, scale)
-            rows.copy_(total)
+        in_place = weight.dtype == torch.float32
+        merged = weight.copy_(original) if in_place else original.to(torch.float32, copy=True)
+        for delta, scale in parts:
+            as_delta(delta).add_to(merged, original, scale)
+        if not in_place:
+            weight.copy_(merged)
+
+    def _in_one_product(self, name: str, parts: Parts) -> Merge | None:
+        """A layer's merge for `fused_merge`, if it can be done there."""
+        if name in self._slots:
+            return None
+        weight = self._weight(name)
+        pairs = [(pair, scale) for pair, scale in parts if _is_pair(pair)]
+        if not fuses(weight) or len(pairs) < len(parts):
+            return None
+        self._remember(name, weight)
+        return Merge(weight, partial(self._original.copy_to, name, weight), pairs)
+
+    def _remember(self, name: str, weight: Tensor) -> None:
+        """Saves a layer's original weight before its first change."""
+        key = name if name.endswith(BIAS) else f"{name}.weight"
+        self._original.remember(name, key, weight)
 
     def _restore(self, name: str) -> None:
         if name in self._slots:
             self._slots[name].fill([])
         else:
-            weight = self._weight(name)
-            weight.copy_(self._original.get(name, weight))
+            self._original.copy_to(name, self._weight(name))
         del self._applied[name]
 
     def _weight(self, name: str) -> Tensor:
@@ -164,37 +177,6 @@ class LoraMerger:
                 f"{len(other)} layers are quantized and support only plain LoRA: "
                 f"{shown(sorted(other))}; use the unquantized base model"
             )
-
-
-def _pieces(weight: Tensor) -> int:
-    """In how many pieces plain LoRA is added to a weight.
-
-    On a GPU, so many that each float32 sum stays in the cache: then only the 16-bit weights are
-    read from and written to memory.
-    """
-    return 1 if weight.device.type == "cpu" else max(1, math.ceil(weight.numel() / CHUNK))
-
-
-def _chunks(
-    weight: Tensor, original: Tensor, deltas: list[tuple[Delta, float]], pieces: int
-) -> Iterator[tuple[Tensor, Tensor, list[tuple[Delta, float]]]]:
-    """Rows of a weight, their original values, and their changes."""
-    if pieces == 1:
-        yield weight, original, deltas
-        return
-    step = math.ceil(len(weight) / pieces)
-    for start in range(0, len(weight), step):
-        stop = start + step
-        changes = [(delta.rows(start, stop), scale) for delta, scale in deltas]
-        yield weight[start:stop], original[start:stop], changes
-
-
-def _on(device: torch.device, delta: Delta | tuple[Tensor, Tensor]) -> Delta:
-    """A change to be added on a device: the factors of plain LoRA are copied to it once."""
-    if device.type == "cpu" or not _is_pair(delta):
-        return as_delta(delta)
-    down, up = (each.to(device, non_blocking=True).float() for each in delta)
-    return as_delta((down, up))
 
 
 def _is_pair(delta: object) -> TypeGuard[tuple[Tensor, Tensor]]:

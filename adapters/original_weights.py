@@ -50,15 +50,23 @@ class OriginalWeights:
         else:
             self._kept[name] = pinned(weight)
 
+    def copy_to(self, name: str, weight: Tensor) -> None:
+        """Sets a weight to its original value."""
+        weight.copy_(self._stored(name), non_blocking=True)
+
     def get(self, name: str, like: Tensor) -> Tensor:
         """An original weight with the dtype and device of `like`. Do not change it."""
+        kept = self._stored(name)
+        if kept.device != like.device or kept.dtype != like.dtype:
+            kept = kept.to(like.device, like.dtype, non_blocking=True)
+        return kept
+
+    def _stored(self, name: str) -> Tensor:
         kept = self._kept.get(name)
         if kept is None:
             assert self._checkpoint is not None
             kept = self._checkpoint.read(self._in_checkpoint[name])
             assert kept is not None
-        if kept.device != like.device or kept.dtype != like.dtype:
-            kept = kept.to(like.device, like.dtype, non_blocking=True)
         return kept
 
     def _fits(self, device: torch.device, size: int) -> bool:

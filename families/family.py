@@ -55,6 +55,9 @@ class Family(ABC):
     # fields of its config.json that are not the class's defaults. All bases share them.
     published: ClassVar[Mapping[str, Config]]
     trunk: ClassVar[str]  # the transformer's list of equal blocks, nearly all of its weights
+    # Bytes of activations that a compiled block keeps for the backward pass, as a share of those of
+    # a plain one (tests/trainer/memory/test_compiled_share.py).
+    compiled_share: ClassVar[float] = 1.0
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
     max_text_tokens: ClassVar[int] = 512  # the pipelines' limit
     empty_prompt: ClassVar[str] = ""  # used for an empty caption and an empty negative prompt

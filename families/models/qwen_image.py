@@ -89,6 +89,7 @@ class QwenImage(Family):
         "vae": {},
     }
     trunk = "transformer_blocks"
+    compiled_share = 0.82
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"

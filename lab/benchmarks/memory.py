@@ -2,7 +2,7 @@
 
 Needs a GPU, and no weights: models of the planned sizes are filled with random numbers. For every
 mode that fits it trains a few steps and prints what was planned, what PyTorch's allocator saw at
-most, and the seconds per step.
+most, and the seconds per step. With --compiled, blocks are compiled as in training.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from families.family import Family, WeightStorage
 from families.memory import RESERVE, free_memory
 from families.quantization import apply_storage, quantize_transformer
 from families.without_weights import config_of, family_without_weights
+from inference.acceleration import compile_blocks
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable
@@ -83,10 +84,13 @@ class Held:
 
 
 def held_against_plan(
-    settings: Settings, device: torch.device, modes: Sequence[Mode] = LADDER
+    settings: Settings,
+    device: torch.device,
+    modes: Sequence[Mode] = LADDER,
+    compiled: bool = False,
 ) -> Iterator[Held]:
     """Every mode that can run here, with a few real steps; the others with the reason."""
-    counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16)
+    counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
     for mode in modes:
         planned = sum(counted.parts(mode).values())
         whole = counted.weights("none") + counted.text_weights("none")  # before it is quantized
@@ -98,7 +102,7 @@ def held_against_plan(
             skipped = f"{max(planned, whole) / 1e9:.1f} GB do not fit into {room / 1e9:.1f}"
         else:
             try:
-                measured, seconds = measure(settings, mode, device)
+                measured, seconds = measure(settings, mode, device, compiled)
             except RuntimeError as error:  # the next modes are still worth knowing
                 skipped = str(error).partition("\n")[0]
         _empty(device)
@@ -112,10 +116,14 @@ def _empty(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def measure(settings: Settings, mode: Mode, device: torch.device) -> tuple[int, float]:
+def measure(
+    settings: Settings, mode: Mode, device: torch.device, compiled: bool = False
+) -> tuple[int, float]:
     """Peak bytes and seconds per step of real steps; 0 bytes on a CPU."""
     family = random_family(settings, mode, device)
     lora = Lora(family.transformer, family.lora_targets(settings.lora_targets), settings.rank, 0)
+    if compiled and not mode.offload:
+        compile_blocks(family.transformer)
     parameters = list(lora.parameters())
     optimizer = make_optimizer(settings.optimizer, parameters, 1e-4, 0.0)
     edge, batch = max(settings.resolutions), settings.batch_size
@@ -150,12 +158,14 @@ def measure(settings: Settings, mode: Mode, device: torch.device) -> tuple[int, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.benchmarks.memory", description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml")
-    settings = read_config(parser.parse_args().config, dataset="imgs.zip")
+    parser.add_argument("--compiled", action="store_true", help="compile the blocks")
+    arguments = parser.parse_args()
+    settings = read_config(arguments.config, dataset="imgs.zip")
     if not torch.cuda.is_available():
         raise SystemExit("error: this measures a GPU's memory, and there is none")
     device = torch.device("cuda")
     print(f"{'mode':<36}{'planned GB':>12}{'measured GB':>12}{'off by':>9}{'s/step':>9}")
-    for held in held_against_plan(settings, device):
+    for held in held_against_plan(settings, device, compiled=arguments.compiled):
         row = f"{held.mode.label:<36}{held.planned / 1e9:>12.1f}"
         if held.measured is None:
             print(f"{row}{'-':>12}  {held.skipped}")

@@ -17,6 +17,7 @@ from families.quantization import (
     check_available,
 )
 from families.without_weights import family_without_weights
+from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all, processes
 from trainer.memory.host import host_parts, host_previews, room_of
@@ -59,7 +60,8 @@ def running_out(
         if not is_out_of_memory(error):
             raise
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
-        # The length of captions has little effect on the difference between modes.
+        # The length of captions has little effect on the difference between modes. Compilation may
+        # have failed, so plain blocks are counted.
         counted = figures_of(settings, TEXT_TOKENS, dtype)
         less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
@@ -85,7 +87,8 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
         check_cpu_memory(settings, choice.mode, family.dtype)
         return choice
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
-    counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype)
+    compiled = wanted_in_training(family.device)
+    counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype, compiled)
     # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
     choice = choose(counted, free, wishes_of(settings), usable(family.device))
@@ -180,8 +183,10 @@ def _log_text_encoder(settings: Settings, choice: Choice) -> None:
         )
 
 
-def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figures:
-    """The figures of a run at its largest resolution."""
+def figures_of(
+    settings: Settings, text_tokens: int, dtype: torch.dtype, compiled: bool = False
+) -> Figures:
+    """The figures of a run at its largest resolution, with or without compiled blocks."""
     rank, edge = settings.rank, max(settings.resolutions)
     images = [
         Shape(rank, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
@@ -204,6 +209,7 @@ def figures_of(settings: Settings, text_tokens: int, dtype: torch.dtype) -> Figu
         preview=preview,
         preservation=extent_of(settings) if settings.preserve else None,
         dtype=dtype,
+        compiled=compiled,
     )
 
 

@@ -3,7 +3,7 @@
 `choose` depends only on these figures, the free memory and the user's settings. Sizes are in bytes.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,6 +76,7 @@ class Figures:
     preview: Load = NOTHING  # of one preview image
     largest_linear: int = 0  # values of the largest block linear
     preservation: PreservationLoad = NO_PRESERVATION
+    compiled: bool = False  # blocks are compiled, unless their weights are offloaded
 
     @property
     def lora_file(self) -> int:
@@ -102,16 +103,19 @@ class Figures:
         parts = {
             "transformer": self.weights(mode.quantize, mode.offload),
             "LoRA and optimizer": self.trained(),
-            "activations": max(self.steps[mode.checkpointing].bytes, self._rows(mode)),
+            "activations": max(self._step(self.steps, mode), self._rows(mode)),
         }
         if self.placeholder:
             parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
         return parts
 
+    def _step(self, loads: Mapping[bool, Load], mode: Mode) -> int:
+        return loads[mode.checkpointing].held(self.compiled and not mode.offload)
+
     def _rows(self, mode: Mode) -> int:
         """Preservation's pass, which begins with the batch's gradients still in memory."""
         kept = 0 if self.accumulates or not self.preservation.share else 4 * self.lora_values
-        return self.preservation.rows[mode.checkpointing].bytes + kept
+        return self._step(self.preservation.rows, mode) + kept
 
     def captions(self, quantize_text: str) -> int:
         """The peak of encoding captions."""
@@ -124,10 +128,9 @@ class Figures:
     def previews(self, mode: Mode, quantize_text: str = "none") -> int:
         """The peak of generating a preview image; 0 without previews.
 
-        The weights of training stay on the device. For a quantized base, previews use an additional
-        unquantized one, whose block weights are moved to the device one at a time. Text features of
-        prompts are cached, unless a prompt contains the placeholder or the text encoder is
-        quantized: these need the text encoder.
+        The weights of training stay on the device. For a quantized base, previews use a second,
+        unquantized one, whose block weights are moved to the device one at a time. The text encoder
+        is needed if it is quantized or prompts contain the placeholder; else features are cached.
         """
         if not self.preview.bytes:
             return 0
@@ -152,15 +155,13 @@ class Figures:
         return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
-        """Bytes copied from CPU memory in one step: forward, backward, and once more for
-        recomputed activations."""
+        """Bytes copied from CPU memory in one step: forward, backward, once more if recomputed."""
         passes = (2 + mode.checkpointing) * mode.offload * (1 + self.preservation.share)
         return passes * self._each(mode.quantize) * self.block_weights
 
     def _each(self, quantize: str) -> float:
-        if quantize == "none":
-            return self.bytes_per_value
-        return QUANTIZATIONS[quantize].bytes_per_weight
+        known = QUANTIZATIONS.get(quantize)
+        return self.bytes_per_value if known is None else known.bytes_per_weight
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,7 @@ def choose(
 ) -> Choice:
     """The first mode that fits into `free` bytes and agrees with the user's settings.
 
-    `usable` are the quantizations that this machine supports. If no mode fits, the smallest is
-    chosen and `fits` is False: the numbers are estimates, and the user may free memory.
+    `usable` are the quantizations of this machine. If no mode fits, the smallest is chosen.
     """
     ladder = [mode for mode in _granted(wishes) if mode.quantize in ("none", *usable)]
     ladder = ladder or _granted(wishes)  # loading raises an error for an unusable quantization
@@ -230,7 +230,7 @@ def choose(
         fitting = with_room
         needs = {mode: max(needs[mode], previews[mode]) for mode in ladder}
     mode = fitting[0] if fitting else min(ladder, key=lambda each: needs[each])
-    need, better = needs[mode], [each for each in ladder[: ladder.index(mode)]]
+    need, better = needs[mode], ladder[: ladder.index(mode)]
     reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
     if not fitting:
         reason += ", which is not enough; expect an out-of-memory error"
@@ -291,6 +291,7 @@ def figures(
     preview: Shape | None = None,
     preservation: Extent | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    compiled: bool = False,
 ) -> Figures:
     """The figures of a run on a base, counted without its weights.
 
@@ -329,6 +330,7 @@ def figures(
             for name in block_linears(family.transformer)
         ),
         preservation=preservation_load(family, targets, shape, preservation),
+        compiled=compiled,
     )
 
 

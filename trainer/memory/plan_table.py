@@ -7,6 +7,7 @@ import torch
 
 from families.loading import default_device
 from families.memory import RESERVE, free_memory
+from inference.acceleration import wanted_in_training
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, usable, wishes_of
 from trainer.memory.host import host_parts, host_previews
 from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
@@ -16,6 +17,9 @@ from trainer.settings import BEGINS, Settings, extent_of, missing_here
 _NOTES = """\
 Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
 activations are recomputed in the backward pass; offloaded weights are in CPU memory."""
+_COMPILED = (
+    "\nBlocks are compiled, unless their weights are offloaded: then they keep more activations."
+)
 
 
 def describe_plan(settings: Settings) -> str:
@@ -95,7 +99,8 @@ def _fits(counted: Figures, mode: Mode, gpu: Gpu) -> bool:
 
 def count(settings: Settings) -> Figures:
     """The run's figures on a GPU, with captions of a typical length."""
-    return figures_of(settings, TEXT_TOKENS, torch.bfloat16)
+    compiled = wanted_in_training(torch.device("cuda"))
+    return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
 
 
 def table(settings: Settings, counted: Figures) -> str:
@@ -167,7 +172,7 @@ def _memory(counted: Figures) -> str:
     if counted.preview.bytes:
         needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
         before += f".\nA preview image during training needs {', '.join(needs)}"
-    return f"{_aligned(rows)}\n\n{before}.\n{_NOTES}"
+    return f"{_aligned(rows)}\n\n{before}.\n{_NOTES}{_COMPILED * counted.compiled}"
 
 
 def _host(counted: Figures, merged: bool) -> str:

@@ -5,106 +5,20 @@ loss and backward, and every tensor is counted from its allocation to its releas
 tensors on a CPU gives the same number of bytes (`tests/trainer/memory/test_plan.py`).
 """
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from adapters.lora import Lora
 from families.family import Family
 from trainer.learning import flow_loss
+from trainer.memory.meter import Meter, fused_attention
 from trainer.settings import BEGINS, Extent
-
-_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-class Meter(TorchDispatchMode):
-    """Counts the bytes of live tensors and the FLOPs of matrix products within its context.
-
-    `live` and `peak` exclude tensors that existed before (`known`). Allocations within kernels are
-    not counted.
-    """
-
-    def __init__(self, known: Sequence[Tensor] = ()) -> None:
-        super().__init__()
-        self.live = self.peak = self.flops = 0
-        self.early: int | None = None  # the peak before the mark
-        self._storages: dict[int, Any] = {_storage(tensor)._cdata: None for tensor in known}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.flops += _flops(func._overloadpacket, args, kwargs or {}, result)
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(_storage(tensor))
-        return result
-
-    def mark(self) -> None:
-        """Starts a second peak, at the first call."""
-        if self.early is None:
-            self.early, self.peak = self.peak, self.live
-
-    def _count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._storages:
-            self._storages[key] = weakref.finalize(storage, self._release, key, size)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-
-    def _release(self, key: int, size: int) -> None:
-        self.live -= size
-        del self._storages[key]
-
-
-def _storage(tensor: Tensor) -> Any:
-    return tensor.untyped_storage()
-
-
-def _flops(operation: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
-    """FLOPs of one operation (a multiply-add is two); 0 unless it is a matrix product."""
-    if operation is _ATTENTION:
-        return sdpa_flop_count(*(each.shape for each in args[:3]))
-    if operation is _ATTENTION_BACKWARD:
-        return sdpa_backward_flop_count(*(each.shape for each in args[:4]))
-    count = flop_registry.get(operation)
-    return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
-
-
-def _fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Attention that saves q, k, v, its result and one number per row, as GPU kernels do."""
-    return _ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Uses fused attention within the context; the meta device would use the unfused one."""
-    plain = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _fused  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
 
 
 @dataclass(frozen=True)
@@ -113,6 +27,11 @@ class Load:
 
     bytes: int  # at the peak, including gradients
     flops: int
+    compiled: int | None = None  # bytes with compiled blocks; None if they do not differ
+
+    def held(self, compiled: bool) -> int:
+        """Bytes with or without compiled blocks."""
+        return self.bytes if self.compiled is None or not compiled else self.compiled
 
 
 NOTHING = Load(0, 0)
@@ -152,7 +71,8 @@ def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[boo
     same targets, only two and three blocks are counted and the result is extrapolated: in the
     backward pass each block frees its activations and adds its gradients, so the peak is at the
     beginning or at the end of that pass, and both grow linearly with the number of blocks.
-    Otherwise all blocks are counted.
+    Otherwise all blocks are counted. Compiled blocks keep `Family.compiled_share` of the bytes;
+    with gradient checkpointing only one block's activations are kept, so these are not counted.
     """
     transformer = family.transformer
     _make_tables(family, shape)
@@ -164,15 +84,18 @@ def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[boo
         getattr(transformer, f"{toggle}_gradient_checkpointing")()
         meter = _step(family, lora, shape)
         lora.remove()
-        return meter.early or 0, meter.peak, meter.flops
+        return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
 
     loads = {}
     for checkpointing in (False, True):
         counted = partial(count, checkpointing)
         alike = _alike(targets, family.trunk, len(transformer.get_submodule(family.trunk)))
         numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
-        early, late, flops = numbers
-        loads[checkpointing] = Load(max(early, late), flops)
+        early, late, flops, in_blocks = numbers
+        compiled = early - round((1 - family.compiled_share) * in_blocks)
+        loads[checkpointing] = Load(
+            max(early, late), flops, None if checkpointing else max(compiled, late)
+        )
     return loads
 
 
@@ -222,12 +145,30 @@ def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
 
     blocks = list(family.transformer.get_submodule(family.trunk).children())
     hook = blocks[len(blocks) // 2].register_forward_pre_hook(mark_way_back, with_kwargs=True)
+    hooks = [hook, *_watch_blocks(family.transformer, meter)]
     with fused_attention(), meter:
         flow_loss(family, latents, noise, sigma, text).backward()
-    hook.remove()
+    for each in hooks:
+        each.remove()
     for parameter in lora.parameters():
         parameter.grad = None
     return meter
+
+
+def _watch_blocks(transformer: Any, meter: Meter) -> list[Any]:
+    """Hooks that add up what each block that is compiled leaves, if it keeps activations."""
+    hooks = []
+
+    def before(block: nn.Module, args: Any) -> None:
+        meter.in_blocks -= meter.live
+
+    def after(block: nn.Module, args: Any, result: Any) -> None:
+        meter.in_blocks += meter.live
+
+    for module in transformer.modules():
+        if type(module).__name__ in transformer._repeated_blocks:
+            hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    return hooks
 
 
 def placeholder_load(family: Family, shape: Shape) -> Load:

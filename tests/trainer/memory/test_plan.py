@@ -22,16 +22,10 @@ from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.memory import fitting
 from trainer.memory.fitting import TooLarge, check_cpu_memory
+from trainer.memory.meter import Meter, fused_attention
 from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import GPUS, UTILIZATION, step_seconds
-from trainer.memory.step_cost import (
-    Load,
-    Meter,
-    Shape,
-    fused_attention,
-    step_load,
-    step_loads,
-)
+from trainer.memory.step_cost import Load, Shape, step_load, step_loads
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import TrainingInputs
 
@@ -358,6 +352,7 @@ def shown() -> dict[str, str]:
     plans = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MODEL_VAULT", raising=False)
+        patch.delenv("COMPILE", raising=False)
         for name in ("z_image_turbo", "qwen_image"):
             settings = read_config(ROOT / "configs" / f"{name}.yaml", dataset="imgs.zip")
             plans[name] = table(settings, count(settings))

@@ -1,0 +1,6 @@
+import { heading } from "./dom.js";
+
+/** Shows the screen. */
+export async function show(root) {
+  root.append(heading("datasets"));
+}

@@ -116,8 +116,8 @@ def caption_file(name: str, files: Mapping[str, object]) -> str:
 
 
 def caption_version(content: bytes | None) -> str:
-    """The version of a caption file; empty if there is none."""
-    return "" if content is None else hashlib.sha256(content).hexdigest()[:16]
+    """The version of a caption file; `none` if there is none."""
+    return "none" if content is None else hashlib.sha256(content).hexdigest()[:16]
 
 
 def caption_content(root: Path, file: str) -> bytes | None:
@@ -191,6 +191,7 @@ def sweep(studio: Studio) -> None:
         parts = root / OWN / "parts"
         if not root.is_symlink() and not (root / OWN).is_symlink() and not parts.is_symlink():
             shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(studio.weights / ".parts", ignore_errors=True)
 
 
 def is_safe(name: str) -> bool:

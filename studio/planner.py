@@ -186,4 +186,19 @@ def _measured(jobs: Jobs, settings: Settings) -> float | None:
     return None
 
 
-ROUTES = [Route("/api/plan", _plan, methods=["POST"])]
+async def _tokens(request: Request) -> Response:
+    """POST /api/tokens: the number of tokens of texts, as the base model reads them."""
+    body = await read_json(request)
+    base, texts = body.get("base"), body.get("texts")
+    if not isinstance(base, str) or base not in BASES:
+        raise Problem(400, "base must be a known base model", "base")
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise Problem(400, "texts must be a list of texts", "texts")
+    answer = await planner_of(request.app.state.studio).ask(do="tokens", base=base, texts=texts)
+    return reply({"tokens": answer.get("tokens"), "most": answer.get("most")})
+
+
+ROUTES = [
+    Route("/api/plan", _plan, methods=["POST"]),
+    Route("/api/tokens", _tokens, methods=["POST"]),
+]

@@ -79,6 +79,8 @@ def test_the_planner_starts_again_and_ends_with_the_server(tmp_path: Path) -> No
     try:
         body: dict[str, Any] = {"datasets": [{"name": DATASET, "token": "<zwx>"}]}
         first = server.post("/api/plan", settings=SHORT, **body)
+        counts = server.post("/api/tokens", base="miniature-turbo", texts=["a dog", ""])
+        assert counts["tokens"][0] > counts["tokens"][1] and counts["most"] > 100
         [pid] = children(server)
         os.kill(pid, 9)
         second = server.post("/api/plan", settings=SHORT | {"rank": 4}, **body)

@@ -2,22 +2,19 @@
 
 import io
 import os
-import stat
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
 from inference.image_decoding import IMAGE_FORMATS
-from studio import thumbnails
+from studio import packing, thumbnails
 from studio.dataset_files import (
     Files,
     caption_file,
@@ -308,52 +305,10 @@ def _remove(request: Request) -> Response:
         return reply({"trash": to_trash(studio, *gone)})
 
 
-def _zip(request: Request) -> Response:
-    root = place_of(request.app.state.studio, request.path_params["dataset"])
-    headers = {"Content-Disposition": 'attachment; filename="dataset.zip"'}
-    return StreamingResponse(_zipped(root), headers=headers, media_type="application/zip")
-
-
-class _Pipe(io.RawIOBase):
-    """Keeps what is written until it is taken."""
-
-    def __init__(self) -> None:
-        self.waiting = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self.waiting += data
-        return len(data)
-
-    def take(self) -> bytes:
-        taken, self.waiting = bytes(self.waiting), bytearray()
-        return taken
-
-
-def _zipped(root: Path) -> Iterator[bytes]:
-    pipe = _Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[arg-type]
-        for name in find(root):
-            try:
-                fd = open_file(root, name.split("/"))
-            except Problem:
-                continue  # removed meanwhile
-            info = zipfile.ZipInfo(name)
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            with open(fd, "rb") as file, zipped.open(info, "w", force_zip64=True) as member:
-                while chunk := file.read(1 << 18):
-                    member.write(chunk)
-                    yield pipe.take()
-            yield pipe.take()
-    yield pipe.take()
-
-
 ROUTES = [
     Route("/api/datasets", _list),
     Route("/api/datasets", _create, methods=["POST"]),
-    Route("/api/datasets/{dataset}.zip", _zip),
+    *packing.ROUTES,  # before the next, which also matches NAME.zip
     Route("/api/datasets/{dataset}", _one),
     Route("/api/datasets/{dataset}", _rename, methods=["PATCH"]),
     Route("/api/datasets/{dataset}", _delete, methods=["DELETE"]),

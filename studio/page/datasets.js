@@ -1,6 +1,6 @@
 // Datasets: the list, and one dataset with its images and captions.
 
-import { api, bytes, count, onStatus, path, stored } from "./core.js";
+import { api, bytes, count, onStatus, path, schema, stored } from "./core.js";
 import { button, dialog, empty, field, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
 import { editor } from "./captions.js";
 import { inspector } from "./inspector.js";
@@ -102,8 +102,9 @@ async function showOne(root, name, signal) {
   state.view = inspector(side, state, { load: () => load(), remove: (each) => remove(each), replaced: () => load() });
 
   async function load() {
-    const query = new URLSearchParams({ token: state.token });
-    if (state.base) query.set("base", state.base);
+    state.base ||= stored.get("train draft")?.settings?.base_model ?? "auto";
+    if (state.base === "auto") state.base = (await schema()).automatic;
+    const query = new URLSearchParams({ token: state.token, base: state.base });
     if (state.resolution) query.set("resolution", state.resolution);
     const found = await api("GET", `${url("")}?${query}`, undefined, { signal });
     state.images = found.images;

@@ -9,7 +9,7 @@ const SIZES = ["", "256", "512", "768", "1024", "1328"];
 /** Fills `side`. `on`: {load(), remove(image), replaced()}. */
 export function inspector(side, state, on) {
   let now = null;
-  const resolution = h("select", { "aria-label": "Training resolution", onchange: () => { state.resolution = resolution.value; on.load(); } }, SIZES.map((each) => h("option", { value: each }, each ? `${each} px` : "the model's size")));
+  const resolution = h("select", { "aria-label": "Training resolution", onchange: () => { state.resolution = resolution.value; on.load(); } }, SIZES.map((each) => h("option", { value: each }, each ? `${each} px` : "model size")));
   const marks = h("div", { class: "stack tight" });
 
   function drawText() {
@@ -21,7 +21,7 @@ export function inspector(side, state, on) {
     if (!image) { fill(side); return; }
     const url = `${path("api/datasets", state.name, "images")}/${encodeURIComponent(image.name)}`;
     const frame = h("div", { class: "crop", "aria-hidden": "true" });
-    const holder = h("div", { class: "crop-holder" }, h("img", { src: `${url}?v=${encodeURIComponent(image.version)}`, alt: image.caption, width: image.width, height: image.height }), frame);
+    const holder = h("div", { class: "crop-holder" }, h("img", { src: `${url}?v=${encodeURIComponent(image.version)}`, alt: image.caption, width: image.width, height: image.height, "data-small": image.width < 240 }), frame);
     const { bucket } = image;
     if (bucket) {
       const [left, top, right, bottom] = bucket.crop;

@@ -1,6 +1,7 @@
 """Datasets on the page: images, captions, archives."""
 
 import io
+import json
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from families.registry import BASES
 from studio import uploads
 from studio.app import application
 from studio.folder import Studio
@@ -160,7 +162,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 def test_two_tabs_never_lose_a_caption(page: TestClient) -> None:
     put(page, "a.png")
-    first = caption(page, "a.png", "TOK\nin two lines", "").json()
+    first = caption(page, "a.png", "TOK\nin two lines", "none").json()
     assert rows(page)["a.png"]["caption"] == "TOK\nin two lines"
     assert caption(page, "a.png", "TOK, mine", first["caption_version"]).status_code == 200
     answer = caption(page, "a.png", "TOK, theirs", first["caption_version"])
@@ -171,11 +173,26 @@ def test_two_tabs_never_lose_a_caption(page: TestClient) -> None:
     assert rows(page)["a.png"]["caption"] == "TOK, both"
 
 
+def test_two_tabs_cannot_both_write_the_first_caption(page: TestClient) -> None:
+    put(page, "a.png")
+    version = rows(page)["a.png"]["caption_version"]
+    assert caption(page, "a.png", "TOK, mine", version).status_code == 200
+    assert caption(page, "a.png", "TOK, theirs", version).status_code == 412
+
+
+def test_a_caption_file_finds_its_image_by_name(page: TestClient) -> None:
+    put(page, "a.png")
+    assert caption(page, "a.txt", "TOK outside").status_code == 200
+    assert rows(page)["a.png"]["caption"] == "TOK outside"
+    assert caption(page, "b.txt", "TOK").status_code == 404
+    assert caption(page, "b.png", "TOK").status_code == 404
+
+
 def test_an_empty_caption_is_the_default_one(page: TestClient, studio: Studio) -> None:
     put(page, "a.png")
     caption(page, "a.png", "TOK")
     answer = caption(page, "a.png", " ").json()
-    assert answer["default_caption"] and answer["caption_version"] == ""
+    assert answer["default_caption"] and answer["caption_version"] == "none"
     assert "a.txt" not in files(studio)
 
 
@@ -244,6 +261,16 @@ def test_what_the_trainer_says_is_beside_the_image(page: TestClient, studio: Stu
     assert bucket["width"] % 16 == 0 and bucket["upscaled"] > 4
     left, top, right, bottom = bucket["crop"]
     assert 0 <= left < right <= 100 and (top, bottom) == (0, 60) or (left, right) == (0, 100)
+
+
+def test_buckets_of_a_base_have_its_multiple(page: TestClient) -> None:
+    put(page, "a.png", picture(400, 300))
+    row = rows(page, "?base=miniature-turbo")["a.png"]
+    assert (row["bucket"]["width"], row["bucket"]["height"]) == (72, 56)
+    for base in BASES.values():
+        if base.included is not None and (base.included / "vae").is_dir():
+            config = json.loads((base.included / "vae/config.json").read_text())
+            assert base.size_multiple == 2 ** len(config["block_out_channels"])  # patches of 2
 
 
 def packed(members: dict[str, bytes]) -> bytes:

@@ -88,6 +88,9 @@ def test_the_planner_starts_again_and_ends_with_the_server(tmp_path: Path) -> No
         with pytest.raises(Answer) as refused:
             server.post("/api/plan", settings=SHORT | {"lora_targets": "none_of_these"}, **body)
         assert refused.value.content["field"] == "lora_targets"
+        with pytest.raises(Answer) as refused:  # before it is queued, in the same words
+            server.new("key", lora_targets="none_of_these")
+        assert refused.value.content["field"] == "lora_targets"
         [pid] = children(server)
         server.kill()
         until(lambda: not Path(f"/proc/{pid}").exists())

@@ -31,6 +31,13 @@ export const path = (...parts) => "/" + parts.map((each) => String(each).split("
 /** A new key for a request that must be done only once. */
 export const newKey = () => crypto.getRandomValues(new Uint32Array(3)).join("-");
 
+let known = null;
+/** The server's /api/schema, read once. */
+export async function schema() {
+  known ??= api("GET", "/api/schema").catch((error) => { known = null; throw error; });
+  return known;
+}
+
 // ---- The live status -------------------------------------------------------------------------
 
 export const live = { status: null, connected: false };

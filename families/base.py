@@ -54,6 +54,8 @@ class Base:
     # training and for generation. Published models: twice their default edge. Larger images repeat
     # the subject, and decoding takes more than 29 GB.
     largest_resolution: int = 2048
+    # Width and height are multiples of this: `Family.resolution_multiple`, known before loading.
+    size_multiple: int = 16
 
     # GB of free GPU memory that `auto` requires, counted as in the memory plan
     # (`tests/families/test_bases.py`):

@@ -27,6 +27,7 @@ from studio import (
     stream,
     thumbnails,
     uploads,
+    weights,
 )
 from studio.dataset_files import sweep
 from studio.folder import Studio, empty_trash, restore
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-DATA = (datasets, uploads, captions, thumbnails, drafts)
+DATA = (datasets, uploads, captions, thumbnails, weights, drafts)
 JOBS = (runs, commands, stream, schema, planner, images)
 PARTS: tuple[ModuleType, ...] = DATA + JOBS
 
@@ -50,7 +51,8 @@ def application(
         folder.mkdir(parents=True, exist_ok=True)
     routes = [route for part in PARTS for route in part.ROUTES]
     routes.append(Route("/api/trash/{id}/restore", _restore, methods=["POST"]))
-    routes.append(Mount("/", _Page(directory=PAGE, html=True, check_dir=False)))
+    if PAGE.is_dir():
+        routes.append(Mount("/", _Page(directory=PAGE, html=True)))
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_lifespan)
     app.state.studio = studio
     return Guard(app, hosts, token)

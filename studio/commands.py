@@ -17,6 +17,7 @@ from adapters.files.atomic import atomic_path
 from studio import gpu, new_runs, processes
 from studio.folder import Studio, to_trash
 from studio.jobs import Jobs, jobs_of
+from studio.planner import check_known
 from studio.replies import Problem, read_json, reply
 from studio.summaries import PATIENCE, STARTING, facts_of, usable_weights, write_facts
 from trainer.inbox import Command, put
@@ -62,6 +63,7 @@ async def _new(request: Request) -> Response:
     studio = jobs.studio
     settings = new_runs.checked_settings(studio, body.get("settings") or {}, body.get("datasets"))
     chosen = new_runs.checked_datasets(studio, body.get("datasets"))
+    check_known(studio, settings, chosen)
     facts = {"title": _text(body, "title", 200), "note": _text(body, "note"), "key": key}
     identity = await _created(jobs, key, settings, chosen, facts, now=start == "now")
     return reply({"id": identity}, 201)

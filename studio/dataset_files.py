@@ -191,6 +191,7 @@ def sweep(studio: Studio) -> None:
         parts = root / OWN / "parts"
         if not root.is_symlink() and not (root / OWN).is_symlink() and not parts.is_symlink():
             shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(studio.weights / ".parts", ignore_errors=True)
 
 
 def is_safe(name: str) -> bool:

@@ -2,22 +2,19 @@
 
 import io
 import os
-import stat
-import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
 from inference.image_decoding import IMAGE_FORMATS
-from studio import thumbnails
+from studio import packing, thumbnails
 from studio.dataset_files import (
     Files,
     caption_file,
@@ -54,7 +51,7 @@ from trainer.settings import TrainingInputs
 HEAD = 64  # bytes of files that are not used, to recognize their kind
 DEFAULT_CAPTION: str = TrainingInputs.model_fields["default_caption"].default
 TOKEN: str = TrainingInputs.model_fields["placeholder_token"].default
-MULTIPLE = 16  # `Family.resolution_multiple` of all base models: VAE of 8, patches of 2
+MULTIPLE = 16  # `Base.size_multiple` where no base model is named
 
 
 # ---- The list ------------------------------------------------------------------------------------
@@ -131,25 +128,31 @@ def _one(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
     asked = request.query_params
-    resolution, base = None, asked.get("base")
+    size, base = None, asked.get("base")
     if base or asked.get("resolution"):
         try:
-            resolution = int(asked.get("resolution") or find_base(str(base)).training_resolution)
-            nearest_bucket(1, 1, resolution, MULTIPLE)
+            known = find_base(base) if base else None
+            multiple = known.size_multiple if known else MULTIPLE
+            default = known.training_resolution if known else 0
+            size = int(asked.get("resolution") or default), multiple
+            nearest_bucket(1, 1, *size)
         except (UnknownBase, ValueError, OverflowError) as error:
             raise Problem(400, str(error), "resolution") from None
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
         texts = {n: read_file(root, n, MAX_CAPTION_BYTES + 1) for n in files if _is_text(n)}
-    rows, problems = described(root, files, texts, asked.get("token") or TOKEN, resolution)
+    rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
     _check_unknown(studio, root, images_of(files))
     return reply({"name": root.name, "images": rows, "problems": problems})
 
 
 def described(
-    root: Path, files: Files, texts: dict[str, bytes], token: str, resolution: int | None
+    root: Path, files: Files, texts: dict[str, bytes], token: str, size: tuple[int, int] | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of all images, and the problems of the dataset."""
+    """The rows of all images, and the problems of the dataset.
+
+    size: resolution and the base's `size_multiple`, for buckets; or None.
+    """
     images, known = images_of(files), known_images(root)
     checked = {
         name: known.get(version_of(name, facts)) or _from_header(root, name)
@@ -159,8 +162,8 @@ def described(
     found = examine(contents, DEFAULT_CAPTION, token, check_images=lambda _: checked)
     all_found = [("problem", each) for each in found.problems]
     all_found += [("warning", each) for each in found.warnings if each.level >= 30]
-    if resolution is not None:
-        all_found += [("warning", e) for e in upscaled(found.examples, resolution, MULTIPLE)]
+    if size is not None:
+        all_found += [("warning", each) for each in upscaled(found.examples, *size)]
     marks, problems = _beside(all_found, list(images))
 
     captions = {each.name: each for each in found.examples}
@@ -171,13 +174,13 @@ def described(
         shown = "" if text is None else _text_of(text)
         default = not shown.strip()
         used = checked[name]
-        size = (0, 0) if isinstance(used, str) else (used.width, used.height)
-        bucket = _bucket(*size, resolution) if resolution and all(size) else None
+        width, height = (0, 0) if isinstance(used, str) else (used.width, used.height)
+        bucket = _bucket(width, height, *size) if size and width else None
         rows.append(
             {
                 "name": name,
-                "width": size[0],
-                "height": size[1],
+                "width": width,
+                "height": height,
                 "bytes": facts.st_size,
                 "version": version_of(name, facts),
                 "caption": DEFAULT_CAPTION if default else shown,
@@ -215,8 +218,8 @@ def _beside(
     return marks, problems
 
 
-def _bucket(width: int, height: int, resolution: int) -> dict[str, Any]:
-    bucket = nearest_bucket(width, height, resolution, MULTIPLE)
+def _bucket(width: int, height: int, resolution: int, multiple: int) -> dict[str, Any]:
+    bucket = nearest_bucket(width, height, resolution, multiple)
     left, top, right, bottom = box = crop(width, height, bucket)
     return {
         "width": bucket.width,
@@ -308,52 +311,10 @@ def _remove(request: Request) -> Response:
         return reply({"trash": to_trash(studio, *gone)})
 
 
-def _zip(request: Request) -> Response:
-    root = place_of(request.app.state.studio, request.path_params["dataset"])
-    headers = {"Content-Disposition": 'attachment; filename="dataset.zip"'}
-    return StreamingResponse(_zipped(root), headers=headers, media_type="application/zip")
-
-
-class _Pipe(io.RawIOBase):
-    """Keeps what is written until it is taken."""
-
-    def __init__(self) -> None:
-        self.waiting = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self.waiting += data
-        return len(data)
-
-    def take(self) -> bytes:
-        taken, self.waiting = bytes(self.waiting), bytearray()
-        return taken
-
-
-def _zipped(root: Path) -> Iterator[bytes]:
-    pipe = _Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as zipped:  # type: ignore[arg-type]
-        for name in find(root):
-            try:
-                fd = open_file(root, name.split("/"))
-            except Problem:
-                continue  # removed meanwhile
-            info = zipfile.ZipInfo(name)
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            with open(fd, "rb") as file, zipped.open(info, "w", force_zip64=True) as member:
-                while chunk := file.read(1 << 18):
-                    member.write(chunk)
-                    yield pipe.take()
-            yield pipe.take()
-    yield pipe.take()
-
-
 ROUTES = [
     Route("/api/datasets", _list),
     Route("/api/datasets", _create, methods=["POST"]),
-    Route("/api/datasets/{dataset}.zip", _zip),
+    *packing.ROUTES,  # before the next, which also matches NAME.zip
     Route("/api/datasets/{dataset}", _one),
     Route("/api/datasets/{dataset}", _rename, methods=["PATCH"]),
     Route("/api/datasets/{dataset}", _delete, methods=["DELETE"]),

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from families.registry import BASES
 from families.tokens import SUBJECT, mentions
+from studio import gpu
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
 from studio.new_runs import OFFERED, checked_datasets, checked_settings
@@ -27,7 +28,7 @@ from studio.replies import Problem, read_json, reply
 from studio.worker import Worker, WorkerEnded
 from trainer.data import IMAGE_SUFFIXES
 from trainer.events import as_json
-from trainer.settings import Settings
+from trainer.settings import Settings, missing_for_optimizer
 
 KEPT = 500  # answers
 SECONDS = 120.0  # for one answer, with the start of the process
@@ -48,8 +49,7 @@ class Planner:
 
     async def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to a request; asks again once if the process ends. Raises `Problem` 503."""
-        text = json.dumps(request, sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+        text, key = _text_and_key(request)
         if key in self._answers:
             self._answers.move_to_end(key)
             return self._answers[key]
@@ -64,6 +64,15 @@ class Planner:
         while len(self._answers) > KEPT:
             self._answers.popitem(last=False)
         return answer
+
+    def known(self, **request: Any) -> dict[str, Any] | None:
+        """The answer to a request that was asked before."""
+        return self._answers.get(_text_and_key(request)[1])
+
+
+def _text_and_key(request: Mapping[str, Any]) -> tuple[str, str]:
+    text = json.dumps(request, sort_keys=True, default=str)
+    return text, hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
 def planner_of(studio: Studio) -> Planner:
@@ -109,11 +118,8 @@ async def _plan(request: Request) -> Response:
     images, warnings = look_at(studio, chosen, settings)
     if not images:
         raise Problem(422, "the dataset contains no images", "dataset")
-    given = as_json(settings.given.model_dump(exclude_unset=True, exclude={"dataset"}))
-    given |= {"dataset": "dataset", "seed": 0}
-    answer = await planner_of(studio).ask(do="plan", settings=given, images=images)
-    if "error" in answer:
-        raise Problem(422, answer["error"], "lora_targets" if "lora" in answer["error"] else None)
+    answer = await planner_of(studio).ask(**_question(settings, images))
+    refuse_missing(settings, answer)
     jobs, steps = jobs_of(studio), answer["steps"]
     used = settings.for_images(images)
     each = answer["seconds_per_step"] or _measured(jobs, used)
@@ -134,6 +140,34 @@ async def _plan(request: Request) -> Response:
             "warnings": warnings,
         }
     )
+
+
+def _question(settings: Settings, images: int) -> dict[str, Any]:
+    given = as_json(settings.given.model_dump(exclude_unset=True, exclude={"dataset"}))
+    given |= {"dataset": "dataset", "seed": 0}
+    return {"do": "plan", "settings": given, "images": images}
+
+
+def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses what needs a model to be found, if a plan of these settings has found it.
+
+    Raises `Problem` 422. The page plans before it queues a run; without a plan, the run finds it.
+    """
+    if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
+        raise Problem(422, "; ".join(lacking), "optimizer")
+    images, _ = look_at(studio, chosen, settings)
+    answer = planner_of(studio).known(**_question(settings, images))
+    if answer is not None:
+        refuse_missing(settings, answer)
+
+
+def refuse_missing(settings: Settings, answer: Mapping[str, Any]) -> None:
+    """Raises `Problem` 422 if the planner has found that the settings cannot be used."""
+    if "error" in answer:
+        raise Problem(422, answer["error"], "lora_targets" if "lora" in answer["error"] else None)
+    if lacking := answer.get("missing"):
+        field = "optimizer" if "optimizer" in lacking[0] else "quantize"
+        raise Problem(422, "; ".join(lacking), field)
 
 
 def look_at(
@@ -186,4 +220,19 @@ def _measured(jobs: Jobs, settings: Settings) -> float | None:
     return None
 
 
-ROUTES = [Route("/api/plan", _plan, methods=["POST"])]
+async def _tokens(request: Request) -> Response:
+    """POST /api/tokens: the number of tokens of texts, as the base model reads them."""
+    body = await read_json(request)
+    base, texts = body.get("base"), body.get("texts")
+    if not isinstance(base, str) or base not in BASES:
+        raise Problem(400, "base must be a known base model", "base")
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise Problem(400, "texts must be a list of texts", "texts")
+    answer = await planner_of(request.app.state.studio).ask(do="tokens", base=base, texts=texts)
+    return reply({"tokens": answer.get("tokens"), "most": answer.get("most")})
+
+
+ROUTES = [
+    Route("/api/plan", _plan, methods=["POST"]),
+    Route("/api/tokens", _tokens, methods=["POST"]),
+]

@@ -40,7 +40,7 @@ def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
 
     settings = resolve(TrainingInputs(**request["settings"])).for_images(request["images"])
     found: dict[str, Any] = plans.plan(settings)
-    lines = [*high_rates(settings), *found.pop("missing")]
+    lines = high_rates(settings)
     return {**found, "steps": settings.steps, "warnings": [{"text": line} for line in lines]}
 
 

@@ -8,6 +8,7 @@ server that is killed at any moment neither loses a run nor starts it twice.
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ class Queue:
         content = _content(self._path)
         self._order = [str(each) for each in content.get("order") or ()]
         self._now = [str(each) for each in content.get("now") or ()]
-        self.held = bool(content.get("held"))
+        self.held, self._looked = bool(content.get("held")), False
         # After a restart of the machine nothing starts by itself.
         self.restarted = bool(self._order) and content.get("boot", boot_id()) != boot_id()
         if self.restarted:
             self.held = True
 
-    def order(self) -> list[str]:
-        """The runs that wait, first to last."""
-        states = {each["id"]: each["state"] for each in self._runs.all()}
+    def order(self, summaries: Sequence[dict[str, Any]] | None = None) -> list[str]:
+        """The runs that wait, first to last. `summaries`: of all runs, if they are known."""
+        known = self._runs.all() if summaries is None else summaries
+        states = {each["id"]: each["state"] for each in known}
         waiting = ("queued", "stopped", "failed", "paused")
         order = [each for each in self._order if states.get(each) in waiting]
         queued = [name for name, state in states.items() if state == "queued"]
@@ -88,11 +90,13 @@ class Queue:
 
     def next(self) -> str | None:
         """The run that would start now; None while another one runs, or if the queue is held."""
-        order = self.order()
+        if self._looked and not self._order:  # so an idle server does nothing
+            return None
+        self._looked = True  # for runs that were queued before the server was ended
+        summaries = self._runs.all()
+        order = self.order(summaries)
         first = next((each for each in order if not self.held or each in self._now), None)
-        busy = any(
-            each["state"] in LIVE and self._runs.is_held(each["id"]) for each in self._runs.all()
-        )
+        busy = any(each["state"] in LIVE and self._runs.is_held(each["id"]) for each in summaries)
         return None if busy else first
 
     def advance(self) -> str | None:

@@ -54,7 +54,7 @@ def snapshot(jobs: Jobs) -> dict[str, Any]:
     return {
         "version": _version(),
         "runs": shown,
-        "queue": {"order": jobs.queue.order(), "held": jobs.queue.held},
+        "queue": {"order": jobs.queue.order(runs), "held": jobs.queue.held},
         "gpu": gpu.gpu(),
         "disk": {"free": disk.free >> 24 << 24, "total": disk.total},
         "generator": generator,

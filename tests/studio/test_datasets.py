@@ -1,6 +1,7 @@
 """Datasets on the page: images, captions, archives."""
 
 import io
+import json
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from families.registry import BASES
 from studio import uploads
 from studio.app import application
 from studio.folder import Studio
@@ -244,6 +246,16 @@ def test_what_the_trainer_says_is_beside_the_image(page: TestClient, studio: Stu
     assert bucket["width"] % 16 == 0 and bucket["upscaled"] > 4
     left, top, right, bottom = bucket["crop"]
     assert 0 <= left < right <= 100 and (top, bottom) == (0, 60) or (left, right) == (0, 100)
+
+
+def test_buckets_of_a_base_have_its_multiple(page: TestClient) -> None:
+    put(page, "a.png", picture(400, 300))
+    row = rows(page, "?base=miniature-turbo")["a.png"]
+    assert (row["bucket"]["width"], row["bucket"]["height"]) == (72, 56)
+    for base in BASES.values():
+        if base.included is not None and (base.included / "vae").is_dir():
+            config = json.loads((base.included / "vae/config.json").read_text())
+            assert base.size_multiple == 2 ** len(config["block_out_channels"])  # patches of 2
 
 
 def packed(members: dict[str, bytes]) -> bytes:

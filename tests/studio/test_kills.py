@@ -88,6 +88,10 @@ def small_runs(tmp_path: Path, kills: int, steps: int) -> None:
         runs = [server.new(f"key{k}", **changes) for k in range(2)]
         ended = killed_and_resumed(server, runs, kills, lambda: choose.uniform(0.05, 0.7))
         assert_whole(server, ended, 2)
+        process = Path(f"/proc/{server.process.pid}")
+        assert "libtorch" not in (process / "maps").read_text()
+        memory = next(e for e in (process / "status").read_text().split("\n") if "VmRSS" in e)
+        assert int(memory.split()[1]) < 150_000  # kB
     finally:
         server.stop()
 

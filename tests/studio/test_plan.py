@@ -79,12 +79,17 @@ def test_the_planner_starts_again_and_ends_with_the_server(tmp_path: Path) -> No
     try:
         body: dict[str, Any] = {"datasets": [{"name": DATASET, "token": "<zwx>"}]}
         first = server.post("/api/plan", settings=SHORT, **body)
+        counts = server.post("/api/tokens", base="miniature-turbo", texts=["a dog", ""])
+        assert counts["tokens"][0] > counts["tokens"][1] and counts["most"] > 100
         [pid] = children(server)
         os.kill(pid, 9)
         second = server.post("/api/plan", settings=SHORT | {"rank": 4}, **body)
         assert second["peak_bytes"] > 0 and first["modes"][0]["mode"] == "16 bits"
         with pytest.raises(Answer) as refused:
             server.post("/api/plan", settings=SHORT | {"lora_targets": "none_of_these"}, **body)
+        assert refused.value.content["field"] == "lora_targets"
+        with pytest.raises(Answer) as refused:  # before it is queued, in the same words
+            server.new("key", lora_targets="none_of_these")
         assert refused.value.content["field"] == "lora_targets"
         [pid] = children(server)
         server.kill()

@@ -91,6 +91,7 @@ def test_settings_are_refused_at_their_field_in_the_command_lines_words(page: Pa
         ({"turbo_adapter": "/etc/passwd"}, "turbo_adapter", "must be one of"),
         ({"trackers": "wandb"}, "trackers", "only tensorboard"),
         ({"optimizer": "adam"}, "optimizer", "did you mean 'adamw'?"),
+        ({"optimizer": "adamw8bit"}, "optimizer", "needs a GPU, and this machine has none"),
         ({"datasets": [{"name": "none"}]}, "dataset", "there is no dataset none"),
         ({"datasets": [{"name": DATASET, "token": "a b"}]}, "placeholder_token", ""),
     ):

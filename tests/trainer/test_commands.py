@@ -1,5 +1,6 @@
 """Commands to a run: pause, resume, stop, save, given while it trains."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -177,7 +178,9 @@ def test_a_run_that_is_stopped_and_kept_has_weights_checks_and_report(
     assert meta["checks"] and (weights.parent / "report.html").is_file()
     [done] = events("done")
     assert done["early"] and done["step"] == 3
-    with pytest.raises(CommandRefused, match="cannot resume out, which is done at step 3; nothing"):
+    with pytest.raises(
+        CommandRefused, match="cannot resume out, which is done at step 3; possible now: nothing"
+    ):
         commands.resume("out")
 
 
@@ -224,6 +227,23 @@ def test_a_command_to_an_earlier_process_is_not_done(
     settings = commands.resume("out")
     assert isinstance(settings, Settings) and run.train(settings).is_file()
     assert [each["accepted"] for each in events("command")] == [True, False]
+
+
+def test_a_queued_run_begins_with_its_settings_and_is_described_then(
+    tiny: Callable[..., Settings],
+) -> None:
+    settings, folder = tiny(steps=1), Path("out")
+    folder.mkdir()
+    given = settings.given.model_dump(mode="json", exclude_unset=True)
+    used = {"base": "miniature", "steps": 1}
+    record = {"program": "zeroprior", "begun": False, "settings": {"given": given, "used": used}}
+    record["dataset"] = {"path": str(settings.dataset)}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert str(run_state(folder)) == "queued"
+    begun = commands.resume("out")
+    assert isinstance(begun, Settings) and begun.resume_from is None and begun.rank == 2
+    assert run.train(begun).is_file()
+    assert json.loads((folder / "run.json").read_text())["dataset"]["sha256"]
 
 
 # ---- Without a run -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The settings of a training run, and their checks. Imports no PyTorch."""
 
-from trainer.settings.checks import high_rates, missing_here
+from trainer.settings.checks import high_rates, missing_for_optimizer, missing_here
 from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
@@ -49,6 +49,7 @@ __all__ = [
     "hidden",
     "high_rates",
     "marks_in",
+    "missing_for_optimizer",
     "missing_here",
     "read_config",
     "resolve",

@@ -155,16 +155,22 @@ def missing_here(settings: "Settings") -> list[str]:
     from families.loading import default_device
     from families.quantization import QuantizationUnavailable, check_available
 
-    name, kind, lacking = settings.optimizer, OPTIMIZERS[settings.optimizer], []
-    if kind.needs_gpu and not torch.cuda.is_available():
-        lacking.append(
-            f"optimizer {name} needs a GPU, and this machine has none; adamw is faster on a CPU"
-        )
-    if not is_installed(name):
-        lacking.append(f"optimizer {name} needs a package: pip install {kind.package}")
+    lacking = missing_for_optimizer(settings.optimizer, torch.cuda.is_available())
     if settings.quantize != "auto":
         try:
             check_available(settings.quantize, default_device())
         except QuantizationUnavailable as error:
             lacking.append(str(error))
+    return lacking
+
+
+def missing_for_optimizer(name: str, has_gpu: bool) -> list[str]:
+    """The part of `missing_here` that needs no PyTorch."""
+    kind, lacking = OPTIMIZERS[name], []
+    if kind.needs_gpu and not has_gpu:
+        lacking.append(
+            f"optimizer {name} needs a GPU, and this machine has none; adamw is faster on a CPU"
+        )
+    if not is_installed(name):
+        lacking.append(f"optimizer {name} needs a package: pip install {kind.package}")
     return lacking

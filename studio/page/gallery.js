@@ -107,7 +107,7 @@ export function gallery(signal, on) {
   const open = (job, image) => viewer(all, `${job.id} ${image.number}`, signal, { again: on.again, remove });
 
   function newCard(first) {
-    const text = h("p", { class: "job-prompt grow" }, withTokens(first.prompt)), facts = h("small", { class: "dim" }), state = h("span", null), actions = h("div", { class: "row tight" }), area = h("div", null), note = h("div", null);
+    const text = h("p", { class: "job-prompt grow" }, withTokens(first.prompt)), facts = h("small", { class: "dim" }), state = h("span", { class: "job-state" }), actions = h("div", { class: "row tight" }), area = h("div", null), note = h("div", null);
     const card = { job: first, node: h("article", { class: "job-card stack tight", "aria-label": first.prompt.slice(0, 80) }, h("div", { class: "row job-head" }, text, actions), h("div", { class: "row tight" }, state, facts), note, area), update };
     let drawn = "", drawnState = "";
     const places = new Map(); // by row and column, or number

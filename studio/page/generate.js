@@ -187,7 +187,7 @@ export async function show(root, parts, signal) {
     try {
       const answer = await api("POST", "/api/images", body);
       await pictures.added(answer.id);
-      pictures.node.scrollIntoView({ block: "nearest" });
+      if (innerWidth < 900) pictures.node.scrollIntoView(); // below the form
     } catch (error) {
       const rest = showErrors(panel, error.field ? { [error.field]: error.message } : { "": error.message });
       if (rest.length) wrong.textContent = error.message;

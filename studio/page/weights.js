@@ -75,7 +75,7 @@ async function showList(root, signal) {
     const step = ["checkpoint", "saved"].includes(each.kind);
     const hasReport = each.kind === "final" && live.status?.runs.find((run) => run.id === each.run)?.report;
     const more = [hasReport && { text: "Report", onclick: () => open(path("api/runs", each.run, "report"), "_blank", "noopener") }, each.run && { text: "The run", onclick: () => { location.hash = `#/runs/${encodeURIComponent(each.run)}`; } }, each.kind === "upload" && { text: "Delete", danger: true, onclick: () => remove(each) }].filter(Boolean);
-    const facts = [baseName(bases, each.base_model), each.rank && `rank ${each.rank}`, bytes(each.bytes), ago(each.created)].filter(Boolean).join(" · ");
+    const facts = [!step && baseName(bases, each.base_model), !step && each.rank && `rank ${each.rank}`, bytes(each.bytes), ago(each.created)].filter(Boolean).join(" · ");
     const name = step ? versionOf(each) : titleOf(each);
     return h("li", { class: `weights-row ${step ? "version" : ""}` },
       h("div", { class: "grow stack tight" },

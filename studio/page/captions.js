@@ -29,7 +29,6 @@ export function editor(image, state, on) {
   });
 
   function drawText() {
-    text.setAttribute("aria-label", `Caption of ${image.name}: ${image.caption || "none"}`);
     text.classList.toggle("default", image.default_caption);
     fill(text, withTokens(image.caption || "No caption"), image.default_caption && h("small", null, " default caption"));
   }

@@ -8,9 +8,9 @@ export function viewer(all, key, signal, on) {
   const image = h("img", null), prompt = h("p", null), place = h("small", { role: "status" }), facts = h("dl", { class: "facts" }), actions = h("div", { class: "row tight" });
   const step = (by) => { const now = at(); key = name(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
   const back = button("", () => step(-1), { kind: "quiet", iconName: "left", label: "Image before" }), next = button("", () => step(1), { kind: "quiet", iconName: "right", label: "Next image" });
-  const box = h("dialog", { class: "viewer", "aria-label": "Image" },
-    h("div", { class: "viewer-head" }, back, next, place, h("span", { class: "right" }, button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" }))),
-    h("div", { class: "viewer-split" }, h("div", { class: "plate viewer-plate" }, image), h("div", { class: "viewer-side stack" }, prompt, facts, actions)));
+  const box = h("dialog", { class: "picture-viewer", "aria-label": "Image" },
+    h("div", { class: "picture-head" }, back, next, place, h("span", { class: "right" }, button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" }))),
+    h("div", { class: "picture-split" }, h("div", { class: "plate picture-plate" }, image), h("div", { class: "picture-side stack" }, prompt, facts, actions)));
   const name = (each) => `${each.job.id} ${each.image.number}`;
   const at = () => Math.max(0, all().findIndex((each) => name(each) === key));
 

@@ -79,7 +79,7 @@ async function showList(root, signal) {
     const name = step ? versionOf(each) : titleOf(each);
     return h("li", { class: `weights-row ${step ? "version" : ""}` },
       h("div", { class: "grow stack tight" },
-        h("div", { class: "row tight" }, h("a", { class: "run-name", href: `#/weights/${encodeURIComponent(each.id)}`, "aria-label": step ? `${titleOf(each)}, ${name}` : null }, name), !step && h("span", { class: "badge" }, KINDS[each.kind]), each.kind === "saved" && h("span", { class: "badge" }, KINDS.saved), !step && each.tokens.map((token) => h("span", { class: "token" }, token)), !step && checkedBadge(each)),
+        h("div", { class: "row tight" }, h("a", { class: "weights-name", href: `#/weights/${encodeURIComponent(each.id)}`, "aria-label": step ? `${titleOf(each)}, ${name}` : null }, name), !step && h("span", { class: "badge" }, KINDS[each.kind]), each.kind === "saved" && h("span", { class: "badge" }, KINDS.saved), !step && each.tokens.map((token) => h("span", { class: "token" }, token)), !step && checkedBadge(each)),
         h("small", { class: "dim" }, facts)),
       h("div", { class: "row tight" }, linkButton("Generate", generateLink(each.id), { kind: step ? "small quiet" : "", iconName: "image", "aria-label": `Generate with ${titleOf(each)}, ${versionOf(each) || "upload"}` }), downloads(each, step ? { kind: "small quiet" } : {}), menu("", more, { iconName: "more", label: "More", kind: step ? "small quiet" : "quiet" })));
   }
@@ -103,7 +103,7 @@ async function showList(root, signal) {
       const steps = group.filter((each) => !main.includes(each)).sort((a, b) => b.step - a.step);
       const list = (some) => h("ul", { class: "weights-list" }, some.map(line));
       return h("section", { class: "card flush", "aria-label": titleOf(group[0]) },
-        main.length ? list(main) : h("div", { class: "weights-row" }, h("span", { class: "run-name grow" }, titleOf(group[0])), h("small", null, "no final weights yet")),
+        main.length ? list(main) : h("div", { class: "weights-row" }, h("span", { class: "weights-name grow" }, titleOf(group[0])), h("small", null, "no final weights yet")),
         steps.length > 0 && h("details", { class: "versions", open: !main.length }, h("summary", null, `${steps.length} ${steps.length === 1 ? "checkpoint" : "checkpoints"}`), list(steps)));
     })) : h("p", { class: "dim" }, "Nothing here has this name."));
   }

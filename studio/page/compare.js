@@ -3,7 +3,7 @@
 import { api, path, precise, stored } from "./core.js";
 import { fill, h, icon, linkButton, withTokens } from "./dom.js";
 import { title } from "./main.js";
-import { Plot, Readout, axes, colour, fixed, segmented, smoothingSlider, tableButton } from "./plot.js";
+import { Plot, Readout, axes, colour, fixed, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
 import { nearest } from "./previews.js";
 import { Series, thinned } from "./series.js";
 
@@ -36,7 +36,7 @@ export async function show(root, given, signal) {
     const plot = new Plot(() => {
       data = uPlot.join(runs.map((each) => read(each.series)));
       const line = (number) => ({ stroke: () => colour(colours(number)), width: 2, points: { show: points, size: 5, stroke: () => colour(colours(number)), fill: () => colour(colours(number)) } });
-      return { data, options: { scales: { x: fixed(extent ?? range), y: { distr: set.log ? 3 : 1 } }, axes: axes(), series: [{}, ...runs.map((_, number) => line(number))], cursor } };
+      return { data, options: { scales: { x: fixed(extent ?? range), y: yScale(set.log) }, axes: axes({ log: set.log }), series: [{}, ...runs.map((_, number) => line(number))], cursor } };
     }, { label: `${label}; the button Table has its values`, signal, readout: showAt });
     const table = tableButton(label, () => [["Step", ...runs.map((each) => each.run.title)], thinned(data[0].map((step, index) => [step.toLocaleString("en"), ...runs.map((_, number) => precise(data[number + 1][index]))]))]);
     return { plot, readout, table };

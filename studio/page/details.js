@@ -79,7 +79,8 @@ export function logPanel(id, signal) {
   return { node, more, shown: () => { if (follow) text.scrollTop = text.scrollHeight; } };
 }
 
-const shown = (value) => (value === null || value === undefined || value === "" ? h("span", { class: "dim" }, "–") : Array.isArray(value) ? (value.length ? value.map((each) => h("div", null, String(each))) : h("span", { class: "dim" }, "–")) : typeof value === "object" ? h("code", null, JSON.stringify(value)) : value === true ? "yes" : value === false ? "no" : String(value));
+const isEmpty = (value) => value === null || value === undefined || value === "" || (typeof value === "object" && !Array.isArray(value) && !Object.keys(value).length);
+const shown = (value) => (isEmpty(value) ? h("span", { class: "dim" }, "–") : Array.isArray(value) ? (value.length ? value.map((each) => h("div", null, String(each))) : h("span", { class: "dim" }, "–")) : typeof value === "object" ? h("code", null, JSON.stringify(value)) : value === true ? "yes" : value === false ? "no" : String(value));
 
 /** Settings as given, and as filled in. */
 export function settingsPanel(run) {

@@ -2,7 +2,7 @@
 
 import { duration, precise, stored } from "./core.js";
 import { fill, h } from "./dom.js";
-import { Plot, Readout, axes, colour, drawn, fixed, segmented, smoothingSlider, tableButton } from "./plot.js";
+import { Plot, Readout, axes, colour, drawn, fixed, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
 import { thinned } from "./series.js";
 
 const NOISE = ["--noise-1", "--noise-2", "--noise-3", "--noise-4"];
@@ -14,7 +14,10 @@ export function lossPlots(series, signal) {
   const at = (step, value) => [set.time ? "time" : "step", set.time ? duration(value) : step.toLocaleString("en")];
   const sync = uPlot.sync(`run-${Math.random()}`);
   const end = () => Math.max(x(series.last), x(series.validation.at(-1)?.step ?? 0), set.time ? 0.1 : 1);
-  const range = (min, max) => (min === max ? [0, end()] : [min, max]);
+  const firsts = () => [x(series.steps[0] ?? 0), x(series.validation[0]?.step ?? 0)];
+  const lasts = () => [x(series.last), x(series.validation.at(-1)?.step ?? 0)];
+  // Both plots show the whole run, unless a part was chosen.
+  const range = (min, max) => (min === max || (firsts().includes(min) && lasts().includes(max)) ? [0, end()] : [min, max]);
   const shared = { sync: { key: sync.key, scales: ["x", null], setSeries: false } };
   const setZoom = (from) => (plot, scale) => {
     if (scale !== "x" || from.busy) return;
@@ -33,7 +36,7 @@ export function lossPlots(series, signal) {
     const shown = index ?? series.steps.length - 1;
     if (shown < 0 || shown >= series.steps.length) return trainingReadout.show([["loss", "–"]]);
     const loss = series.loss[shown];
-    trainingReadout.show([at(series.steps[shown], series.time[shown]), ["smoothed", smooth[shown], "strong"], ["loss", loss ?? "not a number", "pale"], ["learning rate", series.rate[shown]?.toPrecision(2)]]);
+    trainingReadout.show([at(series.steps[shown], series.time[shown]), ["smoothed", smooth[shown], "strong"], ["loss", loss ?? "not a number", "pale"], ["learning rate", series.rate[shown] && String(Number(series.rate[shown].toPrecision(2)))]]);
   };
   const cuts = (plot, number, from, to, gaps) => {
     for (let index = Math.max(1, from); index <= to; index++) {
@@ -50,8 +53,8 @@ export function lossPlots(series, signal) {
     return {
       data: [xs, positive(series.loss), positive(smooth), ...bounds].map((column) => [...column]),
       options: {
-        scales: { x: fixed(range), y: { distr: set.log ? 3 : 1 } },
-        axes: axes({ time: set.time }),
+        scales: { x: fixed(range), y: yScale(set.log) },
+        axes: axes({ time: set.time, log: set.log }),
         series: [{}, line("--plot-pale", 1), line("--accent", 2), ...bounds.map(() => ({ stroke: "transparent", width: 0, points: { show: false } }))],
         bands: bounds.length ? [{ series: [4, 3], fill: () => colour("--plot-band") }] : [],
         cursor: shared,

@@ -50,7 +50,7 @@ export class Plot {
     this.plot?.destroy();
     const { options, data } = this.make();
     this.plot = new uPlot({
-      width, height: this.height, legend: { show: false }, padding: [12, 8, 0, 0],
+      width, height: this.height, legend: { show: false }, padding: [12, 20, 0, 0],
       ...options,
       cursor: { points: { size: 7 }, drag: { x: true, y: false, dist: 6 }, ...options.cursor },
       hooks: { ...options.hooks, setCursor: [(plot) => this.readout?.(plot.cursor.idx ?? null)] },
@@ -81,17 +81,20 @@ export class Plot {
 }
 
 /** The axes in the page's colours. */
-export function axes({ time = false, y } = {}) {
+export function axes({ time = false, log = false, y } = {}) {
   const font = "11px system-ui, sans-serif";
   const each = { stroke: () => colour("--dim"), font, grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false } };
   return [
     { ...each, grid: { show: false }, size: 26, gap: 6, space: 70, values: (_, values) => values.map((value) => (value === null ? "" : time ? duration(value) : value.toLocaleString("en"))), incrs: time ? [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 36000, 86400] : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000] },
-    { ...each, size: 52, gap: 6, space: 36, values: (_, values) => values.map((value) => (value === null || value === undefined ? "" : y ? y(value) : String(Number(value.toPrecision(3))))) },
+    { ...each, size: 52, gap: 6, space: 36, ...(log ? { filter: (_, splits) => splits.map((value) => (value && [1, 2, 5].includes(Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9))) ? value : null)) } : {}), values: (_, values) => values.map((value) => (value === null || value === undefined ? "" : y ? y(value) : String(Number(value.toPrecision(3))))) },
   ];
 }
 
 /** The x scale from the first to the last value of all plots that share it. */
 export const fixed = (range) => ({ time: false, range: (plot, min, max) => (min === null || min === undefined ? [0, 1] : range ? range(min, max) : min === max ? [min - 1, max + 1] : [min, max]) });
+
+/** The y scale, linear or logarithmic. */
+export const yScale = (log) => (log ? { distr: 3, range: (plot, min, max) => (min > 0 ? [min * 0.94, max * 1.06] : [0.1, 1]) } : {});
 
 /** A segmented choice. options: [[value, text]]. */
 export function segmented(label, options, value, onchange) {
@@ -146,7 +149,7 @@ export function drawn(draw) {
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.beginPath();
-    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.rect(bbox.left - 6 * devicePixelRatio, bbox.top, bbox.width + 12 * devicePixelRatio, bbox.height);
     ctx.clip();
     draw(ctx, bbox, devicePixelRatio, (x) => plot.valToPos(x, "x", true), (y) => plot.valToPos(y, "y", true));
     ctx.restore();

@@ -41,7 +41,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
   const tools = h("div", { class: "preview-tools" }, h("label", { class: "smoothing grow" }, h("span", null, "Step"), slider, at), h("label", { class: "smoothing" }, h("span", null, "Size"), size), choice, generate);
   const node = h("section", { class: "card stack" }, h("h2", null, "Previews"), tools, said, scroller, waiting, strip);
 
-  size.value = stored.get("preview-size", 144);
+  size.value = stored.get("preview-size", 128);
   const resize = () => table.style.setProperty("--preview", `${size.value}px`);
   size.addEventListener("input", () => { resize(); stored.set("preview-size", Number(size.value)); });
   slider.addEventListener("input", () => { following = Number(slider.value) === steps.length - 1; mark(true); });
@@ -74,6 +74,12 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     }
   }
 
+  /** The other run's row of the same prompt, of the same seed if there is one. */
+  function match(row) {
+    const theirs = rowsOf(other.id, other.title, other.previews).filter((each) => each.prompt === row.prompt);
+    return theirs.find((each) => each.seed === row.seed) ?? theirs[0];
+  }
+
   function cell(row, index, step) {
     const found = row.id === id ? row.files.has(step) && { step, file: row.files.get(step) } : nearest(row.files, step);
     const content = h("td", { dataset: { column: index } });
@@ -95,9 +101,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
       steps = [...new Set(series.previews.map((each) => each.step))].sort((a, b) => a - b);
       const lines = rows.flatMap((row) => {
         if (!other) return [row];
-        const theirs = rowsOf(other.id, other.title, other.previews).filter((each) => each.prompt === row.prompt);
-        const match = theirs.find((each) => each.seed === row.seed) ?? theirs[0];
-        return match ? [row, match] : [row];
+        return [row, match(row)].filter(Boolean);
       });
       fill(
         table,
@@ -143,9 +147,9 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     const figure = (title, found, seed, prompt) => h("figure", null, h("div", { class: "plate" }, h("img", { src: found.file, alt: `${prompt}, step ${found.step}, seed ${seed}` })), title && h("figcaption", { class: "dim" }, title));
     function draw() {
       const current = rows[line], wanted = first ? steps[0] : steps[column], mine = nearest(current.files, wanted);
-      const theirs = other && rowsOf(other.id, other.title, other.previews).find((each) => each.prompt === current.prompt && each.seed === current.seed);
+      const theirs = other && match(current);
       const found = theirs && nearest(theirs.files, wanted);
-      fill(plates, figure(theirs ? "this run" : "", { step: mine.step, file: file(id, mine.file) }, current.seed, current.prompt), found && figure(`${other.title}, step ${found.step}`, { step: found.step, file: file(other.id, found.file) }, current.seed, current.prompt));
+      fill(plates, figure(theirs ? "this run" : "", { step: mine.step, file: file(id, mine.file) }, current.seed, current.prompt), found && figure(`${other.title}, step ${found.step}${theirs.seed === current.seed ? "" : `, seed ${theirs.seed}`}`, { step: found.step, file: file(other.id, found.file) }, theirs.seed, current.prompt));
       fill(caption, withTokens(current.prompt));
       place.textContent = `${mine.step === 0 ? "before training" : `step ${mine.step.toLocaleString("en")}`} · ${column + 1} of ${steps.length} · seed ${current.seed}`;
       hold.setAttribute("aria-pressed", String(first));
@@ -165,7 +169,9 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     signal.addEventListener("abort", () => box.close());
     draw();
     document.body.append(box);
+    box.tabIndex = -1;
     box.showModal();
+    box.focus();
   }
 
   return { node, update, step: shownStep, explain: (text) => { waiting.textContent = text; } };

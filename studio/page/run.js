@@ -14,14 +14,17 @@ const QUIET = 10_000; // ms between two announcements
 /** Shows the run. */
 export async function show(root, id, signal) {
   const address = path("api/runs", id);
-  const [first, columns] = await Promise.all([api("GET", address, undefined, { signal }), api("GET", `${address}/series?points=2000`, undefined, { signal })]);
-  let run = first, detail = first, weights = [];
+  // The curves first; what else there is comes after they are drawn.
+  const columns = await api("GET", `${address}/series?points=2000`, undefined, { signal });
+  const first = live.status?.runs.find((each) => each.id === id) ?? await api("GET", address, undefined, { signal });
+  let run = first, weights = [], known = false;
+  let detail = { ...first, given: {}, used: {}, files: [], checks: [], warnings: [], error: null, log_tail: [], headline: null };
   const series = new Series(columns);
   keys.screen = [["← →", "Full view: step"], ["↑ ↓", "Full view: prompt"], ["Space", "Full view, held: first preview"]];
 
   // ---- The head -------------------------------------------------------------------------------
   const name = h("h1"), note = h("p", { class: "dim run-note" }), state = h("span"), facts = h("dl", { class: "run-head-facts" });
-  const said = h("p", { class: "said", role: "status" }), buttons = h("div"), notes = h("div", { class: "stack tight" }), spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
+  const said = h("p", { class: "said", role: "status" }), buttons = h("div"), notes = h("div", { class: "stack tight notes" }), spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
   const bar = h("div"), progress = h("div", { class: "progress", role: "progressbar", "aria-label": "Steps", "aria-valuemin": 0 }, bar);
   const headline = h("div", { class: "headline" });
   const say = (text, bad = false) => { said.textContent = text ?? ""; said.classList.toggle("error", bad); };
@@ -84,9 +87,10 @@ export async function show(root, id, signal) {
 
   /** What is wrong, in words, with what to do. */
   function problems() {
-    const wanted = JSON.stringify([run.stuck, run.state, run.why, detail.error, detail.warnings.length, run.stuck && lostSteps(run), run.stuck && phaseText(run), detail.log_tail.at(-1)]);
+    const wanted = JSON.stringify([known, run.stuck, run.state, run.why, detail.error, detail.warnings.length, run.stuck && lostSteps(run), run.stuck && phaseText(run), detail.log_tail.at(-1)]);
     if (wanted === shownNotes) return;
     shownNotes = wanted;
+    if (!known && ["failed", "stopped"].includes(run.state)) return; // the reason and the log come at once, together
     const failed = run.state === "failed", broken = run.state === "stopped" && run.why && !/asked|command|stopped by/i.test(run.why);
     const end = button(lostSteps(run), async () => {
       end.disabled = true;
@@ -98,8 +102,9 @@ export async function show(root, id, signal) {
       notes,
       run.stuck && h("div", { class: "note warn" }, icon("warning"), h("div", { class: "grow" }, h("b", null, LIVE.includes(run.state) ? `It has been ${run.state} for over a minute. ` : "The run is over, but its process has not ended. "), run.phase ? `It waits for: ${phaseText(run)}.` : "It does not say what it waits for."), run.allowed.includes("end") && end),
       (failed || broken) && h("div", { class: `note ${failed ? "bad" : "warn"}` }, icon("warning"), h("div", { class: "grow stack tight" },
-        h("b", null, failed ? (run.step ? `It failed at step ${run.step.toLocaleString("en")}` : "It failed before the first step") : `It ended at step ${run.step.toLocaleString("en")} without being stopped`),
-        h("p", null, detail.error?.text || run.why), detail.error?.what_to_do && h("p", null, detail.error.what_to_do),
+        failed
+          ? [h("b", null, run.step ? `It failed at step ${run.step.toLocaleString("en")}` : "It failed before the first step"), h("p", null, detail.error?.text || run.why)]
+          : h("p", null, h("b", null, `It ended at step ${run.step.toLocaleString("en")} without being stopped: `), run.why), detail.error?.what_to_do && h("p", null, detail.error.what_to_do),
         detail.log_tail.length > 0 && h("details", { open: failed }, h("summary", null, "Last lines of the log"), h("pre", { class: "log tail", tabindex: 0 }, detail.log_tail.slice(-50).join("\n"))))),
       !failed && !broken && run.why && ["stopped", "done", "stopping", "pausing"].includes(run.state) && h("div", { class: "note" }, h("span", null, run.why)),
       detail.warnings.slice(-2).map((each) => h("div", { class: "note warn" }, icon("warning"), h("span", null, each.text))),
@@ -144,17 +149,19 @@ export async function show(root, id, signal) {
       : "The first preview is not there yet.");
   }
 
-  const reload = debounced(async () => {
+  const load = async () => {
     try {
       const [next, list] = await Promise.all([api("GET", address, undefined, { signal }), api("GET", "/api/weights", undefined, { signal })]);
       detail = next;
+      known = true;
       run = { ...next };
       weights = list.weights.filter((each) => each.run === id);
       head();
       fillDetails();
       previews.update();
     } catch (error) { if (!signal.aborted) say(error.message, true); }
-  }, 400);
+  };
+  const reload = debounced(load, 400);
 
   function changedRun(next) {
     if (next && next.id === id) { run = next; head(); }
@@ -171,10 +178,8 @@ export async function show(root, id, signal) {
   );
   buttons.className = "row";
   head();
-  fillDetails();
   previews.update();
-  reload();
-  log.more();
+  requestAnimationFrame(() => setTimeout(() => { load(); log.more(); }));
 
   // ---- What goes on ---------------------------------------------------------------------------
   onStatus((status) => {

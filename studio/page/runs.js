@@ -18,6 +18,7 @@ const address = (id) => `#/runs/${encodeURIComponent(id)}`;
 
 function list(root, signal) {
   title("Runs");
+  import("./run.js"); // most likely the next one
   keys.screen = [["Alt ↑", "A waiting run: earlier"], ["Alt ↓", "A waiting run: later"]];
   const ticked = new Set(), more = [];
   let older = true;
@@ -69,7 +70,7 @@ function list(root, signal) {
     compare.setAttribute("aria-disabled", String(!enough));
     compare.hidden = past.length < 2;
     hint.hidden = past.length < 2;
-    hint.textContent = ticked.size ? `${ticked.size} ticked${ticked.size < 2 ? ", tick one more" : ticked.size > MOST ? `, at most ${MOST}` : ""}` : `Tick two to ${MOST} to compare`;
+    hint.textContent = ticked.size ? `${ticked.size} ticked${ticked.size < 2 ? ", tick one more" : ticked.size > MOST ? `, at most ${MOST}` : ""}` : "Tick two to four to compare";
   }
   onStatus(draw, signal);
   const timer = setInterval(() => { for (const each of root.querySelectorAll("[data-sign]")) each.textContent = ago(Number(each.dataset.sign)); }, 1000);
@@ -228,7 +229,7 @@ function earlierRow(first, ticked, changed) {
         h("span", { class: "run-name" }, h("b", { class: "run-title" }, run.title), h("small", null, [run.datasets.join(", "), run.base_model].filter(Boolean).join(" · "))),
         stateMark(run),
         h("span", { class: "spark-place" }, sparkline(run.spark)),
-        h("span", { class: "run-number" }, h("b", null, run.step === run.steps || !run.steps ? run.step.toLocaleString("en") : `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`), h("small", null, "steps")),
+        h("span", { class: "run-number" }, h("b", null, run.step.toLocaleString("en")), h("small", null, run.step === run.steps || !run.steps ? "steps" : `of ${run.steps.toLocaleString("en")} steps`)),
         h("span", { class: "run-number" }, h("b", null, precise(run.loss)), h("small", null, "loss")),
         h("span", { class: "run-number when" }, h("b", null, took(run)), h("small", null, run.ended ? clock(run.ended) : "")),
       );

@@ -8,12 +8,12 @@ export class ApiError extends Error {
 }
 
 /** A request; the answer's JSON. `body` is JSON, or a Blob or text that is sent as it is. */
-export async function api(method, path, body, { headers = {}, signal } = {}) {
+export async function api(method, path, body, { headers = {}, signal, keepalive } = {}) {
   const raw = body instanceof Blob || typeof body === "string";
   let response;
   try {
     response = await fetch(path, {
-      method, signal,
+      method, signal, keepalive,
       headers: { "X-Studio": "1", ...(raw || body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
       body: raw || body === undefined ? body : JSON.stringify(body),
     });

@@ -115,6 +115,8 @@ def test_the_way_from_images_to_a_generated_image(
     steps.fill("20")
     page.get_by_role("textbox", name=re.compile("^Preview prompts")).fill("a photo of TOK")
     page.get_by_role("textbox", name=re.compile("^Steps between previews")).fill("10")
+    page.get_by_text(re.compile(r"^All \d+ settings")).click()
+    page.get_by_role("textbox", name=re.compile("^Batch size")).fill("1")
     page.get_by_label("Name of the run").fill("first")
     page.wait_for_timeout(600)
     page.reload()

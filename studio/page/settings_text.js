@@ -19,5 +19,9 @@ export function asYaml(given) {
 }
 
 export function asCommand(given) {
-  return hint(given) + ["zeroprior train", ...Object.entries(inputs(given)).map(([name, value]) => `  --${name} ${quote(plain(value))}`)].join(" \\\n");
+  const option = ([name, value]) => {
+    const words = name.replaceAll("_", "-");
+    return typeof value === "boolean" ? `  --${value ? "" : "no-"}${words}` : `  --${words} ${quote(plain(value))}`;
+  };
+  return hint(given) + ["zeroprior train", ...Object.entries(inputs(given)).map(option)].join(" \\\n");
 }

@@ -43,6 +43,7 @@ class Form {
     this.ask = debounced(() => this.count(), 350);
     this.keep = debounced(() => this.save(), 400);
     signal.addEventListener("abort", () => { this.ask.cancel(); this.keep.cancel(); this.save(); });
+    addEventListener("pagehide", () => this.save(), { signal });
     this.draw();
     this.changed();
   }

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 /** "learning_rate" as people write it. */
-export const humanName = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ").replace(/\bLora\b/i, "LoRA").replace(/\bEma\b/i, "EMA");
+export const humanName = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ").replace(/^Lr /, "Learning rate ").replace(/\bLora\b/i, "LoRA").replace(/\bEma\b/i, "EMA");
 
 /** A control for a field. `changed(value)`: undefined means the default. `automatic(value)` shows the
  * value that the server would fill in. */
@@ -11,11 +11,12 @@ export function control(about, value, changed) {
   const shown = (each) => (Array.isArray(each) ? each.join(about.separator === "\n" ? "\n" : ",") : String(each));
   const hint = (each) => (each === null || each === undefined || each === "" ? "" : shown(each));
   let node;
-  if (about.type === "boolean" || (about.type === "choice" && about.choices)) {
-    const choices = about.type === "boolean" ? [["true", "on"], ["false", "off"]] : about.choices.map((each) => [each, each]);
+  if (about.type === "boolean" || about.choices?.length === 1 || (about.type === "choice" && about.choices)) {
+    const choices = (about.type === "boolean" ? [["true", "on"], ["false", "off"]] : about.choices.map((each) => [each, each])).filter(([key]) => key !== "auto");
     const automatic = h("option", { value: "" }, "");
-    const name = (each) => choices.find(([key]) => key === String(each))?.[1] ?? hint(each);
-    const label = (each) => { automatic.textContent = each === null || each === undefined ? "automatic" : `automatic: ${name(each)}`; };
+    const name = (each) => choices.find(([key]) => key === String(each))?.[1];
+    const word = about.type === "list" ? "none" : about.optional || about.default === "auto" ? "automatic" : "default";
+    const label = (each) => { automatic.textContent = name(each) ? `${word}: ${name(each)}` : word; };
     label(about.default);
     node = h("select", { onchange: () => changed(node.value === "" ? undefined : about.type === "boolean" ? node.value === "true" : node.value) }, automatic, choices.map(([key, text]) => h("option", { value: key }, text)));
     node.value = value === undefined || value === null ? "" : String(value);
@@ -32,8 +33,9 @@ export function control(about, value, changed) {
   else node = h("input", number ? { inputmode: "decimal", autocomplete: "off" } : { autocomplete: "off" });
   if (about.max_length) node.maxLength = about.max_length;
   node.value = value === undefined || value === null ? "" : shown(value);
-  node.placeholder = hint(about.default) || "automatic";
+  const otherwise = about.default === "" ? "nothing" : "automatic";
+  node.placeholder = hint(about.default) || otherwise;
   node.addEventListener("input", () => changed(read()));
-  node.automatic = (each) => { node.placeholder = hint(each) || hint(about.default) || "automatic"; };
+  node.automatic = (each) => { node.placeholder = hint(each) || hint(about.default) || otherwise; };
   return node;
 }

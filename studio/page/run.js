@@ -52,7 +52,7 @@ export async function show(root, id, signal) {
     const isLive = LIVE.includes(run.state), training = !run.phase || run.phase.name === "training";
     fill(facts, [
       fact("Step", `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`),
-      isLive && !training && fact("Now", phaseText(run)),
+      isLive && !training && run.phase.of && fact("Now", phaseText(run)),
       run.seconds_per_step !== null && fact("A step", duration(run.seconds_per_step)),
       isLive && fact("Left", run.seconds_left === null ? "–" : duration(run.seconds_left)),
       isLive && fact("Done at", run.seconds_left === null ? "–" : clock(Date.now() / 1000 + run.seconds_left)),

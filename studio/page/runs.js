@@ -92,7 +92,7 @@ function runningCard() {
       const training = !run.phase || run.phase.name === "training";
       fill(facts, [
         h("span", null, `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`),
-        !training && h("span", null, phaseText(run)),
+        !training && run.phase.of && h("span", null, phaseText(run)),
         run.loss !== null && h("span", null, `loss ${precise(run.loss)}`),
         run.seconds_per_step !== null && h("span", null, `${duration(run.seconds_per_step)} a step`),
         run.seconds_left !== null && h("span", null, `${duration(run.seconds_left)} left, done ${clock(Date.now() / 1000 + run.seconds_left)}`),
@@ -171,17 +171,20 @@ function queue(signal) {
     });
     handle.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      handle.setPointerCapture(event.pointerId);
+      event.preventDefault();
+      handle.focus();
       dragging = id;
       row.classList.add("dragged");
+      // At the document: a row that changes its place loses what is captured for it.
+      const ends = new AbortController();
+      document.addEventListener("pointermove", drag, { signal: ends.signal });
+      for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => { ends.abort(); dragging = null; row.classList.remove("dragged"); }, { signal: ends.signal });
     });
-    handle.addEventListener("pointermove", (event) => {
-      if (dragging !== id) return;
+    const drag = (event) => {
       const over = [...rows.children].findIndex((each) => { const box = each.getBoundingClientRect(); return event.clientY >= box.top && event.clientY < box.bottom; });
       const index = order.findIndex((each) => each.id === id);
       if (over >= 0 && over !== index) move(id, over - index);
-    });
-    for (const end of ["pointerup", "pointercancel"]) handle.addEventListener(end, () => { dragging = null; row.classList.remove("dragged"); });
+    };
     return {
       node: row,
       update(run) {

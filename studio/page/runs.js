@@ -27,7 +27,7 @@ function list(root, signal) {
   const hint = h("span", { class: "dim compare-hint" });
   const waiting = queue(signal);
   const now = h("div", { class: "stack" }), earlier = h("div", { class: "run-list", role: "list" });
-  const nowPlace = h("section", { class: "stack tight" }, h("h2", null, "Running"), now);
+  const nowTitle = h("h2"), nowPlace = h("section", { class: "stack tight" }, nowTitle, now);
   const moreButton = button("Show earlier runs", loadMore, { kind: "quiet" });
   const earlierPlace = h("section", { class: "stack tight" }, h("div", { class: "section-heading" }, h("h2", null, "Earlier"), hint, compare, search), earlier, h("div", { class: "row" }, moreButton));
   const body = h("div", { class: "stack wide-gap" }, nowPlace, waiting.node, earlierPlace);
@@ -52,12 +52,13 @@ function list(root, signal) {
     const known = new Set(status.runs.map((each) => each.id));
     const all = [...status.runs, ...more.filter((each) => !known.has(each.id))];
     const order = status.queue.order, words = search.value.trim().toLowerCase();
-    const running = all.filter((each) => LIVE.includes(each.state) || (each.state === "paused" && !each.freed));
+    const running = all.filter((each) => (LIVE.includes(each.state) || each.state === "paused") && !order.includes(each.id));
     const past = all.filter((each) => !running.includes(each) && !order.includes(each.id) && each.state !== "queued");
     const found = past.filter((each) => !words || [each.id, each.title, each.note, each.base_model, ...each.datasets, ...each.tokens].join(" ").toLowerCase().includes(words));
     body.hidden = all.length === 0;
     nothing.hidden = all.length > 0;
     nowPlace.hidden = running.length === 0;
+    nowTitle.textContent = running.some((each) => each.state !== "paused") ? "Running" : "Paused";
     earlierPlace.hidden = past.length === 0;
     showNow(running);
     waiting.update(order.map((id) => all.find((each) => each.id === id)).filter(Boolean), status.queue.held, running.length > 0);

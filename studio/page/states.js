@@ -94,6 +94,7 @@ export function ask(title, place, verb, read) {
       value = read();
       if (value) place.closest("dialog").close();
     };
+    place.noValidate = true; // the words beside the field say it
     place.addEventListener("submit", send);
     place.append(h("div", { class: "row end" }, button("Cancel", () => place.closest("dialog").close()), h("button", { class: "button primary", type: "submit" }, verb)));
     dialog(title, place, []).then(() => resolve(value));

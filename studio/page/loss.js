@@ -7,8 +7,8 @@ import { thinned } from "./series.js";
 
 const NOISE = ["--noise-1", "--noise-2", "--noise-3", "--noise-4"];
 
-/** Both plots of a run: {node, update()}. */
-export function lossPlots(series, signal) {
+/** Both plots of a run: {node, update()}. `isOver()`: nothing more will come. */
+export function lossPlots(series, signal, isOver) {
   const set = { over: stored.get("smoothing", 50), log: false, time: false, whole: false };
   const x = (step) => (set.time ? series.seconds(step) : step);
   const at = (step, value) => [set.time ? "time" : "step", set.time ? duration(value) : step.toLocaleString("en")];
@@ -157,7 +157,7 @@ export function lossPlots(series, signal) {
 
   // ---- Together -------------------------------------------------------------------------------
   const heldTitle = h("h2"), heldText = h("p", { class: "help" }), heldBody = h("div", { class: "plot-place" });
-  const isWaiting = h("p", { class: "plot-empty dim" }), waiting = h("p", { class: "plot-empty dim" }, "The first losses appear when training begins.");
+  const isWaiting = h("p", { class: "plot-empty dim" }), waiting = h("p", { class: "plot-empty dim" });
   const trainingBody = h("div", { class: "plot-place" });
   let levels = -1;
   const update = (whole = false) => {
@@ -166,7 +166,8 @@ export function lossPlots(series, signal) {
     heldText.textContent = fit
       ? "Measured on training images with fixed noise, so its points can be compared. It shows how well the images are learned, and not how well that carries over to others."
       : "Measured on images that are not trained on, with fixed noise: falling means that it learns, rising for long means that it learns the images by heart.";
-    isWaiting.textContent = "The first measurement is not there yet.";
+    isWaiting.textContent = isOver() ? "Nothing was measured." : "The first measurement is not there yet.";
+    waiting.textContent = isOver() ? "This run has not trained." : "The first losses appear when training begins.";
     if (trainingBody.firstChild !== (series.steps.length ? training.node : waiting)) fill(trainingBody, series.steps.length ? training.node : waiting);
     const has = series.validation.length > 0;
     if (heldBody.firstChild !== (has ? heldOut.node : isWaiting)) fill(heldBody, has ? heldOut.node : isWaiting);

@@ -86,12 +86,12 @@ export function axes({ time = false, log = false, y } = {}) {
   const each = { stroke: () => colour("--dim"), font, grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false } };
   return [
     { ...each, grid: { show: false }, size: 26, gap: 6, space: 70, values: (_, values) => values.map((value) => (value === null ? "" : time ? duration(value) : value.toLocaleString("en"))), incrs: time ? [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 36000, 86400] : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000] },
-    { ...each, size: 52, gap: 6, space: 36, ...(log ? { filter: (_, splits) => splits.map((value) => (value && [1, 2, 5].includes(Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9))) ? value : null)) } : {}), values: (_, values) => values.map((value) => (value === null || value === undefined ? "" : y ? y(value) : String(Number(value.toPrecision(3))))) },
+    { ...each, size: 52, gap: 6, space: 36, ...(log ? { filter: (_, splits) => splits.map((value) => ([1, 2, 5].includes(Number((value / 10 ** Math.floor(Math.log10(value) + 1e-9)).toFixed(3))) ? value : null)) } : {}), values: (_, values) => values.map((value) => (value === null || value === undefined ? "" : y ? y(value) : String(Number(value.toPrecision(3))))) },
   ];
 }
 
 /** The x scale from the first to the last value of all plots that share it. */
-export const fixed = (range) => ({ time: false, range: (plot, min, max) => (min === null || min === undefined ? [0, 1] : range ? range(min, max) : min === max ? [min - 1, max + 1] : [min, max]) });
+export const fixed = (range) => ({ time: false, range: (plot, min, max) => (min === null || min === undefined ? [0, 1] : range ? (plot.data[0].length < 2 ? range(0, 0) : range(min, max)) : min === max ? [min - 1, max + 1] : [min, max]) });
 
 /** The y scale, linear or logarithmic. */
 export const yScale = (log) => (log ? { distr: 3, range: (plot, min, max) => (min > 0 ? [min * 0.94, max * 1.06] : [0.1, 1]) } : {});

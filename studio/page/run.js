@@ -52,7 +52,7 @@ export async function show(root, id, signal) {
     const isLive = LIVE.includes(run.state), training = !run.phase || run.phase.name === "training";
     fill(facts, [
       fact("Step", `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`),
-      isLive && !training && fact("Now", phaseText(run)),
+      isLive && !training && run.phase.of && fact("Now", phaseText(run)),
       run.seconds_per_step !== null && fact("A step", duration(run.seconds_per_step)),
       isLive && fact("Left", run.seconds_left === null ? "–" : duration(run.seconds_left)),
       isLive && fact("Done at", run.seconds_left === null ? "–" : clock(Date.now() / 1000 + run.seconds_left)),
@@ -113,8 +113,10 @@ export async function show(root, id, signal) {
     for (const each of notes.querySelectorAll("pre")) each.scrollTop = each.scrollHeight;
   }
 
+  const isOver = () => ["stopped", "failed", "done"].includes(run.state);
+
   // ---- The body -------------------------------------------------------------------------------
-  const plots = lossPlots(series, signal);
+  const plots = lossPlots(series, signal, isOver);
   const previews = previewGrid({
     id, series, signal, weights: usable,
     others: () => (live.status?.runs ?? []).filter((each) => each.id !== id && each.preview).slice(0, 30),
@@ -145,8 +147,8 @@ export async function show(root, id, signal) {
     fill(headline, (detail.headline ?? []).map((each) => h("div", { class: `card ${each.state ?? ""}`, title: each.text }, h("small", null, each.name), h("b", null, typeof each.value === "number" ? precise(each.value) : each.value, each.unit && h("small", null, ` ${each.unit}`)), h("small", null, each.text))));
     headline.hidden = !detail.headline?.length;
     previews.explain(Number(detail.used.sample_every) === 0 && !series.previews.length && !(detail.used.sample_prompts ?? []).length
-      ? "This run makes no previews by itself. “Preview now” makes one while it trains."
-      : "The first preview is not there yet.");
+      ? `This run makes no previews by itself. ${isOver() ? "" : "“Preview now” makes one while it trains."}`
+      : isOver() ? "This run has made no previews." : "The first preview is not there yet.");
   }
 
   const load = async () => {
@@ -159,6 +161,8 @@ export async function show(root, id, signal) {
       head();
       fillDetails();
       previews.update();
+      plots.update();
+      log.more();
     } catch (error) { if (!signal.aborted) say(error.message, true); }
   };
   const reload = debounced(load, 400);
@@ -179,7 +183,7 @@ export async function show(root, id, signal) {
   buttons.className = "row";
   head();
   previews.update();
-  requestAnimationFrame(() => setTimeout(() => { load(); log.more(); }));
+  requestAnimationFrame(() => setTimeout(load));
 
   // ---- What goes on ---------------------------------------------------------------------------
   onStatus((status) => {

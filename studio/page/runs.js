@@ -27,7 +27,7 @@ function list(root, signal) {
   const hint = h("span", { class: "dim compare-hint" });
   const waiting = queue(signal);
   const now = h("div", { class: "stack" }), earlier = h("div", { class: "run-list", role: "list" });
-  const nowPlace = h("section", { class: "stack tight" }, h("h2", null, "Running"), now);
+  const nowTitle = h("h2"), nowPlace = h("section", { class: "stack tight" }, nowTitle, now);
   const moreButton = button("Show earlier runs", loadMore, { kind: "quiet" });
   const earlierPlace = h("section", { class: "stack tight" }, h("div", { class: "section-heading" }, h("h2", null, "Earlier"), hint, compare, search), earlier, h("div", { class: "row" }, moreButton));
   const body = h("div", { class: "stack wide-gap" }, nowPlace, waiting.node, earlierPlace);
@@ -52,12 +52,13 @@ function list(root, signal) {
     const known = new Set(status.runs.map((each) => each.id));
     const all = [...status.runs, ...more.filter((each) => !known.has(each.id))];
     const order = status.queue.order, words = search.value.trim().toLowerCase();
-    const running = all.filter((each) => LIVE.includes(each.state) || (each.state === "paused" && !each.freed));
+    const running = all.filter((each) => (LIVE.includes(each.state) || each.state === "paused") && !order.includes(each.id));
     const past = all.filter((each) => !running.includes(each) && !order.includes(each.id) && each.state !== "queued");
     const found = past.filter((each) => !words || [each.id, each.title, each.note, each.base_model, ...each.datasets, ...each.tokens].join(" ").toLowerCase().includes(words));
     body.hidden = all.length === 0;
     nothing.hidden = all.length > 0;
     nowPlace.hidden = running.length === 0;
+    nowTitle.textContent = running.some((each) => each.state !== "paused") ? "Running" : "Paused";
     earlierPlace.hidden = past.length === 0;
     showNow(running);
     waiting.update(order.map((id) => all.find((each) => each.id === id)).filter(Boolean), status.queue.held, running.length > 0);
@@ -92,7 +93,7 @@ function runningCard() {
       const training = !run.phase || run.phase.name === "training";
       fill(facts, [
         h("span", null, `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`),
-        !training && h("span", null, phaseText(run)),
+        !training && run.phase.of && h("span", null, phaseText(run)),
         run.loss !== null && h("span", null, `loss ${precise(run.loss)}`),
         run.seconds_per_step !== null && h("span", null, `${duration(run.seconds_per_step)} a step`),
         run.seconds_left !== null && h("span", null, `${duration(run.seconds_left)} left, done ${clock(Date.now() / 1000 + run.seconds_left)}`),
@@ -171,17 +172,20 @@ function queue(signal) {
     });
     handle.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      handle.setPointerCapture(event.pointerId);
+      event.preventDefault();
+      handle.focus();
       dragging = id;
       row.classList.add("dragged");
+      // At the document: a row that changes its place loses what is captured for it.
+      const ends = new AbortController();
+      document.addEventListener("pointermove", drag, { signal: ends.signal });
+      for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => { ends.abort(); dragging = null; row.classList.remove("dragged"); }, { signal: ends.signal });
     });
-    handle.addEventListener("pointermove", (event) => {
-      if (dragging !== id) return;
+    const drag = (event) => {
       const over = [...rows.children].findIndex((each) => { const box = each.getBoundingClientRect(); return event.clientY >= box.top && event.clientY < box.bottom; });
       const index = order.findIndex((each) => each.id === id);
       if (over >= 0 && over !== index) move(id, over - index);
-    });
-    for (const end of ["pointerup", "pointercancel"]) handle.addEventListener(end, () => { dragging = null; row.classList.remove("dragged"); });
+    };
     return {
       node: row,
       update(run) {

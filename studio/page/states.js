@@ -94,6 +94,7 @@ export function ask(title, place, verb, read) {
       value = read();
       if (value) place.closest("dialog").close();
     };
+    place.noValidate = true; // the words beside the field say it
     place.addEventListener("submit", send);
     place.append(h("div", { class: "row end" }, button("Cancel", () => place.closest("dialog").close()), h("button", { class: "button primary", type: "submit" }, verb)));
     dialog(title, place, []).then(() => resolve(value));
@@ -135,8 +136,9 @@ export function actions(run, { say, changed, current }) {
   };
   one("start", "Start now", "primary", "play");
   one("resume", run.checkpoint && run.state !== "paused" ? `Resume from step ${run.checkpoint.toLocaleString("en")}` : "Resume", "primary", "play");
-  several("Pause", "pause", [
-    ...(run.state === "paused" ? [] : [["pause", "Keep the memory", "goes on at once; the GPU stays in use"]]),
+  if (run.state === "paused") one("free", "Free the GPU", "", "pause");
+  else several("Pause", "pause", [
+    ["pause", "Keep the memory", "goes on at once; the GPU stays in use"],
     ["free", "Free the GPU", "writes a checkpoint; going on loads the model again"],
   ]);
   several("Stop", "stop", [

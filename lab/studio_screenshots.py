@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs/images/studio"
+FOLDER = ROOT / "docs" / "studio"
 WIDTH, HEIGHT, PHONE = 1280, 860, 360
 SECONDS = 300
 SETTINGS = {
@@ -108,18 +109,24 @@ def filled(client: Client, folder: Path) -> str:
         ids.append(str(client("POST", "runs", run)["id"]))
     for each in ids:
         client.wait(f"runs/{each}")
-    images = {
-        "prompt": "a photo of <zwx> in the desert",
-        "weights": [{"id": f"runs/{ids[0]}/final", "scale": 1}],
-        "seed": 7,
-        "count": 1,
-        "axes": [
-            {"name": "scale", "values": [0.5, 0.8, 1]},
-            {"name": "checkpoint", "values": [20, 40, "final"]},
-        ],
-        "when": "now",
-    }
-    client.wait(f"images/{client('POST', 'images', images)['id']}")
+    axes = [
+        {"name": "scale", "values": [0.5, 0.8, 1]},
+        {"name": "checkpoint", "values": [20, 40, "final"]},
+    ]
+    for prompt, more in (
+        ("a photo of <zwx> at the sea", {"count": 4}),
+        ("a photo of <zwx> in the desert", {"axes": axes}),
+    ):
+        images = {
+            "prompt": prompt,
+            "weights": [{"id": f"runs/{ids[0]}/final", "scale": 1}],
+            "seed": 7,
+            "width": 64,
+            "height": 64,
+            "when": "now",
+            **more,
+        }
+        client.wait(f"images/{client('POST', 'images', images)['id']}")
     return ids[0]
 
 
@@ -128,8 +135,12 @@ def shot(page: "Page", address: str, place: str, file: Path) -> None:
     page.goto("about:blank")
     page.goto(f"{address}#/{place}")
     page.wait_for_selector(".screen h1")
-    if place == "train":
+    if place.startswith("train"):
         page.wait_for_selector(".verdict", timeout=60_000)
+    if place == "generate":  # a form that is filled in
+        page.get_by_role("button", name="Use again").first.click()
+    if place.startswith("weights/"):
+        page.get_by_role("heading", name="Change by layer").wait_for()
     page.wait_for_timeout(1500)
     with Image.open(io.BytesIO(page.screenshot())) as image:
         image.convert("RGB").save(file, quality=80, method=6)
@@ -151,9 +162,10 @@ def main(words: Sequence[str] | None = None) -> None:
             "train": "train/robot",
             "runs": "runs",
             "run": f"runs/{run}",
-            "compare": f"runs/compare/{','.join(both)}",
+            "compare": f"runs/compare/{'/'.join(both)}",
             "generate": "generate",
             "weights": "weights",
+            "inspect": f"weights/{quote(f'runs/{run}/final', safe='')}",
         }
         with sync_playwright() as found:
             browser = found.chromium.launch(
@@ -166,7 +178,7 @@ def main(words: Sequence[str] | None = None) -> None:
                     shot(page, client.address, place, output / f"{name}-{scheme}.webp")
                 page.close()
             phone = browser.new_page(viewport={"width": PHONE, "height": 740})
-            shot(phone, client.address, f"runs/{run}", output / "phone-light.webp")
+            shot(phone, client.address, "generate", output / "phone-light.webp")
             browser.close()
     total = sum(each.stat().st_size for each in output.glob("*.webp"))
     print(f"{len(list(output.glob('*.webp')))} images in {output}, {total / 1e6:.1f} MB")

@@ -32,7 +32,7 @@ export function editor(image, state, on) {
 
   function drawText() {
     const shown = current();
-    text.setAttribute("aria-label", `Caption of ${image.name}: ${shown || `${image.caption}, the default caption`}`);
+    text.setAttribute("aria-label", `Caption of ${image.name}: ${shown || `${image.caption} default caption`}`);
     text.classList.toggle("default", !shown);
     fill(text, withTokens(shown || image.caption), !shown && h("small", null, " default caption"));
   }

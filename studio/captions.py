@@ -24,10 +24,10 @@ from studio.dataset_files import (
     write_file,
 )
 from studio.datasets import DEFAULT_CAPTION, TOKEN, described
-from studio.folder import Studio, open_file, to_trash
+from studio.folder import Studio, checked_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
-from trainer.data import MAX_CAPTION_BYTES, Unusable
+from trainer.data import MAX_CAPTION_BYTES, Unusable, stem_of, suffix_of
 from trainer.encodings import decode
 
 MAX_UNDO_BYTES = 256 << 20
@@ -36,7 +36,11 @@ MAX_UNDO_BYTES = 256 << 20
 async def _put(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
-    name = "/".join(image_parts(request.path_params["name"]))
+    name = request.path_params["name"]
+    if suffix_of(name) == ".txt":  # a caption file, of an image whose suffix is not known
+        name = "/".join(checked_path(name))
+    else:
+        name = "/".join(image_parts(name))
     expected = request.headers.get("if-match")
     if expected is None:
         raise Problem(400, "the header If-Match is missing")
@@ -52,10 +56,13 @@ async def _put(request: Request) -> Response:
 
 
 def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token: str) -> Response:
-    with open(open_file(root, name.split("/")), "rb"):
-        pass  # the image exists
     with studio.writing:
         files = find(root)
+        images = images_of(files)
+        if suffix_of(name) == ".txt":
+            name = next((each for each in images if stem_of(each) == stem_of(name)), name)
+        if name not in images:
+            raise Problem(404, f"{name} belongs to no image; a caption is NAME.txt for NAME.jpg")
         file = caption_file(name, files)
         now = caption_content(root, file)
         if expected not in ("*", caption_version(now)):

@@ -116,8 +116,8 @@ def caption_file(name: str, files: Mapping[str, object]) -> str:
 
 
 def caption_version(content: bytes | None) -> str:
-    """The version of a caption file; empty if there is none."""
-    return "" if content is None else hashlib.sha256(content).hexdigest()[:16]
+    """The version of a caption file; `none` if there is none."""
+    return "none" if content is None else hashlib.sha256(content).hexdigest()[:16]
 
 
 def caption_content(root: Path, file: str) -> bytes | None:

@@ -9,28 +9,18 @@ from typing import Any
 
 from families.registry import UnknownBase, find_base
 from inference.request import Request as Generation
-from studio.folder import Studio, checked_name
+from studio.folder import Studio
 from studio.replies import Problem
+from studio.weights import place_of
 
 MOST_IMAGES = 64  # of one job
 AXES = ("scale", "steps", "seed", "guidance", "checkpoint")
-_PLACES = {"checkpoint": "checkpoints", "saved": "saved"}
-_STEP = re.compile(r"(checkpoint|saved)-(\d{6,})", re.ASCII)
 
 
-def weights_file(studio: Studio, identity: Any) -> Path:
+def weights_file(studio: Studio, identity: object) -> Path:
     """The file of weights by their id. Raises `Problem` 404."""
-    parts = str(identity).split("/")
-    if len(parts) == 3 and parts[0] == "runs":
-        folder, step = studio.outputs / checked_name(parts[1]), _STEP.fullmatch(parts[2])
-        path = folder / "weights.zip"
-        if step is not None:
-            path = folder / _PLACES[step[1]] / f"step-{step[2]}.zip"
-        known = step is not None or parts[2] == "final"
-    else:
-        known = len(parts) == 2 and parts[0] == "uploads"
-        path = studio.weights / checked_name(parts[-1])
-    if not known or path.is_symlink() or not path.is_file():
+    path = place_of(studio, str(identity)).path
+    if path.is_symlink() or not path.is_file():
         raise Problem(404, f"there are no weights {str(identity)[:120]}")
     return path
 

@@ -47,7 +47,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
         versions=versions(),
     )
     logging.getLogger().addHandler(handler)
-    own_gpu("run", run.folder.name)  # until the end of the process
+    gpu = own_gpu("run", run.folder.name)
     control = Control(events, inbox)
     log_file: AbstractContextManager[None] = nullcontext()
     if run.log is not None and not secrets.from_request:  # a request's log is only in its answer
@@ -70,6 +70,8 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     finally:
         control.end()
         logging.getLogger().removeHandler(handler)
+        if gpu is not None:
+            gpu.release()
 
 
 def introduce(settings: Settings, examples: Sequence[Example], family: Family) -> None:

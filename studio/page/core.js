@@ -8,12 +8,12 @@ export class ApiError extends Error {
 }
 
 /** A request; the answer's JSON. `body` is JSON, or a Blob or text that is sent as it is. */
-export async function api(method, path, body, { headers = {}, signal } = {}) {
+export async function api(method, path, body, { headers = {}, signal, keepalive } = {}) {
   const raw = body instanceof Blob || typeof body === "string";
   let response;
   try {
     response = await fetch(path, {
-      method, signal,
+      method, signal, keepalive,
       headers: { "X-Studio": "1", ...(raw || body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
       body: raw || body === undefined ? body : JSON.stringify(body),
     });
@@ -30,6 +30,13 @@ export async function api(method, path, body, { headers = {}, signal } = {}) {
 export const path = (...parts) => "/" + parts.map((each) => String(each).split("/").map(encodeURIComponent).join("/")).join("/");
 /** A new key for a request that must be done only once. */
 export const newKey = () => crypto.getRandomValues(new Uint32Array(3)).join("-");
+
+let known = null;
+/** The server's /api/schema, read once. */
+export async function schema() {
+  known ??= api("GET", "/api/schema").catch((error) => { known = null; throw error; });
+  return known;
+}
 
 // ---- The live status -------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 // The tabs of a run: log, settings, checks, files.
 
 import { api, bytes, path } from "./core.js";
-import { button, fill, h, icon, linkButton, toast } from "./dom.js";
+import { button, h, icon, linkButton, toast } from "./dom.js";
 
 const RESULTS = { passed: ["check", "good", "passed"], warning: ["warning", "warn", "doubtful"], failed: ["close", "bad", "failed"] };
 const MOST = 400_000; // characters of the log that are shown

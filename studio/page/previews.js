@@ -1,7 +1,7 @@
 // Previews of a run: a grid of prompts and steps, and one of them in full view.
 
 import { path, stored } from "./core.js";
-import { button, fill, h, icon, linkButton, withTokens } from "./dom.js";
+import { button, fill, h, linkButton, withTokens } from "./dom.js";
 
 const file = (id, name) => path("api/runs", id, "files", name);
 const stepText = (step, first) => (step === 0 ? "before" : step === first ? `first, ${step.toLocaleString("en")}` : step.toLocaleString("en"));

@@ -18,7 +18,7 @@ const address = (id) => `#/runs/${encodeURIComponent(id)}`;
 
 function list(root, signal) {
   title("Runs");
-  import("./run.js"); // most likely the next one
+  import("./run.js").catch(() => {}); // most likely the next one
   keys.screen = [["Alt ↑", "A waiting run: earlier"], ["Alt ↓", "A waiting run: later"]];
   const ticked = new Set(), more = [];
   let older = true;

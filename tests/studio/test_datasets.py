@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 def test_two_tabs_never_lose_a_caption(page: TestClient) -> None:
     put(page, "a.png")
-    first = caption(page, "a.png", "TOK\nin two lines", "").json()
+    first = caption(page, "a.png", "TOK\nin two lines", "none").json()
     assert rows(page)["a.png"]["caption"] == "TOK\nin two lines"
     assert caption(page, "a.png", "TOK, mine", first["caption_version"]).status_code == 200
     answer = caption(page, "a.png", "TOK, theirs", first["caption_version"])
@@ -173,11 +173,26 @@ def test_two_tabs_never_lose_a_caption(page: TestClient) -> None:
     assert rows(page)["a.png"]["caption"] == "TOK, both"
 
 
+def test_two_tabs_cannot_both_write_the_first_caption(page: TestClient) -> None:
+    put(page, "a.png")
+    version = rows(page)["a.png"]["caption_version"]
+    assert caption(page, "a.png", "TOK, mine", version).status_code == 200
+    assert caption(page, "a.png", "TOK, theirs", version).status_code == 412
+
+
+def test_a_caption_file_finds_its_image_by_name(page: TestClient) -> None:
+    put(page, "a.png")
+    assert caption(page, "a.txt", "TOK outside").status_code == 200
+    assert rows(page)["a.png"]["caption"] == "TOK outside"
+    assert caption(page, "b.txt", "TOK").status_code == 404
+    assert caption(page, "b.png", "TOK").status_code == 404
+
+
 def test_an_empty_caption_is_the_default_one(page: TestClient, studio: Studio) -> None:
     put(page, "a.png")
     caption(page, "a.png", "TOK")
     answer = caption(page, "a.png", " ").json()
-    assert answer["default_caption"] and answer["caption_version"] == ""
+    assert answer["default_caption"] and answer["caption_version"] == "none"
     assert "a.txt" not in files(studio)
 
 

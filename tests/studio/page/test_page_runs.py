@@ -158,7 +158,7 @@ def test_a_comparison_shows_only_the_settings_that_differ(page: "Page") -> None:
     page.get_by_label("Compare other").check()
     page.get_by_role("link", name="Compare").click()
     expect(page.get_by_role("heading", name="Compare")).to_be_visible()
-    expect(page.locator(".differ tbody th")).to_have_text(["rank"])
+    expect(page.locator(".differ tbody th")).to_have_text(["Rank"])
     assert sorted(page.locator(".differ tbody td").all_inner_texts()) == ["16", "8"]
     expect(page.locator(".plot canvas")).to_have_count(2)
 

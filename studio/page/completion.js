@@ -1,37 +1,52 @@
-// Offers tokens after "<" in a text field.
+// Tokens that are offered while a prompt is written: after "<", and as buttons.
 
 import { fill, h } from "./dom.js";
 
-/** `tokens()` gives those of the chosen weights. */
-export function completion(area, tokens) {
-  const list = h("ul", { class: "completion", role: "listbox", "aria-label": "Tokens", hidden: true });
-  area.after(list);
-  let found = [], now = 0;
-  const typed = () => /<[\w-]*$/.exec(area.value.slice(0, area.selectionStart))?.[0];
-  const close = () => { list.hidden = true; };
-  const take = (token) => {
-    const end = area.selectionStart, start = end - (typed()?.length ?? 0);
-    area.setRangeText(token, start, end, "end");
-    close();
-    area.dispatchEvent(new Event("input"));
-    area.focus();
-  };
-  const draw = () => fill(list, found.map((token, index) => h("li", { role: "option", "aria-selected": String(index === now), onmousedown: (event) => { event.preventDefault(); take(token); } }, token)));
-  area.addEventListener("input", () => {
-    const start = typed();
-    found = start ? [...new Set(tokens())].filter((each) => each.startsWith(start) && each !== start) : [];
-    now = 0;
-    list.hidden = !found.length;
-    draw();
-  });
-  area.addEventListener("blur", close);
+/** Puts completion around a textarea. `tokens()` gives what is offered. Returns the node. */
+export function withCompletion(area, tokens) {
+  const id = `${area.id}-tokens`;
+  const list = h("ul", { class: "menu tokens-list", id, role: "listbox", "aria-label": "Tokens", hidden: true });
+  area.setAttribute("aria-autocomplete", "list");
+  area.setAttribute("aria-controls", id);
+  area.setAttribute("autocomplete", "off");
+  let offered = [], at = 0;
+
+  const begun = () => area.value.slice(0, area.selectionStart).match(/<[\w-]*$/)?.[0];
+  function draw() {
+    const start = begun();
+    offered = start === undefined ? [] : tokens().filter((each) => each.toLowerCase().startsWith(start.toLowerCase()) && each !== start);
+    at = Math.min(at, Math.max(0, offered.length - 1));
+    list.hidden = !offered.length;
+    fill(list, offered.map((each, index) => h("li", { role: "option", id: `${id}-${index}`, "aria-selected": String(index === at), onpointerdown: (event) => { event.preventDefault(); take(each); } }, h("span", { class: "token" }, each))));
+    if (offered.length) area.setAttribute("aria-activedescendant", `${id}-${at}`);
+    else area.removeAttribute("aria-activedescendant");
+  }
+  function take(token) {
+    const start = begun()?.length ?? 0, end = area.selectionStart;
+    area.setRangeText(token, end - start, end, "end");
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  area.addEventListener("input", () => { at = 0; draw(); });
+  area.addEventListener("click", draw);
+  area.addEventListener("blur", () => { list.hidden = true; });
   area.addEventListener("keydown", (event) => {
     if (list.hidden) return;
-    if (event.key === "ArrowDown" || event.key === "ArrowUp") now = (now + (event.key === "ArrowDown" ? 1 : -1) + found.length) % found.length;
-    else if (event.key === "Enter" || event.key === "Tab") take(found[now]);
-    else if (event.key === "Escape") close();
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) at = (at + step + offered.length) % offered.length;
+    else if ((event.key === "Enter" && !event.ctrlKey && !event.metaKey) || event.key === "Tab") { event.preventDefault(); take(offered[at]); return; }
+    else if (event.key === "Escape") { list.hidden = true; event.stopPropagation(); return; }
     else return;
     event.preventDefault();
     draw();
   });
+  return h("div", { class: "completed" }, area, list);
+}
+
+/** Puts a token where the cursor is. */
+export function insert(area, token) {
+  const [start, end] = [area.selectionStart, area.selectionEnd];
+  const before = start && !/\s$/.test(area.value.slice(0, start)) ? " " : "", after = /^\s|^$/.test(area.value.slice(end)) ? "" : " ";
+  area.setRangeText(before + token + after, start, end, "end");
+  area.focus();
+  area.dispatchEvent(new Event("input", { bubbles: true }));
 }

@@ -1,170 +1,217 @@
-// One run, live: curves, previews, log, settings, checks, files.
+// A run's page.
 
-import { ago, api, bytes, debounced, duration, onStatus, path, precise, schema, stored, watchRun } from "./core.js";
-import { buttons } from "./actions.js";
-import { badge, segmented, tabs } from "./parts.js";
-import { button, fill, h, icon, linkButton, toast } from "./dom.js";
-import { humanName } from "./forms.js";
-import { title } from "./main.js";
-import { plot, smooth } from "./plots.js";
-import { previews } from "./previews.js";
+import { ago, api, count, debounced, duration, live, onStatus, path, precise, watchRun } from "./core.js";
+import { button, empty, fill, h, icon, field, linkButton, menu, toast } from "./dom.js";
+import { checksPanel, filesPanel, logPanel, settingsPanel, tabs } from "./details.js";
+import { lossPlots } from "./loss.js";
+import { keys, title } from "./main.js";
+import { previewGrid } from "./previews.js";
+import { Series } from "./series.js";
+import { LIVE, actions, ask, clock, command, lostSteps, phaseText, stateMark, stateText, took } from "./states.js";
 
-const phase = (each) => `${each.name}${each.of > 1 ? ` ${each.done ?? 0} of ${each.of}` : ""}`;
+const QUIET = 10_000; // ms between two announcements
 
-/** Shows a run until the signal. */
-export async function showRun(root, id, signal) {
-  const get = (...parts) => api("GET", path("api/runs", id, ...parts), undefined, { signal });
-  let [run, series] = await Promise.all([get(), get("series")]);
-  if (signal.aborted) return;
-  const view = { smoothing: stored.get("smoothing", 0.9), log: false, time: false };
-  title(run.title || run.id);
+/** Shows the run. */
+export async function show(root, id, signal) {
+  const address = path("api/runs", id);
+  // The curves first; what else there is comes after they are drawn.
+  let columns;
+  try { columns = await api("GET", `${address}/series?points=2000`, undefined, { signal }); } catch (error) {
+    if (error.status !== 404) throw error;
+    fill(root, h("h1", { class: "visually-hidden" }, "Run"), empty("search", "There is no such run", "It may have been moved to the trash, or its folder may have got another name.", linkButton("All runs", "#/runs", { kind: "primary" })));
+    return;
+  }
+  const first = live.status?.runs.find((each) => each.id === id) ?? await api("GET", address, undefined, { signal });
+  let run = first, weights = [], known = false;
+  let detail = { ...first, given: {}, used: {}, files: [], checks: [], warnings: [], error: null, log_tail: [], headline: null };
+  const series = new Series(columns);
+  keys.screen = [["← →", "Full view: step"], ["↑ ↓", "Full view: prompt"], ["Space", "Full view, held: first preview"]];
 
-  // ---- Head ----
-  const name = h("h1", null, run.title || run.id), state = h("span", { role: "status" }), actions = h("div", { class: "row" });
-  const facts = h("p", { class: "dim facts-line" }), bar = h("div", null), notes = h("div", { class: "stack tight" });
-  const progress = h("div", { class: "progress", role: "progressbar", "aria-label": "steps" }, bar);
-  let drawnButtons = "";
+  // ---- The head -------------------------------------------------------------------------------
+  const name = h("h1"), note = h("p", { class: "dim run-note" }), state = h("span"), facts = h("dl", { class: "run-head-facts" });
+  const said = h("p", { class: "said", role: "status" }), buttons = h("div"), notes = h("div", { class: "stack tight notes" }), spoken = h("p", { class: "visually-hidden", "aria-live": "polite" });
+  const bar = h("div"), progress = h("div", { class: "progress", role: "progressbar", "aria-label": "Steps", "aria-valuemin": 0 }, bar);
+  const headline = h("div", { class: "headline" });
+  const say = (text, bad = false) => { said.textContent = text ?? ""; said.classList.toggle("error", bad); };
+  const more = menu("", [
+    { text: "Rename, or write a note", onclick: rename },
+    { text: "Copy the run's name", detail: id, onclick: () => navigator.clipboard?.writeText(id).then(() => toast("Copied")) },
+  ], { kind: "quiet", iconName: "more", label: "More about this run" });
 
-  function drawHead() {
-    name.textContent = run.title || run.id;
-    fill(state, badge(run));
-    const active = ["running", "pausing", "stopping"].includes(run.state);
-    const end = run.seconds_left && new Date(Date.now() + 1000 * run.seconds_left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    facts.textContent = [
-      active && run.phase && phase(run.phase), `step ${run.step} of ${run.steps}`, run.seconds_per_step && `${duration(run.seconds_per_step)} a step`,
-      active && run.seconds_left && `${duration(run.seconds_left)} left, done ${end}`, active && run.last_sign && `last sign of life ${ago(run.last_sign)}`,
-      !active && run.ended && `ended ${ago(run.ended)}`, run.base_model, run.tokens.join(" "),
-    ].filter(Boolean).join(" · ");
-    const share = run.steps ? (100 * run.step) / run.steps : 0;
-    bar.style.width = `${share}%`;
-    progress.setAttribute("aria-valuenow", Math.round(share));
-    const key = JSON.stringify([run.allowed, run.stuck, run.state, run.weights, run.report, run.checkpoint, run.title, run.note]);
-    if (key !== drawnButtons) { drawnButtons = key; fill(actions, buttons(run)); }
-    const error = run.error;
-    fill(notes,
-      run.note && h("p", { class: "note" }, run.note),
-      run.why && !error && !["running", "done"].includes(run.state) && h("p", { class: "note warn" }, icon("warning"), run.why),
-      error && h("div", { class: "note bad", role: "alert" }, icon("warning"), h("span", { class: "grow" }, error.text, error.what_to_do && h("span", null, "; ", error.what_to_do))),
-      ["failed", "stopped"].includes(run.state) && run.log_tail?.length > 0 && h("details", null, h("summary", null, "The last lines of the log"), h("pre", { class: "code" }, run.log_tail.join("\n"))),
-      (run.warnings ?? []).slice(-3).map((each) => h("p", { class: "note warn" }, icon("warning"), each.text)),
-      run.headline && h("dl", { class: "headline" }, run.headline.map((each) => h("div", null, h("dt", null, each.name), h("dd", null, each.value === null || each.value === undefined ? each.text : h("strong", null, typeof each.value === "number" ? precise(each.value) : each.value, each.unit && each.unit !== "" ? ` ${each.unit}` : ""), each.value !== null && each.value !== undefined && each.text && h("small", null, each.text))))));
+  async function rename() {
+    const text = h("input", { value: run.title, maxlength: 200 }), about = h("textarea", { rows: 3, value: run.note ?? "" });
+    const place = h("form", { class: "stack" }, field("run-title", "Title", text), field("run-note", "Note", about));
+    const values = await ask("Rename the run", place, "Save", () => ({ title: text.value.trim(), note: about.value.trim() }));
+    if (!values) return;
+    try { head((run = await api("PATCH", address, values))); } catch (error) { say(error.message, true); }
   }
 
-  // ---- Curves ----
-  const marks = (u, colour) => {
-    const place = (steps, draw) => { for (const step of steps) { const at = series.steps.indexOf(step); const x = view.time ? series.clock?.[at] : step; if (x !== undefined) draw(u.valToPos(x, "x", true)); } };
-    const { ctx } = u, bottom = u.bbox.top + u.bbox.height, size = 4 * devicePixelRatio;
-    ctx.save();
-    ctx.fillStyle = colour("dim");
-    place(series.checkpoints, (x) => { ctx.beginPath(); ctx.moveTo(x, bottom - 2 * size); ctx.lineTo(x + size, bottom); ctx.lineTo(x - size, bottom); ctx.fill(); });
-    ctx.fillStyle = colour("accent");
-    place([...new Set(series.previews.map((each) => each.step))], (x) => { ctx.beginPath(); ctx.arc(x, bottom - size, size * 0.7, 0, 7); ctx.fill(); });
-    ctx.fillStyle = colour("bad");
-    series.loss.forEach((each, index) => { if (each === null && series.steps[index] !== undefined) ctx.fillRect(u.valToPos(view.time ? series.clock[index] : series.steps[index], "x", true) - 1, u.bbox.top, 2, 3 * size); });
-    ctx.restore();
-  };
-  const loss = plot("Training loss", [{ label: "each step", colour: "accent", width: 1, faint: true }, { label: "smoothed", colour: "accent", width: 2 }, { label: "given up", colour: "dim", width: 1, dash: [3, 3] }], signal, { marks });
-  const held = plot("Held-out loss", [{ label: "mean", colour: "accent", width: 2, dots: true }, { label: "σ 1", colour: "good", dots: true }, { label: "σ 2", colour: "warn", dots: true }, { label: "σ 3", colour: "bad", dots: true }, { label: "σ 4", colour: "dim", dots: true }], signal);
-  const smoothing = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: view.smoothing, "aria-label": "Smoothing", oninput: () => { view.smoothing = Number(smoothing.value); stored.set("smoothing", view.smoothing); drawCurves(); } });
-  const heldPlace = h("div", null, held.node), noHeld = h("p", { class: "dim" }, "Measured at the start and every few steps; it appears here."), noLoss = h("p", { class: "dim" }, "The curve begins with the first step.");
-  const heldTitle = h("h2", null, "Held-out loss");
-
-  function drawCurves() {
-    let seconds = 0;
-    series.clock = series.seconds.map((each) => (seconds += each ?? 0));
-    const time = view.time && series.clock.length === series.steps.length;
-    const xs = time ? series.clock : series.steps;
-    // A resume cuts the line: smoothing begins anew there.
-    const cuts = (series.resumed ?? []).map((step) => series.steps.findIndex((each) => each > step)).filter((at) => at > 0);
-    const smoothed = [];
-    for (const [index, start] of [0, ...cuts].entries()) smoothed.push(...smooth(series.loss.slice(start, cuts[index] ?? undefined), view.smoothing));
-    noLoss.hidden = xs.length > 0;
-    loss.node.hidden = !xs.length;
-    const old = new Map((series.void ?? []).flatMap((each) => each.steps.map((step, index) => [step, each.loss[index]])));
-    if (xs.length) loss.draw([xs, series.loss, smoothed.slice(0, xs.length), series.steps.map((step) => (time ? null : old.get(step) ?? null))], { log: view.log, xLabel: time ? "seconds" : "step" });
-    const found = series.validation;
-    noHeld.hidden = found.length > 0;
-    held.node.hidden = !found.length;
-    if (found.length) {
-      heldTitle.textContent = found.at(-1).kind === "fit" ? "Loss at fixed noise levels" : "Held-out loss";
-      const levels = Object.keys(found[0].sigmas ?? {});
-      held.draw([found.map((each) => each.step), found.map((each) => each.mean), ...[0, 1, 2, 3].map((index) => found.map((each) => each.sigmas?.[levels[index]] ?? null))], { log: view.log });
+  let buttonsOf = "", spokenAt = 0, spokenState = stateText(first), shownNotes = "";
+  function head() {
+    title(run.title);
+    name.textContent = run.title;
+    note.textContent = run.note;
+    note.hidden = !run.note;
+    fill(state, stateMark(run));
+    const fact = (label, value, sign) => h("div", null, h("dt", null, label), h("dd", sign ? { dataset: { sign } } : null, value));
+    const isLive = LIVE.includes(run.state), training = !run.phase || run.phase.name === "training";
+    fill(facts, [
+      fact("Step", `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`),
+      isLive && !training && run.phase.of && fact("Now", phaseText(run)),
+      run.seconds_per_step !== null && fact("A step", duration(run.seconds_per_step)),
+      isLive && fact("Left", run.seconds_left === null ? "–" : duration(run.seconds_left)),
+      isLive && fact("Done at", run.seconds_left === null ? "–" : clock(Date.now() / 1000 + run.seconds_left)),
+      run.loss !== null && fact("Loss, smoothed", precise(run.loss)),
+      isLive && fact("Last sign of life", ago(run.last_sign), run.last_sign ?? 0),
+      !isLive && run.ended && fact("Ended", clock(run.ended)),
+      !isLive && run.started && fact("Took", took(run)),
+      fact("Base model", run.base_model || "–"),
+      fact("Dataset", run.datasets.length ? run.datasets.map((each, index) => [index ? ", " : "", h("a", { href: `#/datasets/${encodeURIComponent(each)}` }, each)]) : "–"),
+    ].filter(Boolean));
+    const part = run.steps ? run.step / run.steps : 0;
+    bar.style.width = `${100 * part}%`;
+    progress.setAttribute("aria-valuemax", run.steps);
+    progress.setAttribute("aria-valuenow", run.step);
+    progress.className = `progress ${run.state}`;
+    const wanted = JSON.stringify([run.state, run.freed, run.allowed, run.checkpoint]);
+    if (wanted !== buttonsOf && !buttons.querySelector(":popover-open")) {
+      const focused = buttons.contains(document.activeElement) && document.activeElement.textContent;
+      if (buttonsOf && JSON.parse(buttonsOf)[0] !== run.state) say("");
+      buttonsOf = wanted;
+      fill(buttons, actions(run, { say, changed: changedRun, current: () => run }), run.report && linkButton("Report", `${address}/report`, { target: "_blank", iconName: "check" }), more);
+      if (focused) [...buttons.querySelectorAll("button")].find((each) => each.textContent === focused)?.focus();
+    }
+    problems();
+    const now = Date.now();
+    if (stateText(run) !== spokenState && now - spokenAt > QUIET) {
+      spokenState = stateText(run);
+      spokenAt = now;
+      spoken.textContent = `${run.title}: ${spokenState}, step ${run.step}`;
     }
   }
 
-  // ---- Events ----
-  const grid = previews(run, () => series, signal);
-  const drawSoon = debounced(() => { drawCurves(); }, 120);
-  const reread = debounced(async () => { const found = await get(); if (!signal.aborted) { run = found; drawHead(); pages.redraw(); } }, 400);
-  function take(event) {
-    if (event.type === "steps") {
-      if (series.steps.length > 6000) { again(); return; }
-      event.loss.forEach((each, index) => {
-        series.steps.push(event.from + index);
-        series.loss.push(Number.isFinite(each) ? each : null);
-        series.seconds.push([].concat(event.seconds)[index] ?? null);
-      });
-      drawSoon();
-    } else if (event.type === "preview") { series.previews.push(event); grid.draw(); drawSoon(); }
-    else if (event.type === "validation") { series.validation.push(Array.isArray(event.sigmas) ? { ...event, sigmas: Object.fromEntries(event.sigmas.map((each, index) => [each.toFixed(2), event.loss[index]])) } : event); drawSoon(); }
-    else if (event.type === "checkpoint" || event.type === "saved") { series[event.type === "saved" ? "saved" : "checkpoints"].push(event.step); drawSoon(); reread(); }
-    else if (event.type === "resumed" || event.type === "started") again();
-    else if (!["phase", "command"].includes(event.type)) reread();
-    if (event.type === "done" || event.type === "command") again();
-  }
-  const again = debounced(async () => { series = await get("series"); drawCurves(); grid.draw(); reread(); }, 300);
-
-  // ---- Tabs ----
-  let logText = "";
-  const log = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
-  async function readLog() {
-    const more = await get("log").catch(() => null);
-    if (!more || signal.aborted || more.text === logText) return;
-    const follow = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
-    logText = more.text;
-    log.textContent = logText || "Nothing yet.";
-    if (follow) log.scrollTop = log.scrollHeight;
-  }
-  const file = (name) => `${path("api/runs", id, "files")}/${name.split("/").map(encodeURIComponent).join("/")}`;
-  const pages = tabs("About this run", [
-    ["Log", (panel) => { panel.append(log, h("div", { class: "row" }, button("Copy", () => navigator.clipboard?.writeText(logText).then(() => toast("Copied")), { iconName: "copy", kind: "quiet" }), linkButton("Download", file("log.txt"), { kind: "quiet", iconName: "download", download: "log.txt" }))); readLog().then(() => { log.scrollTop = log.scrollHeight; }); }],
-    ["Settings", (panel) => drawSettings(panel)],
-    ["Checks", (panel) => fill(panel, run.checks.length ? h("ul", { class: "checks" }, run.checks.map((each) => h("li", null, h("span", { class: `badge ${{ passed: "good", warning: "warn", failed: "bad" }[each.result] ?? ""}` }, { passed: "passed", warning: "doubtful", failed: "failed" }[each.result] ?? each.result), h("div", { class: "grow" }, h("strong", null, humanName(each.name)), h("small", null, ` ${each.text}`))))) : h("p", { class: "dim" }, "After the last step the result is checked: does it load, does it show the subject, is the rest unchanged."))],
-    ["Files", (panel) => fill(panel, h("table", null, h("tbody", null, run.files.map((each) => h("tr", null, h("td", null, h("a", { href: file(each.path), download: each.path.split("/").at(-1) }, each.path)), h("td", { class: "number dim" }, bytes(each.bytes)))))))],
-  ]);
-  async function drawSettings(panel) {
-    const used = run.used ?? {}, given = run.given ?? {};
-    const known = new Set((await schema()).fields.map((each) => each.name));
-    const rows = Object.entries(used).filter(([key]) => known.has(key)).sort(([a], [b]) => (b in given) - (a in given));
-    if (pages && pages.current() !== "Settings") return;
-    fill(panel, h("dl", { class: "facts settings" }, rows.map(([key, value]) => [h("dt", { class: key in given ? "given" : "" }, humanName(key)), h("dd", null, value === null ? "–" : Array.isArray(value) ? value.join(", ") || "–" : String(value))])), h("p", { class: "dim" }, "First those that you set."));
+  /** What is wrong, in words, with what to do. */
+  function problems() {
+    const wanted = JSON.stringify([known, run.stuck, run.state, run.why, detail.error, detail.warnings.length, run.stuck && lostSteps(run), run.stuck && phaseText(run), detail.log_tail.at(-1), isOver() && run.step]);
+    if (wanted === shownNotes) return;
+    shownNotes = wanted;
+    if (!known && ["failed", "stopped"].includes(run.state)) return; // the reason and the log come at once, together
+    const failed = run.state === "failed", broken = run.state === "stopped" && run.why && !/asked|command|stopped by/i.test(run.why);
+    const end = button(lostSteps(run), async () => {
+      end.disabled = true;
+      say("Ending…");
+      try { changedRun(await command(id, "end")); say(""); } catch (error) { say(error.message, true); }
+      end.disabled = false;
+    }, { kind: "danger" });
+    fill(
+      notes,
+      run.stuck && h("div", { class: "note warn" }, icon("warning"), h("div", { class: "grow" }, h("b", null, LIVE.includes(run.state) ? `It has been ${run.state} for over a minute. ` : "The run is over, but its process has not ended. "), run.phase ? `It waits for: ${phaseText(run)}.` : "It does not say what it waits for."), run.allowed.includes("end") && end),
+      (failed || broken) && h("div", { class: `note ${failed ? "bad" : "warn"}` }, icon("warning"), h("div", { class: "grow stack tight" },
+        failed
+          ? [h("b", null, run.step ? `It failed at step ${run.step.toLocaleString("en")}` : "It failed before the first step"), h("p", null, detail.error?.text || run.why)]
+          : h("p", null, h("b", null, `It ended at step ${run.step.toLocaleString("en")} without being stopped: `), run.why), detail.error?.what_to_do && h("p", null, detail.error.what_to_do),
+        detail.log_tail.length > 0 && h("details", { open: failed }, h("summary", null, "Last lines of the log"), h("pre", { class: "log tail", tabindex: 0 }, detail.log_tail.slice(-50).join("\n"))))),
+      !failed && !broken && run.why && ["stopped", "done", "stopping", "pausing"].includes(run.state) && h("div", { class: "note" }, h("span", null, run.why)),
+      detail.warnings.slice(-2).map((each) => h("div", { class: "note warn" }, icon("warning"), h("span", null, each.text))),
+      detail.warnings.length > 2 && h("small", null, `and ${count(detail.warnings.length - 2, "more warning")} under Checks`),
+    );
+    for (const each of notes.querySelectorAll("pre")) each.scrollTop = each.scrollHeight;
   }
 
-  fill(root,
-    h("nav", { class: "crumbs", "aria-label": "Breadcrumb" }, h("a", { href: "#/runs" }, "Runs")),
-    h("div", { class: "heading" }, h("div", { class: "row" }, name, state), actions),
-    facts, progress, notes,
-    h("div", { class: "curves" },
-      h("section", { class: "card stack tight" },
-        h("div", { class: "row between" }, h("h2", null, "Training loss"), h("div", { class: "row" }, h("label", { class: "row slider" }, h("small", null, "smoothing"), smoothing), segmented("Scale", [[false, "linear"], [true, "log"]], false, (value) => { view.log = value; drawCurves(); }), segmented("Across", [[false, "steps"], [true, "time"]], false, (value) => { view.time = value; drawCurves(); }), loss.table)),
-        loss.node, noLoss, h("small", null, "It jumps with the noise level that each step draws; look at the smoothed line. ▲ checkpoint, ● preview.")),
-      h("section", { class: "card stack tight" }, h("div", { class: "row between" }, heldTitle, held.table), heldPlace, noHeld, h("small", null, "The same images and noise each time, so it shows progress."))),
-    grid.node,
-    h("section", { class: "card" }, pages.node));
-  drawHead();
-  drawCurves();
-  grid.draw();
+  const isOver = () => ["stopped", "failed", "done"].includes(run.state);
 
+  // ---- The body -------------------------------------------------------------------------------
+  const plots = lossPlots(series, signal, isOver);
+  const previews = previewGrid({
+    id, series, signal, weights: usable,
+    others: () => (live.status?.runs ?? []).filter((each) => each.id !== id && each.preview).slice(0, 30),
+    load: async (other) => (await api("GET", `${path("api/runs", other, "series")}?points=10`, undefined, { signal })).previews,
+  });
+  const log = logPanel(id, signal);
+  const panels = { settings: h("div"), checks: h("div"), files: h("div") };
+  let tab = "log";
+  const details = tabs([["log", "Log", log.node], ["settings", "Settings", panels.settings], ["checks", "Checks", panels.checks], ["files", "Files", panels.files]], (chosen) => {
+    tab = chosen;
+    if (chosen === "log") requestAnimationFrame(log.shown);
+  });
+
+  /** The weights to generate with at a step, or the newest before it. */
+  function usable(step) {
+    let found = null;
+    for (const each of weights) {
+      const at = each.step ?? (each.kind === "final" ? run.step : null);
+      if (at !== null && at <= step && (!found || at > found.step)) found = { id: each.id, step: at };
+    }
+    return found && found.step > 0 ? found : null;
+  }
+
+  function fillDetails() {
+    fill(panels.settings, settingsPanel(detail));
+    fill(panels.checks, checksPanel(detail));
+    fill(panels.files, filesPanel(detail));
+    fill(headline, (detail.headline ?? []).map((each) => h("div", { class: `card ${each.state ?? ""}`, title: each.text }, h("small", null, each.name), h("b", null, typeof each.value === "number" ? precise(each.value) : each.value, each.unit && h("small", null, ` ${each.unit}`)), h("small", null, each.text))));
+    headline.hidden = !detail.headline?.length;
+    previews.explain(Number(detail.used.sample_every) === 0 && !series.previews.length && !(detail.used.sample_prompts ?? []).length
+      ? `This run makes no previews by itself. ${isOver() ? "" : "“Preview now” makes one while it trains."}`
+      : isOver() ? "This run has made no previews." : "The first preview is not there yet.");
+  }
+
+  const load = async () => {
+    try {
+      const [next, list] = await Promise.all([api("GET", address, undefined, { signal }), api("GET", "/api/weights", undefined, { signal })]);
+      detail = next;
+      known = true;
+      run = { ...next };
+      weights = list.weights.filter((each) => each.run === id);
+      head();
+      fillDetails();
+      previews.update();
+      plots.update();
+      log.more();
+    } catch (error) { if (!signal.aborted) say(error.message, true); }
+  };
+  const reload = debounced(load, 400);
+
+  function changedRun(next) {
+    if (next && next.id === id) { run = next; head(); }
+    reload();
+  }
+
+  fill(
+    root,
+    h("div", { class: "run-head" },
+      h("nav", { class: "crumb", "aria-label": "Place" }, h("a", { href: "#/runs" }, icon("left"), "Runs")),
+      h("div", { class: "heading" }, h("div", { class: "row run-name-row" }, name, state), h("div", { class: "buttons-place" }, buttons)),
+      note, facts, progress, said),
+    spoken, notes, headline, plots.node, previews.node, details,
+  );
+  buttons.className = "row";
+  head();
+  previews.update();
+  requestAnimationFrame(() => setTimeout(load));
+
+  // ---- What goes on ---------------------------------------------------------------------------
   onStatus((status) => {
-    const now = status.runs.find((each) => each.id === id);
-    if (!now) return;
-    const changed = now.state !== run.state;
-    Object.assign(run, now);
-    drawHead();
-    if (changed) reread();
-    if (pages.current() === "Log") readLog();
+    const next = status.runs.find((each) => each.id === id);
+    if (!next) return;
+    const before = run;
+    run = next;
+    head();
+    if (before.state !== run.state || before.freed !== run.freed || before.weights !== run.weights || before.report !== run.report) reload();
+    previews.update();
   }, signal);
-  watchRun(id, series.offset, take, signal);
-  const clock = setInterval(drawHead, 1000);
-  signal.addEventListener("abort", () => clearInterval(clock));
+  watchRun(id, columns.offset, (event) => {
+    if (series.add(event)) plots.update();
+    if (["preview", "generated", "resumed"].includes(event.type)) previews.update();
+    if (["checkpoint", "saved", "check", "warning", "error", "done", "stopped", "paused"].includes(event.type)) reload();
+    if (event.type === "saved" && said.textContent.startsWith("Weights")) say(`Weights of step ${event.step.toLocaleString("en")} are saved.`);
+    if (event.type === "generated" && said.textContent.startsWith("The preview")) say("The preview is there.");
+    if (event.type === "preview" && said.textContent.startsWith("The preview")) say("The previews are there.");
+    if (event.type === "command" && event.accepted === false) say(event.why || "The run has refused it.", true);
+  }, signal);
+  const timer = setInterval(() => {
+    for (const each of facts.querySelectorAll("[data-sign]")) each.textContent = ago(Number(each.dataset.sign));
+    if (tab === "log" && (LIVE.includes(run.state) || run.state === "paused") && !document.hidden) log.more();
+  }, 1000);
+  signal.addEventListener("abort", () => { clearInterval(timer); reload.cancel(); });
 }

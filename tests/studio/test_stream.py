@@ -94,6 +94,7 @@ def test_600_events_are_read_once_each_although_the_server_is_killed_five_times(
         server.stop()
 
 
+@pytest.mark.slow
 def test_an_event_reaches_the_page_soon(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "one"
     folder.mkdir(parents=True)

@@ -198,11 +198,12 @@ class Dataset {
 
   key(event) {
     if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, textarea, select, dialog, .menu")) return;
-    const onControl = event.target.closest("button, a, summary");
+    const onControl = event.target.closest("button, a, summary") && !event.target.closest(".images");
     const image = this.state.images.find((each) => each.name === this.state.selected);
     if (!image) return;
     if (event.key === "ArrowDown" || event.key === "ArrowUp") { event.preventDefault(); this.next(event.key === "ArrowDown" ? 1 : -1); }
-    else if (event.key === "Enter" && !onControl) { event.preventDefault(); this.rows.get(image.name)?.edit(); }
+    else if (onControl) return; // its own keys
+    else if (event.key === "Enter" && event.target.tagName !== "BUTTON") { event.preventDefault(); this.rows.get(image.name)?.edit(); }
     else if (event.key === "Delete") this.remove(image);
     else if (event.key === "r") this.large.replace();
   }

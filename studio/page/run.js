@@ -1,7 +1,7 @@
 // A run's page.
 
 import { ago, api, count, debounced, duration, live, onStatus, path, precise, watchRun } from "./core.js";
-import { button, fill, h, icon, field, linkButton, menu, toast } from "./dom.js";
+import { button, empty, fill, h, icon, field, linkButton, menu, toast } from "./dom.js";
 import { checksPanel, filesPanel, logPanel, settingsPanel, tabs } from "./details.js";
 import { lossPlots } from "./loss.js";
 import { keys, title } from "./main.js";
@@ -15,7 +15,12 @@ const QUIET = 10_000; // ms between two announcements
 export async function show(root, id, signal) {
   const address = path("api/runs", id);
   // The curves first; what else there is comes after they are drawn.
-  const columns = await api("GET", `${address}/series?points=2000`, undefined, { signal });
+  let columns;
+  try { columns = await api("GET", `${address}/series?points=2000`, undefined, { signal }); } catch (error) {
+    if (error.status !== 404) throw error;
+    fill(root, h("h1", { class: "visually-hidden" }, "Run"), empty("search", "There is no such run", "It may have been moved to the trash, or its folder may have got another name.", linkButton("All runs", "#/runs", { kind: "primary" })));
+    return;
+  }
   const first = live.status?.runs.find((each) => each.id === id) ?? await api("GET", address, undefined, { signal });
   let run = first, weights = [], known = false;
   let detail = { ...first, given: {}, used: {}, files: [], checks: [], warnings: [], error: null, log_tail: [], headline: null };
@@ -87,7 +92,7 @@ export async function show(root, id, signal) {
 
   /** What is wrong, in words, with what to do. */
   function problems() {
-    const wanted = JSON.stringify([known, run.stuck, run.state, run.why, detail.error, detail.warnings.length, run.stuck && lostSteps(run), run.stuck && phaseText(run), detail.log_tail.at(-1)]);
+    const wanted = JSON.stringify([known, run.stuck, run.state, run.why, detail.error, detail.warnings.length, run.stuck && lostSteps(run), run.stuck && phaseText(run), detail.log_tail.at(-1), isOver() && run.step]);
     if (wanted === shownNotes) return;
     shownNotes = wanted;
     if (!known && ["failed", "stopped"].includes(run.state)) return; // the reason and the log come at once, together

@@ -2,6 +2,7 @@
 
 import { api, path, precise, stored } from "./core.js";
 import { fill, h, icon, linkButton, withTokens } from "./dom.js";
+import { humanName } from "./forms.js";
 import { title } from "./main.js";
 import { Plot, Readout, axes, colour, fixed, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
 import { nearest } from "./previews.js";
@@ -55,7 +56,7 @@ export async function show(root, given, signal) {
   const text = (value) => (value === null || value === undefined || value === "" ? h("span", { class: "dim" }, "–") : Array.isArray(value) ? value.map((each) => h("div", null, String(each))) : value === true ? "yes" : value === false ? "no" : typeof value === "object" ? JSON.stringify(value) : String(value));
   const settings = h(
     "section", { class: "card stack" }, h("h2", null, "Settings that differ"),
-    found.differ.length ? h("div", { class: "scroll" }, h("table", { class: "differ" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, "Setting"), runs.map((each) => h("th", { scope: "col" }, name(each))))), h("tbody", null, found.differ.map((each) => h("tr", null, h("th", { scope: "row" }, each.name), each.values.map((value) => h("td", null, text(value)))))))) : h("p", { class: "dim" }, "All settings are the same."),
+    found.differ.length ? h("div", { class: "scroll" }, h("table", { class: "differ" }, h("thead", null, h("tr", null, h("th", { scope: "col" }, "Setting"), runs.map((each) => h("th", { scope: "col" }, name(each))))), h("tbody", null, found.differ.map((each) => h("tr", null, h("th", { scope: "row", title: each.name }, humanName(each.name)), each.values.map((value) => h("td", null, text(value)))))))) : h("p", { class: "dim" }, "All settings are the same."),
   );
 
   // ---- Previews -------------------------------------------------------------------------------

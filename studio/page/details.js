@@ -2,6 +2,7 @@
 
 import { api, bytes, path } from "./core.js";
 import { button, h, icon, linkButton, toast } from "./dom.js";
+import { humanName } from "./forms.js";
 
 const RESULTS = { passed: ["check", "good", "passed"], warning: ["warning", "warn", "doubtful"], failed: ["close", "bad", "failed"] };
 const MOST = 400_000; // characters of the log that are shown
@@ -90,11 +91,11 @@ export function settingsPanel(run) {
   const rows = [];
   const part = (title, text, list) => list.length > 0 && h("div", null, h("h3", null, title), h("p", { class: "help" }, text), h("dl", { class: "facts settings" }, list.map((name) => {
     const value = run.used[name] ?? run.given[name], same = JSON.stringify(value) === JSON.stringify(run.given[name]);
-    const term = h("dt", null, name), content = h("dd", null, shown(value), name in run.given && !same && h("small", null, " given: ", shown(run.given[name])));
-    rows.push([name, term, content]);
+    const term = h("dt", { title: name }, humanName(name)), content = h("dd", null, shown(value), name in run.given && !same && h("small", null, " given: ", shown(run.given[name])));
+    rows.push([`${name} ${humanName(name).toLowerCase()}`, term, content]);
     return [term, content];
   })));
-  filter.addEventListener("input", () => { for (const [name, ...nodes] of rows) for (const each of nodes) each.hidden = !name.includes(filter.value.trim().toLowerCase().replaceAll(" ", "_")); });
+  filter.addEventListener("input", () => { for (const [name, ...nodes] of rows) for (const each of nodes) each.hidden = !name.includes(filter.value.trim().toLowerCase()); });
   if (!names.length) return h("p", { class: "dim" }, "This run has no record of its settings.");
   return h("div", { class: "stack" }, h("div", { class: "filter" }, filter), h("div", { class: "settings-parts" }, part("Given", "What was chosen for this run.", given), part("Filled in", "What followed from the base model, the dataset and the defaults.", rest)));
 }

@@ -120,7 +120,7 @@ export function actions(run, { say, changed, current }) {
         return;
       }
       const answer = await command(run.id, what, more);
-      say(what === "save" ? "Weights are saved after this step." : what === "preview" ? "The preview is made after this step." : "");
+      say(what === "keep_weights" ? "The newest weights are the result of this run now." : what === "save" ? "Weights are saved after this step." : what === "preview" ? "The preview is made after this step." : "");
       if (answer.id !== run.id) {
         toast(`${answer.title} was added to the queue`);
         location.hash = `#/runs/${encodeURIComponent(answer.id)}`;
@@ -135,7 +135,7 @@ export function actions(run, { say, changed, current }) {
     if (shown.length) place.append(menu(text, shown, { iconName }));
   };
   one("start", "Start now", "primary", "play");
-  one("resume", run.checkpoint && run.state !== "paused" ? `Resume from step ${run.checkpoint.toLocaleString("en")}` : "Resume", "primary", "play");
+  one("resume", run.checkpoint && (run.state !== "paused" || run.freed) ? `Resume from step ${run.checkpoint.toLocaleString("en")}` : "Resume", "primary", "play");
   if (run.state === "paused") one("free", "Free the GPU", "", "pause");
   else several("Pause", "pause", [
     ["pause", "Keep the memory", "goes on at once; the GPU stays in use"],

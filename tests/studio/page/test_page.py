@@ -116,7 +116,8 @@ def test_the_way_from_images_to_a_generated_image(
     page.get_by_role("textbox", name=re.compile("^Preview prompts")).fill("a photo of TOK")
     page.get_by_role("textbox", name=re.compile("^Steps between previews")).fill("10")
     page.get_by_text(re.compile(r"^All \d+ settings")).click()
-    page.get_by_role("textbox", name=re.compile("^Batch size")).fill("1")
+    for name, value in (("Batch size", "1"), ("Validation every", "20"), ("Preserve(?! p)", "off")):
+        page.get_by_role("textbox", name=re.compile(f"^{name}")).fill(value)
     page.get_by_label("Name of the run").fill("first")
     page.wait_for_timeout(600)
     page.reload()
@@ -223,7 +224,7 @@ def test_the_policy_of_the_page_is_active(page: "Page", server: Server, wrong: l
         "() => { try { document.body.innerHTML = '<b>x</b>'; } catch { return 'refused'; } }"
     ) == ("refused")
     page.goto(f"{server.address}#/runs/%3Cimg%20src=x%20onerror=alert(1)%3E")
-    expect(page.get_by_role("heading", name="This could not be shown")).to_be_visible()
+    expect(page.get_by_role("main").get_by_role("heading", level=1)).to_be_visible()
     assert page.get_by_role("main").locator("img[onerror]").count() == 0
     expected = ("TrustedHTML", "Failed to load resource", "there is no run")
     wrong[:] = [each for each in wrong if not any(words in each for words in expected)]

@@ -70,15 +70,15 @@ def _summary(root: Path) -> dict[str, Any]:
     files = find(root)
     images, known = images_of(files), known_images(root)
     changed = max((each.st_mtime for each in files.values()), default=root.stat().st_mtime)
-    bad = sum(isinstance(known.get(version_of(n, f)), str) for n, f in images.items())
+    good = [n for n, f in images.items() if not isinstance(known.get(version_of(n, f)), str)]
     return {
         "name": root.name,
         "images": len(images),
         "captions": sum(caption_file(name, files) in files for name in images),
-        "problems": bad,
+        "problems": len(images) - len(good),
         "bytes": sum(each.st_size for each in files.values()),
         "changed": changed,
-        "thumb": next(iter(images), None),
+        "thumb": next(iter(good), next(iter(images), None)),
     }
 
 

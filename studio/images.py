@@ -168,7 +168,8 @@ async def _list(request: Request) -> Response:
     if before in names:
         folders = folders[names.index(before) + 1 :]
     jobs = [shown(studio, each) for each in folders[:limit]]
-    return reply({"jobs": jobs, "more": len(folders) > limit})
+    seconds = _seconds(generator_of(studio))  # of an image
+    return reply({"jobs": jobs, "more": len(folders) > limit, "seconds": seconds})
 
 
 async def _one(request: Request) -> Response:

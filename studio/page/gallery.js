@@ -1,0 +1,166 @@
+// Generated images, newest first; a job fills while its images are made.
+
+import { ago, api, count, onStatus, path } from "./core.js";
+import { axisLabel } from "./axes.js";
+import { button, fill, h, icon, toast, withTokens } from "./dom.js";
+import { partsOf } from "./names.js";
+import { viewer } from "./viewer.js";
+
+const LIVE = ["waiting", "running"];
+const BADGE = { waiting: "", running: "running", failed: "bad", canceled: "warn" };
+
+/** The gallery. `on`: {again(settings, seedToo), changed(), empty()}. */
+export function gallery(signal, on) {
+  const list = h("div", { class: "jobs" });
+  const older = button("Show older images", () => load(true), { kind: "quiet", hidden: true });
+  const told = h("p", { class: "visually-hidden", role: "status" });
+  const node = h("section", { class: "stack", "aria-label": "Gallery" }, told, list, older);
+  const cards = new Map(); // by the job's id, in the gallery's order
+  let each = null;
+
+  const get = (...parts) => api("GET", path("api/images", ...parts), undefined, { signal });
+
+  async function load(more = false) {
+    const last = [...cards.keys()].at(-1);
+    const found = await api("GET", `/api/images?limit=12${more && last ? `&before=${encodeURIComponent(last)}` : ""}`, undefined, { signal });
+    each = found.seconds ?? each;
+    for (const job of found.jobs) take(job, true);
+    older.hidden = !found.more;
+    drawEmpty();
+    on.changed();
+  }
+
+  function take(job, last = false) {
+    let card = cards.get(job.id);
+    if (!card) {
+      card = newCard(job);
+      if (last) { cards.set(job.id, card); list.append(card.node); }
+      else {
+        const rest = [...cards];
+        cards.clear();
+        for (const [id, one] of [[job.id, card], ...rest]) cards.set(id, one);
+        list.prepend(card.node);
+      }
+      list.querySelector(":scope > .empty")?.remove();
+    }
+    card.update(job);
+  }
+
+  function drawEmpty() {
+    if (!cards.size && !list.children.length) list.append(on.empty());
+  }
+
+  async function added(id) { take(await get(id)); }
+
+  async function refresh(id) {
+    try {
+      const job = await get(id);
+      if (signal.aborted) return;
+      const before = cards.get(id)?.job;
+      take(job);
+      if (before && LIVE.includes(before.state) && !LIVE.includes(job.state)) {
+        told.textContent = job.state === "done" ? `${count(job.done, "image")} done` : `${job.state}: ${job.error ?? ""}`;
+        const found = await api("GET", "/api/images?limit=1", undefined, { signal });
+        each = found.seconds ?? each;
+        on.changed();
+      }
+    } catch (error) { if (error.name !== "AbortError" && error.status !== 404) toast(error.message, { bad: true }); }
+  }
+
+  const seen = new Map();
+  onStatus((status) => {
+    const tasks = status.tasks.filter((task) => task.kind === "images" && /^\d{4}-\d\d-\d\d-\d+$/.test(task.id));
+    for (const task of tasks) {
+      const key = `${task.state} ${task.done}`;
+      if (seen.get(task.id) === key) continue;
+      const isNew = !seen.has(task.id) && !cards.has(task.id);
+      seen.set(task.id, key);
+      if (!isNew || LIVE.includes(task.state)) refresh(task.id);
+    }
+    for (const [id, card] of cards) if (LIVE.includes(card.job.state) && !tasks.some((task) => task.id === id)) refresh(id);
+  }, signal);
+
+  async function remove(job) {
+    try {
+      const { trash } = await api("DELETE", path("api/images", job.id));
+      cards.get(job.id)?.node.remove();
+      cards.delete(job.id);
+      drawEmpty();
+      toast(`${count(job.done, "image")} moved to the trash`, { action: ["Undo", async () => { await api("POST", path("api/trash", trash, "restore")); restore(job); }] });
+    } catch (error) { toast(error.message, { bad: true }); }
+  }
+
+  /** Back to its place between the others. */
+  function restore(job) {
+    const rest = [...cards.values()].map((card) => card.job);
+    list.replaceChildren();
+    cards.clear();
+    for (const one of [...rest, job].sort((a, b) => b.created - a.created)) take(one, true);
+  }
+
+  async function cancel(job) {
+    try { take(await api("POST", path("api/images", job.id, "cancel"))); } catch (error) { toast(error.message, { bad: true }); }
+  }
+
+  /** All images that are there, in the order of the gallery. */
+  const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image })));
+  const open = (job, image) => viewer(all, `${job.id} ${image.number}`, signal, { again: on.again, remove });
+
+  function newCard(first) {
+    const text = h("p", { class: "job-prompt grow" }, withTokens(first.prompt)), facts = h("small", { class: "dim" }), state = h("span", { class: "job-state" }), actions = h("div", { class: "row tight" }), area = h("div", null), note = h("div", null);
+    const card = { job: first, node: h("article", { class: "job-card stack tight", "aria-label": first.prompt.slice(0, 80) }, h("div", { class: "row job-head" }, text, actions), h("div", { class: "row tight" }, state, facts), note, area), update };
+    let drawn = "", drawnState = "";
+    const places = new Map(); // by row and column, or number
+
+    function plate(job, settings) {
+      const one = h("div", { class: "plate waiting", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` } });
+      return h("div", { class: "place" }, one);
+    }
+    function layout(job) {
+      const settings = job.settings;
+      places.clear();
+      if (!job.axes.length) {
+        area.className = "pictures";
+        fill(area, Array.from({ length: job.of }, (_, index) => { const one = plate(job, settings); places.set(index + 1, one); return one; }));
+        return;
+      }
+      const [across, down] = job.axes;
+      area.className = "scroll";
+      area.tabIndex = 0;
+      area.setAttribute("role", "region");
+      area.setAttribute("aria-label", "Grid of images");
+      fill(area, h("table", { class: "picture-grid" },
+        h("thead", null, h("tr", null, down && h("td", null), across.values.map((value) => h("th", { scope: "col" }, axisLabel(across.name, value))))),
+        h("tbody", null, (down?.values ?? [null]).map((below, row) => h("tr", null, down && h("th", { scope: "row" }, axisLabel(down.name, below)), across.values.map((_, column) => { const one = plate(job, settings); places.set(row * across.values.length + column + 1, one); return h("td", null, one); }))))));
+    }
+
+    function update(job) {
+      card.job = job;
+      if (!places.size) layout(job);
+      for (const image of job.images) {
+        const place = places.get(image.number);
+        if (!place || place.querySelector("img")) continue;
+        const { settings } = image, axes = [job.axes[0] && axisLabel(job.axes[0].name, job.axes[0].values[image.column]), job.axes[1] && axisLabel(job.axes[1].name, job.axes[1].values[image.row])].filter(Boolean).join(", ");
+        const picture = h("img", { src: image.file, alt: `${settings.prompt}${axes ? `, ${axes}` : ""}, seed ${image.seed}`, loading: "lazy", "data-small": Number(settings.width) < 200 });
+        fill(place, h("button", { type: "button", class: "plate picture", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
+      }
+      const ended = !LIVE.includes(job.state);
+      if (ended) for (const place of places.values()) place.querySelector(".waiting")?.classList.add("never");
+      const weights = (job.settings.weights ?? []).map((one) => `${partsOf(one.id).text}${Number(one.scale) === 1 ? "" : ` × ${one.scale}`}`).join(" + ") || "base model alone";
+      const line = [weights, job.settings.width && `${job.settings.width}×${job.settings.height}`, ago(job.created), job.run && `by ${partsOf(`runs/${job.run}/final`).text.replace(/, final$/, "")}`].filter(Boolean).join(" · ");
+      if (line !== drawn) { drawn = line; facts.textContent = line; }
+      const key = `${job.state} ${job.done}`;
+      if (key === drawnState) return;
+      drawnState = key;
+      const words = { waiting: "waiting", running: `${job.done} of ${job.of}`, failed: "failed", canceled: `canceled at ${job.done} of ${job.of}` }[job.state];
+      fill(state, words && h("span", { class: `badge ${BADGE[job.state]}` }, job.state === "running" && h("span", { class: "dot running" }), words));
+      fill(note, job.error && job.state === "failed" && h("p", { class: "note bad" }, icon("warning"), job.error));
+      fill(actions,
+        button("Use again", () => on.again({ ...job.settings, seed: null }, false), { kind: "quiet small", iconName: "again" }),
+        ended ? button("", () => remove(card.job), { kind: "quiet small", iconName: "trash", label: "Move to the trash" }) : button("Cancel", (event) => { event.currentTarget.disabled = true; cancel(job); }, { kind: "small" }));
+    }
+    return card;
+  }
+
+  return { node, load, added, secondsEach: () => each };
+}

@@ -1,0 +1,233 @@
+// Generate: the form at the left, the gallery beside it.
+
+import { api, count, duration, live, onStatus, schema, stored } from "./core.js";
+import { axesFields } from "./axes.js";
+import { insert, withCompletion } from "./completion.js";
+import { button, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
+import { gallery } from "./gallery.js";
+import { keys } from "./main.js";
+import { baseName, partsOf, runTitle, versionOf } from "./names.js";
+
+const FORM = "generate form";
+const EMPTY = { prompt: "", negative: "", weights: [], base: "auto", seed: "", locked: false, ratio: "1:1", width: "", height: "", count: 4, steps: "", guidance: "", across: { name: "", text: "" }, down: { name: "", text: "" }, more: false, grid: false, when: "" };
+const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
+const number = (text) => (String(text).trim() === "" ? null : Number.isFinite(Number(text)) ? Number(text) : String(text));
+
+/** Shows the screen; an address with an id of weights chooses them. */
+export async function show(root, parts, signal) {
+  fill(root, heading("Generate"));
+  const get = (address) => api("GET", address, undefined, { signal });
+  const [about, { weights: known }] = await Promise.all([schema(), get("/api/weights")]);
+  if (signal.aborted) return;
+  const kept = stored.get(FORM), form = { ...structuredClone(EMPTY), ...kept };
+  const wanted = parts.join("/");
+  if (wanted && known.some((each) => each.id === wanted)) form.weights = [{ id: wanted, scale: form.weights[0]?.scale ?? 1 }];
+  else if (!kept && known.length) form.weights = [{ id: (known.find((each) => each.kind === "final") ?? known[0]).id, scale: 1 }];
+  form.weights = form.weights.filter((each) => known.some((one) => one.id === each.id));
+  if (form.seed === "") form.seed = newSeed();
+  const ratios = about.generation.find((each) => each.name === "aspect_ratio").choices.filter((each) => each !== "custom");
+  let drawn = false; // with the titles of runs
+
+  const row = (id) => known.find((each) => each.id === id);
+  const tokens = () => [...new Set(form.weights.flatMap((each) => row(each.id)?.tokens ?? []))];
+  const base = () => {
+    const name = form.base !== "auto" ? form.base : baseName(about.bases, form.weights.map((each) => row(each.id)?.base_model).find(Boolean)) ?? about.automatic;
+    return about.bases.find((each) => each.name === name) ?? about.bases.find((each) => each.name === about.automatic);
+  };
+  const save = () => { stored.set(FORM, form); tell(); };
+
+  // ---- Prompt ----
+  const prompt = h("textarea", { rows: 3, id: "field-prompt", value: form.prompt, placeholder: "a photo of … on a beach", oninput: () => { form.prompt = prompt.value; drawTokens(); save(); } });
+  const chips = h("div", { class: "row tight chips" });
+  const promptField = field("prompt", "Prompt", prompt);
+  promptField.insertBefore(withCompletion(prompt, tokens), promptField.children[1]);
+  promptField.append(chips);
+  function drawTokens() {
+    const found = tokens();
+    const missing = found.length && form.prompt.trim() && !found.some((each) => form.prompt.includes(each));
+    fill(chips, found.map((each) => h("button", { type: "button", class: "chip", "aria-label": `Insert ${each}`, title: "Insert into the prompt", onclick: () => insert(prompt, each) }, h("span", { class: "token" }, each))), missing && h("small", { class: "hint" }, "The prompt does not name the subject yet."));
+  }
+
+  // ---- Weights ----
+  const weights = h("fieldset", { dataset: { field: "weights" } });
+  const baseSelect = h("select", { onchange: () => { form.base = baseSelect.value; resize(); save(); } });
+  const baseField = field("base_model", "Base model", baseSelect);
+
+  function options(select, none) {
+    const groups = new Map();
+    for (const each of known) {
+      const group = each.run ? runTitle(each.run) : "Uploads";
+      if (!groups.has(group)) groups.set(group, []);
+      groups.get(group).push(each);
+    }
+    fill(select, none && h("option", { value: "" }, none), [...groups].map(([group, rows]) => h("optgroup", { label: group }, rows.map((each) => h("option", { value: each.id }, each.run ? `${group}, ${versionOf(each)}` : each.name)))));
+  }
+
+  function drawWeights() {
+    const shown = form.weights.length ? form.weights : [null];
+    fill(weights, h("legend", null, "LoRA"), shown.map((each, index) => {
+      const label = index ? "Second LoRA" : "LoRA";
+      const select = h("select", { "aria-label": label, onchange: () => {
+        if (!select.value) form.weights.splice(index, 1);
+        else form.weights[index] = { id: select.value, scale: each?.scale ?? 1 };
+        drawAll();
+      } });
+      options(select, index ? null : "none, the base model alone");
+      select.value = each?.id ?? "";
+      if (!each) return select;
+      const slider = h("input", { type: "range", min: 0, max: 1.5, step: 0.05, value: each.scale, "aria-label": `Scale of the ${label}`, oninput: () => { each.scale = exact.value = Number(slider.value); save(); } });
+      const exact = h("input", { class: "scale", inputmode: "decimal", value: each.scale, "aria-label": `Scale of the ${label}, exactly`, oninput: () => { each.scale = number(exact.value) ?? 1; slider.value = each.scale; save(); } });
+      return h("div", { class: "stack tight" },
+        h("div", { class: "row nowrap-row" }, select, shown.length > 1 && button("", () => { form.weights.splice(index, 1); drawAll(); }, { kind: "quiet", iconName: "close", label: `Remove the ${label}` })),
+        h("div", { class: "row nowrap-row" }, h("small", null, "Scale"), slider, exact));
+    }), form.weights.length === 1 && known.length > 1 && button("Add a second LoRA", () => {
+      const other = known.find((each) => each.id !== form.weights[0].id && each.run !== row(form.weights[0].id)?.run) ?? known.find((each) => each.id !== form.weights[0].id);
+      form.weights.push({ id: other.id, scale: 1 });
+      drawAll();
+      weights.querySelectorAll("select")[1].focus();
+    }, { kind: "quiet small", iconName: "plus" }),
+    !known.length && h("small", { class: "dim" }, "Trained or uploaded LoRAs appear here."), h("p", { class: "error" }));
+    const from = baseName(about.bases, form.weights.map((each) => row(each.id)?.base_model).find(Boolean));
+    fill(baseSelect, h("option", { value: "auto" }, `automatic: ${from ?? about.automatic}`), about.bases.map((each) => h("option", { value: each.name }, `${each.name}${each.here ? "" : ", is downloaded first"}`)));
+    baseSelect.value = form.base;
+  }
+
+  // ---- Size, seed, number ----
+  const ratio = h("select", { "aria-label": "Aspect ratio", onchange: () => { form.ratio = ratio.value; resize(); save(); } }, ratios.map((each) => h("option", { value: each }, each)), h("option", { value: "custom" }, "other"));
+  const side = (name) => h("input", { inputmode: "numeric", "aria-label": name === "width" ? "Width in pixels" : "Height in pixels", value: form[name], oninput: (event) => { form[name] = event.target.value; form.ratio = ratio.value = "custom"; save(); } });
+  const width = side("width"), height = side("height");
+  const size = h("fieldset", { class: "field" }, h("legend", { class: "label" }, "Size"), h("div", { class: "size" }, ratio, h("div", { dataset: { field: "width" } }, width, h("p", { class: "error" })), h("span", { class: "dim" }, "×"), h("div", { dataset: { field: "height" } }, height, h("p", { class: "error" }))));
+  /** The pixels of the ratio: as many as the base model makes. */
+  function resize() {
+    if (form.ratio === "custom" && form.width) return;
+    const [one, other] = (form.ratio === "custom" ? "1:1" : form.ratio).split(":").map(Number);
+    const pixels = (part) => Math.max(32, Math.round((base().resolution * Math.sqrt(part)) / 16) * 16);
+    form.width = width.value = pixels(one / other);
+    form.height = height.value = pixels(other / one);
+  }
+  const seed = h("input", { inputmode: "numeric", value: form.seed, autocomplete: "off", oninput: () => { form.seed = seed.value; lock(true); save(); } });
+  const lockButton = button("", () => { lock(!form.locked); save(); }, { iconName: "unlock", label: "Keep this seed" });
+  const seedField = field("seed", "Seed", seed);
+  seedField.insertBefore(h("div", { class: "row nowrap-row tight" }, seed, lockButton, button("", () => { form.seed = seed.value = newSeed(); save(); }, { iconName: "dice", label: "Another seed" })), seedField.children[1]);
+  function lock(value) {
+    form.locked = value;
+    lockButton.setAttribute("aria-pressed", String(value));
+    fill(lockButton, icon(value ? "lock" : "unlock"));
+    lockButton.title = value ? "The seed stays. Press for a new one each time." : "A new seed each time. Press to keep this one.";
+  }
+  const images = h("input", { type: "number", min: 1, max: 64, value: form.count, oninput: () => { form.count = images.value; save(); } });
+
+  // ---- The rest, grid, GPU ----
+  const plain = (name, label, placeholder, help) => {
+    const input = h("input", { inputmode: "decimal", value: form[name], placeholder, autocomplete: "off", oninput: () => { form[name] = input.value; save(); } });
+    return field(name, label, input, { help });
+  };
+  const steps = plain("steps", "Steps"), guidance = plain("guidance", "Guidance", "", "More follows the prompt more closely; 1 is off.");
+  const negative = h("textarea", { rows: 2, value: form.negative, oninput: () => { form.negative = negative.value; save(); } });
+  const more = h("details", { class: "fold", open: form.more, ontoggle: () => { form.more = more.open; stored.set(FORM, form); } }, h("summary", null, "Steps, guidance, negative prompt"),
+    h("div", { class: "stack" }, h("div", { class: "pair" }, steps, guidance), field("negative_prompt", "Negative prompt", negative, { help: "What should not be there; works with guidance above 1." }), baseField));
+  const versions = () => {
+    const run = form.weights.length ? partsOf(form.weights[0].id).run : null;
+    const rows = known.filter((each) => run && each.run === run).sort((a, b) => (a.step ?? 1e9) - (b.step ?? 1e9));
+    const steps = new Map(rows.map((each) => [each.step ?? "final", { word: String(each.step ?? "final"), label: String(each.step ?? "final"), id: each.id }]));
+    return [...steps.values()];
+  };
+  const axes = axesFields(form, versions, save);
+  const grid = h("details", { class: "fold", open: form.grid, ontoggle: () => { form.grid = grid.open; stored.set(FORM, form); tell(); } }, h("summary", null, "Grid: compare settings side by side"),
+    h("div", { class: "stack tight", dataset: { field: "axes" } }, axes.node, h("p", { class: "error" })));
+  const when = h("fieldset", { dataset: { field: "when" }, hidden: true });
+  let drawnWhen = "";
+
+  /** Where a run trains: the ways that there are now. */
+  function drawWhen(status) {
+    const owner = status.gpu?.owner ?? null, busy = owner && owner.kind !== "generator";
+    const run = status.runs.find((each) => (owner?.kind === "run" ? each.id === owner.id : ["running", "pausing"].includes(each.state))) ?? status.runs.find((each) => each.state === "paused" && !each.freed);
+    const by = run?.allowed.includes("preview"), left = run?.seconds_left ? `, about ${duration(run.seconds_left)}` : "";
+    const name = run?.title || run?.id;
+    const choices = !run && !busy ? [] : [
+      !busy && ["now", "Now, beside it", "there is no GPU to share; both become slower"],
+      by && ["by_run", `By ${name} itself`, "between two steps, with its weights of that moment; its own size and steps, your prompt and seed"],
+      busy && ["wait", "Wait", run ? `until ${name} has ended${left}` : "until the other program has ended"],
+      busy && run?.allowed.includes("free") && ["pause", `Pause ${name}`, "saves a checkpoint, generates, and goes on by itself"],
+    ].filter(Boolean);
+    const key = JSON.stringify([choices.map((each) => each[0]), name, left]);
+    if (key === drawnWhen) return;
+    const focused = when.contains(document.activeElement) ? document.activeElement.value : null;
+    drawnWhen = key;
+    when.hidden = !choices.length;
+    if (!choices.some(([value]) => value === form.when)) form.when = choices[0]?.[0] ?? "";
+    fill(when, h("legend", null, busy ? (run ? `The GPU trains ${name}` : "Another program uses the GPU") : `${name ?? ""} ${run?.state === "paused" ? "is paused" : "is training"}`),
+      h("div", { class: "stack tight" }, choices.map(([value, text, small]) => h("label", { class: "choice" }, h("input", { type: "radio", name: "when", value, checked: value === form.when, onchange: () => { form.when = value; save(); } }), h("span", null, text, h("small", null, small))))), h("p", { class: "error" }));
+    if (focused) when.querySelector(`[value="${focused}"]`)?.focus();
+  }
+
+  // ---- Generate ----
+  const submit = button("Generate", null, { kind: "primary", iconName: "play", type: "submit", "aria-describedby": "generate-count" });
+  const counted = h("small", { id: "generate-count", role: "status" }), wrong = h("p", { class: "error", role: "alert" });
+  const usedAxes = () => (form.grid ? axes.values() : []);
+  function tell() {
+    const used = usedAxes(), total = used.length ? used.reduce((product, each) => product * each.values.length, 1) : Number(form.count) || 0;
+    submit.querySelector("span").textContent = total > 1 ? `Generate ${total} images` : "Generate";
+    const each = pictures.secondsEach();
+    counted.textContent = [used.length ? `${used.map((one) => one.values.length).join(" × ")} = ${count(total, "image")}` : "", each && total ? `about ${duration(each * total)}` : ""].filter(Boolean).join(", ");
+    steps.querySelector("input").placeholder = `automatic: ${base().steps}`;
+    guidance.querySelector("input").placeholder = `automatic: ${base().guidance}`;
+  }
+
+  async function generate(event) {
+    event?.preventDefault();
+    if (submit.disabled) return;
+    if (!form.locked) form.seed = seed.value = newSeed();
+    save();
+    showErrors(panel, {});
+    wrong.textContent = "";
+    if (!form.prompt.trim()) { showErrors(panel, { prompt: "Write what the image should show." }); prompt.focus(); return; }
+    submit.disabled = true;
+    const body = { prompt: form.prompt, negative_prompt: form.negative, weights: form.weights, base_model: form.base, seed: number(form.seed), width: number(form.width), height: number(form.height), count: number(form.count) ?? 1, steps: number(form.steps), guidance: number(form.guidance), axes: usedAxes(), when: when.hidden ? "now" : form.when };
+    try {
+      const answer = await api("POST", "/api/images", body);
+      await pictures.added(answer.id);
+      if (innerWidth < 900) pictures.node.scrollIntoView(); // below the form
+    } catch (error) {
+      const rest = showErrors(panel, error.field ? { [error.field]: error.message } : { "": error.message });
+      if (rest.length) wrong.textContent = error.message;
+      if (["steps", "guidance", "negative_prompt", "base_model"].includes(error.field)) more.open = true;
+      panel.querySelector(".bad")?.scrollIntoView({ block: "nearest" });
+    } finally { submit.disabled = false; }
+  }
+
+  /** Puts the settings of an image into the form, or of a whole job with its grid. */
+  function again(settings, seedToo = true) {
+    Object.assign(form, { prompt: settings.prompt, negative: settings.negative_prompt ?? "", weights: (settings.weights ?? []).filter((each) => row(each.id)).map((each) => ({ ...each })), base: settings.base_model ?? "auto", width: settings.width ?? "", height: settings.height ?? "", steps: settings.steps ?? "", guidance: settings.guidance ?? "", count: settings.count ?? 1, ratio: "custom" });
+    if (seedToo && settings.seed !== undefined && settings.seed !== null) { form.seed = settings.seed; form.locked = true; }
+    const used = settings.axes ?? [];
+    for (const [index, key] of ["across", "down"].entries()) form[key] = used[index] ? { name: used[index].name, text: used[index].values.map((each) => (used[index].name === "checkpoint" ? (partsOf(each).step ?? "final") : each)).join(", ") } : { name: "", text: "" };
+    form.grid = grid.open = used.length > 0;
+    form.more = more.open = more.open || Boolean(form.steps || form.guidance || form.negative);
+    drawAll();
+    scrollTo({ top: 0 });
+    prompt.focus();
+  }
+
+  function drawAll() {
+    Object.assign(prompt, { value: form.prompt });
+    Object.assign(negative, { value: form.negative });
+    for (const [input, name] of [[seed, "seed"], [width, "width"], [height, "height"], [images, "count"], [steps.querySelector("input"), "steps"], [guidance.querySelector("input"), "guidance"]]) input.value = form[name];
+    ratio.value = form.ratio;
+    lock(form.locked);
+    drawWeights();
+    resize();
+    drawTokens();
+    axes.draw();
+    save();
+  }
+
+  const pictures = gallery(signal, { again, changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA draws your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
+  const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
+    promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
+  fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));
+  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"]];
+  onStatus((status) => { drawWhen(status); if (!drawn) { drawn = true; drawAll(); } }, signal);
+  if (!live.status) drawAll();
+  await pictures.load();
+}

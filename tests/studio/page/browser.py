@@ -1,0 +1,71 @@
+"""A studio's server in a process of its own, and Chromium, for the tests of the page."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from root import ROOT
+
+SECONDS = 60
+
+
+def chromium() -> str | None:
+    """The browser, from $CHROMIUM or Debian's package."""
+    for each in (os.environ.get("CHROMIUM"), "/usr/bin/chromium"):
+        if each and Path(each).is_file():
+            return each
+    return None
+
+
+class Server:
+    """`python -m studio` in a folder, at a port that stays the same after a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        # Its output in a file: runs inherit it, and a pipe would keep the tests waiting for them.
+        with (self.folder / "server.txt").open("ab") as output:
+            words = ["-m", "studio", "--folder", str(self.folder), "--port", str(self.port)]
+            self._process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "BASE_MODEL": "miniature-turbo"},
+                stdout=output,
+                stderr=output,
+            )
+        for _ in range(SECONDS * 10):
+            try:
+                with urllib.request.urlopen(f"{self.address}api/status", timeout=5):
+                    return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        raise AssertionError((self.folder / "server.txt").read_text())
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(SECONDS)
+            self._process = None
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.end()

@@ -1,0 +1,129 @@
+"""Captions in the page: whatever happens, no text is lost."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Server, chromium, serving
+from root import ROOT
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no browser: install chromium, or set $CHROMIUM"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("studio")
+    with zipfile.ZipFile(ROOT / "demo/subject.zip") as archive:
+        archive.extractall(folder / "datasets/robot")
+    with serving(folder) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def context(server: Server) -> Iterator["sync_api.BrowserContext"]:
+    with sync_api.sync_playwright() as found:
+        browser = found.chromium.launch(executable_path=chromium())
+        yield browser.new_context(viewport={"width": 1280, "height": 900})
+        browser.close()
+
+
+@pytest.fixture
+def captions(server: Server) -> Path:
+    """The dataset's folder; the first two captions as they were at first."""
+    folder = server.folder / "datasets/robot"
+    for name in ("00.txt", "01.txt"):
+        (folder / name).write_text("a photo of TOK")
+    return folder
+
+
+@pytest.fixture
+def page(
+    context: "sync_api.BrowserContext", server: Server, captions: Path
+) -> Iterator["sync_api.Page"]:
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.goto(f"{server.address}#/datasets/robot")
+    opened.locator(".caption").first.wait_for()
+    yield opened
+    opened.close()
+    assert not wrong
+
+
+def test_a_text_is_saved_half_a_second_after_the_last_key(
+    page: "sync_api.Page", captions: Path
+) -> None:
+    page.locator(".caption").first.click()
+    page.keyboard.type(" at night")
+    expect(page.locator(".saved.good")).to_have_text("saved")
+    assert (captions / "00.txt").read_text() == "a photo of TOK at night"
+
+
+def test_a_text_is_saved_when_the_screen_is_left_at_once(
+    page: "sync_api.Page", captions: Path
+) -> None:
+    page.locator(".caption").first.click()
+    page.keyboard.type(" by the sea")
+    page.evaluate("() => { location.hash = '#/datasets'; }")
+    expect(page.get_by_role("heading", name="Datasets")).to_be_visible()
+    for _ in range(100):
+        if (captions / "00.txt").read_text() == "a photo of TOK by the sea":
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError((captions / "00.txt").read_text())
+
+
+def test_a_caption_that_was_changed_elsewhere_keeps_both_texts_until_one_is_chosen(
+    page: "sync_api.Page", captions: Path
+) -> None:
+    page.locator(".caption").first.click()
+    (captions / "00.txt").write_text("theirs, of TOK")
+    page.keyboard.type(", mine")
+    expect(page.locator(".theirs")).to_have_text("theirs, of TOK")
+    assert (captions / "00.txt").read_text() == "theirs, of TOK"
+    page.get_by_role("button", name="Keep mine").click()
+    expect(page.locator(".saved.good")).to_have_text("saved")
+    assert (captions / "00.txt").read_text() == "a photo of TOK, mine"
+
+
+def test_a_replacement_is_shown_first_and_undone_as_a_whole(
+    page: "sync_api.Page", captions: Path
+) -> None:
+    page.get_by_role("button", name="More", exact=True).click()
+    page.get_by_role("menuitem", name="Find and replace").click()
+    page.get_by_label("Find", exact=True).fill("a photo")
+    page.get_by_label("Replace with").fill("a picture")
+    expect(page.locator(".change ins").first).to_have_text("a picture of TOK")
+    assert (captions / "00.txt").read_text() == "a photo of TOK"
+    page.get_by_role("button", name="Replace all").click()
+    expect(page.locator(".caption").first).to_have_text("a picture of TOK")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".caption").first).to_have_text("a photo of TOK")
+    assert (captions / "01.txt").read_text() == "a photo of TOK"
+
+
+def test_a_removed_image_comes_back_with_its_caption(page: "sync_api.Page", captions: Path) -> None:
+    page.locator(".caption").first.focus()
+    page.keyboard.press("Delete")
+    expect(page.locator(".image-row")).to_have_count(15)
+    assert not (captions / "00.txt").exists()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".image-row")).to_have_count(16)
+    assert (captions / "00.txt").read_text() == "a photo of TOK"
+
+
+def test_a_refused_setting_is_said_at_its_field_and_the_form_survives_a_reload(
+    page: "sync_api.Page", server: Server
+) -> None:
+    page.goto(f"{server.address}#/train/robot")
+    page.locator("#field-steps").fill("abc")
+    error = page.locator("[data-field=steps] .error")
+    expect(error).to_have_text("steps is 'abc'; it must be a whole number", timeout=60_000)
+    expect(page.get_by_role("button", name="Start now")).to_be_disabled()
+    page.reload()
+    expect(page.locator("#field-steps")).to_have_value("abc")

@@ -82,7 +82,7 @@ export function inspector(side, state, on) {
         try { await put(`${url(image)}?replace=1`, before); await on.loaded(); } catch (error) { toast(error.message, { bad: true }); }
       };
       await on.loaded([`${image.name} replaced`, before ? { action: ["Undo", undo] } : {}]);
-    } catch (error) { if (error.name !== "AbortError") toast(`${image.name}: ${error.message}`, { bad: true }); }
+    } catch (error) { if (error.name !== "AbortError") toast(error.message, { bad: true }); }
   }
 
   /** On a narrow screen, where the side is not shown: in a dialog. */

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -18,7 +19,8 @@ from studio.replies import Problem
 
 def _zip(request: Request) -> Response:
     root = place_of(request.app.state.studio, request.path_params["dataset"])
-    headers = {"Content-Disposition": 'attachment; filename="dataset.zip"'}
+    name = quote(f"{root.name}.zip", safe="")
+    headers = {"Content-Disposition": f"attachment; filename=dataset.zip; filename*=UTF-8''{name}"}
     return StreamingResponse(_zipped(root), headers=headers, media_type="application/zip")
 
 

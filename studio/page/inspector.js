@@ -9,7 +9,7 @@ const IMAGES = "image/jpeg,image/png,image/webp";
 
 /** Fills `side`. `on`: {load(), remove(image), loaded(undo)}. */
 export function inspector(side, state, on) {
-  let now = null, shown = "";
+  let now = null, shown = "", waiting;
   const sizes = h("select", { "aria-label": "Training resolution", onchange: () => { state.resolution = sizes.value; on.load({ quiet: true }); } });
   const marks = h("div", { class: "stack tight" });
   const plate = h("div", { class: "plate inspect" });
@@ -60,7 +60,11 @@ export function inspector(side, state, on) {
       const place = { left: left / image.width, top: top / image.height, width: (right - left) / image.width, height: (bottom - top) / image.height };
       for (const [name, value] of Object.entries(place)) frame.style.setProperty(name, `${100 * value}%`);
     }
-    const shownImage = h("img", { src: `${url(image)}?v=${encodeURIComponent(image.version)}`, alt: image.caption, width: image.width, height: image.height });
+    const version = `?v=${encodeURIComponent(image.version)}`;
+    const small = `${path("api/datasets", state.name, "thumbs")}/${encodeURIComponent(image.name)}${version}`;
+    const shownImage = h("img", { src: small, alt: image.caption, width: image.width, height: image.height });
+    clearTimeout(waiting); // whoever walks through the list with the keys does not load each photo whole
+    waiting = setTimeout(() => { shownImage.src = `${url(image)}${version}`; }, 150);
     const holder = h("div", { class: `crop-holder ${image.width < 240 ? "small" : ""}` }, shownImage, frame);
     holder.style.setProperty("--ratio", String(image.width / image.height));
     return holder;
@@ -78,7 +82,7 @@ export function inspector(side, state, on) {
         try { await put(`${url(image)}?replace=1`, before); await on.loaded(); } catch (error) { toast(error.message, { bad: true }); }
       };
       await on.loaded([`${image.name} replaced`, before ? { action: ["Undo", undo] } : {}]);
-    } catch (error) { if (error.name !== "AbortError") toast(`${image.name}: ${error.message}`, { bad: true }); }
+    } catch (error) { if (error.name !== "AbortError") toast(error.message, { bad: true }); }
   }
 
   /** On a narrow screen, where the side is not shown: in a dialog. */

@@ -45,6 +45,7 @@ export function acceptDrops(take, signal, words = "Drop to add") {
 }
 
 async function walk(entry, folder) {
+  if (entry.name.startsWith(".")) return []; // hidden, such as this page's own thumbnails
   if (entry.isFile) return [Object.assign(await new Promise((take, fail) => entry.file(take, fail)), { folder })];
   const reader = entry.createReader(), found = [];
   for (;;) { // a reader gives at most 100 at a time
@@ -75,7 +76,8 @@ export function put(url, body, { progress = () => {}, headers = {} } = {}) {
 
 /** Sends files to a dataset, and shows the progress and each error in a panel. */
 export async function send(dataset, files) {
-  const wanted = files.filter((each) => !IGNORED.test(each.name));
+  const hidden = (each) => IGNORED.test(each.name) || (each.webkitRelativePath || "").split("/").some((part) => part.startsWith("."));
+  const wanted = files.filter((each) => !hidden(each));
   if (!wanted.length) return;
   const panel = new Panel(dataset, wanted);
   const stay = (event) => event.preventDefault();
@@ -108,7 +110,7 @@ export async function send(dataset, files) {
   await all(wanted, false);
   tell(true);
   if (exists.length) {
-    const names = exists.slice(0, 8).map((file) => file.name).join(", ") + (exists.length > 8 ? ", …" : "");
+    const names = exists.map((file) => file.name).sort().slice(0, 8).join(", ") + (exists.length > 8 ? ", …" : "");
     const words = `${dataset} has ${names} already. The old ones go to the trash.`;
     if (await dialog(`${count(exists.length, "file")} of the same name`, h("p", null, words), [["Keep the old ones", null], ["Replace", true, "primary"]])) {
       await all(exists, true);

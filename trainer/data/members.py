@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from adapters.files.containers import (
@@ -193,10 +194,12 @@ def _folder_members(folder: Path) -> Iterator[Member]:
             )
 
 
+@lru_cache(maxsize=1 << 16)  # asked for many times for each file of a dataset
 def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
+@lru_cache(maxsize=1 << 16)
 def stem_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 

@@ -48,7 +48,7 @@ export async function show(root, given, signal) {
   const section = (heading, each, tools, text) => h("section", { class: "card plot-card" }, h("div", { class: "plot-heading" }, h("h2", null, heading), each.table), h("div", { class: "plot-settings" }, tools), each.readout.node, each.plot.node, h("p", { class: "help" }, text));
   const plots = h(
     "div", { class: "plots" },
-    section("Training loss", loss, [smoothingSlider(set.over, (over) => { set.over = over; stored.set("smoothing", over); loss.plot.update(); }), segmented("Scale of the loss", [[false, "Linear"], [true, "Log"]], false, (value) => { set.log = value; loss.plot.build(); heldOut.plot.build(); })], "The training loss shows the drawn noise levels and not progress. It can be compared only if batch size and noise levels are the same."),
+    section("Training loss", loss, [smoothingSlider(set.over, (over) => { set.over = over; stored.set("smoothing", over); loss.plot.update(); }), segmented("Scale of the loss", [[false, "Linear"], [true, "Log"]], false, (value) => { set.log = value; loss.plot.build(); heldOut.plot.build(); })], "The training loss shows the random noise levels and not progress. It can be compared only if batch size and noise levels are the same."),
     hasHeldOut && section("Loss on fixed images", heldOut, [], "The mean of all noise levels, with the same noise at each measurement. It can be compared if the dataset and the base model are the same."),
   );
 

@@ -97,13 +97,15 @@ export async function show(root, parts, signal) {
   const side = (name) => h("input", { inputmode: "numeric", "aria-label": name === "width" ? "Width in pixels" : "Height in pixels", value: form[name], oninput: (event) => { form[name] = event.target.value; form.ratio = ratio.value = "custom"; save(); } });
   const width = side("width"), height = side("height");
   const size = h("fieldset", { class: "field" }, h("legend", { class: "label" }, "Size"), h("div", { class: "size" }, ratio, h("div", { dataset: { field: "width" } }, width, h("p", { class: "error" })), h("span", { class: "dim" }, "×"), h("div", { dataset: { field: "height" } }, height, h("p", { class: "error" }))));
-  /** The pixels of the ratio: as many as the base model makes. */
+  /** The pixels of a ratio: as many as the base model makes. */
+  function pixelsOf(name) {
+    const [one, other] = name.split(":").map(Number);
+    return [one / other, other / one].map((part) => Math.max(32, Math.round((base().resolution * Math.sqrt(part)) / 16) * 16));
+  }
   function resize() {
     if (form.ratio === "custom" && form.width) return;
-    const [one, other] = (form.ratio === "custom" ? "1:1" : form.ratio).split(":").map(Number);
-    const pixels = (part) => Math.max(32, Math.round((base().resolution * Math.sqrt(part)) / 16) * 16);
-    form.width = width.value = pixels(one / other);
-    form.height = height.value = pixels(other / one);
+    [form.width, form.height] = pixelsOf(form.ratio === "custom" ? "1:1" : form.ratio);
+    [width.value, height.value] = [form.width, form.height];
   }
   const seed = h("input", { inputmode: "numeric", value: form.seed, autocomplete: "off", oninput: () => { form.seed = seed.value; lock(true); save(); } });
   const lockButton = button("", () => { lock(!form.locked); save(); }, { iconName: "unlock", label: "Keep this seed" });
@@ -201,8 +203,9 @@ export async function show(root, parts, signal) {
     Object.assign(form, { prompt: settings.prompt, negative: settings.negative_prompt ?? "", weights: (settings.weights ?? []).filter((each) => row(each.id)).map((each) => ({ ...each })), base: settings.base_model ?? "auto", width: settings.width ?? "", height: settings.height ?? "", steps: settings.steps ?? "", guidance: settings.guidance ?? "", count: settings.count ?? 1, ratio: "custom" });
     if (seedToo && settings.seed !== undefined && settings.seed !== null) { form.seed = settings.seed; form.locked = true; }
     const used = settings.axes ?? [];
-    for (const [index, key] of ["across", "down"].entries()) form[key] = used[index] ? { name: used[index].name, text: used[index].values.map((each) => (used[index].name === "checkpoint" ? (partsOf(each).step ?? "final") : each)).join(", ") } : { name: "", text: "" };
+    for (const [index, key] of ["across", "down"].entries()) form[key] = used[index] ? { name: used[index].name, text: used[index].values.map((each) => (String(each).includes("/") ? (partsOf(each).step ?? "final") : each)).join(", ") } : { name: "", text: "" };
     form.grid = grid.open = used.length > 0;
+    form.ratio = ratios.find((each) => pixelsOf(each).join() === [form.width, form.height].map(Number).join()) ?? "custom";
     form.more = more.open = more.open || Boolean(form.steps || form.guidance || form.negative);
     drawAll();
     scrollTo({ top: 0 });
@@ -222,7 +225,7 @@ export async function show(root, parts, signal) {
     save();
   }
 
-  const pictures = gallery(signal, { again, changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA draws your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
+  const pictures = gallery(signal, { again, changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
     promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));

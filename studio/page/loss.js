@@ -183,7 +183,7 @@ export function lossPlots(series, signal, isOver) {
       h("div", { class: "plot-settings" }, smoothingSlider(set.over, (over) => { set.over = over; stored.set("smoothing", over); training.update(); }), segmented("Scale of the loss", [[false, "Linear"], [true, "Log"]], set.log, changed("log")), segmented("Across", [[false, "Steps"], [true, "Time"]], set.time, changed("time"))),
       trainingReadout.node, trainingBody,
       h("p", { class: "plot-key" }, h("span", null, h("i", { class: "mark checkpoint" }), "checkpoint"), h("span", null, h("i", { class: "mark preview" }), "preview"), h("span", null, h("i", { class: "mark nan" }), "not a number"), h("span", null, h("i", { class: "mark resumed" }), "resumed; given up in grey")),
-      h("p", { class: "help" }, "Each step draws a new noise level, and the loss depends mostly on that: the training loss shows the noise level and not progress.")),
+      h("p", { class: "help" }, "Each step has a random noise level, and the loss depends mostly on that: the training loss shows the noise level and not progress.")),
     h("section", { class: "card plot-card" },
       h("div", { class: "plot-heading" }, heldTitle, tableButton("Loss on fixed images", () => [["Step", "Mean", ...sigmas().map((sigma) => `Noise ${Number(sigma).toFixed(2)}`)], thinned(series.validation.map((each) => [each.step.toLocaleString("en"), precise(each.mean), ...sigmas().map((sigma) => precise(each.sigmas[sigma]))]))])),
       h("div", { class: "plot-settings" }, segmented("Values", [[false, "Change from the start"], [true, "Loss"]], set.whole, changed("whole"))),

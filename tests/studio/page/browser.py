@@ -18,11 +18,9 @@ SECONDS = 60
 
 
 def chromium() -> str | None:
-    """The browser, from $CHROMIUM or Debian's package."""
-    for each in (os.environ.get("CHROMIUM"), "/usr/bin/chromium"):
-        if each and Path(each).is_file():
-            return each
-    return None
+    """The browser: $CHROMIUM, or that of Debian's package."""
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    return path if Path(path).is_file() else None
 
 
 class Server:

@@ -57,7 +57,7 @@ async function showList(root, signal) {
       } catch (error) {
         if (error.name === "AbortError") return;
         line.className = "note bad";
-        fill(line, icon("warning"), h("span", { class: "grow" }, h("strong", null, file.name), ` ${error.message}`), button("", () => line.remove(), { kind: "quiet small", iconName: "close", label: "Close" }));
+        fill(line, icon("warning"), h("span", { class: "grow" }, error.message.startsWith(file.name) ? error.message : `${file.name}: ${error.message}`), button("", () => line.remove(), { kind: "quiet small", iconName: "close", label: "Close" }));
       }
     }
     await load();

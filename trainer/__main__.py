@@ -163,7 +163,12 @@ def give_command(arguments: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
     if settings is not None:
         if IS_MAIN:
-            begin(f"resume {settings.output_dir} from its newest checkpoint")
+            resumes = settings.resume_from is not None
+            begin(
+                f"resume {settings.output_dir} from its newest checkpoint"
+                if resumes
+                else f"train in {settings.output_dir}, which was queued"
+            )
             log_to_console()
         run(settings, cpu=True)
 

@@ -102,6 +102,15 @@ def _decoded(content: bytes | None) -> str:
 # ---- Find and replace ----------------------------------------------------------------------------
 
 
+def _is_text(text: str) -> bool:
+    """Whether the text can be written to a file; JSON can contain half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 async def _replace(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
@@ -109,8 +118,10 @@ async def _replace(request: Request) -> Response:
     find_, with_, names = asked.get("find"), asked.get("with", ""), asked.get("names")
     if not isinstance(find_, str) or not find_:
         raise Problem(422, "the text to find is empty", "find")
-    if not isinstance(with_, str) or "\0" in with_:
+    if not isinstance(with_, str) or "\0" in with_ or not _is_text(with_):
         raise Problem(422, "the replacement is not a text", "with")
+    if len(with_) > MAX_CAPTION_BYTES:
+        raise Problem(422, "the replacement is longer than a caption may be", "with")
     if names is not None and not isinstance(names, list):
         raise Problem(422, "names is not a list", "names")
     return await run_in_threadpool(_replaced, studio, root, asked, find_, with_, names)

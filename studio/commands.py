@@ -19,7 +19,14 @@ from studio.folder import Studio, to_trash
 from studio.jobs import Jobs, jobs_of
 from studio.planner import check_known
 from studio.replies import Problem, read_json, reply
-from studio.summaries import PATIENCE, STARTING, facts_of, usable_weights, write_facts
+from studio.summaries import (
+    PATIENCE,
+    RESTARTED,
+    STARTING,
+    facts_of,
+    usable_weights,
+    write_facts,
+)
 from trainer.inbox import Command, put
 from trainer.lock import Lock
 from trainer.run_files import WEIGHTS
@@ -255,10 +262,8 @@ async def work(studio: Studio) -> None:
             if jobs.queue.advance() is None and jobs.generator is not None:
                 if not gpu.is_free() and jobs.queue.next() is not None:
                     jobs.generator.release()
-        except Problem as problem:
-            log.warning("%s", problem)
-        except OSError as error:
-            log.warning("the next run cannot be started: %s", error)
+        except OSError as error:  # a full disk
+            log.warning("the queue cannot be written: %s", error)
         if time.monotonic() - reaped > REAP_SECONDS:
             await reap(jobs)
             reaped = time.monotonic()
@@ -266,14 +271,12 @@ async def work(studio: Studio) -> None:
 
 
 def _resume_interrupted(jobs: Jobs) -> None:
-    """Queues the runs that ended without a final event, as --resume asks for."""
+    """Queues the runs that a restart of the machine has interrupted, as --resume asks for."""
     for summary in reversed(jobs.runs.all()):
-        history = jobs.runs.history(summary["id"])
-        last = (history.last or {}).get("type")
-        if summary["state"] == "stopped" and last not in ("stopped", None):
-            if "resume" in summary["allowed"]:
-                jobs.queue.add(summary["id"])
-    jobs.queue.set(None, False)
+        if summary["why"] == RESTARTED and "resume" in summary["allowed"]:
+            jobs.queue.add(summary["id"])
+    if jobs.queue.restarted:
+        jobs.queue.set(None, False)
 
 
 async def reap(jobs: Jobs) -> None:
@@ -290,7 +293,10 @@ async def reap(jobs: Jobs) -> None:
         final = last.get("type") in ("done", "error", "stopped") or (
             last.get("type") == "paused" and not last.get("kept")
         )
-        late = final and time.time() - float(last.get("t") or 0) > PATIENCE
+        at = float(last.get("t") or 0)
+        # A resumed run's process starts long before it writes its first event.
+        begun = float(facts_of(folder).get("started") or 0)
+        late = final and at > begun and time.time() - at > PATIENCE
         if late or (not held and not any(leads)):
             log.warning("%s: ending %d processes that were left", folder.name, len(pids))
             jobs.processes.kill(folder, history.started if history is not None else {})

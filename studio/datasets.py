@@ -3,6 +3,7 @@
 import io
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def _list(request: Request) -> Response:
     rows = []
     for entry in sorted(studio.datasets.iterdir()) if studio.datasets.is_dir() else ():
         if not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink():
-            rows.append(_summary(entry))
+            with suppress(OSError):  # not readable, or removed meanwhile
+                rows.append(_summary(entry))
     return reply({"datasets": rows})
 
 

@@ -3,12 +3,18 @@
 import ctypes
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from families import gpu_lock
 from families.base import Base
-from families.registry import default_base_without_gpu, find_base, largest_that_fits
+from families.registry import (
+    UnknownBase,
+    default_base_without_gpu,
+    find_base,
+    largest_that_fits,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +86,8 @@ def automatic_base() -> Base:
     import os
 
     if named := os.environ.get("BASE_MODEL"):
-        return find_base(named)
+        with suppress(UnknownBase):  # a folder, which only the command line takes
+            return find_base(named)
     found = gpu()
     if found is None:
         return default_base_without_gpu()

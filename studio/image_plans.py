@@ -125,7 +125,13 @@ def _checkpoint(identity: str, value: Any) -> str:
     if isinstance(value, str) and "/" in value:
         return value
     run = "/".join(identity.split("/")[:2])
-    return f"{run}/final" if value == "final" else f"{run}/checkpoint-{int(value):06d}"
+    if value == "final":
+        return f"{run}/final"
+    try:
+        return f"{run}/checkpoint-{int(value):06d}"
+    except (ValueError, TypeError, OverflowError):
+        text = f"checkpoint: {str(value)[:40]!r} is not a step"
+        raise Problem(422, text, "axes", "give steps of checkpoints, or final") from None
 
 
 def _image(studio: Studio, settings: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def shown(studio: Studio, folder: Path) -> dict[str, Any]:
     images = [
         {
             "number": each["number"],
-            "file": f"/api/images/{identity}/{each['number']}.png",
+            # Numbers are used again after a deletion, but browsers keep an image for a year.
+            "file": f"/api/images/{identity}/{each['number']}.png?v={plan['created']}",
             "seed": each["seed"],
             "settings": each["settings"],
             "row": each["row"],
@@ -154,7 +155,11 @@ def _all(studio: Studio) -> list[Path]:
     found = []
     for day in days:
         if day.is_dir() and not day.is_symlink():
-            jobs = [each for each in day.iterdir() if (each / JOB).is_file()]
+            jobs = [
+                each
+                for each in day.iterdir()
+                if _ID.fullmatch(f"{day.name}-{each.name}") and (each / JOB).is_file()
+            ]
             found += sorted(jobs, key=lambda each: int(each.name), reverse=True)
     return found
 

@@ -20,7 +20,7 @@ from studio.folder import Studio, checked_name
 from studio.gpu import automatic_base
 from studio.replies import Problem
 from studio.summaries import facts_of, write_facts
-from trainer.data import DatasetError, read_dataset
+from trainer.data import IMAGE_SUFFIXES, DatasetError, read_dataset, suffix_of
 from trainer.events import as_json
 from trainer.outputs import name_of, new_folder
 from trainer.run_files import BEGUN, CHECKPOINTS, PROGRAM, RECORD, record_of
@@ -209,9 +209,9 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def link_datasets(studio: Studio, chosen: Chosen, place: Path) -> None:
-    """Links the files of the datasets below `place`; copies them where links are not possible.
+    """Links the images of the datasets below `place`; copies them where links are not possible.
 
-    The studio writes files of a dataset by replacing them, so a linked file never changes.
+    Captions are copied: the studio replaces files, but editors write into them.
     """
     for number, each in enumerate(chosen, start=1):
         name = each["name"] if len(chosen) == 1 else _subfolder(number, each["name"])
@@ -226,10 +226,13 @@ def link_datasets(studio: Studio, chosen: Chosen, place: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copyfile(source, target)
+    if suffix_of(source.name) in IMAGE_SUFFIXES:
+        try:
+            os.link(source, target, follow_symlinks=False)
+            return
+        except OSError:
+            pass
+    shutil.copyfile(source, target)
 
 
 def again(studio: Studio, folder: Path, more: int | None = None) -> tuple[Settings, Any, Any]:

@@ -33,6 +33,7 @@ class Queue:
         content = _content(self._path)
         self._order = [str(each) for each in content.get("order") or ()]
         self._now = [str(each) for each in content.get("now") or ()]
+        self._failure = ""  # the last one in the log
         self.held, self._looked = bool(content.get("held")), False
         # After a restart of the machine nothing starts by itself.
         self.restarted = bool(self._order) and content.get("boot", boot_id()) != boot_id()
@@ -104,8 +105,20 @@ class Queue:
         identity = self.next()
         if identity is None or not gpu.is_free():
             return None
+        now = identity in self._now
         self.remove(identity)
-        self.start(identity)
+        try:
+            self.start(identity)
+        except (Problem, OSError) as error:
+            if not self._runs.is_held(identity):
+                self.add(identity)  # as the last one, so that others are tried before
+                if now:
+                    self._now.append(identity)
+                    self._write()
+            if self._failure != (said := f"{identity} cannot be started: {error}"):
+                self._failure = said
+                log.warning("%s; it stays in the queue", said)
+            return None
         return identity
 
     def start(self, identity: str) -> None:

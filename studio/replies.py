@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -108,12 +108,16 @@ async def read_body(request: Request, most: int) -> bytes:
 async def read_json(request: Request, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The body, a JSON object. Raises `Problem` (400, 413)."""
     try:
-        value = json.loads(await read_body(request, most))
+        value = json.loads(await read_body(request, most), parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise Problem(400, "the body is not JSON") from None
     if not isinstance(value, dict):
         raise Problem(400, "the body is not a JSON object")
     return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
 
 
 def send_file(fd: int, name: str, headers: Mapping[str, str] = {}, save: bool = False) -> Response:
@@ -129,10 +133,12 @@ def send_file(fd: int, name: str, headers: Mapping[str, str] = {}, save: bool = 
         "Content-Disposition": f"{shown}; filename*=UTF-8''{quote(name, safe='')}",
         "Cache-Control": "no-cache",
     }
-    return StreamingResponse(_chunks(fd), headers={**facts, **headers}, media_type=kind)
+    return StreamingResponse(_chunks(open(fd, "rb")), headers={**facts, **headers}, media_type=kind)
 
 
-def _chunks(fd: int) -> Iterator[bytes]:
-    with open(fd, "rb") as file:
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    # A file and not a descriptor: it is also closed if the generator is never started, since the
+    # browser has gone away.
+    with file:
         while chunk := file.read(1 << 18):
             yield chunk

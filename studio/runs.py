@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -100,8 +101,9 @@ def _files(folder: Path) -> list[dict[str, Any]]:
         for name in sorted(files):
             path = Path(place, name)
             if not name.startswith(".") and not path.is_symlink():
-                size = path.stat().st_size
-                found.append({"path": path.relative_to(folder).as_posix(), "bytes": size})
+                with suppress(OSError):  # the run has removed it
+                    size = path.stat().st_size
+                    found.append({"path": path.relative_to(folder).as_posix(), "bytes": size})
     return found[:5000]
 
 
@@ -160,11 +162,11 @@ async def _file(request: Request) -> Response:
         "Content-Disposition": "attachment",
     }
     kind = TYPES.get(Path(name).suffix.lower(), "application/octet-stream")
-    return StreamingResponse(_part(fd, first, last), 206, headers, kind)
+    return StreamingResponse(_part(open(fd, "rb"), first, last), 206, headers, kind)
 
 
-def _part(fd: int, first: int, last: int) -> Iterator[bytes]:
-    with open(fd, "rb") as file:
+def _part(file: BinaryIO, first: int, last: int) -> Iterator[bytes]:
+    with file:
         file.seek(first)
         left = last - first + 1
         while left > 0 and (chunk := file.read(min(1 << 18, left))):

@@ -35,6 +35,7 @@ FACTS = "studio.json"
 STUCK = 60.0  # seconds of pausing or stopping
 PATIENCE = 30.0  # seconds between the final event and the end of the process
 STARTING = "starting"  # phase of a process that has not written an event
+RESTARTED = "the machine was restarted"  # why a run was stopped
 LIVE = ("running", "pausing", "stopping")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -237,7 +238,7 @@ class Runs:
         """Why a process ended without a final event, if it is known."""
         boot = history.started.get("boot")
         if boot and self._boot and boot != self._boot:
-            return "the machine was restarted"
+            return RESTARTED
         code = self._processes.exits.get(identity)
         if code is not None and code < 0:
             hint = ", maybe because the machine had no free memory" if code == -9 else ""

@@ -205,10 +205,17 @@ def _moved(root: Path, staging: Path, names: list[str]) -> set[str]:
     there = [target for target in targets.values() if os.path.lexists(root / target)]
     if there:
         raise ValueError(f"in the dataset already: {listed(there)}; rename or remove them")
-    for name, target in targets.items():
-        *folders, last = target.split("/")
-        with folder_fd(root, folders, create=True) as folder:
-            os.rename(staging / name, last, dst_dir_fd=folder)
+    moved = []
+    try:
+        for name, target in targets.items():
+            *folders, last = target.split("/")
+            with folder_fd(root, folders, create=True) as folder:
+                os.rename(staging / name, last, dst_dir_fd=folder)
+            moved.append((name, target))
+    except BaseException:  # as a whole, or not at all
+        for name, target in moved:
+            os.rename(root / target, staging / name)
+        raise
     return set(targets.values())
 
 

@@ -218,12 +218,12 @@ def _download(request: Request) -> Response:
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
         "Cache-Control": "no-cache",
     }
-    content = _member(open_file(place.root, place.parts), wanted)
+    content = _member(open(open_file(place.root, place.parts), "rb"), wanted)
     return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 
-def _member(fd: int, name: str) -> Iterator[bytes]:
-    with open(fd, "rb") as file, zipfile.ZipFile(file) as zipped, zipped.open(name) as member:
+def _member(file: BinaryIO, name: str) -> Iterator[bytes]:
+    with file, zipfile.ZipFile(file) as zipped, zipped.open(name) as member:
         while chunk := member.read(1 << 18):
             yield chunk
 

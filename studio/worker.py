@@ -35,6 +35,7 @@ class Worker:
         """folder: the working folder, where its output goes to `MODULE.log`."""
         self._module, self._folder = module, folder
         self._process: asyncio.subprocess.Process | None = None
+        self._killed: asyncio.subprocess.Process | None = None  # may not have ended yet
         self._turn: asyncio.Lock | None = None
         self._log = folder / f".{module.rpartition('.')[2]}.log"
 
@@ -87,6 +88,7 @@ class Worker:
     def kill(self) -> None:
         """Ends the process at once."""
         if self.runs and self._process is not None:
+            self._killed = self._process
             with suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -99,6 +101,8 @@ class Worker:
             await self._process.wait()
 
     async def _started(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process is self._killed:
+            await self._process.wait()
         if self.runs and self._process is not None:
             return self._process
         with self._log.open("wb") as errors:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 from pages import DATASET, Page, until, with_dataset
@@ -203,3 +204,43 @@ def test_a_failed_start_is_said_with_its_last_line(
     assert failed["why"] == "ModuleNotFoundError: No module named 'nothing_of_this_name'"
     assert failed["log_tail"][0].startswith("Traceback")
     assert failed["allowed"] == ["restart", "delete"]
+
+
+def test_a_run_that_is_resumed_later_has_time_to_start(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trainer,) = processes.TRAINER
+    run = page.new(steps=1000)
+    until(lambda: page.run(run)["step"] > 10)
+    page.do(run, "stop")
+    page.becomes(run, "stopped")
+    until(lambda: not Lock.is_held(page.folder / "outputs" / run))
+    slow = (
+        "import runpy, sys, time; time.sleep(1.5); "
+        f"sys.argv = [{trainer!r}, sys.argv[1]]; runpy.run_path({trainer!r}, run_name='__main__')"
+    )
+    monkeypatch.setattr(processes, "TRAINER", ("-c", slow))
+    monkeypatch.setattr(commands, "PATIENCE", 0.3)
+    time.sleep(0.5)  # the last event is older than that
+    page.do(run, "resume")
+    assert until(lambda: page.events(run, "resumed"))
+    page.do(run, "stop")
+
+
+def test_a_run_whose_start_fails_once_stays_in_the_queue(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failed = processes.Processes.start, []
+
+    def fails_once(self: processes.Processes, folder: Path) -> None:
+        if not failed:
+            failed.append(folder)
+            raise OSError("no process can be started")
+        start(self, folder)
+
+    monkeypatch.setattr(processes.Processes, "start", fails_once)
+    page.client.put("/api/queue", json={"held": True})
+    run = page.new()
+    page.client.put("/api/queue", json={"held": False}, headers={"X-Studio": "1"})
+    page.becomes(run, "done")
+    assert failed

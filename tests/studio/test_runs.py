@@ -1,6 +1,8 @@
 """Runs as the page sees them: summaries, series, files, comparison. No process is started."""
 
+import gc
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from studio.app import application
 from studio.folder import Studio
 from studio.history import History
 from studio.jobs import forget
+from studio.replies import send_file
 from studio.summaries import write_facts
 from trainer.events import Events
 from trainer.lock import Lock
@@ -203,3 +206,16 @@ def test_runs_are_compared_by_what_differs(client: TestClient, make: Make) -> No
     assert [each["series"]["loss"] for each in found["runs"]] == [[0.5], [0.4]]
     [pair] = found["previews"]
     assert (pair["prompt"], pair["seed"], len(pair["files"])) == ("a dog", 5, 2)
+
+
+def test_a_file_is_closed_although_the_browser_has_gone_before_its_first_byte(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"content")
+    fd = os.open(path, os.O_RDONLY)
+    answer = send_file(fd, path.name)
+    del answer
+    gc.collect()
+    with pytest.raises(OSError):
+        os.fstat(fd)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from starlette.routing import Route
 from families.registry import BASES
 from families.tokens import SUBJECT, mentions
 from studio import gpu
+from studio.dataset_files import caption_content, caption_file, find, images_of
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
 from studio.new_runs import OFFERED, checked_datasets, checked_settings
 from studio.replies import Problem, read_json, reply
 from studio.worker import Worker, WorkerEnded
-from trainer.data import IMAGE_SUFFIXES
 from trainer.events import as_json
 from trainer.settings import Settings, missing_for_optimizer
 
@@ -115,7 +115,7 @@ async def _plan(request: Request) -> Response:
     studio, body = request.app.state.studio, await read_json(request)
     settings = checked_settings(studio, body.get("settings") or {}, body.get("datasets"))
     chosen = checked_datasets(studio, body.get("datasets"))
-    images, warnings = look_at(studio, chosen, settings)
+    images, warnings = await asyncio.to_thread(look_at, studio, chosen, settings)
     if not images:
         raise Problem(422, "the dataset contains no images", "dataset")
     answer = await planner_of(studio).ask(**_question(settings, images))
@@ -155,7 +155,7 @@ def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    images, _ = look_at(studio, chosen, settings)
+    images = sum(len(images_of(find(studio.datasets / each["name"]))) for each in chosen)
     answer = planner_of(studio).known(**_question(settings, images))
     if answer is not None:
         refuse_missing(settings, answer)
@@ -176,28 +176,27 @@ def look_at(
     """The number of images, and warnings about captions. Reads no image."""
     count, warnings = 0, []
     for each in chosen:
-        images = list(_images(studio.datasets / each["name"]))
+        root = studio.datasets / each["name"]
+        files = find(root)
+        images = images_of(files)
         count += len(images)
         token = each["token"] or settings.subject or settings.trigger_word
-        without = [path.name for path in images if token and not _names(path, token, settings)]
+        without = [
+            name
+            for name in images
+            if token and not _names(root, caption_file(name, files), token, settings)
+        ]
         if without and settings.train_placeholder_token:
             text = f"{len(without)} of {len(images)} captions do not contain {SUBJECT} or {token}"
             warnings.append({"text": text, "dataset": each["name"], "image": without[0]})
     return count, warnings
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-            yield path
-
-
-def _names(image: Path, token: str, settings: Settings) -> bool:
-    """Whether the caption of an image contains the token."""
+def _names(root: Path, file: str, token: str, settings: Settings) -> bool:
+    """Whether a caption contains the token."""
     try:
-        text = image.with_suffix(".txt").read_text(errors="replace").strip()
-    except OSError:
+        text = (caption_content(root, file) or b"").decode(errors="replace").strip()
+    except (Problem, OSError):
         text = ""
     text = f"{settings.caption_prefix}{text or settings.default_caption}{settings.caption_suffix}"
     return mentions(text, SUBJECT) or mentions(text, token)

@@ -30,7 +30,9 @@ export function ask(title, content, action, submit, { wide = false, danger = fal
     );
     const box = h("dialog", { class: wide ? "wide" : "", "aria-labelledby": id });
     fill(box, h("header", null, h("h2", { id }, title), button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" })), form);
-    box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
+    let pressed = null; // a text that is selected from inside to the backdrop does not close it
+    box.addEventListener("pointerdown", (event) => { pressed = event.target; });
+    box.addEventListener("click", (event) => { if (event.target === box && pressed === box) box.close(); });
     box.addEventListener("close", () => { box.remove(); resolve(result); });
     document.body.append(box);
     box.showModal();

@@ -1,15 +1,21 @@
 // One row of a dataset: thumbnail, caption edited in place, marks.
 
 import { api, debounced, path } from "./core.js";
-import { button, fill, h, icon, withTokens } from "./dom.js";
+import { button, fill, h, icon, toast, withTokens } from "./dom.js";
 
 const WAIT = 500; // ms after the last key
+const kept = new Map(); // "dataset/image": {text, version}, texts that the server does not have yet; also of screens that are gone
+addEventListener("beforeunload", (event) => { if (kept.size) event.preventDefault(); });
+
+/** Forgets the unsaved caption of an image that was removed. */
+export function forget(dataset, image) { kept.delete(`${dataset}/${image}`); }
 
 /** The row of an image. `on`: {select(name), next(step, edit), changed()}. */
 export function editor(image, state, on) {
   let editing = null; // the text field, while open
   let unsaved = null; // a text that the server does not have: {text, why: "failed"|"changed", version}
-  let saving = Promise.resolve(), open = 0; // requests, one after the other
+  let saving = Promise.resolve(), open = 0, savedAt = 0; // requests, one after the other
+  const key = `${state.name}/${image.name}`;
   const text = h("div", { class: "caption", role: "button", tabindex: -1 });
   const mark = h("span", { class: "saved", role: "status" });
   const info = h("small", { class: "info" });
@@ -90,7 +96,7 @@ export function editor(image, state, on) {
   /** Saves a text if it differs; one request after the other, each with the version before. */
   function save(wanted) {
     if (unsaved) { // the notice below decides what is sent; it takes the newest text
-      if (unsaved.text === wanted || unsaved.why === "changed") { unsaved.text = wanted; return saving; }
+      if (unsaved.text === wanted || unsaved.why === "changed") { unsaved.text = wanted; if (kept.has(key)) kept.get(key).text = wanted; return saving; }
     } else if (!open && wanted === current()) {
       if (mark.textContent === "not saved yet") say("saved", "good");
       return saving;
@@ -100,19 +106,31 @@ export function editor(image, state, on) {
 
   /** Sends a text, for the version that is known then or for a given one. */
   function put(wanted, version) {
+    const entry = { text: wanted, version: version ?? (image.caption_version || "*") };
+    const done = () => { if (kept.get(key) === entry) kept.delete(key); };
+    kept.set(key, entry);
+    const saved = () => {
+      done();
+      unsaved = null;
+      savedAt = performance.now();
+      fill(trouble);
+      say("saved", "good");
+      draw();
+      on.changed(image);
+    };
     const request = async () => {
-      if (!unsaved && version === null && wanted === current()) { say("saved", "good"); return; }
+      if (!unsaved && version === null && wanted === current()) { done(); say("saved", "good"); return; }
       say("saving");
+      entry.version = version ?? (image.caption_version || "*");
       const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?token=${encodeURIComponent(state.token)}`;
       try {
-        const saved = await api("PUT", url, wanted, { headers: { "If-Match": version ?? (image.caption_version || "*") }, keepalive: wanted.length < 15000 });
-        Object.assign(image, saved, { tokens: saved.tokens ?? null, marks: [...saved.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !saved.marks.some((one) => one.text === each.text))] });
-        unsaved = null;
-        fill(trouble);
-        say("saved", "good");
-        draw();
-        on.changed(image);
+        const found = await api("PUT", url, wanted, { headers: { "If-Match": entry.version }, keepalive: wanted.length < 15000 });
+        Object.assign(image, found, { tokens: found.tokens ?? null, marks: [...found.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !found.marks.some((one) => one.text === each.text))] });
+        saved();
       } catch (error) {
+        if (error.status === 412 && error.content.theirs.trim() === wanted.trim()) { take(error.content); saved(); return; } // by an earlier request
+        if (error.status === 404) done(); // the image was removed
+        else if (state.signal.aborted && kept.get(key) === entry) toast(`The caption of ${image.name} is not saved: ${error.message}. Open ${state.name} again.`, { bad: true });
         if (error.status === 412) changedElsewhere(wanted, error.content);
         else {
           unsaved = { text: wanted, why: "failed" };
@@ -128,6 +146,11 @@ export function editor(image, state, on) {
     return saving;
   }
 
+  function take({ theirs, caption_version: version }) {
+    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, default_caption: !theirs.trim() });
+    savedAt = performance.now();
+  }
+
   function changedElsewhere(wanted, { theirs, caption_version: version }) {
     unsaved = { text: wanted, why: "changed" };
     say("changed elsewhere", "bad");
@@ -139,8 +162,9 @@ export function editor(image, state, on) {
         h("div", { class: "row" },
           button("Keep mine", () => put(editing?.value ?? unsaved.text, version), { kind: "small" }),
           button("Take theirs", () => {
-            Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, default_caption: !theirs.trim() });
+            take({ theirs, caption_version: version });
             unsaved = null;
+            kept.delete(key);
             if (editing) editing.value = current();
             fill(trouble);
             say("");
@@ -149,13 +173,19 @@ export function editor(image, state, on) {
     ));
   }
 
+  const before = kept.get(key); // of an earlier screen
+  if (before) {
+    unsaved = { text: before.text, why: "failed" };
+    image.caption_version = before.version;
+  }
   draw();
+  if (before) put(before.text, null);
   return {
     node, edit, text,
     get busy() { return Boolean(editing) || unsaved !== null || open > 0; },
-    /** Takes what the server says now, except for a text that is being written. */
-    update(found) {
-      if (this.busy) for (const name of ["caption", "caption_version", "default_caption"]) found[name] = image[name];
+    /** Takes what the server says now, except for a text that is being written, or was saved after `asked`. */
+    update(found, asked = Infinity) {
+      if (this.busy || asked < savedAt) for (const name of ["caption", "caption_version", "default_caption"]) found[name] = image[name];
       image = found;
       draw();
     },

@@ -88,7 +88,10 @@ function open() {
   stream.addEventListener("open", () => connected(true));
   stream.addEventListener("error", () => {
     connected(false);
-    if (stream === source && stream.readyState === EventSource.CLOSED) setTimeout(() => stream === source && open(), 2000);
+    if (stream === source && stream.readyState === EventSource.CLOSED) setTimeout(async () => {
+      if (mine) await api("GET", path("api/runs", mine.run)).catch(({ status }) => { if (status === 404 && watched === mine) watched = null; }); // a run that is gone
+      if (stream === source) open();
+    }, 2000);
   });
   stream.addEventListener("status", (event) => { connected(true); publish(JSON.parse(event.data)); });
   stream.addEventListener("run", (event) => {

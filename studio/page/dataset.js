@@ -3,7 +3,7 @@
 import { api, bytes, count, debounced, onStatus, path, schema, stored } from "./core.js";
 import { button, empty, field, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
 import { ask } from "./asking.js";
-import { editor } from "./captions.js";
+import { editor, forget } from "./captions.js";
 import { removeDataset, rename, restore, tokenOf } from "./datasets.js";
 import { inspector } from "./inspector.js";
 import { keys, title } from "./main.js";
@@ -99,13 +99,13 @@ class Dataset {
     const query = new URLSearchParams({ token: state.token });
     if (state.base) query.set("base", state.base);
     if (state.resolution) query.set("resolution", state.resolution);
-    const mine = (this.asked = (this.asked ?? 0) + 1);
+    const mine = (this.asked = (this.asked ?? 0) + 1), asked = performance.now();
     const found = await api("GET", `${this.url()}?${query}`, undefined, { signal: this.signal });
     if (mine !== this.asked || this.signal.aborted) return;
     const tokens = new Map(state.images.map((each) => [each.caption, each.tokens]));
     for (const each of found.images) each.tokens ??= tokens.get(each.caption) ?? null;
     state.images = found.images;
-    for (const each of found.images) this.rows.get(each.name)?.update(each);
+    for (const each of found.images) this.rows.get(each.name)?.update(each, asked);
     fill(this.problems, found.problems.filter((each) => !each.image).map((each) => h("p", { class: `note ${each.kind === "problem" ? "bad" : "warn"}` }, icon("warning"), each.text)));
     this.arrange(!quiet);
     this.countTokens();
@@ -142,7 +142,7 @@ class Dataset {
     if (sort) this.order = new Map([...images].sort((a, b) => rank(a) - rank(b)).map((each, index) => [each.name, index]));
     const place = (each) => this.order.get(each.name) ?? Infinity;
     const [, wanted] = VIEWS[this.view];
-    this.seen = images.filter((each) => (wanted(each) || this.rows.get(each.name)?.busy) && (!this.words || `${each.name} ${each.caption}`.toLowerCase().includes(this.words))).sort((a, b) => place(a) - place(b) || 0);
+    this.seen = images.filter((each) => this.rows.get(each.name)?.busy || (wanted(each) && (!this.words || `${each.name} ${each.caption}`.toLowerCase().includes(this.words)))).sort((a, b) => place(a) - place(b) || 0);
     fill(this.views, Object.entries(VIEWS).map(([key, [label, test]]) => h("button", { type: "button", "aria-pressed": String(key === this.view), onclick: () => { this.view = key; this.arrange(true); this.views.querySelector("[aria-pressed=true]").focus(); } }, label, h("span", { class: "tally" }, images.filter(test).length.toLocaleString("en")))));
     this.views.parentNode.hidden = !images.length;
     this.tell();
@@ -221,6 +221,7 @@ class Dataset {
       const { trash } = await api("DELETE", this.url(`/images/${encodeURIComponent(image.name)}`));
       this.rows.get(image.name)?.node.remove();
       this.rows.delete(image.name);
+      forget(this.name, image.name);
       this.state.selected = (this.seen[index + 1] ?? this.seen[index - 1])?.name ?? null;
       await this.load({ quiet: true });
       if (!document.querySelector("dialog[open]")) this.rows.get(this.state.selected)?.text.focus({ preventScroll: true });

@@ -143,7 +143,9 @@ export function dialog(title, content, actions, { wide = false } = {}) {
       h("div", { class: "dialog-body" }, content),
       actions.length > 0 && h("footer", null, actions.map(([text, value, kind]) => button(text, () => close(value), { kind }))),
     );
-    box.addEventListener("click", (event) => { if (event.target === box) close(null); });
+    let pressed = null; // a text that is selected from inside to the backdrop does not close it
+    box.addEventListener("pointerdown", (event) => { pressed = event.target; });
+    box.addEventListener("click", (event) => { if (event.target === box && pressed === box) close(null); });
     box.addEventListener("close", () => { box.remove(); resolve(box.returned ?? null); });
     document.body.append(box);
     box.showModal();

@@ -144,7 +144,8 @@ export async function show(root, parts, signal) {
   function drawWhen(status) {
     const owner = status.gpu?.owner ?? null, busy = owner && owner.kind !== "generator";
     const run = status.runs.find((each) => (owner?.kind === "run" ? each.id === owner.id : ["running", "pausing"].includes(each.state))) ?? status.runs.find((each) => each.state === "paused" && !each.freed);
-    const by = run?.allowed.includes("preview"), left = run?.seconds_left ? `, about ${duration(run.seconds_left)}` : "";
+    const own = form.weights.length > 0 && form.weights.every((each) => partsOf(each.id).run === run?.id) && usedAxes().every((each) => each.name === "seed"); // it takes only its own weights
+    const by = own && run?.allowed.includes("preview"), left = run?.seconds_left ? `, about ${duration(run.seconds_left)}` : "";
     const name = run?.title || run?.id;
     const choices = !run && !busy ? [] : [
       !busy && ["now", "Now, beside it", "there is no GPU to share; both become slower"],
@@ -174,6 +175,7 @@ export async function show(root, parts, signal) {
     counted.textContent = [used.length ? `${used.map((one) => one.values.length).join(" × ")} = ${count(total, "image")}` : "", each && total ? `about ${duration(each * total)}` : ""].filter(Boolean).join(", ");
     steps.querySelector("input").placeholder = `automatic: ${base().steps}`;
     guidance.querySelector("input").placeholder = `automatic: ${base().guidance}`;
+    if (live.status) drawWhen(live.status);
   }
 
   async function generate(event) {

@@ -80,7 +80,7 @@ function bar() {
     tabPrefix = run && run.state === "running" && run.steps ? `${Math.round((100 * run.step) / run.steps)} % ` : "";
     document.title = `${tabPrefix}${screenTitle} · Studio`;
     for (const each of status.runs) {
-      if (before.get(each.id) === "running" && ["done", "failed"].includes(each.state) && document.hidden && Notification?.permission === "granted") {
+      if (before.get(each.id) === "running" && ["done", "failed"].includes(each.state) && document.hidden && globalThis.Notification?.permission === "granted") {
         new Notification(`${each.title || each.id} is ${each.state}`);
       }
       before.set(each.id, each.state);
@@ -123,6 +123,10 @@ function showKeys() {
   dialog("Keyboard shortcuts", h("dl", { class: "keys" }, rows.map(([key, text]) => [h("dt", null, key.split(" ").map((each) => h("kbd", null, each))), h("dd", null, text)])), []);
 }
 
+document.querySelector(".skip").addEventListener("click", (event) => { // not an address of a screen
+  event.preventDefault();
+  document.getElementById("main").focus();
+});
 bar();
 start();
 addEventListener("hashchange", route);

@@ -38,7 +38,7 @@ function list(root, signal) {
   async function loadMore() {
     moreButton.disabled = true;
     try {
-      const last = more.at(-1)?.id ?? live.status.runs.at(-1)?.id;
+      const last = more.at(-1)?.id ?? live.status.runs.slice(0, 50).at(-1)?.id;
       const answer = await api("GET", `/api/runs?limit=50&before=${encodeURIComponent(last)}`, undefined, { signal });
       more.push(...answer.runs);
       older = answer.more;

@@ -22,6 +22,11 @@ export async function show(root, parts, signal) {
   ]);
   if (signal.aborted) return;
   const usable = datasets.filter((each) => each.images);
+  if (parts[0] && !usable.some((each) => each.name === parts[0])) {
+    const there = datasets.some((each) => each.name === parts[0]);
+    root.append(empty("image", there ? `${parts[0]} has no images` : `There is no dataset ${parts[0]}`, "Training learns from a few images of one subject. Add some, then come back.", linkButton(there ? `Open ${parts[0]}` : "Go to Datasets", there ? `#/datasets/${encodeURIComponent(parts[0])}` : "#/datasets", { kind: "primary" })));
+    return;
+  }
   if (!usable.length) {
     root.append(empty("image", "First, a dataset", "Training learns from a few images of one subject. Add some, then come back.", linkButton("Go to Datasets", "#/datasets", { kind: "primary" })));
     return;
@@ -29,14 +34,14 @@ export async function show(root, parts, signal) {
   const draft = { title: "", ...(kept && typeof kept === "object" ? kept : {}) };
   draft.settings = draft.settings && typeof draft.settings === "object" ? draft.settings : {};
   draft.subjects = (Array.isArray(draft.subjects) ? draft.subjects : []).filter((each) => usable.some((one) => one.name === each.name));
-  if (parts[0] && usable.some((each) => each.name === parts[0]) && !draft.subjects.some((each) => each.name === parts[0])) draft.subjects = [{ name: parts[0], token: tokenOf(parts[0]) }];
+  if (parts[0] && !draft.subjects.some((each) => each.name === parts[0])) draft.subjects = [{ name: parts[0], token: tokenOf(parts[0]) }];
   if (!draft.subjects.length) draft.subjects = [{ name: usable[0].name, token: tokenOf(usable[0].name) }];
   new Form(root, draft, about, usable, signal);
 }
 
 class Form {
   constructor(root, draft, about, datasets, signal) {
-    Object.assign(this, { root, draft, about, datasets, signal, fields: new Map(about.fields.map((each) => [each.name, each])), view: "yaml", asked: 0 });
+    Object.assign(this, { root, draft, about, datasets, signal, fields: new Map(about.fields.map((each) => [each.name, each])), view: "yaml", asked: 0, dirty: false });
     this.plan = h("div", { class: "stack plan" });
     this.counting = h("small", { class: "counting", role: "status" });
     this.general = h("div", { class: "trouble" });
@@ -45,10 +50,19 @@ class Form {
     signal.addEventListener("abort", () => { this.ask.cancel(); this.keep.cancel(); this.save(); });
     addEventListener("pagehide", () => this.save(), { signal });
     this.draw();
-    this.changed();
+    this.changed(false);
+  }
+
+  /** The user changed something: the draft is written, and a start is another one. */
+  touch() {
+    this.dirty = true;
+    this.key = null;
+    this.keep();
   }
 
   save() {
+    if (!this.dirty) return;
+    this.dirty = false;
     stored.set(DRAFT, this.draft);
     api("PUT", "/api/drafts/train", this.draft, { keepalive: true }).catch(() => {});
   }
@@ -58,7 +72,7 @@ class Form {
     Object.assign(this, { controls: new Map(), nodes: new Map() });
     this.subjects = h("div", { class: "stack tight" });
     this.text = h("pre", { class: "code", tabindex: 0, "aria-label": "Settings as text" });
-    const name = h("input", { value: draft.title, maxlength: 100, placeholder: "the dataset and the day", autocomplete: "off", oninput: () => { draft.title = name.value; this.keep(); } });
+    const name = h("input", { value: draft.title, maxlength: 100, placeholder: "the dataset and the day", autocomplete: "off", oninput: () => { draft.title = name.value; this.touch(); } });
     this.starters = [button("Start now", () => this.start("now"), { kind: "primary", iconName: "play" }), button("Add to queue", () => this.start("queue"))];
     fill(
       this.root,
@@ -198,14 +212,14 @@ class Form {
     this.changed();
   }
 
-  changed() {
+  changed(byUser = true) {
     const { settings } = this.draft;
     const number = Object.keys(settings).filter((name) => !BY_HAND.includes(name)).length;
     this.changedCount.textContent = number ? `${number} changed` : "";
     for (const [name, node] of this.nodes) node.classList.toggle("is-changed", settings[name] !== undefined);
     this.plan.classList.add("old");
     this.counting.textContent = "counting…";
-    this.keep();
+    if (byUser) this.touch();
     this.ask();
     this.drawText();
   }
@@ -258,6 +272,10 @@ class Form {
     for (const each of this.starters) each.disabled = true;
     this.counting.textContent = when === "now" ? "starting…" : "adding…";
     this.key ??= newKey();
+    if (when === "now" && !stored.get("asked to notify")) {
+      stored.set("asked to notify", true);
+      globalThis.Notification?.requestPermission?.();
+    }
     try {
       const title = this.draft.title.trim();
       const { id } = await api("POST", "/api/runs", { ...this.given(), ...(title ? { title } : {}), start: when, key: this.key });

@@ -51,16 +51,17 @@ async function showList(root, signal) {
       const line = h("p", { class: "note" }, h("span", { class: "dot running" }), `${file.name} is uploaded and checked`);
       uploads.append(line);
       try {
-        await api("PUT", path("api/weights", file.name), file, { signal });
+        await api("PUT", path("api/weights", file.name), file);
         line.remove();
         toast(`${file.name} added`);
       } catch (error) {
-        if (error.name === "AbortError") return;
+        const text = error.message.startsWith(file.name) ? error.message : `${file.name}: ${error.message}`;
+        if (signal.aborted) { toast(text, { bad: true }); continue; }
         line.className = "note bad";
-        fill(line, icon("warning"), h("span", { class: "grow" }, error.message.startsWith(file.name) ? error.message : `${file.name}: ${error.message}`), button("", () => line.remove(), { kind: "quiet small", iconName: "close", label: "Close" }));
+        fill(line, icon("warning"), h("span", { class: "grow" }, text), button("", () => line.remove(), { kind: "quiet small", iconName: "close", label: "Close" }));
       }
     }
-    await load();
+    if (!signal.aborted) await load();
   }
 
   async function remove(each) {

@@ -78,6 +78,28 @@ def test_a_text_is_saved_when_the_screen_is_left_at_once(
     raise AssertionError((captions / "00.txt").read_text())
 
 
+def test_a_text_that_could_not_be_saved_is_there_when_the_screen_is_opened_again(
+    page: "sync_api.Page", captions: Path
+) -> None:
+    page.route("**/captions/**", lambda route: route.abort())
+    page.locator(".caption").first.click()
+    page.keyboard.type(" in the rain")
+    page.evaluate("() => { location.hash = '#/datasets'; }")
+    expect(page.locator(".toast.bad")).to_contain_text("The caption of 00.png is not saved")
+    page.unroute("**/captions/**")
+    page.evaluate("() => { location.hash = '#/datasets/robot'; }")
+    expect(page.locator(".caption").first).to_contain_text("a photo of TOK in the rain")
+    expect(page.locator(".saved.good")).to_have_text("saved")
+    assert (captions / "00.txt").read_text() == "a photo of TOK in the rain"
+
+
+def test_the_link_to_the_content_stays_on_the_screen(page: "sync_api.Page", server: Server) -> None:
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    assert page.url == f"{server.address}#/datasets/robot"
+
+
 def test_a_caption_that_was_changed_elsewhere_keeps_both_texts_until_one_is_chosen(
     page: "sync_api.Page", captions: Path
 ) -> None:

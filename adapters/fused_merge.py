@@ -20,7 +20,7 @@ Pair = tuple[Tensor, Tensor]  # A [rank, in], B [out, rank]
 
 # Float32 values of factors that are copied at once: 32 MB. A larger pair is copied alone.
 GROUP = 8 << 20
-# Pairs of terms of A and of B. Those left out are below 2^-25 of the product.
+# Pairs of terms of A and of B. The other pairs are below 2^-25 of the product.
 _OF_DOWN = (0, 1, 2, 0, 1, 0)
 _OF_UP = (0, 0, 0, 1, 1, 2)
 

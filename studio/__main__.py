@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 PORT = 8500
 TRIED = 20  # ports from PORT on, if none was given
@@ -94,7 +95,15 @@ def _serve(
         timeout_graceful_shutdown=2,  # a stream of events never ends by itself
     )
     try:
-        uvicorn.Server(config).run(listeners)
+        server = uvicorn.Server(config)
+        end = server.handle_exit
+
+        def handle_exit(number: int, frame: FrameType | None) -> None:
+            studio.ending.set()  # an open stream would be cancelled, with a traceback
+            end(number, frame)
+
+        server.handle_exit = handle_exit  # type: ignore[method-assign, assignment]
+        server.run(listeners)
     except KeyboardInterrupt:
         pass
 

@@ -36,6 +36,7 @@ class Studio:
     resume: bool = False  # resume runs at the start that ended without a final event
     tasks: Tasks = field(default_factory=Tasks)  # background work on datasets
     writing: threading.Lock = field(default_factory=threading.Lock)  # changes of dataset files
+    ending: threading.Event = field(default_factory=threading.Event)  # the server ends; streams do
 
     @property
     def datasets(self) -> Path:

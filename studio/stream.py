@@ -112,11 +112,11 @@ async def _stream(request: Request) -> Response:
 
 
 async def _events(jobs: Jobs, path: Path | None, offset: int) -> AsyncIterator[bytes]:
-    """The text of the stream; it never ends by itself."""
+    """The text of the stream; it ends only with the server."""
     snapshots = _SNAPSHOTS.setdefault(jobs.studio.folder, _Snapshots())
     yield b"retry: 500\n\n"
     shown, spoken, size = "", time.monotonic(), -1
-    while True:
+    while not jobs.studio.ending.is_set():
         said = False
         text = snapshots.text(jobs)
         if text != shown:

@@ -191,6 +191,9 @@ def test_a_real_server_is_local_has_a_lock_and_ends_with_an_open_stream(tmp_path
                 break
             time.sleep(0.05)
         assert not any(parts.iterdir()) and not (tmp_path / "datasets/a/a.png").exists()
+        stream = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        stream.request("GET", "/api/events")
+        assert stream.getresponse().read(1)  # and stays open
     finally:
         server.send_signal(signal.SIGINT)
         began = time.monotonic()

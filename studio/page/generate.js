@@ -3,7 +3,7 @@
 import { api, count, duration, live, onStatus, schema, stored } from "./core.js";
 import { axesFields } from "./axes.js";
 import { insert, withCompletion } from "./completion.js";
-import { button, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
+import { button, closer, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
 import { gallery } from "./gallery.js";
 import { keys } from "./main.js";
 import { baseName, partsOf, runTitle, versionOf } from "./names.js";
@@ -78,7 +78,7 @@ export async function show(root, parts, signal) {
       const slider = h("input", { type: "range", min: 0, max: 1.5, step: 0.05, value: each.scale, "aria-label": `Scale of the ${label}`, oninput: () => { each.scale = exact.value = Number(slider.value); save(); } });
       const exact = h("input", { class: "scale", inputmode: "decimal", value: each.scale, "aria-label": `Scale of the ${label}, exactly`, oninput: () => { each.scale = number(exact.value) ?? 1; slider.value = each.scale; save(); } });
       return h("div", { class: "stack tight" },
-        h("div", { class: "row nowrap-row" }, select, shown.length > 1 && button("", () => { form.weights.splice(index, 1); drawAll(); }, { kind: "quiet", iconName: "close", label: `Remove the ${label}` })),
+        h("div", { class: "row nowrap-row" }, select, shown.length > 1 && closer(() => { form.weights.splice(index, 1); drawAll(); }, { label: `Remove the ${label}` })),
         h("div", { class: "row nowrap-row" }, h("small", null, "Scale"), slider, exact));
     }), form.weights.length === 1 && known.length > 1 && button("Add a second LoRA", () => {
       const other = known.find((each) => each.id !== form.weights[0].id && each.run !== row(form.weights[0].id)?.run) ?? known.find((each) => each.id !== form.weights[0].id);

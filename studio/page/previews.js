@@ -1,7 +1,7 @@
 // Previews of a run: a grid of prompts and steps, and one of them in full view.
 
 import { path, stored } from "./core.js";
-import { button, fill, h, linkButton, withTokens } from "./dom.js";
+import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
 
 const file = (id, name) => path("api/runs", id, "files", name);
 const stepText = (step, first) => (step === 0 ? "before" : step === first ? `first, ${step.toLocaleString("en")}` : step.toLocaleString("en"));
@@ -138,7 +138,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     for (const each of ["pointerup", "pointerleave", "pointercancel", "blur"]) hold.addEventListener(each, press(false));
     const box = h(
       "dialog", { class: "viewer", "aria-label": "Preview" },
-      h("header", null, h("div", { class: "viewer-text" }, caption, place), button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" })),
+      h("header", null, h("div", { class: "viewer-text" }, caption, place), closer(() => box.close())),
       plates,
       h("footer", null,
         h("div", { class: "row" }, button("", go(-1, 0), { iconName: "left", label: "Earlier step (←)" }), button("", go(1, 0), { iconName: "right", label: "Later step (→)" }), rows.length > 1 && button("Next prompt", go(0, 1)), hold),
@@ -164,13 +164,9 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
       event.preventDefault();
     });
     box.addEventListener("keyup", (event) => { if (event.key === " ") { event.preventDefault(); press(false)(); } });
-    box.addEventListener("click", (event) => { if (event.target === box || event.target.closest("a")) box.close(); });
-    box.addEventListener("close", () => { box.remove(); slider.value = column; following = column === steps.length - 1; mark(true); });
-    signal.addEventListener("abort", () => box.close());
     draw();
-    document.body.append(box);
     box.tabIndex = -1;
-    box.showModal();
+    showModal(box, () => { slider.value = column; following = column === steps.length - 1; mark(true); }, signal);
     box.focus();
   }
 

@@ -1,6 +1,6 @@
 // One generated image in full, with its settings.
 
-import { button, fill, h, linkButton, withTokens } from "./dom.js";
+import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
 import { partsOf } from "./names.js";
 
 /** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image}]. `on`: {again, remove}. */
@@ -9,7 +9,7 @@ export function viewer(all, key, signal, on) {
   const step = (by) => { const now = at(); key = name(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
   const back = button("", () => step(-1), { kind: "quiet", iconName: "left", label: "Image before" }), next = button("", () => step(1), { kind: "quiet", iconName: "right", label: "Next image" });
   const box = h("dialog", { class: "picture-viewer", "aria-label": "Image" },
-    h("div", { class: "picture-head" }, back, next, place, h("span", { class: "right" }, button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" }))),
+    h("div", { class: "picture-head" }, back, next, place, h("span", { class: "right" }, closer(() => box.close()))),
     h("div", { class: "picture-split" }, h("div", { class: "plate picture-plate" }, image), h("div", { class: "picture-side stack" }, prompt, facts, actions)));
   const name = (each) => `${each.job.id} ${each.image.number}`;
   const at = () => Math.max(0, all().findIndex((each) => name(each) === key));
@@ -41,10 +41,6 @@ export function viewer(all, key, signal, on) {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (by) { event.preventDefault(); step(by); }
   });
-  box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
-  box.addEventListener("close", () => box.remove());
-  signal.addEventListener("abort", () => box.close());
-  document.body.append(box);
   show();
-  box.showModal();
+  showModal(box, null, signal);
 }

@@ -37,6 +37,7 @@ export function fill(node, ...children) {
 
 const ICONS = {
   plus: "M8 3v10M3 8h10",
+  minus: "M3 8h10",
   close: "M4 4l8 8M12 4l-8 8",
   check: "M3 8.5l3.2 3.2L13 5",
   chevron: "M4 6l4 4 4-4",

@@ -30,8 +30,10 @@ export async function show(root, parts, signal) {
 
   const row = (id) => known.find((each) => each.id === id);
   const tokens = () => [...new Set(form.weights.flatMap((each) => row(each.id)?.tokens ?? []))];
+  /** The name of the base model that settings lead to. */
+  const baseOf = (weights, name) => (name && name !== "auto" ? name : baseName(about.bases, (weights ?? []).map((each) => row(each.id)?.base_model).find(Boolean)) ?? about.automatic);
   const base = () => {
-    const name = form.base !== "auto" ? form.base : baseName(about.bases, form.weights.map((each) => row(each.id)?.base_model).find(Boolean)) ?? about.automatic;
+    const name = baseOf(form.weights, form.base);
     return about.bases.find((each) => each.name === name) ?? about.bases.find((each) => each.name === about.automatic);
   };
   const save = () => { stored.set(FORM, form); tell(); };
@@ -227,7 +229,13 @@ export async function show(root, parts, signal) {
     save();
   }
 
-  const pictures = gallery(signal, { again, changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
+  /** Generates an image again without its LoRA; resolves to the job. */
+  async function withoutLora({ base: name, image: { seed: same, settings } }) {
+    const way = when.hidden || form.when === "by_run" ? "now" : form.when;
+    return (await api("POST", "/api/images", { ...settings, weights: [], base_model: name, seed: same, count: 1, when: way })).id;
+  }
+
+  const pictures = gallery(signal, { again, withoutLora, baseOf: (settings) => baseOf(settings.weights, settings.base_model), changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
     promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));

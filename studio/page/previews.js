@@ -2,6 +2,7 @@
 
 import { path, stored } from "./core.js";
 import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
+import { zoomable } from "./zoom.js";
 
 const file = (id, name) => path("api/runs", id, "files", name);
 const stepText = (step, first) => (step === 0 ? "before" : step === first ? `first, ${step.toLocaleString("en")}` : step.toLocaleString("en"));
@@ -136,9 +137,9 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     const press = (on) => () => { if (first !== on) { first = on; draw(); } };
     hold.addEventListener("pointerdown", press(true));
     for (const each of ["pointerup", "pointerleave", "pointercancel", "blur"]) hold.addEventListener(each, press(false));
-    const box = h(
-      "dialog", { class: "viewer", "aria-label": "Preview" },
-      h("header", null, h("div", { class: "viewer-text" }, caption, place), closer(() => box.close())),
+    const box = h("dialog", { class: "viewer", "aria-label": "Preview" });
+    fill(
+      box, h("header", null, h("div", { class: "viewer-text grow" }, caption, place), zoomable(box), closer(() => box.close())),
       plates,
       h("footer", null,
         h("div", { class: "row" }, button("", go(-1, 0), { iconName: "left", label: "Earlier step (←)" }), button("", go(1, 0), { iconName: "right", label: "Later step (→)" }), rows.length > 1 && button("Next prompt", go(0, 1)), hold),

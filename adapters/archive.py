@@ -5,6 +5,8 @@
                                          only with a trained placeholder token
     embeddings/placeholder-2.safetensors …   the same for each further token of several subjects
     meta.json                            base model, settings and results of the run
+    comfyui/                             how to use it in ComfyUI (`adapters.comfyui`); only with a
+                                         placeholder token
 
 Other programs' LoRAs may have PEFT's adapter_config.json next to them, in an archive or a folder:
 it contains alpha, which the LoRA may lack.
@@ -34,6 +36,7 @@ from adapters.archive_members import (
     read_placeholder,
 )
 from adapters.archive_opening import OpenArchive, Unwanted, open_archive
+from adapters.comfyui import comfyui_files
 from adapters.files.atomic import atomic_file
 from adapters.files.tensor_file import hash_of_tensors
 from adapters.formats import (
@@ -45,6 +48,7 @@ from adapters.formats import (
     read_deltas,
     titles,
 )
+from adapters.formats.idle import without_idle
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
 
@@ -117,6 +121,8 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
             tensor = each.vectors.detach().float().cpu().contiguous()
             zipped.writestr(placeholder_name(number), save({each.token: tensor}))
         zipped.writestr(META, content)
+        for name, data in comfyui_files(archive.factors, archive.placeholders).items():
+            zipped.writestr(name, data)
     return path
 
 
@@ -145,7 +151,7 @@ def read_archive(
 
 def _read(opened: OpenArchive, check: Check | None) -> Archive:
     check_meta = _of(opened.meta, check)
-    deltas = read_deltas(opened.tensors, opened.source, check_meta, opened.config)
+    deltas = without_idle(read_deltas(opened.tensors, opened.source, check_meta, opened.config))
     meta = opened.meta
     if not opened.lora_name:  # a bare file, which says its rank nowhere else
         ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]

@@ -92,6 +92,10 @@ class QwenImage(Family):
     compiled_share = 0.82
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
+    # The text output of the last block is not used.
+    idle_in_last_block = (
+        *("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+    )
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"
     few_step_loras = (
         # Qwen-Image-Lightning and -2512-Lightning: the scheduler of the card of
@@ -264,7 +268,4 @@ class QwenImage(Family):
         }
 
     def idle_layers(self) -> frozenset[str]:
-        # The text output of the last block is not used.
-        last = f"transformer_blocks.{self.transformer_config['num_layers'] - 1}"
-        text_out = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-        return frozenset(f"{last}.{name}" for name in text_out)
+        return self.idle_in(self.transformer_config["num_layers"])

@@ -170,6 +170,7 @@ class ZImage(Family):
     }
     trunk = "layers"
     compiled_share = 0.55
+    lora_prefix = "diffusion_model"
     layer_names = r"(?:layers|refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward)"
     original_names = {
         "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),

@@ -1,0 +1,1 @@
+"""Inspects, converts, merges, resizes, bakes and extracts LoRA files (`python -m adapters`)."""

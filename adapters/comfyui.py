@@ -54,9 +54,9 @@ def embedding_files(placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
 def how_to_write(placeholders: Sequence[Placeholder]) -> list[str]:
     """For each token, how it is written in a prompt."""
     return [
-        f'For {each.token} write embedding:{name} with one space before it and a comma after it: "a '
-        f'photo of embedding:{name}, on a beach". ComfyUI before July 2026 needs two spaces before '
-        "it."
+        f"For {each.token} write embedding:{name} with one space before it and a comma after it: "
+        f'"a photo of embedding:{name}, on a beach". ComfyUI before July 2026 needs two spaces '
+        "before it."
         for name, each in zip(_names(placeholders), placeholders, strict=True)
     ]
 

@@ -123,7 +123,8 @@ def _split(
         return {targets[0]: (down, up, layer.scale)}
     rows = [opened.layout.shapes[target][0] for target in targets]
     parts = zip(targets, up.split(rows), strict=True)
-    return {target: (down, part, layer.scale) for target, part in parts}
+    # Copies: a safetensors file cannot contain one tensor twice.
+    return {target: (down.clone(), part.clone(), layer.scale) for target, part in parts}
 
 
 def _other_kind(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,8 +163,3 @@ def _tokens(loras: Sequence[Opened]) -> list[Placeholder]:
     except PlaceholderError as error:
         raise ToolError(str(error)) from error
     return list(found.values())
-
-
-def output_path(source: Path, suffix: str) -> Path:
-    """The default name of a result, in the folder where the command runs."""
-    return Path(f"{source.stem}-{suffix}.zip")

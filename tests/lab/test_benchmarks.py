@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.benchmarks import gpu, gpu_check, peers, quantization_drift
+from lab.benchmarks import exact_restore, gpu, gpu_check, peers, quantization_drift
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
 from lab.benchmarks.gpu_check_parts import PARTS, chosen
@@ -105,6 +105,16 @@ def test_a_part_that_dies_or_hangs_ends_no_other(
     # It had the time that the first one did not need, and none of the last one's.
     (stopped,) = found["memory"]
     assert 2 < float(stopped.split()[2]) <= 4 and found["speed"] == []
+
+
+def test_a_list_restores_original_weights_and_grows_with_the_lora() -> None:
+    weights = exact_restore.normal_weights(side=256)
+    small, large = (exact_restore.need(weights, norm) for norm in (0.01, 0.3))
+    assert 0.02 < small.listed < 0.3 < large.listed < 2
+    assert 0.5 <= small.four_bits <= large.four_bits < 1 <= large.eight_bits < large.difference
+    near = torch.tensor([-1.0, -0.0, 0.0, 1.0, 1.0 + 2**-7], dtype=torch.bfloat16)
+    steps = exact_restore.order(near)
+    assert steps[1] == steps[2] == 0 and steps[0] == -steps[3] and steps[4] - steps[3] == 1
 
 
 def test_a_merge_on_a_gpu_is_compared_with_the_plain_sum(

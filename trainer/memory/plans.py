@@ -32,7 +32,7 @@ class Plans:
         fits, room, seconds, gpu_bytes = None, None, None, None
         if device.type == "cpu":
             quantize = "none" if wishes.quantize == "auto" else wishes.quantize
-            mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
+            mode = Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload))
             peak = counted.peak(mode)
         else:
             # The whole GPU: what is in use now may be free when the run starts.

@@ -242,7 +242,8 @@ def choose(
         needs = {mode: max(needs[mode], previews[mode]) for mode in ladder}
     mode = fitting[0] if fitting else min(ladder, key=lambda each: needs[each])
     need, better = needs[mode], [each for each in ladder[: ladder.index(mode)] if each.whole]
-    reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
+    part = f"recomputes {figures.recomputed(mode)} of {figures.blocks}, " * (not mode.whole)
+    reason = f"{mode}: {part}needs {_gb(need)} of {_gb(room)}"
     if not fitting:
         reason += ", which is not enough; expect an out-of-memory error"
     elif better:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from families.family import Family
+from families.recomputation import recompute
 from families.registry import FAMILIES
 from inference.acceleration import compile_blocks, wanted_in_training
 from inference.sampling import sample
@@ -119,8 +120,7 @@ def matmul_rate(device: torch.device, side: int = PRODUCT) -> float:
 def training_step(family: Family, case: Case) -> Callable[[], None]:
     """Loss, backward and optimizer of one batch, with text that was encoded before."""
     transformer = family.transformer
-    if case.checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute(family, float(case.checkpointing))
     lora = Lora(transformer, family.lora_targets(), RANK, 0)
     parameters = list(lora.parameters())
     optimizer = make_optimizer("adamw", parameters, 1e-4, 0.0)

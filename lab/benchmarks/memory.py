@@ -21,6 +21,7 @@ from adapters.lora import Lora
 from families.family import Family, WeightStorage
 from families.memory import RESERVE, free_memory
 from families.quantization import apply_storage, quantize_transformer
+from families.recomputation import recompute
 from families.without_weights import config_of, family_without_weights
 from inference.acceleration import compile_blocks, compile_text_encoder
 from trainer.learning.loss import flow_loss
@@ -63,8 +64,7 @@ def random_family(settings: Settings, mode: Mode, device: torch.device) -> Famil
         with init_empty_weights():
             encoder = family._reading_part(text_class(config))
         vars(family)["text_encoder"] = filled(encoder, device)
-    if mode.checkpointing:
-        model.enable_gradient_checkpointing()
+    recompute(family, mode.checkpointing)
     return family
 
 

@@ -33,7 +33,7 @@ QWEN: dict[str, Any] = {
     "ema": False,
     "accumulates": False,
     "placeholder": False,
-    "steps": {False: NOTHING, True: NOTHING},
+    "steps": (NOTHING, NOTHING),
     "placeholder_pass": NOTHING,
     "image": NOTHING,
     "caption": NOTHING,

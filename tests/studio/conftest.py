@@ -5,11 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_gpu
 from pages import Page, with_dataset
 
 from studio import commands, processes
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def small_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator without a model, and with $SMALL_GPU a GPU."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    for each in small_gpu.REPLACED:
+        monkeypatch.setattr(*each)
 
 
 @pytest.fixture

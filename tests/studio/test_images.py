@@ -8,21 +8,11 @@ import pytest
 from pages import Page, Server, until, with_dataset
 from PIL import Image
 
-from studio import generator, worker
 from studio.folder import Studio
-from studio.generator import generator_of
+from studio.generator import ENDED, generator_of
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator has no model."""
-
-    class Small(worker.Worker):
-        def __init__(self, _: str, folder: Path) -> None:
-            super().__init__("small_generator", folder)
-
-    monkeypatch.setattr(generator, "Worker", Small)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("small_generator")
 
 
 def make(page: Page, expect: int = 202, **body: Any) -> Any:
@@ -34,7 +24,7 @@ def make(page: Page, expect: int = 202, **body: Any) -> Any:
 def ended(page: Page, job: str) -> Any:
     def look() -> Any:
         found = page.client.get(f"/api/images/{job}").json()
-        return found if found["state"] in generator.ENDED else None
+        return found if found["state"] in ENDED else None
 
     return until(look)
 

@@ -67,8 +67,8 @@ class Server:
         self._program = ["-m", "studio"]
         if small:
             trainer = str(HERE / "small_trainer.py")
-            code = "import small_gpu; small_gpu.use(); from studio import processes; "
-            code += f"processes.TRAINER = ({trainer!r},)\n"
+            code = "import small_gpu\nfor each in small_gpu.replaced(): setattr(*each)\n"
+            code += f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
             self._program = ["-c", code + "from studio.__main__ import main; main()"]
         self.start()
 

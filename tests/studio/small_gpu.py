@@ -8,26 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from families import gpu_lock
-from studio import generator, gpu, worker
 
 UUID = "small"
 _held: list[gpu_lock.GpuLock] = []
-
-
-class SmallGenerator(worker.Worker):
-    def __init__(self, _: str, folder: Path) -> None:
-        super().__init__("small_generator", folder)
-
-
-def owned() -> dict[str, Any] | None:
-    if "SMALL_GPU" not in os.environ:
-        return None
-    owner = gpu._owner(gpu_lock.owner(UUID))
-    return {"name": "small", "total": 1 << 30, "free": 0, "owner": owner}
-
-
-def is_free() -> bool:
-    return "SMALL_GPU" not in os.environ or gpu_lock.owner(UUID) is None
 
 
 def own(kind: str, identity: str) -> None:
@@ -38,14 +21,25 @@ def own(kind: str, identity: str) -> None:
         _held.append(lock)
 
 
-REPLACED: tuple[tuple[Any, str, Any], ...] = (
-    (generator, "Worker", SmallGenerator),
-    (gpu, "gpu", owned),
-    (gpu, "is_free", is_free),
-)
+def replaced() -> list[tuple[Any, str, Any]]:
+    """What a server of the tests has to replace: module, name and value."""
+    from studio import generator, gpu, worker  # late, as trainers do not need it
 
+    class SmallGenerator(worker.Worker):
+        def __init__(self, _: str, folder: Path) -> None:
+            super().__init__("small_generator", folder)
 
-def use() -> None:
-    """Uses both in this process, which is a server of the tests."""
-    for module, name, small in REPLACED:
-        setattr(module, name, small)
+    def owned() -> dict[str, Any] | None:
+        if "SMALL_GPU" not in os.environ:
+            return None
+        owner = gpu._owner(gpu_lock.owner(UUID))
+        return {"name": "small", "total": 1 << 30, "free": 0, "owner": owner}
+
+    def is_free() -> bool:
+        return "SMALL_GPU" not in os.environ or gpu_lock.owner(UUID) is None
+
+    return [
+        (generator, "Worker", SmallGenerator),
+        (gpu, "gpu", owned),
+        (gpu, "is_free", is_free),
+    ]

@@ -11,7 +11,6 @@ from PIL import Image
 from studio.folder import Studio
 from studio.generator import ENDED, generator_of
 
-
 pytestmark = pytest.mark.usefixtures("small_generator")
 
 

@@ -1,4 +1,4 @@
-"""Runs that are paused for images: whatever ends the images, they are resumed, if nobody stops them."""
+"""Runs that are paused for images are resumed whatever ends the images, unless they are stopped."""
 
 import time
 from collections.abc import Callable

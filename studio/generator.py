@@ -215,12 +215,28 @@ class Generator:
             made = await self._answer(job, run, command.key)
             if made is None:
                 return job.end("canceled")
-            target, settings = job.file(each["number"]), {**settings, "step": made["step"]}
+            target, settings = job.file(each["number"]), self._used(run, made)
+            each["settings"], each["seed"] = settings, settings["seed"]
+            job.plan["request"] |= {k: v for k, v in settings.items() if k != "seed"}
+            job.write()  # what the page shows is what the run used, and not what the form said
             await asyncio.to_thread(shutil.copyfile, folder / made["file"], target)
             with atomic_file(target.with_suffix(".json")) as file:
                 file.write(json.dumps(settings).encode(errors="backslashreplace"))
             job.made[each["number"]] = {"settings": settings}
         job.end("done")
+
+    def _used(self, run: str, made: dict[str, Any]) -> dict[str, Any]:
+        """The settings of an image that a run has generated, from its event."""
+        names = {"guidance": "guidance_scale"} | {
+            name: name for name in ("prompt", "negative_prompt", "width", "height", "steps", "seed")
+        }
+        step = int(made["step"])
+        weights = {"id": f"runs/{run}/step-{step:06d}", "scale": made.get("lora_scale")}
+        return {name: made.get(named) for name, named in names.items()} | {
+            "base_model": self._jobs.runs.summary(run)["base_model"],
+            "weights": [weights],  # in no file
+            "step": step,
+        }
 
     async def _answer(self, job: Job, run: str, key: str) -> dict[str, Any] | None:
         """The `generated` event of a command; None if the job is cancelled before."""

@@ -71,6 +71,8 @@ def main(folder: Path) -> None:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(b"image")
                 facts = {"id": command.key, "prompt": command.prompt, "seed": command.seed}
+                facts |= {"width": 64, "height": 48, "steps": 8, "guidance_scale": 1.0}
+                facts |= {"negative_prompt": "", "lora_scale": 0.75}
                 events.emit("generated", step=step, file=f"generated/{path.name}", **facts)
             if command.do == "pause" and not command.free:
                 events.emit("paused", step=step, kept=True)

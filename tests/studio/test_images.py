@@ -93,10 +93,19 @@ def test_a_run_generates_between_two_of_its_steps(page: Page) -> None:
     make(page, expect=409, when="by_run")
     run = page.new(steps=1000)
     until(lambda: page.run(run)["step"])
-    job = ended(page, make(page, when="by_run", count=2, prompt="<zwx> on a beach"))
+    axes = [{"name": "scale", "values": [0.5, 1]}]
+    own = [{"id": weights(page), "scale": 1.0}]
+    assert make(page, 422, when="by_run", weights=own, axes=axes)["field"] == "axes"
+    asked = {"when": "by_run", "count": 2, "prompt": "<zwx> on a beach", "weights": own}
+    job = ended(page, make(page, **asked, width=512, height=512, steps=50))
     assert (job["state"], job["done"], job["run"]) == ("done", 2, run)
     facts = json.loads(next((page.folder / "outputs" / "images").rglob("0001.json")).read_text())
     assert facts["prompt"] == "<zwx> on a beach" and facts["step"] > 0
+    used = {"width": 64, "height": 48, "steps": 8, "guidance": 1.0, "base_model": "miniature-turbo"}
+    used["weights"] = [{"id": f"runs/{run}/step-{facts['step']:06d}", "scale": 0.75}]
+    for shown in (facts, job["images"][0]["settings"]):
+        assert {name: shown[name] for name in used} == used
+    assert job["settings"]["steps"] == 8 and [each["seed"] for each in job["images"]] == [5, 6]
     assert page.run(run)["state"] == "running"
 
 

@@ -9,6 +9,7 @@ import torch
 from loops import loop_on_meta
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from families.recomputation import recompute
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.history import History
 from trainer.learning.saving import Saver

@@ -23,6 +23,7 @@ PREFIXES = {
     BARE: "",
     KOHYA: "lora_unet_",
 }
+BIAS = "lora_B.bias"
 # How ComfyUI and ai-toolkit name the parts of other kinds; those of LoKr and LoHa are the same.
 _NAMES = {
     DOWN: "lora_down.weight",
@@ -139,6 +140,8 @@ def _other_kind(
         )
     where = PREFIXES[style] + (targets[0].replace(".", "_") if style == KOHYA else targets[0])
     parts = dict(layer.parts)
+    if BIAS in parts:  # no other program reads PEFT's name; `diff_b` is not scaled
+        parts["diff_b"] = parts.pop(BIAS) * layer.scale
     if DOWN in parts and ALPHA not in parts and layer.scale != 1:
         parts[ALPHA] = torch.tensor(layer.scale * len(parts[DOWN]))
     return {f"{where}.{_NAMES.get(part, part)}": each for part, each in parts.items()}

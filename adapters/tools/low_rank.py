@@ -76,15 +76,18 @@ def approximate_singular(
 
 
 def norm(down: Tensor, up: Tensor) -> float:
-    """The Frobenius norm of B @ A: the root of tr((B' B) (A A')), in float64."""
-    down, up = down.double(), up.double()
-    return math.sqrt(max(float(((up.T @ up) * (down @ down.T)).sum()), 0.0))
+    """The Frobenius norm of B @ A: the root of tr((B' B) (A A')).
+
+    In the factors' dtype, which must be float64 for a sum that nearly cancels.
+    """
+    return math.sqrt(max(float(((up.T @ up).double() * (down @ down.T).double()).sum()), 0.0))
 
 
 def distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     """The Frobenius norm of the difference of two changes (A, B)."""
     (down, up), (other_down, other_up) = one, other
-    return norm(
-        torch.cat((down.double(), other_down.double())),
-        torch.cat((up.double(), -other_up.double()), dim=1),
-    )
+    if down.shape == other_down.shape:  # rounded: B A - B' A' = B (A - A') + (B - B') A'
+        downs, ups = (down - other_down, other_down), (up, up - other_up)
+        return norm(torch.cat(downs), torch.cat(ups, dim=1))
+    downs, ups = (down.double(), other_down.double()), (up.double(), -other_up.double())
+    return norm(torch.cat(downs), torch.cat(ups, dim=1))

@@ -125,11 +125,11 @@ def measured(
     exact: Factors, result: Factors, placeholders: Sequence[Placeholder], meta: dict[str, Any]
 ) -> Changed:
     """A result with its error against the exact change."""
-    written = as_written(result)
     rows = []
     for name, pair in exact.items():
         whole = norm(*pair)
-        error = distance(pair, written[name]) / whole if whole else 0.0
+        written = as_written({name: result[name]})[name]
+        error = distance(pair, written) / whole if whole else 0.0
         rows.append(LayerError(name, len(result[name][0]), error))
     facts = {**meta, "rank": max(len(down) for down, _ in result.values())}
     return Changed(Archive(result, tuple(placeholders), facts), tuple(rows))

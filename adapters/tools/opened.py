@@ -37,6 +37,7 @@ class Opened:
     why: str  # the reason for `base`
     layout: Layout
     deltas: Mapping[str, Delta]  # by the base's layer names; alpha is multiplied in
+    config: bytes | None = None  # the text of its adapter_config.json, as it was when it was opened
 
     @property
     def name(self) -> str:
@@ -61,17 +62,20 @@ def open_lora(path: Path, base_name: str = "") -> Opened:
     Raises `BrokenArchive` for a file that cannot be read, `LoraMismatch` for one that fits no known
     model, and `UnknownBase`.
     """
+    with open_archive(path) as file:
+        config = file.config
     archive = read_archive(path)
     named, why = _named_base(archive, base_name)
     base, layout = (named, layout_of(named)) if named else _first_that_fits(archive, path.name)
     deltas = layout.fit(archive.deltas, path.name)
-    return Opened(path, archive, base, why or f"all {len(deltas)} layers fit", layout, deltas)
+    why = why or f"all {len(deltas)} layers fit"
+    return Opened(path, archive, base, why, layout, deltas, config)
 
 
 def stored(opened: Opened) -> dict[str, StoredLayer]:
     """The tensors of the file as they are stored, by the file's layer names."""
     with open_archive(opened.path) as file:
-        return stored_layers(file.tensors, file.source, file.config)
+        return stored_layers(file.tensors, file.source, opened.config)
 
 
 def keys_and_metadata(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:

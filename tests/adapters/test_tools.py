@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.__main__ import main
 from adapters.archive import Archive, read_archive, write_archive
+from adapters.archive_opening import open_archive
 from adapters.formats import LoraMismatch, as_delta
 from adapters.formats.layout import Layout
 from adapters.formats.programs import PROGRAMS
@@ -21,7 +22,7 @@ from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
 from families.registry import BASES, FAMILIES
 from lab.benchmarks.format_cases import CASES, Case, Weights, low_rank
-from lab.benchmarks.formats import ORIGINAL_NAMES
+from lab.benchmarks.formats import ORIGINAL_NAMES, _weights
 from lab.benchmarks.formats import _write as write_case
 from lab.benchmarks.models import MODELS
 
@@ -37,12 +38,7 @@ def layouts() -> dict[str, tuple[Layout, Weights]]:
     found = {}
     for name, make in MODELS.items():
         model = make()
-        weights = {
-            layer: module.weight
-            for layer, module in model.named_modules()
-            if isinstance(getattr(module, "weight", None), Tensor)
-        }
-        found[name] = Layout.of(model, name, ORIGINAL_NAMES[name]), weights
+        found[name] = Layout.of(model, name, ORIGINAL_NAMES[name]), _weights(model)
     return found
 
 
@@ -50,7 +46,9 @@ def opened(path: Path, name: str, layout: Layout) -> Opened:
     """A file for one of the small models, whose shapes are no known base's."""
     archive = read_archive(path)
     base = next(base for base in FAMILY[name].bases if base.training_resolution > 64)
-    return Opened(path, archive, base, "", layout, layout.fit(archive.deltas, path.name))
+    with open_archive(path) as file:
+        config = file.config
+    return Opened(path, archive, base, "", layout, layout.fit(archive.deltas, path.name), config)
 
 
 def dense(opened: Opened) -> dict[str, Tensor]:
@@ -80,7 +78,7 @@ def test_a_lora_of_any_layout_converts_to_every_layout_and_back(
         check_other_kind(source, name, layout)
         return
     for program in ("diffusers", "comfyui", "musubi"):
-        file = tmp_path / f"{program}.safetensors"
+        file = tmp_path / program / "lora.safetensors"
         converted = convert(source, program)
         write(converted, file)
         again = opened(file, name, layout)
@@ -91,7 +89,7 @@ def test_a_lora_of_any_layout_converts_to_every_layout_and_back(
 
 def check_other_kind(source: Opened, name: str, layout: Layout) -> None:
     """Other kinds keep all their tensors for ComfyUI, and are refused for the rest."""
-    file = source.path.with_name("comfyui.safetensors")
+    file = source.path.parent / "comfyui" / "lora.safetensors"
     write(convert(source, "comfyui"), file)
     again = opened(file, name, layout).deltas
     assert again.keys() == source.deltas.keys()

@@ -90,6 +90,7 @@ class QwenImage(Family):
     }
     trunk = "transformer_blocks"
     compiled_share = 0.82
+    sees_images = True
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"

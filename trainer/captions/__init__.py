@@ -1,7 +1,7 @@
 """Writes captions with a vision-language model, without what is the same in all images."""
 
 from trainer.captions.captioning import caption_dataset, captions_of_run
-from trainer.captions.questions import STYLE_SET, SUBJECT_SET, Identity, read_list
+from trainer.captions.questions import STYLE_SET, SUBJECT_SET, Identity
 from trainer.captions.writing import Captioned, Wishes
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "Wishes",
     "caption_dataset",
     "captions_of_run",
-    "read_list",
 ]

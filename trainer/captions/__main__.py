@@ -1,17 +1,17 @@
 """python -m trainer.captions DATASET: writes captions for images that have none."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from families.captioners import CAPTIONERS, UnknownCaptioner
 from families.redact import safe_name
-from families.registry import BASES, UnknownBase, default_base, find_base_or_folder
+from families.registry import BASES, UnknownBase, find_base_or_folder
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add, typed
+from inference.input_fields import parts_of
 
-log = logging.getLogger(__name__)
+MOST_LETTERS = 1000  # of a list of words
 
 DESCRIPTION = """\
 Write a caption for every image that has none, with a vision-language model that
@@ -41,28 +41,28 @@ def arguments_parser() -> Parser:
         epilog=EPILOG.format(**names),
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder, zip or tar of images")
-    options = parser.add_argument_group("options")
+    options = parser.add_argument_group("captions")
     options.add_argument(
         "--style",
         action="store_true",
         help="learn the images' style: captions say what is shown, and end with the style of TOK",
     )
-    add(options, "kind", "What the subject is, such as robot. Default: found from the images.")
-    add(
-        options,
-        "avoid",
-        "Words that captions must not contain, with commas. Default: found from the images.",
-    )
+    kind = "What the subject is, such as robot. Default: found from the images."
+    add(options, "kind", kind, metavar="WORD", default="")
+    avoid = "Words that captions must not contain, with commas. Default: found from the images."
+    add(options, "avoid", avoid, metavar="WORDS", default="")
     add(
         options,
         "base_model",
         f"The model that will be trained: {', '.join(BASES)}. Its text encoder writes the captions "
         "if it sees images. Default: as for training.",
+        metavar="NAME",
     )
     add(
         options,
         "model",
         f"Another model: {', '.join(CAPTIONERS)}, or a folder. Default: by the base model.",
+        metavar="NAME",
     )
     add(options, "output", "The new zip. Default: NAME-captioned.zip.", type=Path, metavar="FILE")
     options.add_argument(
@@ -76,7 +76,13 @@ def arguments_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command in the arguments (default: `sys.argv`). An error is one line."""
-    given = arguments_parser().read(arguments)
+    parser = arguments_parser()
+    given = parser.read(arguments)
+    if given["style"] and given["kind"]:
+        parser.error("--kind names a subject; remove it, or --style")
+    for name in ("kind", "avoid"):
+        if len(given[name]) > MOST_LETTERS:
+            parser.error(f"--{name} has {len(given[name])} characters; use at most {MOST_LETTERS}")
     debug = given.pop("debug", False)
     dataset = Path(given["dataset"]).expanduser()
     begin(f"caption {safe_name(str(dataset))}")
@@ -86,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from families.repository import MissingModel
         from families.vision_language import CaptionerTooLarge
         from trainer.captions.captioning import caption_dataset
-        from trainer.captions.questions import STYLE_SET, SUBJECT_SET, read_list
+        from trainer.captions.questions import STYLE_SET, SUBJECT_SET
         from trainer.captions.writing import Wishes
         from trainer.data import DatasetError
 
@@ -94,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models = (MissingModel, QuantizationUnavailable, CaptionerTooLarge)
         with one_message(debug, True, *expected, *models):
             named = given.get("base_model", "auto")
-            base = default_base("training") if named == "auto" else find_base_or_folder(named)
+            base = None if named == "auto" else find_base_or_folder(named)
             wishes = Wishes(
                 STYLE_SET if given["style"] else SUBJECT_SET,
-                given.get("kind", "").strip(),
-                read_list(given.get("avoid", "")),
+                given["kind"].strip(),
+                parts_of(given["avoid"], ","),
                 given["replace"],
             )
             chosen = given.get("model"), given.get("output")

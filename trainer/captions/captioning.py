@@ -1,11 +1,13 @@
 """Writes the captions of a dataset into its files, or those of a run into its folder."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from families.base import Base
 from families.captioners import Captioner, captioner_of, find_captioner
+from families.registry import default_base, default_base_without_gpu
 from trainer.captions.log import Log
 from trainer.captions.places import place_for
 from trainer.captions.writing import Captioned, Model, Wishes, Writer
@@ -19,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 def caption_dataset(
     dataset: Path,
-    base: Base,
+    base: Base | None = None,
     wishes: Wishes | None = None,
     model: str | None = None,
     output: Path | None = None,
@@ -30,6 +32,7 @@ def caption_dataset(
     dataset: a folder, whose captions are written next to the images, or a zip or tar, which is
         copied to a new zip with the captions.
     base: the base model that will be trained; its text encoder is used if it sees images.
+        Default: the one that `auto` is for training.
     model: another captioner: a name, a Hub id or a folder.
     output: the new zip. Default: NAME-captioned.zip next to the dataset.
     progress: is called with the number of captions written, and of all to write.
@@ -61,8 +64,14 @@ def captions_of_run(
     return write
 
 
-def _captioner(base: Base, model: str | None) -> Captioner:
-    return captioner_of(base, _has_gpu()) if model is None else find_captioner(model)
+def _captioner(base: Base | None, model: str | None) -> Captioner:
+    if model is not None:
+        return find_captioner(model)
+    gpu = _has_gpu()
+    if base is None:
+        chosen = gpu or os.environ.get("BASE_MODEL")
+        base = default_base("training") if chosen else default_base_without_gpu()
+    return captioner_of(base, gpu)
 
 
 def _writer(log_file: Log, captioner: Captioner, wishes: Wishes, progress: Progress) -> Writer:

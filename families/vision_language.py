@@ -109,11 +109,12 @@ class VisionLanguageModel:
         )
 
     @torch.inference_mode()
-    def answer(self, questions: Sequence[Question], most_tokens: int = MOST_TOKENS) -> list[Answer]:
+    def answer(self, questions: Sequence[Question], most_tokens: int = 0) -> list[Answer]:
         """Answers the questions, in one batch if the memory suffices, else one by one.
 
-        most_tokens: the limit of an answer's length.
+        most_tokens: the limit of an answer's length; 0: the usual one.
         """
+        most_tokens = most_tokens or MOST_TOKENS
         try:
             return self._answers(questions, most_tokens)
         except Exception as error:

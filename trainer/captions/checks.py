@@ -18,8 +18,8 @@ _HEDGES = (
 _REFUSALS = re.compile(r"\b(?:sorry|cannot|can't|unable|as an ai|not able|i don't)\b")
 _OPENING = re.compile(
     r"^(?:(?:here is|here's) (?:a|the|your) caption:?|caption:)\s*|"
-    r"^(?:the|this|an?) (?:image|photo|photograph|picture|scene|illustration|painting|drawing|"
-    r"artwork|render|rendering|sketch|cartoon)(?: here)? "
+    r"^(?:the|this|an?) (?:[\w-]+ ){0,2}(?:image|photo|photograph|picture|scene|illustration|"
+    r"painting|drawing|artwork|render|rendering|sketch|cartoon)(?: here)? "
     r"(?:shows?|depicts?|features?|captures?|displays?|portrays?|presents?|is of|of):? ",
     re.IGNORECASE,
 )

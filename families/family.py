@@ -59,6 +59,8 @@ class Family(ABC):
     # a plain one (tests/trainer/memory/test_compiled_share.py).
     compiled_share: ClassVar[float] = 1.0
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
+    # The text encoder is a whole vision-language model, which also writes captions.
+    sees_images: ClassVar[bool] = False
     max_text_tokens: ClassVar[int] = 512  # the pipelines' limit
     empty_prompt: ClassVar[str] = ""  # used for an empty caption and an empty negative prompt
     noise_in_dtype: ClassVar[bool] = False  # the pipeline samples noise in `dtype`, not in float32

@@ -37,6 +37,7 @@ INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "settings": ROOT_FILES,
         "data": ROOT_FILES | {"settings"},
+        "captions": ROOT_FILES | {"settings", "data"},
         "learning": ROOT_FILES | {"settings", "data"},
         "memory": ROOT_FILES | {"settings", "data", "learning"},
         "monitor": ROOT_FILES | {"settings", "data", "learning"},

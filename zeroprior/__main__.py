@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "caption": Command("Train", "write captions for images", "trainer.captions.__main__:main"),
     "train": Command("Train", "train a LoRA and a token from images", "trainer.__main__:main"),
     "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),
     "pause": Command("Runs", "pause a run", "trainer.__main__:main", ("pause",)),

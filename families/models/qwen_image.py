@@ -90,6 +90,7 @@ class QwenImage(Family):
     }
     trunk = "transformer_blocks"
     compiled_share = 0.82
+    sees_images = True
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
     # The text output of the last block is not used.

@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.archive import BrokenArchive, write_archive
-from adapters.formats import LoraMismatch
-from adapters.formats.programs import PROGRAMS
-from adapters.tools.convert import convert, refuse_existing, write
-from adapters.tools.inspection import inspect, norms_by_block, shown
-from adapters.tools.merge import Changed, merge, with_training_adapter
-from adapters.tools.opened import Opened, ToolError, open_lora
-from adapters.tools.resize import Goal, resize
+from adapters.formats import PROGRAMS, LoraMismatch
+from adapters.tools import (
+    Changed,
+    Goal,
+    Opened,
+    ToolError,
+    convert,
+    inspect,
+    merge,
+    norms_by_block,
+    open_lora,
+    refuse_existing,
+    resize,
+    shown,
+    with_training_adapter,
+    write,
+)
 from families.registry import UnknownBase
 from families.repository import MissingModel
 

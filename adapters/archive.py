@@ -47,8 +47,8 @@ from adapters.formats import (
     plain_factors,
     read_deltas,
     titles,
+    without_idle,
 )
-from adapters.formats.idle import without_idle
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
 

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from safetensors.torch import save
 
 from adapters.archive_members import COMFYUI
-from adapters.formats.factors import Factors
-from adapters.formats.idle import family_of_layers
-from adapters.formats.programs import PROGRAMS
+from adapters.formats import Factors, family_of_layers
 from adapters.placeholder import Placeholder
 
 README = """\
@@ -28,7 +26,8 @@ def comfyui_files(factors: Factors, placeholders: Sequence[Placeholder]) -> dict
     if not placeholders:
         return {}
     family = family_of_layers(factors)
-    if family is None or family.name not in PROGRAMS["comfyui"].embedding:
+    reader = None if family is None else family.lora_readers.get("comfyui")
+    if reader is None or not reader.embedding:
         embedding = "ComfyUI cannot read the embedding of the token with this base model."
         return {f"{COMFYUI}/README.txt": README.format(embedding=embedding).encode()}
     files = embedding_files(placeholders)

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from families.base import AiToolkitNames, Base, CardCode, Config, FewStepRow, ModelClasses
+from families.base import (
+    AiToolkitNames,
+    Base,
+    CardCode,
+    Config,
+    FewStepRow,
+    LoraReader,
+    ModelClasses,
+)
 from families.lora_targets import chosen_layers
 from families.tokens import PromptTokenizer, TokenizedPrompt
 
@@ -66,6 +74,7 @@ class Family(ABC):
     noise_in_dtype: ClassVar[bool] = False  # the pipeline samples noise in `dtype`, not in float32
     # The prefix of tensor names in LoRA files that most programs read (docs/adapters.md).
     lora_prefix: ClassVar[str] = "transformer"
+    lora_readers: ClassVar[Mapping[str, LoraReader]] = {}  # by `adapters.formats.PROGRAMS`
     idle_in_last_block: ClassVar[tuple[str, ...]] = ()  # names within the block: see `idle_in`
     layer_names: ClassVar[str] = ""  # a regular expression: names of layers only this family has
     # Layer names of the model's first release that LoRA files still use -> diffusers' names;

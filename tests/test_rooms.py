@@ -44,7 +44,12 @@ INNER: dict[str, dict[str, set[str]]] = {
         "result": ROOT_FILES | {"settings", "data", "learning", "memory", "monitor"},
     },
     "inference": {"fetch": set()},
-    "adapters": {"files": set(), "formats": {"files"}},
+    "adapters": {
+        "files": set(),
+        "formats": {"files"},
+        "tools": {"files", "formats", "archive", "archive_opening", "comfyui"}
+        | {"placeholder", "placeholder_token"},
+    },
     # One file for each base model. All else asks `families.registry`.
     "families": {"models": {"base", "family", "tiles", "tokens", "transfer"}},
 }

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from adapters.comfyui import embedding_files, how_to_write
 from adapters.files.atomic import atomic_file, atomic_path
-from adapters.formats.idle import completed
-from adapters.formats.lora_file import StoredLayer
-from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, UP
-from adapters.formats.programs import BARE, DIFFUSION_MODEL, KOHYA, PROGRAMS, TRANSFORMER, Program
+from adapters.formats import (
+    ALPHA,
+    DOWN,
+    MAGNITUDE,
+    PROGRAMS,
+    UP,
+    Program,
+    StoredLayer,
+    completed,
+)
 from adapters.tools.opened import Opened, ToolError, stored
+from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER, LoraReader
+from families.registry import family_of
 
 PREFIXES = {
     TRANSFORMER: "transformer.",
@@ -46,9 +54,8 @@ class Converted:
 
 def convert(opened: Opened, program_name: str) -> Converted:
     """The same LoRA for another program. Raises `ToolError` for a kind that it does not read."""
-    program = _program(program_name)
-    family = opened.base.family
-    style = program.writes[family]
+    program, reader = _program(program_name, opened)
+    style = reader.writes
     layers = stored(opened)
     pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
     tensors: dict[str, Tensor] = {}
@@ -77,10 +84,10 @@ def convert(opened: Opened, program_name: str) -> Converted:
         tensors[f"{where}.lora_A.weight"] = down.contiguous()
         tensors[f"{where}.lora_B.weight"] = folded.contiguous()
     embeddings = {}
-    if family in program.embedding:
+    if reader.embedding:
         embeddings = embedding_files(opened.archive.placeholders)
     metadata = {"format": "pt", **_metadata(opened, style, ranks, plain)}
-    notes = _notes(opened, program, list(embeddings))
+    notes = _notes(opened, program, reader, list(embeddings))
     return Converted(tensors, metadata, rounded, len(layers), embeddings, notes)
 
 
@@ -109,10 +116,14 @@ def refuse_existing(files: list[Path], overwrite: bool) -> None:
         )
 
 
-def _program(name: str) -> Program:
-    if name not in PROGRAMS:
-        raise ToolError(f"{name} is not one of {', '.join(PROGRAMS)}")
-    return PROGRAMS[name]
+def _program(name: str, opened: Opened) -> tuple[Program, LoraReader]:
+    readers = family_of(opened.base).lora_readers
+    known = [each for each in PROGRAMS if each in readers]
+    if name not in known:
+        raise ToolError(
+            f"{name}: for {opened.base.name} there are the programs {', '.join(known) or 'none'}"
+        )
+    return PROGRAMS[name], readers[name]
 
 
 def _split(
@@ -172,8 +183,10 @@ def _metadata(
     return facts
 
 
-def _notes(opened: Opened, program: Program, files: list[str]) -> tuple[str, ...]:
-    notes = [note for family, note in program.notes.items() if family == opened.base.family]
+def _notes(
+    opened: Opened, program: Program, reader: LoraReader, files: list[str]
+) -> tuple[str, ...]:
+    notes = [reader.note] if reader.note else []
     tokens = opened.archive.tokens
     if files:
         notes.append(f"copy {', '.join(files)} to models/embeddings")

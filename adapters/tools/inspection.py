@@ -6,21 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.formats import is_zero
-from adapters.formats.lora_formats import ALPHA, DOWN, split_key
-from adapters.formats.programs import (
-    BARE,
-    DIFFUSION_MODEL,
-    KOHYA,
-    PROGRAMS,
-    TRANSFORMER,
-    Found,
-    verdict,
-)
+from adapters.formats import ALPHA, DOWN, PROGRAMS, Found, is_zero, split_key, verdict
 from adapters.tools.convert import kind_of
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, keys_and_metadata, stored
-from families.registry import FAMILIES
+from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER
+from families.registry import family_of
 
 _STYLES = (  # of a tensor's name
     (TRANSFORMER, re.compile(r"transformer\.(?!_orig_mod).*\.lora_[AB]\.weight")),
@@ -45,7 +36,7 @@ def inspect(opened: Opened) -> dict[str, Any]:
         "file": opened.name,
         "bytes": opened.path.stat().st_size,
         "base_model": opened.base.name,
-        "family": FAMILIES[opened.base.family].title,
+        "family": family_of(opened.base).title,
         "why": opened.why,
         "kinds": dict(Counter(kind_of(each) for each in layers.values())),
         "layers": len(opened.deltas),
@@ -101,9 +92,8 @@ def read_by(
         alpha_tensors=any(ALPHA in layers[name].parts for name in scaled),
         alpha_header=any(ALPHA not in layers[name].parts for name in scaled),
     )
-    return {
-        program.title: verdict(program, opened.base.family, found) for program in PROGRAMS.values()
-    }
+    readers = family_of(opened.base).lora_readers
+    return {each.title: verdict(each, readers.get(name), found) for name, each in PROGRAMS.items()}
 
 
 def shown(facts: Mapping[str, Any], blocks: Mapping[str, float]) -> str:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters.formats import Delta, as_delta
-from adapters.formats.deltas import Dora
+from adapters.formats import Delta, Dora, as_delta
 from adapters.tools.opened import ToolError
 
 

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from adapters.archive import Archive, read_archive
 from adapters.archive_opening import open_archive
-from adapters.formats import Delta, LoraMismatch, as_delta
-from adapters.formats.layout import Layout
-from adapters.formats.lora_file import StoredLayer, stored_layers
+from adapters.formats import Delta, Layout, LoraMismatch, StoredLayer, stored_layers
 from families.base import Base
 from families.registry import (
     BASES,
@@ -125,8 +123,3 @@ def _one_of_each_size() -> Iterator[Base]:
     published = [undistilled(family) for family in FAMILIES.values()]
     yield from published
     yield from (base for base in BASES.values() if base.included and not base.distilled)
-
-
-def shape_of(delta: Delta | tuple[Tensor, Tensor]) -> tuple[int, ...]:
-    """[out, in] of a change."""
-    return tuple(as_delta(delta).shape)

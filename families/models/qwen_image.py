@@ -14,7 +14,19 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from families.base import AiToolkitNames, Base, CardCode, FewStepRow, ModelClasses
+from families.base import (
+    BARE,
+    DIFFUSION_MODEL,
+    KOHYA,
+    LORA_STYLES,
+    TRANSFORMER,
+    AiToolkitNames,
+    Base,
+    CardCode,
+    FewStepRow,
+    LoraReader,
+    ModelClasses,
+)
 from families.family import Family
 from families.tokens import TokenizedPrompt
 
@@ -93,6 +105,25 @@ class QwenImage(Family):
     sees_images = True
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
+    # Read or run in the programs' source; versions in docs/adapters.md.
+    lora_readers = {
+        "diffusers": LoraReader(LORA_STYLES, TRANSFORMER),
+        "comfyui": LoraReader(
+            LORA_STYLES, DIFFUSION_MODEL, note="ComfyUI reads no embeddings for this model"
+        ),
+        "ai-toolkit": LoraReader((TRANSFORMER, DIFFUSION_MODEL), DIFFUSION_MODEL),
+        "musubi": LoraReader((KOHYA,), KOHYA),
+        "kohya": LoraReader((KOHYA,), KOHYA),
+        "onetrainer": LoraReader(LORA_STYLES, TRANSFORMER),
+        "diffsynth": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "sglang": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "mflux": LoraReader(
+            (DIFFUSION_MODEL, BARE),
+            DIFFUSION_MODEL,
+            note="layers outside of the blocks and modulations are not read",
+        ),
+        "invokeai": LoraReader((TRANSFORMER, BARE, KOHYA), TRANSFORMER),
+    }
     # The text output of the last block is not used.
     idle_in_last_block = (
         *("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"),

@@ -11,9 +11,8 @@ from torch import Tensor
 from adapters.__main__ import main
 from adapters.archive import Archive, read_archive, write_archive
 from adapters.archive_opening import open_archive
-from adapters.formats import LoraMismatch, as_delta
+from adapters.formats import PROGRAMS, LoraMismatch, as_delta
 from adapters.formats.layout import Layout
-from adapters.formats.programs import PROGRAMS
 from adapters.placeholder import Placeholder
 from adapters.tools.convert import convert, write
 from adapters.tools.inspection import inspect

@@ -15,7 +15,14 @@ export function gallery(signal, on) {
   const list = h("div", { class: "jobs" });
   const older = button("Show older images", () => load(true), { kind: "quiet", hidden: true });
   const told = h("p", { class: "visually-hidden", role: "status" });
-  const bar = h("div", { class: "card row choice-bar", role: "group", "aria-label": "Images to compare", hidden: true });
+  const selected = h("span", { class: "grow", role: "status" });
+  const compare = button("Compare", () => sideBySide(made(), signal), { kind: "primary", iconName: "grid" });
+  const clear = button("Clear", () => {
+    list.querySelector(".pick :checked")?.focus(); // the bar disappears
+    chosen.clear();
+    drawChosen();
+  }, { kind: "quiet" });
+  const bar = h("div", { class: "card row choice-bar", role: "group", "aria-label": "Images to compare", hidden: true }, selected, compare, clear);
   const node = h("section", { class: "stack", "aria-label": "Gallery" }, told, list, older, bar);
   const chosen = new Set(); // keys of images to compare, in the order of their choice
   const cards = new Map(); // by the job's id, in the gallery's order
@@ -109,9 +116,12 @@ export function gallery(signal, on) {
 
   /** All images that are there, in the order of the gallery. */
   const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image, base: on.baseOf(image.settings) })));
-  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, withoutLora, choose, isChosen: (key) => chosen.has(key) });
+  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, withoutLora, choose, choice });
 
   // ---- Side by side ----
+
+  const choice = (key) => ({ checked: chosen.has(key), disabled: !chosen.has(key) && chosen.size >= MOST });
+  const made = () => { const images = all(); return [...chosen].map((key) => images.find((each) => keyOf(each) === key)).filter(Boolean); };
 
   function choose(key) {
     if (!chosen.delete(key) && chosen.size < MOST) chosen.add(key);
@@ -119,32 +129,28 @@ export function gallery(signal, on) {
   }
 
   function drawChosen() {
-    const images = new Map(all().map((each) => [keyOf(each), each]));
-    for (const key of chosen) if (!images.has(key) && !LIVE.includes(cards.get(key.split(" ")[0])?.job.state)) chosen.delete(key);
-    const found = [...chosen].map((key) => images.get(key)).filter(Boolean), missing = chosen.size - found.length;
+    const there = new Set(all().map(keyOf));
+    for (const key of chosen) if (!there.has(key) && !LIVE.includes(cards.get(key.split(" ")[0])?.job.state)) chosen.delete(key);
+    const missing = [...chosen].filter((key) => !there.has(key)).length;
     list.classList.toggle("choosing", chosen.size > 0);
-    for (const each of list.querySelectorAll(".pick input")) {
-      each.checked = chosen.has(each.value);
-      each.disabled = !each.checked && chosen.size >= MOST;
-    }
+    for (const each of list.querySelectorAll(".pick input")) Object.assign(each, choice(each.value));
     bar.hidden = !chosen.size;
-    fill(bar,
-      h("span", { class: "grow", role: "status" }, missing ? `${count(missing, "image")} of ${chosen.size} not made yet` : `${count(chosen.size, "image")} selected${chosen.size < 2 ? `; select up to ${MOST}` : ""}`),
-      button("Compare", () => sideBySide(found, signal), { kind: "primary", iconName: "grid", disabled: missing > 0 || found.length < 2 }),
-      button("Clear", () => { chosen.clear(); drawChosen(); }, { kind: "quiet" }));
+    const text = missing ? `${missing} of ${chosen.size} images not generated yet` : `${count(chosen.size, "image")} selected${chosen.size < 2 ? `; select up to ${MOST}` : ""}`;
+    if (selected.textContent !== text) selected.textContent = text;
+    compare.disabled = missing > 0 || chosen.size < 2;
   }
 
   /** Puts the same image without the LoRA beside it: the one that is there, or a new one. */
   async function withoutLora(each) {
-    const told = (one) => JSON.stringify([one.base, one.image.seed, ...["prompt", "negative_prompt", "width", "height", "steps", "guidance"].map((name) => one.image.settings[name] ?? null)]);
-    const known = all().find((one) => !one.image.settings.weights?.length && told(one) === told(each));
+    const same = (one) => JSON.stringify([one.base, one.image.seed, ...["prompt", "negative_prompt", "width", "height", "steps", "guidance"].map((name) => one.image.settings[name] ?? null)]);
+    const known = all().find((one) => !one.image.settings.weights?.length && same(one) === same(each));
     try {
       const key = known ? keyOf(known) : `${await on.withoutLora(each)} 1`;
       chosen.clear();
       for (const one of [keyOf(each), key]) chosen.add(one);
-      if (known) sideBySide([each, known], signal);
-      else await added(key.split(" ")[0]);
+      if (!known) await added(key.split(" ")[0]);
       drawChosen();
+      if (known) sideBySide(made(), signal);
     } catch (error) { if (!signal.aborted) toast(error.message, { bad: true }); }
   }
 
@@ -184,7 +190,7 @@ export function gallery(signal, on) {
         if (!place || place.querySelector("img")) continue;
         const { settings } = image, axes = [job.axes[0] && axisLabel(job.axes[0].name, job.axes[0].values[image.column]), job.axes[1] && axisLabel(job.axes[1].name, job.axes[1].values[image.row])].filter(Boolean).join(", ");
         const picture = h("img", { src: image.file, alt: `${settings.prompt}${axes ? `, ${axes}` : ""}, seed ${image.seed}`, loading: "lazy", "data-small": Number(settings.width) < 200 });
-        const key = keyOf({ job, image }), pick = h("input", { type: "checkbox", value: key, checked: chosen.has(key), disabled: !chosen.has(key) && chosen.size >= MOST, "aria-label": `Select to compare: image ${image.number}`, onchange: () => choose(key) });
+        const key = keyOf({ job, image }), pick = h("input", { type: "checkbox", value: key, ...choice(key), "aria-label": `Select to compare: image ${image.number}`, onchange: () => choose(key) });
         fill(place, h("label", { class: "pick", title: "Select to compare" }, pick), h("button", { type: "button", class: "plate picture", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
       }
       const ended = !LIVE.includes(job.state);

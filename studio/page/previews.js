@@ -30,7 +30,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
   let steps = [], rows = [], other = null, shown = "", following = true;
   const images = new Map();
   const table = h("table", { class: "previews" });
-  const scroller = h("div", { class: "scroll previews-scroll", tabindex: 0, "aria-label": "Previews by prompt and step" }, table);
+  const scroller = h("div", { class: "scroll previews-scroll", tabindex: 0, role: "region", "aria-label": "Previews by prompt and step" }, table);
   const slider = h("input", { type: "range", min: 0, "aria-label": "Step of the previews" });
   const at = h("output", { class: "step-output" });
   const size = h("input", { type: "range", min: 64, max: 512, step: 16, "aria-label": "Size of the previews", class: "size-slider" });
@@ -158,7 +158,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
       fill(link, usable && linkButton(`Generate with step ${usable.step.toLocaleString("en")}`, `#/generate/${encodeURIComponent(usable.id)}`, { kind: "primary", iconName: "image" }));
     }
     box.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const step = !event.shiftKey && { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (step) go(...step)();
       else if (event.key === " ") press(true)();
       else return;

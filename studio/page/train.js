@@ -71,7 +71,7 @@ class Form {
     const { draft } = this;
     Object.assign(this, { controls: new Map(), nodes: new Map() });
     this.subjects = h("div", { class: "stack tight" });
-    this.text = h("pre", { class: "code", tabindex: 0, "aria-label": "Settings as text" });
+    this.text = h("pre", { class: "code", tabindex: 0, role: "region", "aria-label": "Settings as text" });
     const name = h("input", { value: draft.title, maxlength: 100, placeholder: "the dataset and the day", autocomplete: "off", oninput: () => { draft.title = name.value; this.touch(); } });
     this.starters = [button("Start now", () => this.start("now"), { kind: "primary", iconName: "play" }), button("Add to queue", () => this.start("queue"))];
     fill(

@@ -14,7 +14,7 @@ export function factsOf({ job, base, image: { seed, settings } }) {
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
 }
 
-/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, isChosen, choose, withoutLora}. */
+/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, withoutLora, choose(key), choice(key): {checked, disabled}}. */
 export function viewer(all, key, signal, on) {
   const image = h("img", null), prompt = h("p", null), place = h("small", { role: "status" }), facts = h("dl", { class: "facts" }), actions = h("div", { class: "row tight" });
   const step = (by) => { const now = at(); key = keyOf(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
@@ -23,6 +23,12 @@ export function viewer(all, key, signal, on) {
   fill(box,
     h("div", { class: "picture-head" }, back, next, place, h("span", { class: "row right" }, zoomable(box), closer(() => box.close()))),
     h("div", { class: "picture-split" }, h("div", { class: "plate picture-plate" }, image), h("div", { class: "picture-side stack" }, prompt, facts, actions)));
+  const choose = button("Select to compare", () => { on.choose(key); drawChoice(); }, { iconName: "grid" });
+  const drawChoice = () => {
+    const { checked, disabled } = on.choice(key);
+    choose.setAttribute("aria-pressed", String(checked));
+    choose.disabled = disabled;
+  };
   const at = () => Math.max(0, all().findIndex((each) => keyOf(each) === key));
 
   function show() {
@@ -38,7 +44,7 @@ export function viewer(all, key, signal, on) {
     next.disabled = now === images.length - 1;
     fill(prompt, withTokens(settings.prompt));
     fill(facts, factsOf(images[now]).slice(1).map(([label, value]) => [h("dt", null, label), h("dd", null, String(value))]));
-    const choose = button("Select to compare", () => { on.choose(key); show(); actions.children[2].focus(); }, { iconName: "grid", "aria-pressed": String(on.isChosen(key)) });
+    drawChoice();
     fill(actions,
       button("Use these again", () => { box.close(); on.again({ ...settings, seed: one.seed }, true); }, { kind: "primary", iconName: "again" }),
       linkButton("Download", one.file, { iconName: "download", download: `${job.id}-${one.number}.png` }), choose,
@@ -47,7 +53,7 @@ export function viewer(all, key, signal, on) {
   }
   box.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by) { event.preventDefault(); step(by); }
+    if (by && !event.shiftKey) { event.preventDefault(); step(by); }
   });
   show();
   showModal(box, null, signal);

@@ -1,13 +1,13 @@
-// Zoom and shift of one image, or of several together: wheel, drag, pinch, double click, keys.
+// Zoom and pan of one image, or of several together: wheel, drag, pinch, double click, keys.
 
 import { button, h } from "./dom.js";
 
 const MOST = 16;
 const within = (value, most) => Math.max(-most, Math.min(most, value));
 
-/** Lets all plates in a dialog zoom as one. Returns the buttons. */
+/** Lets all plates in a dialog zoom and pan as one. Returns the buttons. */
 export function zoomable(box) {
-  let scale = 1, x = 0, y = 0; // the shift, in parts of a plate
+  let scale = 1, x = 0, y = 0; // the offset from the centre, in parts of a plate
   const fingers = new Map();
   const shown = h("output", { class: "zoom-text", "aria-label": "Zoom" });
 
@@ -17,6 +17,11 @@ export function zoomable(box) {
     for (const [name, value] of Object.entries({ "--zoom": scale, "--x": `${100 * x}%`, "--y": `${100 * y}%` })) box.style.setProperty(name, value);
     box.classList.toggle("zoomed", scale > 1);
     shown.textContent = `${Math.round(100 * scale)} %`;
+  }
+  function pan(across, down) {
+    x += across;
+    y += down;
+    apply();
   }
   /** Zooms around a place of the plate, in parts of it from its centre. */
   function zoom(factor, [atX, atY] = [0, 0]) {
@@ -50,16 +55,18 @@ export function zoomable(box) {
     const now = place(plate, event), other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
     fingers.set(event.pointerId, now);
     if (other) zoom(Math.hypot(now[0] - other[0], now[1] - other[1]) / (Math.hypot(before[0] - other[0], before[1] - other[1]) || 1), other);
-    else { x += now[0] - before[0]; y += now[1] - before[1]; apply(); }
+    else pan(now[0] - before[0], now[1] - before[1]);
   });
   for (const end of ["pointerup", "pointercancel"]) box.addEventListener(end, (event) => fingers.delete(event.pointerId));
   box.addEventListener("keydown", (event) => {
     const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 1 / MOST }[event.key];
-    if (!factor || event.ctrlKey || event.metaKey) return;
+    const by = event.shiftKey && { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[event.key];
+    if (!(factor || by) || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    zoom(factor);
+    if (by) pan(...by);
+    else zoom(factor);
   });
   box.classList.add("zoomable");
   apply();
-  return h("span", { class: "row tight zoom-tools" }, button("", () => zoom(1 / 1.5), { kind: "quiet", iconName: "minus", label: "Smaller (−)" }), shown, button("", () => zoom(1.5), { kind: "quiet", iconName: "plus", label: "Larger (+)" }), button("Fit", () => zoom(1 / MOST), { kind: "quiet", title: "Whole images (0)" }));
+  return h("span", { class: "row tight zoom-tools" }, button("", () => zoom(1 / 1.5), { kind: "quiet", iconName: "minus", label: "Smaller (−)" }), shown, button("", () => zoom(1.5), { kind: "quiet", iconName: "plus", label: "Larger (+)" }), button("Fit", () => zoom(1 / MOST), { kind: "quiet", title: "Whole image (0)" }));
 }

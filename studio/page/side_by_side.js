@@ -15,7 +15,7 @@ export function sideBySide(images, signal) {
   const same = names.filter((name) => !differs.includes(name));
   const panes = images.map(({ image }, index) => h("figure", null,
     h("div", { class: "plate" }, h("img", { src: image.file, alt: differs.map((name) => `${name}: ${facts[index].get(name) ?? "–"}`).join(", ") || image.settings.prompt, "data-small": Number(image.settings.width) < 200 })),
-    h("figcaption", null, differs.length ? rows(facts[index], differs) : h("p", { class: "dim" }, "the same settings"))));
+    h("figcaption", { tabindex: 0, role: "group", "aria-label": `Settings of image ${index + 1}` }, differs.length ? rows(facts[index], differs) : h("p", { class: "dim" }, "The same settings"))));
   const box = h("dialog", { class: "picture-viewer", "aria-label": "Images side by side" });
   fill(box,
     h("div", { class: "picture-head" }, h("h2", null, "Side by side"), h("span", { class: "row right" }, zoomable(box), closer(() => box.close()))),

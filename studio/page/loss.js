@@ -138,8 +138,8 @@ export function lossPlots(series, signal, isOver) {
   const heldTitle = h("h2"), heldText = h("p", { class: "help" }), heldBody = h("div", { class: "plot-place" });
   const isWaiting = h("p", { class: "plot-empty dim" }), waiting = h("p", { class: "plot-empty dim" });
   const trainingBody = h("div", { class: "plot-place" });
-  let levels = -1;
-  /** Shows what has changed; `rebuilt`: plots that need new axes. */
+  let levels = -1, isThinned = false;
+  /** Shows what has changed; `rebuilt`: plots that need new axes, as one does that has other columns. */
   const update = (rebuilt = []) => {
     const fit = series.validation[0]?.kind === "fit";
     heldTitle.textContent = fit ? "Loss on training images" : "Held-out loss";
@@ -153,6 +153,8 @@ export function lossPlots(series, signal, isOver) {
     if (heldBody.firstChild !== (has ? heldOut.node : isWaiting)) fill(heldBody, has ? heldOut.node : isWaiting);
     if (levels !== sigmas().length) rebuilt = [...rebuilt, heldOut];
     levels = sigmas().length;
+    if (isThinned !== Boolean(series.low)) rebuilt = [...rebuilt, training];
+    isThinned = Boolean(series.low);
     for (const each of [training, heldOut]) rebuilt.includes(each) || !each.plot ? each.build() : each.update();
   };
   const changed = (name, ...plots) => (value) => {

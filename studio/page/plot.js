@@ -6,8 +6,10 @@ import { button, dialog, fill, h } from "./dom.js";
 const HEIGHT = 236;
 if (!globalThis.uPlot) await new Promise((loaded, failed) => { // its script does not hold up the other screens
   const script = document.querySelector('script[src*="uPlot"]');
+  const fail = () => failed(new Error("the plots could not be loaded; reload the page"));
+  if (document.readyState === "complete") fail(); // which waits for the script
   script.addEventListener("load", loaded);
-  script.addEventListener("error", () => failed(new Error("the plots could not be loaded; reload the page")));
+  script.addEventListener("error", fail);
 });
 
 const known = new Map();

@@ -1,4 +1,4 @@
-"""Runs and generated images in a real browser: curves, queue, comparison. All are written to disk."""
+"""Runs and images in a real browser: curves, queue, comparison. All are written, not made."""
 
 import json
 import re
@@ -136,10 +136,20 @@ def test_a_resumed_run_shows_each_step_once_and_what_is_no_number(page: "Page") 
 def test_new_steps_appear_without_a_reload(page: "Page", server: Server) -> None:
     page.goto(page.url.partition("#")[0] + "#/runs/resumed")
     expect(page.locator(".readout").first).to_contain_text("step 10")
-    with (server.folder / "outputs" / "resumed" / "events.jsonl").open("a") as file:
+    events = server.folder / "outputs/resumed/events.jsonl"
+    with events.open("a") as file:
         file.write(json.dumps({"n": 9, "t": time.time(), **steps(11, [0.3, 0.2])}) + "\n")
     expect(page.locator(".readout").first).to_contain_text("step 12")
     expect(page.locator(".readout").first).to_contain_text("loss 0.200")
+    # Of so many steps, the curves become means that the server makes.
+    with (
+        page.expect_response(re.compile(r"/series\?points=2000$")) as answer,
+        events.open("a") as file,
+    ):
+        more = steps(13, [0.3] * 4100)
+        file.write(json.dumps({"n": 10, "t": time.time(), **more}) + "\n")
+    assert len(answer.value.json()["low"]) <= 2000
+    expect(page.locator(".readout").first).to_contain_text("step 4,112")
 
 
 def test_a_failed_run_says_why(page: "Page") -> None:

@@ -60,8 +60,9 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    folder = model_folder / hub_id
-    print(f"{hub_id} -> {folder}")
+    folder, row = model_folder / hub_id, by_hub_id(hub_id)
+    size = f" ({row.download:g} GB)" if row is not None and row.download else ""
+    print(f"{hub_id}{size} -> {folder}")
     try:
         snapshot_download(hub_id, local_dir=folder, allow_patterns=VAULT_PATTERNS)
     except Exception as error:
@@ -69,7 +70,6 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
             f"{hub_id} could not be downloaded from the Hub ({type(error).__name__}: {error})"
         ) from error
     # Without a network, the Hub's client accepts an incomplete folder.
-    row = by_hub_id(hub_id)
     if row is None:  # a training adapter's
         if not any(folder.glob("*.safetensors")):
             raise MissingModel(f"{folder} contains no .safetensors; download it again")

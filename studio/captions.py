@@ -84,7 +84,6 @@ def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token
         "caption": text if after is not None else DEFAULT_CAPTION,
         "caption_version": caption_version(after),
         "default_caption": after is None,
-        "tokens": None,
         "marks": rows[0]["marks"] if rows else [],
     }
     return reply(found)

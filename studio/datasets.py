@@ -145,6 +145,7 @@ def _one(request: Request) -> Response:
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
         texts = {n: read_file(root, n, MAX_CAPTION_BYTES + 1) for n in files if _is_text(n)}
+        thumbnails.prune(root, images_of(files))
     rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
     _check_unknown(studio, root, images_of(files))
     return reply({"name": root.name, "images": rows, "problems": problems})
@@ -190,7 +191,6 @@ def described(
                 "caption": DEFAULT_CAPTION if default else shown,
                 "caption_version": caption_version(text),
                 "default_caption": default,
-                "tokens": None,  # a tokenizer of the base model would have to be loaded
                 "marks": marks[name],
                 "bucket": bucket,
                 "trained": name in captions,

@@ -205,9 +205,11 @@ def restore(studio: Studio, identity: str) -> list[Path]:
     for path in places:
         if os.path.lexists(path):
             raise Problem(409, f"{path.name} exists again", None, "rename or delete it first")
+        if not path.parent.is_dir():  # a new one would be in the way of the deleted one
+            text = f"{path.parent.name}, which contained {path.name}, does not exist now"
+            raise Problem(409, text, None, "restore it first")
     for number, path in enumerate(places):
         if os.path.lexists(place / KEPT / str(number)):
-            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(place / KEPT / str(number), path)
     shutil.rmtree(place, ignore_errors=True)
     return places

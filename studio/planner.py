@@ -100,16 +100,6 @@ async def work(studio: Studio) -> None:
         await planner_of(studio).worker.stop()
 
 
-async def count_tokens(studio: Studio, base: str, texts: Sequence[str]) -> list[int | None]:
-    """The number of tokens of captions; None where the base model's tokenizer is not here."""
-    try:
-        answer = await planner_of(studio).ask(do="tokens", base=base, texts=list(texts))
-    except Problem:
-        return [None] * len(texts)
-    found: list[int | None] = answer.get("tokens") or [None] * len(texts)
-    return found
-
-
 async def _plan(request: Request) -> Response:
     """POST /api/plan."""
     studio, body = request.app.state.studio, await read_json(request)

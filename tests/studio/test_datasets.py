@@ -45,8 +45,11 @@ def test_an_image_is_replaced_only_when_asked_and_the_old_one_can_be_restored(
     put(robot, "a.png")
     assert put(robot, "a.png", picture(32, 32)).status_code == 409
     assert put(robot, "a.png", picture(32, 32), "?replace=1").status_code == 201
-    assert rows(robot)["a.png"]["width"] == 32
+    row = rows(robot)["a.png"]
+    assert row["width"] == 32
     assert len(list(studio.trash.iterdir())) == 1
+    thumbs = studio.datasets / "robot/.studio/thumbs"
+    assert [each.stem for each in thumbs.iterdir()] == [row["version"]]  # not of the old one
 
 
 def test_a_removed_image_takes_its_caption_with_it_and_comes_back(

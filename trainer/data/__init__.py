@@ -1,6 +1,7 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, cover, crop, nearest_bucket, upscaled, warn_upscaled
+from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.checks import DatasetCheck, Purpose, check_dataset, check_examples, log_checks
 from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
@@ -24,18 +25,23 @@ __all__ = [
     "MAX_MEMBER_BYTES",
     "Bucket",
     "Checked",
+    "DatasetCheck",
     "DatasetError",
     "Example",
     "Finding",
     "Findings",
     "MappedFile",
+    "Purpose",
     "Unusable",
     "check",
+    "check_dataset",
+    "check_examples",
     "cover",
     "crop",
     "examine",
     "in_threads",
     "listed",
+    "log_checks",
     "name_trigger",
     "nearest_bucket",
     "probe",
@@ -43,6 +49,4 @@ __all__ = [
     "read_members",
     "stem_of",
     "suffix_of",
-    "upscaled",
-    "warn_upscaled",
 ]

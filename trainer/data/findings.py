@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inference.prompts import foreign_syntax
 from trainer.data.caption_files import CaptionFile
@@ -17,7 +18,8 @@ class Finding:
     text: str  # a line of the message, without the dataset's name
     names: tuple[str, ...] = ()  # images or caption files; empty: the whole dataset
     beside: str = ""  # the same beside one of the files, if `text` lists them
-    level: int = logging.WARNING  # of the log, if it is not a problem
+    level: int = logging.WARNING  # of the log, if it is not a problem; INFO is a suggestion
+    check: str = ""  # the check that found it, for programs and the sheet: near-duplicates
 
     @classmethod
     def of(cls, name: str, reason: object) -> "Finding":
@@ -25,9 +27,12 @@ class Finding:
         return cls(f"{name}: {reason}", (name,), str(reason))
 
     @classmethod
-    def of_all(cls, beside: str, names: Sequence[str], after: str = "") -> "Finding":
+    def of_all(
+        cls, beside: str, names: Sequence[str], after: str = "", **more: Any
+    ) -> "Finding":
         """About several files, which the message lists."""
-        return cls(f"{beside}: {listed(list(names))}{after}", tuple(names), f"{beside}{after}")
+        text = f"{beside}: {listed(list(names))}{after}"
+        return cls(text, tuple(names), f"{beside}{after}", **more)
 
 
 def caption_findings(

@@ -21,7 +21,7 @@ from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
 from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
-from trainer.result.templating import TEMPLATES
+from trainer.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
 
 NAME = "report.html"

@@ -1,6 +1,7 @@
 """Datasets: list, create, rename, delete, and one with all that the trainer says about it."""
 
 import io
+import logging
 import os
 from collections import defaultdict
 from contextlib import suppress
@@ -37,7 +38,9 @@ from trainer.data import (
     MAX_CAPTION_BYTES,
     Checked,
     Finding,
+    Purpose,
     Unusable,
+    check_examples,
     cover,
     crop,
     examine,
@@ -45,7 +48,6 @@ from trainer.data import (
     probe,
     stem_of,
     suffix_of,
-    upscaled,
 )
 from trainer.settings import TrainingInputs
 
@@ -163,9 +165,9 @@ def described(
     contents = {n: texts[n] if n in texts else _head(root, n, n in images) for n in files}
     found = examine(contents, DEFAULT_CAPTION, token, check_images=lambda _: checked)
     all_found = [("problem", each) for each in found.problems]
-    all_found += [("warning", each) for each in found.warnings if each.level >= 30]
-    if size is not None:
-        all_found += [("warning", each) for each in upscaled(found.examples, *size)]
+    all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
+    purpose = Purpose((token,), *(size or (None, MULTIPLE)))
+    all_found += [("warning", each) for each in check_examples(found.examples, purpose)]
     marks, problems = _beside(all_found, list(images))
 
     captions = {each.name: each for each in found.examples}

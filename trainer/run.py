@@ -17,7 +17,7 @@ from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
 from inference.secret import GivenSecret
-from trainer.data import name_trigger, read_dataset
+from trainer.data import log_checks, name_trigger, read_dataset
 from trainer.learning import (
     Captions,
     Checkpoint,
@@ -226,6 +226,7 @@ def _train(
     if secrets.from_request and (cost := too_many(settings, len(examples))):
         raise SettingsError(cost)
     settings = settings.for_images(len(examples))
+    log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)

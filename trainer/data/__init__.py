@@ -6,6 +6,7 @@ from trainer.data.dataset import DatasetError, Example, Findings, examine, read_
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
+from trainer.data.measures import Measures
 from trainer.data.members import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
@@ -31,6 +32,7 @@ __all__ = [
     "Finding",
     "Findings",
     "MappedFile",
+    "Measures",
     "Purpose",
     "Unusable",
     "check",

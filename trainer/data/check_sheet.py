@@ -27,6 +27,27 @@ MOST = 200  # images, so that a sheet has only a few megabytes
 MOST_IN_GROUP = 24
 PIXELATED = 128  # pixels; images up to this size are scaled without interpolation
 _WORST = {"problem": 100, "warning": 10, "suggestion": 1}
+TITLES = {
+    "few-images": "Few images",
+    "many-images": "Many images",
+    "near-duplicates": "Nearly the same",
+    "alike": "Alike",
+    "same-background": "Same background",
+    "blurred": "Blurred",
+    "enlarged": "No fine detail",
+    "small": "Small",
+    "cropped": "Cropped",
+    "no-token": "Without the token",
+    "empty-captions": "Empty caption files",
+    "encoding": "Encoding",
+    "foreign-syntax": "Syntax of other programs",
+    "no-caption": "Not a caption",
+    "equal-captions": "Equal captions",
+    "names-the-subject": "Same words in the captions",
+    "class-word": "A word beside the token",
+    "script": "Another script",
+    "too-long": "Too long",
+}
 _GROUPS = ("near-duplicates", "alike")  # checks whose images are shown side by side
 # Classes of report.css for the kinds of findings.
 _STYLE = {"problem": "failed", "warning": "doubtful", "suggestion": "reported"}
@@ -99,6 +120,7 @@ def sheet(check: DatasetCheck) -> str:
         marked=sum(bool(found.get(each.name)) for each in examples),
         general=_general(check),
         numbers={name: card.number for name, card in cards.items()},
+        titles=TITLES,
         style=_STYLE,
         pixelated=PIXELATED,
     )

@@ -256,6 +256,7 @@ def examine(
                 f"{listed(silent)}",
                 tuple(silent),
                 "the caption does not mention the subject",
+                check="no-token",
             )
         )
     return Findings(examples, problems, warnings)

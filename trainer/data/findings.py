@@ -50,12 +50,14 @@ def caption_findings(
     yield Finding(f"{len(captions)} images: {own}{rest}", level=logging.INFO)
     empty = sorted(name for name, each in read.items() if not each.text)
     if empty:
-        yield Finding.of_all(f"empty caption files, {use} is used instead", empty)
+        text = f"empty caption files, {use} is used instead"
+        yield Finding.of_all(text, empty, check="empty-captions")
     guessed = sorted(name for name, each in read.items() if each.guess and each.text)
     if guessed:
         shown = listed([f"{name} ({read[name].text[:80]!r})" for name in guessed])
         text = f"not UTF-8, read as {read[guessed[0]].guess}; if these texts are wrong, save them"
-        yield Finding(f"{text} as UTF-8: {shown}", tuple(guessed), f"{text} as UTF-8")
+        beside = f"{text} as UTF-8"
+        yield Finding(f"{beside}: {shown}", tuple(guessed), beside, check="encoding")
 
 
 def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Finding]:
@@ -69,4 +71,4 @@ def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Findin
     if foreign:
         beside = "captions contain syntax of other programs, which is read as plain text"
         shown = listed([f"{name} ({part})" for name, part in foreign.items()])
-        yield Finding(f"{beside}: {shown}", tuple(foreign), beside)
+        yield Finding(f"{beside}: {shown}", tuple(foreign), beside, check="foreign-syntax")

@@ -84,7 +84,7 @@ def _soft(examples: Sequence[Example], resolution: int | None) -> Iterator[Findi
             blurred.append(example.name)
     if blurred:
         yield Finding.of_all(
-            "blurred: even the sharpest parts are soft, and softness is learned; use sharper images",
+            "blurred even in the sharpest parts, and that is learned too; use sharper images",
             blurred,
             check="blurred",
         )

@@ -18,6 +18,7 @@ _MODULES = {
     "plan": "python -m trainer plan",
     "check": "python -m trainer check",
     "generate": "python -m inference",
+    "caption": "python -m trainer.captions",
 }
 
 

@@ -3,14 +3,16 @@
 Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `type`:
 
     started     pid, its start time, boot id, host, device, versions, base model, steps
-    phase       loading, encoding images or captions, training, checking, writing; done and of
+    phase       writing captions, loading, encoding images or captions, training, checking,
+                writing; done and of
     plan        the memory mode and the expected peak in bytes
     steps       from (the first of these steps), loss (one per step, null: not finite),
                 rate and norm of the last one, seconds since the last such event
     validation  step, loss at each sigma, mean, kind
     best        step and mean loss of the best weights so far, with keep_best
     preview     step, number and text of the prompt, seed, file
-    generated   step, id of the command, prompt, seed, file: an image that was asked for
+    generated   step, id of the command, prompt, seed, size, steps, scales, file: an image that was
+                asked for
     checkpoint  step, file, bytes: for resuming
     saved       step, file, bytes: usable weights
     command     id, do, accepted, why (trainer.inbox)

@@ -139,7 +139,7 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
     datasets = [each for each in files if each not in configs]
     for name in datasets:
         if name in ("train", *MODES) and not Path(name).exists():
-            parser.error(f"there is no dataset {name}; give [plan] [CONFIG.yaml] [DATASET]")
+            parser.error(f"there is no dataset {name}; give [CONFIG.yaml] [DATASET]")
     datasets += [given["dataset"]] if "dataset" in given else []
     if len(configs) > 1 or len(datasets) > 1:
         parser.error(f"give one CONFIG.yaml and one DATASET, not {' '.join(configs + datasets)}")

@@ -1,6 +1,7 @@
 """`zeroprior check DATASET`: prints what the checks of a dataset find, and writes the sheet."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
         if not found.problems + found.warnings + found.suggestions:
             print("nothing to correct")
     if found.findings.examples and (sheet or not as_json):
-        path = Path(sheet) if sheet else OUTPUTS / _FOLDER / f"{settings.dataset.stem}.html"
+        name = Path(os.path.abspath(settings.dataset)).stem  # also of a folder given as .
+        path = Path(sheet) if sheet else OUTPUTS / _FOLDER / f"{name}.html"
         write_sheet(found, path)
         if not as_json:
             print(f"\nwrote {path}: all images with their findings, worst first")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from families.tokens import split_words
 from trainer.data.findings import Finding
+from trainer.data.members import listed
 
 LEAST_CAPTIONS = 3  # fewer show no pattern
 PHRASE_WORDS = 3
@@ -28,8 +29,11 @@ _NOT_A_CLASS = _FRAME | frozenset(
     "near next under over above below behind before beside between front inside outside into onto "
     "through across against around along while who which where when then not no has have had was "
     "were be being been he she they his her their my your our left right sits stands lies looks "
-    "wears holds walks runs smiles faces seen alone again only also two three other another same".split()
+    "wears holds walks runs smiles faces seen alone again only also two three other another "
+    "same".split()
 )
+# A phrase that begins with one of these names a place, which belongs into captions.
+_PLACES = frozenset("on in at under near behind against beside inside outside next".split())
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+")
 _ENDS = re.compile(r"[.,;:!?()\[\]\"“”\n]+")
 
@@ -40,12 +44,14 @@ _FAULTS: dict[str, re.Pattern[str]] = {
         r"\bI(?: am|['’]m) (?:very |so )?(?:sorry|unable|not able|afraid)\b"
         r"|\bI (?:can(?:['’]t|not| not)|won['’]t|am unable to|must decline)\b"
         r"|^\W*(?:sorry|apologies)\b|\bas an AI\b|\bas a language model\b"
-        r"|\b(?:unable|cannot|not able) (?:to )?(?:assist|comply|help with|identify|describe|provide)\b"
+        r"|\b(?:unable|cannot|not able) (?:to )?"
+        r"(?:assist|comply|help with|identify|describe|provide)\b"
         r"|抱歉|无法(?:识别|描述|提供|协助)",
         re.IGNORECASE,
     ),
     "talks about itself": re.compile(
-        r"^\W*(?:sure\b|certainly\b|of course\b|here(?: is|['’]s) (?:a|an|the|your)\b.{0,40}\b(?:caption|description)\b)",
+        r"^\W*(?:sure\b|certainly\b|of course\b"
+        r"|here(?: is|['’]s) (?:a|an|the|your)\b.{0,40}\b(?:caption|description)\b)",
         re.IGNORECASE,
     ),
     # The same character, word or phrase again and again.
@@ -55,6 +61,7 @@ _FAULTS: dict[str, re.Pattern[str]] = {
     # UTF-8 that was read as another encoding, and characters that were lost.
     "contains broken characters": re.compile("\ufffd|â€[™œ\x9d“”˜]|Ã[©¨¤¶¼±]|ï¿½"),
 }
+_FAILED = "it looks like a failed answer of a caption model; write it again"
 _CHECKED_CHARACTERS = 4_000  # of a caption, for the patterns above
 _REMEDY = {
     "contains broken characters": "save the text as UTF-8",
@@ -82,7 +89,7 @@ def caption_checks(
         if fault := fault_of(caption):
             faults.setdefault(fault, []).append(name)
     for fault, names in faults.items():
-        remedy = _REMEDY.get(fault, "it looks like a failed answer of a caption model; write it again")
+        remedy = _REMEDY.get(fault, _FAILED)
         yield Finding.of_all(f"the caption {fault}; {remedy}", names, check="no-caption")
 
     good = {n: c for n, c in captions.items() if not any(n in names for names in faults.values())}
@@ -96,18 +103,21 @@ def caption_checks(
     if limit is not None:
         long = {n: count for n, c in captions.items() if (count := least_tokens(c)) > limit}
         if long:
-            text = f"the caption is longer than the {limit} tokens that the text encoder reads"
-            shown = ", ".join(f"{name} ({count} or more)" for name, count in long.items())
-            advice = "; shorten it, the rest has no effect"
-            yield Finding(f"{text}{advice}: {shown}", tuple(long), f"{text}{advice}", check="too-long")
+            text = (
+                f"the caption is longer than the {limit} tokens that the text encoder reads; "
+                "shorten it, the rest has no effect"
+            )
+            shown = listed([f"{name} ({count} or more)" for name, count in long.items()])
+            yield Finding(f"{text}: {shown}", tuple(long), text, check="too-long")
 
 
 def least_tokens(caption: str) -> int:
-    """A lower bound of a caption's tokens: its words and runs of punctuation.
+    """A lower bound of a caption's tokens: the parts into which Qwen's tokenizers split first.
 
-    Qwen's tokenizers split there first, and never join such parts; digits are split singly.
+    These are words with at most one other character before them, single digits, and runs of
+    punctuation. Parts are never joined.
     """
-    return len(re.findall(r"\d|[^\W\d]+|[^\w\s]+", caption))
+    return len(re.findall(r"(?:[^\w\r\n]|_)?[^\W\d_]+|\d|(?:[^\w\s]|_)+", caption))
 
 
 def _equal(captions: Mapping[str, str]) -> Iterator[Finding]:
@@ -120,8 +130,8 @@ def _equal(captions: Mapping[str, str]) -> Iterator[Finding]:
     names = [name for name, caption in captions.items() if caption == text]
     which = f"all {count}" if count == len(captions) else f"{count} of {len(captions)}"
     yield Finding.of_all(
-        f"{which} captions are equal ({_short(text)}), so nothing else in the images is told apart "
-        "from the subject; describe what differs",
+        f"{which} captions are equal ({_short(text)}), so everything in the images is learned as "
+        "part of the subject; describe what differs",
         names,
         check="equal-captions",
     )
@@ -137,7 +147,9 @@ def _phrases(parts: Mapping[str, list[list[str]]], words: Sequence[str]) -> Iter
     phrases = Counter(phrase for each in parts.values() for phrase in set(_joined(each, common)))
     found: list[tuple[str, ...]] = []
     for phrase, _ in sorted(phrases.items(), key=lambda each: (-len(each[0]), -each[1])):
-        if not set(phrase) <= _FRAME and not any(_within(phrase, longer) for longer in found):
+        if set(phrase) <= _FRAME or phrase[0] in _PLACES:
+            continue
+        if not any(_within(phrase, longer) for longer in found):
             found.append(phrase)
     for phrase in found[:3]:
         names = [name for name, each in parts.items() if any(_within(phrase, seg) for seg in each)]
@@ -154,24 +166,24 @@ def _phrases(parts: Mapping[str, list[list[str]]], words: Sequence[str]) -> Iter
 
 def _class_words(captions: Mapping[str, str], words: Sequence[str]) -> Iterator[Finding]:
     """A word beside the token in many captions, such as its class: TOK robot."""
-    beside: dict[str, list[str]] = {}
+    beside: dict[tuple[str, str], list[str]] = {}  # images by word and token
     for name, caption in captions.items():
         pieces = split_words(caption, words)
-        near = set()
+        near: dict[tuple[str, str], None] = {}
         for number, piece in enumerate(pieces):
             if piece not in words:
                 continue
             before = re.search(r"([^\W\d_]+)\s*$", pieces[number - 1]) if number else None
             after = re.match(r"\s+([^\W\d_]+)", "".join(pieces[number + 1 : number + 2]))
-            near |= {match[1].lower() for match in (before, after) if match}
-        for word in near - _NOT_A_CLASS:
-            if len(word) > 2 and not word.endswith(("ing", "ly")):
-                beside.setdefault(word, []).append(name)
-    for word, names in sorted(beside.items(), key=lambda each: -len(each[1]))[:2]:
+            near |= dict.fromkeys((match[1].lower(), piece) for match in (before, after) if match)
+        for word, token in near:
+            if len(word) > 2 and not word.endswith(("ing", "ly")) and word not in _NOT_A_CLASS:
+                beside.setdefault((word, token), []).append(name)
+    for (word, token), names in sorted(beside.items(), key=lambda each: -len(each[1]))[:2]:
         if len(names) >= max(LEAST_CAPTIONS, CLASS_SHARE * len(captions)):
             yield Finding.of_all(
-                f"“{word}” is next to {words[0]} in {len(names)} of {len(captions)} captions, so "
-                f"the subject keeps depending on that word; leave it out",
+                f"“{word}” is next to {token} in {len(names)} of {len(captions)} captions, so "
+                "what is learned also depends on that word; remove it if it names the subject",
                 names,
                 check="class-word",
             )
@@ -185,10 +197,9 @@ def _scripts(captions: Mapping[str, str]) -> Iterator[Finding]:
     usual, _ = Counter(scripts.values()).most_common(1)[0]
     others = {name: script for name, script in scripts.items() if script != usual}
     if others and len(others) <= max(1, SCRIPT_SHARE * len(scripts)):
-        text = f"the caption is not in the script of the others ({usual})"
-        shown = ", ".join(f"{name} ({script})" for name, script in others.items())
-        advice = "; check its text and encoding"
-        yield Finding(f"{text}{advice}: {shown}", tuple(others), f"{text}{advice}", check="script")
+        text = f"the caption is not in the script of the others ({usual}); check its text"
+        shown = listed([f"{name} ({script})" for name, script in others.items()])
+        yield Finding(f"{text}: {shown}", tuple(others), text, check="script")
 
 
 def script_of(text: str) -> str | None:

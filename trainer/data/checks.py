@@ -1,4 +1,4 @@
-"""All checks of a dataset before a training: warnings and suggestions, never errors.
+"""All checks of a dataset before a run: warnings and suggestions, never errors.
 
 `check_dataset` reads a dataset; `check_examples` checks one that has been read, for a run and for
 the web page.
@@ -16,6 +16,7 @@ from families.registry import family_of
 from families.tokens import name_subject
 from trainer.data.buckets import cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
+from trainer.data.caption_files import one_line
 from trainer.data.dataset import DatasetError, Example, Findings, examine
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
@@ -76,13 +77,13 @@ def log_checks(examples: Sequence[Example], settings: Settings) -> None:
             log.log(each.level, "%s: %s", name, each.text)
     more = sum(max(0, each - LOGGED) for each in count.values())
     if more:
-        log.warning("%s: %d more warnings; zeroprior check lists all", name, more)
+        log.warning("%s: %d more findings like these; zeroprior check lists all", name, more)
 
 
 def _own_text(caption: str, purpose: Purpose) -> str:
     """A caption without what is put before and after every one."""
     prefix, suffix = (
-        name_subject(text, purpose.words[0]).strip() if purpose.words else text.strip()
+        one_line(name_subject(text, purpose.words[0]) if purpose.words else text)
         for text in (purpose.prefix, purpose.suffix)
     )
     return caption.removeprefix(prefix).removesuffix(suffix).strip()
@@ -93,7 +94,7 @@ def _number(count: int, purpose: Purpose) -> Iterator[Finding]:
     if count < least:
         yield Finding(
             f"{count} image{'s' * (count != 1)}, fewer than the usual {least} to {most}, so the "
-            "images themselves may be learned by heart; add some",
+            "images themselves may be memorized; add some",
             check="few-images",
         )
     elif count > most:
@@ -133,7 +134,8 @@ class DatasetCheck:
         by_file: dict[str, list[str]] = {}
         for each in self.findings.examples:
             by_file.setdefault(each.name, []).append(each.name)
-            by_file.setdefault(each.caption_file or f"{stem_of(each.name)}.txt", []).append(each.name)
+            file = each.caption_file or f"{stem_of(each.name)}.txt"
+            by_file.setdefault(file, []).append(each.name)
         names = (name for file in finding.names for name in by_file.get(file, ()))
         return list(dict.fromkeys(names))
 

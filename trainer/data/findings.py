@@ -27,9 +27,7 @@ class Finding:
         return cls(f"{name}: {reason}", (name,), str(reason))
 
     @classmethod
-    def of_all(
-        cls, beside: str, names: Sequence[str], after: str = "", **more: Any
-    ) -> "Finding":
+    def of_all(cls, beside: str, names: Sequence[str], after: str = "", **more: Any) -> "Finding":
         """About several files, which the message lists."""
         text = f"{beside}: {listed(list(names))}{after}"
         return cls(text, tuple(names), f"{beside}{after}", **more)

@@ -1,6 +1,6 @@
-"""Checks images: nearly the same ones, blurred, enlarged or small ones, cropped ones, one background.
+"""Checks images: near-duplicates, blur, enlargement, size, crop and background.
 
-The limits were measured; docs/training.md says on what.
+The limits were measured on 20 images; docs/training.md says on which.
 """
 
 import logging
@@ -13,10 +13,11 @@ from trainer.data.measures import DETAIL_SIDE, Measures
 from trainer.data.members import listed
 from trainer.data.similarity import alike, same_background, stacked
 
-BLURRED = 80  # `Measures.sharpness`: photographs have 90 and more, blurred by 2 of 512 pixels 3 to 73
-# Of photographs that were enlarged twice. Both, since a smooth image also loses little.
-ENLARGED_DB = 40  # `Measures.lost_db` and above: 41 to 59, photographs 22 to 37
-ENLARGED_FINENESS = 0.25  # `Measures.fineness` and below: 0.11 to 0.21, photographs 0.22 to 2.2
+# `Measures.sharpness`: sharp images have 164 to 7,650, blurred by 2 of 512 pixels 3 to 33.
+BLURRED = 80
+# Of images that were enlarged twice. Both, since a smooth image also loses little.
+ENLARGED_DB = 40  # `Measures.lost_db` and above: 37 to 53, sharp images 24 to 43 (one of 47)
+ENLARGED_FINENESS = 0.25  # `Measures.fineness` and below: 0.11 to 0.25, others 0.22 to 2.2 (0.13)
 LEAST_FOR_ENLARGED = 512  # pixels, short side; smaller images are smaller than the bucket anyway
 KEPT = 0.85  # of the area, within the bucket
 
@@ -52,7 +53,7 @@ def _similar(examples: Sequence[Example]) -> Iterator[Finding]:
     found = alike(pixels)
     for group in found.nearly_the_same:
         yield Finding.of_all(
-            f"{len(group)} images are nearly the same, so this view is learned more than others; "
+            f"{len(group)} images are nearly the same, so this view counts more than others; "
             "keep one",
             [names[each] for each in group],
             check="near-duplicates",

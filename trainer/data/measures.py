@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 THUMBNAIL = 16  # pixels a side
-DETAIL_SIDE = 1024  # pixels, short side at which fine detail is measured; smaller images at their own
+DETAIL_SIDE = 1024  # pixels, short side at which fine detail is measured, or less
 BLUR_SIDE = 512  # pixels, short side at which sharpness is measured
-LEAST_SIDE = 256  # pixels, short side; smaller images are not measured, even sharp ones look blurred
+LEAST_SIDE = 256  # pixels, short side; smaller images would all look blurred at 512
 _TILE = 32  # pixels
 
 

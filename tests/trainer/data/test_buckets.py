@@ -1,6 +1,5 @@
 """Pictures of every shape find a size that the base can take, with little cut away."""
 
-
 import numpy as np
 import pytest
 import torch

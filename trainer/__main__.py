@@ -13,7 +13,7 @@ import yaml
 from families.redact import safe_name
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
-from trainer.checking import check, with_usual_base
+from trainer.checking import check, summary, with_usual_base
 from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
+    has_dataset = "dataset" in given
     if mode == "plan":
         given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
     if mode == "check":
@@ -129,7 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
         if mode == "check":
             sys.exit(check(settings, sheet, as_json))
-        show_plan(settings, debug, as_json) if mode == "plan" else run(settings, cpu, debug)
+        if mode == "plan":
+            show_plan(settings, debug, as_json)
+            if has_dataset and not as_json and (line := summary(settings)):
+                print(f"\n{line}")
+        else:
+            run(settings, cpu, debug)
 
 
 def take_files(given: dict[str, Any], parser: Parser) -> str | None:
@@ -139,7 +145,7 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
     datasets = [each for each in files if each not in configs]
     for name in datasets:
         if name in ("train", *MODES) and not Path(name).exists():
-            parser.error(f"there is no dataset {name}; give [CONFIG.yaml] [DATASET]")
+            parser.error(f"there is no dataset {name}; give [plan] [CONFIG.yaml] [DATASET]")
     datasets += [given["dataset"]] if "dataset" in given else []
     if len(configs) > 1 or len(datasets) > 1:
         parser.error(f"give one CONFIG.yaml and one DATASET, not {' '.join(configs + datasets)}")

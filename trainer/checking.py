@@ -1,4 +1,7 @@
-"""`zeroprior check DATASET`: prints what the checks of a dataset find, and writes the sheet."""
+"""`zeroprior check DATASET`: prints what the checks of a dataset find, and writes the sheet.
+
+What reads images is imported where it is needed, so that `--help` does without.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ from typing import Any
 
 from families.registry import usual_base
 from inference.console import clean
-from trainer.data import check_dataset
+from inference.flags import typed
 from trainer.outputs import OUTPUTS
 from trainer.settings import Settings
 
@@ -31,6 +34,7 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
     sheet: where the HTML page is written; default: outputs/checks/NAME.html. With `as_json`, the
     result is printed as JSON, and there is a page only if `sheet` is given.
     """
+    from trainer.data import check_dataset
     from trainer.data.check_sheet import write_sheet
 
     found = check_dataset(settings)
@@ -59,3 +63,17 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
         if not as_json:
             print(f"\nwrote {path}: all images with their findings, worst first")
     return FAILED if found.problems else 0
+
+
+def summary(settings: Settings) -> str:
+    """One line for a plan: the numbers of images and findings; empty if there is no dataset."""
+    from trainer.data import check_dataset
+
+    if not settings.dataset.exists():
+        return ""
+    found = check_dataset(settings)
+    counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
+    parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
+    more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
+    images = f"{len(found.findings.examples):,} images"
+    return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")

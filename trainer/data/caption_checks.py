@@ -56,7 +56,7 @@ _FAULTS: dict[str, re.Pattern[str]] = {
     ),
     # The same character, word or phrase again and again.
     "repeats itself": re.compile(
-        r"([^\s.\-_=*#])\1{7}|\b(\w+)(?:\W+\2\b){4}|\b(\w+(?:\W+\w+){3,11})(?:\W+\3\b){3}"
+        r"([^\s.\-_=*#])\1{7}|\b(\w+)(?:\W+\2\b){4}|\b(\w+(?:\W+\w+){1,11})(?:\W+\3\b){3}"
     ),
     # UTF-8 that was read as another encoding, and characters that were lost.
     "contains broken characters": re.compile("\ufffd|â€[™œ\x9d“”˜]|Ã[©¨¤¶¼±]|ï¿½"),

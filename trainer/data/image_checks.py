@@ -68,9 +68,9 @@ def _similar(examples: Sequence[Example]) -> Iterator[Finding]:
             )
     if background := same_background(pixels):
         yield Finding.of_all(
-            f"{len(background)} of {len(names)} images have a border of the same color; a "
-            "background that is always there is learned with the subject: name it in the captions, "
-            "or add images in other places",
+            f"{len(background)} of {len(names)} images have the same border; a background "
+            "that is always there is learned with the subject: name it in the captions, or add "
+            "images in other places",
             [names[each] for each in background],
             check="same-background",
             level=logging.INFO,

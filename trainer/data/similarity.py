@@ -21,7 +21,7 @@ CORRELATION = 0.9  # of the thumbnails, at the best shift
 SHIFT = 1  # pixels of the thumbnail, a sixteenth of the side
 
 BORDER = 2  # pixels of the thumbnail around it
-SAME_COLOR = 16  # of 255, the largest difference of a channel
+SAME_COLOR = 16  # of 255, the largest difference of a channel, in half of the border's pixels
 SAME_SHARE = 0.7  # of the images
 LEAST_FOR_BACKGROUND = 6  # images
 
@@ -63,13 +63,18 @@ def alike(pixels: NDArray[np.uint8]) -> Likeness:
 
 
 def same_background(pixels: NDArray[np.uint8]) -> list[int]:
-    """The images whose borders have one color, if these are most of the thumbnails; else none."""
+    """The images with the same border, if these are most of the thumbnails; else none.
+
+    Each pixel is compared with the median of all images. Half of them may differ, as where the
+    subject touches the border.
+    """
     if len(pixels) < LEAST_FOR_BACKGROUND:
         return []
     border = np.ones(pixels.shape[1:3], dtype=bool)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
-    colors = pixels[:, border].mean(axis=1, dtype=np.float32)
-    near = np.abs(colors - np.median(colors, axis=0)).max(axis=1) <= SAME_COLOR
+    colors = pixels[:, border].astype(np.float32)
+    differences = np.abs(colors - np.median(colors, axis=0)).max(axis=2)
+    near = np.median(differences, axis=1) <= SAME_COLOR
     return [int(each) for each in np.flatnonzero(near)] if near.mean() >= SAME_SHARE else []
 
 

@@ -34,8 +34,7 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
     sheet: where the HTML page is written; default: outputs/checks/NAME.html. With `as_json`, the
     result is printed as JSON, and there is a page only if `sheet` is given.
     """
-    from trainer.data import check_dataset
-    from trainer.data.check_sheet import write_sheet
+    from trainer.data import check_dataset, write_sheet
 
     found = check_dataset(settings)
     if as_json:

@@ -1,6 +1,7 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
 from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.check_sheet import write_sheet
 from trainer.data.checks import DatasetCheck, Purpose, check_dataset, check_examples, log_checks
 from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
 from trainer.data.findings import Finding
@@ -53,4 +54,5 @@ __all__ = [
     "read_members",
     "stem_of",
     "suffix_of",
+    "write_sheet",
 ]

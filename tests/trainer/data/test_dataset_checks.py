@@ -109,10 +109,10 @@ def test_copies_of_an_image_are_one_group_also_mirrored_and_without_the_others(
 
 
 def test_an_image_from_a_little_beside_is_only_a_suggestion(tmp_path: Path) -> None:
-    image = photo(4)
-    beside = image.crop((round(0.07 * image.width), 0, *image.size))
+    image = photo(5)
+    beside = image.crop((round(0.085 * image.width), 0, *image.size))
     found = checked(tmp_path, GOOD | {"beside.jpg": beside}, CAPTIONS)
-    assert about(found) == {"alike": [["4.jpg", "beside.jpg"]]}
+    assert about(found) == {"alike": [["5.jpg", "beside.jpg"]]}
     assert not found.warnings
 
 
@@ -126,8 +126,8 @@ def test_blurred_and_enlarged_images_are_named(tmp_path: Path) -> None:
     named = about(found)
     assert named["blurred"] == [["blur.jpg"]]
     assert named["enlarged"] == [["enlarged.jpg"]]
-    # At 512 pixels the enlarged image has all the detail that is used.
-    again = checked(tmp_path, GOOD | faults, CAPTIONS)
+    # At 448 pixels the enlarged image of 1280x960 has all the detail that is used.
+    again = checked(tmp_path, GOOD | faults, CAPTIONS, resolution="448")
     assert about(again) == {"blurred": [["blur.jpg"]]}
 
 

@@ -2,6 +2,8 @@
 
 import os
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +13,7 @@ from starlette.routing import Route
 
 from inference.image_decoding import IMAGE_FORMATS, upright_srgb
 from studio.dataset_files import OWN, image_parts, own_folder, place_of, version_of
-from studio.folder import Studio, open_file
+from studio.folder import Studio, folder_fd, open_file
 from studio.replies import Problem, send_file
 from trainer.data import Unusable, probe
 
@@ -36,13 +38,21 @@ def make(root: Path, name: str, facts: os.stat_result) -> Path:
         except Exception as error:  # Pillow may raise any exception on malformed images
             raise Problem(422, f"{name} is damaged ({error})") from None
         small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
-    part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    part = own_folder(root, "parts") / f"{path.stem}-{threading.get_ident()}.webp"
     try:
         small.save(part, "WEBP", quality=80, method=2)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def prune(root: Path, images: Mapping[str, os.stat_result]) -> None:
+    """Removes the thumbnails of images that were replaced or removed, and unfinished ones."""
+    kept = {f"{version_of(name, facts)}.webp" for name, facts in images.items()}
+    with suppress(Problem, OSError), folder_fd(root, [OWN, "thumbs"]) as folder:
+        for name in set(os.listdir(folder)) - kept:
+            os.unlink(name, dir_fd=folder)
 
 
 def _get(request: Request) -> Response:

@@ -179,6 +179,15 @@ def default_base_without_gpu() -> Base:
     return _without_gpu()
 
 
+def usual_base() -> Base:
+    """The base model for `auto` where nothing is loaded and no GPU asked for: `$BASE_MODEL`, else
+    the smallest that `auto` chooses on a GPU."""
+    if named := os.environ.get("BASE_MODEL"):
+        return find_base_or_folder(named)
+    choices = [each for family in FAMILIES.values() if (each := family.auto_on_gpu)]
+    return min(choices, key=lambda each: each.training_memory)
+
+
 def largest_that_fits(purpose: str, free_bytes: float) -> tuple[Base, str]:
     """The largest base that fits into this memory for generation or training, and the reason."""
     free = free_bytes / 1e9

@@ -16,6 +16,7 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", Path: "FILE"}
 _MODULES = {
     "train": "python -m trainer",
     "plan": "python -m trainer plan",
+    "check": "python -m trainer check",
     "generate": "python -m inference",
     "caption": "python -m trainer.captions",
 }

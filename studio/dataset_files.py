@@ -13,6 +13,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from adapters.files.containers import is_junk
 from studio.folder import (
@@ -30,6 +31,7 @@ from trainer.data import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     Checked,
+    Measures,
     Unusable,
     check,
     probe,
@@ -176,10 +178,15 @@ def known_images(root: Path) -> dict[str, Checked | str]:
     for line in lines:
         try:
             row = json.loads(line)
-            known[row["version"]] = row.get("refused") or Checked(**row["checked"])
+            known[row["version"]] = row.get("refused") or _checked(row["checked"])
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a power failure
     return known
+
+
+def _checked(row: dict[str, Any]) -> Checked:
+    """Raises TypeError for a row without measures, which an older version wrote."""
+    return Checked(**row | {"measures": Measures(*row.get("measures", ()))})
 
 
 def check_image(root: Path, name: str, facts: os.stat_result) -> Checked | str:

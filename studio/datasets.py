@@ -1,6 +1,7 @@
 """Datasets: list, create, rename, delete, and one with all that the trainer says about it."""
 
 import io
+import logging
 import os
 from collections import defaultdict
 from contextlib import suppress
@@ -38,7 +39,9 @@ from trainer.data import (
     MAX_CAPTION_BYTES,
     Checked,
     Finding,
+    Purpose,
     Unusable,
+    check_examples,
     cover,
     crop,
     examine,
@@ -46,7 +49,6 @@ from trainer.data import (
     probe,
     stem_of,
     suffix_of,
-    upscaled,
 )
 from trainer.settings import TrainingInputs
 
@@ -166,9 +168,12 @@ def described(
     contents = {n: texts[n] if n in texts else _head(root, n, n in images) for n in files}
     found = examine(contents, DEFAULT_CAPTION, token, check_images=lambda _: checked)
     all_found = [("problem", each) for each in found.problems]
-    all_found += [("warning", each) for each in found.warnings if each.level >= 30]
-    if size is not None:
-        all_found += [("warning", each) for each in upscaled(found.examples, *size)]
+    all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
+    purpose = Purpose((token,), *(size or (None, MULTIPLE)))
+    all_found += [
+        ("warning" if each.level >= logging.WARNING else "suggestion", each)
+        for each in check_examples(found.examples, purpose)
+    ]
     marks, problems = _beside(all_found, list(images))
 
     captions = {each.name: each for each in found.examples}
@@ -202,7 +207,10 @@ def described(
 def _beside(
     findings: list[tuple[str, Finding]], images: list[str]
 ) -> tuple[dict[str, list[dict[str, str]]], list[dict[str, Any]]]:
-    """Marks by image, and the problems of the whole; each with the images of its captions."""
+    """Marks by image, and the problems of the whole; each with the images of its captions.
+
+    A suggestion is about the whole: images with one background have no mark each.
+    """
     by_stem = defaultdict(list)
     for name in images:
         by_stem[stem_of(name)].append(name)
@@ -214,10 +222,10 @@ def _beside(
             for name in finding.names
             for image in ([name] if name in known else by_stem[stem_of(name)] * _is_text(name))
         ]
-        for image in dict.fromkeys(about):
+        for image in dict.fromkeys(about if kind != "suggestion" else ()):
             marks[image].append({"kind": kind, "text": finding.beside or finding.text})
-        if not about or kind == "problem":
-            image_of_it = about[0] if about else None
+        if not about or kind != "warning":
+            image_of_it = about[0] if about and kind == "problem" else None
             problems.append({"kind": kind, "text": finding.text, "image": image_of_it})
     return marks, problems
 

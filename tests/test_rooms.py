@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Inner packages, and what each may import of the same package; files without an inner package
 # stand for themselves. Of another package only what its `__init__` names, except tests and lab.
-ROOT_FILES = {"outputs", "lock", "run_files", "encodings", "events", "inbox", "state"}
+ROOT_FILES = {
+    *("outputs", "lock", "run_files", "encodings", "events", "inbox", "state", "templating"),
+}
 INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "settings": ROOT_FILES,

@@ -13,6 +13,7 @@ import yaml
 from families.redact import safe_name
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
+from trainer.checking import check, summary, with_usual_base
 from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
@@ -32,6 +33,7 @@ The result is weights.zip, for `{generate} --weights` and for predict.
 
 EPILOG = """\
 Example:
+  {check} imgs.zip                      images and captions, no GPU needed
   {plan} configs/z_image_turbo.yaml     memory and time, no GPU needed
   {train} configs/z_image_turbo.yaml imgs.zip
   {train} imgs.zip --base z-image-turbo --steps 800
@@ -58,6 +60,7 @@ if the run was stopped or paused by a command.
 """
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of settings files; others are datasets
+MODES = ("plan", "check")  # without them: train
 STOPPED = 4  # exit code of a run that was stopped or paused by a command
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
@@ -65,13 +68,17 @@ CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 
 
-def arguments_parser(planning: bool = False) -> Parser:
-    """The command line; every option is spelled with underscores or hyphens."""
+def arguments_parser(mode: str = "train") -> Parser:
+    """The command line; every option is spelled with underscores or hyphens.
+
+    mode: train, plan or check.
+    """
     names = typed()
     parser = Parser(
         prog=names["train"],
-        usage=f"{names['train']} [CONFIG.yaml] [DATASET] [options]\n"
-        f"       {names['plan']} [CONFIG.yaml] [DATASET] [options]",
+        usage="\n       ".join(
+            f"{names[each]} [CONFIG.yaml] [DATASET] [options]" for each in ("train", *MODES)
+        ),
         description=DESCRIPTION.format(**names),
         epilog=EPILOG.format(**names),
     )
@@ -81,8 +88,11 @@ def arguments_parser(planning: bool = False) -> Parser:
     parser.add_argument(
         "--cpu", action="store_true", help="run a large model without a GPU, however slow that is"
     )
-    if planning:
-        parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    if mode != "train":
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    if mode == "check":
+        text = "write the page with all images there; default: outputs/checks/NAME.html"
+        parser.add_argument("--sheet", metavar="FILE", help=text)
     add_inputs(parser, TrainingInputs, GROUPS)
     return parser
 
@@ -96,25 +106,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] and arguments[0] in COMMAND_NAMES:
         return give_command(arguments)
-    planning = [*arguments[:1]] == ["plan"]
-    parser = arguments_parser(planning)
-    given = parser.read(arguments[planning:])
+    mode = arguments[0] if arguments[:1] and arguments[0] in MODES else "train"
+    parser = arguments_parser(mode)
+    given = parser.read(arguments[mode != "train" :])
     cpu, debug, as_json = (given.pop(name, False) for name in ("cpu", "debug", "json"))
+    sheet = given.pop("sheet", None)
     config = take_files(given, parser)
-    if as_json:  # nothing else on standard output
+    if as_json or mode == "check":  # nothing else on standard output
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     elif IS_MAIN:
-        begin(first_line(config, given, planning))
+        begin(first_line(config, given, mode == "plan"))
         log_to_console(debug=debug)
     else:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
-    if planning:
+    has_dataset = "dataset" in given
+    if mode == "plan":
         given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
+    if mode == "check":
+        given = with_usual_base(given, config)
     with one_message(debug, IS_MAIN):
         with one_message(debug, IS_MAIN, ValueError):
             settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
-        show_plan(settings, debug, as_json) if planning else run(settings, cpu, debug)
+        if mode == "check":
+            sys.exit(check(settings, sheet, as_json))
+        if mode == "plan":
+            show_plan(settings, debug, as_json)
+            if has_dataset and not as_json and (line := summary(settings)):
+                print(f"\n{line}")
+        else:
+            run(settings, cpu, debug)
 
 
 def take_files(given: dict[str, Any], parser: Parser) -> str | None:
@@ -123,7 +144,7 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
     configs = [each for each in files if Path(each).suffix.lower() in CONFIG_SUFFIXES]
     datasets = [each for each in files if each not in configs]
     for name in datasets:
-        if name in ("train", "plan") and not Path(name).exists():
+        if name in ("train", *MODES) and not Path(name).exists():
             parser.error(f"there is no dataset {name}; give [plan] [CONFIG.yaml] [DATASET]")
     datasets += [given["dataset"]] if "dataset" in given else []
     if len(configs) > 1 or len(datasets) > 1:

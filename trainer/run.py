@@ -17,6 +17,7 @@ from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
 from inference.secret import GivenSecret
+from trainer.data import log_checks
 from trainer.learning import (
     Captions,
     Checkpoint,
@@ -213,6 +214,7 @@ def _train(
     examples = read_examples(settings, run, control, secrets.from_request)
     dataset = file.describe(examples)
     settings = settings.for_images(len(examples))
+    log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])
     resume = read_resume(settings, examples)

@@ -19,6 +19,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "check": Command(
+        "Train", "check images and captions, no GPU", "trainer.__main__:main", ("check",)
+    ),
     "caption": Command("Train", "write captions for images", "trainer.captions.__main__:main"),
     "train": Command("Train", "train a LoRA and a token from images", "trainer.__main__:main"),
     "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from pages import SHORT
-from PIL import Image
+from PIL import Image, ImageOps
 from robot import caption, files, picture, put, rows, until_done
 from starlette.testclient import TestClient
 
@@ -37,6 +37,25 @@ def test_an_uploaded_image_has_size_thumbnail_and_default_caption(
     whole = robot.get("/api/datasets/robot/images/a b.png")
     assert whole.content == picture(640, 400) and whole.headers["content-type"] == "image/png"
     assert robot.get("/api/datasets").json()["datasets"][0]["images"] == 1
+
+
+def test_near_duplicates_are_marked_and_one_background_is_about_the_whole(
+    robot: TestClient,
+) -> None:
+    for number in range(6):
+        put(robot, f"flat{number}.png", picture(64, 48))
+    image = Image.effect_noise((8, 6), 90).resize((64, 48)).convert("RGB")
+    for name, each in (("a.png", image), ("b.png", ImageOps.mirror(image))):
+        file = io.BytesIO()
+        each.save(file, "PNG")
+        put(robot, name, file.getvalue())
+    found = robot.get("/api/datasets/robot").json()
+    marks = {row["name"]: row["marks"] for row in found["images"]}
+    assert [name for name, each in marks.items() if each] == ["a.png", "b.png"]
+    assert marks["a.png"][0]["text"].startswith("2 images are nearly the same")
+    (whole,) = found["problems"]
+    assert (whole["kind"], whole["image"]) == ("suggestion", None)
+    assert whole["text"].startswith("6 of 8 images have the same border")
 
 
 def test_an_image_is_replaced_only_when_asked_and_the_old_one_can_be_restored(

@@ -1,10 +1,13 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, cover, crop, nearest_bucket, upscaled, warn_upscaled
+from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.check_sheet import write_sheet
+from trainer.data.checks import DatasetCheck, Purpose, check_dataset, check_examples, log_checks
 from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
+from trainer.data.measures import Measures
 from trainer.data.members import (
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
@@ -25,18 +28,24 @@ __all__ = [
     "MAX_MEMBER_BYTES",
     "Bucket",
     "Checked",
+    "DatasetCheck",
     "DatasetError",
     "Example",
     "Finding",
     "Findings",
     "MappedFile",
+    "Measures",
+    "Purpose",
     "Unusable",
     "check",
+    "check_dataset",
+    "check_examples",
     "cover",
     "crop",
     "examine",
     "in_threads",
     "listed",
+    "log_checks",
     "members_of",
     "name_trigger",
     "nearest_bucket",
@@ -45,6 +54,5 @@ __all__ = [
     "read_members",
     "stem_of",
     "suffix_of",
-    "upscaled",
-    "warn_upscaled",
+    "write_sheet",
 ]

@@ -28,6 +28,7 @@ from trainer.data.caption_files import (
 from trainer.data.findings import Finding, caption_findings, foreign_findings
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
+from trainer.data.measures import Measures
 from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import left_out
 from trainer.data.subjects import is_subjects, owners, subject_problems
@@ -53,6 +54,7 @@ class Example:
     height: int  # pixels, upright
     data: Content = field(repr=False)  # the encoded file
     caption_file: str = ""  # its name in the archive; empty for default_caption
+    measures: Measures | None = None  # of its pixels; None: not decoded yet
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """The decoded image: upright, 8-bit sRGB, transparency over white.
@@ -236,7 +238,8 @@ def examine(
             animated.append(name)
         if found.bad_profile:
             unmanaged.append(name)
-        examples.append(Example(name, caption, found.width, found.height, data, caption_file))
+        size = found.width, found.height
+        examples.append(Example(name, caption, *size, data, caption_file, found.measures))
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
@@ -280,6 +283,7 @@ def examine(
                 f"{listed(silent)}",
                 tuple(silent),
                 "the caption does not mention the subject",
+                check="no-token",
             )
         )
     return Findings(examples, problems, warnings)

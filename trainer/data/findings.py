@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inference.prompts import foreign_syntax
 from trainer.data.caption_files import CaptionFile
@@ -17,7 +18,8 @@ class Finding:
     text: str  # a line of the message, without the dataset's name
     names: tuple[str, ...] = ()  # images or caption files; empty: the whole dataset
     beside: str = ""  # the same beside one of the files, if `text` lists them
-    level: int = logging.WARNING  # of the log, if it is not a problem
+    level: int = logging.WARNING  # of the log, if it is not a problem; INFO is a suggestion
+    check: str = ""  # the check that found it, for programs and the sheet: near-duplicates
 
     @classmethod
     def of(cls, name: str, reason: object) -> "Finding":
@@ -25,9 +27,10 @@ class Finding:
         return cls(f"{name}: {reason}", (name,), str(reason))
 
     @classmethod
-    def of_all(cls, beside: str, names: Sequence[str], after: str = "") -> "Finding":
+    def of_all(cls, beside: str, names: Sequence[str], after: str = "", **more: Any) -> "Finding":
         """About several files, which the message lists."""
-        return cls(f"{beside}: {listed(list(names))}{after}", tuple(names), f"{beside}{after}")
+        text = f"{beside}: {listed(list(names))}{after}"
+        return cls(text, tuple(names), f"{beside}{after}", **more)
 
 
 def caption_findings(
@@ -45,12 +48,14 @@ def caption_findings(
     yield Finding(f"{len(captions)} images: {own}{rest}", level=logging.INFO)
     empty = sorted(name for name, each in read.items() if not each.text)
     if empty:
-        yield Finding.of_all(f"empty caption files, {use} is used instead", empty)
+        text = f"empty caption files, {use} is used instead"
+        yield Finding.of_all(text, empty, check="empty-captions")
     guessed = sorted(name for name, each in read.items() if each.guess and each.text)
     if guessed:
         shown = listed([f"{name} ({read[name].text[:80]!r})" for name in guessed])
         text = f"not UTF-8, read as {read[guessed[0]].guess}; if these texts are wrong, save them"
-        yield Finding(f"{text} as UTF-8: {shown}", tuple(guessed), f"{text} as UTF-8")
+        beside = f"{text} as UTF-8"
+        yield Finding(f"{beside}: {shown}", tuple(guessed), beside, check="encoding")
 
 
 def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Finding]:
@@ -64,4 +69,4 @@ def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Findin
     if foreign:
         beside = "captions contain syntax of other programs, which is read as plain text"
         shown = listed([f"{name} ({part})" for name, part in foreign.items()])
-        yield Finding(f"{beside}: {shown}", tuple(foreign), beside)
+        yield Finding(f"{beside}: {shown}", tuple(foreign), beside, check="foreign-syntax")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from inference.image_decoding import IMAGE_FORMATS, MAX_JPEG_SCANS, has_too_many_scans, upright_srgb
+from trainer.data.measures import DETAIL_SIDE, Measures, measure
 from trainer.data.members import Unusable, what_is
 
 # Limits.
@@ -48,10 +49,11 @@ class Checked(NamedTuple):
     height: int  # pixels, upright
     moves: bool  # an animation, of which the first frame is used
     bad_profile: bool  # its color profile is broken and ignored
+    measures: Measures | None = None  # None: not decoded yet
 
 
 def check(data: bytes) -> Checked:
-    """Decodes the whole file as a check. Raises Unusable if that fails."""
+    """Decodes the whole file as a check, and measures it. Raises Unusable if that fails."""
     if has_too_many_scans(data):
         raise Unusable(f"has more than {MAX_JPEG_SCANS} scans; export it again or remove it")
     try:
@@ -59,14 +61,14 @@ def check(data: bytes) -> Checked:
             # MPO is a photo with a depth map or a second view, not an animation.
             moves = getattr(image, "is_animated", False) and image.format != "MPO"
             width, height = image.size
-            # Decoding a JPEG at an eighth of its size reads the whole file too.
+            # Decoding a JPEG at a part of its size reads the whole file too.
             if width == height or abs(width - height) >= 8:  # else both sides may become equal
-                image.draft(None, (1, 1))
+                image.draft(None, (DETAIL_SIDE, DETAIL_SIDE))
             stored = image.size
             upright, bad_profile = upright_srgb(image)
             if upright.size != stored:  # rotated
                 width, height = height, width
-            return Checked(width, height, moves, bad_profile)
+            return Checked(width, height, moves, bad_profile, measure(upright))
     except Exception as error:  # Pillow may raise any exception on malformed images
         raise Unusable(
             f"is truncated or damaged ({error}); export it again or remove it"

@@ -23,7 +23,7 @@ from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
-from trainer.data import Bucket, Example, crop, in_threads, nearest_bucket, warn_upscaled
+from trainer.data import Bucket, Example, crop, in_threads, nearest_bucket
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings import Settings
 
@@ -58,8 +58,6 @@ def encode_images(
     the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is full.
     """
     multiple = family.resolution_multiple
-    for resolution in settings.resolutions:
-        warn_upscaled(examples, resolution, multiple)
 
     def fitted(example: Example) -> list[Tensor]:
         width, height = example.width, example.height

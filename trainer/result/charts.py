@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from trainer.result.templating import TEMPLATES
+from trainer.templating import TEMPLATES
 
 WIDTH, HEIGHT = 500, 270  # of the SVG, in its units; about pixels
 LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins for the labels

@@ -21,7 +21,7 @@ from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_
 from trainer.result.headline import headlines
 from trainer.result.meta import tokens_in
 from trainer.result.result_checks import CheckResult
-from trainer.result.templating import TEMPLATES
+from trainer.templating import TEMPLATES
 
 LORA = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights looks for first
 WEIGHTS = "weights.zip"

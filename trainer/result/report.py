@@ -21,8 +21,8 @@ from trainer.monitor import Curves, step_label, thumbnail
 from trainer.result.charts import Line, chart, smoothed, thinned
 from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
-from trainer.result.templating import TEMPLATES
 from trainer.result.verdict import BROKEN, GOOD, verdict
+from trainer.templating import TEMPLATES
 
 NAME = "report.html"
 IMAGES = 60  # of the dataset, at most, so that a page has only a few megabytes

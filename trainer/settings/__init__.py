@@ -14,7 +14,7 @@ from trainer.settings.preservation import (
     first_step,
     sort_prompts,
 )
-from trainer.settings.presets import PRESETS
+from trainer.settings.presets import PRESETS, Preset
 from trainer.settings.request_cost import too_many, too_much
 from trainer.settings.secret import Secret, Secrets, hidden
 from trainer.settings.subject_marks import (
@@ -35,6 +35,7 @@ __all__ = [
     "NO_SUBJECT",
     "OPTIMIZERS",
     "PRESETS",
+    "Preset",
     "SCHEDULED",
     "SUBJECT_EVERY",
     "Secret",

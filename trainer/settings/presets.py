@@ -21,6 +21,8 @@ class Preset:
     timestep_sampling: str | None = None
     caption_dropout: float | None = None
     ema_decay: float = 0.0
+    # Usual numbers of images, for the checks of a dataset: least, most. Common practice as well.
+    images: tuple[int, int] = (8, 100)
 
 
 PRESETS: dict[str, Preset] = {
@@ -42,6 +44,7 @@ PRESETS: dict[str, Preset] = {
         timestep_sampling="shift",  # palette and composition are decided at high noise
         caption_dropout=0.1,  # so that the style also works without a matching prompt
         ema_decay=0.99,  # averages over the last hundred steps, so that single images matter less
+        images=(15, 500),  # few images also teach what is on them
     ),
     "concept": Preset(
         purpose="an object, a garment or a pose, to combine with other concepts",

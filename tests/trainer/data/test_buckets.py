@@ -1,7 +1,5 @@
 """Pictures of every shape find a size that the base can take, with little cut away."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,7 @@ from trainer.data.buckets import (
     Bucket,
     buckets_for,
     nearest_bucket,
-    warn_upscaled,
 )
-from trainer.data.dataset import Example
 from trainer.learning.features import fit
 from trainer.settings.fields import parse_resolutions
 
@@ -80,36 +76,6 @@ def test_fine_stripes_become_grey_not_moire():
     stripes[:, ::2] = 255
     inside_CHW = fit(Image.fromarray(stripes), Bucket(64, 64))[:, 4:-4, 4:-4]
     assert inside_CHW.abs().max() < 0.05
-
-
-def test_small_pictures_are_named_once_with_their_factor(caplog):
-    examples = [
-        Example("big.jpg", "", 1600, 1200, b""),
-        Example("small.jpg", "", 512, 512, b""),
-        Example("wide.png", "", 680, 384, b""),
-    ]
-    with caplog.at_level(logging.WARNING):
-        warn_upscaled(examples, resolution=1024, multiple=16)
-    (record,) = caplog.records
-    assert "2 of 3 images" in record.message
-    assert "small.jpg (512x512, 2.00x), wide.png (680x384, 2.00x)" in record.message
-
-    caplog.clear()
-    warn_upscaled(examples, resolution=256, multiple=16)
-    assert not caplog.records
-
-
-def test_images_far_below_the_resolution_have_a_line_of_their_own(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    examples = [Example(f"{n}.png", "", 900, 900, b"") for n in range(30)]
-    examples += [Example("icon.png", "", 12, 9, b""), Example("web.jpg", "", 200, 150, b"")]
-    with caplog.at_level(logging.WARNING):
-        warn_upscaled(examples, resolution=1024, multiple=16)
-    far, enlarged = (record.message for record in caplog.records)
-    assert far.startswith("2 of 32 images are far smaller than resolution 1024")
-    assert "icon.png (12x9, 98.67x), web.jpg (200x150, 5.92x)" in far
-    assert enlarged.startswith("30 of 32 images are smaller than resolution 1024")
 
 
 def test_resolutions_are_read_from_text():

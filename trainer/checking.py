@@ -1,0 +1,78 @@
+"""`zeroprior check DATASET`: prints what the checks of a dataset find, and writes the sheet.
+
+What reads images is imported where it is needed, so that `--help` does without.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from families.registry import usual_base
+from inference.console import clean
+from inference.flags import typed
+from trainer.outputs import OUTPUTS
+from trainer.settings import Settings
+
+FAILED = 1  # exit code if the dataset cannot be used
+_FOLDER = "checks"  # in outputs/
+
+
+def with_usual_base(given: dict[str, Any], config: str | None) -> dict[str, Any]:
+    """The arguments, with a base model of the usual size if none is named.
+
+    `auto` would be the small test model on a machine without a GPU, whose images are tiny.
+    """
+    if config is None and given.get("base_model", "auto") == "auto":
+        return given | {"base_model": usual_base().name}
+    return given
+
+
+def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -> int:
+    """Checks the dataset and prints the findings; returns the exit code.
+
+    sheet: where the HTML page is written; default: outputs/checks/NAME.html. With `as_json`, the
+    result is printed as JSON, and there is a page only if `sheet` is given.
+    """
+    from trainer.data import check_dataset, write_sheet
+
+    found = check_dataset(settings)
+    if as_json:
+        print(json.dumps(found.data(), indent=1))
+    else:
+        examples = found.findings.examples
+        own = sum(bool(each.caption_file) for each in examples)
+        print(
+            f"{len(examples):,} images, {own:,} with a caption file; checked for "
+            f"{settings.base.name} at {max(settings.resolutions)} pixels"
+        )
+        for kind, those in (
+            ("problem", found.problems),
+            ("warning", found.warnings),
+            ("suggestion", found.suggestions),
+        ):
+            for each in those:
+                print(clean(f"\n{kind}: {each.text}"))
+        if not found.problems + found.warnings + found.suggestions:
+            print("nothing to correct")
+    if found.findings.examples and (sheet or not as_json):
+        name = Path(os.path.abspath(settings.dataset)).stem  # also of a folder given as .
+        path = Path(sheet) if sheet else OUTPUTS / _FOLDER / f"{name}.html"
+        write_sheet(found, path)
+        if not as_json:
+            print(f"\nwrote {path}: all images with their findings, worst first")
+    return FAILED if found.problems else 0
+
+
+def summary(settings: Settings) -> str:
+    """One line for a plan: the numbers of images and findings; empty if there is no dataset."""
+    from trainer.data import check_dataset
+
+    if not settings.dataset.exists():
+        return ""
+    found = check_dataset(settings)
+    counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
+    parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
+    more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
+    images = f"{len(found.findings.examples):,} images"
+    return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")

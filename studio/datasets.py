@@ -1,20 +1,18 @@
 """Datasets: list, create, rename, delete, and one with all that the trainer says about it."""
 
-import io
 import os
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
-from inference.image_decoding import IMAGE_FORMATS
+from inference.image_decoding import format_of, open_image, upright_size
 from studio import packing, thumbnails
 from studio.dataset_files import (
     Files,
@@ -236,16 +234,15 @@ def _from_header(root: Path, name: str) -> Checked | str:
     """Size of an image that was not decoded yet."""
     try:
         with open(open_file(root, name.split("/")), "rb") as file:
-            # Sizes and EXIF are at the beginning, but WebP is only opened as a whole.
-            head = file.read() if suffix_of(name) == ".webp" else file.read(1 << 18)
-            width, height = probe(head)
-            with Image.open(io.BytesIO(head), formats=IMAGE_FORMATS) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except (Unusable, Problem) as error:
+            head = file.read(1 << 18)
+            # In these formats, sizes and EXIF are at the beginning; others are opened as a whole.
+            if format_of(head) not in ("JPEG", "PNG"):
+                head += file.read()
+            probe(head)
+            with open_image(head) as image:
+                return Checked(*upright_size(image), False, False)
+    except Exception as error:  # Pillow may raise any exception on malformed images
         return str(error)
-    except Exception:  # broken EXIF: the pixels may still be valid
-        turned = False
-    return Checked(*((height, width) if turned else (width, height)), False, False)
 
 
 def _head(root: Path, name: str, image: bool) -> bytes:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from inference.image_decoding import open_image, upright_srgb
 from studio.dataset_files import OWN, image_parts, own_folder, place_of, version_of
 from studio.folder import Studio, open_file
 from studio.replies import Problem, send_file
@@ -26,9 +26,9 @@ def make(root: Path, name: str, facts: os.stat_result) -> Path:
         return path
     with _DECODERS, open(open_file(root, name.split("/")), "rb") as file:
         try:
-            probe(file.read())  # bounds the pixels before they are decoded
-            file.seek(0)
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
+            data = file.read()
+            probe(data)  # bounds the pixels before they are decoded
+            with open_image(data) as image:
                 image.draft("RGB" if image.mode == "RGB" else None, (SIDE, SIDE))
                 small, _ = upright_srgb(image)
         except Unusable as error:

@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
             _serve(studio, listeners, options.allow_host, token)
     except InUse as error:
         sys.exit(str(error))
-    _print_runs(studio.outputs)
+    _print_runs(studio)
 
 
 def _serve(
@@ -128,10 +128,14 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
     sys.exit(f"cannot listen on {host}:{port or PORT} ({last}); try another --port")
 
 
-def _print_runs(outputs: Path) -> None:
-    """Says which runs go on without the page."""
+def _print_runs(studio: "Studio") -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Says which runs go on without the page, and which ones wait for it."""
+    from studio.jobs import jobs_of
     from trainer.lock import Lock
 
+    for name in jobs_of(studio).runs.lent:
+        print(f"{name} was paused for images; the next start of this studio resumes it")
+    outputs = studio.outputs
     for folder in sorted(outputs.iterdir()) if outputs.is_dir() else ():
         if folder.is_dir() and not folder.is_symlink() and Lock.is_held(folder):
             print(f"{folder.name} goes on; zeroprior stop {folder} stops it")

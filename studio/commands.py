@@ -145,6 +145,11 @@ async def execute(
 ) -> str:
     """Executes an allowed command; returns the run that the answer shows."""
     name = folder.name
+    if name in jobs.runs.lent and do in ("stop", "keep", "free", "pause", "end"):
+        jobs.queue.remove(name)  # what the user wants of it now is what counts
+        if do == "stop" and summary["state"] in ("pausing", "paused"):
+            jobs.keys[key] = name
+            return name
     if do in TRAINERS and not (do == "resume" and not Lock.is_held(folder)):
         more: dict[str, Any] = {"key": key}
         if do == "preview" and body.get("prompt"):
@@ -259,6 +264,8 @@ async def work(studio: Studio) -> None:
         jobs.processes.collect()
         send_waiting(jobs)
         try:
+            if jobs.runs.lent and not (jobs.generator and jobs.generator.borrows()):
+                jobs.queue.take_back()
             if jobs.queue.advance() is None and jobs.generator is not None:
                 if not gpu.is_free() and jobs.queue.next() is not None:
                     jobs.generator.release()

@@ -33,7 +33,7 @@ class Job:
     """The images of one request. `plan` and the end are in job.json; images are files."""
 
     folder: Path
-    plan: dict[str, Any]  # created, when, run, request, axes, images
+    plan: dict[str, Any]  # created, prompt, when, run, request, axes, images
     state: str = "waiting"
     error: str | None = None
     ended: float | None = None
@@ -111,6 +111,10 @@ class Generator:
         """Whether no job needs the process now."""
         return not any(job.state == "running" for job in self.known.values())
 
+    def borrows(self) -> bool:
+        """Whether a job needs the GPU of a run that was paused for it."""
+        return any(j.ended is None and j.plan["when"] == "pause" for j in self.known.values())
+
     def release(self) -> bool:
         """Ends an idle process, which frees the GPU; whether it has done so."""
         if not self.worker.runs or not self.is_idle():
@@ -148,32 +152,37 @@ class Generator:
         except asyncio.CancelledError:
             job.end("canceled", "the studio was ended")
             raise
-        if job.plan.get("paused"):  # a run that has given the GPU to this job
-            self.release()
-            self._jobs.queue.add(job.plan["paused"], now=True)
 
     async def _free_gpu(self, job: Job) -> bool:
         """Waits until the GPU is free for the generator; false if the job is cancelled."""
+        asked: tuple[str, str] | None = None  # the run that must free it, and the command's key
         while job.wanted:
             found = gpu.gpu()
             owner = found["owner"] if found else None
             if owner is None or owner["kind"] == "generator":
                 return True
-            if job.plan["when"] == "pause" and not job.plan.get("paused") and owner["id"]:
-                self._pause(job, str(owner["id"]))
+            if asked is not None:
+                answer = self._jobs.runs.history(asked[0]).answers.get(asked[1], {})
+                if not answer.get("accepted", True):
+                    raise Problem(409, f"{asked[0]}: {answer.get('why')}")
+            elif job.plan["when"] == "pause" and owner["id"]:
+                asked = self._pause(str(owner["id"]))
             await asyncio.sleep(LOOK)
         if job.ended is None:
             job.end("canceled")
         return False
 
-    def _pause(self, job: Job, run: str) -> None:
-        """Asks the run that has the GPU to write a checkpoint and to free it."""
-        summary = self._jobs.runs.summary(run)
-        if "free" in summary["allowed"]:
-            folder = self._jobs.studio.outputs / run
-            commands.send(self._jobs, folder, Command("pause", free=True))
-            job.plan["paused"] = run
-            job.write()
+    def _pause(self, run: str) -> tuple[str, str] | None:
+        """Asks the run that has the GPU to write a checkpoint and to free it, if it can now.
+
+        `Queue.take_back` resumes it, whatever becomes of the job and of this server.
+        """
+        if "free" not in self._jobs.runs.summary(run)["allowed"]:
+            return None
+        command = Command("pause", free=True)
+        self._jobs.queue.lend(run, command.key)
+        commands.send(self._jobs, self._jobs.studio.outputs / run, command)
+        return run, command.key
 
     async def _by_process(self, job: Job) -> None:
         job.state = "running"
@@ -206,12 +215,28 @@ class Generator:
             made = await self._answer(job, run, command.key)
             if made is None:
                 return job.end("canceled")
-            target, settings = job.file(each["number"]), {**settings, "step": made["step"]}
+            target, settings = job.file(each["number"]), self._used(run, made)
+            each["settings"], each["seed"] = settings, settings["seed"]
+            job.plan["request"] |= {k: v for k, v in settings.items() if k != "seed"}
+            job.write()  # what the page shows is what the run used, and not what the form said
             await asyncio.to_thread(shutil.copyfile, folder / made["file"], target)
             with atomic_file(target.with_suffix(".json")) as file:
                 file.write(json.dumps(settings).encode(errors="backslashreplace"))
             job.made[each["number"]] = {"settings": settings}
         job.end("done")
+
+    def _used(self, run: str, made: dict[str, Any]) -> dict[str, Any]:
+        """The settings of an image that a run has generated, from its event."""
+        names = {"guidance": "guidance_scale"} | {
+            name: name for name in ("prompt", "negative_prompt", "width", "height", "steps", "seed")
+        }
+        step = int(made["step"])
+        weights = {"id": f"runs/{run}/step-{step:06d}", "scale": made.get("lora_scale")}
+        return {name: made.get(named) for name, named in names.items()} | {
+            "base_model": self._jobs.runs.summary(run)["base_model"],
+            "weights": [weights],  # in no file
+            "step": step,
+        }
 
     async def _answer(self, job: Job, run: str, key: str) -> dict[str, Any] | None:
         """The `generated` event of a command; None if the job is cancelled before."""

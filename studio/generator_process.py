@@ -7,6 +7,8 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ class Cancelled(Exception):
     """The job was cancelled between two images."""
 
 
-def main() -> None:
-    """Answers requests until the input ends, or until nothing was asked for a while."""
+def main(generate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> None:
+    """Answers requests until the input ends, or until nothing was asked for a while.
+
+    generate: writes one image of a job, and returns what the server is told of it.
+    """
     cancelled: set[str] = set()
 
     def at_once(request: dict[str, Any]) -> bool:
@@ -29,16 +34,13 @@ def main() -> None:
         return bool(request["do"] == "cancel")
 
     pipe = Pipe(at_once)
-    engine = None
     for request in pipe.requests(IDLE):
         try:
-            if engine is None:
-                engine = _engine()
             for image in request["images"]:
                 if request["job"] in cancelled:
                     raise Cancelled
                 begun = time.perf_counter()
-                facts = _generate(engine, image)
+                facts = (generate or _generate)(image)
                 pipe.write(number=image["number"], **facts)
                 print(f"{image['file']}: {time.perf_counter() - begun:.2f} s", file=sys.stderr)
             pipe.write(answer={"state": "done"})
@@ -50,6 +52,7 @@ def main() -> None:
             pipe.write(answer={"state": "failed", "error": text})
 
 
+@cache
 def _engine() -> Any:
     """The engine of `inference`; the GPU is locked before it is used."""
     from families.gpu_lock import own_gpu
@@ -60,12 +63,13 @@ def _engine() -> Any:
     return Engine()
 
 
-def _generate(engine: Any, image: dict[str, Any]) -> dict[str, Any]:
+def _generate(image: dict[str, Any]) -> dict[str, Any]:
     """Generates one image, and writes it with its settings: in the file, and beside it."""
     from adapters.files.atomic import atomic_file
     from inference.image_metadata import JSON, TEXT, options
     from inference.request import Request
 
+    engine = _engine()
     archives = [engine.read(Path(path)) for path in image["weights"]]
     first, extra = (*archives, None, None)[:2]
     begun = time.perf_counter()

@@ -37,6 +37,9 @@ async def _new(request: Request) -> Response:
         raise Problem(400, f"when must be one of {', '.join(WHEN)}", "when")
     images, axes = planned(studio, body)
     run = _run_for(studio, body) if when == "by_run" else None
+    if run is not None and any(each["name"] != "seed" for each in axes):
+        text = "a run generates with its own weights and options; only the seed can be an axis"
+        raise Problem(422, text, "axes", "remove the axis, or generate without the run")
     if when == "now" and (busy := _owner()):
         text = f"the GPU is in use by {busy}"
         raise Problem(409, text, "when", "wait, pause that run, or let it generate the images")

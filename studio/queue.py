@@ -3,6 +3,9 @@
 One run at a time; a run that someone started elsewhere counts. A run is removed from the order
 before its process is started, and a queued run that is not in the order is put at its end, so a
 server that is killed at any moment neither loses a run nor starts it twice.
+
+A run that was paused for images is in queue.json too, until it is in the order again: whatever ends
+the images, this or a later server resumes it.
 """
 
 import json
@@ -33,12 +36,16 @@ class Queue:
         content = _content(self._path)
         self._order = [str(each) for each in content.get("order") or ()]
         self._now = [str(each) for each in content.get("now") or ()]
+        self._lent = runs.lent
+        lent = content.get("lent")
+        self._lent.update(lent if isinstance(lent, dict) else {})
         self._failure = ""  # the last one in the log
         self.held, self._looked = bool(content.get("held")), False
         # After a restart of the machine nothing starts by itself.
-        self.restarted = bool(self._order) and content.get("boot", boot_id()) != boot_id()
+        waiting = bool(self._order or self._lent)
+        self.restarted = waiting and content.get("boot", boot_id()) != boot_id()
         if self.restarted:
-            self.held = True
+            self.held, self._now = True, []
 
     def order(self, summaries: Sequence[dict[str, Any]] | None = None) -> list[str]:
         """The runs that wait, first to last. `summaries`: of all runs, if they are known."""
@@ -71,6 +78,7 @@ class Queue:
     def add(self, identity: str, now: bool = False) -> None:
         """Puts a run at the end, or with `now` first, also if the queue is held."""
         self._order = [each for each in self._order if each != identity]
+        self._lent.pop(identity, None)
         if now:
             self._order.insert(0, identity)
             self._now.append(identity)
@@ -79,19 +87,51 @@ class Queue:
         self._write()
 
     def remove(self, identity: str) -> None:
-        """Removes a deleted run."""
-        if identity in self._order or identity in self._now:
+        """Removes a run that must not be started."""
+        if identity in self._order or identity in self._now or identity in self._lent:
             self._order = [each for each in self._order if each != identity]
             self._now = [each for each in self._now if each != identity]
+            self._lent.pop(identity, None)
             self._write()
+
+    def lend(self, identity: str, key: str) -> None:
+        """Notes that a run is paused for images, before the command with this key is sent."""
+        self._lent[identity] = key
+        self._write()
+
+    def take_back(self) -> None:
+        """Puts the runs that were paused for images at the front; those images are done.
+
+        A run that has ended, was stopped, or was resumed by someone else is left as it is.
+        """
+        for identity, key in list(self._lent.items()):
+            held = self._runs.is_held(identity)  # first: see `Runs.summary`
+            try:
+                summary = self._runs.summary(identity)
+                answer = self._runs.history(identity).answers.get(key)
+            except Problem:  # its folder was removed
+                self.remove(identity)
+                continue
+            ours = answer is not None and bool(answer.get("accepted"))
+            paused = summary["state"] in ("pausing", "paused")
+            if held and (answer is None or (ours and paused)):
+                continue  # it has not ended yet
+            if ours and paused and summary["freed"]:
+                log.info("%s: resumed after the images", identity)
+                self.add(identity, now=not self.restarted)
+            else:
+                self.remove(identity)
 
     def waits(self, identity: str) -> bool:
         """Whether the run is in the order."""
         return identity in self._order
 
     def next(self) -> str | None:
-        """The run that would start now; None while another one runs, or if the queue is held."""
-        if self._looked and not self._order:  # so an idle server does nothing
+        """The run that would start now.
+
+        None while another one runs, or is paused for images, or if the queue is held.
+        """
+        if self._lent or (self._looked and not self._order):  # so an idle server does nothing
             return None
         self._looked = True  # for runs that were queued before the server was ended
         summaries = self._runs.all()
@@ -131,7 +171,8 @@ class Queue:
 
     def _write(self) -> None:
         self._now = [each for each in self._now if each in self._order]
-        content = {"order": self._order, "held": self.held, "now": self._now, "boot": boot_id()}
+        content: dict[str, Any] = {"order": self._order, "held": self.held, "now": self._now}
+        content |= {"lent": self._lent, "boot": boot_id()}
         with atomic_file(self._path) as file:
             file.write(json.dumps(content).encode())
 

@@ -68,6 +68,8 @@ class Runs:
         self._summaries: dict[str, tuple[object, dict[str, Any]]] = {}
         self._ages: dict[str, tuple[float, str]] = {}
         self._boot = boot_id()
+        # Runs that were paused for images, and the keys of these commands; written by `Queue`.
+        self.lent: dict[str, str] = {}
 
     def folder(self, identity: str) -> Path:
         """The folder of a run. Raises `Problem` 404 if it is not a run's."""
@@ -231,7 +233,10 @@ class Runs:
         allowed = summary["allowed"]
         if held and (state not in (*LIVE, "paused") or summary["freed"]):  # its process is ending
             allowed = []
+        if summary["id"] in self.lent and "stop" not in allowed:
+            allowed = [*allowed, "stop"]  # so that it is not resumed after the images
         found["allowed"] = [*allowed, "end"] if stuck else list(allowed)
+        found["lent"] = summary["id"] in self.lent  # its GPU, to images; it is resumed after them
         return found
 
     def _why_ended(self, identity: str, history: History, why: str) -> str:

@@ -10,7 +10,8 @@ Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `t
     validation  step, loss at each sigma, mean, kind
     best        step and mean loss of the best weights so far, with keep_best
     preview     step, number and text of the prompt, seed, file
-    generated   step, id of the command, prompt, seed, file: an image that was asked for
+    generated   step, id of the command, prompt, seed, size, steps, scales, file: an image that was
+                asked for
     checkpoint  step, file, bytes: for resuming
     saved       step, file, bytes: usable weights
     command     id, do, accepted, why (trainer.inbox)

@@ -12,6 +12,7 @@ from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
 from families.loading import load_family
 from families.no_gpu import why_too_slow
+from families.recomputation import recompute
 from inference import acceleration
 from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
@@ -287,8 +288,7 @@ def _train(
         else InferenceWeights(family, adapter, copies)
     )
     transformer = transformer_with(adapter, family)
-    if memory.mode.checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute(family, memory.mode.checkpointing)
     preservation = None
     left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
     if preserved.others and left:

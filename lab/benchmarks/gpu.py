@@ -1,10 +1,10 @@
 """python -m lab.benchmarks.gpu: training and generation at the published sizes, on this GPU.
 
 Needs no weights: models of the published sizes are filled with random numbers. Steps and images
-are timed with the device waited for, after they have been compiled as training and a prediction
-compile them (`COMPILE=0` leaves that out). A step's arithmetic is counted by PyTorch from the
-operations that ran, recomputed activations included, and held against the rate of a large
-bfloat16 product on the same card. Without a GPU it says what it would run.
+are compiled as in training and inference (not with `COMPILE=0`) and timed with a sync before and
+after. PyTorch counts the FLOPs of the operations that ran, recomputed activations included; they
+are compared with the rate of a large bfloat16 product on the same GPU. Without a GPU it lists what
+it would run.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from families.family import Family
+from families.recomputation import recompute
 from families.registry import FAMILIES
 from inference.acceleration import compile_blocks, wanted_in_training
 from inference.sampling import sample
@@ -38,9 +39,11 @@ _LARGE = [family.auto_on_gpu for family in FAMILIES.values() if family.auto_on_g
 BASES = tuple(each.name for each in sorted(_LARGE, key=lambda base: base.generation_memory))
 EDGES = (512, 768, 1024)  # pixels
 BATCHES = (1, 4)
-DRAWING_STEPS = (8, 50)
+IMAGE_STEPS = (8, 50)
 RANK, TEXT_TOKENS = 16, 64
-PRODUCT = 8192  # rows and columns of the product that measures the card
+UNQUANTIZED = Mode()
+PRODUCT = 8192  # rows and columns of the product that measures the GPU
+STEP, IMAGE, LORA = "step", "image", "lora"  # kinds of work
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,16 @@ class Case:
     """One row of the table."""
 
     base: str
-    work: str  # step, draw or swap
+    work: str  # STEP, IMAGE or LORA
     edge: int = 1024
     batch: int = 1
     steps: int = 0
     checkpointing: bool = False
 
     def __str__(self) -> str:
-        if self.work == "swap":
+        if self.work == LORA:
             return f"{self.base}: another LoRA of rank {RANK}"
-        if self.work == "draw":
+        if self.work == IMAGE:
             return f"{self.base}: an image of {self.edge} pixels in {self.steps} steps"
         kept = "recomputed" if self.checkpointing else "kept"
         return f"{self.base}: a step, {self.edge} pixels, batch {self.batch}, activations {kept}"
@@ -67,10 +70,28 @@ def cases(bases: tuple[str, ...] = BASES) -> Iterator[Case]:
     """All rows, in order."""
     for base in bases:
         for edge, batch, again in product(EDGES, BATCHES, (False, True)):
-            yield Case(base, "step", edge, batch, checkpointing=again)
-        for steps in DRAWING_STEPS:
-            yield Case(base, "draw", steps=steps)
-        yield Case(base, "swap")
+            yield Case(base, STEP, edge, batch, checkpointing=again)
+        for steps in IMAGE_STEPS:
+            yield Case(base, IMAGE, steps=steps)
+        yield Case(base, LORA)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One case's figures."""
+
+    seconds: float
+    peak: int  # bytes on the device, the base's weights included; 0 on a CPU
+    flops: int = 0  # 0: not counted
+
+    def cells(self, case: Case, rate: float) -> list[str]:
+        """A row of the table; `rate` is that of a large product, in FLOPs per second."""
+        taken = self.seconds
+        time = f"{taken * 1e3:.1f} ms" if taken < 1 else f"{taken:.2f} s"
+        cells = [str(case), time, f"{self.peak / 1e9:.1f} GB"]
+        if not self.flops:
+            return [*cells, "", ""]
+        return [*cells, f"{self.flops / taken / 1e12:.1f}", f"{self.flops / taken / rate:.0%}"]
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -99,12 +120,11 @@ def matmul_rate(device: torch.device, side: int = PRODUCT) -> float:
 def training_step(family: Family, case: Case) -> Callable[[], None]:
     """Loss, backward and optimizer of one batch, with text that was encoded before."""
     transformer = family.transformer
-    if case.checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute(family, float(case.checkpointing))
     lora = Lora(transformer, family.lora_targets(), RANK, 0)
     parameters = list(lora.parameters())
     optimizer = make_optimizer("adamw", parameters, 1e-4, 0.0)
-    latents, text = _inputs(family, case)
+    latents, text = random_inputs(family, case)
     noise = torch.randn_like(latents)
     sigma = torch.full((case.batch,), 0.5, device=family.device)
 
@@ -119,42 +139,43 @@ def training_step(family: Family, case: Case) -> Callable[[], None]:
 
 def generation(family: Family, case: Case) -> Callable[[], Tensor]:
     """One image's latents from noise, without guidance."""
-    latents, text = _inputs(family, case)
+    latents, text = random_inputs(family, case)
     sigmas = torch.linspace(1.0, 0.0, case.steps + 1)
 
     @torch.inference_mode()
-    def draw() -> Tensor:
+    def generate() -> Tensor:
         return sample(family, latents, sigmas, text)
 
-    return draw
+    return generate
 
 
-def swapping(family: Family) -> Callable[[], None]:
-    """Another LoRA laid over the base, each time one of two."""
+def random_lora(family: Family, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """A LoRA of random numbers on all targets, in CPU memory, as it comes from a file."""
     weights = dict(family.transformer.named_modules())
-    files = []
-    for seed in range(2):
-        generator = torch.Generator().manual_seed(seed)
-        files.append(
-            {
-                name: (
-                    torch.randn(RANK, weights[name].in_features, generator=generator) / 64,
-                    torch.randn(weights[name].out_features, RANK, generator=generator) / 64,
-                )
-                for name in family.lora_targets()
-            }
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            torch.randn(RANK, weights[name].in_features, generator=generator) / 64,
+            torch.randn(weights[name].out_features, RANK, generator=generator) / 64,
         )
+        for name in family.lora_targets()
+    }
+
+
+def lora_change(family: Family) -> Callable[[], None]:
+    """Merges another LoRA, one of two in turn."""
+    loras = [random_lora(family, seed) for seed in range(2)]
     merger = LoraMerger(family.transformer)
     turn = iter(range(1 << 30))
 
-    def swap() -> None:
+    def change() -> None:
         with torch.no_grad():
-            merger.apply([(files[next(turn) % 2], 1.0)])
+            merger.apply([(loras[next(turn) % 2], 1.0)])
 
-    return swap
+    return change
 
 
-def _inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
+def random_inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
     """Random latents_BCHW and text of each image."""
     device = family.device
     rows, columns = family.latent_size(case.edge, case.edge)
@@ -165,32 +186,39 @@ def _inputs(family: Family, case: Case) -> tuple[Tensor, list[Tensor]]:
     return latents, list(text)
 
 
-def measure(case: Case, device: torch.device, rate: float, repeats: int) -> list[str]:
-    """The cells of one row."""
-    settings = resolve(
-        TrainingInputs(
-            dataset=Path("unread.zip"), base_model=case.base, train_placeholder_token=False, seed=0
-        )
+def random_base(base: str, device: torch.device, mode: Mode = UNQUANTIZED) -> Family:
+    """A base at its published size with random weights, without a text encoder."""
+    inputs = TrainingInputs(
+        dataset=Path("unread.zip"), base_model=base, train_placeholder_token=False, seed=0
     )
-    family = random_family(settings, Mode(), device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    if case.work == "swap":
-        return [str(case), _shown(seconds(swapping(family), device, repeats)), "", "", ""]
-    work = generation(family, case) if case.work == "draw" else training_step(family, case)
+    return random_family(resolve(inputs), mode, device)
+
+
+def measure(case: Case, device: torch.device, repeats: int) -> Measured:
+    """Time and peak memory of one case; FLOPs of a step or an image."""
+    family = random_base(case.base, device)
+    reset_peak(device)
+    if case.work == LORA:
+        return Measured(seconds(lora_change(family), device, repeats), peak_memory(device))
+    work = generation(family, case) if case.work == IMAGE else training_step(family, case)
     with FlopCounterMode(display=False) as counter:  # before it is compiled, which hides them
         work()
     if wanted_in_training(device):
         compile_blocks(family.transformer)
+        reset_peak(device)
     taken = seconds(work, device, repeats)
-    speed = counter.get_total_flops() / taken
-    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
-    rates = f"{speed / 1e12:.1f}", f"{speed / rate:.0%}"
-    return [str(case), _shown(taken), f"{memory:.1f} GB", *rates]
+    return Measured(taken, peak_memory(device), counter.get_total_flops())
 
 
-def _shown(taken: float) -> str:
-    return f"{taken * 1e3:.1f} ms" if taken < 1 else f"{taken:.2f} s"
+def reset_peak(device: torch.device) -> None:
+    """Starts a new measurement of the peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were allocated at most on a GPU since `reset_peak`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def main() -> None:
@@ -211,7 +239,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for case in chosen:
         try:
-            cells = measure(case, device, rate, given.repeats)
+            cells = measure(case, device, given.repeats).cells(case, rate)
         except torch.OutOfMemoryError:
             cells = [str(case), "does not fit", "", "", ""]
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -2,10 +2,12 @@
 
 Needs no network and no downloads: base models get random weights, at the published sizes or with
 fewer blocks. Each part runs in a process of its own, so that a crash, a hang or a full memory ends
-one part only, and the time that is left is shared by the rest. Prints a table for
-docs/benchmarks.md and writes it as JSON. A failed row makes the exit code 1.
+one part only. The most important parts run first. Each has seconds of its own: it may also use what
+the parts before it did not need, and is stopped before it takes the time of those after it. Prints
+a table for docs/benchmarks.md and writes it as JSON after every part. A failed row makes the exit
+code 1.
 
---quick takes at most 4 minutes on an H100, --full (the default) at most 10. Without a GPU it says
+--quick takes at most 4 minutes on an H100, --full (the default) at most 10. Without a GPU it lists
 what it would run; --cpu runs all of it on the CPU with tiny models, which shows that the script
 works and measures nothing.
 """
@@ -30,20 +32,22 @@ from lab.benchmarks.gpu_check_parts import PARTS, chosen
 from lab.benchmarks.gpu_check_rows import FAILED, MEASURED, MODELS, Check, Row
 from lab.benchmarks.machine import machine
 
-SECONDS = {True: 230, False: 580}  # by `quick`; the rest of 4 and 10 minutes is for the start
-LEAST = 10.0  # seconds that a part needs to be worth starting
+LEAST = 5.0  # seconds that a part needs to be worth starting
 HEAD = "| part | what | state | measured | planned | note |\n| --- | --- | --- | --- | --- | --- |"
 
 
 def run(check: Check, seconds: float) -> Iterator[Row]:
     """The rows of all parts, each in its own process; a part that fails is a failed row."""
-    ends = time.monotonic() + seconds
-    for name in chosen(check):
-        left = ends - time.monotonic()
-        if left < LEAST:
+    ends, reserved = time.monotonic() + seconds, chosen(check)
+    per_second = seconds / sum(reserved.values())
+    later = sum(reserved.values())
+    for name, its_seconds in reserved.items():
+        later -= its_seconds
+        limit = ends - time.monotonic() - later * per_second
+        if limit < LEAST:
             yield Row(name, "not run", FAILED, note=f"no time is left of {seconds:.0f} s")
             continue
-        yield from run_part(name, check, left)
+        yield from run_part(name, check, limit)
 
 
 def run_part(name: str, check: Check, seconds: float) -> Iterator[Row]:
@@ -76,7 +80,7 @@ def run_part(name: str, check: Check, seconds: float) -> Iterator[Row]:
 def run_here(name: str, check: Check) -> None:
     """Runs one part in this process and writes its rows, one by one."""
     with (check.folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-        for row in PARTS[name](check):
+        for row in PARTS[name].run(check):
             file.write(json.dumps(vars(row)) + "\n")
             file.flush()
 
@@ -107,14 +111,14 @@ def main() -> None:
     if not there and not given.cpu:
         print("no GPU here; with one, this would run")
         for name in chosen(Check(torch.device("cuda"), given.quick, Path())):
-            print(f"  {name}: {str(PARTS[name].__doc__).splitlines()[0]}")
+            print(f"  {name}: {PARTS[name].title}")
         return
     with tempfile.TemporaryDirectory() as folder:
         device = torch.device("cuda" if there else "cpu")
         check = Check(device, given.quick, Path(folder), tuple(given.only or ()))
         print(f"{machine()}\n{HEAD}", flush=True)
         rows = []
-        for row in run(check, given.seconds or SECONDS[given.quick]):
+        for row in run(check, given.seconds or sum(chosen(check).values())):
             rows.append(row)
             print(f"| {' | '.join(row.cells())} |", flush=True)
             _write(Path(given.json), given.quick, rows)
@@ -135,4 +139,5 @@ def _write(file: Path, quick: bool, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part's process is ended too
     main()

@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +42,18 @@ from trainer.settings.inputs import TrainingInputs
 # Resumed weights against those of a run without a stop, as a share of their norm. On a CPU they
 # are equal; GPUs add in another order from run to run.
 RESUME_LIMIT = 0.02
-JUDGING = 10.0  # seconds, a goal
+CHECKING = 10.0  # seconds, a goal
+ROOT = Path(__file__).parents[2]
+# Starts as the server does; prints when it is ready, and when the first image is there.
+SERVER = """
+import time
+from predict import Predictor
+predictor = Predictor()
+predictor.setup(None)
+ready = time.time()
+predictor.predict(prompt="a photo", seed=1, num_inference_steps=4, aspect_ratio="1:1")
+print(ready, time.time(), flush=True)
+"""
 
 
 def packages(check: Check) -> Iterator[Row]:
@@ -69,7 +84,7 @@ def fallbacks(check: Check) -> Iterator[Row]:
         image()
         kept = "attention" in acceleration._noted(transformer)
         yield Row("fallbacks", "cuDNN attention works", PASSED if kept else FAILED)
-    compile_blocks(transformer, "inductor" if check.gpu else "eager")
+    compile_blocks(transformer, check.backend)
     began = time.perf_counter()
     image()
     seconds = time.perf_counter() - began
@@ -126,9 +141,7 @@ def _runs(check: Check, part: str) -> Iterator[Row]:
     timings = record["timings"]
     yield Row(part, f"train {steps} steps", MEASURED, seconds, "s")
     for phase, taken in timings["phases"].items():
-        state = MEASURED
-        if phase == "checking" and check.gpu:
-            state = PASSED if taken <= JUDGING else FAILED
+        state = check.state(taken <= CHECKING) if phase == "checking" else MEASURED
         yield Row(part, f"time: {phase}", state, taken, "s")
     rate = 1 / timings["steps_per_second"]
     yield Row(part, "a step, compilation included", MEASURED, rate, "s")
@@ -184,3 +197,27 @@ def qwen_image(check: Check) -> Iterator[Row]:
     """Qwen-Image with 6 blocks from training to an image."""
     sizes = (BLOCKS, TEXT_LAYERS) if check.gpu else (None, None)
     yield from product(check, "qwen-image", *sizes)
+
+
+def server(check: Check) -> Iterator[Row]:
+    """Two starts of the server with 6 blocks: without compiled code on disk, and with it."""
+    blocks, layers = (BLOCKS, TEXT_LAYERS) if check.gpu else (None, None)
+    vault, name = check.vault(), "z-image-turbo"
+    write_random_base(vault, find_base(name), check.device, blocks, layers, tiny=not check.gpu)
+    empty(check.device)
+    folder = check.folder / "server"
+    folder.mkdir()
+    variables = {"BASE_MODEL": name, "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    for what in ("cold", "warm"):
+        began = time.time()
+        child = subprocess.run(
+            [sys.executable, "-c", SERVER],
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        ready, done = map(float, child.stdout.split()[-2:])
+        yield Row("server", f"{what} start", MEASURED, ready - began, "s")
+        yield Row("server", f"first image after a {what} start", MEASURED, done - ready, "s")

@@ -66,9 +66,20 @@ class Check:
         return 1024 if self.gpu else 32
 
     @property
+    def backend(self) -> str:
+        """The compiler: on the CPU one that only traces, since the real one takes minutes."""
+        return "inductor" if self.gpu else "eager"
+
+    @property
     def modes(self) -> list[Mode]:
         """The memory modes that are measured."""
         return [mode for mode in ALL_MODES if mode.checkpointing or not self.quick]
+
+    def state(self, good: bool) -> str:
+        """Whether a goal for a GPU is reached; on a CPU it is only measured."""
+        if not self.gpu:
+            return MEASURED
+        return PASSED if good else FAILED
 
     def vault(self) -> Path:
         """A `$MODEL_VAULT` for the random bases of one part, in use from now on."""

@@ -1,33 +1,25 @@
 """Parts of `lab.benchmarks.gpu_check`: the time of steps and images."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import nn
 
-from families import quantization
+from adapters.lora import Lora
 from families.family import Family
-from families.packed_weights import has_float8_products
-from inference.acceleration import compile_blocks
+from inference.acceleration import compile_blocks, compile_text_encoder, is_compiled
 from lab.benchmarks import gpu
 from lab.benchmarks.gpu_check_rows import FAILED, MEASURED, PASSED, SKIPPED, Check, Row, empty
-from lab.benchmarks.memory import random_family
-from lab.benchmarks.step_profile import Profile, loop_of, profiled
+from lab.benchmarks.peers import OURS, Found, compared
+from lab.benchmarks.step_profile import Profile, counted, loop_of, profiled
+from trainer.learning.loop import Loop
 from trainer.learning.loss import flow_loss
 from trainer.memory.fitting import usable
 from trainer.memory.plan import Mode
-from trainer.settings.fields import resolve
-from trainer.settings.inputs import TrainingInputs
 
 WITH_TOKEN, FIRST_STEP = 1.25, 15.0  # goals: ratio to a step without, seconds
-STORED_STEP = 1.1  # goal: a compiled step on a quantized base, in ratio to 16 bits
-FLOAT8_IMAGE = 0.6  # goal: seconds of an image in 8 steps with float8 products, on an H100
 
 
 def profile(check: Check) -> Iterator[Row]:
@@ -45,14 +37,12 @@ def profile(check: Check) -> Iterator[Row]:
         note = f"waiting for each {each.waiting * 1e3:.0f} ms, busy {each.busy * 1e3:.0f} ms"
         note += f", {each.launches} launches, {each.waits} waits; process: {parts}"
         yield Row("profile", f"a step {what}", MEASURED, each.ahead * 1e3, "ms", note=note)
-        state = MEASURED
-        if check.gpu:
-            state = PASSED if each.first <= FIRST_STEP else FAILED
-        yield Row("profile", f"the first step {what}", state, each.first, "s")
+        state = check.state(each.first <= FIRST_STEP)
+        yield Row("profile", f"the first step {what}", state, each.first, "s", FIRST_STEP)
+        if each.peak:
+            yield Row("profile", f"peak memory {what}", MEASURED, each.peak / 1e9, "GB")
     ratio = found[True].ahead / found[False].ahead
-    state = MEASURED
-    if check.gpu:
-        state = PASSED if ratio <= WITH_TOKEN else FAILED
+    state = check.state(ratio <= WITH_TOKEN)
     yield Row("profile", "the token costs", state, ratio, "x", WITH_TOKEN)
 
 
@@ -63,21 +53,15 @@ def rows(check: Check) -> Iterator[Row]:
         if kind not in ("none", *usable(check.device)):
             yield Row("rows", what, SKIPPED, note=f"{kind} cannot run here")
             continue
-        settings = resolve(
-            TrainingInputs(
-                dataset=Path("unread.zip"), base_model=check.base, seed=1,
-                train_placeholder_token=False, trigger_word="x",
-            )
-        )  # fmt: skip
-        family = random_family(settings, Mode(kind, checkpointing=True), check.device)
+        family = gpu.random_base(check.base, check.device, Mode(kind, checkpointing=True))
         if check.gpu:
             compile_blocks(family.transformer, several_sizes=True)
-        large = gpu._inputs(family, gpu.Case(check.base, "step", check.edge))
-        small = gpu._inputs(family, gpu.Case(check.base, "step", max(32, check.edge // 2)))
+        large = gpu.random_inputs(family, gpu.Case(check.base, gpu.STEP, check.edge))
+        small = gpu.random_inputs(family, gpu.Case(check.base, gpu.STEP, max(32, check.edge // 2)))
         with torch.no_grad():
             seconds = gpu.seconds(partial(_velocity, family, *small), check.device, 3)
         yield Row("rows", f"{what}: one step of an image", MEASURED, seconds * 1e3, "ms")
-        lora = gpu.Lora(family.transformer, family.lora_targets(), 16, 0)
+        lora = Lora(family.transformer, family.lora_targets(), 16, 0)
 
         def step(f: Family = family, both: tuple[Any, ...] = (large, small)) -> None:
             for latents, text in both:
@@ -100,130 +84,74 @@ def _velocity(family: Family, latents: Any, text: Any) -> Any:
     return family.velocity(latents, torch.full((1,), 0.5, device=family.device), text)
 
 
+def text_encoder(check: Check) -> Iterator[Row]:
+    """The text encoder's part of a step with a token, plain and compiled."""
+    taken: dict[bool, float] = {}
+    for compiled in (False, True):
+        loop = loop_of(check.base, check.device, True, edge=check.edge, compiled=False)
+        if compiled:
+            compile_text_encoder(loop.family, check.backend)
+        captions = sorted(loop.captions.trained)
+
+        def both(captions: Sequence[str] = captions, loop: Loop = loop) -> None:
+            for caption in captions:
+                loop.captions.features([caption])[0].square().mean().backward()
+
+        taken[compiled] = gpu.seconds(both, check.device, 5) / len(captions)
+        counts = counted(both, check.device)
+        what = "compiled" if compiled else "plain, with a cache of the common beginning"
+        note = f"{counts.launches // len(captions)} launches, {counts.waits // len(captions)} waits"
+        note += f", busy {counts.busy / len(captions) * 1e3:.1f} ms"
+        kept = is_compiled(loop.family.text_encoder)  # unless it failed
+        state = MEASURED if kept == compiled else FAILED
+        yield Row("text_encoder", f"forward and backward: {what}", state, taken[compiled] * 1e3,
+                  "ms", note=note)  # fmt: skip
+        del loop, both
+        empty(check.device)
+        torch._dynamo.reset()
+    ratio = taken[True] / taken[False]
+    yield Row("text_encoder", "compiled, of plain", check.state(ratio < 1), ratio, "x")
+
+
+def peers(check: Check) -> Iterator[Row]:
+    """Our step beside PEFT's: bfloat16, or float32 under autocast; in every mode."""
+    ours: dict[str, Found] = {}
+    for found in compared(check.base, check.edge, check.device, repeats=3 if check.gpu else 1):
+        program, mode = found.variant.program, found.variant.mode
+        if found.measured is None:  # a peer's failure is not ours
+            state = FAILED if program == OURS and found.why != "does not fit" else SKIPPED
+            yield Row("peers", f"{program}: {mode}", state, note=found.why)
+            continue
+        if program == OURS:
+            ours[mode] = found
+        note, ratio = f"peak {found.measured.peak / 1e9:.1f} GB", found.ratio(ours.get(mode))
+        if program != OURS and ratio is not None:
+            note += f"; ours takes {ratio:.2f} of it"
+        yield Row("peers", f"{program}: {mode}", MEASURED, found.measured.seconds * 1e3, "ms",
+                  note=note)  # fmt: skip
+
+
 def speed(check: Check) -> Iterator[Row]:
-    """Steps, images and changes of the LoRA at published sizes, and PEFT's step beside ours."""
+    """Steps and images at published sizes, as shares of a large product's rate."""
     side = gpu.PRODUCT if check.gpu else 64
     rate = gpu.matmul_rate(check.device, side)
     yield Row("speed", f"a bfloat16 product of {side}", MEASURED, rate / 1e12, "TFLOP/s")
     few = 8 if check.gpu else 2
-    again = gpu.Case(check.base, "step", check.edge, checkpointing=True)
-    cases = [again, gpu.Case(check.base, "draw", check.edge, steps=few)]
-    if not check.quick:
-        cases += [replace(again, checkpointing=False), gpu.Case(check.base, "swap")]
-        cases += [replace(again, work="peer")]
-    if not check.quick and check.gpu:
-        large = replace(again, base="qwen-image")
-        cases += [large, replace(large, work="draw", steps=10), replace(large, work="swap")]
-    ours = math.nan
+    step = gpu.Case(check.base, gpu.STEP, check.edge, checkpointing=True)
+    image = replace(step, work=gpu.IMAGE, steps=few)
+    cases = [step, image]
+    if check.gpu:
+        large = [replace(step, base="qwen-image"), replace(image, base="qwen-image", steps=10)]
+        cases = [*large, step, replace(step, checkpointing=False), image]
     for case in cases:
-        if case.work == "peer":
-            seconds = _peft_step(check, case)
-            note = "bfloat16, recomputed, not compiled, as the usual scripts do"
-            yield Row("speed", "PEFT: a step", MEASURED, seconds * 1e3, "ms",
-                      note=f"{note}; ours is {ours / seconds:.2f} of it")  # fmt: skip
-            continue
         try:
-            what, taken, used, _, share = gpu.measure(case, check.device, rate, repeats=3)
+            found = gpu.measure(case, check.device, repeats=3)
         except torch.OutOfMemoryError:
             yield Row("speed", str(case), SKIPPED, note="does not fit")
             continue
         finally:
             empty(check.device)
             torch._dynamo.reset()
-        if case == again:
-            value, unit = taken.split()
-            ours = float(value) / (1e3 if unit == "ms" else 1)
-        note = f"{used}, {share} of the product's rate" if used else ""
-        yield Row("speed", what, MEASURED, note=f"{taken} {note}".strip())
-
-
-def quantized(check: Check) -> Iterator[Row]:
-    """Compiled steps and images on a quantized base, in ratio to 16 bits; float8 products."""
-    few = 8 if check.gpu else 2
-    steps = [
-        gpu.Case(check.base, "step", check.edge, checkpointing=again) for again in (False, True)
-    ]
-    cases = {
-        "a step, activations kept": (steps[0], STORED_STEP),
-        "a step, activations recomputed": (steps[1], STORED_STEP),
-        f"an image in {few} steps": (gpu.Case(check.base, "draw", check.edge, steps=few), math.inf),
-    }
-    for what, (case, most) in cases.items():
-        unquantized = math.nan
-        for kind in ("none", "int8", "nf4", "fp8, dequantized", "fp8, products"):
-            name = f"{what}: {'16 bits' if kind == 'none' else kind}"
-            try:
-                seconds, peak, why = _quantized(check, case, kind)
-            except torch.OutOfMemoryError:
-                yield Row("quantized", name, SKIPPED, note="does not fit")
-                continue
-            finally:
-                empty(check.device)
-                torch._dynamo.reset()
-            if why:
-                yield Row("quantized", name, SKIPPED, note=why)
-                continue
-            if kind == "none":
-                unquantized = seconds
-            state, ratio = MEASURED, seconds / unquantized
-            if check.gpu and kind != "none":
-                state = FAILED if ratio > most else PASSED
-            if check.gpu and case.work == "draw" and kind == "fp8, products":
-                state = PASSED if seconds <= FLOAT8_IMAGE else FAILED
-            note = f"{ratio:.2f} of 16 bits" + (f", peak {peak / 1e9:.1f} GB" if peak else "")
-            yield Row("quantized", name, state, seconds * 1e3, "ms", note=note)
-
-
-def _quantized(check: Check, case: gpu.Case, kind: str) -> tuple[float, int, str]:
-    """Seconds and peak bytes of a compiled step or image, or why it is not measured."""
-    stored, _, how = kind.partition(", ")
-    if stored not in ("none", *usable(check.device)):
-        return 0.0, 0, f"{stored} cannot run here"
-    if how == "products" and not has_float8_products(check.device):
-        return 0.0, 0, "no products in float8 here"
-    settings = resolve(
-        TrainingInputs(
-            dataset=Path("unread.zip"), base_model=case.base, seed=0,
-            train_placeholder_token=False,
-        )
-    )  # fmt: skip
-    products = patch.object(quantization, "has_float8_products", lambda _: how == "products")
-    with products:
-        family = random_family(settings, Mode(stored), check.device)
-    work = gpu.generation(family, case) if case.work == "draw" else gpu.training_step(family, case)
-    compile_blocks(family.transformer, "inductor" if check.gpu else "eager")
-    if check.gpu:
-        torch.cuda.reset_peak_memory_stats(check.device)
-    seconds = gpu.seconds(work, check.device, 3)
-    peak = torch.cuda.max_memory_allocated(check.device) if check.gpu else 0
-    return seconds, peak, ""
-
-
-def _peft_step(check: Check, case: gpu.Case) -> float:
-    """Seconds of a step with PEFT's own layers, as diffusers' training scripts run it."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    settings = resolve(
-        TrainingInputs(
-            dataset=Path("unread.zip"), base_model=case.base, seed=0,
-            train_placeholder_token=False,
-        )
-    )  # fmt: skip
-    family = random_family(settings, Mode(checkpointing=True), check.device)
-    config = LoraConfig(r=gpu.RANK, lora_alpha=gpu.RANK, target_modules=family.lora_targets())
-    inject_adapter_in_model(config, family.transformer)
-    named = dict(family.transformer.named_parameters())
-    trained = [each for name, each in named.items() if "lora_" in name]
-    for each in trained:
-        each.data = each.data.to(torch.bfloat16)
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    latents, text = gpu._inputs(family, case)
-
-    def step() -> None:
-        sigma = torch.full((1,), 0.5, device=check.device)
-        flow_loss(family, latents, torch.randn_like(latents), sigma, text).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return gpu.seconds(step, check.device, 3)
+        _, _, peak, operations, share = found.cells(case, rate)
+        note = f"{peak}, {operations} TFLOP/s, {share} of the product's rate"
+        yield Row("speed", str(case), MEASURED, found.seconds * 1e3, "ms", note=note)

@@ -2,7 +2,8 @@
 
 Needs a GPU, and no weights: models of the planned sizes are filled with random numbers. For every
 mode that fits it trains a few steps and prints what was planned, what PyTorch's allocator saw at
-most, and the seconds per step. With --compiled, blocks are compiled as in training.
+most, and the seconds per step. The transformer's blocks and the text encoder's layers are compiled
+as in training; with --plain they are not.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from adapters.lora import Lora
 from families.family import Family, WeightStorage
 from families.memory import RESERVE, free_memory
 from families.quantization import apply_storage, quantize_transformer
+from families.recomputation import recompute
 from families.without_weights import config_of, family_without_weights
-from inference.acceleration import compile_blocks
+from inference.acceleration import compile_blocks, compile_text_encoder
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable
@@ -62,8 +64,7 @@ def random_family(settings: Settings, mode: Mode, device: torch.device) -> Famil
         with init_empty_weights():
             encoder = family._reading_part(text_class(config))
         vars(family)["text_encoder"] = filled(encoder, device)
-    if mode.checkpointing:
-        model.enable_gradient_checkpointing()
+    recompute(family, mode.checkpointing)
     return family
 
 
@@ -87,10 +88,13 @@ def held_against_plan(
     settings: Settings,
     device: torch.device,
     modes: Sequence[Mode] = LADDER,
-    compiled: bool = False,
+    backend: str | None = None,
 ) -> Iterator[Held]:
-    """Every mode that can run here, with a few real steps; the others with the reason."""
-    counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
+    """Every mode that can run here, with a few real steps; the others with the reason.
+
+    `backend` compiles the models as in training; None: plain blocks, in the plan too.
+    """
+    counted = figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled=backend is not None)
     for mode in modes:
         planned = sum(counted.parts(mode).values())
         whole = counted.weights("none") + counted.text_weights("none")  # before it is quantized
@@ -102,9 +106,10 @@ def held_against_plan(
             skipped = f"{max(planned, whole) / 1e9:.1f} GB do not fit into {room / 1e9:.1f}"
         else:
             try:
-                measured, seconds = measure(settings, mode, device, compiled)
+                measured, seconds = measure(settings, mode, device, backend)
             except RuntimeError as error:  # the next modes are still worth knowing
                 skipped = str(error).partition("\n")[0]
+            torch._dynamo.reset()
         _empty(device)
         yield Held(mode, planned, measured or None, seconds, skipped)
 
@@ -117,13 +122,16 @@ def _empty(device: torch.device) -> None:
 
 
 def measure(
-    settings: Settings, mode: Mode, device: torch.device, compiled: bool = False
+    settings: Settings, mode: Mode, device: torch.device, backend: str | None = None
 ) -> tuple[int, float]:
-    """Peak bytes and seconds per step of real steps; 0 bytes on a CPU."""
+    """Peak bytes and seconds per step of real steps, compiled or not; 0 bytes on a CPU."""
     family = random_family(settings, mode, device)
     lora = Lora(family.transformer, family.lora_targets(settings.lora_targets), settings.rank, 0)
-    if compiled and not mode.offload:
-        compile_blocks(family.transformer)
+    if backend is not None:
+        if settings.subject is not None:
+            compile_text_encoder(family, backend)
+        if not mode.offload:
+            compile_blocks(family.transformer, backend, several_sizes=True)
     parameters = list(lora.parameters())
     optimizer = make_optimizer(settings.optimizer, parameters, 1e-4, 0.0)
     edge, batch = max(settings.resolutions), settings.batch_size
@@ -158,14 +166,15 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.benchmarks.memory", description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("--compiled", action="store_true", help="compile the blocks")
+    parser.add_argument("--plain", action="store_true", help="do not compile")
     arguments = parser.parse_args()
     settings = read_config(arguments.config, dataset="imgs.zip")
     if not torch.cuda.is_available():
         raise SystemExit("error: this measures a GPU's memory, and there is none")
     device = torch.device("cuda")
     print(f"{'mode':<36}{'planned GB':>12}{'measured GB':>12}{'off by':>9}{'s/step':>9}")
-    for held in held_against_plan(settings, device, compiled=arguments.compiled):
+    backend = None if arguments.plain else "inductor"
+    for held in held_against_plan(settings, device, backend=backend):
         row = f"{held.mode.label:<36}{held.planned / 1e9:>12.1f}"
         if held.measured is None:
             print(f"{row}{'-':>12}  {held.skipped}")

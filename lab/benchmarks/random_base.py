@@ -114,6 +114,15 @@ def write_random_base(
     return folder
 
 
+def random_model(
+    family: type[Family], component: str, device: torch.device, changes: Mapping[str, Any]
+) -> Any:
+    """A tiny model of the published class, with changes to its (text) config."""
+    config = _config(family, component, tiny=True)
+    config.get("text_config", config).update(changes)
+    return _filled(_made(family, component, config), device, torch.float32)
+
+
 def write_images(file: Path, edge: int, count: int = 12) -> Path:
     """A dataset of images in three aspect ratios, with captions of several lengths."""
     sizes = [(edge, edge), (edge * 9 // 8, edge * 7 // 8), (edge * 7 // 8, edge * 9 // 8)]

@@ -38,7 +38,7 @@ SUBJECT = "<zwx>"
 UNQUANTIZED = Mode()
 TIMED, PROFILED = 8, 2  # steps
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # and names that begin so
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")  # only this file syncs the device
 PARTS = ("batch", "text", "transformer", "optimizer")
 
 
@@ -64,10 +64,25 @@ class Profile:
         yield "  process: " + ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in self.parts.items())
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a profiler counted."""
+
+    busy: float  # seconds that the device computed; 0 on a CPU
+    launches: int  # kernels; operations on a CPU
+    waits: int
+    parts: dict[str, float]  # seconds of the process in each part of a step
+
+
 def loop_of(
-    base: str, device: torch.device, placeholder: bool, mode: Mode = UNQUANTIZED, edge: int = 1024
+    base: str,
+    device: torch.device,
+    placeholder: bool,
+    mode: Mode = UNQUANTIZED,
+    edge: int = 1024,
+    compiled: bool | None = None,
 ) -> Loop:
-    """The trainer's loop on a random base, compiled as in training."""
+    """The trainer's loop on a random base, compiled as in training or as `compiled` says."""
     given: dict[str, Any] = {"base_model": base, "seed": 0, "preserve": "off", "steps": 1000}
     given |= {"batch_size": 1, "resolution": str(edge), "caption_dropout": 0.0}
     given |= {"timestep_sampling": "logit_normal", "validation_every": 0}
@@ -91,7 +106,7 @@ def loop_of(
     vectors = {each.token: each.vectors for each in placeholders}
     captions = Captions(family, [each.caption for each in samples], vectors)
     lora = Lora(family.transformer, family.lora_targets(), settings.rank, 0)
-    if wanted_in_training(device):
+    if wanted_in_training(device) if compiled is None else compiled:
         captions.compile()
         if not mode.offload:
             compile_blocks(family.transformer, several_sizes=True)
@@ -123,8 +138,7 @@ def profiled(loop: Loop, trace: Path | None = None) -> Profile:
         torch.cuda.reset_peak_memory_stats(device)
     ahead, waiting = run(TIMED, waiting=False), run(TIMED, waiting=True)
     peak = torch.cuda.max_memory_allocated(device) if gpu else 0
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with ExitStack() as named, profile(activities=activities) as profiler:
+    with ExitStack() as named:
         for name, owner, method in (
             ("batch", loop, "batch"),
             ("text", loop.captions, "features"),
@@ -132,14 +146,27 @@ def profiled(loop: Loop, trace: Path | None = None) -> Profile:
             *(("optimizer", each, "step") for each in loop.optimizers.values()),
         ):
             named.enter_context(patch.object(owner, method, _named(name, getattr(owner, method))))
-        run(PROFILED, waiting=False)
+        counts = counted(lambda: run(PROFILED, waiting=False), device, trace)
+    launches, waits = counts.launches // PROFILED, counts.waits // PROFILED
+    parts = {name: taken / PROFILED for name, taken in counts.parts.items()}
+    return Profile(ahead, waiting, first, counts.busy / PROFILED, launches, waits, parts, peak)
+
+
+def counted(work: Callable[[], object], device: torch.device, trace: Path | None = None) -> Counts:
+    """What the profiler counts while `work` runs."""
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as profiler:
+        work()
+        if gpu:
+            torch.cuda.synchronize(device)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     events: list[Any] = list(profiler.key_averages())
     parts = dict.fromkeys(PARTS, 0.0)
     for each in events:  # a name may have a row for the process and one for the device
         if each.key in PARTS:
-            parts[each.key] += each.cpu_time_total / 1e6 / PROFILED
+            parts[each.key] += each.cpu_time_total / 1e6
     begins = LAUNCHES if gpu else ("aten::",)
     launches = sum(each.count for each in events if each.key.startswith(begins))
     waits = sum(each.count for each in events if each.key in WAITS)
@@ -148,11 +175,7 @@ def profiled(loop: Loop, trace: Path | None = None) -> Profile:
         on_device = [each for each in profiler.events() if str(each.device_type).endswith("CUDA")]
         kernels = [each for each in on_device if each.name not in PARTS]  # these are only names
         busy = sum(each.self_device_time_total for each in kernels) / 1e6
-    return Profile(
-        *(ahead, waiting, first, busy / PROFILED, launches // PROFILED, waits // PROFILED),
-        parts,
-        peak,
-    )
+    return Counts(busy, launches, waits, parts)
 
 
 def _named(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -136,12 +136,12 @@ def _steps(
 
 def _step(name: str, transformer: Any) -> Callable[[], object]:
     """A forward pass at 256 tokens of image and 32 of text."""
-    draw = torch.Generator().manual_seed(0)
-    text = torch.randn(1, 32, 64, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 32, 64, generator=generator)
     if name == "Z-Image":
-        latents = [torch.randn(16, 1, 32, 32, generator=draw)]
+        latents = [torch.randn(16, 1, 32, 32, generator=generator)]
         return lambda: transformer(latents, torch.tensor([0.5]), list(text), return_dict=False)
-    tokens = torch.randn(1, 256, 64, generator=draw)
+    tokens = torch.randn(1, 256, 64, generator=generator)
     return lambda: transformer(
         hidden_states=tokens,
         timestep=torch.tensor([0.5]),
@@ -152,11 +152,11 @@ def _step(name: str, transformer: Any) -> Callable[[], object]:
 
 
 def _lora(targets: dict[str, nn.Linear], seed: int, folder: Path) -> Path:
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     factors = {
         name: (
-            torch.randn(RANK, each.in_features, generator=draw) / 8,
-            torch.randn(each.out_features, RANK, generator=draw) / 8,
+            torch.randn(RANK, each.in_features, generator=generator) / 8,
+            torch.randn(each.out_features, RANK, generator=generator) / 8,
         )
         for name, each in targets.items()
     }

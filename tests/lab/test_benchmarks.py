@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.benchmarks import gpu_check, quantization_drift
+from lab.benchmarks import exact_restore, gpu, gpu_check, peers, quantization_drift
 from lab.benchmarks.__main__ import SUITES, commands
 from lab.benchmarks.gpu import Case, cases, main, measure
 from lab.benchmarks.gpu_check_parts import PARTS, chosen
@@ -47,8 +47,11 @@ def test_without_a_gpu_the_check_says_what_it_would_run(
     monkeypatch.setattr(sys, "argv", ["gpu_check", "--quick"])
     gpu_check.main()
     said = capsys.readouterr().out
-    parts = chosen(gpu_check.Check(torch.device("cuda"), True, Path()))
-    assert all(f"  {part}: " in said for part in parts) and len(parts) < len(PARTS)
+    quick, full = (chosen(gpu_check.Check(torch.device("cuda"), each, Path())) for each in (1, 0))
+    assert all(f"  {part}: " in said for part in quick) and len(quick) < len(full) == len(PARTS)
+    assert (sum(quick.values()), sum(full.values())) == (230, 580)  # seconds: 4 and 10 minutes
+    asked = gpu_check.Check(torch.device("cuda"), True, Path(), only=("speed", "lora"))
+    assert list(chosen(asked)) == ["lora", "speed"]
 
 
 @pytest.mark.slow
@@ -87,21 +90,61 @@ def test_a_part_that_dies_or_hangs_ends_no_other(
         return popen([sys.executable, str(program), *command[3:]], **options)
 
     monkeypatch.setattr(gpu_check.subprocess, "Popen", instead)
+    reserved = {"rows": 2, "memory": 2, "speed": 8}
+    monkeypatch.setattr(gpu_check, "chosen", lambda _: reserved)
+    monkeypatch.setattr(gpu_check, "LEAST", 0.5)
     check = gpu_check.Check(torch.device("cpu"), False, tmp_path)
+    rows: dict[str, list[gpu_check.Row]] = {name: [] for name in reserved}
+    for row in gpu_check.run(check, 12.0):
+        rows[row.part].append(row)
     found = {}
-    for name, seconds in (("rows", 60), ("memory", 3), ("speed", 60)):
-        rows = list(gpu_check.run_part(name, check, seconds))
-        assert (rows[0].what, rows[-1].what) == ("begun", "in all")
-        found[name] = [row.note for row in rows if row.what == "did not finish"]
+    for name, each in rows.items():
+        assert (each[0].what, each[-1].what) == ("begun", "in all")
+        found[name] = [row.note for row in each if row.what == "did not finish"]
     assert found["rows"][0].endswith("the last words") and "exit code -6" in found["rows"][0]
-    assert found["memory"] == ["stopped after 3 s"] and found["speed"] == []
+    # It had the time that the first one did not need, and none of the last one's.
+    (stopped,) = found["memory"]
+    assert 2 < float(stopped.split()[2]) <= 4 and found["speed"] == []
 
 
-@pytest.mark.parametrize("work", ["step", "draw", "swap"])
+def test_a_list_restores_original_weights_and_grows_with_the_lora() -> None:
+    weights = exact_restore.normal_weights(side=256)
+    small, large = (exact_restore.need(weights, norm) for norm in (0.01, 0.3))
+    assert 0.02 < small.listed < 0.3 < large.listed < 2
+    assert 0.5 <= small.four_bits <= large.four_bits < 1 <= large.eight_bits < large.difference
+    near = torch.tensor([-1.0, -0.0, 0.0, 1.0, 1.0 + 2**-7], dtype=torch.bfloat16)
+    steps = exact_restore.order(near)
+    assert steps[1] == steps[2] == 0 and steps[0] == -steps[3] and steps[4] - steps[3] == 1
+
+
+def test_a_merge_on_a_gpu_is_compared_with_the_plain_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = gpu_check.Check(torch.device("cpu"), True, tmp_path)
+
+    def states() -> dict[str, tuple[str, float | None]]:
+        found = list(PARTS["lora"].run(check))
+        return {row.what: (row.state, row.value) for row in found}
+
+    what = "one product differs from the float32 sum by"
+    right = states()
+    state, ulps = right[what]
+    assert state == "passed" and ulps is not None and ulps <= 1
+    assert right["original weights are restored exactly"][0] == "passed"
+    # With the first of three terms of each factor only, as bfloat16 factors would be.
+    monkeypatch.setattr("adapters.fused_merge._OF_UP", (0,))
+    monkeypatch.setattr("adapters.fused_merge._OF_DOWN", (0,))
+    state, ulps = states()[what]
+    assert state == "failed" and ulps is not None and ulps > 1
+
+
+@pytest.mark.parametrize("work", [gpu.STEP, gpu.IMAGE, gpu.LORA])
 def test_the_gpu_suite_measures_each_kind_of_work(work: str) -> None:
     """On a CPU, at the miniature's size."""
     case = Case("miniature-turbo", work, edge=32, steps=1, checkpointing=True)
-    cells = measure(case, torch.device("cpu"), rate=1e12, repeats=1)
+    found = measure(case, torch.device("cpu"), repeats=1)
+    assert found.seconds > 0 and (found.flops > 0) == (work != gpu.LORA)
+    cells = found.cells(case, rate=1e12)
     assert cells[0] == str(case) and len(cells) == 5
 
 
@@ -111,6 +154,42 @@ def test_the_drift_of_a_quantized_base_is_ordered_by_the_error_of_its_weights() 
     velocity = {kind: float(cells[1].removesuffix(" %")) for kind, cells in drift.items()}
     assert 0 < velocity["rounding"] < velocity["int8"] < velocity["fp8"] < velocity["fp8 products"]
     assert velocity["fp8 products"] < 6
+
+
+def test_every_program_takes_a_step_in_every_mode_beside_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two modes of three programs; a program that fails ends no other."""
+    chosen = [each for each in peers.VARIANTS if not each.compiled]
+    taken = []
+    steps = peers.peft_step
+
+    def peft_step(family: Any, case: Case, autocast: bool) -> Any:
+        if autocast and not case.checkpointing:
+            raise RuntimeError("no autocast | here\nand more")
+        step = steps(family, case, autocast)
+
+        def checked() -> None:
+            step()
+            named = family.transformer.named_parameters()
+            ups = [each for name, each in named if "lora_B" in name]
+            taken.append((autocast, case.checkpointing, {each.dtype for each in ups}))
+            assert ups and all(each.any() for each in ups)
+
+        return checked
+
+    monkeypatch.setattr(peers, "peft_step", peft_step)
+    found = list(peers.compared("miniature-turbo", 32, torch.device("cpu"), 1, chosen))
+    assert [each.variant for each in found] == chosen and len(chosen) == 6
+    assert set(map(str, taken)) == {
+        str((False, False, {torch.bfloat16})),
+        str((False, True, {torch.bfloat16})),
+        str((True, True, {torch.float32})),
+    }
+    lines = list(peers.table(found))
+    assert len(lines) == 4 and all(line.count(" | ") == 3 for line in lines[2:])
+    assert sum("RuntimeError: no autocast \\| here" in line for line in lines) == 1
+    assert sum(line.count("of it") for line in lines) == 3
 
 
 def test_all_ways_to_take_a_step_take_one(tmp_path: Path) -> None:

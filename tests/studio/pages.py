@@ -22,6 +22,7 @@ from studio.jobs import forget
 from trainer.events import read_events
 from trainer.lock import Lock
 
+HERE = Path(__file__).parent
 DATASET = "shapes"
 # A run of a second on the included miniature.
 SHORT = {
@@ -65,13 +66,15 @@ class Server:
         self.folder = folder
         self._program = ["-m", "studio"]
         if small:
-            trainer = str(Path(__file__).parent / "small_trainer.py")
-            code = f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
+            trainer = str(HERE / "small_trainer.py")
+            code = "import small_gpu\nfor each in small_gpu.replaced(): setattr(*each)\n"
+            code += f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
             self._program = ["-c", code + "from studio.__main__ import main; main()"]
         self.start()
 
     def start(self) -> None:
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        here = str(ROOT), str(HERE), os.environ.get("PYTHONPATH")
+        path = os.pathsep.join(filter(None, here))
         with (self.folder / "server.txt").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *self._program, "--folder", str(self.folder), "--port", "0"],

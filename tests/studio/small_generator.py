@@ -5,33 +5,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from studio.worker import Pipe
+import small_gpu
+
+from studio.generator_process import main
 
 
-def main() -> None:
-    cancelled: set[str] = set()
-
-    def at_once(request: dict[str, Any]) -> bool:
-        if request["do"] == "cancel":
-            cancelled.add(request["job"])
-        return bool(request["do"] == "cancel")
-
-    pipe = Pipe(at_once)
-    for request in pipe.requests():
-        state = "done"
-        for image in request["images"]:
-            prompt = image["settings"]["prompt"]
-            if "crash" in prompt and image["number"] == 2:
-                os.kill(os.getpid(), 9)
-            time.sleep(0.2 if "slow" in prompt else 0.01)
-            if request["job"] in cancelled:
-                state = "canceled"
-                break
-            Path(image["file"]).write_bytes(b"image")
-            facts = {"settings": image["settings"], "seconds": 0.01}
-            pipe.write(number=image["number"], base_model="zeroprior/miniature-turbo", **facts)
-        pipe.write(answer={"state": state})
+def generate(image: dict[str, Any]) -> dict[str, Any]:
+    small_gpu.own("generator", "studio")
+    prompt = image["settings"]["prompt"]
+    if "crash" in prompt and image["number"] == 2:
+        os.kill(os.getpid(), 9)
+    time.sleep(0.2 if "slow" in prompt else 0.01)
+    Path(image["file"]).write_bytes(b"image")
+    model = "zeroprior/miniature-turbo"
+    return {"settings": image["settings"], "seconds": 0.01, "base_model": model}
 
 
 if __name__ == "__main__":
-    main()
+    main(generate)

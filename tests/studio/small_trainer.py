@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import small_gpu
+
 from trainer.events import Events
 from trainer.inbox import Inbox
 from trainer.lock import Lock, claim_handed_down
@@ -26,6 +28,7 @@ def process_facts() -> dict[str, object]:
 def main(folder: Path) -> None:
     claim_handed_down()
     lock = Lock.take(folder)
+    small_gpu.own("run", folder.name)
     events, inbox = Events(folder), Inbox(folder)
     for command, _ in inbox.take():
         events.emit("command", id=command.key, do=command.do, accepted=False, why="too late")
@@ -58,12 +61,18 @@ def main(folder: Path) -> None:
                 save()
             events.emit("steps", **{"from": step}, loss=[1 / step], seconds=seconds)
         for command, _ in inbox.take():
+            if command.do == "pause" and command.free:
+                time.sleep(0.5 * (used["rank"] == 16))  # a checkpoint that takes long
+                save()
+                events.emit("pausing", step=step)
             events.emit("command", id=command.key, do=command.do, accepted=True)
             if command.do == "preview":
                 path = folder / "generated" / f"step-{step:06d}-{len(command.key)}.png"
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(b"image")
                 facts = {"id": command.key, "prompt": command.prompt, "seed": command.seed}
+                facts |= {"width": 64, "height": 48, "steps": 8, "guidance_scale": 1.0}
+                facts |= {"negative_prompt": "", "lora_scale": 0.75}
                 events.emit("generated", step=step, file=f"generated/{path.name}", **facts)
             if command.do == "pause" and not command.free:
                 events.emit("paused", step=step, kept=True)
@@ -72,7 +81,8 @@ def main(folder: Path) -> None:
                 events.emit("resumed", step=step)
                 paused = False
             elif command.do in ("stop", "pause"):
-                save()
+                if command.do == "stop":
+                    save()
                 ended = "stopped" if command.do == "stop" else "paused"
                 events.emit(ended, step=step, kept=False)
                 return

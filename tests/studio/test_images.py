@@ -8,21 +8,10 @@ import pytest
 from pages import Page, Server, until, with_dataset
 from PIL import Image
 
-from studio import generator, worker
 from studio.folder import Studio
-from studio.generator import generator_of
+from studio.generator import ENDED, generator_of
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator has no model."""
-
-    class Small(worker.Worker):
-        def __init__(self, _: str, folder: Path) -> None:
-            super().__init__("small_generator", folder)
-
-    monkeypatch.setattr(generator, "Worker", Small)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+pytestmark = pytest.mark.usefixtures("small_generator")
 
 
 def make(page: Page, expect: int = 202, **body: Any) -> Any:
@@ -34,7 +23,7 @@ def make(page: Page, expect: int = 202, **body: Any) -> Any:
 def ended(page: Page, job: str) -> Any:
     def look() -> Any:
         found = page.client.get(f"/api/images/{job}").json()
-        return found if found["state"] in generator.ENDED else None
+        return found if found["state"] in ENDED else None
 
     return until(look)
 
@@ -104,10 +93,19 @@ def test_a_run_generates_between_two_of_its_steps(page: Page) -> None:
     make(page, expect=409, when="by_run")
     run = page.new(steps=1000)
     until(lambda: page.run(run)["step"])
-    job = ended(page, make(page, when="by_run", count=2, prompt="<zwx> on a beach"))
+    axes = [{"name": "scale", "values": [0.5, 1]}]
+    own = [{"id": weights(page), "scale": 1.0}]
+    assert make(page, 422, when="by_run", weights=own, axes=axes)["field"] == "axes"
+    asked = {"when": "by_run", "count": 2, "prompt": "<zwx> on a beach", "weights": own}
+    job = ended(page, make(page, **asked, width=512, height=512, steps=50))
     assert (job["state"], job["done"], job["run"]) == ("done", 2, run)
     facts = json.loads(next((page.folder / "outputs" / "images").rglob("0001.json")).read_text())
     assert facts["prompt"] == "<zwx> on a beach" and facts["step"] > 0
+    used = {"width": 64, "height": 48, "steps": 8, "guidance": 1.0, "base_model": "miniature-turbo"}
+    used["weights"] = [{"id": f"runs/{run}/step-{facts['step']:06d}", "scale": 0.75}]
+    for shown in (facts, job["images"][0]["settings"]):
+        assert {name: shown[name] for name in used} == used
+    assert job["settings"]["steps"] == 8 and [each["seed"] for each in job["images"]] == [5, 6]
     assert page.run(run)["state"] == "running"
 
 

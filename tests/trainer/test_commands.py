@@ -129,6 +129,7 @@ def test_an_image_can_be_asked_for_between_two_steps_and_changes_nothing_else(
     [image] = events("generated")
     assert (image["step"], image["id"], image["seed"]) == (3, "one", 7)
     assert image["prompt"] == "<zwx> on a beach"
+    assert (image["width"], image["height"], image["steps"], image["lora_scale"]) == (64, 64, 1, 1)
     assert Path("out", image["file"]).name == "step-000003-1.png"
     assert Path("out", image["file"]).is_file()
     first, second = events("command")

@@ -2,7 +2,6 @@
 
 from trainer.memory.fitting import RanOut, TooLarge, fit, running_out
 from trainer.memory.freeing import free_memory, memory_freed
-from trainer.memory.host import check_second_base
 from trainer.memory.plan_table import describe_plan, plan_data
 from trainer.memory.plans import Plans
 
@@ -10,7 +9,6 @@ __all__ = [
     "Plans",
     "RanOut",
     "TooLarge",
-    "check_second_base",
     "fit",
     "free_memory",
     "memory_freed",

@@ -20,8 +20,9 @@ from families.without_weights import family_without_weights
 from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all, processes
+from trainer.memory.counting import figures
 from trainer.memory.host import host_parts, host_previews, room_of
-from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, figures, leaner
+from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, leaner
 from trainer.memory.step_cost import Shape
 from trainer.settings import Settings, extent_of
 
@@ -68,7 +69,7 @@ def running_out(
             raise RanOut(mode, None) from error
         changed = settings.replace(
             quantize=less.quantize,
-            gradient_checkpointing=less.checkpointing,
+            gradient_checkpointing=bool(less.checkpointing),
             low_memory=less.offload,
             resume_from=saver.newest or settings.resume_from,
         )
@@ -135,7 +136,7 @@ def _as_wished(settings: Settings) -> Choice:
     """The mode on a CPU, where models are small: only what the settings contain."""
     wishes = wishes_of(settings)
     quantize = "none" if wishes.quantize == "auto" else wishes.quantize
-    mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
+    mode = Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload))
     text = "none" if settings.subject is not None else quantize
     reason = f"{mode} (CPU: quantization, checkpointing and offloading only if set)"
     choice = Choice(mode, text, 0, True, reason)
@@ -162,7 +163,7 @@ def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None
     need = counted.peak(mode)
     if need <= free:
         return
-    less = counted.peak(replace(mode, checkpointing=True))
+    less = counted.peak(replace(mode, checkpointing=1.0))
     raise TooLarge(
         f"this run needs about {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
         f"lower batch_size ({settings.batch_size}) or resolution ({edge})"

@@ -5,20 +5,12 @@ count. What counts: weights that are offloaded, copies of original weights for p
 copies of trained weights in a checkpoint, and the weight that is being merged and quantized.
 """
 
-import torch
-
-from families.family import Family
-from families.memory import RESERVE, free_memory
-from families.quantization import QUANTIZATIONS, block_values
-from families.without_weights import transformer_without_weights
+from families.memory import RESERVE
+from families.quantization import QUANTIZATIONS
 from trainer.memory.plan import Figures, Mode
 
 # Of the weight that is being merged: in float32 before and after, their difference, and in 16 bits.
 _MERGING = 3 * 4 + 2
-
-
-class NoRoom(RuntimeError):
-    """A part of the work that does not fit into CPU memory."""
 
 
 def host_parts(figures: Figures, mode: Mode) -> dict[str, int]:
@@ -48,14 +40,3 @@ def host_previews(figures: Figures, mode: Mode, merged: bool) -> int:
 def room_of(free: int) -> int:
     """The part of the free CPU memory that a run may use."""
     return round(free * (1 - RESERVE))
-
-
-def check_second_base(family: Family) -> None:
-    """Raises `NoRoom` if an unquantized base with offloaded weights does not fit."""
-    values = block_values(transformer_without_weights(family.base))
-    need, room = family.dtype.itemsize * values, room_of(free_memory(torch.device("cpu")))
-    if need > room:
-        raise NoRoom(
-            f"images need the original weights, {need / 1e9:.1f} GB of CPU memory, and "
-            f"{room / 1e9:.1f} GB are free"
-        )

@@ -28,6 +28,8 @@ class Meter(TorchDispatchMode):
         self.live = self.peak = self.flops = 0
         self.early: int | None = None  # the peak before the mark
         self.in_blocks = 0  # what forward passes of blocks that can be compiled left
+        # `live` and `in_blocks` before each block of the trunk, and after the last one
+        self.passed: list[tuple[int, int]] = []
         self._storages: dict[int, Any] = {_storage(tensor)._cdata: None for tensor in known}
 
     def __torch_dispatch__(

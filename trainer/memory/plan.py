@@ -1,33 +1,16 @@
-"""Plans the memory of a run: `figures` counts it for each mode, `choose` chooses a mode.
+"""Plans the memory of a run: `Figures` has it for each mode, `choose` chooses a mode.
 
 `choose` depends only on these figures, the free memory and the user's settings. Sizes are in bytes.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-import torch
-
-from families.base import Base
-from families.family import Family, WeightStorage
+from families.family import WeightStorage
 from families.memory import RESERVE
-from families.quantization import QUANTIZATIONS, block_linears, block_values
-from families.without_weights import family_without_weights
-from trainer.memory.step_cost import (
-    NO_PRESERVATION,
-    NOTHING,
-    Load,
-    PreservationLoad,
-    Shape,
-    caption_load,
-    decode_load,
-    image_load,
-    placeholder_load,
-    preservation_load,
-    step_loads,
-    velocity_load,
-)
-from trainer.settings import OPTIMIZERS, Extent
+from families.quantization import QUANTIZATIONS
+from trainer.memory.step_cost import NO_PRESERVATION, NOTHING, Load, PreservationLoad, at_share
+from trainer.settings import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -35,22 +18,30 @@ class Mode:
     """A memory mode of training."""
 
     quantize: str = "none"
-    checkpointing: bool = False
+    checkpointing: float = 0.0  # share of the blocks, from the first, that are recomputed
     offload: bool = False
 
     def __str__(self) -> str:
         base = "unquantized base" if self.quantize == "none" else f"{self.quantize} base"
+        part = f" of {self.checkpointing:.0%} of the blocks" * (self.checkpointing < 1)
         extra = [
-            "gradient checkpointing" if self.checkpointing else "",
+            f"gradient checkpointing{part}" if self.checkpointing else "",
             "block weights in CPU memory" if self.offload else "",
         ]
         return ", ".join([base, *filter(None, extra)])
 
     @property
+    def whole(self) -> bool:
+        """Whether all blocks are recomputed, or none."""
+        return self.checkpointing in (0, 1)
+
+    @property
     def label(self) -> str:
         """The mode in a table."""
         kind = "16 bits" if self.quantize == "none" else self.quantize
-        return f"{kind}{' + checkpointing' * self.checkpointing}{' + offload' * self.offload}"
+        part = f"{self.checkpointing:.0%} " * (self.checkpointing < 1)
+        recomputed = f" + {part}checkpointing" if self.checkpointing else ""
+        return f"{kind}{recomputed}{' + offload' * self.offload}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Figures:
     ema: bool
     accumulates: bool
     placeholder: bool
-    steps: dict[bool, Load]  # by gradient checkpointing
+    steps: Sequence[Load]  # by the number of recomputed blocks, from none to all
     placeholder_pass: Load
     image: Load  # of the largest batch of the VAE
     caption: Load  # of the largest batch of the text encoder
@@ -77,6 +68,15 @@ class Figures:
     largest_linear: int = 0  # values of the largest block linear
     preservation: PreservationLoad = NO_PRESERVATION
     compiled: bool = False  # blocks are compiled, unless their weights are offloaded
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks that can be recomputed."""
+        return len(self.steps) - 1
+
+    def recomputed(self, mode: Mode) -> int:
+        """The number of blocks that a mode recomputes."""
+        return round(mode.checkpointing * self.blocks)
 
     @property
     def lora_file(self) -> int:
@@ -109,8 +109,8 @@ class Figures:
             parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
         return parts
 
-    def _step(self, loads: Mapping[bool, Load], mode: Mode) -> int:
-        return loads[mode.checkpointing].held(self.compiled and not mode.offload)
+    def _step(self, loads: Sequence[Load], mode: Mode) -> int:
+        return at_share(loads, mode.checkpointing).held(self.compiled and not mode.offload)
 
     def _rows(self, mode: Mode) -> int:
         """Preservation's pass, which begins with the batch's gradients still in memory."""
@@ -152,10 +152,11 @@ class Figures:
     def flops(self, mode: Mode) -> int:
         """FLOPs of one step."""
         rows = self.preservation.flops(mode.checkpointing)
-        return self.steps[mode.checkpointing].flops + self.placeholder_pass.flops + rows
+        step = at_share(self.steps, mode.checkpointing).flops
+        return step + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
-        """Bytes copied from CPU memory in one step: forward, backward, once more if recomputed."""
+        """Bytes copied from CPU memory in one step: forward, backward, again where recomputed."""
         passes = (2 + mode.checkpointing) * mode.offload * (1 + self.preservation.share)
         return passes * self._each(mode.quantize) * self.block_weights
 
@@ -190,15 +191,23 @@ class Choice:
         return WeightStorage(self.mode.quantize, self.quantize_text, self.mode.offload)
 
 
-# From the most exact and fastest to the smallest. Without fp8, since int8 takes as much memory with
-# a fifth of the error. Offloaded weights take no GPU memory, so nf4 would not help.
 KINDS = ("none", "int8", "nf4")  # of weights on the device
-LADDER: tuple[Mode, ...] = tuple(
-    Mode(quantize, checkpointing, offload)
-    for offload, kinds in ((False, KINDS), (True, ("int8", "none")))
-    for quantize in kinds
-    for checkpointing in (False, True)
-)
+
+
+def _ladder(blocks: int, kinds: Sequence[str], offloaded: Sequence[str]) -> list[Mode]:
+    return [
+        Mode(quantize, recomputed / blocks, offload)
+        for offload, each in ((False, kinds), (True, offloaded))
+        for quantize in each
+        for recomputed in range(blocks + 1)
+    ]
+
+
+# From the most exact and fastest to the smallest. Without fp8, since int8 takes as much memory with
+# a fifth of the error. Offloaded weights take no GPU memory, so nf4 would not help. Here blocks are
+# recomputed all or not at all; a choice may be between.
+OFFLOADED = ("int8", "none")
+LADDER: tuple[Mode, ...] = tuple(_ladder(1, KINDS, OFFLOADED))
 
 
 def choose(
@@ -206,10 +215,12 @@ def choose(
 ) -> Choice:
     """The first mode that fits into `free` bytes and agrees with the user's settings.
 
-    `usable` are the quantizations of this machine. If no mode fits, the smallest is chosen.
+    It recomputes as few blocks as fit. `usable` are the quantizations of this machine. If no mode
+    fits, the smallest is chosen.
     """
-    ladder = [mode for mode in _granted(wishes) if mode.quantize in ("none", *usable)]
-    ladder = ladder or _granted(wishes)  # loading raises an error for an unusable quantization
+    granted = _granted(wishes, figures.blocks)
+    ladder = [mode for mode in granted if mode.quantize in ("none", *usable)]
+    ladder = ladder or granted  # loading raises an error for an unusable quantization
     room = round(free * (1 - RESERVE))
 
     def text_for(mode: Mode) -> str:
@@ -230,8 +241,9 @@ def choose(
         fitting = with_room
         needs = {mode: max(needs[mode], previews[mode]) for mode in ladder}
     mode = fitting[0] if fitting else min(ladder, key=lambda each: needs[each])
-    need, better = needs[mode], ladder[: ladder.index(mode)]
-    reason = f"{mode}: needs {_gb(need)} of {_gb(room)}"
+    need, better = needs[mode], [each for each in ladder[: ladder.index(mode)] if each.whole]
+    part = f"recomputes {figures.recomputed(mode)} of {figures.blocks}, " * (not mode.whole)
+    reason = f"{mode}: {part}needs {_gb(need)} of {_gb(room)}"
     if not fitting:
         reason += ", which is not enough; expect an out-of-memory error"
     elif better:
@@ -245,29 +257,27 @@ def choose(
 def leaner(
     figures: Figures, mode: Mode, wishes: Wishes, usable: Collection[str] = tuple(QUANTIZATIONS)
 ) -> Mode | None:
-    """The first mode after `mode` that needs less memory and agrees with the user's settings."""
-    ladder = _granted(wishes)
+    """The first mode after `mode` that needs less memory and agrees with the user's settings.
+
+    It recomputes all blocks or none: how much was lacking is not known, and a run is retried once.
+    """
+    ladder = _granted(wishes, figures.blocks)
     after = ladder[ladder.index(mode) + 1 :] if mode in ladder else []
+    after = [each for each in after if each.whole and each.quantize in ("none", *usable)]
     need = sum(figures.parts(mode).values())
     for each in after:
-        if each.quantize in ("none", *usable) and sum(figures.parts(each).values()) < need:
+        if sum(figures.parts(each).values()) < need:
             return each
     return None
 
 
-def _granted(wishes: Wishes) -> list[Mode]:
-    """The modes that agree with the user's settings."""
-    if wishes.quantize == "auto":
-        modes = list(LADDER)
-    else:
-        modes = [
-            Mode(wishes.quantize, checkpointing, offload)
-            for offload in (False, True)
-            for checkpointing in (False, True)
-        ]
+def _granted(wishes: Wishes, blocks: int) -> list[Mode]:
+    """The modes that agree with the user's settings, for a model of so many blocks."""
+    one = (wishes.quantize,)
+    kinds = (KINDS, OFFLOADED) if wishes.quantize == "auto" else (one, one)
     return [
         mode
-        for mode in modes
+        for mode in _ladder(blocks, *kinds)
         if wishes.checkpointing in (None, mode.checkpointing)
         and wishes.offload in (None, mode.offload)
     ]
@@ -275,76 +285,3 @@ def _granted(wishes: Wishes) -> list[Mode]:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-def figures(
-    base: Base,
-    lora_targets: str,
-    shape: Shape,
-    *,
-    placeholder: bool,
-    optimizer: str,
-    ema: bool,
-    accumulates: bool,
-    images: Sequence[Shape] = (),
-    captions: int = 1,
-    preview: Shape | None = None,
-    preservation: Extent | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    compiled: bool = False,
-) -> Figures:
-    """The figures of a run on a base, counted without its weights.
-
-    `shape` is that of a step; `images` are batches of the VAE, by default one image of that shape;
-    `captions` is the batch size of the text encoder; `preview` is the largest preview image.
-    """
-    family = family_without_weights(base, dtype)
-    targets = family.lora_targets(lora_targets)
-    linears = dict(family.transformer.named_modules())
-    lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
-    block, other = _split(family.transformer)
-    text_block, text_other = _split(family.text_encoder)
-    return Figures(
-        block_weights=block,
-        other_weights=other,
-        text_block_weights=text_block,
-        text_other_weights=text_other,
-        vae_weights=_count(family.vae.parameters()),
-        lora_modules=len(targets),
-        lora_values=lora_values,
-        bytes_per_value=dtype.itemsize,
-        optimizer=optimizer,
-        ema=ema,
-        accumulates=accumulates,
-        placeholder=placeholder,
-        steps=step_loads(family, targets, shape),
-        placeholder_pass=placeholder_load(family, shape) if placeholder else NOTHING,
-        image=max(
-            (image_load(family, each) for each in images or [replace(shape, batch_size=1)]),
-            key=lambda load: load.bytes,
-        ),
-        caption=caption_load(family, replace(shape, batch_size=captions)),
-        preview=_preview_load(family, preview) if preview is not None else NOTHING,
-        largest_linear=max(
-            family.transformer.get_parameter(f"{name}.weight").numel()
-            for name in block_linears(family.transformer)
-        ),
-        preservation=preservation_load(family, targets, shape, preservation),
-        compiled=compiled,
-    )
-
-
-def _preview_load(family: Family, shape: Shape) -> Load:
-    """One image: the larger load of the transformer's and the VAE's pass."""
-    passes = velocity_load(family, shape), decode_load(family, shape)
-    return Load(max(each.bytes for each in passes), sum(each.flops for each in passes))
-
-
-def _split(model: torch.nn.Module) -> tuple[int, int]:
-    """Values in the block linears' weights, and in all others."""
-    inside = block_values(model)
-    return inside, _count(model.parameters()) - inside
-
-
-def _count(parameters: Iterable[torch.Tensor]) -> int:
-    return sum(each.numel() for each in parameters)

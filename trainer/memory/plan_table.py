@@ -16,7 +16,8 @@ from trainer.settings import BEGINS, Settings, extent_of, missing_here
 
 _NOTES = """\
 Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
-activations are recomputed in the backward pass; offloaded weights are in CPU memory."""
+activations are recomputed in the backward pass, here in all blocks; a share of them is chosen
+if it fits. Offloaded weights are in CPU memory."""
 _COMPILED = (
     "\nBlocks are compiled, unless their weights are offloaded: then they keep more activations."
 )
@@ -52,6 +53,7 @@ def plan_data(settings: Settings) -> dict[str, Any]:
             "lora": counted.lora_values,
         },
         "lora_file_bytes": counted.lora_file,
+        "blocks": counted.blocks,
         "encoding_images_bytes": counted.images(),
         "encoding_captions_bytes": counted.captions("none"),
         "preview_bytes": {Mode(each).label: counted.previews(Mode(each)) for each in KINDS},
@@ -61,10 +63,10 @@ def plan_data(settings: Settings) -> dict[str, Any]:
         },
         "modes": [_mode_data(counted, mode) for mode in LADDER],
         "gpus": {
-            name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(choice)}
+            name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(counted, choice)}
             for name, choice in chosen.items()
         },
-        "this_machine": {"device": device.type, **(_choice_data(here) if here else {})},
+        "this_machine": {"device": device.type, **(_choice_data(counted, here) if here else {})},
         "missing_here": missing_here(settings),
     }
 
@@ -74,7 +76,7 @@ def _mode_data(counted: Figures, mode: Mode) -> dict[str, Any]:
     return {
         "mode": mode.label,
         "quantize": mode.quantize,
-        "gradient_checkpointing": mode.checkpointing,
+        "gradient_checkpointing": bool(mode.checkpointing),
         "low_memory": mode.offload,
         "bytes": parts,
         "peak_bytes": sum(parts.values()),
@@ -89,8 +91,13 @@ def _mode_data(counted: Figures, mode: Mode) -> dict[str, Any]:
     }
 
 
-def _choice_data(choice: Choice) -> dict[str, Any]:
-    return {"mode": choice.mode.label, "fits": choice.fits, "peak_bytes": choice.peak}
+def _choice_data(counted: Figures, choice: Choice) -> dict[str, Any]:
+    return {
+        "mode": choice.mode.label,
+        "recomputed_blocks": counted.recomputed(choice.mode),
+        "fits": choice.fits,
+        "peak_bytes": choice.peak,
+    }
 
 
 def _fits(counted: Figures, mode: Mode, gpu: Gpu) -> bool:
@@ -110,7 +117,8 @@ def table(settings: Settings, counted: Figures) -> str:
             _heading(settings),
             _parts(counted),
             f"{_memory(counted)}\n{_host(counted, is_merged(settings))}",
-            _seconds(counted, wishes_of(settings)),
+            _seconds(counted),
+            _chosen(counted, wishes_of(settings)),
             *_preservation(settings, counted),
         ]
     )
@@ -189,7 +197,7 @@ def _host(counted: Figures, merged: bool) -> str:
     return f"{text}."
 
 
-def _seconds(counted: Figures, wishes: Wishes) -> str:
+def _seconds(counted: Figures) -> str:
     rows = [["seconds per step", *GPUS], ["", *(f"{gpu.memory:g} GB" for gpu in GPUS.values())]]
     for mode in LADDER:
         cells = []
@@ -197,18 +205,25 @@ def _seconds(counted: Figures, wishes: Wishes) -> str:
             seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
             cells.append(f"{seconds:.2f}" if _fits(counted, mode, gpu) else "-")
         rows.append([mode.label, *cells])
-    chosen = [choose(counted, round(gpu.memory * 1e9), wishes) for gpu in GPUS.values()]
-    modes: dict[str, list[str]] = {choice.mode.label: [] for choice in chosen}
-    for name, choice in zip(GPUS, chosen, strict=True):
-        modes[choice.mode.label].append(name if choice.fits else f"{name} (does not fit)")
-    taken = "\n".join(f"  {', '.join(names)}: {mode}" for mode, names in modes.items())
     return (
         f"{_aligned(rows)}\n\n"
         f"Times are estimates: {counted.flops(Mode()) / 1e12:.0f} TFLOP per step, "
-        f"{counted.flops(Mode(checkpointing=True)) / 1e12:.0f} with gradient checkpointing, at an "
-        f"assumed\n{UTILIZATION:.0%} of a GPU's bfloat16 peak. A dash: it does not fit.\n\n"
-        f"On an otherwise empty GPU, these modes are chosen:\n{taken}"
+        f"{counted.flops(Mode(checkpointing=1.0)) / 1e12:.0f} with gradient checkpointing, at an "
+        f"assumed\n{UTILIZATION:.0%} of a GPU's bfloat16 peak. A dash: it does not fit."
     )
+
+
+def _chosen(counted: Figures, wishes: Wishes) -> str:
+    """The mode of each GPU, and how many of the blocks it recomputes."""
+    rows = [["chosen on an empty GPU", "mode", "blocks recomputed", "peak GB", "seconds per step"]]
+    for name, gpu in GPUS.items():
+        choice = choose(counted, round(gpu.memory * 1e9), wishes)
+        mode = choice.mode
+        seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
+        row = [f"{name}, {gpu.memory:g} GB", mode.label]
+        row += [f"{counted.recomputed(mode)} of {counted.blocks}", _gb(choice.peak)]
+        rows.append([*row, f"{seconds:.2f}" if choice.fits else "does not fit"])
+    return _aligned(rows)
 
 
 def _preservation(settings: Settings, counted: Figures) -> list[str]:
@@ -217,7 +232,7 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
         return []
     extent, mode = extent_of(settings), Mode()
     with_rows = counted.flops(mode)
-    plain = with_rows - counted.preservation.flops(False)
+    plain = with_rows - counted.preservation.flops(0.0)
     rows = f"{extent.rows} row{'s' * (extent.rows > 1)} of that size in every "
     rows += "batch" if extent.every == 1 else "second batch"
     steps = counted.preservation.images / plain

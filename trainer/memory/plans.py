@@ -1,5 +1,7 @@
 """Plans of many runs in one process, as a page asks for while settings change."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class Plans:
         fits, room, seconds, gpu_bytes = None, None, None, None
         if device.type == "cpu":
             quantize = "none" if wishes.quantize == "auto" else wishes.quantize
-            mode = Mode(quantize, bool(wishes.checkpointing), bool(wishes.offload))
+            mode = Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload))
             peak = counted.peak(mode)
         else:
             # The whole GPU: what is in use now may be free when the run starts.
@@ -53,7 +55,7 @@ class Plans:
                     "peak_bytes": counted.peak(each),
                     "fits": None if room is None else counted.peak(each) <= room,
                 }
-                for each in LADDER
+                for each in _with(mode)
             ],
             "parts": [{"name": k, "bytes": v} for k, v in counted.parts(mode).items()],
             "peak_bytes": peak,
@@ -83,3 +85,11 @@ class Plans:
                 self._figures.pop(next(iter(self._figures)))
             self._figures[key] = count(settings)
         return self._figures[key]
+
+
+def _with(mode: Mode) -> Iterator[Mode]:
+    """The ladder, and in its place a mode that recomputes a part of the blocks."""
+    for each in LADDER:
+        if not mode.whole and each == replace(mode, checkpointing=1.0):
+            yield mode
+        yield each

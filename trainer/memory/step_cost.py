@@ -5,9 +5,8 @@ loss and backward, and every tensor is counted from its allocation to its releas
 tensors on a CPU gives the same number of bytes (`tests/trainer/memory/test_plan.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from adapters.lora import Lora
 from families.family import Family
+from families.recomputation import recompute
 from trainer.learning import flow_loss
 from trainer.memory.meter import Meter, fused_attention
 from trainer.settings import BEGINS, Extent
@@ -37,20 +37,25 @@ class Load:
 NOTHING = Load(0, 0)
 
 
+def at_share(loads: Sequence[Load], recomputed: float) -> Load:
+    """Of loads by the number of recomputed blocks, that of a share of them."""
+    return loads[round(recomputed * (len(loads) - 1))]
+
+
 @dataclass(frozen=True)
 class PreservationLoad:
     """The loads of preservation's rows and images."""
 
-    rows: Mapping[bool, Load]  # of a batch, by gradient checkpointing
+    rows: Sequence[Load]  # of a batch, by the number of recomputed blocks
     share: float  # of the batches, that have rows
     images: int  # FLOPs of all of them
 
-    def flops(self, checkpointing: bool) -> int:
-        """The mean of a batch."""
-        return round(self.share * self.rows[checkpointing].flops)
+    def flops(self, recomputed: float) -> int:
+        """The mean of a batch; `recomputed` is a share of the blocks."""
+        return round(self.share * at_share(self.rows, recomputed).flops)
 
 
-NO_PRESERVATION = PreservationLoad({False: NOTHING, True: NOTHING}, 0.0, 0)
+NO_PRESERVATION = PreservationLoad((NOTHING,), 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -64,39 +69,72 @@ class Shape:
     text_tokens: int
 
 
-def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> dict[bool, Load]:
-    """The load of a step without (False) and with (True) gradient checkpointing.
+def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> tuple[Load, ...]:
+    """The loads of a step by the number of blocks that are recomputed (`recompute`), from none.
 
     `targets` may be in any of the model's blocks, or in none. If all blocks of the trunk have the
     same targets, only two and three blocks are counted and the result is extrapolated: in the
     backward pass each block frees its activations and adds its gradients, so the peak is at the
     beginning or at the end of that pass, and both grow linearly with the number of blocks.
     Otherwise all blocks are counted. Compiled blocks keep `Family.compiled_share` of the bytes;
-    with gradient checkpointing only one block's activations are kept, so these are not counted.
+    if all are recomputed, only one block's activations are kept, so these are not counted.
+
+    Steps without and with recomputation of all blocks are counted; those between follow. When the
+    forward pass is through the first n blocks, the two differ by what recomputing these saves. The
+    rest of the step is as without recomputation, until the backward pass comes back to the n-th
+    block. From there on it is as with all recomputed, so no step needs less than that. The
+    additional FLOPs are in proportion to what is not kept: blocks before the first LoRA keep
+    nothing, and nothing is recomputed there.
     """
     transformer = family.transformer
+    depth = len(transformer.get_submodule(family.trunk))
     _make_tables(family, shape)
+    alike = _alike(targets, family.trunk, depth)
 
-    def count(checkpointing: bool) -> tuple[int, ...]:
-        inside = {each for each, _ in transformer.named_modules()}
-        lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
-        toggle = "enable" if checkpointing else "disable"
-        getattr(transformer, f"{toggle}_gradient_checkpointing")()
-        meter = _step(family, lora, shape)
-        lora.remove()
-        return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
+    def count(recomputed: bool) -> tuple[Load, list[tuple[int, int]]]:
+        last: list[Meter] = []
 
-    loads = {}
-    for checkpointing in (False, True):
-        counted = partial(count, checkpointing)
-        alike = _alike(targets, family.trunk, len(transformer.get_submodule(family.trunk)))
+        def counted() -> tuple[int, ...]:
+            inside = {each for each, _ in transformer.named_modules()}
+            lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
+            last[:] = [meter := _step(family, lora, shape)]
+            lora.remove()
+            return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
+
+        recompute(family, float(recomputed))
         numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
+        recompute(family, 0.0)
         early, late, flops, in_blocks = numbers
-        compiled = early - round((1 - family.compiled_share) * in_blocks)
-        loads[checkpointing] = Load(
-            max(early, late), flops, None if checkpointing else max(compiled, late)
+        compiled = max(early - round((1 - family.compiled_share) * in_blocks), late)
+        load = Load(max(early, late), flops, None if recomputed else compiled)
+        return load, _deep(last[0].passed, depth)
+
+    none, in_none = count(False)
+    all_blocks, in_all = count(True)
+    plain = [a[0] - b[0] for a, b in zip(in_none, in_all, strict=True)]
+    in_blocks = [each for _, each in in_none]
+
+    def some(recomputed: int) -> Load:
+        saved = plain[recomputed]
+        compiled = saved - round((1 - family.compiled_share) * in_blocks[recomputed])
+        part = saved / plain[-1] if plain[-1] else 0
+        return Load(
+            max(none.bytes - saved, all_blocks.bytes),
+            none.flops + round(part * (all_blocks.flops - none.flops)),
+            max(none.held(True) - compiled, all_blocks.bytes),
         )
-    return loads
+
+    return none, *(some(each) for each in range(1, depth)), all_blocks
+
+
+def _deep(passed: Sequence[tuple[int, int]], depth: int) -> list[tuple[int, int]]:
+    """`Meter.passed` of a trunk of so many equal blocks, from one of three."""
+    if len(passed) > depth:
+        return list(passed)
+    first, second = passed[1], passed[2]
+    each = [b - a for a, b in zip(first, second, strict=True)]
+    further = [(first[0] + k * each[0], first[1] + k * each[1]) for k in range(depth)]
+    return [passed[0], *further]
 
 
 def _alike(targets: Sequence[str], trunk: str, depth: int) -> bool:
@@ -145,7 +183,7 @@ def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
 
     blocks = list(family.transformer.get_submodule(family.trunk).children())
     hook = blocks[len(blocks) // 2].register_forward_pre_hook(mark_way_back, with_kwargs=True)
-    hooks = [hook, *_watch_blocks(family.transformer, meter)]
+    hooks = [hook, *_watch_blocks(family.transformer, blocks, meter)]
     with fused_attention(), meter:
         flow_loss(family, latents, noise, sigma, text).backward()
     for each in hooks:
@@ -155,9 +193,15 @@ def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
     return meter
 
 
-def _watch_blocks(transformer: Any, meter: Meter) -> list[Any]:
-    """Hooks that add up what each block that is compiled leaves, if it keeps activations."""
-    hooks = []
+def _watch_blocks(transformer: Any, trunk: Sequence[nn.Module], meter: Meter) -> list[Any]:
+    """Hooks that add up what each block that is compiled leaves, if it keeps activations.
+
+    And hooks that fill `Meter.passed` in the forward pass, not when blocks are recomputed.
+    """
+
+    def note(*_: Any) -> None:
+        if len(meter.passed) <= len(trunk):
+            meter.passed.append((meter.live, meter.in_blocks))
 
     def before(block: nn.Module, args: Any) -> None:
         meter.in_blocks -= meter.live
@@ -165,10 +209,11 @@ def _watch_blocks(transformer: Any, meter: Meter) -> list[Any]:
     def after(block: nn.Module, args: Any, result: Any) -> None:
         meter.in_blocks += meter.live
 
+    hooks = [each.register_forward_pre_hook(note) for each in trunk]
     for module in transformer.modules():
         if type(module).__name__ in transformer._repeated_blocks:
             hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    return hooks
+    return [*hooks, trunk[-1].register_forward_hook(note)]
 
 
 def placeholder_load(family: Family, shape: Shape) -> Load:

@@ -18,8 +18,27 @@ from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
 from families.family import Family, WeightStorage
+from families.memory import RESERVE, free_memory
+from families.quantization import block_values
+from families.without_weights import transformer_without_weights
 
 _PARTS = {"text_encoder", "vae"}
+
+
+class NoRoom(RuntimeError):
+    """The original weights do not fit into CPU memory."""
+
+
+def check_originals_fit(family: Family, copies: int = 1) -> None:
+    """Raises `NoRoom` if the unquantized block weights do not fit into CPU memory."""
+    values = copies * block_values(transformer_without_weights(family.base))
+    need = family.dtype.itemsize * values
+    room = round(free_memory(torch.device("cpu")) * (1 - RESERVE))
+    if need > room:
+        raise NoRoom(
+            f"images need the original weights, {need / 1e9:.1f} GB of CPU memory, and "
+            f"{room / 1e9:.1f} GB are free"
+        )
 
 
 class InferenceWeights:
@@ -31,10 +50,23 @@ class InferenceWeights:
         """Without `copies`, which previews need, the weights before the merge are lost."""
         self.family = family
         self._original: dict[str, Tensor] = {}
+        self._adapted = () if turbo is None else tuple(turbo.factors)  # layers
         self.complete = turbo is None or copies  # whether images can be generated
         if turbo is not None and copies:
             check_fits(turbo.factors, family.transformer, turbo.name, family.base.name)
             self._original = self._copies(turbo.factors)
+
+    def prepare(self) -> None:
+        """Reads the original weights from the model's files, if they were not kept.
+
+        Raises `NoRoom` if they do not fit.
+        """
+        if self.complete:
+            return
+        check_originals_fit(self.family, copies=2)  # these, and those of training while images are
+        with _another_transformer(self.family):
+            self._original = self._copies(self._adapted)
+        self.complete = True
 
     @torch.no_grad()
     def restored(self, lora: Lora) -> Family | None:
@@ -73,6 +105,20 @@ class InferenceWeights:
         return {name: layers[name].weight.to("cpu", copy=True) for name in dict.fromkeys(names)}
 
 
+@contextmanager
+def _another_transformer(family: Family) -> Iterator[None]:
+    """Context in which the family has a newly loaded, unquantized transformer in CPU memory."""
+    training, storage = family.transformer, family.storage
+    with torch.random.fork_rng():
+        try:
+            family.set_storage(WeightStorage(offload=True))
+            family.load_transformer()
+            yield
+        finally:
+            family.set_storage(storage)
+            vars(family)["transformer"] = training
+
+
 class SecondBase(InferenceWeights):
     """`InferenceWeights` for a quantized base: a second, unquantized one in CPU memory.
 
@@ -84,6 +130,11 @@ class SecondBase(InferenceWeights):
         super().__init__(family)
         self._merger: LoraMerger | None = None
         self._transformer: nn.Module | None = None
+
+    def prepare(self) -> None:
+        """Raises `NoRoom` if the second base is not loaded yet and does not fit."""
+        if self._transformer is None:
+            check_originals_fit(self.family)
 
     def restored(self, lora: Lora) -> Family | None:
         """The family with the second base in place of the quantized one; None without previews."""

@@ -48,9 +48,9 @@ class PreviewImages:
                     self.thumbnails[step] = [thumbnail(Image.open(file)) for file in files]
 
     def add_generated(
-        self, step: int, image: Image.Image, resolved: ResolvedRequest, key: str
+        self, step: int, image: Image.Image, resolved: ResolvedRequest, scale: float, key: str
     ) -> None:
-        """Writes an image that a command has asked for to `generated/`."""
+        """Writes an image that a command has asked for to `generated/`. scale: the LoRA's."""
         place = self.folder.parent / GENERATED
         numbers = [each.stem.rpartition("-")[2] for each in listed(place)]
         number = max((int(each) for each in numbers if each.isdecimal()), default=0) + 1
@@ -60,7 +60,13 @@ class PreviewImages:
             step=step,
             id=key,
             prompt=resolved.prompt,
+            negative_prompt=resolved.negative_prompt,
             seed=resolved.seeds[0],
+            width=resolved.width,
+            height=resolved.height,
+            steps=resolved.steps,
+            guidance_scale=resolved.guidance_scale,
+            lora_scale=scale,
             file=f"{GENERATED}/{file.name}",
         )
         log.info("step %d: generated %r: %s", step, resolved.prompt, file)

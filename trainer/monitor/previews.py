@@ -25,7 +25,7 @@ from inference.text_cache import TextCache
 from trainer.events import Events
 from trainer.inbox import Command
 from trainer.learning import Loop
-from trainer.monitor.inference_weights import InferenceWeights
+from trainer.monitor.inference_weights import InferenceWeights, NoRoom
 from trainer.monitor.preview_images import PreviewImages
 from trainer.settings import Settings
 
@@ -125,11 +125,12 @@ class Previews:
 
     def now(self, loop: Loop, command: Command) -> None:
         """Generates what a `preview` command asks for. Raises an exception with the reason."""
-        if not self.enabled or not self.inference_weights.complete:
-            raise ValueError(
-                "the original weights that images need are not in memory; use the weights of a "
-                "checkpoint, or train with preview images"
-            )
+        try:
+            if not self.enabled:
+                raise NoRoom("no images are generated during this run, for lack of memory")
+            self.inference_weights.prepare()
+        except NoRoom as error:
+            raise NoRoom(f"{error}; save the weights now, and generate elsewhere") from None
         if command.prompt is None:
             if not self.all_resolved:
                 raise ValueError("the run has no sample_prompts; give a prompt")
@@ -142,7 +143,8 @@ class Previews:
         request = Request(prompt=prompt, **(options | {"num_outputs": 1}))
         resolved = resolve(request, settings.base, self.family.resolution_multiple)
         [[image]] = self._images(loop, [resolved])
-        self.preview_images.add_generated(loop.done, image, resolved, command.key)
+        scale = sample_scale(settings)
+        self.preview_images.add_generated(loop.done, image, resolved, scale, command.key)
 
     def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
         """The images of each request, with the weights that would be saved now."""

@@ -29,8 +29,14 @@ from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
-from trainer.memory import check_second_base, free_memory
-from trainer.monitor import PreviewImages, measure_fit, preview_requests, sample_scale
+from trainer.memory import free_memory
+from trainer.monitor import (
+    PreviewImages,
+    check_originals_fit,
+    measure_fit,
+    preview_requests,
+    sample_scale,
+)
 from trainer.result import report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
 from trainer.result.record import TrainingRecord
@@ -243,7 +249,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     if family is None:
         family = load_family(settings.base)
         if outcome.needs_offload:
-            check_second_base(family)
+            check_originals_fit(family)
             family.set_storage(WeightStorage(offload=True))
     merger = LoraMerger(family.transformer)
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}

@@ -9,6 +9,7 @@ import torch
 from loops import loop_on_meta
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from families.recomputation import recompute
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.history import History
 from trainer.learning.saving import Saver
@@ -185,7 +186,7 @@ def test_a_run_on_another_device_that_runs_out_of_memory_is_resumed_in_the_next_
     assert leaner is not None and leaner.gradient_checkpointing
     assert leaner.resume_from == saver.newest
     again = loop_on_meta(leaner)
-    again.family.transformer.enable_gradient_checkpointing()
+    recompute(again.family, 0.5)
     with Readable():
         again.restore(read_checkpoint(saver.newest))
         for optimizer in again.optimizers.values():

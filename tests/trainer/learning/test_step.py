@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from adapters.lora import Lora
 from families.loading import load_family
+from families.recomputation import recompute
 from inference.acceleration import (
     compile_blocks,
     compile_text_encoder,
@@ -64,14 +65,13 @@ def test_a_layer_and_its_gradients_are_those_of_the_sum_of_the_weights(
         assert (ours.double() - right).norm() < close * right.norm()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("share", [0.0, 1.0])
 def test_no_gradient_goes_through_blocks_before_the_first_lora(
-    checkpointing: bool, small: Callable[..., Settings]
+    share: float, small: Callable[..., Settings]
 ) -> None:
     loop = make_loop(small(caption_dropout=1.0))  # no caption holds the placeholder
     transformer = loop.family.transformer
-    if checkpointing:
-        transformer.enable_gradient_checkpointing()
+    recompute(loop.family, share)
     blocks = {
         name: transformer.get_submodule(name)
         for name in ("noise_refiner.0", "context_refiner.0", "layers.0")
@@ -90,16 +90,15 @@ def test_no_gradient_goes_through_blocks_before_the_first_lora(
 # Compiled blocks.
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), [("z-image", True), ("qwen-image", False)])
+@pytest.mark.parametrize(("name", "share"), [("z-image", 0.5), ("qwen-image", 0.0)])
 def test_nothing_is_compiled_again_after_the_first_epoch(
-    name: str, checkpointing: bool, small: Callable[..., Settings]
+    name: str, share: float, small: Callable[..., Settings]
 ) -> None:
     """Pictures of several shapes, captions of several lengths, with and without a gradient."""
     torch._dynamo.reset()
     settings = small(base_model=name, resolution="32,64", caption_dropout=0.0, rank=1)
     loop, plain = make_loop(settings), make_loop(settings)
-    if checkpointing:
-        loop.family.transformer.enable_gradient_checkpointing()
+    recompute(loop.family, share)
     counter = CompileCounter()
     compile_blocks(loop.family.transformer, backend=counter)
     epoch = loop.batches.period

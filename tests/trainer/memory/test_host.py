@@ -11,11 +11,12 @@ from families.family import WeightStorage
 from families.frozen_linear import FrozenLinear
 from families.loading import load_family
 from families.registry import find_base
-from trainer.memory import host
 from trainer.memory.fitting import TooLarge, _with_host
-from trainer.memory.host import NoRoom, check_second_base, host_parts, host_previews
+from trainer.memory.host import host_parts, host_previews
 from trainer.memory.plan import Choice, Figures, Mode
 from trainer.memory.step_cost import NOTHING, Load
+from trainer.monitor import inference_weights
+from trainer.monitor.inference_weights import NoRoom, check_originals_fit
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import TrainingInputs
 
@@ -33,7 +34,7 @@ QWEN: dict[str, Any] = {
     "ema": False,
     "accumulates": False,
     "placeholder": False,
-    "steps": {False: NOTHING, True: NOTHING},
+    "steps": (NOTHING, NOTHING),
     "placeholder_pass": NOTHING,
     "image": NOTHING,
     "caption": NOTHING,
@@ -114,12 +115,12 @@ def test_the_images_of_the_checks_are_skipped_where_a_second_base_does_not_fit(
     class Published:
         base, dtype = find_base("qwen-image"), torch.bfloat16
 
-    monkeypatch.setattr(host, "free_memory", lambda _: 64 * GB)
-    check_second_base(Published())
-    monkeypatch.setattr(host, "free_memory", lambda _: 32 * GB)
+    monkeypatch.setattr(inference_weights, "free_memory", lambda _: 64 * GB)
+    check_originals_fit(Published())
+    monkeypatch.setattr(inference_weights, "free_memory", lambda _: 32 * GB)
     said = "images need the original weights, 40.8 GB of CPU memory, and 30.1 GB are free"
     with pytest.raises(NoRoom, match=said):
-        check_second_base(Published())
+        check_originals_fit(Published())
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from measured import of_depth, saved_bytes
 from root import ROOT
 from torch import nn
 
@@ -18,12 +20,13 @@ from families.family import Family
 from families.loading import load_family
 from families.memory import RESERVE, free_memory
 from families.quantization import QUANTIZATIONS
+from families.recomputation import recompute
 from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.memory import fitting
 from trainer.memory.fitting import TooLarge, check_cpu_memory
 from trainer.memory.meter import Meter, fused_attention
-from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose
+from trainer.memory.plan import LADDER, Choice, Figures, Mode, Wishes, choose, leaner
 from trainer.memory.speed import GPUS, UTILIZATION, step_seconds
 from trainer.memory.step_cost import Load, Shape, step_load, step_loads
 from trainer.settings.fields import Settings, resolve
@@ -33,39 +36,6 @@ GB = 10**9
 
 
 # What is counted.
-
-
-def of_depth(family: Family, blocks: int) -> Family:
-    """The family with a transformer of so many blocks in its trunk, everything else as it is."""
-    config = dict(family.transformer.config)
-    config["n_layers" if "n_layers" in config else "num_layers"] = blocks
-    with torch.device(family.device):
-        transformer = family.model_class("transformer").from_config(config)
-    family.transformer_config = config
-    vars(family)["transformer"] = nn.Module.to(transformer, family.dtype).requires_grad_(False)
-    return family
-
-
-def saved_bytes(family: Family, lora: Lora, shape: Shape) -> int:
-    """What autograd keeps after a real forward pass, weights left out: PyTorch's own account."""
-    from trainer.learning.loss import flow_loss
-
-    weights = {each.untyped_storage().data_ptr() for each in family.transformer.parameters()}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    rows, columns = family.latent_size(shape.width, shape.height)
-    latents = torch.randn(shape.batch_size, family.latent_channels, rows, columns)
-    text = [torch.randn(shape.text_tokens, 64, dtype=family.dtype)] * shape.batch_size
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = flow_loss(family, latents, latents, torch.full((shape.batch_size,), 0.5), text)
-    assert loss.requires_grad
-    return sum(size for size, _ in kept.values())
 
 
 SHAPES = [Shape(2, 1, 128, 128, 40), Shape(16, 2, 128, 192, 20)]
@@ -81,17 +51,15 @@ def test_a_model_without_weights_counts_the_bytes_of_a_real_step(
     generated = of_depth(family_without_weights(base, dtype), blocks)
     planned = step_loads(generated, generated.lora_targets(), shape)
     real = of_depth(load_family(base, torch.device("cpu"), dtype), blocks)
-    for checkpointing in (False, True):
-        toggle = "enable" if checkpointing else "disable"
-        getattr(real.transformer, f"{toggle}_gradient_checkpointing")()
-        lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
-        step_load(real, lora, shape)  # the first time, tables are made that are kept
+    lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
+    step_load(real, lora, shape)  # the first time, tables are made that are kept
+    for recomputed in (0, 3, blocks):
+        recompute(real, recomputed / blocks)
         measured = step_load(real, lora, shape)
-        lora.remove()
-        assert planned[checkpointing].bytes == pytest.approx(measured.bytes, rel=0.03)
-        assert planned[checkpointing].flops == pytest.approx(measured.flops, rel=0.03)
-    assert planned[True].bytes < planned[False].bytes
-    assert planned[True].flops > planned[False].flops
+        assert planned[recomputed].bytes == pytest.approx(measured.bytes, rel=0.03)
+        assert planned[recomputed].flops == pytest.approx(measured.flops, rel=0.03)
+    assert planned[-1].bytes < planned[3].bytes < planned[0].bytes
+    assert planned[-1].flops > planned[3].flops > planned[0].flops
 
 
 # `lora_targets` that leave some blocks, or all of them, without a LoRA.
@@ -141,15 +109,13 @@ def test_a_model_without_weights_counts_a_step_whose_lora_is_in_some_blocks_only
         isinstance(each, nn.Linear) for each in map(generated.transformer.get_submodule, targets)
     )
     real = of_depth(load_family(base, torch.device("cpu"), torch.float32), blocks)
-    for checkpointing in (False, True):
-        toggle = "enable" if checkpointing else "disable"
-        getattr(real.transformer, f"{toggle}_gradient_checkpointing")()
-        lora = Lora(real.transformer, real.lora_targets(wanted), shape.rank, 0)
-        step_load(real, lora, shape)
+    lora = Lora(real.transformer, targets, shape.rank, 0)
+    step_load(real, lora, shape)
+    for recomputed in (0, 5, blocks):
+        recompute(real, recomputed / blocks)
         measured = step_load(real, lora, shape)
-        lora.remove()
-        assert planned[checkpointing].bytes == pytest.approx(measured.bytes, rel=0.03)
-        assert planned[checkpointing].flops == pytest.approx(measured.flops, rel=0.03)
+        assert planned[recomputed].bytes == pytest.approx(measured.bytes, rel=0.03)
+        assert planned[recomputed].flops == pytest.approx(measured.flops, rel=0.03)
 
 
 @pytest.mark.slow
@@ -163,7 +129,7 @@ def test_every_layer_that_can_be_named_can_be_counted(
     kinds = {re.sub(r"\d+", "", each): each for each in family.lora_targets("*")}
     for target in kinds.values():  # in the last block that has it
         loads = step_loads(family, family.lora_targets(target), SHAPES[0])
-        assert all(load.bytes > 0 and load.flops > 0 for load in loads.values()), target
+        assert all(load.bytes > 0 and load.flops > 0 for load in loads), target
 
 
 @pytest.mark.parametrize("name", ["z-image", "qwen-image"])
@@ -239,7 +205,7 @@ def counts(**changes: Any) -> Figures:
         "ema": False,
         "accumulates": False,
         "placeholder": False,
-        "steps": {False: Load(34 * GB, 3 * 10**12), True: Load(2 * GB, 4 * 10**12)},
+        "steps": (Load(34 * GB, 3 * 10**12), Load(2 * GB, 4 * 10**12)),
         "placeholder_pass": Load(0, 0),
         "image": Load(3 * GB, 0),
         "caption": Load(GB // 100, 0),
@@ -289,6 +255,33 @@ def test_weights_wait_in_host_memory_where_four_bits_are_too_many() -> None:
 def test_no_choice_goes_against_a_wish(gigabytes: float, wish: dict[str, Any]) -> None:
     mode = free(gigabytes)(**wish).mode
     assert all(getattr(mode, name) == value for name, value in wish.items())
+
+
+# 30 GB of activations, 3 in each of ten blocks; 4 GB if all are recomputed.
+TEN_BLOCKS = (*(Load((30 - 3 * n) * GB, 100 + 4 * n) for n in range(9)), *[Load(4 * GB, 140)] * 2)
+
+
+def test_no_more_blocks_are_recomputed_than_have_to_be() -> None:
+    """And all that can be, before weights are quantized. The last one never: its activations are
+    needed at once."""
+    figures, found = counts(steps=TEN_BLOCKS), {}
+    for gigabytes in (50, 36, 18, 14):
+        choice = choose(figures, gigabytes * GB, Wishes())
+        room = gigabytes * GB * (1 - RESERVE)
+        recomputed = figures.recomputed(choice.mode)
+        found[gigabytes] = (choice.mode.quantize, recomputed)
+        assert choice.fits and choice.peak == figures.peak(choice.mode) <= room
+        one_less = replace(choice.mode, checkpointing=(recomputed - 1) / 10)
+        assert not recomputed or figures.peak(one_less) > room
+    assert found == {50: ("none", 0), 36: ("none", 4), 18: ("none", 9), 14: ("int8", 8)}
+    assert choose(figures, 36 * GB, Wishes(checkpointing=True)).mode == Mode(checkpointing=1.0)
+    assert choose(figures, 40 * GB, Wishes(checkpointing=False)).mode == Mode("int8")
+    part = choose(figures, 36 * GB, Wishes())
+    said = "gradient checkpointing of 40% of the blocks: recomputes 4 of 10, needs 30.9 GB of 33.8"
+    assert said in part.reason and part.mode.label == "16 bits + 40% checkpointing"
+    assert figures.flops(part.mode) == 116
+    assert leaner(figures, part.mode, Wishes()) == Mode(checkpointing=1.0)  # how much lacked?
+    assert leaner(figures, Mode(checkpointing=0.9), Wishes()) == Mode("int8", 1.0)
 
 
 def test_what_does_not_fit_is_said_with_the_numbers() -> None:

@@ -19,7 +19,7 @@ from families.weights import whole
 from inference.engine import Engine
 from inference.request import Request
 from trainer.monitor.contact_sheet import CELL, make_sheet
-from trainer.monitor.inference_weights import InferenceWeights
+from trainer.monitor.inference_weights import InferenceWeights, NoRoom
 from trainer.run import train
 from trainer.settings.fields import Settings
 
@@ -158,6 +158,28 @@ def test_a_base_whose_original_weights_are_lost_is_loaded_again_for_the_checks(
     turbo.merge(family.transformer, base.name)
     lora = Lora(family.transformer, family.lora_targets(), 2, 0)
     assert inference_weights.restored(lora) is None
+
+
+def test_original_weights_that_were_not_kept_are_read_again_for_an_image_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    base = BASES["miniature-turbo"]
+    family = load_family(base)
+    turbo = TurboAdapter.read(adapter_path(base.training_adapters["v1"]))
+    original = {k: v.clone() for k, v in family.transformer.state_dict().items()}
+    inference_weights = InferenceWeights(family, turbo, copies=False)
+    turbo.merge(family.transformer, base.name)
+    lora, transformer = Lora(family.transformer, family.lora_targets(), 2, 0), family.transformer
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.monitor.inference_weights.free_memory", lambda _: 1 << 20)
+        with pytest.raises(NoRoom, match="images need the original weights, 0.0 GB of CPU memory"):
+            inference_weights.prepare()
+    inference_weights.prepare()
+    assert family.transformer is transformer
+    assert inference_weights.restored(lora) is family
+    after = family.transformer.state_dict()
+    assert all(torch.equal(after[name], original[name]) for name in original)
 
 
 def test_prompts_without_a_placeholder_are_read_before_the_text_encoder_leaves(

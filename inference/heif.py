@@ -23,18 +23,14 @@ class HeifImageFile(ImageFile.ImageFile):
     format, format_description = "HEIF", "HEIF container"
 
     def _open(self) -> None:
-        from pi_heif import options  # here, so that programs without images start faster
-
-        import _pi_heif
+        import _pi_heif  # here, so that programs without images start faster
 
         assert self.fp is not None
         data = self.fp.read()
         _check_cost(read_items(data))
         try:
             # One thread: datasets decode several images at once.
-            found = _pi_heif.load_file(
-                data, 1, True, False, True, True, "", options.DISABLE_SECURITY_LIMITS
-            )
+            found = _pi_heif.load_file(data, 1, True, False, True, True, "", False)
         except (OSError, ValueError, RuntimeError, EOFError) as error:
             raise SyntaxError(str(error)) from None
         images = [each for each in found if each is not None]

@@ -7,14 +7,14 @@ buckets and latents.
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from families.tokens import SUBJECT, mentions, name_subject
-from inference.image_decoding import READABLE, open_image, upright_srgb
+from inference.image_decoding import open_image, upright_srgb
 from inference.progress import Progress
 from trainer.data.auxiliary_images import Group, auxiliary, masks_of
 from trainer.data.caption_files import Sidecars, one_line
@@ -28,8 +28,8 @@ from trainer.data.findings import (
 )
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
-from trainer.data.members import Unusable, is_image, listed, read_files, stem_of, suffix_of
-from trainer.data.skipped_files import left_out
+from trainer.data.members import Unusable, is_image, listed, read_files
+from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
 from trainer.data.unread_captions import unread_captions
@@ -87,8 +87,8 @@ def read_dataset(
         it, or in another place (`trainer.data.captions`). Masks belong to their images; control
         images and similar are ignored (`trainer.data.auxiliary_images`).
     default_caption: for images without a caption, or with an empty one.
-    subject: the placeholder token, which replaces TOK and [trigger] in captions. None without a placeholder
-        token: captions stay as written.
+    subject: the placeholder token, which replaces TOK and [trigger] in captions. None without a
+        placeholder token: captions stay as written.
     prefix, suffix: put before and after every caption as they are, without an extra space.
     skip_bad_images: skip images that cannot be read or used, with a warning. All other problems
         are still errors.
@@ -162,7 +162,7 @@ def examine(
     besides = {name for group in groups if not group.used for name in group.names}
     images = {name: files[name] for name in every if name not in besides}
     if not images and not problems and not bad:
-        problems += _why_empty(files, every, groups)
+        problems += why_empty(files, every, groups)
     masks = masks_of(groups, images)
 
     def mentioned(text: str) -> bool:
@@ -214,12 +214,9 @@ def examine(
             unmanaged.append(name)
         if found.described:
             described.append(name)
-        mask = masks.get(name, "")
-        content = (mask, files[mask]) if mask else ("", b"")
-        size = found.width, found.height
-        examples.append(
-            Example(name, caption, *size, data, caption_file, repeats_of(name), *content)
-        )
+        size, mask = (found.width, found.height), masks.get(name, "")
+        own = Example(name, caption, *size, data, caption_file, repeats_of(name))
+        examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
@@ -242,17 +239,21 @@ def examine(
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
     warnings += [Finding(str(group), group.names, str(group)) for group in groups]
-    rest = {name: data for name, data in files.items() if not _beside(name, groups)}
+    rest = {name: data for name, data in files.items() if not is_beside(name, groups)}
     warnings += map(Finding, unread_captions(rest, every, found_captions))
     warnings += left_out(rest, every)
-    own = {each.name: each.caption_file for each in examples}
-    warnings += caption_findings(own, found_captions.read, default_caption)
+    sources = {each.name: each.caption_file for each in examples}
+    warnings += caption_findings(sources, found_captions.read, default_caption)
     warnings += found_captions.warnings()
-    texts = {each.file: each.text for _, each in sorted(found_captions.of.items()) if each.file}
+    texts = {
+        name if each.file in found_captions.rows else each.file: each.text
+        for name, each in found_captions.of.items()
+        if each.file
+    }
     texts |= {"default_caption": default_caption, "caption_prefix": prefix}
-    warnings += foreign_findings(texts | {"caption_suffix": suffix}, bool(tokens))
+    warnings += foreign_findings(texts | {"caption_suffix": suffix})
     warnings += repeat_findings({each.name: each.repeats for each in examples})
-    warnings += description_findings(described, own, files)
+    warnings += description_findings(described, sources, files)
     if unmanaged:
         warnings.append(Finding.of_all("broken color profiles are ignored", unmanaged))
     if animated:
@@ -267,28 +268,6 @@ def examine(
             )
         )
     return Findings(examples, problems, warnings, found_captions.of, groups)
-
-
-def _why_empty(
-    files: Mapping[str, Content], images: Collection[str], groups: Sequence[Group]
-) -> list[Finding]:
-    """The content of a dataset without training images, one line each."""
-    left = [group for group in groups if not group.used]
-    if any(name in images for group in left for name in group.names):
-        text = "contains no training image; all images look like masks, samples or similar"
-        return [Finding(text), *(Finding(str(group)) for group in left), *left_out(files, images)]
-    shown = listed(sorted(files)) or "it is empty"
-    text = f"contains no readable image ({shown}); add images: {READABLE}"
-    return [Finding(text), *left_out(files, images)]
-
-
-def _beside(name: str, groups: Sequence[Group]) -> bool:
-    """Whether a file belongs to ignored images."""
-    return any(
-        name in group.names or (group.folder and name.startswith(f"{group.folder}/"))
-        for group in groups
-        if not group.used
-    )
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

@@ -56,13 +56,13 @@ def caption_findings(
         yield Finding(f"{text} as UTF-8: {shown}", tuple(guessed), f"{text} as UTF-8")
 
 
-def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Finding]:
+def foreign_findings(texts: Mapping[str, str]) -> Iterator[Finding]:
     """Warns of captions with syntax of other programs."""
     foreign = {
         name: found[0]
         for name, text in texts.items()
-        # [trigger] has a meaning with a trigger word (`trainer.data.trigger`).
-        if (found := [part for part in foreign_syntax(text) if subject or part != TRIGGER_MARK])
+        # [trigger] is the subject, as TOK is.
+        if (found := [part for part in foreign_syntax(text) if part != TRIGGER_MARK])
     }
     if foreign:
         beside = "captions contain syntax of other programs, which is read as plain text"

@@ -1,7 +1,9 @@
 """Finds files in a dataset that are ignored, with the reason: formats, videos, archives."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from inference.image_decoding import READABLE
+from trainer.data.auxiliary_images import Group
 from trainer.data.findings import Finding
 from trainer.data.mapped_file import Content
 from trainer.data.members import (
@@ -64,3 +66,25 @@ def left_out(files: Mapping[str, Content], images: Collection[str] = ()) -> Iter
             f"ignored, because the suffix is not that of an image: {listed(hidden)}; rename them "
             "to .jpg, .png or .webp"
         )
+
+
+def why_empty(
+    files: Mapping[str, Content], images: Collection[str], groups: Sequence[Group]
+) -> list[Finding]:
+    """The content of a dataset without training images, one line each."""
+    left = [group for group in groups if not group.used]
+    if any(name in images for group in left for name in group.names):
+        text = "contains no training image; all images look like masks, samples or similar"
+        return [Finding(text), *(Finding(str(group)) for group in left), *left_out(files, images)]
+    shown = listed(sorted(files)) or "it is empty"
+    text = f"contains no readable image ({shown}); add images: {READABLE}"
+    return [Finding(text), *left_out(files, images)]
+
+
+def is_beside(name: str, groups: Sequence[Group]) -> bool:
+    """Whether a file belongs to ignored images."""
+    return any(
+        name in group.names or (group.folder and name.startswith(f"{group.folder}/"))
+        for group in groups
+        if not group.used
+    )

@@ -57,7 +57,11 @@ class HeifImageFile(ImageFile.ImageFile):
         return super().load()
 
 
-Image.register_open(HeifImageFile.format, HeifImageFile)
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf")
+
+
+Image.register_open(HeifImageFile.format, HeifImageFile, _is_heif)
 
 
 # ---- What a file is made of ----------------------------------------------------------------------

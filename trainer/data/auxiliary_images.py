@@ -159,7 +159,8 @@ def auxiliary(
     beside = {stem_of(name) for name in images} | set(images)
     for name in sorted(set(files) - left_out):
         kind = _kind_by_name(name, beside)
-        if kind is not None and name not in captioned:
+        own = name in captioned and suffix_of(name) not in _MASK_SUFFIXES
+        if kind is not None and not own:
             by_name.setdefault(kind, []).append(name)
     return groups + [Group(kind, "", tuple(names)) for kind, names in by_name.items()]
 

@@ -5,23 +5,18 @@
                                          only with a trained placeholder token
     embeddings/placeholder-2.safetensors …   the same for each further token of several subjects
     meta.json                            base model, settings and results of the run
+    comfyui/                             how to use it in ComfyUI (`adapters.comfyui`); only with a
+                                         placeholder token
 
 Other programs' LoRAs may have PEFT's adapter_config.json next to them, in an archive or a folder:
 it contains alpha, which the LoRA may lack.
 Members are not compressed: weights hardly shrink, and compressing them takes seconds.
 """
 
-import errno
 import json
-import logging
-import lzma
-import struct
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
@@ -36,62 +31,28 @@ from adapters.archive_members import (
     META,
     PLACEHOLDER,
     BrokenArchive,
-    Members,
-    check_named,
     check_together,
-    lora_member,
     placeholder_name,
-    read_meta,
     read_placeholder,
-    read_placeholders,
-    unpacked,
 )
+from adapters.archive_opening import OpenArchive, Unwanted, open_archive
+from adapters.comfyui import comfyui_files
 from adapters.files.atomic import atomic_file
-from adapters.files.containers import (
-    Limits,
-    Unusable,
-    is_container,
-    open_container,
-)
 from adapters.files.tensor_file import hash_of_tensors
 from adapters.formats import (
-    CHECKPOINT_HEADER,
-    MAX_BYTES,
     BrokenLora,
     Deltas,
     Factors,
-    Shapes,
-    config_beside,
-    config_member,
-    config_text,
     lora_bytes,
-    open_lora,
-    open_tensors,
     plain_factors,
     read_deltas,
-    refuse_other_kinds,
     titles,
+    without_idle,
 )
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
 
-log = logging.getLogger(__name__)
-
-LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
 MAX_WRITTEN_META_BYTES = 8 << 20  # all our readers accept this size
-
-# Raised by the standard library for damaged, encrypted or unusually packed archives.
-_DAMAGE = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, ValueError, RuntimeError, LookupError, ArithmeticError, struct.error),
-)
-
-
-class _Unwanted(Exception):
-    """Wraps an error of the caller's check, which is not a damaged file."""
-
-    def __init__(self, reason: Exception) -> None:
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -160,6 +121,8 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
             tensor = each.vectors.detach().float().cpu().contiguous()
             zipped.writestr(placeholder_name(number), save({each.token: tensor}))
         zipped.writestr(META, content)
+        for name, data in comfyui_files(archive.factors, archive.placeholders).items():
+            zipped.writestr(name, data)
     return path
 
 
@@ -178,79 +141,23 @@ def read_archive(
     read are unpacked, into unnamed temporary files.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BrokenArchive(f"{path}: no such file")
     try:
-        archive = _read(path, check, config)
-        return replace(archive, names=(path.name, *archive.names))
-    except _Unwanted as error:
+        with open_archive(path, config) as opened:
+            archive = _read(opened, check)
+    except Unwanted as error:
         raise error.reason from None
-    except BrokenArchive:
-        raise
-    except BrokenLora as error:
-        raise BrokenArchive(str(error)) from error
-    except Unusable as error:
-        raise BrokenArchive(f"{path.name} {error}") from error
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # an error of the disk, not a damaged file
-        raise BrokenArchive(f"{path.name} is damaged ({error}); download it again") from error
+    return replace(archive, names=(path.name, *archive.names))
 
 
-def _read(path: Path, check: Check | None, config: Path | None) -> Archive:
-    with path.open("rb") as file:
-        start = file.read(tarfile.BLOCKSIZE)
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise BrokenArchive(f"{path.name} is a truncated zip; download it again")
-    if is_container(start):
-        with open_container(path, LIMITS) as members:
-            return _read_members(Members(members, path.name), path.name, check)
-    with path.open("rb") as file:
-        try:
-            tensors = open_tensors(file, path.stat().st_size, path.name, partial(_lora, path.name))
-        except _Checkpoint:
-            return _read(_weights_of_checkpoint(path), check, None)
-        meta = {
-            key.removeprefix("zeroprior."): value
-            for key, value in tensors.metadata.items()
-            if key.startswith("zeroprior.")
-        }
-        settings = None
-        config = config or config_beside(path)
-        if config is not None:
-            with config.open("rb") as opened:
-                settings = config_text(opened)
-        deltas = read_deltas(tensors, path.name, _of(meta, check), settings)
-        lora_sha256 = hash_of_tensors(file)
-    ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
-    facts: dict[str, Any] = {**meta, **({"rank": max(ranks)} if ranks else {})}
-    return Archive(deltas, (), facts, lora_sha256, titles(tensors.metadata))
-
-
-class _Checkpoint(Exception):
-    """The file is a training checkpoint of zeroprior."""
-
-
-def _lora(source: str, shapes: Shapes, metadata: Mapping[str, str]) -> None:
-    if CHECKPOINT_HEADER in metadata:
-        raise _Checkpoint
-    refuse_other_kinds(shapes, metadata, source)
-
-
-def _weights_of_checkpoint(path: Path) -> Path:
-    """The weights of the same step, which a run writes next to each checkpoint.
-
-    Raises `BrokenArchive` if there are none: the tensors in a checkpoint are numbered, and only a
-    run that resumes from it knows their layers.
-    """
-    weights = path.with_suffix(".zip")
-    if weights == path or not weights.is_file():
-        raise BrokenArchive(
-            f"{path.name} is a training checkpoint, which can only be resumed (resume_from); pass "
-            f"the weights of that step, {path.stem}.zip, or the run's weights.zip"
-        )
-    log.info("%s is a training checkpoint; using the weights of that step, %s", path.name, weights)
-    return weights
+def _read(opened: OpenArchive, check: Check | None) -> Archive:
+    check_meta = _of(opened.meta, check)
+    deltas = without_idle(read_deltas(opened.tensors, opened.source, check_meta, opened.config))
+    meta = opened.meta
+    if not opened.lora_name:  # a bare file, which says its rank nowhere else
+        ranks = [len(delta[0]) for delta in deltas.values() if isinstance(delta, tuple)]
+        meta = {**meta, **({"rank": max(ranks)} if ranks else {})}
+    names = filter(None, (opened.lora_name.rpartition("/")[2], *titles(opened.tensors.metadata)))
+    return Archive(deltas, opened.placeholders(), meta, hash_of_tensors(opened.file), tuple(names))
 
 
 def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] | None:
@@ -260,7 +167,7 @@ def _of(meta: dict[str, Any], check: Check | None) -> Callable[[Deltas], None] |
         try:
             check(Archive(deltas, (), meta))  # type: ignore[misc]
         except Exception as error:
-            raise _Unwanted(error) from None
+            raise Unwanted(error) from None
 
     return checked if check else None
 
@@ -304,22 +211,3 @@ def _loose_placeholders(first: Path) -> tuple[Placeholder, ...]:
         raise BrokenArchive(str(error)) from error
     check_together(found, str(first))
     return tuple(found)
-
-
-def _read_members(members: Members, source: str, check: Check | None) -> Archive:
-    if any(name.endswith("/data.pkl") for name in members.sizes):
-        raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
-    meta = read_meta(members, source)
-    lora_name = lora_member(members, source)
-    settings, config = None, config_member(members.sizes, lora_name)
-    if config is not None:
-        with members.open(config) as opened:
-            settings = config_text(opened)
-    with unpacked(members, lora_name, source) as file:
-        tensors = open_lora(file, members.sizes[lora_name], f"{source}: {lora_name}")
-        deltas = read_deltas(tensors, f"{source}: {lora_name}", _of(meta, check), settings)
-        lora_sha256 = hash_of_tensors(file)
-    placeholders = read_placeholders(members, source)
-    check_named(placeholders, meta, source)
-    names = (lora_name.rpartition("/")[2], *titles(tensors.metadata))
-    return Archive(deltas, placeholders, meta, lora_sha256, names)

@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 LORA = "lora/lora_weights.safetensors"
 PLACEHOLDER = "embeddings/placeholder.safetensors"  # of the first token
 META = "meta.json"
+COMFYUI = "comfyui"  # the folder for ComfyUI, which is never read here
 
 MAX_META_BYTES = 16 << 20
 MAX_META_VALUES = 200_000
@@ -101,7 +102,10 @@ def lora_member(members: Members, source: str) -> str:
     others = [
         name
         for name in members.sizes
-        if name.endswith(".safetensors") and name != PLACEHOLDER and not _NUMBERED.fullmatch(name)
+        if name.endswith(".safetensors")
+        and name != PLACEHOLDER
+        and not _NUMBERED.fullmatch(name)
+        and not name.startswith(f"{COMFYUI}/")
     ]
     if len(others) == 1:
         return others[0]

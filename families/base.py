@@ -136,3 +136,21 @@ class FewStepRow:
     steps: int  # where the name contains no number of steps
     shift: float | None
     guidance_scale: float = 1.0
+
+
+# Ways to name the tensors of a plain LoRA in files.
+TRANSFORMER = "transformer.…lora_A"
+DIFFUSION_MODEL = "diffusion_model.…lora_A"
+BARE = "…lora_down without a prefix"
+KOHYA = "lora_unet_…lora_down"
+LORA_STYLES = (TRANSFORMER, DIFFUSION_MODEL, BARE, KOHYA)
+
+
+@dataclass(frozen=True)
+class LoraReader:
+    """How another program reads a family's LoRAs (`adapters.formats.programs`)."""
+
+    reads: tuple[str, ...]  # the styles that it reads completely
+    writes: str  # the one that a conversion chooses
+    embedding: bool = False  # it reads a token's embedding from a file
+    note: str = ""

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from families.captioners import CAPTIONERS
 from families.registry import BASES, UnknownBase, by_hub_id, find_base
 from families.repository import (
     COMPONENTS,
+    MODEL_PATTERNS,
     VAULT_PATTERNS,
     MissingModel,
     component_folder,
     transformer_source,
+    whole_folder,
 )
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m families.download",
-        description="Download base models from the Hub into the model folder ($MODEL_VAULT), as "
-        "ORG/NAME in the Hub's layout, so that training and generation need no network.",
+        description="Download base models, and models that write captions, from the Hub into the "
+        "model folder ($MODEL_VAULT), as ORG/NAME in the Hub's layout, so that training and "
+        "generation need no network.",
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(BASES))
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join((*BASES, *CAPTIONERS)))
     parser.add_argument(
         "--vault",
         default=os.environ.get("MODEL_VAULT"),
@@ -43,9 +47,15 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def hub_ids(names: list[str]) -> list[str]:
-    """The repositories that the named bases need, training adapters included, each once."""
+    """The repositories that the names need, training adapters included, each once.
+
+    Names are those of base models and of models that write captions.
+    """
     wanted: dict[str, None] = {}
     for name in names:
+        if name in CAPTIONERS:
+            wanted[CAPTIONERS[name].hub_id] = None
+            continue
         base = find_base(name)
         for part in (base, base.completed_by, *base.training_adapters.values()):
             if part is not None and part.included is None:
@@ -61,14 +71,19 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = model_folder / hub_id
+    captioner = next((each for each in CAPTIONERS.values() if each.hub_id == hub_id), None)
+    revision = captioner.revision if captioner is not None else None
+    patterns = VAULT_PATTERNS if captioner is None else MODEL_PATTERNS
     print(f"{hub_id} -> {folder}")
     try:
-        snapshot_download(hub_id, local_dir=folder, allow_patterns=VAULT_PATTERNS)
+        snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=patterns)
     except Exception as error:
         raise MissingModel(
             f"{hub_id} could not be downloaded from the Hub ({type(error).__name__}: {error})"
         ) from error
     # Without a network, the Hub's client accepts an incomplete folder.
+    if captioner is not None:
+        return whole_folder(folder, weights=True)
     row = by_hub_id(hub_id)
     if row is None:  # a training adapter's
         if not any(folder.glob("*.safetensors")):

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from families.base import AiToolkitNames, Base, CardCode, Config, FewStepRow, ModelClasses
+from families.base import (
+    AiToolkitNames,
+    Base,
+    CardCode,
+    Config,
+    FewStepRow,
+    LoraReader,
+    ModelClasses,
+)
 from families.lora_targets import chosen_layers
 from families.tokens import PromptTokenizer, TokenizedPrompt
 
@@ -59,9 +67,15 @@ class Family(ABC):
     # a plain one (tests/trainer/memory/test_compiled_share.py).
     compiled_share: ClassVar[float] = 1.0
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
+    # The text encoder is a whole vision-language model, which also writes captions.
+    sees_images: ClassVar[bool] = False
     max_text_tokens: ClassVar[int] = 512  # the pipelines' limit
     empty_prompt: ClassVar[str] = ""  # used for an empty caption and an empty negative prompt
     noise_in_dtype: ClassVar[bool] = False  # the pipeline samples noise in `dtype`, not in float32
+    # The prefix of tensor names in LoRA files that most programs read (docs/adapters.md).
+    lora_prefix: ClassVar[str] = "transformer"
+    lora_readers: ClassVar[Mapping[str, LoraReader]] = {}  # by `adapters.formats.PROGRAMS`
+    idle_in_last_block: ClassVar[tuple[str, ...]] = ()  # names within the block: see `idle_in`
     layer_names: ClassVar[str] = ""  # a regular expression: names of layers only this family has
     # Layer names of the model's first release that LoRA files still use -> diffusers' names;
     # several for a fused layer, in the order of its rows.
@@ -295,3 +309,8 @@ class Family(ABC):
     def idle_layers(self) -> frozenset[str]:
         """Linear layers whose output is not used, so that they get no gradient."""
         return frozenset()
+
+    @classmethod
+    def idle_in(cls, blocks: int) -> frozenset[str]:
+        """The same of a transformer with this number of blocks."""
+        return frozenset(f"{cls.trunk}.{blocks - 1}.{name}" for name in cls.idle_in_last_block)

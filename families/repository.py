@@ -21,6 +21,9 @@ VAULT_PATTERNS = [
     *(f"{part}/*" for part in (*COMPONENTS, "transformer")),
 ]
 
+# The same of a repository with a single model.
+MODEL_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
+
 # A component's config file; the others have a config.json.
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
@@ -52,7 +55,7 @@ def component_folder(base: Base, component: str) -> Path:
     if own is None and (completes is None or component == "transformer"):
         own = download(base.hub_id, [f"{component}/*"])
     if own is not None and (own / component).is_dir():
-        return _whole(own / component, weights=component in ("text_encoder", "vae"))
+        return whole_folder(own / component, weights=component in ("text_encoder", "vae"))
     if completes is not None:
         return component_folder(completes, component)
     raise MissingModel(f"{own} has no folder {component!r}; complete it or remove it")
@@ -68,7 +71,7 @@ def transformer_source(base: Base) -> Path:
     if own is None:
         own = download(base.hub_id, ["transformer/*", "*.safetensors"])
     if (own / "transformer").is_dir():
-        return _whole(own / "transformer", weights=True)
+        return whole_folder(own / "transformer", weights=True)
     files = sorted(own.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
@@ -93,6 +96,21 @@ def adapter_path(adapter: AdapterFile) -> Path:
     return path
 
 
+def single_model_folder(hub_id: str, revision: str) -> Path:
+    """The local folder of a repository with a single model, weights and tokenizer at its top.
+
+    Raises `MissingModel`.
+    """
+    own = local_model_folder(hub_id) or download(hub_id, MODEL_PATTERNS, revision)
+    return whole_folder(own, weights=True)
+
+
+def local_model_folder(hub_id: str) -> Path | None:
+    """The folder of a repository in `$MODEL_VAULT`, or None."""
+    models = model_folder()
+    return models / hub_id if models is not None and (models / hub_id).is_dir() else None
+
+
 def local_config(base: Base, component: str) -> dict[str, Any] | None:
     """A component's config if it is on this machine; None if it would be downloaded."""
     for owner in filter(None, (base, base.completed_by)):
@@ -103,7 +121,7 @@ def local_config(base: Base, component: str) -> dict[str, Any] | None:
     return None
 
 
-def _whole(folder: Path, weights: bool) -> Path:
+def whole_folder(folder: Path, weights: bool) -> Path:
     """The component's folder. Raises `MissingModel` if it lacks a file that is needed."""
     needed = [_CONFIGS.get(folder.name, "config.json")]
     if weights:
@@ -122,9 +140,8 @@ def _local(base: Base) -> Path | None:
     """The base's folder on this machine, or None if it has to be downloaded from the Hub."""
     if base.folder is not None:
         return base.folder
-    models = model_folder()
-    if models is not None and (models / base.hub_id).is_dir():
-        return models / base.hub_id
+    if (own := local_model_folder(base.hub_id)) is not None:
+        return own
     if base.included is not None:
         if base.included.is_dir():
             return base.included
@@ -132,15 +149,16 @@ def _local(base: Base) -> Path | None:
     return None
 
 
-def download(hub_id: str, patterns: list[str]) -> Path:
+def download(hub_id: str, patterns: list[str], revision: str | None = None) -> Path:
     """Downloads the matching files of a Hub repository into the Hub's cache; returns the snapshot.
 
+    revision: a commit; the newest one by default.
     Raises `MissingModel` that says what to do if the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:
         models = os.environ.get("MODEL_VAULT")
         looked = f"not in MODEL_VAULT={models}, and " if models else ""

@@ -17,6 +17,7 @@ _MODULES = {
     "train": "python -m trainer",
     "plan": "python -m trainer plan",
     "generate": "python -m inference",
+    "caption": "python -m trainer.captions",
 }
 
 

@@ -28,6 +28,7 @@ from serving import schema
 from serving.validation import Inputs
 from trainer.__main__ import arguments_parser as trainer_parser
 from trainer.__main__ import take_files
+from trainer.captions.__main__ import arguments_parser as captions_parser
 from trainer.commands import command_parser
 from trainer.inbox import COMMAND_NAMES
 from trainer.settings.config import read_config
@@ -122,8 +123,9 @@ def parse(module: str, arguments: list[str]) -> None:
         given.setdefault("dataset", "imgs.zip")
         _ = read_config(config, **given) if config else resolve(TrainingInputs(**given))
         return
-    if module == "inference":
-        inference_parser().read(arguments)
+    parsers = {"inference": inference_parser, "trainer.captions": captions_parser}
+    if module in parsers:
+        parsers[module]().read(arguments)
         return
     whole = argparse.ArgumentParser.parse_args
 

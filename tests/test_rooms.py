@@ -37,13 +37,19 @@ INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {
         "settings": ROOT_FILES,
         "data": ROOT_FILES | {"settings"},
+        "captions": ROOT_FILES | {"settings", "data"},
         "learning": ROOT_FILES | {"settings", "data"},
         "memory": ROOT_FILES | {"settings", "data", "learning"},
         "monitor": ROOT_FILES | {"settings", "data", "learning"},
         "result": ROOT_FILES | {"settings", "data", "learning", "memory", "monitor"},
     },
     "inference": {"fetch": set()},
-    "adapters": {"files": set(), "formats": {"files"}},
+    "adapters": {
+        "files": set(),
+        "formats": {"files"},
+        "tools": {"files", "formats", "archive", "archive_opening", "comfyui"}
+        | {"placeholder", "placeholder_token"},
+    },
     # One file for each base model. All else asks `families.registry`.
     "families": {"models": {"base", "family", "tiles", "tokens", "transfer"}},
 }

@@ -3,7 +3,8 @@
 Each line has `n`, a counter from 1, `t`, the time in seconds since 1970, and `type`:
 
     started     pid, its start time, boot id, host, device, versions, base model, steps
-    phase       loading, encoding images or captions, training, checking, writing; done and of
+    phase       writing captions, loading, encoding images or captions, training, checking,
+                writing; done and of
     plan        the memory mode and the expected peak in bytes
     steps       from (the first of these steps), loss (one per step, null: not finite),
                 rate and norm of the last one, seconds since the last such event

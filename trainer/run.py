@@ -10,7 +10,6 @@ import torch
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
-from families.loading import load_family
 from families.no_gpu import why_too_slow
 from families.recomputation import recompute
 from inference import acceleration
@@ -18,7 +17,6 @@ from inference.input_fields import check_length
 from inference.inputs import SECRET_LENGTH
 from inference.prompts import prompts_of
 from inference.secret import GivenSecret
-from trainer.data import name_trigger, read_dataset
 from trainer.learning import (
     Captions,
     Checkpoint,
@@ -61,6 +59,7 @@ from trainer.monitor import (
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
+from trainer.reading import family_and_targets, read_examples
 from trainer.recording import emit_done, introduce, recorded
 from trainer.result import (
     BROKEN,
@@ -87,7 +86,6 @@ from trainer.settings import (
     hidden,
     missing_here,
     resolve,
-    too_many,
     too_much,
 )
 
@@ -212,20 +210,8 @@ def _train(
     """The path of the weights and, in the main process, what the checks need."""
     # Check what needs no model.
     file = DatasetFile(settings.dataset)
-    examples = read_dataset(
-        settings.dataset,
-        settings.default_caption,
-        None if settings.subjects else settings.subject,
-        settings.caption_prefix,
-        settings.caption_suffix,
-        settings.skip_bad_images,
-        settings.named_subjects,
-    )
-    if settings.subject is None:
-        examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
+    examples = read_examples(settings, run, control, secrets.from_request)
     dataset = file.describe(examples)
-    if secrets.from_request and (cost := too_many(settings, len(examples))):
-        raise SettingsError(cost)
     settings = settings.for_images(len(examples))
     held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])
@@ -235,11 +221,7 @@ def _train(
     trackers = until_written.enter_context(
         Trackers(settings, run.folder, secrets.wandb_api_key, secrets.from_request)
     )
-    try:
-        family = load_family(settings.base)  # its weights are loaded later
-        targets = family.lora_targets(settings.lora_targets)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    family, targets = family_and_targets(settings)
     for token in settings.tokens:
         check_token(token, family.prompts)
     prompts = [prompts_of(each) for each in preview_requests(settings, family)]

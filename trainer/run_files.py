@@ -22,6 +22,7 @@ CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "
 COMMANDS, SAVED, GENERATED = "commands", "saved", "generated"
 PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED, GENERATED)
 SHEET = "sheet.png"
+CAPTIONS = "captions.jsonl"  # written by `autocaption`; they alone do not make a folder a run's
 PROGRAM = "zeroprior"  # in run.json: marks the folder as a run's
 BEGUN = "begun"  # in run.json: false for a queued run
 
@@ -43,7 +44,7 @@ STEP_WEIGHTS = re.compile(rf"{STEP.pattern}\.zip", re.ASCII)
 COMMAND = re.compile(r"(\d{4,})-[a-z]+\.json", re.ASCII)
 PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
 _IN_GENERATED = re.compile(rf"{STEP.pattern}-[1-9]\d*\.png", re.ASCII)
-_TOP = re.compile("|".join(map(re.escape, (*RESULTS, LOG))))
+_TOP = re.compile("|".join(map(re.escape, (*RESULTS, LOG, CAPTIONS))))
 _IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
 # A file that `adapters.files.atomic` was writing when its process was killed.

@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "caption": Command("Train", "write captions for images", "trainer.captions.__main__:main"),
     "train": Command("Train", "train a LoRA and a token from images", "trainer.__main__:main"),
     "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),
     "pause": Command("Runs", "pause a run", "trainer.__main__:main", ("pause",)),
@@ -30,6 +31,7 @@ COMMANDS = {
     ),
     "generate": Command("Generate", "generate images", "inference.__main__:main"),
     "serve": Command("Generate", "start an HTTP server (Cog's interface)", "serving.__main__:main"),
+    "adapters": Command("Other", "inspect, convert, merge, resize LoRAs", "adapters.__main__:main"),
     "studio": Command("Other", "open a web page for all of this", "studio.__main__:main"),
     "demo": Command("Other", "train and generate with a small model, no GPU", "demo.__main__:main"),
     "download": Command("Other", "download base models", "families.download:main"),

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     from inference.__main__ import arguments_parser as generate
     from studio.__main__ import arguments_parser as studio
     from trainer.__main__ import arguments_parser as train
+    from trainer.captions import __main__ as caption
     from zeroprior.__main__ import COMMANDS
 
     argparse.ArgumentParser(
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> None:
         'eval "$(zeroprior completion)"',
     ).parse_args(arguments)
     cases = {"train|plan": _options(train()), "generate": _options(generate())}
+    cases["caption"] = _options(caption.arguments_parser())
     cases["studio"] = _options(studio())
     lines = [f'      {names}) options="{" ".join(each)}" ;;' for names, each in cases.items()]
     print(SCRIPT.format(commands=" ".join(COMMANDS), cases="\n".join(lines)), end="")

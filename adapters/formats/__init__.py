@@ -1,12 +1,14 @@
 """Reads and writes LoRA files, in every supported layout."""
 
-from adapters.formats.deltas import Delta, Deltas, as_delta, bytes_of, is_zero
+from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
+from adapters.formats.idle import completed, family_of_layers, without_idle
 from adapters.formats.layout import BIAS, Layout, is_linear
 from adapters.formats.lora_file import (
     MAX_BYTES,
     BrokenLora,
+    StoredLayer,
     as_written,
     lora_bytes,
     open_lora,
@@ -16,30 +18,44 @@ from adapters.formats.lora_file import (
     read_deltas,
     read_tensors,
     refuse_other_kinds,
+    stored_layers,
 )
+from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, UP, split_key
 from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES, titles
 from adapters.formats.peft_config import config_beside, config_member, config_text
+from adapters.formats.programs import PROGRAMS, Found, Program, verdict
 
 __all__ = [
+    "ALPHA",
     "BIAS",
     "BrokenLora",
     "CHECKPOINT_HEADER",
     "CONFIG",
+    "DOWN",
     "Delta",
     "Deltas",
+    "Dora",
     "Factors",
+    "Found",
     "Layout",
     "LoraMismatch",
+    "MAGNITUDE",
     "MAX_BYTES",
     "MAX_CONFIG_BYTES",
+    "PROGRAMS",
+    "Program",
     "Shapes",
+    "StoredLayer",
+    "UP",
     "as_delta",
     "as_written",
     "bytes_of",
     "check_fits",
+    "completed",
     "config_beside",
     "config_member",
     "config_text",
+    "family_of_layers",
     "is_linear",
     "is_zero",
     "lora_bytes",
@@ -52,5 +68,9 @@ __all__ = [
     "read_tensors",
     "refuse_other_kinds",
     "shown",
+    "split_key",
+    "stored_layers",
     "titles",
+    "verdict",
+    "without_idle",
 ]

@@ -1,8 +1,7 @@
 """Writes LoRA files in one layout, and reads every known layout.
 
-Written: `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
-into B, no alpha keys: the layout that diffusers, ComfyUI, ai-toolkit, musubi-tuner and OneTrainer
-all read with the right scale.
+Written: `<prefix>.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
+into B, no alpha keys; `Family.lora_prefix` is the one that most programs read (docs/adapters.md).
 Read: the tensors that `adapters.formats.lora_formats` lists, with alpha as a tensor, in the header
 or in PEFT's adapter_config.json (`adapters.formats.lora_header`), or without (then alpha = rank),
 under the names that `adapters.formats.layout` finds in the model. `docs/formats.md` has the table.
@@ -26,7 +25,8 @@ from adapters.files.tensor_file import BrokenTensors, Look, TensorFile
 from adapters.formats.deltas import Delta, Deltas
 from adapters.formats.factors import Factors, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes, other_format, other_kind
-from adapters.formats.lora_formats import Fault, read_layer, split_key, unread
+from adapters.formats.idle import completed, family_of_layers
+from adapters.formats.lora_formats import DOWN, UP, Fault, read_layer, scale_of, split_key, unread
 from adapters.formats.lora_header import BadHeader
 from adapters.formats.lora_strength import Strength
 
@@ -49,15 +49,19 @@ def as_written(factors: Factors) -> Factors:
 def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
     """The content of a LoRA's safetensors file.
 
-    Layers of a lower rank are padded with zeros to the largest, which does not change dW.
+    Layers of a lower rank are padded with zeros to the largest, and zero pairs are added for idle
+    layers (`adapters.formats.idle`); neither changes dW.
     """
     rank = rank_of(factors)
+    family = family_of_layers(factors)
+    prefix = "transformer" if family is None else family.lora_prefix
     tensors = {}
+    factors = completed(factors)
     for layer, (down, up) in factors.items():
         more = rank - len(down)
         down, up = pad(down, (0, 0, 0, more)), pad(up, (0, more))
-        tensors[f"transformer.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
-        tensors[f"transformer.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
+        tensors[f"{prefix}.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
+        tensors[f"{prefix}.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
     # PEFT's settings; diffusers requires the layers in them.
     settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
     peft = {f"transformer.{name}": value for name, value in settings.items()}
@@ -144,6 +148,31 @@ def parse_deltas(
     adapter_config.json. Raises `BrokenLora` that lists all faults.
     """
     return _deltas(tensors, _Names.read(tensors, metadata, source, config), source)
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer of a LoRA file as it is stored, for conversions."""
+
+    parts: Mapping[str, Tensor]  # by their names in `adapters.formats.lora_formats`
+    scale: float  # alpha / rank of a LoRA or DoRA; 1 for other kinds, whose alpha is in `parts`
+
+
+def stored_layers(
+    tensors: TensorFile, source: str, config: str | bytes | None = None
+) -> dict[str, StoredLayer]:
+    """The tensors of a LoRA file by the file's layer names, in the file's dtype.
+
+    For a file that `read_deltas` has read. Raises `BrokenLora`.
+    """
+    names = _Names.read(tensors.planned(), tensors.metadata, source, config)
+    stored = {}
+    for layer, keys in names.layers.items():
+        parts = {part: tensors[key] for part, key in keys.items()}
+        has_pair = {DOWN, UP} <= parts.keys()
+        scale = scale_of(parts, partial(names.strength.scale, layer)) if has_pair else 1.0
+        stored[layer] = StoredLayer(parts, scale)
+    return stored
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,11 @@ def read_layer(parts: Parts, header: Callable[[int], float | None]) -> dict[str,
     raise Fault(f"has only {', '.join(sorted(parts))}")
 
 
+def scale_of(parts: Parts, header: Callable[[int], float | None]) -> float:
+    """alpha / rank of a layer with `lora_A` and `lora_B`. Raises `Fault`."""
+    return _scale(parts, _rank(parts, UP, DOWN), header)
+
+
 def _read_lora(parts: Parts, header: Callable[[int], float | None]) -> dict[str, Delta]:
     _demand(parts, DOWN, UP)
     rank = _rank(parts, UP, DOWN)

@@ -14,7 +14,19 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from families.base import AiToolkitNames, Base, CardCode, FewStepRow, ModelClasses
+from families.base import (
+    BARE,
+    DIFFUSION_MODEL,
+    KOHYA,
+    LORA_STYLES,
+    TRANSFORMER,
+    AiToolkitNames,
+    Base,
+    CardCode,
+    FewStepRow,
+    LoraReader,
+    ModelClasses,
+)
 from families.family import Family
 from families.tokens import TokenizedPrompt
 
@@ -90,8 +102,32 @@ class QwenImage(Family):
     }
     trunk = "transformer_blocks"
     compiled_share = 0.82
+    sees_images = True
     empty_prompt = " "  # as on the model's card
     noise_in_dtype = True
+    # Read or run in the programs' source; versions in docs/adapters.md.
+    lora_readers = {
+        "diffusers": LoraReader(LORA_STYLES, TRANSFORMER),
+        "comfyui": LoraReader(
+            LORA_STYLES, DIFFUSION_MODEL, note="ComfyUI reads no embeddings for this model"
+        ),
+        "ai-toolkit": LoraReader((TRANSFORMER, DIFFUSION_MODEL), DIFFUSION_MODEL),
+        "musubi": LoraReader((KOHYA,), KOHYA),
+        "kohya": LoraReader((KOHYA,), KOHYA),
+        "onetrainer": LoraReader(LORA_STYLES, TRANSFORMER),
+        "diffsynth": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "sglang": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "mflux": LoraReader(
+            (DIFFUSION_MODEL, BARE),
+            DIFFUSION_MODEL,
+            note="layers outside of the blocks and modulations are not read",
+        ),
+        "invokeai": LoraReader((TRANSFORMER, BARE, KOHYA), TRANSFORMER),
+    }
+    # The text output of the last block is not used.
+    idle_in_last_block = (
+        *("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+    )
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"
     few_step_loras = (
         # Qwen-Image-Lightning and -2512-Lightning: the scheduler of the card of
@@ -264,7 +300,4 @@ class QwenImage(Family):
         }
 
     def idle_layers(self) -> frozenset[str]:
-        # The text output of the last block is not used.
-        last = f"transformer_blocks.{self.transformer_config['num_layers'] - 1}"
-        text_out = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-        return frozenset(f"{last}.{name}" for name in text_out)
+        return self.idle_in(self.transformer_config["num_layers"])

@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from families.base import (
+    BARE,
+    DIFFUSION_MODEL,
+    KOHYA,
+    LORA_STYLES,
+    TRANSFORMER,
     AdapterFile,
     AiToolkitNames,
     Base,
     CardCode,
     FewStepRow,
+    LoraReader,
     ModelClasses,
     Steps,
 )
@@ -170,6 +176,23 @@ class ZImage(Family):
     }
     trunk = "layers"
     compiled_share = 0.55
+    lora_prefix = "diffusion_model"
+    # Read or run in the programs' source; versions in docs/adapters.md.
+    lora_readers = {
+        "diffusers": LoraReader(LORA_STYLES, TRANSFORMER),
+        # `transformer.` since pull request 11135 (December 2025).
+        "comfyui": LoraReader(
+            (TRANSFORMER, DIFFUSION_MODEL, BARE), DIFFUSION_MODEL, embedding=True
+        ),
+        "ai-toolkit": LoraReader((TRANSFORMER, DIFFUSION_MODEL), DIFFUSION_MODEL),
+        "musubi": LoraReader((KOHYA,), KOHYA),
+        "kohya": LoraReader((KOHYA,), KOHYA, note="ComfyUI does not know these names"),
+        "onetrainer": LoraReader(LORA_STYLES, TRANSFORMER),
+        "diffsynth": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "sglang": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "mflux": LoraReader((TRANSFORMER, DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
+        "invokeai": LoraReader((TRANSFORMER, DIFFUSION_MODEL), TRANSFORMER),
+    }
     layer_names = r"(?:layers|refiner)[._]\d+[._](?:attention[._](?:to_|qkv|out)|feed_forward)"
     original_names = {
         "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),

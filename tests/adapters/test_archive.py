@@ -107,17 +107,23 @@ def test_what_is_written_is_what_is_read(archive: Archive, weights: Path) -> Non
 
 def test_the_layout_is_the_contract(archive: Archive, weights: Path) -> None:
     with zipfile.ZipFile(weights) as zipped:
-        assert sorted(zipped.namelist()) == sorted((LORA, PLACEHOLDER, META))
+        comfyui = ("comfyui/README.txt", "comfyui/zwx.safetensors")
+        assert sorted(zipped.namelist()) == sorted((LORA, PLACEHOLDER, META, *comfyui))
+        embedding = load(zipped.read("comfyui/zwx.safetensors"))["emb_params"]
+        assert b"embedding:zwx," in zipped.read("comfyui/README.txt")
         assert all(info.compress_type == zipfile.ZIP_STORED for info in zipped.infolist())
         lora, placeholder = load(zipped.read(LORA)), load(zipped.read(PLACEHOLDER))
         file = weights.with_name("lora.safetensors")
         file.write_bytes(zipped.read(LORA))
         meta = json.loads(zipped.read(META))
-    assert lora.keys() == {f"transformer.{layer}.lora_{m}.weight" for layer in LAYERS for m in "AB"}
+    assert lora.keys() == {
+        f"diffusion_model.{layer}.lora_{m}.weight" for layer in LAYERS for m in "AB"
+    }
     assert {tensor.dtype for tensor in lora.values()} == {torch.bfloat16}
     assert {len(t) for key, t in lora.items() if "lora_A" in key} == {4}
     assert {key: tuple(t.shape) for key, t in placeholder.items()} == {"<zwx>": (2, 64)}
     assert placeholder["<zwx>"].dtype == torch.float32
+    assert torch.equal(placeholder["<zwx>"], embedding)
     assert meta == {"format_version": 1, **META_VALUES}
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
@@ -254,7 +260,7 @@ def with_placeholder(**tensors: torch.Tensor) -> Callable[[Members], None]:
     return lambda members: members.update({PLACEHOLDER: save(named)})
 
 
-A, B = (f"transformer.{LAYERS[0]}.lora_{matrix}.weight" for matrix in "AB")
+A, B = (f"diffusion_model.{LAYERS[0]}.lora_{matrix}.weight" for matrix in "AB")
 ROW = torch.zeros(1, 64)
 REFUSED: dict[str, tuple[Callable[[Members], object], str]] = {
     "a later format": (with_meta(format_version=2), "format version 2 is unknown"),
@@ -469,7 +475,7 @@ def test_diffusers_loads_our_lora_and_draws_our_picture(
     theirs = stock("a red fox", width=size, height=size, generator=generator, **options).images[0]
 
     picture = ours(read_archive(file))
-    assert len(adapted) == len(factors)
+    assert len(adapted) == len(factors) + len(family.idle_layers())
     assert np.abs(picture - np.asarray(theirs, np.int16)).max() <= 1
     assert np.abs(picture - ours(None)).max() > 8  # the LoRA shows
 

@@ -51,7 +51,7 @@ def test_a_second_training_in_the_folder_is_refused_before_its_dataset_is_read(
 
     def again() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("trainer.run.read_dataset", lambda *_: pytest.fail("it was read"))
+            patch.setattr("trainer.run.read_examples", lambda *_: pytest.fail("it was read"))
             for resume_from in (None, tmp_path / "out" / "checkpoints"):
                 with pytest.raises(FolderRefused, match="out is in use .*process") as error:
                     run.train(tiny(resume_from=resume_from))
@@ -105,7 +105,7 @@ def test_a_training_that_fails_leaves_the_folders_as_they_were(
     def fail(*_: Any) -> None:
         raise RuntimeError("the power is out")
 
-    places = {"dataset": "read_dataset", "step": "Loop.run"}
+    places = {"dataset": "read_examples", "step": "Loop.run"}
     monkeypatch.setattr(f"trainer.run.{places[fails_at]}", fail)
     for output_dir in (tmp_path / "out", None, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="the power is out"):
@@ -197,7 +197,7 @@ def test_a_dataset_that_changes_while_it_is_read_is_refused(
     tiny: Callable[..., Settings], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Path(shutil.copy(photos, tmp_path / "mine.zip"))
-    read = run.read_dataset
+    read = run.read_examples
 
     def changed(*given: Any) -> Any:
         examples = read(*given)
@@ -205,7 +205,7 @@ def test_a_dataset_that_changes_while_it_is_read_is_refused(
             file.write(b"more")
         return examples
 
-    monkeypatch.setattr(run, "read_dataset", changed)
+    monkeypatch.setattr(run, "read_examples", changed)
     with pytest.raises(DatasetError, match=r"mine\.zip: was changed while it was read"):
         run.train(tiny(dataset=dataset))
     assert not (tmp_path / "out").exists()

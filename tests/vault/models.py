@@ -30,6 +30,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from .tokenizers import qwen3_folder, qwen25_folder
@@ -40,6 +42,7 @@ Z_IMAGE_DE_TURBO = "ostris/Z-Image-De-Turbo"
 TURBO_ADAPTER = "ostris/zimage_turbo_training_adapter"
 QWEN_IMAGE = "Qwen/Qwen-Image"
 QWEN_IMAGE_2512 = "Qwen/Qwen-Image-2512"
+QWEN3_VL = "Qwen/Qwen3-VL-2B-Instruct"
 
 DE_TURBO_FILE = "z_image_de_turbo_v1_bf16.safetensors"
 TEXT_WIDTH = 64  # hidden size of both text encoders
@@ -270,6 +273,43 @@ def qwen25_text_encoder(dtype: torch.dtype, seed: int) -> Qwen2_5_VLForCondition
     }
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
     return _randomised(Qwen2_5_VLForConditionalGeneration(config), "qwen2.5-vl", dtype, seed)
+
+
+def write_qwen3_vl(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """A captioner below `folder`, a `$MODEL_VAULT`; returns its own folder."""
+    with torch.random.fork_rng(devices=[]):
+        qwen3_vl(dtype, seed).save_pretrained(folder / QWEN3_VL)
+    shutil.copytree(qwen3_folder(), folder / QWEN3_VL, dirs_exist_ok=True)
+    return folder / QWEN3_VL
+
+
+def qwen3_vl(dtype: torch.dtype, seed: int) -> Qwen3VLForConditionalGeneration:
+    """A captioner of 3 + 2 layers, output tied to input, with two deep features of the image."""
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5_000_000.0,
+            "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": TEXT_WIDTH,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    return _randomised(Qwen3VLForConditionalGeneration(config), "qwen3-vl", dtype, seed)
 
 
 def z_image_vae(dtype: torch.dtype, seed: int) -> DiffusersModel:

@@ -79,6 +79,7 @@ def read_dataset(
     suffix: str = "",
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
+    write: Callable[[list[Example]], Mapping[str, str]] | None = None,
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -94,6 +95,8 @@ def read_dataset(
         are still errors.
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
+    write: gets the examples with their own captions as written, empty without one, and returns
+        captions by image, which are used as if they were in the caption files.
 
     Raises DatasetError that lists every problem, and NoSpace if the disk for temporary files is
     full. Harmless problems are logged as warnings.
@@ -102,6 +105,17 @@ def read_dataset(
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad)
+    checked: dict[str, Checked | str] = {}
+
+    def check_images(images: dict[str, Content]) -> Mapping[str, Checked | str]:
+        if not checked:  # only once
+            checked.update(_check(images))
+        return checked
+
+    if write is not None and not problems:
+        bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
+        _refuse(path, bare)
+        files |= _caption_files(files, write(bare.examples))
     found = examine(
         files,
         default_caption,
@@ -110,16 +124,21 @@ def read_dataset(
         suffix,
         skip_bad_images,
         subjects,
+        check_images=check_images,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if skip_bad_images else [],
     )
-    if found.problems:
-        # a.jpg and a.png share a.txt, whose problem is found twice.
-        lines = dict.fromkeys(f"{path.name}: {each.text}" for each in found.problems)
-        raise DatasetError("\n".join(lines))
+    _refuse(path, found)
     for each in found.warnings:
         log.log(each.level, "%s: %s", path.name, each.text)
     return found.examples
+
+
+def _caption_files(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:
+    """The caption files of captions by image; an empty one that exists keeps its name."""
+    own = captions_by_stem(files, [])
+    stems = {stem_of(name): text for name, text in captions.items()}
+    return {own.get(stem, f"{stem}.txt"): text.encode() for stem, text in stems.items()}
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,14 @@ class Findings:
     warnings: list[Finding]
     captions: Mapping[str, Caption] = field(default_factory=dict)  # as written, of each image
     groups: Sequence[Group] = ()  # masks, regularization images and others; not trained on
+
+
+def _refuse(path: Path, found: Findings) -> None:
+    """Raises DatasetError that lists the problems, if there are any."""
+    if found.problems:
+        # a.jpg and a.png share a.txt, whose problem is found twice.
+        lines = dict.fromkeys(f"{path.name}: {each.text}" for each in found.problems)
+        raise DatasetError("\n".join(lines))
 
 
 def examine(

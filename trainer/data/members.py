@@ -117,7 +117,7 @@ def read_members(
     """Yields the files of `read_files` one at a time, each with its content."""
     seen = set()
     try:
-        with _open(path) as members:
+        with members_of(path) as members:
             for member in members:
                 name = printable(member.name[:200])
                 try:
@@ -199,7 +199,8 @@ def _head(member: Member) -> bytes:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Iterator[Member]]:
+def members_of(path: Path) -> Iterator[Iterator[Member]]:
+    """The members of an archive or folder, within the limits. Raises `Unusable`."""
     limits = Limits(MAX_MEMBERS, MAX_TOTAL_BYTES)
     if path.is_dir():
         yield within(_folder_members(path), limits)

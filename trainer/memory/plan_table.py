@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from families.captioners import captioner_of
 from families.loading import default_device
 from families.memory import RESERVE, free_memory
+from families.vision_language import batch_on, bytes_needed
 from inference.acceleration import wanted_in_training
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, usable, wishes_of
 from trainer.memory.host import host_parts, host_previews
@@ -56,6 +58,7 @@ def plan_data(settings: Settings) -> dict[str, Any]:
         "blocks": counted.blocks,
         "encoding_images_bytes": counted.images(),
         "encoding_captions_bytes": counted.captions("none"),
+        "writing_captions_bytes": _writing_captions(settings),
         "preview_bytes": {Mode(each).label: counted.previews(Mode(each)) for each in KINDS},
         "preview_host_bytes": {
             Mode(each).label: host_previews(counted, Mode(each), is_merged(settings))
@@ -120,6 +123,7 @@ def table(settings: Settings, counted: Figures) -> str:
             _seconds(counted),
             _chosen(counted, wishes_of(settings)),
             *_preservation(settings, counted),
+            *_captions(settings),
         ]
     )
 
@@ -242,6 +246,24 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
         f"after {BEGINS:.0%} of the steps, take as long as {steps:.0f} steps; from then on\n"
         f"{rows}. Included above: a step takes {with_rows / plain - 1:.0%} longer on average."
     ]
+
+
+def _writing_captions(settings: Settings) -> dict[str, int]:
+    """Memory on a GPU to write captions before the run, by quantization; empty if it is off."""
+    if not settings.autocaption:
+        return {}
+    captioner, gpu = captioner_of(settings.base, gpu=True), torch.device("cuda")
+    return {
+        Mode(each).label: bytes_needed(captioner, each, torch.bfloat16, batch_on(gpu))
+        for each in KINDS
+    }
+
+
+def _captions(settings: Settings) -> list[str]:
+    """The memory to write captions; nothing if it is off."""
+    needs = [f"{_gb(size)} GB in {label}" for label, size in _writing_captions(settings).items()]
+    name = captioner_of(settings.base, gpu=True).name
+    return [f"Before that, {name} writes captions in {', '.join(needs)}."] if needs else []
 
 
 def _gb(size: float) -> str:

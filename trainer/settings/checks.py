@@ -121,6 +121,16 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"({', '.join(settings.tokens)}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
         )
+    if settings.autocaption and not settings.tokens and settings.trigger_word is None:
+        yield (
+            f"autocaption is {settings.autocaption}, which writes captions with TOK, but there is "
+            "neither a placeholder token nor a trigger_word; set one of them"
+        )
+    if settings.autocaption and settings.subjects:
+        yield (
+            f"autocaption is {settings.autocaption}, but the captions of several subjects cannot "
+            "be written in one go; write them for each subject's folder with `zeroprior caption`"
+        )
     if settings.timestep_sampling == SCHEDULED and settings.training_shift != 1:
         yield (
             f"training_shift is {settings.training_shift:g}, but timestep_sampling {SCHEDULED} "

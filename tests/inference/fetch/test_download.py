@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vault import models
 
+from families.captioners import ON_CPU
 from families.download import fetch, hub_ids
 from families.loading import load_family
 from families.registry import BASES, UnknownBase, find_base, find_base_or_folder
@@ -324,7 +325,12 @@ def test_fetching_takes_what_is_read_and_no_more(
     (source / "assets" / "showcase.png").write_bytes(b"large")
     (source / "README.md").write_text("a card")
 
-    def snapshot_download(hub_id: str, local_dir: Path, allow_patterns: list[str]) -> None:
+    revisions = []
+
+    def snapshot_download(
+        hub_id: str, revision: str | None, local_dir: Path, allow_patterns: list[str]
+    ) -> None:
+        revisions.append(revision)
         files = [str(f.relative_to(source)) for f in source.rglob("*") if f.is_file()]
         for name in filter_repo_objects(files, allow_patterns=allow_patterns):
             (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -339,6 +345,16 @@ def test_fetching_takes_what_is_read_and_no_more(
     assert not any(name.endswith((".png", ".md")) for name in names)
     monkeypatch.setenv("MODEL_VAULT", str(shelf))
     assert load_family(find_base_or_folder(str(folder))).prompts.known == 151669
+
+    source = models.write_qwen3_vl(tmp_path)  # writes captions: a pinned commit
+    (source / "video.mp4").write_bytes(b"large")
+    (hub_id,) = hub_ids([ON_CPU.name])
+    folder = fetch(hub_id, shelf)
+    assert revisions == [None, ON_CPU.revision]
+    assert ON_CPU.model_folder() == ON_CPU.tokenizer_folder() == folder
+    names = {each.name for each in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert "video.mp4" not in names
 
 
 def test_fetching_without_a_network_fails_even_where_a_part_is_there(own_vault: Path) -> None:

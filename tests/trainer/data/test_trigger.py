@@ -22,7 +22,7 @@ def test_tok_in_captions_without_token_and_trigger_word_is_refused_by_name(
     small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small(train_placeholder_token=False)
-    monkeypatch.setattr("trainer.run.load_family", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("trainer.reading.load_family", lambda *_: pytest.fail("a model is loaded"))
     with pytest.raises(DatasetError) as refusal:
         train(settings)
     assert str(refusal.value).startswith(

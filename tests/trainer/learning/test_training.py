@@ -84,7 +84,7 @@ def test_everything_wrong_is_said_before_a_model_is_loaded(
     def no_model(*_: Any) -> None:
         raise AssertionError("a model was asked for")
 
-    monkeypatch.setattr("trainer.run.load_family", no_model)
+    monkeypatch.setattr("trainer.reading.load_family", no_model)
     with pytest.raises(DatasetError) as caught:
         train(settings)
     assert "half.png" in str(caught.value) and "empty.jpg" in str(caught.value)

@@ -128,6 +128,6 @@ def test_a_run_with_long_captions_writes_weights(
         for turn in range(12)
         for each in examples
     ]
-    monkeypatch.setattr(run, "read_dataset", lambda *_: many)
+    monkeypatch.setattr(run, "read_examples", lambda *_: many)
     facts = read_archive(run.train(small(steps=1, resolution="32", validation_every=0))).meta
     assert len(facts["dataset"]["pictures"]) == 72

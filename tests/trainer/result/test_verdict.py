@@ -296,7 +296,7 @@ def test_held_out_images_that_are_never_measured_are_refused() -> None:
 def test_more_held_out_images_than_half_are_refused_before_a_model_is_loaded(
     small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.run.load_family", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("trainer.reading.load_family", lambda *_: pytest.fail("a model was loaded"))
     said = (
         "validation_images is 4, but the dataset has 6 images, of which at most 3 can be held out"
     )

@@ -117,7 +117,7 @@ def test_what_needs_a_gpu_can_be_planned_without_one_and_is_refused_before_the_d
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = small(**given, dataset=tmp_path / "nowhere.zip")
     table = describe_plan(settings)
-    assert "On an otherwise empty GPU" in table
+    assert "chosen on an empty GPU" in table
     assert f"This run cannot start here: {said}" in table
     with pytest.raises(SettingsError, match=said):
         train(settings)

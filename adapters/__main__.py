@@ -1,0 +1,193 @@
+"""python -m adapters TOOL …: inspects, converts, merges and resizes LoRA files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters.archive import BrokenArchive, write_archive
+from adapters.formats import PROGRAMS, LoraMismatch
+from adapters.tools import (
+    Changed,
+    Goal,
+    Opened,
+    ToolError,
+    convert,
+    inspect,
+    merge,
+    norms_by_block,
+    open_lora,
+    refuse_existing,
+    resize,
+    shown,
+    with_training_adapter,
+    write,
+)
+from families.registry import UnknownBase
+from families.repository import MissingModel
+
+EPILOG = """\
+Examples:
+  %(prog)s inspect lora.safetensors
+  %(prog)s convert weights.zip --to comfyui
+  %(prog)s merge cat.zip:0.8 watercolor.safetensors:0.6 -o both.zip
+  %(prog)s resize weights.zip --energy 0.95
+  %(prog)s remove-turbo lora.safetensors --base z-image-turbo
+
+A LoRA is a weights.zip or a .safetensors file of any program (docs/formats.md). Results keep the
+placeholder tokens. docs/adapters.md explains every tool.
+"""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs one tool. An error is one message on stderr."""
+    arguments = parser().parse_args(words)
+    try:
+        arguments.run(arguments)
+    except (BrokenArchive, LoraMismatch, ToolError, UnknownBase, MissingModel, OSError) as error:
+        if arguments.debug:
+            raise
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of all tools."""
+    top = argparse.ArgumentParser(
+        prog="zeroprior adapters",
+        description="Tools for LoRA files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tools = top.add_subparsers(required=True, metavar="TOOL")
+
+    tool = _add(tools, "inspect", "show base, ranks, norms, tokens, and which programs read it")
+    tool.add_argument("file", type=Path)
+    tool.add_argument("--json", action="store_true", help="print JSON, with the norm of each layer")
+    tool.set_defaults(run=_inspect)
+
+    tool = _add(tools, "convert", "write the layout that another program reads")
+    tool.add_argument("file", type=Path)
+    tool.add_argument("--to", required=True, choices=list(PROGRAMS), help="the program")
+    _add_output(tool, "NAME-PROGRAM.safetensors")
+    tool.set_defaults(run=_convert)
+
+    tool = _add(tools, "merge", "add LoRAs up, each with its scale")
+    tool.add_argument(
+        "files", nargs="+", metavar="FILE[:SCALE]", help="a LoRA, scale 1 or as given"
+    )
+    tool.add_argument("--rank", type=_positive, help="approximate at this rank; default: exact")
+    _add_output(tool, "NAME-merged.zip")
+    tool.set_defaults(run=_merge)
+
+    tool = _add(tools, "resize", "change the rank, with the least error")
+    tool.add_argument("file", type=Path)
+    goals = tool.add_mutually_exclusive_group(required=True)
+    goals.add_argument("--rank", type=_positive, help="of every layer")
+    goals.add_argument("--energy", type=float, help="share of the squared norm to keep: 0.95")
+    goals.add_argument("--size", type=float, metavar="MB", help="of the result")
+    _add_output(tool, "NAME-resized.zip")
+    tool.set_defaults(run=_resize)
+
+    for name, sign, what in (
+        ("apply-turbo", 1.0, "add the base's training adapter to a LoRA"),
+        ("remove-turbo", -1.0, "subtract the base's training adapter from a LoRA"),
+    ):
+        tool = _add(tools, name, what)
+        tool.add_argument("file", type=Path)
+        tool.add_argument("--scale", type=float, default=1.0, help="of the adapter; default: 1")
+        tool.add_argument("--adapter", default="", help="its version; default: the newest")
+        _add_output(tool, f"NAME-{name}.zip")
+        tool.set_defaults(run=_turbo, sign=sign, tool=name)
+    return top
+
+
+def _add(tools: argparse._SubParsersAction, name: str, what: str) -> argparse.ArgumentParser:
+    tool: argparse.ArgumentParser = tools.add_parser(name, help=what, description=what)
+    tool.add_argument("--base", default="", help="the base model; default: found by the file")
+    tool.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return tool
+
+
+def _add_output(tool: argparse.ArgumentParser, default: str) -> None:
+    tool.add_argument("-o", "--output", type=Path, help=f"default: {default}")
+    tool.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    opened = open_lora(arguments.file, arguments.base)
+    facts = inspect(opened)
+    text = json.dumps(facts, indent=2) if arguments.json else shown(facts, norms_by_block(opened))
+    print(text)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    opened = open_lora(arguments.file, arguments.base)
+    output = arguments.output or Path(f"{arguments.file.stem}-{arguments.to}.safetensors")
+    if output.suffix != ".safetensors":
+        raise ToolError(f"{output}: other programs read .safetensors; name such a file")
+    converted = convert(opened, arguments.to)
+    files = write(converted, output, arguments.overwrite)
+    exact = "bit for bit" if not converted.rounded else f"{converted.rounded} rounded once"
+    print(f"{', '.join(map(str, files))}: {converted.layers} layers, {exact}")
+    for note in converted.notes:
+        print(f"  {note}")
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    loras = [
+        (open_lora(path, arguments.base), scale) for path, scale in map(_scaled, arguments.files)
+    ]
+    _save(merge(loras, arguments.rank), loras[0][0], "merged", arguments)
+
+
+def _resize(arguments: argparse.Namespace) -> None:
+    goal = Goal(arguments.rank, arguments.energy, arguments.size)
+    opened = open_lora(arguments.file, arguments.base)
+    _save(resize(opened, goal), opened, "resized", arguments)
+
+
+def _turbo(arguments: argparse.Namespace) -> None:
+    opened = open_lora(arguments.file, arguments.base)
+    result = with_training_adapter(opened, arguments.sign * arguments.scale, arguments.adapter)
+    _save(result, opened, arguments.tool, arguments)
+
+
+def _save(result: Changed, source: Opened, suffix: str, arguments: argparse.Namespace) -> None:
+    output = arguments.output or Path(f"{source.path.stem}-{suffix}.zip")
+    if output.suffix != ".zip":
+        raise ToolError(f"{output}: the result is a weights.zip; `convert` writes other files")
+    refuse_existing([output], arguments.overwrite)
+    write_archive(result.archive, output)
+    ranks = sorted({each.rank for each in result.layers})
+    shown_ranks = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    print(
+        f"{output}: {len(result.layers)} layers, rank {shown_ranks}, "
+        f"{output.stat().st_size / 1e6:,.1f} MB"
+    )
+    worst = sorted(result.layers, key=lambda each: -each.error)[:5]
+    print("Error of the change, ‖dW − result‖ / ‖dW‖, in the five worst layers:")
+    for each in worst:
+        print(f"  {each.error:8.2%}  rank {each.rank:<4} {each.layer}")
+
+
+def _scaled(word: str) -> tuple[Path, float]:
+    """FILE or FILE:SCALE; a colon in a name needs a scale after it."""
+    path, colon, scale = word.rpartition(":")
+    if not colon or Path(word).exists():
+        return Path(word), 1.0
+    try:
+        return Path(path), float(scale)
+    except ValueError:
+        raise ToolError(f"{word}: {scale!r} is not a number; write FILE:SCALE") from None
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not positive")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Files with which ComfyUI understands a placeholder token, and how to write it there.
+
+ComfyUI reads the first tensor of models/embeddings/NAME.safetensors for `embedding:NAME` in a
+prompt, where NAME ends at `<` or `[`; for Z-Image since January 2026, for Qwen-Image not at all
+(comfy/text_encoders/z_image.py, qwen_image.py).
+"""
+
+import re
+from collections.abc import Sequence
+
+from safetensors.torch import save
+
+from adapters.archive_members import COMFYUI
+from adapters.formats import Factors, family_of_layers
+from adapters.placeholder import Placeholder
+
+README = """\
+ComfyUI
+1. Copy lora/lora_weights.safetensors to models/loras, and add a node that loads the LoRA.
+2. {embedding}
+"""
+
+
+def comfyui_files(factors: Factors, placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
+    """The files of a weights.zip for ComfyUI, by name; none without a placeholder token."""
+    if not placeholders:
+        return {}
+    family = family_of_layers(factors)
+    reader = None if family is None else family.lora_readers.get("comfyui")
+    if reader is None or not reader.embedding:
+        embedding = "ComfyUI cannot read the embedding of the token with this base model."
+        return {f"{COMFYUI}/README.txt": README.format(embedding=embedding).encode()}
+    files = embedding_files(placeholders)
+    embedding = f"Copy {', '.join(files)} to models/embeddings.\n3. "
+    embedding += "\n   ".join(how_to_write(placeholders))
+    return {
+        f"{COMFYUI}/README.txt": README.format(embedding=embedding).encode(),
+        **{f"{COMFYUI}/{name}": data for name, data in files.items()},
+    }
+
+
+def embedding_files(placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
+    """A safetensors file for each token, by the name that ComfyUI needs."""
+    named = zip(_names(placeholders), placeholders, strict=True)
+    return {
+        f"{name}.safetensors": save(
+            {"emb_params": each.vectors.detach().float().cpu().contiguous()}
+        )
+        for name, each in named
+    }
+
+
+def how_to_write(placeholders: Sequence[Placeholder]) -> list[str]:
+    """For each token, how it is written in a prompt."""
+    return [
+        f"For {each.token} write embedding:{name} with one space before it and a comma after it: "
+        f'"a photo of embedding:{name}, on a beach". ComfyUI before July 2026 needs two spaces '
+        "before it."
+        for name, each in zip(_names(placeholders), placeholders, strict=True)
+    ]
+
+
+def _names(placeholders: Sequence[Placeholder]) -> list[str]:
+    """The tokens without brackets and other characters that end an embedding's name; unique."""
+    names: list[str] = []
+    for each in placeholders:
+        name = re.sub(r"[^A-Za-z0-9_-]", "", each.token) or "token"
+        taken = name.lower() in map(str.lower, names)
+        names.append(f"{name}-{len(names) + 1}" if taken else name)
+    return names

@@ -1,0 +1,25 @@
+"""Inspects, converts, merges and resizes LoRA files (`python -m adapters`)."""
+
+from adapters.tools.convert import Converted, convert, refuse_existing, write
+from adapters.tools.inspection import inspect, norms_by_block, shown
+from adapters.tools.merge import Changed, merge, with_training_adapter
+from adapters.tools.opened import Opened, ToolError, open_lora
+from adapters.tools.resize import Goal, resize
+
+__all__ = [
+    "Changed",
+    "Converted",
+    "Goal",
+    "Opened",
+    "ToolError",
+    "convert",
+    "inspect",
+    "merge",
+    "norms_by_block",
+    "open_lora",
+    "refuse_existing",
+    "resize",
+    "shown",
+    "with_training_adapter",
+    "write",
+]

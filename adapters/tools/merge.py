@@ -1,0 +1,165 @@
+"""Merges LoRAs into one, and puts a training adapter into a LoRA or takes it out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapters.archive import Archive
+from adapters.formats import Factors, as_written, parse_lora, read_tensors
+from adapters.placeholder import Placeholder
+from adapters.placeholder_token import PlaceholderError, check_distinct
+from adapters.tools.low_rank import distance, norm, singular
+from adapters.tools.opened import Opened, ToolError
+from families.base import Base
+from families.repository import adapter_path
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What one layer lost."""
+
+    layer: str
+    rank: int  # in the result
+    error: float  # ||dW - result|| / ||dW||; 0 for a layer of zeros
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A new LoRA, and its error by layer, rounding to bfloat16 included."""
+
+    archive: Archive
+    layers: tuple[LayerError, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest error of a layer."""
+        return max((each.error for each in self.layers), default=0.0)
+
+
+Scaled = tuple[Factors, float]  # a LoRA's pairs, and the scale that it gets
+
+
+def merge(loras: Sequence[tuple[Opened, float]], rank: int | None = None) -> Changed:
+    """The sum of LoRAs, each multiplied by its scale; the placeholder tokens of all are kept.
+
+    Without `rank` the factors are joined: exact, and the ranks add up. With it, the best
+    approximation of that rank. Raises `ToolError` for LoRAs of different models, for other kinds
+    than plain LoRA, and for a token that two of them have with different embeddings.
+    """
+    first = loras[0][0]
+    for each, _ in loras:
+        if each.layout.shapes != first.layout.shapes:
+            raise ToolError(
+                f"{first.name} is for {first.base.name}, {each.name} for {each.base.name}: LoRAs "
+                "of different models cannot be merged"
+            )
+    merged = joined([(each.factors("merge"), scale) for each, scale in loras])
+    placeholders = _tokens([each for each, scale in loras if scale != 0])
+    facts = [
+        {"name": each.name, "scale": scale, "sha256": each.archive.lora_sha256}
+        for each, scale in loras
+    ]
+    meta = {**meta_of(first), **named(placeholders), "merged": facts}
+    return changed(merged, rank, placeholders, meta)
+
+
+def with_training_adapter(
+    opened: Opened, scale: float, version: str = "", base: Base | None = None
+) -> Changed:
+    """The LoRA plus `scale` times the training adapter of its base.
+
+    Raises `ToolError` for a base without one, and `MissingModel` if its file cannot be found.
+    """
+    base = base or opened.base
+    if not base.training_adapters:
+        raise ToolError(
+            f"{base.name} has no training adapter; name the distilled base with --base, such as "
+            "z-image-turbo"
+        )
+    version = version or list(base.training_adapters)[-1]
+    if version not in base.training_adapters:
+        raise ToolError(
+            f"{base.name} has the training adapters {', '.join(base.training_adapters)}"
+        )
+    path = adapter_path(base.training_adapters[version])
+    tensors, metadata = read_tensors(path, path.name)
+    found = opened.layout.fit(parse_lora(tensors, metadata, path.name), path.name)
+    adapter: Factors = {name: each for name, each in found.items() if isinstance(each, tuple)}
+    merged = joined([(opened.factors("this"), 1.0), (adapter, scale)])
+    facts = {"name": path.name, "scale": scale}
+    meta = {**meta_of(opened), "base_model": base.hub_id, "training_adapter_added": facts}
+    return changed(merged, None, opened.archive.placeholders, meta)
+
+
+def joined(loras: Sequence[Scaled]) -> Factors:
+    """sum of scale * B @ A by layer, with joined factors."""
+    layers = dict.fromkeys(name for factors, _ in loras for name in factors)
+    result: Factors = {}
+    for name in layers:
+        pairs = [(factors[name], scale) for factors, scale in loras if name in factors]
+        downs = [down.float() for (down, _), _ in pairs]
+        ups = [up.float() * scale for (_, up), scale in pairs]
+        result[name] = torch.cat(downs), torch.cat(ups, dim=1)
+    return result
+
+
+def changed(
+    exact: Factors,
+    rank: int | None,
+    placeholders: Sequence[Placeholder],
+    meta: dict[str, Any],
+) -> Changed:
+    """`exact`, at a rank if one is given, and what rounding and truncation cost."""
+    result = exact
+    if rank is not None:
+        result = {
+            name: singular(*pair).factors(rank) if len(pair[0]) > rank else pair
+            for name, pair in exact.items()
+        }
+    return measured(exact, result, placeholders, meta)
+
+
+def measured(
+    exact: Factors, result: Factors, placeholders: Sequence[Placeholder], meta: dict[str, Any]
+) -> Changed:
+    """A result with its error against the exact change."""
+    rows = []
+    for name, pair in exact.items():
+        whole = norm(*pair)
+        written = as_written({name: result[name]})[name]
+        error = distance(pair, written) / whole if whole else 0.0
+        rows.append(LayerError(name, len(result[name][0]), error))
+    facts = {**meta, "rank": max(len(down) for down, _ in result.values())}
+    return Changed(Archive(result, tuple(placeholders), facts), tuple(rows))
+
+
+def meta_of(opened: Opened) -> dict[str, Any]:
+    """The meta.json of a LoRA made from another: what stays true of it."""
+    kept = ("training_mode", "default_caption", "zero_prior", "zero_priors")
+    known = {key: opened.archive.meta[key] for key in kept if key in opened.archive.meta}
+    return {"base_model": opened.base.hub_id, **known, **named(opened.archive.placeholders)}
+
+
+def named(placeholders: Sequence[Placeholder]) -> dict[str, Any]:
+    """The entries of meta.json for placeholder tokens."""
+    tokens = [each.token for each in placeholders]
+    return {"placeholder_token": tokens[0], "placeholder_tokens": tokens} if tokens else {}
+
+
+def _tokens(loras: Sequence[Opened]) -> list[Placeholder]:
+    found: dict[str, Placeholder] = {}
+    for opened in loras:
+        for each in opened.archive.placeholders:
+            known = found.setdefault(each.token, each)
+            if known is not each and not torch.equal(known.vectors, each.vectors):
+                raise ToolError(
+                    f"{opened.name} and another LoRA both have the token {each.token}, with "
+                    "different embeddings; train one of them with another token"
+                )
+    try:
+        check_distinct(list(found))
+    except PlaceholderError as error:
+        raise ToolError(str(error)) from error
+    return list(found.values())

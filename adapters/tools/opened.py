@@ -1,0 +1,125 @@
+"""Opens a LoRA of any program for the tools: its base model, its changes, its tensors as stored."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adapters.archive import Archive, read_archive
+from adapters.archive_opening import open_archive
+from adapters.formats import Delta, Layout, LoraMismatch, StoredLayer, stored_layers
+from families.base import Base
+from families.registry import (
+    BASES,
+    FAMILIES,
+    UnknownBase,
+    family_of,
+    find_base,
+    find_base_or_folder,
+    undistilled,
+)
+
+
+class ToolError(ValueError):
+    """A request that a tool cannot fulfil; the message says why, and what can be done."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A LoRA and the base model that it fits."""
+
+    path: Path
+    archive: Archive
+    base: Base
+    why: str  # the reason for `base`
+    layout: Layout
+    deltas: Mapping[str, Delta]  # by the base's layer names; alpha is multiplied in
+    config: bytes | None = None  # the text of its adapter_config.json, as it was when it was opened
+
+    @property
+    def name(self) -> str:
+        """The file's name, for messages."""
+        return self.path.name
+
+    def factors(self, purpose: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """(A [rank, in], B [out, rank]) of all layers. Raises `ToolError` for other kinds."""
+        other = [name for name, each in self.deltas.items() if not isinstance(each, tuple)]
+        if other:
+            kind = type(self.deltas[other[0]]).__name__
+            raise ToolError(
+                f"{self.name} is not a plain LoRA ({kind} in {len(other)} of {len(self.deltas)} "
+                f"layers, such as {other[0]}), which {purpose} needs; `resize --rank N` writes one"
+            )
+        return {name: each for name, each in self.deltas.items() if isinstance(each, tuple)}
+
+
+def open_lora(path: Path, base_name: str = "") -> Opened:
+    """Reads a LoRA and finds its base model: the named one, the file's own, or the first that fits.
+
+    Raises `BrokenArchive` for a file that cannot be read, `LoraMismatch` for one that fits no known
+    model, and `UnknownBase`.
+    """
+    with open_archive(path) as file:
+        config = file.config
+    archive = read_archive(path)
+    named, why = _named_base(archive, base_name)
+    base, layout = (named, layout_of(named)) if named else _first_that_fits(archive, path.name)
+    deltas = layout.fit(archive.deltas, path.name)
+    why = why or f"all {len(deltas)} layers fit"
+    return Opened(path, archive, base, why, layout, deltas, config)
+
+
+def stored(opened: Opened) -> dict[str, StoredLayer]:
+    """The tensors of the file as they are stored, by the file's layer names."""
+    with open_archive(opened.path) as file:
+        return stored_layers(file.tensors, file.source, opened.config)
+
+
+def keys_and_metadata(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:
+    """Shape and dtype of each tensor in a LoRA file by name, and its header's metadata."""
+    with open_archive(path) as file:
+        planned = file.tensors.planned()
+        metadata = dict(file.tensors.metadata)
+    shapes = {
+        key: (tuple(each.shape), str(each.dtype).removeprefix("torch."))
+        for key, each in planned.items()
+    }
+    return shapes, metadata
+
+
+def layout_of(base: Base) -> Layout:
+    """The layers of a base's transformer; nothing is downloaded for a published one."""
+    from families.without_weights import transformer_without_weights
+
+    transformer = transformer_without_weights(base)
+    return Layout.of(transformer, base.name, family_of(base).original_names)
+
+
+def _named_base(archive: Archive, named: str) -> tuple[Base | None, str]:
+    if named:
+        return find_base_or_folder(named), "named"
+    try:
+        return find_base(archive.base_model or ""), "the file names it"
+    except UnknownBase:  # none, a fine-tune's name or a folder's: the shapes say the family
+        return None, ""
+
+
+def _first_that_fits(archive: Archive, source: str) -> tuple[Base, Layout]:
+    reasons = []
+    for base in _one_of_each_size():
+        layout = layout_of(base)
+        try:
+            layout.fit(archive.deltas, source)
+        except LoraMismatch as error:
+            reasons.append(str(error))
+            continue
+        return base, layout
+    raise LoraMismatch(f"{source} fits no known base model. " + " ".join(dict.fromkeys(reasons)))
+
+
+def _one_of_each_size() -> Iterator[Base]:
+    """An undistilled base of each family, then the included small ones."""
+    published = [undistilled(family) for family in FAMILIES.values()]
+    yield from published
+    yield from (base for base in BASES.values() if base.included and not base.distilled)

@@ -1,0 +1,89 @@
+"""Changes the rank of a LoRA with the smallest possible error."""
+
+import heapq
+import math
+from dataclasses import dataclass
+
+from adapters.formats import Factors, rank_of
+from adapters.tools.low_rank import Singular, singular_of
+from adapters.tools.merge import Changed, measured, meta_of
+from adapters.tools.opened import Opened, ToolError
+
+_BYTES = 2  # of a bfloat16 number
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Exactly one of three ways to choose the ranks."""
+
+    rank: int | None = None  # of every layer
+    energy: float | None = None  # share of the squared norm that every layer keeps, 0 to 1
+    megabytes: float | None = None  # of the file, 1e6 bytes; the ranks with the least total error
+
+    def __post_init__(self) -> None:
+        given = [self.rank, self.energy, self.megabytes]
+        if sum(each is not None for each in given) != 1:
+            raise ToolError("give one of --rank, --energy and --size")
+        if self.rank is not None and self.rank < 1:
+            raise ToolError("--rank must be at least 1")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise ToolError("--energy is a share between 0 and 1, such as 0.95")
+        if self.megabytes is not None and not 0 < self.megabytes < math.inf:
+            raise ToolError("--size is in megabytes and must be positive")
+
+
+def resize(opened: Opened, goal: Goal) -> Changed:
+    """The LoRA at other ranks: by QR and a small SVD of each layer, so exact to rounding.
+
+    Also of LoKr and LoHa, which become plain LoRAs. Raises `ToolError` for a size that not even
+    rank 1 reaches, and for changes that have no rank (biases, norms, DoRA).
+    """
+    exact: Factors = {}
+    parts: dict[str, Singular] = {}
+    for name, delta in opened.deltas.items():
+        parts[name] = found = singular_of(name, delta)
+        exact[name] = delta if isinstance(delta, tuple) else found.factors(len(found.s))
+    ranks = _ranks(parts, goal)
+    result = {
+        name: exact[name] if ranks[name] >= len(exact[name][0]) else found.factors(ranks[name])
+        for name, found in parts.items()
+    }
+    facts = {"resized": {"name": opened.name, "rank_before": rank_of(exact)}}
+    return measured(exact, result, opened.archive.placeholders, {**meta_of(opened), **facts})
+
+
+def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
+    if goal.rank is not None:
+        return dict.fromkeys(parts, goal.rank)
+    if goal.energy is not None:
+        return {name: _rank_for(each, goal.energy) for name, each in parts.items()}
+    assert goal.megabytes is not None
+    return _ranks_for_size(parts, goal.megabytes * 1e6)
+
+
+def _rank_for(part: Singular, energy: float) -> int:
+    squares = part.s.double() ** 2
+    kept = squares.cumsum(0) / squares.sum().clamp_min(1e-300)
+    return 1 + int((kept < energy * (1 - 1e-9)).sum())
+
+
+def _ranks_for_size(parts: dict[str, Singular], size: float) -> dict[str, int]:
+    """Takes the singular values with the most squared norm for their bytes, until the size."""
+    cost = {name: _BYTES * (len(each.u) + each.vh.shape[1]) for name, each in parts.items()}
+    ranks = dict.fromkeys(parts, 1)
+    left = size - sum(cost.values())
+    if left < 0:
+        least = math.ceil(sum(cost.values()) / 1e5) / 10
+        raise ToolError(f"--size {size / 1e6:g}: rank 1 in every layer takes {least} MB")
+    values = {name: (each.s.double() ** 2).tolist() for name, each in parts.items()}
+    queue = [(-v[1] / cost[name], name) for name, v in values.items() if len(v) > 1]
+    heapq.heapify(queue)
+    while queue:
+        _, name = heapq.heappop(queue)
+        if cost[name] > left:
+            continue
+        left -= cost[name]
+        ranks[name] += 1
+        if ranks[name] < len(values[name]):
+            heapq.heappush(queue, (-values[name][ranks[name]] / cost[name], name))
+    return ranks

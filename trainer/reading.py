@@ -1,0 +1,62 @@
+"""Reads the dataset of a run, and writes its missing captions if `autocaption` is set."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from families.family import Family
+from families.loading import load_family
+from trainer.captions import captions_of_run
+from trainer.data import Example, name_trigger, read_dataset
+from trainer.learning import Control, by_main, find_turbo_adapter
+from trainer.memory import free_memory
+from trainer.outputs import Run
+from trainer.settings import Settings, SettingsError, too_many
+
+
+def read_examples(settings: Settings, run: Run, control: Control, served: bool) -> list[Example]:
+    """The examples of a run. served: as in `train_from_inputs`.
+
+    Raises `DatasetError`, and SettingsError if there are too many images for a request to a server.
+    """
+
+    def check(count: int) -> None:
+        if served and (cost := too_many(settings, count)):
+            raise SettingsError(cost)
+
+    def write(bare: Sequence[Example]) -> Mapping[str, str]:
+        check(len(bare))
+        find_turbo_adapter(settings)  # found missing now, not after minutes of captions
+        family_and_targets(settings)
+        phase = partial(control.phase, "writing captions")
+        assert settings.autocaption is not None
+        ask = captions_of_run(run.folder, settings.base, settings.autocaption, phase)
+        captions = by_main(lambda: ask(bare))
+        free_memory()  # of the model that wrote them
+        return captions
+
+    examples = read_dataset(
+        settings.dataset,
+        settings.default_caption,
+        None if settings.subjects else settings.subject,
+        settings.caption_prefix,
+        settings.caption_suffix,
+        settings.skip_bad_images,
+        settings.named_subjects,
+        write if settings.autocaption else None,
+    )
+    check(len(examples))
+    if settings.subject is None:
+        examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
+    return examples
+
+
+def family_and_targets(settings: Settings) -> tuple[Family, list[str]]:
+    """The base's family, whose weights are loaded later, and the layers that the LoRA adapts.
+
+    Raises SettingsError for targets that match no layer.
+    """
+    try:
+        family = load_family(settings.base)
+        return family, family.lora_targets(settings.lora_targets)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error

@@ -71,7 +71,7 @@ def _apart(name: str, seconds: int) -> int:
     """Runs a harness in a separate process, says how it went, and gives its exit status."""
     log = ROOT / "outputs" / "fuzz" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "fuzz", name, "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "lab.fuzz", name, "--seconds", str(seconds)]
     with log.open("w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file).returncode
     said = dict(re.findall(r"stat::(\w+):\s+(\d+)", log.read_text(errors="replace")))

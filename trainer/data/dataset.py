@@ -28,7 +28,7 @@ from trainer.data.findings import (
 )
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
-from trainer.data.members import Unusable, is_image, listed, read_files
+from trainer.data.members import Unusable, is_image, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
@@ -135,10 +135,13 @@ def read_dataset(
 
 
 def _caption_files(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:
-    """The caption files of captions by image; an empty one that exists keeps its name."""
-    own = captions_by_stem(files, [])
-    stems = {stem_of(name): text for name, text in captions.items()}
-    return {own.get(stem, f"{stem}.txt"): text.encode() for stem, text in stems.items()}
+    """The caption files of captions by image; a file that an image has keeps its name."""
+    sidecars = Sidecars(files, [])
+    own = {name: next(iter(sidecars.of(name)), "") for name in captions}
+    return {
+        own[name] if suffix_of(own[name]) == ".txt" else f"{stem_of(name)}.txt": text.encode()
+        for name, text in captions.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Sample:
     caption: str
     mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
     std_CHW: Tensor
+    repeats: int = 1  # how often it is used, relative to others
 
 
 @torch.no_grad()
@@ -93,11 +94,11 @@ def encode_images(
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
     family.release("vae")
-    kept, repeats = latents.mapped(), len(settings.resolutions)
+    kept, sizes = latents.mapped(), len(settings.resolutions)
     return [
-        Sample(example.name, example.caption, *kept[number * repeats + repeat])
+        Sample(example.name, example.caption, *kept[number * sizes + size], example.repeats)
         for number, example in enumerate(examples)
-        for repeat in range(repeats)
+        for size in range(sizes)
     ]
 
 

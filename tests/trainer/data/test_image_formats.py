@@ -244,7 +244,7 @@ HOSTILE = {
     "a TIFF of ten million strips": tiff_with(273, 4, 10_000_000, 8),
     "a TIFF by fax": encoded(Image.new("1", (64, 32)), "TIFF", compression="group4"),
     "a BMP with runs": patched(picture(8, 8, format="BMP"), b"BM", 30, b"\1"),
-    "a GIF of a large size": patched(picture(format="GIF"), b"GIF89a", 6, b"\xff\xff\xff\xff"),
+    "a GIF of a large size": patched(FORMATS["GIF"], b"GIF8", 6, b"\xff\xff\xff\xff"),
 }
 
 
@@ -255,7 +255,7 @@ def test_files_that_would_cost_more_than_their_pixels_are_refused(tmp_path: Path
     with watched(tmp_path / "own"):
         problems = problems_of(path)
     assert sorted(line.split(": ")[1] for line in problems) == sorted(f"{k}.jpg" for k in HOSTILE)
-    for name, content in HOSTILE.items():
+    for content in HOSTILE.values():
         file = tmp_path / "image"
         file.write_bytes(content)
         with pytest.raises(ValueError, match="^image image "):

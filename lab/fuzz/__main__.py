@@ -23,7 +23,11 @@ except ImportError:
 from lab.fuzz import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTRUMENTED = ["trainer", "adapters", "families", "zipfile", "tarfile", "gzip", "yaml", "PIL"]
+INSTRUMENTED = [
+    *("trainer", "adapters", "families", "inference.heif", "inference.image_limits"),
+    *("inference.image_decoding", "inference.color_profiles"),
+    *("zipfile", "tarfile", "gzip", "csv", "json", "yaml", "PIL"),
+]
 
 
 def main() -> None:

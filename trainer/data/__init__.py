@@ -1,7 +1,14 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
 from trainer.data.buckets import Bucket, cover, crop, nearest_bucket, upscaled, warn_upscaled
-from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
+from trainer.data.dataset import (
+    DatasetError,
+    Example,
+    Findings,
+    examine,
+    own_captions,
+    read_dataset,
+)
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
@@ -40,6 +47,7 @@ __all__ = [
     "members_of",
     "name_trigger",
     "nearest_bucket",
+    "own_captions",
     "probe",
     "read_dataset",
     "read_members",

@@ -115,7 +115,7 @@ def read_dataset(
     if write is not None and not problems:
         bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
         _refuse(path, bare)
-        files |= _caption_files(files, write(bare.examples))
+        files |= _caption_files(files, write(own_captions(bare.examples)))
     found = examine(
         files,
         default_caption,
@@ -132,6 +132,15 @@ def read_dataset(
     for each in found.warnings:
         log.log(each.level, "%s: %s", path.name, each.text)
     return found.examples
+
+
+def own_captions(examples: Sequence[Example]) -> list[Example]:
+    """The examples with captions of files alone: empty instead of `default_caption` or the name of
+    a folder."""
+    return [
+        each if each.caption_file and each.caption_file[-1] != "/" else replace(each, caption="")
+        for each in examples
+    ]
 
 
 def _caption_files(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:

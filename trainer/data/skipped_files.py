@@ -8,7 +8,9 @@ from trainer.data.findings import Finding
 from trainer.data.mapped_file import Content
 from trainer.data.members import (
     ARCHIVE_SUFFIXES,
+    CAPTION_SUFFIXES,
     LAYERED_SUFFIXES,
+    OTHER_SUFFIXES,
     RAW_SUFFIXES,
     SIGNATURES,
     UNREAD_IMAGE_SUFFIXES,
@@ -55,7 +57,7 @@ def left_out(files: Mapping[str, Content], images: Collection[str] = ()) -> Iter
     reported = {*unread, *videos, *archives}
     hidden = []
     for name in names:
-        if name in reported or suffix_of(name) == ".txt":
+        if name in reported or suffix_of(name) in (*CAPTION_SUFFIXES, *OTHER_SUFFIXES):
             continue
         head = bytes(files[name][:64])
         what = next((what for signature, what in SIGNATURES if signature.match(head)), "")
@@ -63,8 +65,8 @@ def left_out(files: Mapping[str, Content], images: Collection[str] = ()) -> Iter
             hidden.append(f"{name} ({what})")
     if hidden:
         yield Finding(
-            f"ignored, because the suffix is not that of an image: {listed(hidden)}; rename them "
-            "to .jpg, .png or .webp"
+            f"ignored, because their format is not supported: {listed(hidden)}; export them as "
+            "JPEG or PNG"
         )
 
 

@@ -96,7 +96,7 @@ def encode_images(
     family.release("vae")
     kept, sizes = latents.mapped(), len(settings.resolutions)
     return [
-        Sample(example.name, example.caption, *kept[number * sizes + size], example.repeats)
+        Sample(example.name, example.caption, *kept[number * sizes + size], repeats=example.repeats)
         for number, example in enumerate(examples)
         for size in range(sizes)
     ]

@@ -187,7 +187,7 @@ def test_of_several_captions_of_one_image_the_first_is_used_and_said(
         ("01.json", '{"width": 8, "meta": {"trigger": "TOK"}}', "it has no caption, text, prompt"),
         ("01.json", json.dumps({"caption": "TOK " * 20_000}), "it is longer than 65,536 bytes"),
         ("captions.json", "[" * 100_000, "because it is not valid JSON"),
-        ("captions.json", json.dumps(COCO), "it names no image of this dataset"),
+        ("captions.json", json.dumps(COCO), "it has no row with the name of an image"),
         ("captions.json", '{"09.jpg": "TOK"}', "it names no image of this dataset"),
         ("captions.json", "{}", "it has no row with the name of an image and a caption"),
         ("metadata.jsonl", "TOK\n", "because it is not valid JSON"),

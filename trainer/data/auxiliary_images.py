@@ -105,8 +105,8 @@ class Group:
             )
         if self.folder:
             return (
-                f"{self.folder}/ is ignored ({count}): by its name it contains {self.kind}{unused}. "
-                "To train on them, rename the folder"
+                f"{self.folder}/ is ignored ({count}): by its name it contains "
+                f"{self.kind}{unused}. To train on them, rename the folder"
             )
         return (
             f"{listed(list(self.names))}: ignored ({count}): by their names these are {self.kind} "

@@ -96,9 +96,9 @@ def encode_images(
     family.release("vae")
     kept, sizes = latents.mapped(), len(settings.resolutions)
     return [
-        Sample(example.name, example.caption, *kept[number * sizes + size], repeats=example.repeats)
-        for number, example in enumerate(examples)
-        for size in range(sizes)
+        Sample(each.name, each.caption, mean_CHW, std_CHW, each.repeats)
+        for number, each in enumerate(examples)
+        for mean_CHW, std_CHW in (kept[number * sizes + size] for size in range(sizes))
     ]
 
 

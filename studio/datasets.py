@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from families.registry import UnknownBase, find_base
 from inference.image_decoding import format_of, open_image, upright_size
 from studio import packing, thumbnails
 from studio.dataset_files import (
+    OWN,
     Files,
     caption_file,
     caption_version,
@@ -26,13 +28,14 @@ from studio.dataset_files import (
     new_name,
     place_of,
     read_file,
+    texts_of,
     version_of,
 )
 from studio.folder import Studio, open_file, to_trash
-from studio.replies import Problem, read_json, reply, send_file
+from studio.replies import Problem, is_shown, read_json, reply, send_file
 from studio.tasks import Task
 from trainer.data import (
-    MAX_CAPTION_BYTES,
+    CAPTION_SUFFIXES,
     Checked,
     Finding,
     Unusable,
@@ -140,7 +143,7 @@ def _one(request: Request) -> Response:
             raise Problem(400, str(error), "resolution") from None
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
-        texts = {n: read_file(root, n, MAX_CAPTION_BYTES + 1) for n in files if _is_text(n)}
+        texts = texts_of(root, files)
     rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
     _check_unknown(studio, root, images_of(files))
     return reply({"name": root.name, "images": rows, "problems": problems})
@@ -159,7 +162,12 @@ def described(
         for name, facts in images.items()
     }
     contents = {n: texts[n] if n in texts else _head(root, n, n in images) for n in files}
-    found = examine(contents, DEFAULT_CAPTION, token, check_images=lambda _: checked)
+
+    def check_images(names: Collection[str]) -> dict[str, Checked | str]:
+        others = {name: _from_header(root, name) for name in names if name not in checked}
+        return checked | others  # images by their content, which the page does not show
+
+    found = examine(contents, DEFAULT_CAPTION, token, check_images=check_images)
     all_found = [("problem", each) for each in found.problems]
     all_found += [("warning", each) for each in found.warnings if each.level >= 30]
     if size is not None:
@@ -172,6 +180,8 @@ def described(
         file = caption_file(name, files)
         text = texts.get(file)
         shown = "" if text is None else _text_of(text)
+        if not shown.strip() and (other := found.captions.get(name)) and other.file != file:
+            shown = other.text  # of another file, or of a table
         default = not shown.strip()
         used = checked[name]
         width, height = (0, 0) if isinstance(used, str) else (used.width, used.height)
@@ -250,7 +260,7 @@ def _head(root: Path, name: str, image: bool) -> bytes:
 
 
 def _is_text(name: str) -> bool:
-    return suffix_of(name) == ".txt"
+    return suffix_of(name) in CAPTION_SUFFIXES
 
 
 def _text_of(content: bytes) -> str:
@@ -292,7 +302,12 @@ def add_image(root: Path, name: str, facts: os.stat_result) -> None:
 def _image(request: Request) -> Response:
     root = place_of(request.app.state.studio, request.path_params["dataset"])
     parts = image_parts(request.path_params["name"])
-    return send_file(open_file(root, parts), parts[-1])
+    fd = open_file(root, parts)
+    if is_shown(parts[-1]):
+        return send_file(fd, parts[-1])
+    with open(fd, "rb"):
+        path = thumbnails.make(root, "/".join(parts), os.fstat(fd), thumbnails.LARGE)
+    return send_file(open_file(root, [OWN, "thumbs", path.name]), path.name)
 
 
 def _remove(request: Request) -> Response:

@@ -1,4 +1,7 @@
-"""Thumbnails: WebP, at most 320 pixels a side, made at upload or at the first look."""
+"""Thumbnails: WebP, at most 320 pixels a side, made at upload or at the first look.
+
+Images in formats that browsers do not show have a larger one, too.
+"""
 
 import os
 import threading
@@ -16,12 +19,13 @@ from studio.replies import Problem, send_file
 from trainer.data import Unusable, probe
 
 SIDE = 320  # pixels
+LARGE = 2048  # pixels, of a format that browsers do not show
 _DECODERS = threading.Semaphore(2)  # each may hold a large photo
 
 
-def make(root: Path, name: str, facts: os.stat_result) -> Path:
+def make(root: Path, name: str, facts: os.stat_result, side: int = SIDE) -> Path:
     """The file of an image's thumbnail, made if it is missing. Raises `Problem` (422)."""
-    path = own_folder(root, "thumbs") / f"{version_of(name, facts)}.webp"
+    path = own_folder(root, "thumbs") / _name(name, facts, side)
     if path.is_file():
         return path
     with _DECODERS, open(open_file(root, name.split("/")), "rb") as file:
@@ -29,13 +33,13 @@ def make(root: Path, name: str, facts: os.stat_result) -> Path:
             data = file.read()
             probe(data)  # bounds the pixels before they are decoded
             with open_image(data) as image:
-                image.draft("RGB" if image.mode == "RGB" else None, (SIDE, SIDE))
+                image.draft("RGB" if image.mode == "RGB" else None, (side, side))
                 small, _ = upright_srgb(image)
         except Unusable as error:
             raise Problem(422, f"{name} {error}") from None
         except Exception as error:  # Pillow may raise any exception on malformed images
             raise Problem(422, f"{name} is damaged ({error})") from None
-        small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2)
+        small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
     part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
         small.save(part, "WEBP", quality=80, method=2)
@@ -43,6 +47,10 @@ def make(root: Path, name: str, facts: os.stat_result) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _name(name: str, facts: os.stat_result, side: int) -> str:
+    return f"{version_of(name, facts)}{'' if side == SIDE else f'-{side}'}.webp"
 
 
 def _get(request: Request) -> Response:

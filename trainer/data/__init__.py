@@ -1,6 +1,7 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
 from trainer.data.buckets import Bucket, cover, crop, nearest_bucket, upscaled, warn_upscaled
+from trainer.data.captions import choose_captions
 from trainer.data.dataset import (
     DatasetError,
     Example,
@@ -13,9 +14,12 @@ from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
 from trainer.data.members import (
+    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_MEMBER_BYTES,
+    MAX_TABLE_BYTES,
+    TABLE_SUFFIXES,
     Unusable,
     listed,
     members_of,
@@ -27,9 +31,12 @@ from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
+    "CAPTION_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
+    "MAX_TABLE_BYTES",
+    "TABLE_SUFFIXES",
     "Bucket",
     "Checked",
     "DatasetError",
@@ -39,6 +46,7 @@ __all__ = [
     "MappedFile",
     "Unusable",
     "check",
+    "choose_captions",
     "cover",
     "crop",
     "examine",

@@ -28,8 +28,9 @@ from trainer.data.members import (
     suffix_of,
 )
 
-# Folders of kohya's scripts, `10_robot` or `1024px_10_robot`: repeats, and a caption.
-_REPEATS = re.compile(r"(?:\d+px_)?(\d{1,3})_(.+)")
+# Folders of kohya's scripts, `10_robot` or `1024px_10_robot`: repeats, and a caption. In `01_front`
+# the number is for sorting.
+_REPEATS = re.compile(r"(?:\d+px_)?([1-9]\d{0,2})_(.+)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Captions:
 def repeats_of(image: str) -> int:
     """How often an image is used, by the name of its folder."""
     match = _REPEATS.fullmatch(PurePosixPath(image).parent.name)
-    return max(1, int(match[1])) if match is not None else 1
+    return int(match[1]) if match is not None else 1
 
 
 def choose_captions(

@@ -145,7 +145,7 @@ def test_folders_of_kohyas_scripts_have_repeats_and_a_caption(
 ) -> None:
     files = {"img/10_TOK robot/01.jpg": JPEG, "img/10_TOK robot/01.txt": ONE}
     files |= {"img/10_TOK robot/02.jpg": JPEG, "img/3_TOK robot at night/03.jpg": JPEG}
-    files |= {"img/1024px_2_robot/04.jpg": JPEG, "2024_summer/05.jpg": JPEG}
+    files |= {"img/1024px_2_robot/04.jpg": JPEG, "01_front/05.jpg": JPEG}
     files |= {"reg/1_robot/06.jpg": JPEG}
     found = [(each.caption, each.repeats) for each in read(tmp_path, files).values()]
     assert found == [
@@ -158,7 +158,7 @@ def test_folders_of_kohyas_scripts_have_repeats_and_a_caption(
     assert "names of folders are not used as captions" in log.text
     assert "do not contain TOK: img/1024px_2_robot" in log.text
     assert "2 with the name of their folder, 2 use 'a photo of TOK'" in log.text
-    assert "repeats by the names of folders: 2024_summer 1, img/1024px_2_robot 2" in log.text
+    assert "repeats by the names of folders: 01_front 1, img/1024px_2_robot 2" in log.text
     assert "reg/ is ignored (1 image): by its name it contains regularization images" in log.text
 
 

@@ -59,7 +59,7 @@ def check(data: bytes) -> Checked:
     """Decodes the whole file as a check. Raises Unusable if that fails."""
     try:
         with open_image(data) as image:
-            moves, described = is_animation(image), _is_described(image)
+            moves = is_animation(image)
             width, height = image.size
             # Decoding a JPEG at an eighth of its size reads the whole file too.
             if width == height or abs(width - height) >= 8:  # else both sides may become equal
@@ -68,7 +68,8 @@ def check(data: bytes) -> Checked:
             upright, bad_profile = upright_srgb(image)
             if upright.size != stored:  # rotated
                 width, height = height, width
-            return Checked(width, height, moves, bad_profile, described)
+            # Only now: it decodes a PNG, and hides that this failed.
+            return Checked(width, height, moves, bad_profile, _is_described(image))
     except ImageLimit as error:
         raise Unusable(str(error)) from error
     except Exception as error:  # Pillow may raise any exception on malformed images

@@ -283,6 +283,13 @@ def test_an_image_that_was_cut_anywhere_is_refused(format: str) -> None:
             check(whole[:length])
 
 
+def test_a_png_whose_pixels_are_damaged_is_refused() -> None:
+    whole = picture(64, 48, format="PNG")
+    place = whole.index(b"IDAT") + 8
+    with pytest.raises(Unusable, match="is truncated or damaged"):
+        check(whole[:place] + b"\xff" * 20 + whole[place + 20 :])
+
+
 def test_other_programs_that_use_pillow_still_recognize_their_own_files() -> None:
     with Image.open(io.BytesIO(picture(format="PPM"))) as image:  # not sent to the parser of HEIC
         assert image.format == "PPM"

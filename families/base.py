@@ -41,6 +41,8 @@ class Base:
     completed_by: "Base | None" = None  # supplies the components that this repository lacks
     included: Path | None = None  # its folder, where this project includes it
     folder: Path | None = None  # a folder that the user named, in place of all others
+    license: str = ""  # of the weights, as an SPDX name; empty: not known here
+    download: float | None = None  # GB of the repository's files that are used; None: not known
     distilled: bool = False  # for few steps without guidance; plain training destroys that
     # Training adapters (LoRAs that undo the distillation, applied while training) by version; the
     # last is the default.

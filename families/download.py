@@ -70,11 +70,12 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    folder = model_folder / hub_id
+    folder, row = model_folder / hub_id, by_hub_id(hub_id)
     captioner = next((each for each in CAPTIONERS.values() if each.hub_id == hub_id), None)
     revision = captioner.revision if captioner is not None else None
     patterns = VAULT_PATTERNS if captioner is None else MODEL_PATTERNS
-    print(f"{hub_id} -> {folder}")
+    size = f" ({row.download:g} GB)" if row is not None and row.download else ""
+    print(f"{hub_id}{size} -> {folder}")
     try:
         snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=patterns)
     except Exception as error:
@@ -84,7 +85,6 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     # Without a network, the Hub's client accepts an incomplete folder.
     if captioner is not None:
         return whole_folder(folder, weights=True)
-    row = by_hub_id(hub_id)
     if row is None:  # a training adapter's
         if not any(folder.glob("*.safetensors")):
             raise MissingModel(f"{folder} contains no .safetensors; download it again")

@@ -101,7 +101,8 @@ def find_base_or_folder(name: str) -> Base:
     if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
     # Only the name, not the path, since it is written into files that users share.
-    return replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
+    like = replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
+    return replace(like, license="", download=None)
 
 
 def _family_in(index: bytes, source: str) -> type[Family]:

@@ -279,7 +279,9 @@ def _without_weights(config: Any) -> nn.Module:
     transformers_log.set_verbosity_error()
     try:
         with torch.device("meta"):
-            model: nn.Module = AutoModelForImageTextToText.from_config(config)
+            model: nn.Module = AutoModelForImageTextToText.from_config(
+                config, trust_remote_code=False
+            )
     finally:
         transformers_log.set_verbosity(level)
     return model

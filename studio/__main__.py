@@ -21,7 +21,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="for datasets, outputs, weights"
     )
-    parser.add_argument("--datasets", type=Path, help="default: datasets in the studio's folder")
+    parser.add_argument(
+        "--datasets",
+        type=Path,
+        help="a folder with more datasets, beside those of the studio",
+    )
     parser.add_argument("--port", type=int, help=f"default: {PORT}, or the next one that is free")
     parser.add_argument("--host", default="127.0.0.1", help="another one needs --allow-host")
     parser.add_argument(
@@ -53,6 +57,11 @@ def main(words: Sequence[str] | None = None) -> None:
     datasets = options.datasets.resolve() if options.datasets is not None else None
     if datasets is not None and not datasets.is_dir():
         sys.exit(f"--datasets: {datasets} is not a folder")
+    if datasets is not None and not any(each.is_dir() for each in datasets.iterdir()):
+        sys.exit(
+            f"--datasets: {datasets} contains no folders; give the folder around your datasets, "
+            "which are a folder each"
+        )
     studio = Studio(folder, datasets, options.resume)
     token = secrets.token_urlsafe(32) if options.token or options.allow_host else None
     try:

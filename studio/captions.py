@@ -24,7 +24,7 @@ from studio.dataset_files import (
     write_file,
 )
 from studio.datasets import DEFAULT_CAPTION, TOKEN, described
-from studio.folder import Studio, checked_path, to_trash
+from studio.folder import Studio, entry_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
 from trainer.data import MAX_CAPTION_BYTES, Unusable, stem_of, suffix_of
@@ -38,7 +38,7 @@ async def _put(request: Request) -> Response:
     root = place_of(studio, request.path_params["dataset"])
     name = request.path_params["name"]
     if suffix_of(name) == ".txt":  # a caption file, of an image whose suffix is not known
-        name = "/".join(checked_path(name))
+        name = "/".join(entry_path(name))
     else:
         name = "/".join(image_parts(name))
     expected = request.headers.get("if-match")
@@ -84,7 +84,6 @@ def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token
         "caption": text if after is not None else DEFAULT_CAPTION,
         "caption_version": caption_version(after),
         "default_caption": after is None,
-        "tokens": None,
         "marks": rows[0]["marks"] if rows else [],
     }
     return reply(found)

@@ -11,11 +11,21 @@ import secrets
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from adapters.files.containers import is_junk
 from inference.image_decoding import READABLE
-from studio.folder import Studio, absent, checked_name, checked_path, folder_fd, open_file
+from studio.folder import (
+    Studio,
+    absent,
+    checked_name,
+    checked_path,
+    entry_name,
+    entry_path,
+    folder_fd,
+    open_file,
+)
 from studio.replies import Problem
 from trainer.data import (
     CAPTION_SUFFIXES,
@@ -42,9 +52,24 @@ Files = dict[str, os.stat_result]
 
 def place_of(studio: Studio, name: str) -> Path:
     """The folder of a dataset. Raises `Problem` 400 or 404."""
-    name = checked_name(name, "dataset")
-    with folder_fd(studio.datasets, [name]):
-        return studio.datasets / name
+    name = entry_name(name, "dataset")
+    places = [each / name for each in studio.dataset_folders]
+    place = next((each for each in places if os.path.lexists(each)), places[0])
+    with folder_fd(place.parent, [name]):
+        return place
+
+
+def dataset_names(studio: Studio) -> list[str]:
+    """The datasets in all folders."""
+    found = set[str]()
+    for folder in studio.dataset_folders:
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            found |= {
+                each.name
+                for each in entries
+                if not each.name.startswith(".") and each.is_dir(follow_symlinks=False)
+            }
+    return sorted(found)
 
 
 def new_name(name: str) -> str:
@@ -79,8 +104,16 @@ def images_of(files: Files) -> Files:
 
 
 def image_parts(name: str) -> list[str]:
-    """The checked parts of an image's name. Raises `Problem` 400 or 415."""
-    parts = checked_path(name, "image")
+    """The parts of the name of an image that exists. Raises `Problem` 400, 404 or 415."""
+    return _image_parts(entry_path(name, "image"))
+
+
+def new_image_parts(name: str) -> list[str]:
+    """The checked parts of a new image's name. Raises `Problem` 400 or 415."""
+    return _image_parts(checked_path(name, "image"))
+
+
+def _image_parts(parts: list[str]) -> list[str]:
     if suffix_of(parts[-1]) not in IMAGE_SUFFIXES:
         raise Problem(415, f"{parts[-1]}: only {READABLE} are supported", "name")
     return parts
@@ -202,9 +235,10 @@ def own_folder(root: Path, name: str) -> Path:
 
 def sweep(studio: Studio) -> None:
     """Removes the partial files of a server that was killed."""
-    for root in studio.datasets.iterdir() if studio.datasets.is_dir() else ():
+    for name in dataset_names(studio):
+        root = place_of(studio, name)
         parts = root / OWN / "parts"
-        if not root.is_symlink() and not (root / OWN).is_symlink() and not parts.is_symlink():
+        if not (root / OWN).is_symlink() and not parts.is_symlink():
             shutil.rmtree(parts, ignore_errors=True)
     shutil.rmtree(studio.weights / ".parts", ignore_errors=True)
 

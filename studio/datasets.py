@@ -21,6 +21,7 @@ from studio.dataset_files import (
     caption_file,
     caption_version,
     check_image,
+    dataset_names,
     find,
     image_parts,
     images_of,
@@ -62,10 +63,9 @@ MULTIPLE = 16  # `Base.size_multiple` where no base model is named
 def _list(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     rows = []
-    for entry in sorted(studio.datasets.iterdir()) if studio.datasets.is_dir() else ():
-        if not entry.name.startswith(".") and entry.is_dir() and not entry.is_symlink():
-            with suppress(OSError):  # not readable, or removed meanwhile
-                rows.append(_summary(entry))
+    for name in dataset_names(studio):
+        with suppress(OSError, Problem):  # not readable, or removed meanwhile
+            rows.append(_summary(place_of(studio, name)))
     return reply({"datasets": rows})
 
 
@@ -88,6 +88,8 @@ def _summary(root: Path) -> dict[str, Any]:
 async def _create(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     name = new_name(str((await read_json(request)).get("name", "")))
+    if name in dataset_names(studio):
+        raise _exists(name)
     try:
         (studio.datasets / name).mkdir(parents=True)
     except FileExistsError:
@@ -104,11 +106,11 @@ async def _rename(request: Request) -> Response:
 
 def _renamed(studio: Studio, root: Path, name: str) -> Response:
     with studio.writing:
-        if os.path.lexists(studio.datasets / name):
+        if name in dataset_names(studio) or os.path.lexists(root.parent / name):
             raise _exists(name)
         if studio.tasks.running("archive", root.name):
             raise Problem(409, "an archive is being added", None, "wait until it is done")
-        root.rename(studio.datasets / name)
+        root.rename(root.parent / name)
     return reply({"name": name})
 
 
@@ -144,6 +146,7 @@ def _one(request: Request) -> Response:
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
         texts = texts_of(root, files)
+        thumbnails.prune(root, images_of(files))
     rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
     _check_unknown(studio, root, images_of(files))
     return reply({"name": root.name, "images": rows, "problems": problems})
@@ -196,7 +199,6 @@ def described(
                 "caption": DEFAULT_CAPTION if default else shown,
                 "caption_version": caption_version(text),
                 "default_caption": default,
-                "tokens": None,  # a tokenizer of the base model would have to be loaded
                 "marks": marks[name],
                 "bucket": bucket,
                 "trained": name in captions,
@@ -328,7 +330,7 @@ def _remove(request: Request) -> Response:
 ROUTES = [
     Route("/api/datasets", _list),
     Route("/api/datasets", _create, methods=["POST"]),
-    *packing.ROUTES,  # before the next, which also matches NAME.zip
+    *packing.ROUTES,
     Route("/api/datasets/{dataset}", _one),
     Route("/api/datasets/{dataset}", _rename, methods=["PATCH"]),
     Route("/api/datasets/{dataset}", _delete, methods=["DELETE"]),

@@ -21,7 +21,8 @@ from adapters.files.atomic import atomic_file
 from studio.replies import Problem
 from studio.tasks import Tasks
 
-MAX_NAME_BYTES = 120
+MAX_NAME_BYTES = 120  # of a new name
+MAX_ENTRY_BYTES = 255  # Linux
 TRASH_SECONDS = 30 * 24 * 3600
 KEPT = "item"  # subfolder of an item in the trash, with the deleted files
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
@@ -32,7 +33,7 @@ class Studio:
     """The folders that the server reads and writes; nothing outside of them."""
 
     folder: Path  # absolute
-    datasets_folder: Path | None = None  # instead of `datasets` in the studio's folder; absolute
+    more_datasets: Path | None = None  # a folder of datasets beside our own; absolute
     resume: bool = False  # resume runs at the start that ended without a final event
     tasks: Tasks = field(default_factory=Tasks)  # background work on datasets
     writing: threading.Lock = field(default_factory=threading.Lock)  # changes of dataset files
@@ -40,8 +41,13 @@ class Studio:
 
     @property
     def datasets(self) -> Path:
-        """One folder for each dataset, as `zeroprior train` reads it."""
-        return self.datasets_folder or self.folder / "datasets"
+        """One folder for each dataset, as `zeroprior train` reads it; new ones are made here."""
+        return self.folder / "datasets"
+
+    @property
+    def dataset_folders(self) -> list[Path]:
+        """The folders that contain datasets; of two with one name, the first is used."""
+        return [self.datasets, *([] if self.more_datasets is None else [self.more_datasets])]
 
     @property
     def outputs(self) -> Path:
@@ -65,10 +71,33 @@ class Studio:
 
 
 # ---- Names ---------------------------------------------------------------------------------------
+# What is created here gets a name that is safe anywhere. What is there already, from a Mac or from
+# other programs, has its own name, which is used exactly as it is.
+
+
+def entry_name(name: str, what: str = "name") -> str:
+    """The name of something that exists. Raises `Problem` 400 if it leads elsewhere or is hidden.
+
+    404 for a name that cannot exist.
+    """
+    if not name or name.startswith(".") or any(each in name for each in "/\\\0"):
+        text = f"{what}: {name[:60]!r} must not be empty, begin with a dot, or contain a separator"
+        raise Problem(400, text, "name")
+    try:
+        if len(os.fsencode(name)) <= MAX_ENTRY_BYTES:
+            return name
+    except UnicodeEncodeError:  # half of a character, in JSON
+        pass
+    raise Problem(404, f"{what}: {name[:60]!r} does not exist")
+
+
+def entry_path(path: str, what: str = "name") -> list[str]:
+    """The parts of the relative path of something that exists. Raises `Problem` (400, 404)."""
+    return [entry_name(part, what) for part in _parts(path, what)]
 
 
 def checked_name(name: str, what: str = "name") -> str:
-    """One part of a path, in NFC. Raises `Problem` (400) for names that are unsafe anywhere."""
+    """A new name, in NFC. Raises `Problem` (400) for names that are unsafe anywhere."""
     name = unicodedata.normalize("NFC", name)
     reason = None
     if not name or len(name.encode(errors="surrogatepass")) > MAX_NAME_BYTES:
@@ -85,11 +114,15 @@ def checked_name(name: str, what: str = "name") -> str:
 
 
 def checked_path(path: str, what: str = "name") -> list[str]:
-    """The parts of a relative path such as `masks/01.png`. Raises `Problem` (400)."""
+    """The parts of a new relative path such as `masks/01.png`. Raises `Problem` (400)."""
+    return [checked_name(part, what) for part in _parts(path, what)]
+
+
+def _parts(path: str, what: str) -> list[str]:
     parts = path.split("/")
     if len(parts) > 8:
         raise Problem(400, f"{what}: more than 8 folders deep", "name")
-    return [checked_name(part, what) for part in parts]
+    return parts
 
 
 @contextmanager
@@ -172,9 +205,11 @@ def restore(studio: Studio, identity: str) -> list[Path]:
     for path in places:
         if os.path.lexists(path):
             raise Problem(409, f"{path.name} exists again", None, "rename or delete it first")
+        if not path.parent.is_dir():  # a new one would be in the way of the deleted one
+            text = f"{path.parent.name}, which contained {path.name}, does not exist now"
+            raise Problem(409, text, None, "restore it first")
     for number, path in enumerate(places):
         if os.path.lexists(place / KEPT / str(number)):
-            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(place / KEPT / str(number), path)
     shutil.rmtree(place, ignore_errors=True)
     return places

@@ -215,6 +215,19 @@ async def _delete(request: Request) -> Response:
     return reply({"trash": to_trash(studio, folder)})
 
 
+async def _delete_image(request: Request) -> Response:
+    """Moves one image of a job that has ended to the trash."""
+    studio, identity = request.app.state.studio, request.path_params["id"]
+    folder = _folder(studio, identity)
+    job = generator_of(studio).known.get(identity)
+    if job is not None and job.ended is None:
+        raise Problem(409, "the images are being made; cancel first", allowed=["cancel"])
+    path = folder / f"{request.path_params['number']:04d}.png"
+    os.close(open_file(folder, [path.name]))
+    beside = path.with_suffix(".json")
+    return reply({"trash": to_trash(studio, path, *[beside] * beside.is_file())})
+
+
 async def _release(request: Request) -> Response:
     """POST /api/gpu/release: the generator unloads its model."""
     generator = generator_of(request.app.state.studio)
@@ -237,5 +250,6 @@ ROUTES = [
     Route("/api/images/{id}", _delete, methods=["DELETE"]),
     Route("/api/images/{id}/cancel", _cancel, methods=["POST"]),
     Route("/api/images/{id}/{number:int}.png", _png),
+    Route("/api/images/{id}/{number:int}.png", _delete_image, methods=["DELETE"]),
     Route("/api/gpu/release", _release, methods=["POST"]),
 ]

@@ -16,7 +16,8 @@ from typing import Any
 from adapters.files.atomic import atomic_file
 from families.registry import UnknownBase, find_base
 from inference.input_fields import Interface, number_of
-from studio.folder import Studio, checked_name
+from studio.dataset_files import place_of
+from studio.folder import Studio
 from studio.gpu import automatic_base
 from studio.replies import Problem
 from studio.summaries import facts_of, write_facts
@@ -108,10 +109,13 @@ def checked_datasets(studio: Studio, datasets: Any) -> list[dict[str, Any]]:
     for each in datasets[:64]:
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             raise Problem(400, "a dataset needs a name")
-        name, token = checked_name(each["name"]), each.get("token") or None
-        folder = studio.datasets / name
-        if folder.is_symlink() or not folder.is_dir():
-            raise Problem(422, f"there is no dataset {name}", "dataset")
+        name, token = each["name"], each.get("token") or None
+        try:
+            place_of(studio, name)
+        except Problem as problem:
+            if problem.status != 404:
+                raise
+            raise Problem(422, f"there is no dataset {name[:120]}", "dataset") from None
         if token is not None and not isinstance(token, str):
             raise Problem(400, "the token must be text")
         chosen.append({"name": name, "token": token})
@@ -215,7 +219,7 @@ def link_datasets(studio: Studio, chosen: Chosen, place: Path) -> None:
     """
     for number, each in enumerate(chosen, start=1):
         name = each["name"] if len(chosen) == 1 else _subfolder(number, each["name"])
-        source = studio.datasets / each["name"]
+        source = place_of(studio, each["name"])
         for folder, folders, files in os.walk(source):
             folders[:] = [f for f in folders if not f.startswith(".")]
             target = place / name / Path(folder).relative_to(source)
@@ -253,7 +257,7 @@ def again(studio: Studio, folder: Path, more: int | None = None) -> tuple[Settin
     chosen = facts.get("datasets")
     if not chosen:
         path = Path(str((record.get("dataset") or {}).get("path")))
-        if path.parent != studio.datasets:
+        if path.parent not in studio.dataset_folders:
             raise Problem(
                 409,
                 f"{folder.name} was trained on {path.name}, which is not a dataset of this studio",

@@ -60,4 +60,4 @@ def _zipped(root: Path) -> Iterator[bytes]:
     yield pipe.take()
 
 
-ROUTES = [Route("/api/datasets/{dataset}.zip", _zip)]
+ROUTES = [Route("/api/datasets/{dataset}/zip", _zip)]

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from families.registry import BASES
 from families.tokens import SUBJECT, mentions
 from studio import gpu
-from studio.dataset_files import find, images_of, texts_of
+from studio.dataset_files import find, images_of, place_of, texts_of
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
 from studio.new_runs import OFFERED, checked_datasets, checked_settings
@@ -100,16 +100,6 @@ async def work(studio: Studio) -> None:
         await planner_of(studio).worker.stop()
 
 
-async def count_tokens(studio: Studio, base: str, texts: Sequence[str]) -> list[int | None]:
-    """The number of tokens of captions; None where the base model's tokenizer is not here."""
-    try:
-        answer = await planner_of(studio).ask(do="tokens", base=base, texts=list(texts))
-    except Problem:
-        return [None] * len(texts)
-    found: list[int | None] = answer.get("tokens") or [None] * len(texts)
-    return found
-
-
 async def _plan(request: Request) -> Response:
     """POST /api/plan."""
     studio, body = request.app.state.studio, await read_json(request)
@@ -155,7 +145,7 @@ def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    images = sum(len(images_of(find(studio.datasets / each["name"]))) for each in chosen)
+    images = sum(len(images_of(find(place_of(studio, each["name"])))) for each in chosen)
     answer = planner_of(studio).known(**_question(settings, images))
     if answer is not None:
         refuse_missing(settings, answer)
@@ -176,7 +166,7 @@ def look_at(
     """The number of images, and warnings about captions. Reads no image."""
     count, warnings = 0, []
     for each in chosen:
-        root = studio.datasets / each["name"]
+        root = place_of(studio, each["name"])
         files = find(root)
         images = images_of(files)
         count += len(images)

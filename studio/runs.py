@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.folder import checked_path, open_file
+from studio.folder import entry_path, open_file
 from studio.history import History
 from studio.jobs import Jobs, jobs_of
 from studio.replies import TYPES, Problem, reply, send_file
@@ -144,7 +144,7 @@ async def _log(request: Request) -> Response:
 async def _file(request: Request) -> Response:
     """A file of a run, or the part of it that `Range` names."""
     folder = _jobs(request).runs.folder(request.path_params["id"])
-    parts = checked_path(request.path_params["path"])
+    parts = entry_path(request.path_params["path"])
     fd, name = open_file(folder, parts), parts[-1]
     size = os.fstat(fd).st_size
     try:

@@ -80,8 +80,8 @@ def base(each: Base, memory: int | None) -> dict[str, Any]:
     return {
         "name": each.name,
         "hub_id": each.hub_id,
-        "license": None,
-        "bytes": None,
+        "license": each.license or None,
+        "bytes": None if each.download is None else round(each.download * 1e9),
         "distilled": each.distilled,
         "resolution": each.default_resolution,
         "training_resolution": each.training_resolution,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.files.atomic import atomic_file
-from studio.folder import Studio, checked_name
+from studio.folder import Studio, entry_name
 from studio.history import History
 from studio.processes import CONSOLE, Processes
 from studio.replies import Problem
@@ -73,7 +73,7 @@ class Runs:
 
     def folder(self, identity: str) -> Path:
         """The folder of a run. Raises `Problem` 404 if it is not a run's."""
-        folder = self._studio.outputs / checked_name(identity)
+        folder = self._studio.outputs / entry_name(identity)
         if not _is_run(folder):
             raise Problem(404, f"there is no run {identity}")
         return folder

@@ -5,6 +5,8 @@ Images in formats that browsers do not show have a larger one, too.
 
 import os
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +16,7 @@ from starlette.routing import Route
 
 from inference.image_decoding import open_image, upright_srgb
 from studio.dataset_files import OWN, image_parts, own_folder, place_of, version_of
-from studio.folder import Studio, open_file
+from studio.folder import Studio, folder_fd, open_file
 from studio.replies import Problem, send_file
 from trainer.data import Unusable, probe
 
@@ -40,7 +42,7 @@ def make(root: Path, name: str, facts: os.stat_result, side: int = SIDE) -> Path
         except Exception as error:  # Pillow may raise any exception on malformed images
             raise Problem(422, f"{name} is damaged ({error})") from None
         small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
-    part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+    part = own_folder(root, "parts") / f"{path.stem}-{threading.get_ident()}.webp"
     try:
         small.save(part, "WEBP", quality=80, method=2)
         os.replace(part, path)
@@ -51,6 +53,14 @@ def make(root: Path, name: str, facts: os.stat_result, side: int = SIDE) -> Path
 
 def _name(name: str, facts: os.stat_result, side: int) -> str:
     return f"{version_of(name, facts)}{'' if side == SIDE else f'-{side}'}.webp"
+
+
+def prune(root: Path, images: Mapping[str, os.stat_result]) -> None:
+    """Removes the thumbnails of images that were replaced or removed, and unfinished ones."""
+    kept = {_name(*each, side) for each in images.items() for side in (SIDE, LARGE)}
+    with suppress(Problem, OSError), folder_fd(root, [OWN, "thumbs"]) as folder:
+        for name in set(os.listdir(folder)) - kept:
+            os.unlink(name, dir_fd=folder)
 
 
 def _get(request: Request) -> Response:

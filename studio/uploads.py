@@ -22,6 +22,7 @@ from studio.dataset_files import (
     image_parts,
     images_of,
     is_safe,
+    new_image_parts,
     note_image,
     own_folder,
     place_of,
@@ -101,8 +102,11 @@ def _full() -> Problem:
 async def _image(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
-    parts = image_parts(request.path_params["name"])
-    name, replace = "/".join(parts), request.query_params.get("replace") == "1"
+    name, replace = request.path_params["name"], request.query_params.get("replace") == "1"
+    parts = image_parts(name)
+    if not os.path.lexists(root / name):  # exactly this one
+        parts = new_image_parts(name)
+    name = "/".join(parts)
     if not replace and os.path.lexists(root / name):
         raise _exists(name)
     folder = await run_in_threadpool(own_folder, root, "parts")

@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from adapters.files import bounded_json
-from studio.folder import Studio, checked_name, open_file, to_trash
+from studio.folder import Studio, checked_name, entry_name, open_file, to_trash
 from studio.replies import Problem, reply, send_file
 from studio.uploads import MAX_ARCHIVE_BYTES, received
 from studio.weights_use import uses
@@ -56,10 +56,10 @@ def place_of(studio: Studio, identity: str) -> Place:
     """The file of an id. Raises `Problem` (400, 404) before anything is opened."""
     parts = identity.split("/")
     if len(parts) == 2 and parts[0] == "uploads":
-        name = [checked_name(parts[1])]
+        name = [entry_name(parts[1])]
         return Place(identity, studio.weights, name, "upload", None, None)
     if len(parts) == 3 and parts[0] == "runs":
-        run, step = checked_name(parts[1]), _STEP.fullmatch(parts[2])
+        run, step = entry_name(parts[1]), _STEP.fullmatch(parts[2])
         if step is not None:
             file = [run, _KINDS[step[1]], f"step-{step[2]}.zip"]
             return Place(identity, studio.outputs, file, step[1], run, int(step[2]))

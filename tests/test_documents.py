@@ -10,6 +10,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,10 +145,12 @@ def parse(module: str, arguments: list[str]) -> None:
 def restored() -> Iterator[None]:
     """What a command sets for its whole process is as it was after the test."""
     environment, threads = dict(os.environ), torch.get_num_threads()
+    terminated = signal.getsignal(signal.SIGTERM)
     with torch.enable_grad():
         yield
     torch.set_grad_enabled(True)
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, terminated)
     os.environ.clear()
     os.environ.update(environment)
 

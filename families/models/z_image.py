@@ -44,6 +44,8 @@ Z_IMAGE_TURBO = Base(
     name="z-image-turbo",
     hub_id="Tongyi-MAI/Z-Image-Turbo",
     family="z_image",
+    license="Apache-2.0",
+    download=20,
     distilled=True,
     training_adapters={
         version: AdapterFile(
@@ -74,6 +76,8 @@ Z_IMAGE_DE_TURBO = replace(
     name="z-image-de-turbo",
     hub_id="ostris/Z-Image-De-Turbo",
     completed_by=Z_IMAGE_TURBO,
+    license="",
+    download=None,
     inference_steps=25,
     # The card's 2 to 3 are on the usual scale: its author's trainer subtracts one before it calls
     # the pipeline (ai-toolkit 27a03a91, `z_image.py`), and starts from 3 for this model.
@@ -89,6 +93,7 @@ MINIATURE_TURBO = Base(
     hub_id="zeroprior/miniature-turbo",
     family="z_image",
     included=_INCLUDED / "miniature-turbo",
+    license="Apache-2.0",  # this project's
     distilled=True,
     training_adapters={
         "v1": AdapterFile(

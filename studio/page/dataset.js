@@ -57,7 +57,7 @@ class Dataset {
             { text: "Find and replace", detail: "in captions, shown before it is done", onclick: () => this.replace() },
             { text: "Word for the subject", detail: "what TOK becomes", onclick: () => this.changeToken() },
             null,
-            { text: "Download as zip", onclick: () => { location.href = this.url(".zip"); } },
+            { text: "Download as zip", onclick: () => { location.href = this.url("/zip"); } },
             { text: "Rename", onclick: async () => { const found = await rename(this.name); if (found) location.hash = `#/datasets/${encodeURIComponent(found)}`; } },
             { text: "Delete", danger: true, onclick: () => removeDataset(this.name, () => { location.hash = "#/datasets"; }, () => { location.hash = `#/datasets/${encodeURIComponent(this.name)}`; }) },
           ]),

@@ -60,7 +60,7 @@ function card(each, load) {
         menu("", [
           { text: "Train", onclick: () => { location.hash = `#/train/${encodeURIComponent(each.name)}`; }, disabled: !each.images },
           { text: "Rename", onclick: async () => { if (await rename(each.name)) await load(); } },
-          { text: "Download as zip", onclick: () => { location.href = `${path("api/datasets", each.name)}.zip`; } },
+          { text: "Download as zip", onclick: () => { location.href = path("api/datasets", each.name, "zip"); } },
           null,
           { text: "Delete", danger: true, onclick: () => removeDataset(each.name, load) },
         ], { kind: "quiet", iconName: "more", label: `More about ${each.name}` })),

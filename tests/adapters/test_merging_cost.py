@@ -97,7 +97,8 @@ def test_one_product_is_the_float32_sum_rounded_once(
         assert not torch.equal(value, before[name])
         # Sums within 2^-20 of a boundary between two bfloat16 values may be rounded to either.
         assert (value != wanted[name]).sum() <= 2
-        assert torch.allclose(value.float(), wanted[name].float(), rtol=2**-7, atol=0)
+        # A sum that nearly cancels keeps the error of its terms.
+        assert torch.allclose(value.float(), wanted[name].float(), rtol=2**-7, atol=1e-5)
 
 
 def test_terms_add_up_to_the_factor() -> None:

@@ -20,7 +20,7 @@ from families.registry import BASES
 from families.repository import MissingModel, adapter_path
 from inference.engine import Engine
 from inference.request import Request
-from trainer import run
+from trainer import reading, run
 from trainer.settings.fields import Settings
 
 TURBO = BASES["z-image-turbo"]
@@ -189,6 +189,6 @@ def test_a_missing_adapter_stops_the_training_before_a_model_is_loaded(
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("MODEL_VAULT", str(tmp_path / "empty"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
+    monkeypatch.setattr(reading, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(MissingModel, match="zimage_turbo_training_adapter"):
         run.train(small())

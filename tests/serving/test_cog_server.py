@@ -146,6 +146,8 @@ def test_a_zip_of_pictures_becomes_weights(training: Training) -> None:
         assert set(archive.namelist()) == {
             "lora/lora_weights.safetensors",
             "embeddings/placeholder.safetensors",
+            "comfyui/README.txt",
+            "comfyui/zwx.safetensors",
             "meta.json",
         }
     meta = meta_of(training.weights)

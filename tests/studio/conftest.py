@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import small_gpu
 from pages import Page, with_dataset
+from starlette.testclient import TestClient
 
 from studio import commands, processes
+from studio.app import application
+from studio.folder import Studio
 
 HERE = Path(__file__).parent
 
@@ -18,6 +21,25 @@ def small_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator without a model, and with $SMALL_GPU a GPU."""
     for each in small_gpu.replaced():
         monkeypatch.setattr(*each)
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    return Studio(tmp_path)
+
+
+@pytest.fixture
+def client(studio: Studio) -> Iterator[TestClient]:
+    headers = {"X-Studio": "1"}
+    with TestClient(application(studio), "http://127.0.0.1:8500", headers=headers) as found:
+        yield found
+
+
+@pytest.fixture
+def robot(client: TestClient) -> TestClient:
+    """A client of a studio with a dataset named robot."""
+    client.post("/api/datasets", json={"name": "robot"})
+    return client
 
 
 @pytest.fixture

@@ -63,6 +63,19 @@ def test_several_images_have_consecutive_seeds_and_are_listed_newest_first(page:
     assert page.client.get(f"/api/images/{second}").json()["done"] == 1
 
 
+def test_a_single_image_is_moved_to_the_trash_and_back(page: Page) -> None:
+    job = ended(page, make(page, count=3))
+    trash = page.client.delete(job["images"][1]["file"]).json()["trash"]
+    left = page.client.get(f"/api/images/{job['id']}").json()["images"]
+    assert [each["number"] for each in left] == [1, 3]
+    assert page.client.delete(job["images"][1]["file"]).status_code == 404
+    whole = page.client.delete(f"/api/images/{job['id']}").json()["trash"]
+    assert page.client.post(f"/api/trash/{trash}/restore").status_code == 409  # its job first
+    page.client.post(f"/api/trash/{whole}/restore")
+    page.client.post(f"/api/trash/{trash}/restore")
+    assert page.client.get(f"/api/images/{job['id']}").json()["images"] == job["images"]
+
+
 def test_a_cancelled_job_keeps_the_images_that_are_done(page: Page) -> None:
     job, waiting = make(page, prompt="slow", count=20), make(page)
     until(lambda: page.client.get(f"/api/images/{job}").json()["done"])

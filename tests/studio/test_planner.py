@@ -44,6 +44,9 @@ def test_the_form_has_every_field_that_may_be_set_here(
     assert fields["preset"]["choices"] == [each["name"] for each in schema["presets"]]
     assert {each["group"] for each in fields.values()} <= {g["name"] for g in schema["groups"]}
     bases = {each["name"]: each for each in schema["bases"]}
+    facts = [(bases[name]["license"], bases[name]["bytes"]) for name in ("qwen-image", "z-image")]
+    assert facts == [("Apache-2.0", 55 * 10**9), ("Apache-2.0", 20 * 10**9)]
+    assert bases["z-image-de-turbo"]["bytes"] is None  # not known
     assert bases["miniature-turbo"]["here"] and schema["automatic"] == "miniature-turbo"
 
 

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,7 @@ from starlette.testclient import TestClient
 from adapters.archive import Archive, write_archive
 from adapters.placeholder import Placeholder
 from studio import weights, weights_reader
-from studio.app import application
 from studio.folder import Studio
-
-HERE = {"X-Studio": "1"}
-
-
-@pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(tmp_path)
-
-
-@pytest.fixture
-def page(studio: Studio) -> Iterator[TestClient]:
-    with TestClient(application(studio), "http://127.0.0.1:8500", headers=HERE) as client:
-        yield client
 
 
 def write(path: Path) -> Path:
@@ -38,13 +23,13 @@ def write(path: Path) -> Path:
     return write_archive(Archive(factors, (placeholder,), meta), path)
 
 
-def test_results_checkpoints_and_uploads_are_listed(page: TestClient, studio: Studio) -> None:
+def test_results_checkpoints_and_uploads_are_listed(client: TestClient, studio: Studio) -> None:
     run = studio.outputs / "2026-11-26-robot-01"
     write(run / "weights.zip")
     write(run / "checkpoints/step-000100.zip")
     write(run / "saved/step-000150.zip")
     write(studio.weights / "mine.zip")
-    found = {row["id"]: row for row in page.get("/api/weights").json()["weights"]}
+    found = {row["id"]: row for row in client.get("/api/weights").json()["weights"]}
     name = "runs/2026-11-26-robot-01"
     assert set(found) == {
         f"{name}/final",
@@ -57,15 +42,15 @@ def test_results_checkpoints_and_uploads_are_listed(page: TestClient, studio: St
     assert (row["rank"], row["checked"]) == (2, "passed")
 
 
-def test_weights_are_inspected_and_downloaded(page: TestClient, studio: Studio) -> None:
+def test_weights_are_inspected_and_downloaded(client: TestClient, studio: Studio) -> None:
     path = write(studio.outputs / "r/weights.zip")
-    found = page.get("/api/weights/runs/r/final/inspect").json()
+    found = client.get("/api/weights/runs/r/final/inspect").json()
     assert found["modules"] == 1 and found["layers"][0]["norm"] == pytest.approx(16.0)
     assert found["settings"] == {"steps": 10}
     assert {each["program"] for each in found["use"]} == {"diffusers", "ComfyUI"}
 
     def download(kind: str) -> bytes:
-        return page.get(f"/api/weights/runs/r/final/download?as={kind}").content
+        return client.get(f"/api/weights/runs/r/final/download?as={kind}").content
 
     assert download("zip") == path.read_bytes()
     with zipfile.ZipFile(path) as zipped:
@@ -74,21 +59,21 @@ def test_weights_are_inspected_and_downloaded(page: TestClient, studio: Studio) 
 
 
 def test_an_upload_is_read_as_generation_reads_it(
-    page: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "_answer", weights_reader.answer)  # without another process
     good = write(tmp_path / "good.zip").read_bytes()
-    answer = page.put("/api/weights/mine.zip", content=good)
+    answer = client.put("/api/weights/mine.zip", content=good)
     assert answer.status_code == 201 and answer.json()["id"] == "uploads/mine.zip"
-    assert page.put("/api/weights/mine.zip", content=good).status_code == 409
+    assert client.put("/api/weights/mine.zip", content=good).status_code == 409
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as zipped:
         zipped.writestr("data.pkl", b"x")
-    answer = page.put("/api/weights/bad.zip", content=file.getvalue())
+    answer = client.put("/api/weights/bad.zip", content=file.getvalue())
     assert answer.status_code == 422 and answer.json()["error"].startswith("bad.zip")
-    assert page.put("/api/weights/bad.ckpt", content=b"x").status_code == 415
+    assert client.put("/api/weights/bad.ckpt", content=b"x").status_code == 415
     assert sorted(e.name for e in studio.weights.rglob("*")) == [".parts", "mine.zip"]
-    trash = page.delete("/api/weights/uploads/mine.zip").json()["trash"]
-    assert page.get("/api/weights").json() == {"weights": []}
-    assert page.post(f"/api/trash/{trash}/restore").status_code == 200
-    assert page.get("/api/weights").json()["weights"][0]["id"] == "uploads/mine.zip"
+    trash = client.delete("/api/weights/uploads/mine.zip").json()["trash"]
+    assert client.get("/api/weights").json() == {"weights": []}
+    assert client.post(f"/api/trash/{trash}/restore").status_code == 200
+    assert client.get("/api/weights").json()["weights"][0]["id"] == "uploads/mine.zip"

@@ -13,7 +13,7 @@ from loops import make_loop
 
 from adapters.archive import Archive, read_archive
 from lab.benchmarks.kill import learned
-from trainer import run
+from trainer import reading, run
 from trainer.events import read_events
 from trainer.learning.best_weights import Best, keep_best, restore_best, why_ended
 from trainer.learning.checkpoint import latest, read_checkpoint, write_checkpoint
@@ -209,7 +209,7 @@ def test_a_run_ends_after_three_measurements_without_a_new_minimum(
 def test_without_held_out_images_they_are_refused_before_a_model_is_loaded(
     name: str, tiny: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr(reading, "load_family", lambda *_: pytest.fail("a model is loaded"))
     said = f"{name} needs held-out images, .* none of 6 .*; set validation_images, for example to 1"
     with pytest.raises(SettingsError, match=said):
         run.train(tiny(**{name: True}))

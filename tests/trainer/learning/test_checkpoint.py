@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from adapters.archive import Archive, write_archive
 from adapters.placeholder import Placeholder
-from trainer import run
+from trainer import reading, run
 from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import BrokenCheckpoint, read_checkpoint, write_checkpoint
 from trainer.learning.resume import read_resume, with_seed
@@ -202,7 +202,7 @@ def test_a_malformed_checkpoint_is_refused_by_file_and_part_before_a_model_is_lo
     change(header, tensors)
     path = tmp_path / "step-000001.safetensors"
     save_file(tensors, path, {KEY: json.dumps(header)})
-    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
+    monkeypatch.setattr(reading, "load_family", lambda *_: pytest.fail("a model was asked for"))
     resumed = settings.replace(resume_from=path)
     if not said:
         assert read_resume(resumed, []) is not None
@@ -283,7 +283,7 @@ def test_weights_of_another_model_are_refused_before_a_model_is_loaded(
 ) -> None:
     settings, *_, loop = whole
     path = weights(loop, tmp_path, **change(loop.final_weights()[0]))
-    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
+    monkeypatch.setattr(reading, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
         run.train(settings.replace(resume_from=path))
 

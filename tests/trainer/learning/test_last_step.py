@@ -15,7 +15,7 @@ import torch
 from adapters.archive import read_archive
 from families.family import Family
 from lab.benchmarks.kill import learned
-from trainer import run
+from trainer import reading, run
 from trainer.data.dataset import DatasetError
 from trainer.learning.checkpoint import latest, read_checkpoint
 from trainer.learning.loop import Loop
@@ -236,7 +236,7 @@ def test_when_the_result_is_checked_only_the_base_is_left_of_the_training_and_is
 ) -> None:
     made: list[weakref.ref[Any]] = []
     alive: list[Any] = []
-    redrawn, begin, load = evaluation._compare_images, Saver.begin, run.load_family
+    redrawn, begin, load = evaluation._compare_images, Saver.begin, reading.load_family
 
     def loaded(*arguments: Any) -> Family:
         family = load(*arguments)
@@ -252,7 +252,7 @@ def test_when_the_result_is_checked_only_the_base_is_left_of_the_training_and_is
         alive.extend(ref() for ref in made)
         redrawn(*arguments)
 
-    monkeypatch.setattr(run, "load_family", loaded)
+    monkeypatch.setattr(reading, "load_family", loaded)
     monkeypatch.setattr(Saver, "begin", begun)
     monkeypatch.setattr(evaluation, "_compare_images", look)
     run.train(tiny(**PREVIEWS))

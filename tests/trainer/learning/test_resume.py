@@ -11,7 +11,7 @@ import torch
 from loops import make_checkpoint, make_loop
 
 from adapters.archive import Archive, read_archive, write_archive
-from trainer import run
+from trainer import reading, run
 from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_another_training_is_refused_before_a_model_is_loaded(
     write_checkpoint(replace(kept, step=8, history=history), tmp_path)
     given = {"base_model": "z-image", "rank": 2, "steps": 9, "resolution": "64"} | changes
     wrong = resolve(TrainingInputs(dataset=photos, resume_from=tmp_path, seed=11, **given))
-    monkeypatch.setattr(run, "load_family", lambda *_: pytest.fail("a model was asked for"))
+    monkeypatch.setattr(reading, "load_family", lambda *_: pytest.fail("a model was asked for"))
     with pytest.raises(SettingsError, match=said):
         run.train(wrong)
 

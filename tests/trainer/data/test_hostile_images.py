@@ -237,7 +237,7 @@ REFUSED = {
     "a bomb in its profile": (png_with(b"iCCP", b"x\0\0" + ZEROS), "cannot be opened"),
     "a bomb in its text": (png_with(b"zTXt", b"x\0\0" + ZEROS), "cannot be opened"),
     "a JPEG of ten thousand scans": (jpeg_of_scans(10_000), "has more than 200 scans"),
-    "a PPM by another name": (picture(format="PPM"), "it begins like text"),
+    "a PPM by another name": (picture(format="PPM"), "cannot be opened as an image"),
     "a JPEG XL by another name": (b"\xff\x0a" + bytes(60), "it begins like a JPEG XL image"),
     "a script": (b"%!PS-Adobe-3.0 EPSF-3.0\n(secret) run", "it begins like text"),
     "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "it begins like an SVG drawing"),

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -52,7 +53,7 @@ def application(
     routes = [route for part in PARTS for route in part.ROUTES]
     routes.append(Route("/api/trash/{id}/restore", _restore, methods=["POST"]))
     if PAGE.is_dir():
-        routes.append(Mount("/", _Page(directory=PAGE, html=True)))
+        routes.append(Mount("/", GZipMiddleware(_Page(directory=PAGE, html=True), compresslevel=6)))
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_lifespan)
     app.state.studio = studio
     return Guard(app, hosts, token)

@@ -19,6 +19,8 @@ from lab.studio_screenshots import served
 from trainer.events import Events
 
 IMAGES, EVENTS = 500, 60
+STEPS, SWITCHES = 10_000, 10
+SCREENS = ("datasets", "datasets/many", "train", "runs", "runs/long", "generate", "weights")
 PAINTED = """(rows) => new Promise((done) => {
     const look = () => document.querySelectorAll(rows).length
         ? requestAnimationFrame(() => done(performance.now())) : requestAnimationFrame(look);
@@ -30,6 +32,20 @@ SEEN = """(step) => ({ seen: new Promise((done) => {
         ? done(Date.now()) : requestAnimationFrame(look);
     look();
 }) })"""
+
+
+SWITCHED = """async (name) => {
+    const frame = () => new Promise(requestAnimationFrame);
+    const found = [...document.querySelectorAll(".segmented button")];
+    let before = await frame(), longest = 0;
+    found.find((each) => each.textContent === name).click();
+    for (let number = 0; number < 20; number += 1) {
+        const now = await frame();
+        longest = Math.max(longest, now - before);
+        before = now;
+    }
+    return longest;
+}"""
 
 
 def process_of(port: str) -> int:
@@ -79,6 +95,33 @@ def fill(folder: Path) -> None:
         (dataset / f"{number:03d}.txt").write_text(f"a photo of TOK, number {number}")
 
 
+def switched(page: Any, folder: Path, address: str) -> str:
+    """Switches the scale of a long run's loss: the longest frame, median of all switches."""
+    run = folder / "outputs/long"
+    run.mkdir(parents=True)
+    log = Events(run)
+    log.emit("started")
+    for step in range(1, STEPS, 10):
+        log.emit("steps", **{"from": step}, loss=[0.5 + 0.001 * (step % 97)] * 10, seconds=0.5)
+    page.goto(f"{address}#/runs/long")
+    page.wait_for_selector(".plot canvas")
+    time.sleep(1)
+    found = [page.evaluate(SWITCHED, ("Log", "Linear")[n % 2]) for n in range(SWITCHES)]
+    return f"{statistics.median(found):.0f} ms"
+
+
+def transferred(browser: Any, address: str) -> str:
+    """Bytes of all files of the page, as they are sent to one that visits all screens."""
+    page, weight = browser.new_page(), {"bytes": 0}
+    page.on("response", lambda answer: _add(weight, answer))
+    for screen in SCREENS:
+        page.goto(f"{address}#/{screen}")
+        page.wait_for_selector(f".screen.{screen.partition('/')[0]} h1", state="attached")
+        time.sleep(1)
+    page.close()
+    return f"{weight['bytes'] / 1000:.0f} kB"
+
+
 def measured(folder: Path) -> list[tuple[str, str]]:
     """The rows of the table."""
     from playwright.sync_api import sync_playwright
@@ -104,6 +147,13 @@ def measured(folder: Path) -> list[tuple[str, str]]:
             (f"{IMAGES} images to first rows: new, seen before", f"{first:.2f}, {rest:.2f} s")
         )
         rows.append(("files of that screen", f"{weight['bytes'] / 1000:.0f} kB"))
+        rows.append(
+            (
+                f"{STEPS:,} steps, switched to log or linear: longest frame",
+                switched(page, folder, client.address),
+            )
+        )
+        rows.append(("all files of the page", transferred(browser, client.address)))
         rows.append((f"server: memory with {IMAGES} images", f"{megabytes(pid):.0f} MB"))
 
         run = folder / "outputs/one"

@@ -4,7 +4,7 @@ import { api, path, precise, stored } from "./core.js";
 import { fill, h, icon, linkButton, withTokens } from "./dom.js";
 import { humanName } from "./forms.js";
 import { title } from "./main.js";
-import { Plot, Readout, axes, colour, fixed, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
+import { Plot, Readout, Shared, axes, colour, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
 import { nearest } from "./previews.js";
 import { Series, thinned } from "./series.js";
 
@@ -23,11 +23,8 @@ export async function show(root, given, signal) {
 
   // ---- Curves ---------------------------------------------------------------------------------
   const set = { over: stored.get("smoothing", 50), log: false };
-  const sync = uPlot.sync(`compare-${Math.random()}`);
-  const cursor = { sync: { key: sync.key, scales: ["x", null], setSeries: false } };
-  const end = Math.max(1, ...runs.map((each) => Math.max(each.series.last, each.series.validation.at(-1)?.step ?? 0)));
-  const range = (min, max) => (min === max ? [0, end] : [min, max]);
-  const curve = (read, label, points, extent) => {
+  const shared = new Shared(() => Math.max(1, ...runs.map((each) => Math.max(each.series.last, each.series.validation.at(-1)?.step ?? 0))));
+  const curve = (read, label, points) => {
     const readout = new Readout();
     let data = [[]];
     const showAt = (index) => {
@@ -37,8 +34,8 @@ export async function show(root, given, signal) {
     const plot = new Plot(() => {
       data = uPlot.join(runs.map((each) => read(each.series)));
       const line = (number) => ({ stroke: () => colour(colours(number)), width: 2, points: { show: points, size: 5, stroke: () => colour(colours(number)), fill: () => colour(colours(number)) } });
-      return { data, options: { scales: { x: fixed(extent ?? range), y: yScale(set.log) }, axes: axes({ log: set.log }), series: [{}, ...runs.map((_, number) => line(number))], cursor } };
-    }, { label: `${label}; the button Table has its values`, signal, readout: showAt });
+      return { data, options: { y: yScale(set.log), axes: axes({ log: set.log }), series: [{}, ...runs.map((_, number) => line(number))] } };
+    }, { label: `${label}; the button Table has its values`, signal, shared, readout: showAt });
     const table = tableButton(label, () => [["Step", ...runs.map((each) => each.run.title)], thinned(data[0].map((step, index) => [step.toLocaleString("en"), ...runs.map((_, number) => precise(data[number + 1][index]))]))]);
     return { plot, readout, table };
   };

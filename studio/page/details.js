@@ -37,7 +37,7 @@ export function tabs(parts, opened) {
 
 /** The log: {node, more()} reads on. Follows its end unless it was scrolled. */
 export function logPanel(id, signal) {
-  const text = h("pre", { class: "log", tabindex: 0, "aria-label": "Log" });
+  const text = h("pre", { class: "log", tabindex: 0, role: "region", "aria-label": "Log" });
   const said = h("p", { class: "error", role: "alert" });
   const latest = button("To the end", () => { follow = true; text.scrollTop = text.scrollHeight; latest.hidden = true; }, { kind: "small" });
   const node = h(

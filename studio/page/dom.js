@@ -37,6 +37,7 @@ export function fill(node, ...children) {
 
 const ICONS = {
   plus: "M8 3v10M3 8h10",
+  minus: "M3 8h10",
   close: "M4 4l8 8M12 4l-8 8",
   check: "M3 8.5l3.2 3.2L13 5",
   chevron: "M4 6l4 4 4-4",
@@ -131,24 +132,34 @@ export function menu(text, items, { kind = "", iconName, label } = {}) {
   return h("span", { class: "menu-holder" }, opener, list);
 }
 
+/** A small button that closes something. */
+export const closer = (onclick, { kind = "quiet", label = "Close", ...rest } = {}) => button("", onclick, { kind, iconName: "close", label, ...rest });
+
+/** Opens a dialog. Escape, a press beside it, and the signal close it; then `closed()` is called. */
+export function showModal(box, closed, signal) {
+  let pressed = null; // a text that is selected from inside to the backdrop does not close it
+  box.addEventListener("pointerdown", (event) => { pressed = event.target; });
+  box.addEventListener("click", (event) => { if (event.target === box && pressed === box) box.close(); });
+  box.addEventListener("close", () => { box.remove(); closed?.(); });
+  signal?.addEventListener("abort", () => box.close());
+  document.body.append(box);
+  box.showModal();
+}
+
+/** A dialog with a title. */
+export function titled(title, wide, ...content) {
+  return h("dialog", { class: wide ? "wide" : "", "aria-label": title }, h("header", null, h("h2", null, title), closer((event) => event.target.closest("dialog").close())), content);
+}
+
 /** Shows a dialog. `actions`: [text, value, kind]. Resolves to the value, or null if it was closed. */
-export function dialog(title, content, actions, { wide = false } = {}) {
+export function dialog(title, content, actions = [], { wide = false } = {}) {
   return new Promise((resolve) => {
-    const id = `dialog-${Math.random().toString(36).slice(2)}`;
-    const box = h("dialog", { class: wide ? "wide" : "", "aria-labelledby": id });
-    const close = (value) => { box.returned = value; box.close(); };
-    fill(
-      box,
-      h("header", null, h("h2", { id }, title), button("", () => close(null), { kind: "quiet", iconName: "close", label: "Close" })),
-      h("div", { class: "dialog-body" }, content),
-      actions.length > 0 && h("footer", null, actions.map(([text, value, kind]) => button(text, () => close(value), { kind }))),
+    let value = null;
+    const box = titled(
+      title, wide, h("div", { class: "dialog-body" }, content),
+      actions.length > 0 && h("footer", null, actions.map(([text, each, kind]) => button(text, () => { value = each; box.close(); }, { kind }))),
     );
-    let pressed = null; // a text that is selected from inside to the backdrop does not close it
-    box.addEventListener("pointerdown", (event) => { pressed = event.target; });
-    box.addEventListener("click", (event) => { if (event.target === box && pressed === box) close(null); });
-    box.addEventListener("close", () => { box.remove(); resolve(box.returned ?? null); });
-    document.body.append(box);
-    box.showModal();
+    showModal(box, () => resolve(value));
   });
 }
 
@@ -157,7 +168,7 @@ export function toast(text, { action, bad = false } = {}) {
   const node = h("div", { class: `toast ${bad ? "bad" : ""}` }, h("span", null, text));
   const remove = () => node.remove();
   if (action) node.append(button(action[0], () => { remove(); action[1](); }, { kind: "quiet" }));
-  node.append(button("", remove, { kind: "quiet", iconName: "close", label: "Close" }));
+  node.append(closer(remove));
   document.getElementById("toasts").append(node);
   setTimeout(remove, bad || action ? 12000 : 4000);
 }

@@ -4,17 +4,27 @@ import { ago, api, count, onStatus, path } from "./core.js";
 import { axisLabel } from "./axes.js";
 import { button, fill, h, icon, toast, withTokens } from "./dom.js";
 import { partsOf } from "./names.js";
-import { viewer } from "./viewer.js";
+import { MOST, sideBySide } from "./side_by_side.js";
+import { keyOf, viewer } from "./viewer.js";
 
 const LIVE = ["waiting", "running"];
 const BADGE = { waiting: "", running: "running", failed: "bad", canceled: "warn" };
 
-/** The gallery. `on`: {again(settings, seedToo), changed(), empty()}. */
+/** The gallery. `on`: {again(settings, seedToo), changed(), empty(), baseOf(settings), withoutLora(image)}. */
 export function gallery(signal, on) {
   const list = h("div", { class: "jobs" });
   const older = button("Show older images", () => load(true), { kind: "quiet", hidden: true });
   const told = h("p", { class: "visually-hidden", role: "status" });
-  const node = h("section", { class: "stack", "aria-label": "Gallery" }, told, list, older);
+  const selected = h("span", { class: "grow", role: "status" });
+  const compare = button("Compare", () => sideBySide(made(), signal), { kind: "primary", iconName: "grid" });
+  const clear = button("Clear", () => {
+    list.querySelector(".pick :checked")?.focus(); // the bar disappears
+    chosen.clear();
+    drawChosen();
+  }, { kind: "quiet" });
+  const bar = h("div", { class: "card row choice-bar", role: "group", "aria-label": "Images to compare", hidden: true }, selected, compare, clear);
+  const node = h("section", { class: "stack", "aria-label": "Gallery" }, told, list, older, bar);
+  const chosen = new Set(); // keys of images to compare, in the order of their choice
   const cards = new Map(); // by the job's id, in the gallery's order
   let each = null;
 
@@ -44,6 +54,7 @@ export function gallery(signal, on) {
       list.querySelector(":scope > .empty")?.remove();
     }
     card.update(job);
+    if (chosen.size) drawChosen();
   }
 
   function drawEmpty() {
@@ -86,6 +97,7 @@ export function gallery(signal, on) {
       cards.get(job.id)?.node.remove();
       cards.delete(job.id);
       drawEmpty();
+      drawChosen();
       toast(`${count(job.done, "image")} moved to the trash`, { action: ["Undo", async () => { await api("POST", path("api/trash", trash, "restore")); restore(job); }] });
     } catch (error) { toast(error.message, { bad: true }); }
   }
@@ -103,8 +115,44 @@ export function gallery(signal, on) {
   }
 
   /** All images that are there, in the order of the gallery. */
-  const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image })));
-  const open = (job, image) => viewer(all, `${job.id} ${image.number}`, signal, { again: on.again, remove });
+  const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image, base: on.baseOf(image.settings) })));
+  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, withoutLora, choose, choice });
+
+  // ---- Side by side ----
+
+  const choice = (key) => ({ checked: chosen.has(key), disabled: !chosen.has(key) && chosen.size >= MOST });
+  const made = () => { const images = all(); return [...chosen].map((key) => images.find((each) => keyOf(each) === key)).filter(Boolean); };
+
+  function choose(key) {
+    if (!chosen.delete(key) && chosen.size < MOST) chosen.add(key);
+    drawChosen();
+  }
+
+  function drawChosen() {
+    const there = new Set(all().map(keyOf));
+    for (const key of chosen) if (!there.has(key) && !LIVE.includes(cards.get(key.split(" ")[0])?.job.state)) chosen.delete(key);
+    const missing = [...chosen].filter((key) => !there.has(key)).length;
+    list.classList.toggle("choosing", chosen.size > 0);
+    for (const each of list.querySelectorAll(".pick input")) Object.assign(each, choice(each.value));
+    bar.hidden = !chosen.size;
+    const text = missing ? `${missing} of ${chosen.size} images not generated yet` : `${count(chosen.size, "image")} selected${chosen.size < 2 ? `; select up to ${MOST}` : ""}`;
+    if (selected.textContent !== text) selected.textContent = text;
+    compare.disabled = missing > 0 || chosen.size < 2;
+  }
+
+  /** Puts the same image without the LoRA beside it: the one that is there, or a new one. */
+  async function withoutLora(each) {
+    const same = (one) => JSON.stringify([one.base, one.image.seed, ...["prompt", "negative_prompt", "width", "height", "steps", "guidance"].map((name) => one.image.settings[name] ?? null)]);
+    const known = all().find((one) => !one.image.settings.weights?.length && same(one) === same(each));
+    try {
+      const key = known ? keyOf(known) : `${await on.withoutLora(each)} 1`;
+      chosen.clear();
+      for (const one of [keyOf(each), key]) chosen.add(one);
+      if (!known) await added(key.split(" ")[0]);
+      drawChosen();
+      if (known) sideBySide(made(), signal);
+    } catch (error) { if (!signal.aborted) toast(error.message, { bad: true }); }
+  }
 
   function newCard(first) {
     const text = h("p", { class: "job-prompt grow" }, withTokens(first.prompt)), facts = h("small", { class: "dim" }), state = h("span", { class: "job-state" }), actions = h("div", { class: "row tight" }), area = h("div", null), note = h("div", null);
@@ -142,7 +190,8 @@ export function gallery(signal, on) {
         if (!place || place.querySelector("img")) continue;
         const { settings } = image, axes = [job.axes[0] && axisLabel(job.axes[0].name, job.axes[0].values[image.column]), job.axes[1] && axisLabel(job.axes[1].name, job.axes[1].values[image.row])].filter(Boolean).join(", ");
         const picture = h("img", { src: image.file, alt: `${settings.prompt}${axes ? `, ${axes}` : ""}, seed ${image.seed}`, loading: "lazy", "data-small": Number(settings.width) < 200 });
-        fill(place, h("button", { type: "button", class: "plate picture", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
+        const key = keyOf({ job, image }), pick = h("input", { type: "checkbox", value: key, ...choice(key), "aria-label": `Select to compare: image ${image.number}`, onchange: () => choose(key) });
+        fill(place, h("label", { class: "pick", title: "Select to compare" }, pick), h("button", { type: "button", class: "plate picture", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
       }
       const ended = !LIVE.includes(job.state);
       if (ended) for (const place of places.values()) place.querySelector(".waiting")?.classList.add("never");

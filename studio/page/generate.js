@@ -3,7 +3,7 @@
 import { api, count, duration, live, onStatus, schema, stored } from "./core.js";
 import { axesFields } from "./axes.js";
 import { insert, withCompletion } from "./completion.js";
-import { button, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
+import { button, closer, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
 import { gallery } from "./gallery.js";
 import { keys } from "./main.js";
 import { baseName, partsOf, runTitle, versionOf } from "./names.js";
@@ -30,8 +30,10 @@ export async function show(root, parts, signal) {
 
   const row = (id) => known.find((each) => each.id === id);
   const tokens = () => [...new Set(form.weights.flatMap((each) => row(each.id)?.tokens ?? []))];
+  /** The name of the base model that settings lead to. */
+  const baseOf = (weights, name) => (name && name !== "auto" ? name : baseName(about.bases, (weights ?? []).map((each) => row(each.id)?.base_model).find(Boolean)) ?? about.automatic);
   const base = () => {
-    const name = form.base !== "auto" ? form.base : baseName(about.bases, form.weights.map((each) => row(each.id)?.base_model).find(Boolean)) ?? about.automatic;
+    const name = baseOf(form.weights, form.base);
     return about.bases.find((each) => each.name === name) ?? about.bases.find((each) => each.name === about.automatic);
   };
   const save = () => { stored.set(FORM, form); tell(); };
@@ -78,7 +80,7 @@ export async function show(root, parts, signal) {
       const slider = h("input", { type: "range", min: 0, max: 1.5, step: 0.05, value: each.scale, "aria-label": `Scale of the ${label}`, oninput: () => { each.scale = exact.value = Number(slider.value); save(); } });
       const exact = h("input", { class: "scale", inputmode: "decimal", value: each.scale, "aria-label": `Scale of the ${label}, exactly`, oninput: () => { each.scale = number(exact.value) ?? 1; slider.value = each.scale; save(); } });
       return h("div", { class: "stack tight" },
-        h("div", { class: "row nowrap-row" }, select, shown.length > 1 && button("", () => { form.weights.splice(index, 1); drawAll(); }, { kind: "quiet", iconName: "close", label: `Remove the ${label}` })),
+        h("div", { class: "row nowrap-row" }, select, shown.length > 1 && closer(() => { form.weights.splice(index, 1); drawAll(); }, { label: `Remove the ${label}` })),
         h("div", { class: "row nowrap-row" }, h("small", null, "Scale"), slider, exact));
     }), form.weights.length === 1 && known.length > 1 && button("Add a second LoRA", () => {
       const other = known.find((each) => each.id !== form.weights[0].id && each.run !== row(form.weights[0].id)?.run) ?? known.find((each) => each.id !== form.weights[0].id);
@@ -227,11 +229,17 @@ export async function show(root, parts, signal) {
     save();
   }
 
-  const pictures = gallery(signal, { again, changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
+  /** Generates an image again without its LoRA; resolves to the job. */
+  async function withoutLora({ base: name, image: { seed: same, settings } }) {
+    const way = when.hidden || form.when === "by_run" ? "now" : form.when;
+    return (await api("POST", "/api/images", { ...settings, weights: [], base_model: name, seed: same, count: 1, when: way })).id;
+  }
+
+  const pictures = gallery(signal, { again, withoutLora, baseOf: (settings) => baseOf(settings.weights, settings.base_model), changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
     promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));
-  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"]];
+  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"]];
   onStatus((status) => { drawWhen(status); if (!drawn) { drawn = true; drawAll(); } }, signal);
   if (!live.status) drawAll();
   await pictures.load();

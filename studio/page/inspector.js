@@ -89,7 +89,7 @@ export function inspector(side, state, on) {
   async function open() {
     if (!matchMedia("(max-width: 900px)").matches || !now) return;
     const holder = h("div", null, box);
-    await dialog("Image", holder, []);
+    await dialog("Image", holder);
     fill(side, box);
   }
   return { draw, drawText, replace, open };

@@ -2,7 +2,7 @@
 
 import { duration, precise, stored } from "./core.js";
 import { fill, h } from "./dom.js";
-import { Plot, Readout, axes, colour, drawn, fixed, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
+import { Plot, Readout, Shared, axes, colour, segmented, smoothingSlider, tableButton, yScale } from "./plot.js";
 import { thinned } from "./series.js";
 
 const NOISE = ["--noise-1", "--noise-2", "--noise-3", "--noise-4"];
@@ -12,22 +12,7 @@ export function lossPlots(series, signal, isOver) {
   const set = { over: stored.get("smoothing", 50), log: false, time: false, whole: false };
   const x = (step) => (set.time ? series.seconds(step) : step);
   const at = (step, value) => [set.time ? "time" : "step", set.time ? duration(value) : step.toLocaleString("en")];
-  const sync = uPlot.sync(`run-${Math.random()}`);
-  const end = () => Math.max(x(series.last), x(series.validation.at(-1)?.step ?? 0), set.time ? 0.1 : 1);
-  const firsts = () => [x(series.steps[0] ?? 0), x(series.validation[0]?.step ?? 0)];
-  const lasts = () => [x(series.last), x(series.validation.at(-1)?.step ?? 0)];
-  // Both plots show the whole run, unless a part was chosen.
-  const range = (min, max) => (min === max || (firsts().includes(min) && lasts().includes(max)) ? [0, end()] : [min, max]);
-  const shared = { sync: { key: sync.key, scales: ["x", null], setSeries: false } };
-  const setZoom = (from) => (plot, scale) => {
-    if (scale !== "x" || from.busy) return;
-    const other = from === training ? heldOut : training;
-    const { min, max } = plot.scales.x;
-    if (!other.plot || other.busy || (other.plot.scales.x.min === min && other.plot.scales.x.max === max)) return;
-    other.busy = true;
-    if (from.zoomed() || other.zoomed()) other.plot.setScale("x", { min, max });
-    other.busy = false;
-  };
+  const shared = new Shared(() => Math.max(x(series.last), x(series.validation.at(-1)?.step ?? 0), set.time ? 0.1 : 1));
 
   // ---- Training loss --------------------------------------------------------------------------
   let smooth = [];
@@ -53,15 +38,14 @@ export function lossPlots(series, signal, isOver) {
     return {
       data: [xs, positive(series.loss), positive(smooth), ...bounds].map((column) => [...column]),
       options: {
-        scales: { x: fixed(range), y: yScale(set.log) },
+        y: yScale(set.log),
         axes: axes({ time: set.time, log: set.log }),
         series: [{}, line("--plot-pale", 1), line("--accent", 2), ...bounds.map(() => ({ stroke: "transparent", width: 0, points: { show: false } }))],
         bands: bounds.length ? [{ series: [4, 3], fill: () => colour("--plot-band") }] : [],
-        cursor: shared,
-        hooks: { draw: [drawn(marks)], setScale: [(plot, scale) => setZoom(training)(plot, scale)] },
+        draw: marks,
       },
     };
-  }, { label: "Training loss; the button Table has its values", signal, readout: showTraining });
+  }, { label: "Training loss; the button Table has its values", signal, shared, readout: showTraining });
 
   function marks(ctx, box, scale, xAt, yAt) {
     const bottom = box.top + box.height;
@@ -135,32 +119,28 @@ export function lossPlots(series, signal, isOver) {
     return {
       data: columns,
       options: {
-        scales: { x: fixed(range), y: {} },
         axes: axes({ time: set.time, y: set.whole ? null : (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3))} %` }),
         series: [{}, line("--accent", 2.5), ...names.map((_, number) => line(NOISE[number % 4], 1))],
-        cursor: shared,
-        hooks: {
-          draw: [drawn((ctx, box, scale, xAt, yAt) => {
-            if (set.whole) return;
-            ctx.strokeStyle = colour("--line-strong");
-            ctx.lineWidth = scale;
-            ctx.beginPath();
-            ctx.moveTo(box.left, yAt(0));
-            ctx.lineTo(box.left + box.width, yAt(0));
-            ctx.stroke();
-          })],
-          setScale: [(plot, scale) => setZoom(heldOut)(plot, scale)],
+        draw: (ctx, box, scale, xAt, yAt) => {
+          if (set.whole) return;
+          ctx.strokeStyle = colour("--line-strong");
+          ctx.lineWidth = scale;
+          ctx.beginPath();
+          ctx.moveTo(box.left, yAt(0));
+          ctx.lineTo(box.left + box.width, yAt(0));
+          ctx.stroke();
         },
       },
     };
-  }, { label: "Loss on fixed images by noise level; the button Table has its values", signal, readout: showHeldOut });
+  }, { label: "Loss on fixed images by noise level; the button Table has its values", signal, shared, readout: showHeldOut });
 
   // ---- Together -------------------------------------------------------------------------------
   const heldTitle = h("h2"), heldText = h("p", { class: "help" }), heldBody = h("div", { class: "plot-place" });
   const isWaiting = h("p", { class: "plot-empty dim" }), waiting = h("p", { class: "plot-empty dim" });
   const trainingBody = h("div", { class: "plot-place" });
-  let levels = -1;
-  const update = (whole = false) => {
+  let levels = -1, isThinned = false;
+  /** Shows what has changed; `rebuilt`: plots that need new axes, as one does that has other columns. */
+  const update = (rebuilt = []) => {
     const fit = series.validation[0]?.kind === "fit";
     heldTitle.textContent = fit ? "Loss on training images" : "Held-out loss";
     heldText.textContent = fit
@@ -171,22 +151,28 @@ export function lossPlots(series, signal, isOver) {
     if (trainingBody.firstChild !== (series.steps.length ? training.node : waiting)) fill(trainingBody, series.steps.length ? training.node : waiting);
     const has = series.validation.length > 0;
     if (heldBody.firstChild !== (has ? heldOut.node : isWaiting)) fill(heldBody, has ? heldOut.node : isWaiting);
-    const rebuild = whole || levels !== sigmas().length;
+    if (levels !== sigmas().length) rebuilt = [...rebuilt, heldOut];
     levels = sigmas().length;
-    for (const each of [training, heldOut]) rebuild || !each.plot ? each.build() : each.update();
+    if (isThinned !== Boolean(series.low)) rebuilt = [...rebuilt, training];
+    isThinned = Boolean(series.low);
+    for (const each of [training, heldOut]) rebuilt.includes(each) || !each.plot ? each.build() : each.update();
   };
-  const changed = (name) => (value) => { set[name] = value; update(true); };
+  const changed = (name, ...plots) => (value) => {
+    set[name] = value;
+    if (name === "time") shared.part = null;
+    update(plots);
+  };
   const node = h(
     "div", { class: "plots" },
     h("section", { class: "card plot-card" },
       h("div", { class: "plot-heading" }, h("h2", null, "Training loss"), tableButton("Training loss", () => [["Step", "Time", "Loss", "Smoothed", "Learning rate"], thinned(series.steps.map((step, index) => [step.toLocaleString("en"), duration(series.time[index]), series.loss[index] === null ? "not a number" : precise(series.loss[index]), precise(smooth[index]), precise(series.rate[index])]))])),
-      h("div", { class: "plot-settings" }, smoothingSlider(set.over, (over) => { set.over = over; stored.set("smoothing", over); training.update(); }), segmented("Scale of the loss", [[false, "Linear"], [true, "Log"]], set.log, changed("log")), segmented("Across", [[false, "Steps"], [true, "Time"]], set.time, changed("time"))),
+      h("div", { class: "plot-settings" }, smoothingSlider(set.over, (over) => { set.over = over; stored.set("smoothing", over); training.update(); }), segmented("Scale of the loss", [[false, "Linear"], [true, "Log"]], set.log, changed("log", training)), segmented("Across", [[false, "Steps"], [true, "Time"]], set.time, changed("time", training, heldOut))),
       trainingReadout.node, trainingBody,
       h("p", { class: "plot-key" }, h("span", null, h("i", { class: "mark checkpoint" }), "checkpoint"), h("span", null, h("i", { class: "mark preview" }), "preview"), h("span", null, h("i", { class: "mark nan" }), "not a number"), h("span", null, h("i", { class: "mark resumed" }), "resumed; given up in grey")),
       h("p", { class: "help" }, "Each step has a random noise level, and the loss depends mostly on that: the training loss shows the noise level and not progress.")),
     h("section", { class: "card plot-card" },
       h("div", { class: "plot-heading" }, heldTitle, tableButton("Loss on fixed images", () => [["Step", "Mean", ...sigmas().map((sigma) => `Noise ${Number(sigma).toFixed(2)}`)], thinned(series.validation.map((each) => [each.step.toLocaleString("en"), precise(each.mean), ...sigmas().map((sigma) => precise(each.sigmas[sigma]))]))])),
-      h("div", { class: "plot-settings" }, segmented("Values", [[false, "Change from the start"], [true, "Loss"]], set.whole, changed("whole"))),
+      h("div", { class: "plot-settings" }, segmented("Values", [[false, "Change from the start"], [true, "Loss"]], set.whole, changed("whole", heldOut))),
       heldOutReadout.node, heldBody,
       h("p", { class: "plot-key" }, h("span", null, h("i", { class: "mark strong" }), "mean"), h("span", null, NOISE.map((_, number) => h("i", { class: `mark noise-${number + 1}` })), "little to much noise")),
       heldText),

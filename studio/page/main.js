@@ -1,6 +1,6 @@
 // The frame: the bar, addresses (#/runs/ID), keys, light and dark.
 
-import { live, onStatus, start, stored, duration, bytes } from "./core.js";
+import { bytes, duration, live, onStatus, schema, start, stored } from "./core.js";
 import { button, dialog, fill, h, icon } from "./dom.js";
 
 const SCREENS = {
@@ -30,6 +30,7 @@ async function route() {
     else link.removeAttribute("aria-current");
   }
   title(SCREENS[screen].title);
+  if (screen !== "runs") schema().catch(() => {}); // the others begin with it
   try {
     const module = await SCREENS[screen].load();
     if (signal.aborted) return;
@@ -120,7 +121,7 @@ addEventListener("keydown", (event) => {
 
 function showKeys() {
   const rows = [...Object.values(SCREENS).map((each) => [`g ${each.key}`, each.title]), ["/", "Search"], ["?", "This list"], ["Esc", "Close"], ...keys.screen];
-  dialog("Keyboard shortcuts", h("dl", { class: "keys" }, rows.map(([key, text]) => [h("dt", null, key.split(" ").map((each) => h("kbd", null, each))), h("dd", null, text)])), []);
+  dialog("Keyboard shortcuts", h("dl", { class: "keys" }, rows.map(([key, text]) => [h("dt", null, key.split(" ").map((each) => h("kbd", null, each))), h("dd", null, text)])));
 }
 
 document.querySelector(".skip").addEventListener("click", (event) => { // not an address of a screen

@@ -4,6 +4,13 @@ import { duration, precise } from "./core.js";
 import { button, dialog, fill, h } from "./dom.js";
 
 const HEIGHT = 236;
+if (!globalThis.uPlot) await new Promise((loaded, failed) => { // its script does not hold up the other screens
+  const script = document.querySelector('script[src*="uPlot"]');
+  const fail = () => failed(new Error("the plots could not be loaded; reload the page"));
+  if (document.readyState === "complete") fail(); // which waits for the script
+  script.addEventListener("load", loaded);
+  script.addEventListener("error", fail);
+});
 
 const known = new Map();
 /** The value of a colour variable of the page, in its present theme. */
@@ -22,13 +29,36 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   document.dispatchEvent(new Event("theme"));
 });
 
+/** Plots over the same steps: they share cursor and zoom. `end()` is where the longest ends; `part`: {min, max} if zoomed. */
+export class Shared {
+  constructor(end) { Object.assign(this, { end, part: null, plots: [], key: uPlot.sync(`plots-${Math.random()}`).key, busy: false }); }
+
+  /** The x scale: from 0 to the end of all plots, unless a part was chosen. */
+  get scale() {
+    const range = (plot, min, max) => {
+      const xs = plot.data[0];
+      return min === null || min === undefined || min === max || (min === xs[0] && max === xs.at(-1)) ? [0, this.end()] : [min, max];
+    };
+    return { time: false, range };
+  }
+
+  /** One of the plots shows another part: all do. */
+  zoom(from) {
+    if (this.busy) return;
+    this.busy = true;
+    const { min, max } = from.plot.scales.x;
+    this.part = min > 0 || max < this.end() ? { min, max } : null;
+    for (const { plot } of this.plots) if (plot && (plot.scales.x.min !== min || plot.scales.x.max !== max)) plot.setScale("x", { min, max });
+    this.busy = false;
+  }
+}
+
 /** A plot that follows its place's width and the theme. `make()` gives {options, data} of uPlot. */
 export class Plot {
-  constructor(make, { label, signal, height = HEIGHT, readout }) {
-    this.make = make;
-    this.height = height;
-    this.readout = readout;
-    this.node = h("div", { class: "plot", role: "img", "aria-label": label, style: { height: `${height}px` } });
+  constructor(make, { label, signal, shared, readout }) {
+    Object.assign(this, { make, shared, readout, height: HEIGHT });
+    shared.plots.push(this);
+    this.node = h("div", { class: "plot", role: "img", "aria-label": label, style: { height: `${HEIGHT}px` } });
     this.watch = new ResizeObserver(() => this.#fit());
     this.watch.observe(this.node);
     const redraw = () => this.plot?.redraw(false, true);
@@ -50,12 +80,17 @@ export class Plot {
     this.plot?.destroy();
     const { options, data } = this.make();
     this.plot = new uPlot({
-      width, height: this.height, legend: { show: false }, padding: [12, 20, 0, 0],
-      ...options,
-      cursor: { points: { size: 7 }, drag: { x: true, y: false, dist: 6 }, ...options.cursor },
-      hooks: { ...options.hooks, setCursor: [(plot) => this.readout?.(plot.cursor.idx ?? null)] },
+      ...options, width, height: this.height, legend: { show: false }, padding: [12, 20, 0, 0],
+      scales: { x: this.shared.scale, y: options.y ?? {} },
+      cursor: { points: { size: 7 }, drag: { x: true, y: false, dist: 6 }, sync: { key: this.shared.key, scales: ["x", null], setSeries: false } },
+      hooks: {
+        draw: options.draw ? [drawn(options.draw)] : [],
+        setCursor: [(plot) => this.readout(plot.cursor.idx ?? null)],
+        setScale: [(plot, scale) => { if (scale === "x" && this.plot === plot) this.shared.zoom(this); }],
+      },
     }, data, this.node);
-    this.readout?.(null);
+    if (this.shared.part) this.plot.setScale("x", this.shared.part);
+    this.readout(null);
   }
 
   /** New data in the old options; soon, and once for many calls. */
@@ -64,19 +99,11 @@ export class Plot {
       this.wanted = null;
       if (!this.plot) return;
       const { data } = this.make();
-      const zoomed = this.zoomed();
-      if (zoomed) {
-        const { min, max } = this.plot.scales.x;
-        this.plot.batch(() => { this.plot.setData(data, false); this.plot.setScale("x", { min, max }); });
-      } else this.plot.setData(data);
-      this.readout?.(this.plot.cursor.idx ?? null);
+      const { part } = this.shared;
+      if (part) this.plot.batch(() => { this.plot.setData(data, false); this.plot.setScale("x", part); });
+      else this.plot.setData(data);
+      this.readout(this.plot.cursor.idx ?? null);
     });
-  }
-
-  /** Whether only a part of the data is shown. */
-  zoomed() {
-    const xs = this.plot?.data[0];
-    return Boolean(xs?.length) && (this.plot.scales.x.min > xs[0] || this.plot.scales.x.max < xs.at(-1));
   }
 }
 
@@ -89,9 +116,6 @@ export function axes({ time = false, log = false, y } = {}) {
     { ...each, size: 52, gap: 6, space: 36, ...(log ? { filter: (_, splits) => splits.map((value) => ([1, 2, 5].includes(Number((value / 10 ** Math.floor(Math.log10(value) + 1e-9)).toFixed(3))) ? value : null)) } : {}), values: (_, values) => values.map((value) => (value === null || value === undefined ? "" : y ? y(value) : String(Number(value.toPrecision(3))))) },
   ];
 }
-
-/** The x scale from the first to the last value of all plots that share it. */
-export const fixed = (range) => ({ time: false, range: (plot, min, max) => (min === null || min === undefined ? [0, 1] : range ? (plot.data[0].length < 2 ? range(0, 0) : range(min, max)) : min === max ? [min - 1, max + 1] : [min, max]) });
 
 /** The y scale, linear or logarithmic. */
 export const yScale = (log) => (log ? { distr: 3, range: (plot, min, max) => (min > 0 ? [min * 0.94, max * 1.06] : [0.1, 1]) } : {});
@@ -144,7 +168,7 @@ export class Readout {
 }
 
 /** Draws something in the plot's area, clipped to it. */
-export function drawn(draw) {
+function drawn(draw) {
   return (plot) => {
     const { ctx, bbox } = plot;
     ctx.save();

@@ -1,7 +1,8 @@
 // Previews of a run: a grid of prompts and steps, and one of them in full view.
 
 import { path, stored } from "./core.js";
-import { button, fill, h, linkButton, withTokens } from "./dom.js";
+import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
+import { zoomable } from "./zoom.js";
 
 const file = (id, name) => path("api/runs", id, "files", name);
 const stepText = (step, first) => (step === 0 ? "before" : step === first ? `first, ${step.toLocaleString("en")}` : step.toLocaleString("en"));
@@ -29,7 +30,7 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
   let steps = [], rows = [], other = null, shown = "", following = true;
   const images = new Map();
   const table = h("table", { class: "previews" });
-  const scroller = h("div", { class: "scroll previews-scroll", tabindex: 0, "aria-label": "Previews by prompt and step" }, table);
+  const scroller = h("div", { class: "scroll previews-scroll", tabindex: 0, role: "region", "aria-label": "Previews by prompt and step" }, table);
   const slider = h("input", { type: "range", min: 0, "aria-label": "Step of the previews" });
   const at = h("output", { class: "step-output" });
   const size = h("input", { type: "range", min: 64, max: 512, step: 16, "aria-label": "Size of the previews", class: "size-slider" });
@@ -136,9 +137,9 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
     const press = (on) => () => { if (first !== on) { first = on; draw(); } };
     hold.addEventListener("pointerdown", press(true));
     for (const each of ["pointerup", "pointerleave", "pointercancel", "blur"]) hold.addEventListener(each, press(false));
-    const box = h(
-      "dialog", { class: "viewer", "aria-label": "Preview" },
-      h("header", null, h("div", { class: "viewer-text" }, caption, place), button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" })),
+    const box = h("dialog", { class: "viewer", "aria-label": "Preview" });
+    fill(
+      box, h("header", null, h("div", { class: "viewer-text grow" }, caption, place), zoomable(box), closer(() => box.close())),
       plates,
       h("footer", null,
         h("div", { class: "row" }, button("", go(-1, 0), { iconName: "left", label: "Earlier step (←)" }), button("", go(1, 0), { iconName: "right", label: "Later step (→)" }), rows.length > 1 && button("Next prompt", go(0, 1)), hold),
@@ -157,20 +158,16 @@ export function previewGrid({ id, series, weights, others, load, signal }) {
       fill(link, usable && linkButton(`Generate with step ${usable.step.toLocaleString("en")}`, `#/generate/${encodeURIComponent(usable.id)}`, { kind: "primary", iconName: "image" }));
     }
     box.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      const step = !event.shiftKey && { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (step) go(...step)();
       else if (event.key === " ") press(true)();
       else return;
       event.preventDefault();
     });
     box.addEventListener("keyup", (event) => { if (event.key === " ") { event.preventDefault(); press(false)(); } });
-    box.addEventListener("click", (event) => { if (event.target === box || event.target.closest("a")) box.close(); });
-    box.addEventListener("close", () => { box.remove(); slider.value = column; following = column === steps.length - 1; mark(true); });
-    signal.addEventListener("abort", () => box.close());
     draw();
-    document.body.append(box);
     box.tabIndex = -1;
-    box.showModal();
+    showModal(box, () => { slider.value = column; following = column === steps.length - 1; mark(true); }, signal);
     box.focus();
   }
 

@@ -2,21 +2,24 @@
 
 import { ago, api, count, debounced, duration, live, onStatus, path, precise, watchRun } from "./core.js";
 import { button, empty, fill, h, icon, field, linkButton, menu, toast } from "./dom.js";
+import { ask } from "./asking.js";
 import { checksPanel, filesPanel, logPanel, settingsPanel, tabs } from "./details.js";
 import { lossPlots } from "./loss.js";
 import { keys, title } from "./main.js";
 import { previewGrid } from "./previews.js";
 import { Series } from "./series.js";
-import { LIVE, actions, ask, clock, command, lostSteps, phaseText, stateMark, stateText, took } from "./states.js";
+import { LIVE, actions, clock, command, lostSteps, phaseText, stateMark, stateText, took } from "./states.js";
 
 const QUIET = 10_000; // ms between two announcements
+const POINTS = 2000; // of a curve; of twice as many, means are read again
 
 /** Shows the run. */
 export async function show(root, id, signal) {
   const address = path("api/runs", id);
   // The curves first; what else there is comes after they are drawn.
+  const read = () => api("GET", `${address}/series?points=${POINTS}`, undefined, { signal });
   let columns;
-  try { columns = await api("GET", `${address}/series?points=2000`, undefined, { signal }); } catch (error) {
+  try { columns = await read(); } catch (error) {
     if (error.status !== 404) throw error;
     fill(root, h("h1", { class: "visually-hidden" }, "Run"), empty("search", "There is no such run", "It may have been moved to the trash, or its folder may have got another name.", linkButton("All runs", "#/runs", { kind: "primary" })));
     return;
@@ -40,10 +43,8 @@ export async function show(root, id, signal) {
 
   async function rename() {
     const text = h("input", { value: run.title, maxlength: 200 }), about = h("textarea", { rows: 3, value: run.note ?? "" });
-    const place = h("form", { class: "stack" }, field("run-title", "Title", text), field("run-note", "Note", about));
-    const values = await ask("Rename the run", place, "Save", () => ({ title: text.value.trim(), note: about.value.trim() }));
-    if (!values) return;
-    try { head((run = await api("PATCH", address, values))); } catch (error) { say(error.message, true); }
+    const saved = await ask("Rename the run", [field("title", "Title", text), field("note", "Note", about)], "Save", () => api("PATCH", address, { title: text.value.trim(), note: about.value.trim() }));
+    if (saved) head((run = saved));
   }
 
   let buttonsOf = "", spokenAt = 0, spokenState = stateText(first), shownNotes = "";
@@ -200,8 +201,9 @@ export async function show(root, id, signal) {
     if (before.state !== run.state || before.freed !== run.freed || before.weights !== run.weights || before.report !== run.report) reload();
     previews.update();
   }, signal);
-  watchRun(id, columns.offset, (event) => {
+  const watch = (after) => watchRun(id, after, (event) => {
     if (series.add(event)) plots.update();
+    if (series.steps.length > 2 * POINTS) thin();
     if (["preview", "generated", "resumed"].includes(event.type)) previews.update();
     if (["checkpoint", "saved", "check", "warning", "error", "done", "stopped", "paused"].includes(event.type)) reload();
     if (event.type === "saved" && said.textContent.startsWith("Weights")) say(`Weights of step ${event.step.toLocaleString("en")} are saved.`);
@@ -209,6 +211,20 @@ export async function show(root, id, signal) {
     if (event.type === "preview" && said.textContent.startsWith("The preview")) say("The previews are there.");
     if (event.type === "command" && event.accepted === false) say(event.why || "The run has refused it.", true);
   }, signal);
+  watch(columns.offset);
+
+  let thinning = false;
+  async function thin() {
+    if (thinning) return;
+    thinning = true;
+    try {
+      const next = await read();
+      series.take(next);
+      plots.update();
+      watch(next.offset);
+    } catch { /* the curves stay as they are */ }
+    thinning = false;
+  }
   const timer = setInterval(() => {
     for (const each of facts.querySelectorAll("[data-sign]")) each.textContent = ago(Number(each.dataset.sign));
     if (tab === "log" && (LIVE.includes(run.state) || run.state === "paused") && !document.hidden) log.more();

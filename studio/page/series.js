@@ -2,7 +2,10 @@
 
 /** A run's columns. `add(event)` takes a line of events.jsonl; `changed` is called after it. */
 export class Series {
-  constructor(given) {
+  constructor(given) { this.take(given); }
+
+  /** Takes the columns that the server gives. */
+  take(given) {
     Object.assign(this, {
       steps: given.steps, loss: given.loss, low: given.low ?? null, high: given.high ?? null, rate: given.rate ?? [],
       validation: given.validation, checkpoints: given.checkpoints, saved: given.saved, previews: given.previews,

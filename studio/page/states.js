@@ -1,7 +1,8 @@
 // The state of a run in words and shapes, small curves, and the commands that a run allows.
 
 import { api, count, duration, newKey, path } from "./core.js";
-import { button, dialog, field, h, icon, menu, showErrors, toast } from "./dom.js";
+import { ask, wrongField } from "./asking.js";
+import { button, field, h, icon, menu, toast } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SHAPES = { queued: "more", running: "play", pausing: "pause", paused: "pause", stopping: "stop", stopped: "stop", failed: "warning", done: "check" };
@@ -63,42 +64,23 @@ export async function remove(run, after) {
 }
 
 /** Asks for further steps; null: closed. */
-export function askSteps(run) {
-  const input = h("input", { type: "number", min: 1, max: 100000, step: 1, value: Math.max(1, Math.round(run.steps / 2)) });
-  const place = h("form", { method: "dialog", class: "stack" }, field("more-steps", "Further steps", input, { help: `A new run goes on from step ${run.steps.toLocaleString("en")}. This one stays as it is.` }));
-  return ask("More steps", place, "Add to queue", () => {
+function askSteps(run) {
+  const input = h("input", { inputmode: "numeric", autocomplete: "off", value: Math.max(1, Math.round(run.steps / 2)) });
+  const help = `A new run goes on from step ${run.steps.toLocaleString("en")}. This one stays as it is.`;
+  return ask("More steps", field("more-steps", "Further steps", input, { help }), "Add to queue", () => {
     const steps = Number(input.value);
     if (Number.isInteger(steps) && steps >= 1 && steps <= 100000) return { steps };
-    showErrors(place, { "more-steps": "Give a whole number from 1 to 100,000." });
-    return null;
+    throw wrongField("more-steps", "Give a whole number from 1 to 100,000.");
   });
 }
 
 /** Asks for a prompt; null: closed. */
-export function askPrompt() {
-  const prompt = h("textarea", { rows: 2 }), seed = h("input", { type: "number", step: 1, placeholder: "any" });
-  const place = h("form", { method: "dialog", class: "stack" }, field("preview-prompt", "Prompt", prompt), field("preview-seed", "Seed", seed));
-  return ask("Preview of a prompt", place, "Generate", () => {
-    if (prompt.value.trim()) return { prompt: prompt.value.trim(), ...(seed.value === "" ? {} : { seed: Math.trunc(Number(seed.value)) }) };
-    showErrors(place, { "preview-prompt": "Write what the image shows." });
-    return null;
-  });
-}
-
-/** A dialog that stays open while `read()` gives null. */
-export function ask(title, place, verb, read) {
-  return new Promise((resolve) => {
-    let value = null;
-    const send = (event) => {
-      event?.preventDefault();
-      value = read();
-      if (value) place.closest("dialog").close();
-    };
-    place.noValidate = true; // the words beside the field say it
-    place.addEventListener("submit", send);
-    place.append(h("div", { class: "row end" }, button("Cancel", () => place.closest("dialog").close()), h("button", { class: "button primary", type: "submit" }, verb)));
-    dialog(title, place, []).then(() => resolve(value));
-    place.querySelector("input, textarea")?.focus();
+function askPrompt() {
+  const prompt = h("textarea", { rows: 2 }), seed = h("input", { inputmode: "numeric", autocomplete: "off", placeholder: "any" });
+  return ask("Preview of a prompt", [field("preview-prompt", "Prompt", prompt), field("preview-seed", "Seed", seed)], "Generate", () => {
+    if (!prompt.value.trim()) throw wrongField("preview-prompt", "Write what the image shows.");
+    if (!/^\d*$/.test(seed.value.trim())) throw wrongField("preview-seed", "Give a whole number, or nothing.");
+    return { prompt: prompt.value.trim(), ...(seed.value.trim() && { seed: Number(seed.value) }) };
   });
 }
 

@@ -1,7 +1,7 @@
 // Train: a few fields first, all fields behind a fold, the plan before anything starts.
 
 import { api, bytes, count, debounced, newKey, path, schema, stored } from "./core.js";
-import { button, empty, field, fill, h, heading, icon, linkButton, showErrors, toast } from "./dom.js";
+import { button, closer, empty, field, fill, h, heading, icon, linkButton, showErrors, toast } from "./dom.js";
 import { tokenOf } from "./datasets.js";
 import { control, humanName } from "./forms.js";
 import { drawPlan } from "./plan.js";
@@ -71,7 +71,7 @@ class Form {
     const { draft } = this;
     Object.assign(this, { controls: new Map(), nodes: new Map() });
     this.subjects = h("div", { class: "stack tight" });
-    this.text = h("pre", { class: "code", tabindex: 0, "aria-label": "Settings as text" });
+    this.text = h("pre", { class: "code", tabindex: 0, role: "region", "aria-label": "Settings as text" });
     const name = h("input", { value: draft.title, maxlength: 100, placeholder: "the dataset and the day", autocomplete: "off", oninput: () => { draft.title = name.value; this.touch(); } });
     this.starters = [button("Start now", () => this.start("now"), { kind: "primary", iconName: "play" }), button("Add to queue", () => this.start("queue"))];
     fill(
@@ -116,7 +116,7 @@ class Form {
         h("a", { class: "plate subject-thumb", href: `#/datasets/${encodeURIComponent(each.name)}`, "aria-label": `Open ${each.name}` }, found.thumb && h("img", { src: `${path("api/datasets", each.name, "thumbs")}/${encodeURIComponent(found.thumb)}?v=${found.changed}`, alt: "" })),
         h("div", { class: "grow" }, choose), h("div", { class: "token-field" }, token),
         h("div", { class: "subject-state" }, state),
-        subjects.length > 1 && button("", () => { subjects.splice(index, 1); this.drawSubjects(); this.changed(); }, { kind: "quiet", iconName: "close", label: `Remove ${each.name}` }));
+        subjects.length > 1 && closer(() => { subjects.splice(index, 1); this.drawSubjects(); this.changed(); }, { label: `Remove ${each.name}` }));
     }));
     this.adder.hidden = subjects.length >= Math.min(8, this.datasets.length);
   }

@@ -1,7 +1,7 @@
 // Files into a dataset: dropped, chosen, sent four at a time. Sending goes on when the screen changes.
 
 import { api, ApiError, bytes, count, path } from "./core.js";
-import { button, dialog, fill, h, icon } from "./dom.js";
+import { closer, dialog, fill, h, icon } from "./dom.js";
 
 const ARCHIVE = /\.(zip|tar|tar\.gz|tgz)$/i;
 const CAPTION = /\.txt$/i;
@@ -149,7 +149,7 @@ class Panel {
     this.bar = h("div", null);
     this.text = h("strong", { class: "grow ellipsis", role: "status" });
     this.list = h("ul", { class: "plain-list upload-rows" });
-    this.close = button("", () => this.node.remove(), { kind: "quiet", iconName: "close", label: "Close", hidden: true });
+    this.close = closer(() => this.node.remove(), { hidden: true });
     this.node = h("section", { class: "uploads card", "aria-label": `Adding to ${dataset}` }, h("div", { class: "row nowrap-row" }, this.text, this.close), h("div", { class: "progress" }, this.bar), this.list);
     document.querySelector(".uploads")?.remove();
     document.body.append(this.node);

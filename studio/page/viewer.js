@@ -1,24 +1,41 @@
 // One generated image in full, with its settings.
 
-import { button, fill, h, linkButton, withTokens } from "./dom.js";
+import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
 import { partsOf } from "./names.js";
+import { zoomable } from "./zoom.js";
 
-/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image}]. `on`: {again, remove}. */
+/** The settings of an image: [[name, value]], without those that were left to the base model. */
+export function factsOf({ job, base, image: { seed, settings } }) {
+  const loras = (settings.weights ?? []).map((each) => `${partsOf(each.id).text}, scale ${each.scale}`);
+  return [
+    ["Prompt", settings.prompt], ["Seed", seed], ["LoRA", loras.join(" + ") || "none"],
+    ["Size", settings.width && `${settings.width}×${settings.height}`], ["Steps", settings.steps], ["Guidance", settings.guidance],
+    ["Base model", base], ["Negative prompt", settings.negative_prompt], ["Made", new Date(job.created * 1000).toLocaleString()],
+  ].filter(([, value]) => value !== null && value !== undefined && value !== "");
+}
+
+/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, withoutLora, choose(key), choice(key): {checked, disabled}}. */
 export function viewer(all, key, signal, on) {
   const image = h("img", null), prompt = h("p", null), place = h("small", { role: "status" }), facts = h("dl", { class: "facts" }), actions = h("div", { class: "row tight" });
-  const step = (by) => { const now = at(); key = name(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
+  const step = (by) => { const now = at(); key = keyOf(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
   const back = button("", () => step(-1), { kind: "quiet", iconName: "left", label: "Image before" }), next = button("", () => step(1), { kind: "quiet", iconName: "right", label: "Next image" });
-  const box = h("dialog", { class: "picture-viewer", "aria-label": "Image" },
-    h("div", { class: "picture-head" }, back, next, place, h("span", { class: "right" }, button("", () => box.close(), { kind: "quiet", iconName: "close", label: "Close" }))),
+  const box = h("dialog", { class: "picture-viewer", "aria-label": "Image" });
+  fill(box,
+    h("div", { class: "picture-head" }, back, next, place, h("span", { class: "row right" }, zoomable(box), closer(() => box.close()))),
     h("div", { class: "picture-split" }, h("div", { class: "plate picture-plate" }, image), h("div", { class: "picture-side stack" }, prompt, facts, actions)));
-  const name = (each) => `${each.job.id} ${each.image.number}`;
-  const at = () => Math.max(0, all().findIndex((each) => name(each) === key));
+  const choose = button("Select to compare", () => { on.choose(key); drawChoice(); }, { iconName: "grid" });
+  const drawChoice = () => {
+    const { checked, disabled } = on.choice(key);
+    choose.setAttribute("aria-pressed", String(checked));
+    choose.disabled = disabled;
+  };
+  const at = () => Math.max(0, all().findIndex((each) => keyOf(each) === key));
 
   function show() {
     const images = all(), now = at();
     if (!images.length) { box.close(); return; }
     const { job, image: one } = images[now], { settings } = one;
-    key = name(images[now]);
+    key = keyOf(images[now]);
     image.src = one.file;
     image.alt = `${settings.prompt}, seed ${one.seed}`;
     image.toggleAttribute("data-small", Number(settings.width) < 200);
@@ -26,25 +43,21 @@ export function viewer(all, key, signal, on) {
     back.disabled = now === 0;
     next.disabled = now === images.length - 1;
     fill(prompt, withTokens(settings.prompt));
-    const rows = [
-      ["Seed", one.seed], ...(settings.weights ?? []).map((each) => ["LoRA", `${partsOf(each.id).text}, scale ${each.scale}`]),
-      ["Size", settings.width && `${settings.width}×${settings.height}`], ["Steps", settings.steps], ["Guidance", settings.guidance],
-      ["Base model", settings.base_model === "auto" ? null : settings.base_model], ["Without", settings.negative_prompt], ["Made", new Date(job.created * 1000).toLocaleString()],
-    ].filter(([, value]) => value !== null && value !== undefined && value !== "");
-    fill(facts, rows.map(([label, value]) => [h("dt", null, label), h("dd", null, String(value))]));
+    fill(facts, factsOf(images[now]).slice(1).map(([label, value]) => [h("dt", null, label), h("dd", null, String(value))]));
+    drawChoice();
     fill(actions,
       button("Use these again", () => { box.close(); on.again({ ...settings, seed: one.seed }, true); }, { kind: "primary", iconName: "again" }),
-      linkButton("Download", one.file, { iconName: "download", download: `${job.id}-${one.number}.png` }),
+      linkButton("Download", one.file, { iconName: "download", download: `${job.id}-${one.number}.png` }), choose,
+      settings.weights?.length > 0 && button("Same without LoRA", () => { box.close(); on.withoutLora(images[now]); }, { iconName: "grid", title: "Generate the same image without the LoRA, to compare them" }),
       !["waiting", "running"].includes(job.state) && button(job.done > 1 ? `Trash all ${job.done}` : "Trash", () => { box.close(); on.remove(job); }, { kind: "danger", iconName: "trash" }));
   }
   box.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by) { event.preventDefault(); step(by); }
+    if (by && !event.shiftKey) { event.preventDefault(); step(by); }
   });
-  box.addEventListener("click", (event) => { if (event.target === box) box.close(); });
-  box.addEventListener("close", () => box.remove());
-  signal.addEventListener("abort", () => box.close());
-  document.body.append(box);
   show();
-  box.showModal();
+  showModal(box, null, signal);
 }
+
+/** What names an image in the gallery. */
+export const keyOf = ({ job, image }) => `${job.id} ${image.number}`;

@@ -1,7 +1,7 @@
 // Weights: all LoRAs that are here, and one of them from inside.
 
 import { ago, api, bytes, live, onStatus, path, schema } from "./core.js";
-import { button, empty, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
+import { button, closer, empty, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
 import { showWeights } from "./inspect.js";
 import { baseName, runTitle, versionOf } from "./names.js";
 import { acceptDrops, pickFiles } from "./uploads.js";
@@ -58,7 +58,7 @@ async function showList(root, signal) {
         const text = error.message.startsWith(file.name) ? error.message : `${file.name}: ${error.message}`;
         if (signal.aborted) { toast(text, { bad: true }); continue; }
         line.className = "note bad";
-        fill(line, icon("warning"), h("span", { class: "grow" }, text), button("", () => line.remove(), { kind: "quiet small", iconName: "close", label: "Close" }));
+        fill(line, icon("warning"), h("span", { class: "grow" }, text), closer(() => line.remove(), { kind: "quiet small" }));
       }
     }
     if (!signal.aborted) await load();

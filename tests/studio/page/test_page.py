@@ -109,19 +109,19 @@ def test_the_way_from_images_to_a_generated_image(
     caption = server.folder / "datasets" / "robot" / "00.txt"
     assert caption.read_text().strip() == "a drawing of TOK"
 
-    # The form survives a reload. Then 20 steps.
+    # The form survives a reload. Then 12 steps.
     go(page, server, "train/robot")
     steps = page.get_by_role("textbox", name=re.compile("^Steps(?! between)"))
-    steps.fill("20")
+    steps.fill("12")
     page.get_by_role("textbox", name=re.compile("^Preview prompts")).fill("a photo of TOK")
-    page.get_by_role("textbox", name=re.compile("^Steps between previews")).fill("10")
+    page.get_by_role("textbox", name=re.compile("^Steps between previews")).fill("6")
     page.get_by_text(re.compile(r"^All \d+ settings")).click()
-    for name, value in (("Batch size", "1"), ("Validation every", "20"), ("Preserve(?! p)", "off")):
+    for name, value in (("Batch size", "1"), ("Validation every", "12"), ("Preserve(?! p)", "off")):
         page.get_by_role("textbox", name=re.compile(f"^{name}")).fill(value)
     page.get_by_label("Name of the run").fill("first")
     page.wait_for_timeout(600)
     page.reload()
-    expect(steps).to_have_value("20")
+    expect(steps).to_have_value("12")
     expect(page.get_by_label("Name of the run")).to_have_value("first")
     page.get_by_role("button", name="Start now").click()
     expect(page.get_by_role("heading", name="first", exact=True)).to_be_visible(timeout=40_000)

@@ -1,6 +1,7 @@
-"""The page of runs in a real browser: curves, queue, comparison. Runs are written, not trained."""
+"""Runs and images in a real browser: curves, queue, comparison. All are written, not made."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import Server, chromium, serving
+from PIL import Image
 
 from trainer.run_files import PROGRAM
 
@@ -47,6 +49,22 @@ def validation(step: int, mean: float) -> dict[str, Any]:
     }
 
 
+def write_images(folder: Path, name: str, seeds: list[int], weights: list[Any]) -> None:
+    """A job of generated images that has ended."""
+    place = folder / "outputs/images/2026-11-27" / name
+    place.mkdir(parents=True)
+    settings = {"prompt": "a house in the snow", "base_model": "auto", "weights": weights}
+    settings |= {"width": 64, "height": 64, "steps": None, "guidance": None}
+    images: list[dict[str, Any]] = []
+    for number, seed in enumerate(seeds, 1):
+        Image.effect_noise((64, 64), 80).save(place / f"{number:04d}.png")
+        images.append({"number": number, "seed": seed, "row": None, "column": None})
+        images[-1]["settings"] = settings | {"seed": seed}
+    job = {"created": time.time(), "prompt": settings["prompt"], "when": "now", "axes": []}
+    job |= {"request": settings, "images": images, "state": "done", "error": None}
+    (place / "job.json").write_text(json.dumps(job))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("studio")
@@ -63,6 +81,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_run(folder, "broken", [*begun, steps(1, losses), error])
     each = [steps(k, [0.4 + 0.01 * (k % 7)] * 10) for k in range(1, LONG, 10)]
     write_run(folder, "long", [*begun, *each], steps=LONG)
+    write_images(folder, "001", [7, 8], [{"id": "runs/other/final", "scale": 1}])
+    write_images(folder, "002", [7], [])
     with serving(folder) as started:
         yield started
 
@@ -116,10 +136,20 @@ def test_a_resumed_run_shows_each_step_once_and_what_is_no_number(page: "Page") 
 def test_new_steps_appear_without_a_reload(page: "Page", server: Server) -> None:
     page.goto(page.url.partition("#")[0] + "#/runs/resumed")
     expect(page.locator(".readout").first).to_contain_text("step 10")
-    with (server.folder / "outputs" / "resumed" / "events.jsonl").open("a") as file:
+    events = server.folder / "outputs/resumed/events.jsonl"
+    with events.open("a") as file:
         file.write(json.dumps({"n": 9, "t": time.time(), **steps(11, [0.3, 0.2])}) + "\n")
     expect(page.locator(".readout").first).to_contain_text("step 12")
     expect(page.locator(".readout").first).to_contain_text("loss 0.200")
+    # Of so many steps, the curves become means that the server makes.
+    with (
+        page.expect_response(re.compile(r"/series\?points=2000$")) as answer,
+        events.open("a") as file,
+    ):
+        more = steps(13, [0.3] * 4100)
+        file.write(json.dumps({"n": 10, "t": time.time(), **more}) + "\n")
+    assert len(answer.value.json()["low"]) <= 2000
+    expect(page.locator(".readout").first).to_contain_text("step 4,112")
 
 
 def test_a_failed_run_says_why(page: "Page") -> None:
@@ -161,6 +191,35 @@ def test_a_comparison_shows_only_the_settings_that_differ(page: "Page") -> None:
     expect(page.locator(".differ tbody th")).to_have_text(["Rank"])
     assert sorted(page.locator(".differ tbody td").all_inner_texts()) == ["16", "8"]
     expect(page.locator(".plot canvas")).to_have_count(2)
+
+
+def test_images_side_by_side_show_what_differs_and_zoom_together(page: "Page") -> None:
+    page.goto(page.url.partition("#")[0] + "#/generate")
+    boxes = page.get_by_role("checkbox", name=re.compile("^Select to compare"))
+    for number in (0, 1):  # without the LoRA, and with it; by keys
+        boxes.nth(number).focus()
+        page.keyboard.press("Space")
+    page.get_by_role("button", name="Compare", exact=True).focus()
+    page.keyboard.press("Enter")
+    box = page.get_by_role("dialog", name="Images side by side")
+    expect(box.locator("figcaption dt")).to_have_text(["LoRA", "LoRA"])
+    for key in ("+", "+", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    shown = box.get_by_role("img")
+    moved = "(all) => all.map((each) => getComputedStyle(each).transform)"
+    first, second = shown.evaluate_all(moved)
+    assert first == second and first.startswith("matrix(2.25, 0, 0, 2.25, -")
+    shown.first.hover()
+    page.mouse.wheel(0, -300)
+    expect(box.get_by_label("Zoom", exact=True)).to_have_text("314 %")
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert box.evaluate("(each) => each.scrollWidth <= each.clientWidth && each.clientWidth < 360")
+    page.evaluate((Path(__file__).parent / "axe.min.js").read_text())
+    found = page.evaluate("() => axe.run(document.querySelector('dialog'))")
+    assert [each["id"] for each in found["violations"]] == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Compare", exact=True)).to_be_focused()
 
 
 @pytest.mark.slow

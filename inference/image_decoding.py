@@ -1,20 +1,81 @@
 """Decodes images: every mode, EXIF orientation and color profile is converted to upright sRGB."""
 
 import io
+import re
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-# Pillow would try all its formats, and some of those run other programs.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_JPEG_SCANS = 200  # progressive files have about ten; each costs a pass over all pixels
+from inference import heif, image_limits
+from inference.color_profiles import named_in_avif, named_in_png, profile_for
+from inference.image_limits import ImageLimit
+
+# What files are by their first bytes: Pillow's names of the formats that are read. Only the parser
+# of that format sees a file; Pillow alone would try all it has, and some of those run programs.
+_FORMATS = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff")),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
+    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
+    ("GIF", re.compile(rb"GIF8[79]a")),
+    ("BMP", re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL)),
+    ("TIFF", re.compile(rb"II\*\0|MM\0\*")),
+    ("JPEG2000", re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n")),
+    ("AVIF", re.compile(rb"....ftyp(avif|avis|(mif1|msf1).{4}(....)*(avif|avis))", re.DOTALL)),
+    ("HEIF", re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)),
+)
+HEAD_BYTES = 64  # enough to recognize a format
+READABLE = "JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP, GIF or JPEG 2000"
 
 
-def has_too_many_scans(data: bytes) -> bool:
-    """Whether a JPEG would take minutes to decode: a small file can have millions of scans."""
-    # In JPEG's compressed data 0xFF is followed by 0, so this counts only markers.
-    return data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS
+def format_of(head: bytes) -> str | None:
+    """The format of a file with these first bytes; None if it is no image that is read."""
+    for name, signature in _FORMATS:
+        if signature.match(head[:HEAD_BYTES]):
+            return name
+    return None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Opens an image file without decoding its pixels.
+
+    Raises `UnidentifiedImageError` for anything but the formats of `READABLE`, `ImageLimit` for
+    files that could cost much more than their pixels, and whatever Pillow raises on malformed
+    images: catch `Exception`. The number of pixels is not limited here.
+    """
+    known = format_of(data)
+    if known is None:
+        raise UnidentifiedImageError(f"not {READABLE}")
+    image_limits.check(known, data)
+    image = Image.open(io.BytesIO(data), formats=(known,))
+    if known == "BMP":
+        image_limits.check_bmp(image)
+    # Only profiles are converted from; files can also name a color space by numbers.
+    named = None
+    if known == "PNG":
+        named = named_in_png(data)  # it precedes a profile
+    elif "icc_profile" not in image.info:
+        named = image.info.get(heif.COLOR) if known == "HEIF" else None
+        named = named_in_avif(data) if known == "AVIF" else named
+    profile = profile_for(*named) if named is not None else None
+    if profile is not None:
+        image.info["icc_profile"] = profile
+    return image
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether an opened image has several frames or pages, of which the first is used."""
+    # MPO is a photo with a depth map or a second view.
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image when it is upright, from its header."""
+    turned = 1
+    if image.format not in ("TIFF", "HEIF"):  # whose size is that of the upright image
+        with suppress(Exception):  # broken EXIF: the pixels may still be valid
+            turned = image.getexif().get(0x0112, 1)
+    return image.size[::-1] if turned in (5, 6, 7, 8) else image.size
 
 
 def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -24,10 +85,15 @@ def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
     is turned upright. Pillow may raise any exception on malformed images: catch `Exception`.
     """
     image.load()
-    with suppress(Exception):  # broken EXIF: the pixels are still valid
-        ImageOps.exif_transpose(image, in_place=True)  # in place, so that no copy is made
+    if image.format != "HEIF":  # turned by its own property; EXIF's does not count then
+        with suppress(Exception):  # broken EXIF: the pixels are still valid
+            ImageOps.exif_transpose(image, in_place=True)  # in place, so that no copy is made
     profile = image.info.get("icc_profile")
 
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ImageLimit("has pixels of 32 bits; export it with 8 or 16 bits per channel")
+    if image.mode == "LAB":
+        raise ImageLimit("has Lab colors; export it as RGB")
     if image.mode.startswith("I"):  # 16-bit grayscale, which convert("RGB") would clip
         pixels_HW = np.asarray(image).astype(np.float32) / 257
         image = Image.fromarray(pixels_HW.round().clip(0, 255).astype(np.uint8))

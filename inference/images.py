@@ -23,7 +23,8 @@ from adapters.files.atomic import atomic_file, temporary_space
 from adapters.files.containers import printable
 from families.redact import safe_name
 from inference import image_metadata
-from inference.image_decoding import IMAGE_FORMATS, has_too_many_scans, upright_srgb
+from inference.image_decoding import READABLE, open_image, upright_srgb
+from inference.image_limits import ImageLimit
 from inference.inputs import FORMATS, QUALITY
 
 MAX_BYTES = 256 << 20  # as in a dataset
@@ -45,17 +46,18 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            data = _bytes_of(Path(path))
-            if has_too_many_scans(data):
-                raise ValueError("it has too many scans")
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
+            with open_image(_bytes_of(Path(path))) as opened:
+                if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or 0):
+                    raise Image.DecompressionBombError
                 return upright_srgb(opened)[0]
     except FileNotFoundError as error:
         raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
     except BrokenImage:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage(f"image {name} is not a JPEG, PNG or WebP image; convert it") from error
+        raise BrokenImage(f"image {name} is not a {READABLE} image; convert it") from error
+    except ImageLimit as error:
+        raise BrokenImage(f"image {name} {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = Image.MAX_IMAGE_PIXELS or 0
         raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error

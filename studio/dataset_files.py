@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adapters.files.containers import is_junk
+from inference.image_decoding import READABLE
 from studio.folder import (
     Studio,
     absent,
@@ -28,8 +29,11 @@ from studio.folder import (
 )
 from studio.replies import Problem
 from trainer.data import (
+    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
+    MAX_TABLE_BYTES,
+    TABLE_SUFFIXES,
     Checked,
     Measures,
     Unusable,
@@ -40,6 +44,11 @@ from trainer.data import (
 )
 
 OWN = ".studio"
+# Files that may contain captions, and how much of them is read.
+TEXTS = {
+    **dict.fromkeys(CAPTION_SUFFIXES, MAX_CAPTION_BYTES + 1),
+    **dict.fromkeys(TABLE_SUFFIXES, MAX_TABLE_BYTES + 1),
+}
 Files = dict[str, os.stat_result]
 
 
@@ -108,7 +117,7 @@ def new_image_parts(name: str) -> list[str]:
 
 def _image_parts(parts: list[str]) -> list[str]:
     if suffix_of(parts[-1]) not in IMAGE_SUFFIXES:
-        raise Problem(415, f"{parts[-1]}: only JPEG, PNG and WebP are supported", "name")
+        raise Problem(415, f"{parts[-1]}: only {READABLE} are supported", "name")
     return parts
 
 
@@ -148,6 +157,12 @@ def caption_file(name: str, files: Mapping[str, object]) -> str:
     stem = stem_of(name)
     found = (f"{stem}{suffix}" for suffix in (".txt", ".TXT", ".Txt"))
     return next((each for each in found if each in files), f"{stem}.txt")
+
+
+def texts_of(root: Path, files: Files) -> dict[str, bytes]:
+    """The content of all files that may contain captions."""
+    kinds = {name: suffix_of(name) for name in files}
+    return {n: read_file(root, n, TEXTS[kind]) for n, kind in kinds.items() if kind in TEXTS}
 
 
 def caption_version(content: bytes | None) -> str:

@@ -1,23 +1,23 @@
 """Datasets: list, create, rename, delete, and one with all that the trainer says about it."""
 
-import io
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
-from inference.image_decoding import IMAGE_FORMATS
+from inference.image_decoding import format_of, open_image, upright_size
 from studio import packing, thumbnails
 from studio.dataset_files import (
+    OWN,
     Files,
     caption_file,
     caption_version,
@@ -30,13 +30,14 @@ from studio.dataset_files import (
     new_name,
     place_of,
     read_file,
+    texts_of,
     version_of,
 )
 from studio.folder import Studio, open_file, to_trash
-from studio.replies import Problem, read_json, reply, send_file
+from studio.replies import Problem, is_shown, read_json, reply, send_file
 from studio.tasks import Task
 from trainer.data import (
-    MAX_CAPTION_BYTES,
+    CAPTION_SUFFIXES,
     Checked,
     Finding,
     Purpose,
@@ -146,7 +147,7 @@ def _one(request: Request) -> Response:
             raise Problem(400, str(error), "resolution") from None
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
-        texts = {n: read_file(root, n, MAX_CAPTION_BYTES + 1) for n in files if _is_text(n)}
+        texts = texts_of(root, files)
         thumbnails.prune(root, images_of(files))
     rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
     _check_unknown(studio, root, images_of(files))
@@ -166,7 +167,12 @@ def described(
         for name, facts in images.items()
     }
     contents = {n: texts[n] if n in texts else _head(root, n, n in images) for n in files}
-    found = examine(contents, DEFAULT_CAPTION, token, check_images=lambda _: checked)
+
+    def check_images(names: Collection[str]) -> dict[str, Checked | str]:
+        others = {name: _from_header(root, name) for name in names if name not in checked}
+        return checked | others  # images by their content, which the page does not show
+
+    found = examine(contents, DEFAULT_CAPTION, token, check_images=check_images)
     all_found = [("problem", each) for each in found.problems]
     all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
     purpose = Purpose((token,), *(size or (None, MULTIPLE)))
@@ -182,6 +188,8 @@ def described(
         file = caption_file(name, files)
         text = texts.get(file)
         shown = "" if text is None else _text_of(text)
+        if not shown.strip() and (other := found.captions.get(name)) and other.file != file:
+            shown = other.text  # of another file, or of a table
         default = not shown.strip()
         used = checked[name]
         width, height = (0, 0) if isinstance(used, str) else (used.width, used.height)
@@ -246,16 +254,15 @@ def _from_header(root: Path, name: str) -> Checked | str:
     """Size of an image that was not decoded yet."""
     try:
         with open(open_file(root, name.split("/")), "rb") as file:
-            # Sizes and EXIF are at the beginning, but WebP is only opened as a whole.
-            head = file.read() if suffix_of(name) == ".webp" else file.read(1 << 18)
-            width, height = probe(head)
-            with Image.open(io.BytesIO(head), formats=IMAGE_FORMATS) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except (Unusable, Problem) as error:
+            head = file.read(1 << 18)
+            # In these formats, sizes and EXIF are at the beginning; others are opened as a whole.
+            if format_of(head) not in ("JPEG", "PNG"):
+                head += file.read()
+            probe(head)
+            with open_image(head) as image:
+                return Checked(*upright_size(image), False, False)
+    except Exception as error:  # Pillow may raise any exception on malformed images
         return str(error)
-    except Exception:  # broken EXIF: the pixels may still be valid
-        turned = False
-    return Checked(*((height, width) if turned else (width, height)), False, False)
 
 
 def _head(root: Path, name: str, image: bool) -> bytes:
@@ -263,7 +270,7 @@ def _head(root: Path, name: str, image: bool) -> bytes:
 
 
 def _is_text(name: str) -> bool:
-    return suffix_of(name) == ".txt"
+    return suffix_of(name) in CAPTION_SUFFIXES
 
 
 def _text_of(content: bytes) -> str:
@@ -305,7 +312,12 @@ def add_image(root: Path, name: str, facts: os.stat_result) -> None:
 def _image(request: Request) -> Response:
     root = place_of(request.app.state.studio, request.path_params["dataset"])
     parts = image_parts(request.path_params["name"])
-    return send_file(open_file(root, parts), parts[-1])
+    fd = open_file(root, parts)
+    if is_shown(parts[-1]):
+        return send_file(fd, parts[-1])
+    with open(fd, "rb"):
+        path = thumbnails.make(root, "/".join(parts), os.fstat(fd), thumbnails.LARGE)
+    return send_file(open_file(root, [OWN, "thumbs", path.name]), path.name)
 
 
 def _remove(request: Request) -> Response:

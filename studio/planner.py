@@ -11,7 +11,6 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -21,14 +20,15 @@ from starlette.routing import Route
 from families.registry import BASES
 from families.tokens import SUBJECT, mentions
 from studio import gpu
-from studio.dataset_files import caption_content, caption_file, find, images_of, place_of
+from studio.dataset_files import find, images_of, place_of, texts_of
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
 from studio.new_runs import OFFERED, checked_datasets, checked_settings
 from studio.replies import Problem, read_json, reply
 from studio.worker import Worker, WorkerEnded
+from trainer.data import choose_captions
 from trainer.events import as_json
-from trainer.settings import Settings, missing_for_optimizer
+from trainer.settings import TRIGGER_MARK, Settings, missing_for_optimizer
 
 KEPT = 500  # answers
 SECONDS = 120.0  # for one answer, with the start of the process
@@ -170,11 +170,10 @@ def look_at(
         files = find(root)
         images = images_of(files)
         count += len(images)
+        captions = choose_captions(texts_of(root, files), list(images)).of
         token = each["token"] or settings.subject or settings.trigger_word
         without = [
-            name
-            for name in images
-            if token and not _names(root, caption_file(name, files), token, settings)
+            name for name in images if token and not _names(captions[name].text, token, settings)
         ]
         if without and settings.train_placeholder_token:
             text = f"{len(without)} of {len(images)} captions do not contain {SUBJECT} or {token}"
@@ -182,13 +181,12 @@ def look_at(
     return count, warnings
 
 
-def _names(root: Path, file: str, token: str, settings: Settings) -> bool:
+def _names(caption: str, token: str, settings: Settings) -> bool:
     """Whether a caption contains the token."""
-    try:
-        text = (caption_content(root, file) or b"").decode(errors="replace").strip()
-    except (Problem, OSError):
-        text = ""
-    text = f"{settings.caption_prefix}{text or settings.default_caption}{settings.caption_suffix}"
+    text = (
+        f"{settings.caption_prefix}{caption or settings.default_caption}{settings.caption_suffix}"
+    )
+    text = text.replace(TRIGGER_MARK, SUBJECT)
     return mentions(text, SUBJECT) or mentions(text, token)
 
 

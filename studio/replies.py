@@ -21,6 +21,9 @@ TYPES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"), "image/jpeg"),
     ".png": "image/png",
     ".webp": "image/webp",
+    ".avif": "image/avif",
+    ".gif": "image/gif",
+    ".bmp": "image/bmp",
     ".zip": "application/zip",
     ".safetensors": "application/octet-stream",
     **dict.fromkeys((".txt", ".yaml", ".log"), "text/plain; charset=utf-8"),
@@ -118,6 +121,11 @@ async def read_json(request: Request, most: int = MAX_JSON_BYTES) -> dict[str, A
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
+
+
+def is_shown(name: str) -> bool:
+    """Whether browsers show images with this suffix."""
+    return TYPES.get(os.path.splitext(name)[1].lower(), "").startswith("image/")
 
 
 def send_file(fd: int, name: str, headers: Mapping[str, str] = {}, save: bool = False) -> Response:

@@ -14,8 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from adapters.files.containers import is_container
+from inference.image_decoding import READABLE
 from studio import thumbnails
 from studio.dataset_files import (
+    TEXTS,
     find,
     image_parts,
     images_of,
@@ -176,7 +178,7 @@ def _unpacked(studio: Studio, root: Path, archive: Path, name: str, task: Task) 
         stored: list[str] = []
         for member, data in read_members(archive, problems, problems):
             task.at(len(stored), 0)
-            if suffix_of(member) not in IMAGE_SUFFIXES | {".txt"}:
+            if suffix_of(member) not in IMAGE_SUFFIXES | TEXTS.keys():
                 continue
             if not is_safe(member):
                 problems.append(f"{member}: its name cannot be used; rename it")
@@ -186,7 +188,7 @@ def _unpacked(studio: Studio, root: Path, archive: Path, name: str, task: Task) 
             (staging / member).write_bytes(data)
             stored.append(member)
         if not stored and not problems:
-            problems.append("contains no JPEG, PNG or WebP image")
+            problems.append(f"contains no image: {READABLE}")
         if problems:
             raise ValueError("\n".join(f"{name}: {each}" for each in problems[:20]))
         with studio.writing:

@@ -1,5 +1,6 @@
 """Watches what a piece of code writes, and bounds what it may cost."""
 
+import gc
 import os
 import resource
 import sys
@@ -47,6 +48,7 @@ def watched(own: Path) -> Iterator[None]:
         sys.addaudithook(_hook)
         _installed = True
     own.mkdir(exist_ok=True)
+    gc.collect()  # else garbage of earlier tests may be freed within, and make room
     before, tempfile.tempdir = tempfile.tempdir, str(own)
     bounds = {resource.RLIMIT_FSIZE: MOST_FILE, resource.RLIMIT_AS: _address_space() + MOST_MEMORY}
     limits = {each: resource.getrlimit(each) for each in bounds}

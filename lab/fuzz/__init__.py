@@ -3,6 +3,7 @@
 NAMES = (
     "dataset",
     "picture",
+    "table",
     "weights",
     "config",
     "caption",

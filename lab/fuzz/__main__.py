@@ -23,7 +23,11 @@ except ImportError:
 from lab.fuzz import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTRUMENTED = ["trainer", "adapters", "families", "zipfile", "tarfile", "gzip", "yaml", "PIL"]
+INSTRUMENTED = [
+    *("trainer", "adapters", "families", "inference.heif", "inference.image_limits"),
+    *("inference.image_decoding", "inference.color_profiles"),
+    *("zipfile", "tarfile", "gzip", "csv", "json", "yaml", "PIL"),
+]
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def _apart(name: str, seconds: int) -> int:
     """Runs a harness in a separate process, says how it went, and gives its exit status."""
     log = ROOT / "outputs" / "fuzz" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "fuzz", name, "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "lab.fuzz", name, "--seconds", str(seconds)]
     with log.open("w") as file:
         status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file).returncode
     said = dict(re.findall(r"stat::(\w+):\s+(\d+)", log.read_text(errors="replace")))

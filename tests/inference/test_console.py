@@ -161,7 +161,7 @@ def test_the_reason_of_a_failure_is_one_line_about_the_input(
             {"hf_api_token": "hf_a\nb", "lora_weights": "hf:a/b/c.zip"},
             "no token has",
         ),
-        ("image", {"image": "data:;base64,AAAA"}, "is not a JPEG, PNG or WebP image"),
+        ("image", {"image": "data:;base64,AAAA"}, "is not a JPEG, PNG, WebP, HEIC"),
     ],
 )
 def test_a_wrong_file_or_address_is_named_by_its_input(

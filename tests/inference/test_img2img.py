@@ -155,7 +155,7 @@ def test_an_image_is_read_as_it_is_meant_to_be_seen(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(BrokenImage, match="text.png is not a JPEG, PNG or WebP image"):
+    with pytest.raises(BrokenImage, match="text.png is not a JPEG, PNG, WebP, HEIC"):
         read_image(tmp_path / "text.png")
     whole = tmp_path / "torn.png"
     Image.effect_noise((64, 64), 50).save(whole)

@@ -17,6 +17,7 @@ from lab.fuzz.mutation import mutated
 RUNS = {
     "dataset": 400,
     "picture": 600,
+    "table": 800,
     "weights": 600,
     "config": 300,
     "caption": 600,

@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from robot import files, packed, picture, put, rows, until_done
+from PIL import Image
+from robot import caption, files, packed, picture, put, rows, until_done
 from starlette.testclient import TestClient
 
 from studio.app import application
@@ -33,13 +34,34 @@ def test_an_archive_adds_images_and_captions_without_its_outer_folder(
     assert zipped.namelist() == ["a.png", "a.txt"] and zipped.read("a.txt") == b"TOK"
 
 
+def test_captions_of_other_programs_and_images_of_phones_are_shown(
+    robot: TestClient, studio: Studio
+) -> None:
+    heic = (Path(__file__).parents[1] / "trainer/data/images/upright.heic").read_bytes()
+    table = b'{"file_name": "a.png", "text": "TOK in a table"}\n' + b" " * 99
+    members = {"a.png": picture(), "b.png": picture(), "b.caption": b"TOK beside"}
+    members |= {"c.HEIC": heic, "metadata.jsonl": table}
+    robot.put("/api/datasets/robot/archives/a.zip", content=packed(members))
+    assert until_done(studio)["state"] == "done"
+    found = rows(robot)
+    captions = ["TOK in a table", "TOK beside", "a photo of TOK"]
+    assert [each["caption"] for each in found.values()] == captions
+    assert [each["default_caption"] for each in found.values()] == [False, False, True]
+    assert found["c.HEIC"]["trained"] and found["c.HEIC"]["width"] == 64
+    shown = robot.get("/api/datasets/robot/images/c.HEIC")
+    assert shown.headers["content-type"] == "image/webp"
+    assert Image.open(io.BytesIO(shown.content)).size == (64, 32)
+    assert caption(robot, "a.png", "TOK written here", "none").status_code == 200
+    assert rows(robot)["a.png"]["caption"] == "TOK written here"
+
+
 @pytest.mark.parametrize(
     ("members", "error"),
     [
         ({"a.png": picture(), "../b.png": picture()}, "outside of the archive"),
         ({"a.txt/b.png": picture(), "CON.png": picture()}, "cannot be used"),
         ({"there.png": picture(), "new.png": picture()}, "in the dataset already: there.png"),
-        ({"readme.md": b"hello"}, "contains no JPEG"),
+        ({"readme.md": b"hello"}, "contains no image: JPEG"),
     ],
 )
 def test_an_archive_with_a_problem_adds_nothing(

@@ -11,7 +11,7 @@ from families.registry import default_base, default_base_without_gpu
 from trainer.captions.log import Log
 from trainer.captions.places import place_for
 from trainer.captions.writing import Captioned, Model, Wishes, Writer
-from trainer.data import Example, read_dataset
+from trainer.data import Example, own_captions, read_dataset
 from trainer.run_files import CAPTIONS
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def caption_dataset(
     """
     captioner = _captioner(base, model)
     place = place_for(dataset, output)
-    examples = read_dataset(dataset, default_caption="")
+    examples = own_captions(read_dataset(dataset, default_caption=""))
     log_file = Log(place.log)
     writer = _writer(log_file, captioner, wishes or Wishes(), progress)
     with place.opened(examples) as (known, save):

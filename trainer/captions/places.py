@@ -9,7 +9,15 @@ from pathlib import Path
 
 from adapters.files.atomic import atomic_file, atomic_path
 from adapters.files.containers import Unusable, is_junk, printable, safe_parts
-from trainer.data import DatasetError, Example, members_of, read_dataset, stem_of, suffix_of
+from trainer.data import (
+    DatasetError,
+    Example,
+    members_of,
+    own_captions,
+    read_dataset,
+    stem_of,
+    suffix_of,
+)
 from trainer.run_files import CAPTIONS
 
 Save = Callable[[str, str], None]  # name of an image, its caption
@@ -71,7 +79,7 @@ class NewZip:
         if self.path.exists():
             if self.path.samefile(self.source):
                 raise DatasetError(f"{self.path} is the dataset itself; give another --output")
-            known = read_dataset(self.path, default_caption="")
+            known = own_captions(read_dataset(self.path, default_caption=""))
             captions = {each.name: each.caption for each in known if each.caption}
         before = dict(captions)
         yield (

@@ -1,17 +1,28 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
 from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
 from trainer.data.checks import DatasetCheck, Purpose, check_dataset, check_examples, log_checks
-from trainer.data.dataset import DatasetError, Example, Findings, examine, read_dataset
+from trainer.data.dataset import (
+    DatasetError,
+    Example,
+    Findings,
+    examine,
+    own_captions,
+    read_dataset,
+)
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
 from trainer.data.measures import Measures
 from trainer.data.members import (
+    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_MEMBER_BYTES,
+    MAX_TABLE_BYTES,
+    TABLE_SUFFIXES,
     Unusable,
     listed,
     members_of,
@@ -23,9 +34,12 @@ from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
+    "CAPTION_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
+    "MAX_TABLE_BYTES",
+    "TABLE_SUFFIXES",
     "Bucket",
     "Checked",
     "DatasetCheck",
@@ -40,6 +54,7 @@ __all__ = [
     "check",
     "check_dataset",
     "check_examples",
+    "choose_captions",
     "cover",
     "crop",
     "examine",
@@ -49,6 +64,7 @@ __all__ = [
     "members_of",
     "name_trigger",
     "nearest_bucket",
+    "own_captions",
     "probe",
     "read_dataset",
     "read_members",

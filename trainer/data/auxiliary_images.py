@@ -96,6 +96,7 @@ class Group:
     used: bool = False  # trained on, since they have captions
 
     def __str__(self) -> str:
+        unused = "; masks are not used in training" if self.kind == MASKS else ""
         count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
         if self.used:
             return (
@@ -104,26 +105,33 @@ class Group:
             )
         if self.folder:
             return (
-                f"{self.folder}/ is ignored ({count}): by its name it contains {self.kind}. "
-                "To train on them, rename the folder"
+                f"{self.folder}/ is ignored ({count}): by its name it contains "
+                f"{self.kind}{unused}. To train on them, rename the folder"
             )
         return (
             f"{listed(list(self.names))}: ignored ({count}): by their names these are {self.kind} "
-            "of other images. To train on them, rename the files"
+            f"of other images{unused}. To train on them, rename the files"
         )
 
 
 def auxiliary(
-    files: Collection[str], trained: Callable[[str], bool] = lambda _: False
+    files: Collection[str],
+    read: Collection[str],
+    captioned: Collection[str] = (),
+    trained: Callable[[str], bool] = lambda _: False,
 ) -> list[Group]:
     """The groups of images in a dataset that are not meant to be trained on.
+
+    read: the images among the files. captioned: those with a caption file.
 
     The name of a folder with all images does not count: a user's only folder may be called
     `samples`. The name of a folder whose images have captions and do not repeat other names does
     not count either, except for regularization images. Masks without an image suffix (`NAME.mask`)
     are found too. `trained` says of a folder that it is trained on whatever its name.
     """
-    images = [name for name in sorted(files) if suffix_of(name) in _IMAGES]
+    known = {name for name in files if suffix_of(name) in UNREAD_IMAGE_SUFFIXES} | set(read)
+    # A file such as NAME.mask is an image by its content; its name alone says of what.
+    images = [name for name in sorted(known) if suffix_of(name) not in _MASK_SUFFIXES]
     parents = [PurePosixPath(name).parent.as_posix() for name in images]
     common = os.path.commonpath(parents) if images else ""
     depth = 0 if common == "." else len(PurePosixPath(common).parts)
@@ -138,14 +146,13 @@ def auxiliary(
                 break
     inside = {name for names in by_folder.values() for name in names}
     stems = {PurePosixPath(stem_of(name)).name.casefold() for name in images if name not in inside}
-    captions = {stem_of(name) for name in files if suffix_of(name) == ".txt"}
     groups = []
     for (folder, kind), names in by_folder.items():
         repeated = _most(_repeats(each, stems) for each in names)
-        captioned = _most(stem_of(each) in captions for each in names)
+        own = _most(each in captioned for each in names)
         if not (repeated or _is_enough(PurePosixPath(folder).name)):
             continue
-        used = captioned and not repeated and kind != REGULARIZATION
+        used = own and not repeated and kind != REGULARIZATION
         groups.append(Group(kind, folder, tuple(names), used))
 
     left_out = {name for group in groups if not group.used for name in group.names}
@@ -153,28 +160,70 @@ def auxiliary(
     beside = {stem_of(name) for name in images} | set(images)
     for name in sorted(set(files) - left_out):
         kind = _kind_by_name(name, beside)
-        if kind is not None and _caption_of(name) not in captions:
+        own = name in captioned and suffix_of(name) not in _MASK_SUFFIXES
+        if kind is not None and not own:
             by_name.setdefault(kind, []).append(name)
     return groups + [Group(kind, "", tuple(names)) for kind, names in by_name.items()]
 
 
 _IMAGES = IMAGE_SUFFIXES | UNREAD_IMAGE_SUFFIXES
+_MASK_SUFFIXES = (".mask", ".masklabel")
 
 
 def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
     """The kind of a file whose name is derived from another image in its folder, or None."""
+    found = _derived(name, beside)
+    return found[0] if found is not None else None
+
+
+def _derived(name: str, beside: Collection[str]) -> tuple[str, str] | None:
+    """The kind of such a file, and the name in `beside` that it is derived from."""
     path = PurePosixPath(name)
     if suffix_of(name) in _IMAGES:
         own = path.stem
-    elif path.suffix.lower() in ("", ".mask", ".masklabel"):
+    elif path.suffix.lower() in ("", *_MASK_SUFFIXES):
         own = path.name
     else:
         return None
     for pattern, kind in _MARK:
         match = pattern.fullmatch(own)
         if match is not None and str(path.with_name(match["name"])) in beside:
-            return kind
+            return kind, str(path.with_name(match["name"]))
     return None
+
+
+def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, str]:
+    """The mask of each image that has one: `NAME.mask.png`, `masks/NAME.png`."""
+    by_stem: dict[str, list[str]] = {}
+    by_last: dict[str, list[str]] = {}
+    for name in images:
+        for own in dict.fromkeys((stem_of(name), name)):
+            by_stem.setdefault(own, []).append(name)
+            by_last.setdefault(PurePosixPath(own).name, []).append(name)
+    masks: dict[str, str] = {}
+    for group in groups:
+        if group.kind != MASKS or group.used:
+            continue
+        for mask in group.names:
+            derived = _derived(mask, by_stem)
+            meant = by_stem[derived[1]] if derived is not None else []
+            if group.folder:
+                stem = PurePosixPath(stem_of(mask))
+                marks = (pattern.fullmatch(stem.name) for pattern, _ in _MARK)
+                lasts = [stem.name, *(match["name"] for match in marks if match is not None)]
+                # Next to the folder of masks, in the same folders; else by a unique name.
+                inside = stem.parent.relative_to(group.folder)
+                beside = PurePosixPath(group.folder).parent / inside
+                meant = next(
+                    (by_stem[k] for last in lasts if (k := str(beside / last)) in by_stem),
+                    next(
+                        (f for last in lasts if len(f := by_last.get(last, [])) == 1),
+                        [],
+                    ),
+                )
+            for image in meant:
+                masks.setdefault(image, mask)
+    return masks
 
 
 def _repeats(name: str, stems: Collection[str]) -> bool:
@@ -213,11 +262,6 @@ def _is_enough(folder: str) -> bool:
 def _plain(folder: str) -> str:
     """A folder's name in lower case, without punctuation around it."""
     return re.sub(r"[\W_]+", "_", folder.casefold()).strip("_")
-
-
-def _caption_of(name: str) -> str:
-    """The name of a file's caption, without .txt."""
-    return stem_of(name) if suffix_of(name) in _IMAGES else name
 
 
 def _most(these: Iterable[bool]) -> bool:

@@ -5,34 +5,35 @@ input: `trainer.data.members` reads them, with limits on time, memory and disk s
 buckets and latents.
 """
 
-import io
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from families.tokens import SUBJECT, mentions, name_subject
-from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from inference.image_decoding import open_image, upright_srgb
 from inference.progress import Progress
-from trainer.data.auxiliary_images import Group, auxiliary
-from trainer.data.caption_files import (
-    CaptionFile,
-    captions_by_stem,
-    one_line,
-    read_caption,
-    unread_captions,
+from trainer.data.auxiliary_images import Group, auxiliary, masks_of
+from trainer.data.caption_files import Sidecars, one_line
+from trainer.data.captions import Caption, choose_captions, repeats_of
+from trainer.data.findings import (
+    Finding,
+    caption_findings,
+    description_findings,
+    foreign_findings,
+    repeat_findings,
 )
-from trainer.data.findings import Finding, caption_findings, foreign_findings
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.measures import Measures
-from trainer.data.members import IMAGE_SUFFIXES, Unusable, listed, read_files, stem_of, suffix_of
-from trainer.data.skipped_files import left_out
+from trainer.data.members import Unusable, is_image, listed, read_files, stem_of, suffix_of
+from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
+from trainer.data.unread_captions import unread_captions
 from trainer.settings import TRIGGER_MARK, Subject
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,10 @@ class Example:
     width: int  # pixels, upright
     height: int  # pixels, upright
     data: Content = field(repr=False)  # the encoded file
-    caption_file: str = ""  # its name in the archive; empty for default_caption
+    caption_file: str = ""  # its name, or its folder's with a slash; empty for default_caption
+    repeats: int = 1  # how often it is used, relative to others: 10 in a folder `10_robot`
+    mask_file: str = ""  # the name of its mask: white is the subject; empty if there is none
+    mask: Content = field(default=b"", repr=False)  # the encoded file
     measures: Measures | None = None  # of its pixels; None: not decoded yet
 
     def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
@@ -62,7 +66,7 @@ class Example:
         A JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides are still
         at least `at_least` (width and height, upright), which is much faster.
         """
-        with Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS) as image:
+        with open_image(bytes(self.data)) as image:
             if at_least is not None:
                 rotated = image.size != (self.width, self.height)
                 image.draft(None, at_least[::-1] if rotated else at_least)
@@ -82,11 +86,12 @@ def read_dataset(
     """The examples of a dataset, sorted by name.
 
     archive: a zip, tar or tar.gz file (detected by content, not by name) or a folder, flat or
-        nested. Images are jpg, jpeg, png or webp; the caption of `a.jpg` is `a.txt` next to it.
-        Masks, control images and similar are ignored (`trainer.data.auxiliary_images`).
-    default_caption: for images without a caption file, or with an empty one.
-    subject: the placeholder token, which replaces TOK in captions. None without a placeholder
-        token: captions stay as written.
+        nested. Images are recognized by their content; the caption of `a.jpg` is `a.txt` next to
+        it, or in another place (`trainer.data.captions`). Masks belong to their images; control
+        images and similar are ignored (`trainer.data.auxiliary_images`).
+    default_caption: for images without a caption, or with an empty one.
+    subject: the placeholder token, which replaces TOK and [trigger] in captions. None without a
+        placeholder token: captions stay as written.
     prefix, suffix: put before and after every caption as they are, without an extra space.
     skip_bad_images: skip images that cannot be read or used, with a warning. All other problems
         are still errors.
@@ -112,7 +117,7 @@ def read_dataset(
     if write is not None and not problems:
         bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
         _refuse(path, bare)
-        files |= _caption_files(files, write(bare.examples))
+        files |= _caption_files(files, write(own_captions(bare.examples)))
     found = examine(
         files,
         default_caption,
@@ -131,11 +136,23 @@ def read_dataset(
     return found.examples
 
 
+def own_captions(examples: Sequence[Example]) -> list[Example]:
+    """The examples with captions of files alone: empty instead of `default_caption` or the name of
+    a folder."""
+    return [
+        each if each.caption_file and each.caption_file[-1] != "/" else replace(each, caption="")
+        for each in examples
+    ]
+
+
 def _caption_files(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:
-    """The caption files of captions by image; an empty one that exists keeps its name."""
-    own = captions_by_stem(files, [])
-    stems = {stem_of(name): text for name, text in captions.items()}
-    return {own.get(stem, f"{stem}.txt"): text.encode() for stem, text in stems.items()}
+    """The caption files of captions by image; a file that an image has keeps its name."""
+    sidecars = Sidecars(files, [])
+    own = {name: next(iter(sidecars.of(name)), "") for name in captions}
+    return {
+        own[name] if suffix_of(own[name]) == ".txt" else f"{stem_of(name)}.txt": text.encode()
+        for name, text in captions.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -145,6 +162,8 @@ class Findings:
     examples: list[Example]  # of no use if there are problems
     problems: list[Finding]
     warnings: list[Finding]
+    captions: Mapping[str, Caption] = field(default_factory=dict)  # as written, of each image
+    groups: Sequence[Group] = ()  # masks, regularization images and others; not trained on
 
 
 def _refuse(path: Path, found: Findings) -> None:
@@ -176,38 +195,34 @@ def examine(
     """
     problems = list(problems)
     bad = list(bad) if skip_bad_images else problems
-    groups = auxiliary(files, lambda folder: is_subjects(folder, subjects))
+    tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
+    every = [name for name in sorted(files) if is_image(name, files[name])]
+    sidecars = Sidecars(files, [])
+    captioned = {name for name in every if sidecars.of(name)}
+    groups = auxiliary(files, every, captioned, lambda folder: is_subjects(folder, subjects))
     besides = {name for group in groups if not group.used for name in group.names}
-    images = {
-        name: files[name]
-        for name in sorted(files)
-        if suffix_of(name) in IMAGE_SUFFIXES and name not in besides
-    }
+    images = {name: files[name] for name in every if name not in besides}
     if not images and not problems and not bad:
-        problems += map(Finding, _why_empty(files, groups))
-    doubled: list[str] = []
-    captions = captions_by_stem(files, doubled)
-    problems += map(Finding, doubled)
+        problems += why_empty(files, every, groups)
+    masks = masks_of(groups, images)
+
+    def mentioned(text: str) -> bool:
+        return TRIGGER_MARK in text or any(mentions(text, each) for each in (SUBJECT, *tokens))
+
+    found_captions = choose_captions(files, [*images], besides, mentioned if tokens else None)
+    problems += found_captions.problems
 
     checked = (check_images or _check)(images)
-    read: dict[str, CaptionFile] = {}
-    examples, animated, silent, unmanaged = [], [], [], []
-    tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
+    examples, animated, silent, unmanaged, described = [], [], [], [], []
     only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
     named: dict[str, str] = {}  # caption of each image
     unnamed: list[str] = []  # with TOK in the caption, which may be any of several subjects
     for name, data in images.items():
-        caption_file = captions.get(stem_of(name), "")
-        if caption_file and caption_file not in read:
-            try:
-                read[caption_file] = read_caption(caption_file, files[caption_file])
-            except Unusable as error:
-                problems.append(Finding.of(caption_file, error))
-        caption = read[caption_file].text if caption_file in read else ""
-        if not caption:
-            caption, caption_file = one_line(default_caption), ""
+        written = found_captions.of[name]
+        caption, caption_file = written.text or one_line(default_caption), written.file
         caption = one_line(f"{prefix}{caption}{suffix}")
         if tokens:
+            caption = caption.replace(TRIGGER_MARK, SUBJECT)
             owner = next((each.token for each in owners(name, subjects)), only)
             if owner is not None:
                 caption = name_subject(caption, owner)
@@ -238,23 +253,25 @@ def examine(
             animated.append(name)
         if found.bad_profile:
             unmanaged.append(name)
-        size = found.width, found.height
-        examples.append(Example(name, caption, *size, data, caption_file, found.measures))
+        if found.described:
+            described.append(name)
+        size, mask = (found.width, found.height), masks.get(name, "")
+        own = Example(name, caption, *size, data, caption_file, repeats_of(name))
+        own = replace(own, measures=found.measures)
+        examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
         problems += [Finding(str(group), group.names) for group in groups]
-    captioned = len(examples) if skip_bad_images else len(images)
-    if subjects and captioned:
+    captions = len(examples) if skip_bad_images else len(images)
+    if subjects and captions:
         problems += map(Finding, subject_problems(subjects, named, list(dict.fromkeys(unnamed))))
-    elif captioned and len(silent) == captioned:
-        marked = any(TRIGGER_MARK in each.text for each in read.values())
+    elif captions and len(silent) == captions:
         problems.append(
             Finding(
-                f"none of the {captioned} captions mentions the subject; write TOK or {subject} "
+                f"none of the {captions} captions mentions the subject; write TOK or {subject} "
                 "into the caption files or default_caption ('a photo of TOK'), or train without a "
                 "placeholder token"
-                + ("; [trigger] in captions is read as plain text" if marked else "")
             )
         )
 
@@ -264,14 +281,21 @@ def examine(
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
     warnings += [Finding(str(group), group.names, str(group)) for group in groups]
-    rest = {name: data for name, data in files.items() if not _beside(name, groups)}
-    lines_of_rest = (*unread_captions(rest, captions_by_stem(rest, [])), *left_out(rest))
-    warnings += map(Finding, lines_of_rest)
-    own = {each.name: each.caption_file for each in examples}
-    warnings += caption_findings(own, read, default_caption)
-    written = {name: each.text for name, each in sorted(read.items())}
-    written |= {"default_caption": default_caption, "caption_prefix": prefix}
-    warnings += foreign_findings(written | {"caption_suffix": suffix}, bool(tokens))
+    rest = {name: data for name, data in files.items() if not is_beside(name, groups)}
+    warnings += map(Finding, unread_captions(rest, every, found_captions))
+    warnings += left_out(rest, every)
+    sources = {each.name: each.caption_file for each in examples}
+    warnings += caption_findings(sources, found_captions.read, default_caption)
+    warnings += found_captions.warnings()
+    texts = {
+        name if each.file in found_captions.rows else each.file: each.text
+        for name, each in found_captions.of.items()
+        if each.file
+    }
+    texts |= {"default_caption": default_caption, "caption_prefix": prefix}
+    warnings += foreign_findings(texts | {"caption_suffix": suffix})
+    warnings += repeat_findings({each.name: each.repeats for each in examples})
+    warnings += description_findings(described, sources, files)
     if unmanaged:
         warnings.append(Finding.of_all("broken color profiles are ignored", unmanaged))
     if animated:
@@ -286,29 +310,7 @@ def examine(
                 check="no-token",
             )
         )
-    return Findings(examples, problems, warnings)
-
-
-def _why_empty(files: Mapping[str, Content], groups: Sequence[Group]) -> list[str]:
-    """The content of a dataset without training images, one line each."""
-    left = [group for group in groups if not group.used]
-    if any(suffix_of(name) in IMAGE_SUFFIXES for group in left for name in group.names):
-        lines = ["contains no training image; all images look like masks, samples or similar"]
-        return lines + [str(group) for group in left] + [*left_out(files)]
-    return [
-        f"contains no readable image ({listed(sorted(files)) or 'it is empty'}); "
-        "add JPEG, PNG or WebP images",
-        *left_out(files),
-    ]
-
-
-def _beside(name: str, groups: Sequence[Group]) -> bool:
-    """Whether a file belongs to ignored images."""
-    return any(
-        name in group.names or (group.folder and name.startswith(f"{group.folder}/"))
-        for group in groups
-        if not group.used
-    )
+    return Findings(examples, problems, warnings, found_captions.of, groups)
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

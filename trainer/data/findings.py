@@ -1,13 +1,14 @@
 """What was found in a dataset, as data: the message, and the files that it is about."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from inference.prompts import foreign_syntax
 from trainer.data.caption_files import CaptionFile
-from trainer.data.members import listed
+from trainer.data.members import listed, stem_of
 from trainer.settings import TRIGGER_MARK
 
 
@@ -38,11 +39,13 @@ def caption_findings(
 ) -> Iterator[Finding]:
     """The number of images with a caption file, and warnings about caption files.
 
-    captions: the caption file of each image; empty for `default_caption`.
+    captions: the caption file or folder of each image; empty for `default_caption`.
     """
     default = [name for name, file in captions.items() if not file]
+    folder = sum(file.endswith("/") for file in captions.values())
     use = f"{default_caption!r}" if default_caption.strip() else "no caption"
-    own = f"{len(captions) - len(default)} with a caption file"
+    own = f"{len(captions) - len(default) - folder} with a caption file"
+    own += f", {folder} with the name of their folder" if folder else ""
     names = f": {listed(default)}" if len(default) < len(captions) else ""
     rest = f", {len(default)} use {use}{names}" if default else ""
     yield Finding(f"{len(captions)} images: {own}{rest}", level=logging.INFO)
@@ -58,15 +61,40 @@ def caption_findings(
         yield Finding(f"{beside}: {shown}", tuple(guessed), beside, check="encoding")
 
 
-def foreign_findings(texts: Mapping[str, str], subject: bool) -> Iterator[Finding]:
+def foreign_findings(texts: Mapping[str, str]) -> Iterator[Finding]:
     """Warns of captions with syntax of other programs."""
     foreign = {
         name: found[0]
         for name, text in texts.items()
-        # [trigger] has a meaning with a trigger word (`trainer.data.trigger`).
-        if (found := [part for part in foreign_syntax(text) if subject or part != TRIGGER_MARK])
+        # [trigger] is the subject, as TOK is.
+        if (found := [part for part in foreign_syntax(text) if part != TRIGGER_MARK])
     }
     if foreign:
         beside = "captions contain syntax of other programs, which is read as plain text"
         shown = listed([f"{name} ({part})" for name, part in foreign.items()])
         yield Finding(f"{beside}: {shown}", tuple(foreign), beside, check="foreign-syntax")
+
+
+def repeat_findings(repeats: Mapping[str, int]) -> Iterator[Finding]:
+    """Says that images are not used equally often, by the names of their folders."""
+    if len(set(repeats.values())) > 1:
+        folders = {str(PurePosixPath(name).parent): n for name, n in repeats.items()}
+        shown = [f"{folder} {n}" for folder, n in folders.items()]
+        yield Finding(f"repeats by the names of folders: {listed(shown)}", check="repeats")
+
+
+def description_findings(
+    described: Sequence[str], captions: Mapping[str, str], files: Collection[str]
+) -> Iterator[Finding]:
+    """Says that there are descriptions in image files or in XMP files, which are not used.
+
+    captions: the caption file of each image. A warning only if an image has none.
+    """
+    stems = {stem for name in captions for stem in (stem_of(name), name)}
+    beside = [name for name in sorted(files) if name.lower().endswith(".xmp")]
+    names = [*described, *(name for name in beside if stem_of(name) in stems)]
+    if names:
+        needed = not all(captions.get(name) for name in described)
+        beside_it = "descriptions in image files and XMP are not used as captions"
+        finding = Finding.of_all(beside_it, names)
+        yield replace(finding, level=logging.WARNING if needed else logging.INFO)

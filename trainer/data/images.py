@@ -1,11 +1,13 @@
 """Checks images, which are untrusted input, with reasons for those that are refused."""
 
-import io
+import re
+from contextlib import suppress
 from typing import NamedTuple
 
 from PIL import Image
 
-from inference.image_decoding import IMAGE_FORMATS, MAX_JPEG_SCANS, has_too_many_scans, upright_srgb
+from inference.image_decoding import READABLE, is_animation, open_image, upright_srgb
+from inference.image_limits import ImageLimit
 from trainer.data.measures import DETAIL_SIDE, Measures, measure
 from trainer.data.members import Unusable, what_is
 
@@ -18,14 +20,16 @@ MAX_ASPECT_RATIO = 8  # long / short; a square crop would show only an eighth of
 def probe(data: bytes) -> tuple[int, int]:
     """Width and height in the header, checked before any pixel is decoded. Raises Unusable."""
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with open_image(data) as image:
             width, height = image.size
+    except ImageLimit as error:
+        raise Unusable(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         width = height = MAX_IMAGE_PIXELS
     except Exception as error:  # Pillow may raise any exception on malformed images
         raise Unusable(
             f"cannot be opened as an image ({what_is(data)}); "
-            "export it again as JPEG, PNG or WebP, or remove it"
+            f"it must be {READABLE}; export it again, or remove it"
         ) from error
     if width * height > MAX_IMAGE_PIXELS:
         raise Unusable(f"has more than {MAX_IMAGE_PIXELS:,} pixels; scale it down")
@@ -47,19 +51,17 @@ class Checked(NamedTuple):
 
     width: int  # pixels, upright
     height: int  # pixels, upright
-    moves: bool  # an animation, of which the first frame is used
+    moves: bool  # several frames or pages, of which the first is used
     bad_profile: bool  # its color profile is broken and ignored
     measures: Measures | None = None  # None: not decoded yet
+    described: bool = False  # the file contains a description, keywords or a prompt
 
 
 def check(data: bytes) -> Checked:
     """Decodes the whole file as a check, and measures it. Raises Unusable if that fails."""
-    if has_too_many_scans(data):
-        raise Unusable(f"has more than {MAX_JPEG_SCANS} scans; export it again or remove it")
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            # MPO is a photo with a depth map or a second view, not an animation.
-            moves = getattr(image, "is_animated", False) and image.format != "MPO"
+        with open_image(data) as image:
+            moves = is_animation(image)
             width, height = image.size
             # Decoding a JPEG at a part of its size reads the whole file too.
             if width == height or abs(width - height) >= 8:  # else both sides may become equal
@@ -68,8 +70,36 @@ def check(data: bytes) -> Checked:
             upright, bad_profile = upright_srgb(image)
             if upright.size != stored:  # rotated
                 width, height = height, width
-            return Checked(width, height, moves, bad_profile, measure(upright))
+            measures = measure(upright)
+            # Only now: it decodes a PNG, and hides that this failed.
+            return Checked(width, height, moves, bad_profile, measures, _is_described(image))
+    except ImageLimit as error:
+        raise Unusable(str(error)) from error
     except Exception as error:  # Pillow may raise any exception on malformed images
         raise Unusable(
             f"is truncated or damaged ({error}); export it again or remove it"
         ) from error
+
+
+# Texts in PNG files, of the PNG standard and of programs that generate images.
+_TEXTS = ("Description", "parameters", "prompt")
+_EXIF = (0x010E, 0x9C9B, 0x9C9C, 0x9C9E)  # ImageDescription, XPTitle, XPComment, XPKeywords
+_MAX_XMP = 1 << 20  # of XMP that is searched
+_XMP = re.compile(
+    rb"<(?:dc:description|dc:subject|lr:hierarchicalSubject)\b.{0,400}?<rdf:li", re.DOTALL
+)
+
+
+def _is_described(image: Image.Image) -> bool:
+    """Whether a file says what is in the image: in EXIF, XMP or the texts of a PNG."""
+    info = image.info
+    if any(isinstance(info.get(name), str) and info[name].strip() for name in _TEXTS):
+        return True
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    xmp = xmp[:_MAX_XMP]
+    if _XMP.search(xmp.encode(errors="replace") if isinstance(xmp, str) else bytes(xmp)):
+        return True
+    with suppress(Exception):  # broken EXIF
+        exif = image.getexif()
+        return any(str(exif.get(tag) or "").strip() for tag in _EXIF)
+    return False

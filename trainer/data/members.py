@@ -23,9 +23,14 @@ from adapters.files.containers import (
     safe_parts,
     within,
 )
+from inference.image_decoding import format_of
 from trainer.data.mapped_file import Content, MappedFile, NoSpace
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp"),
+    *(".heic", ".heif", ".hif", ".avif", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpc"),
+}
 RAW_SUFFIXES = {
     *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".raf"),
     *(".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq"),
@@ -33,12 +38,21 @@ RAW_SUFFIXES = {
 VIDEO_SUFFIXES = {
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp"),
 }
-UNREAD_IMAGE_SUFFIXES = RAW_SUFFIXES | {
-    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".apng"),
-    *(".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".psd", ".psb", ".xcf", ".kra", ".clip", ".svg"),
-    *(".ico", ".tga", ".exr", ".hdr", ".dds", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".pdf"),
-    *(".eps", ".ai", ".mpo"),
-}
+LAYERED_SUFFIXES = {".psd", ".psb", ".xcf", ".kra", ".clip", ".ai", ".svg", ".eps", ".pdf"}
+UNREAD_IMAGE_SUFFIXES = (
+    RAW_SUFFIXES
+    | LAYERED_SUFFIXES
+    | {
+        *(".jxl", ".jxr", ".ico", ".tga", ".exr", ".hdr", ".dds", ".ppm", ".pgm", ".pbm", ".pnm"),
+        *(".qoi", ".heics", ".avifs"),
+    }
+)
+# Captions of one image, the first that it has is used; then .json, then tables of captions.
+CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".wd", ".wdcaption", ".tags")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
+# Files with an image's name that are neither: caches of trainers, edits of cameras.
+OTHER_SUFFIXES = {".npz", ".npy", ".pt", ".pth", ".safetensors", ".aae", ".xmp"}
+ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz"}
 
 # Limits. LoRA datasets have tens to hundreds of images. These limits are far above, but the worst
 # archive within them takes only minutes and a few GB.
@@ -48,6 +62,7 @@ MAX_MEMBERS = 40_100
 MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; images are kept on disk
 MAX_MEMBER_BYTES = 256 << 20  # unpacked, one image
 MAX_CAPTION_BYTES = 64 << 10  # far above the limit of the text encoders
+MAX_TABLE_BYTES = 8 << 20  # a caption of 800 bytes for each of 10,000 images
 HEAD_BYTES = 64  # of a file that is neither an image nor a caption, to recognize its kind
 
 # The kind of a file by its first bytes.
@@ -82,14 +97,15 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
 
     Problems are added to `problems`, one line each; those of single images to `bad`.
 
-    Images and texts have their content, with at most one byte more than the limit; other files
-    their first bytes. Images are memory-mapped from disk. Raises `NoSpace` if the disk is full.
+    Images, captions and tables have their content, texts with at most one byte more than the limit;
+    other files their first bytes. Images are memory-mapped from disk. Raises `NoSpace` if the disk
+    is full.
     """
     files: dict[str, Content] = {}
     images, file = dict[str, slice](), MappedFile("images")
     for name, data in read_members(path, problems, bad):
         files[name] = data
-        if suffix_of(name) in IMAGE_SUFFIXES:
+        if is_image(name, data):
             images[name], files[name] = file.add(data), b""
     mapped = file.mapped()
     return files | {name: mapped[place] for name, place in images.items()}
@@ -130,17 +146,37 @@ def read_members(
         problems.append(f"is damaged or truncated ({error}); pack or upload it again")
 
 
+def is_image(name: str, head: Content) -> bool:
+    """Whether a file is read as an image: by its suffix, or by its first bytes if its suffix has no
+    other meaning."""
+    suffix = suffix_of(name)
+    return suffix in IMAGE_SUFFIXES or (
+        suffix not in _NO_IMAGES and format_of(bytes(head[:HEAD_BYTES])) is not None
+    )
+
+
+_NO_IMAGES = {
+    *(UNREAD_IMAGE_SUFFIXES | VIDEO_SUFFIXES | OTHER_SUFFIXES | ARCHIVE_SUFFIXES),
+    *(*CAPTION_SUFFIXES, *TABLE_SUFFIXES),
+}
+
+
 def _read(member: Member, suffix: str) -> bytes:
     if member.refusal:
         raise Unusable(member.refusal)
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in CAPTION_SUFFIXES:
+        limit = MAX_CAPTION_BYTES + 1
+    elif suffix in TABLE_SUFFIXES:
+        limit = MAX_TABLE_BYTES + 1
+    elif suffix in _NO_IMAGES:
+        return _head(member)
+    else:
         limit = MAX_MEMBER_BYTES
+        known = suffix in IMAGE_SUFFIXES
+        if not known and not is_image("", _head(member)):
+            return _head(member)
         if member.size > limit:
             raise Unusable(f"has more than {limit:,} bytes; save a smaller version")
-    elif suffix == ".txt":
-        limit = MAX_CAPTION_BYTES + 1
-    else:
-        return _head(member)
     data = bytearray()
     try:
         with member.open() as file:

@@ -1,4 +1,4 @@
-"""Samples batches by step: each from one bucket, with all samples equally often."""
+"""Samples batches by step: each from one bucket, with all samples as often as they should be."""
 
 import logging
 import math
@@ -33,10 +33,21 @@ class Batches:
 
     The batch of a step depends only on seed, samples, batch size and step. Several processes share
     one batch, an image at several resolutions counts as several samples, and held-out images are
-    not samples.
+    not samples. A sample with n repeats counts as n samples.
     """
 
-    def __init__(self, shapes: Sequence[Hashable], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Hashable],
+        batch_size: int,
+        seed: int,
+        repeats: Sequence[int] | None = None,
+    ) -> None:
+        """repeats: how often each sample is used, relative to the others; None: all equally."""
+        repeats = repeats or [1] * len(shapes)
+        common = math.gcd(*repeats)
+        self._samples = [k for k, count in enumerate(repeats) for _ in range(count // common)]
+        shapes = [shapes[sample] for sample in self._samples]
         self._groups = list(_grouped(shapes).values())
         self._batch_size, self._seed = batch_size, seed
         # The smallest number of passes that gives whole batches in every bucket.
@@ -48,7 +59,7 @@ class Batches:
     def at(self, step: int) -> list[int]:
         """The sample indices of a step, counted from 0."""
         number, position = divmod(step, self.period)
-        return self._period(number)[position]
+        return [self._samples[k] for k in self._period(number)[position]]
 
     def _shuffled(self, number: int) -> list[list[int]]:
         """The batches of a period."""
@@ -92,8 +103,8 @@ def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) ->
             lines.append(f"{few} at {size}: {images} ({share})")
     if lines:
         log.warning(
-            "some sizes have fewer images than batch_size %d, so a batch repeats them. Each image "
-            "is still used equally often:\n  %s",
+            "some sizes have fewer images than batch_size %d, so a batch repeats them. No image is "
+            "used more often because of it:\n  %s",
             *(batch_size, "\n  ".join(lines)),
         )
 

@@ -43,6 +43,7 @@ class Sample:
     caption: str
     mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
     std_CHW: Tensor
+    repeats: int = 1  # how often it is used, relative to others
 
 
 @torch.no_grad()
@@ -91,11 +92,11 @@ def encode_images(
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
     family.release("vae")
-    kept, repeats = latents.mapped(), len(settings.resolutions)
+    kept, sizes = latents.mapped(), len(settings.resolutions)
     return [
-        Sample(example.name, example.caption, *kept[number * repeats + repeat])
-        for number, example in enumerate(examples)
-        for repeat in range(repeats)
+        Sample(each.name, each.caption, mean_CHW, std_CHW, each.repeats)
+        for number, each in enumerate(examples)
+        for mean_CHW, std_CHW in (kept[number * sizes + size] for size in range(sizes))
     ]
 
 

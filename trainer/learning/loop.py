@@ -78,7 +78,8 @@ class Loop:
         self.processes = processes()
         # One batch for all processes; this one uses the rows from `first_row`.
         rows = settings.batch_size * self.processes.num_processes
-        self.batches = Batches(shapes, rows, settings.seed)
+        repeats = [sample.repeats for sample in samples]
+        self.batches = Batches(shapes, rows, settings.seed, repeats)
         self.first_row = settings.batch_size * self.processes.process_index
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 

@@ -22,7 +22,7 @@ from adapters.placeholder import Placeholder
 from families.loading import load_family
 from families.registry import find_base_or_folder
 from inference.engine import Engine
-from inference.image_decoding import IMAGE_FORMATS, upright_srgb
+from inference.image_decoding import open_image, upright_srgb
 from inference.request import Request
 from lab.experiments import measures
 from lab.experiments.clip import Clip, has_lpips, lpips
@@ -198,7 +198,7 @@ class Photographs:
     def _photographs(self, subject: str) -> list[Image.Image]:
         pictures = []
         for file in self._files(subject):
-            with Image.open(file, formats=IMAGE_FORMATS) as picture:
+            with open_image(file.read_bytes()) as picture:
                 pictures.append(upright_srgb(picture)[0])
         return pictures
 

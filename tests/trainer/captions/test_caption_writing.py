@@ -231,6 +231,15 @@ def test_a_folder_gets_the_missing_captions_and_own_ones_are_never_changed(
     assert (folder / "b.txt").read_text() != first
 
 
+def test_the_name_of_a_folder_is_not_a_caption_of_its_own(tmp_path: Path, asked: Any) -> None:
+    (tmp_path / "imgs").mkdir()
+    folder = folder_of(tmp_path / "imgs" / "10_robot", {"a": "TOK by hand", "b": None})
+    asked(answers)
+    assert caption_dataset(folder.parent)[1].captions.keys() == {"10_robot/b.png"}
+    assert (folder / "b.txt").is_file()
+    assert caption_dataset(folder.parent)[1].captions == {}
+
+
 def test_a_zip_gets_a_new_zip_and_an_interrupted_command_continues(
     tmp_path: Path, asked: Any
 ) -> None:

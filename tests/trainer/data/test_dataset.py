@@ -199,22 +199,25 @@ def test_ten_thousand_pictures_with_captions_that_a_mac_has_packed(tmp_path):
 
 
 def test_other_files_are_only_worth_a_warning(tmp_path, caplog):
-    files = {"a.png": picture(), "b.heic": b"x", "c.gif": b"x", "d.mp4": b"x", "README.txt": b"\0"}
+    files = {"a.png": picture(), "b.jxl": b"x", "c.tga": b"x", "d.mp4": b"x", "README.txt": b"\0"}
     (example,) = read_dataset(make_zip(tmp_path / "a.zip", files), "a photo")
     assert example.caption == "a photo"
-    assert "only JPEG, PNG and WebP are supported: b.heic, c.gif" in caplog.text
+    assert "JPEG XL is not supported: b.jxl; export them as JPEG or PNG" in caplog.text
+    assert "their format is not supported: c.tga; export them as JPEG or PNG" in caplog.text
     assert "captions without an image of the same name, not read: README.txt" in caplog.text
     assert "videos are not supported: d.mp4" in caplog.text
 
 
 def test_a_dataset_without_pictures_says_what_it_found(tmp_path):
-    files = {"inner.zip": b"x", "b.heic": b"x", "c": picture()}
+    files = {"inner.zip": b"x", "b.dng": b"x", "c": b"\xff\x0a\0\0"}
     assert problems_of(make_zip(tmp_path / "a.zip", files)) == [
-        "a.zip: contains no readable image (b.heic, c, inner.zip); add JPEG, PNG or WebP images",
-        "a.zip: ignored, because only JPEG, PNG and WebP are supported: b.heic",
+        "a.zip: contains no readable image (b.dng, c, inner.zip); add images: JPEG, PNG, "
+        "WebP, HEIC, AVIF, TIFF, BMP, GIF or JPEG 2000",
+        "a.zip: ignored, because raw files of cameras are not supported: b.dng; export them as "
+        "JPEG",
         "a.zip: ignored, because archives in a dataset are not opened: inner.zip",
-        "a.zip: ignored, because the suffix is not that of an image: c (a PNG image); rename them "
-        "to .jpg, .png or .webp",
+        "a.zip: ignored, because their format is not supported: c (a JPEG XL image); export them "
+        "as JPEG or PNG",
     ]
     (problem,) = problems_of(make_zip(tmp_path / "b.zip", {}))
     assert "contains no readable image (it is empty)" in problem
@@ -280,7 +283,7 @@ def test_limits_on_sums_hold(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "a.zip", {f"{i}.png": picture() for i in range(3)})
     monkeypatch.setattr(dataset, "MAX_TOTAL_PIXELS", 2 * 32 * 24)
     assert "more than 1,536 pixels up to 2.png" in problems_of(path)[0]
-    # What is wrong with the pictures before that one is told, too, in the order of the names.
+    # What is wrong with captions, and with the images before that one, is told, too.
     files = {
         "0.png": picture()[:60],
         "1.png": picture(),
@@ -289,12 +292,13 @@ def test_limits_on_sums_hold(tmp_path, monkeypatch):
         "3.txt": b"\0",
     }
     starts = [
-        "a.zip: 0.png: is truncated",
         "a.zip: 1.txt: is not text",
+        "a.zip: 3.txt: is not text",
+        "a.zip: 0.png: is truncated",
         "a.zip: contains more than",
     ]
     problems = problems_of(make_zip(tmp_path / "a.zip", files | {"2.png": picture()}))
-    assert len(problems) == 3 and all(map(str.startswith, problems, starts))
+    assert len(problems) == 4 and all(map(str.startswith, problems, starts))
     monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 10)
     assert "0.png: has more than 10 bytes; save a smaller version" in problems_of(path)[0]
 

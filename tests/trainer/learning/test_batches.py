@@ -53,6 +53,17 @@ def test_every_sample_is_seen_equally_often(counts: list[int], size: int) -> Non
     assert set(seen.values()) == {2 * batches.passes}
 
 
+def test_a_sample_is_seen_as_often_as_its_repeats_say() -> None:
+    repeats = [10, 4, 4, 6]
+    batches = Batches([0, 0, 1, 1], 2, seed=3, repeats=repeats)
+    assert batches.period == 12 // 2 * batches.passes  # only their relation counts
+    seen = Counter(index for step in range(2 * batches.period) for index in batches.at(step))
+    assert [seen[k] for k in range(4)] == [n * batches.passes for n in repeats]
+    equal = Batches([0, 0, 1], 2, seed=3, repeats=[7, 7, 7])
+    plain = Batches([0, 0, 1], 2, seed=3)
+    assert [equal.at(k) for k in range(9)] == [plain.at(k) for k in range(9)]
+
+
 @pytest.mark.parametrize("size", [4, 8])
 def test_one_odd_image_has_its_fair_share_of_a_training(size: int) -> None:
     """Nine squares and one wide image: a tenth, not a quarter or a third."""

@@ -1,0 +1,214 @@
+"""Captions in JSON and in tables: of one image (`NAME.json`) or of many (`metadata.jsonl`).
+
+Tables are JSONL and CSV with a row for each image, and JSON that maps names of images to captions
+or lists such rows. Where programs differ, the first name that a row has is used.
+"""
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from adapters.files.containers import Unusable
+from trainer.data.mapped_file import Content
+from trainer.data.members import MAX_TABLE_BYTES, stem_of, suffix_of
+from trainer.encodings import decode
+
+# Columns, in the order in which they are looked for.
+_IMAGE_KEYS = ("file_name", "image_path", "image_file", "filename", "file", "image", "path")
+_CAPTION_KEYS = ("caption", "text", "prompt", "captions")
+# Groups of tags, in the order in which they are joined. `nl` is a sentence after them.
+_TAG_KEYS = (
+    *("trigger", "quality", "count", "character", "series", "artist", "appearance", "tags"),
+    "environment",
+)
+_SENTENCE = "nl"
+
+
+class NoCaptions(Exception):
+    """JSON or a table without captions. The message is a reason: "it has no …"."""
+
+
+@dataclass
+class Table:
+    """The captions in a table, by the image's name as it is written there."""
+
+    name: str
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    guess: str | None = None  # the encoding, if it was guessed
+
+
+def read_table(name: str, data: Content) -> Table:
+    """Reads a table. Raises `NoCaptions`, and `Unusable` if it is not text."""
+    text, guess = _text(name, data)
+    found = Table(name, guess=guess)
+    for image, captions in _rows(suffix_of(name), text):
+        kept = found.rows.setdefault(image, [])
+        kept += [each for each in captions if each not in kept]
+    if not found.rows:
+        raise NoCaptions("it has no row with the name of an image and a caption")
+    return found
+
+
+def read_json(name: str, data: Content) -> tuple[list[str], str | None]:
+    """The captions in the JSON file of one image, and the encoding if it was guessed.
+
+    Raises `NoCaptions`, and `Unusable` if it is not text.
+    """
+    text, guess = _text(name, data)
+    found = _captions_of(_parsed(text))
+    if not found:
+        raise NoCaptions("it has no caption, text, prompt or tags")
+    return found, guess
+
+
+def _text(name: str, data: Content) -> tuple[str, str | None]:
+    if len(data) > MAX_TABLE_BYTES:
+        raise NoCaptions(f"it is longer than {MAX_TABLE_BYTES:,} bytes")
+    return decode(bytes(data))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NoCaptions(f"it is not valid JSON ({str(error)[:80]})") from None
+
+
+def _rows(suffix: str, text: str) -> Iterator[tuple[str, list[str]]]:
+    """The name of an image and its captions, row by row."""
+    if suffix in (".csv", ".tsv"):
+        yield from _csv_rows(text, suffix)
+        return
+    if suffix == ".json":
+        value = _parsed(text)
+        rows: Iterable[Any] = value if isinstance(value, list) else ()
+        if isinstance(value, dict):
+            for image, captions in value.items():
+                if found := _captions_of(captions):
+                    yield image, found
+    else:
+        rows = _lines(text)
+    for row in rows:
+        if isinstance(row, dict) and (key := _image_key(row)):
+            if found := _captions_of(row):
+                yield row[key].strip(), found
+
+
+def _lines(text: str) -> Iterator[Any]:
+    """The values of JSONL. Raises `NoCaptions` if the first is not valid, and `Unusable` if only a
+    later one is: a table with captions."""
+    lines = ((k, line) for k, line in enumerate(text.splitlines(), start=1) if line.strip())
+    for count, (number, line) in enumerate(lines):
+        try:
+            value = _parsed(line)
+        except NoCaptions as error:
+            if count:
+                raise Unusable(f"line {number}: {error}; correct or remove it") from None
+            raise
+        yield value
+
+
+def _csv_rows(text: str, suffix: str) -> Iterator[tuple[str, list[str]]]:
+    first = text.split("\n", 1)[0]
+    delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise NoCaptions(f"it is not a valid table ({error})") from None
+    for row in rows:
+        plain = {
+            str(key).strip().lower(): value for key, value in row.items() if isinstance(value, str)
+        }
+        key = _image_key(plain)
+        if key is None:
+            if not any(plain.values()):
+                continue
+            raise NoCaptions("it has no column file_name")
+        others = [other for other in plain if other != key]
+        column = next((each for each in _CAPTION_KEYS if each in plain), None)
+        if column is None and len(others) == 1:
+            column = others[0]  # of any name, as in the imagefolder format
+        if column is None:
+            raise NoCaptions("it has no column text, caption or prompt")
+        if plain[column].strip():
+            yield plain[key].strip(), [plain[column]]
+
+
+def _image_key(row: Mapping[str, Any]) -> str | None:
+    """The column with the name of a row's image."""
+    others = [key for key in row if str(key).endswith("_file_name")]  # of the imagefolder format
+    for key in (*_IMAGE_KEYS, *others):
+        if isinstance(row.get(key), str) and row[key].strip():
+            return str(key)
+    return None
+
+
+def _captions_of(value: Any) -> list[str]:
+    """The captions in a JSON value: a text, a list of texts, or an object."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, list):
+        return [each for each in value if isinstance(each, str) and each.strip()]
+    if not isinstance(value, dict):
+        return []
+    for key in _CAPTION_KEYS:
+        if isinstance(value.get(key), str | list) and (found := _captions_of(value[key])):
+            return found
+    tags = _joined_tags(value)
+    return [tags] if tags else []
+
+
+def _joined_tags(value: Mapping[str, Any]) -> str:
+    """Tags in groups, as one caption: trigger, groups, and a sentence."""
+    tags = value.get("tags")
+    groups: dict[str, Any] = {**value, **tags} if isinstance(tags, dict) else dict(value)
+    if isinstance(tags, dict) and "tags" not in tags:
+        groups.pop("tags")
+    about = value.get("meta")
+    if isinstance(about, dict) and "trigger" in about:
+        groups["trigger"] = about["trigger"]
+    parts: dict[str, None] = {}
+    for key in _TAG_KEYS:
+        group = groups.get(key)
+        for each in group if isinstance(group, list) else [group]:
+            if isinstance(each, str | int) and not isinstance(each, bool) and str(each).strip():
+                parts[str(each).strip()] = None
+    sentence = groups.get(_SENTENCE)
+    sentences = [sentence.strip()] if isinstance(sentence, str) and sentence.strip() else []
+    if list(parts) == [str(groups.get("trigger", "")).strip()] and not sentences:
+        return ""  # the trigger alone describes nothing
+    return ". ".join([", ".join(parts)] * bool(parts) + sentences)
+
+
+class Names:
+    """Finds the image that a table means."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self._images = set(images)
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_end: dict[str, list[str]] = {}
+        for name in images:
+            self._by_stem.setdefault(stem_of(name), []).append(name)
+            last = PurePosixPath(name).name
+            for end in dict.fromkeys((last, PurePosixPath(last).stem)):
+                self._by_end.setdefault(end, []).append(name)
+
+    def find(self, written: str, table: str) -> list[str]:
+        """The images with this name in a table: relative to it, else with the same last part.
+
+        Absolute names are those of another machine, so only their last part counts; it must be
+        unique. A name without a suffix may mean several images.
+        """
+        name = written.replace("\\", "/")
+        relative = posixpath.normpath(str(PurePosixPath(table).parent / name))
+        if relative in self._images:
+            return [relative]
+        if found := self._by_stem.get(relative):
+            return found
+        found = self._by_end.get(PurePosixPath(name).name, [])
+        return found if len(found) == 1 else []

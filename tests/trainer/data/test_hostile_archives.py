@@ -507,7 +507,7 @@ def test_the_watch_sees_what_is_left_behind(tmp_path: Path) -> None:
 
 def test_the_watch_bounds_memory_and_files(tmp_path: Path) -> None:
     with watched(tmp_path / "own"), pytest.raises(MemoryError):
-        bytes(200 << 20)
+        bytes(4 << 30)  # more than what earlier tests have freed within the process
     path = tmp_path / "own" / "large"
     with watched(tmp_path / "own"):
         with pytest.raises(OSError), path.open("wb") as file:

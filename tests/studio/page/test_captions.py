@@ -1,5 +1,6 @@
 """Captions in the page: whatever happens, no text is lost."""
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,11 @@ def context(server: Server) -> Iterator["sync_api.BrowserContext"]:
         browser.close()
 
 
+def caption(page: "sync_api.Page", name: str = "00.png") -> "sync_api.Locator":
+    """The caption of an image, which need not be the first: images with findings are."""
+    return page.get_by_role("button", name=re.compile(f"^Caption of {re.escape(name)}"))
+
+
 @pytest.fixture
 def captions(server: Server) -> Path:
     """The dataset's folder; the first two captions as they were at first."""
@@ -58,7 +64,7 @@ def page(
 def test_a_text_is_saved_half_a_second_after_the_last_key(
     page: "sync_api.Page", captions: Path
 ) -> None:
-    page.locator(".caption").first.click()
+    caption(page).click()
     page.keyboard.type(" at night")
     expect(page.locator(".saved.good")).to_have_text("saved")
     assert (captions / "00.txt").read_text() == "a photo of TOK at night"
@@ -67,7 +73,7 @@ def test_a_text_is_saved_half_a_second_after_the_last_key(
 def test_a_text_is_saved_when_the_screen_is_left_at_once(
     page: "sync_api.Page", captions: Path
 ) -> None:
-    page.locator(".caption").first.click()
+    caption(page).click()
     page.keyboard.type(" by the sea")
     page.evaluate("() => { location.hash = '#/datasets'; }")
     expect(page.get_by_role("heading", name="Datasets")).to_be_visible()
@@ -82,13 +88,13 @@ def test_a_text_that_could_not_be_saved_is_there_when_the_screen_is_opened_again
     page: "sync_api.Page", captions: Path
 ) -> None:
     page.route("**/captions/**", lambda route: route.abort())
-    page.locator(".caption").first.click()
+    caption(page).click()
     page.keyboard.type(" in the rain")
     page.evaluate("() => { location.hash = '#/datasets'; }")
     expect(page.locator(".toast.bad")).to_contain_text("The caption of 00.png is not saved")
     page.unroute("**/captions/**")
     page.evaluate("() => { location.hash = '#/datasets/robot'; }")
-    expect(page.locator(".caption").first).to_contain_text("a photo of TOK in the rain")
+    expect(caption(page)).to_contain_text("a photo of TOK in the rain")
     expect(page.locator(".saved.good")).to_have_text("saved")
     assert (captions / "00.txt").read_text() == "a photo of TOK in the rain"
 
@@ -103,7 +109,7 @@ def test_the_link_to_the_content_stays_on_the_screen(page: "sync_api.Page", serv
 def test_a_caption_that_was_changed_elsewhere_keeps_both_texts_until_one_is_chosen(
     page: "sync_api.Page", captions: Path
 ) -> None:
-    page.locator(".caption").first.click()
+    caption(page).click()
     (captions / "00.txt").write_text("theirs, of TOK")
     page.keyboard.type(", mine")
     expect(page.locator(".theirs")).to_have_text("theirs, of TOK")
@@ -123,14 +129,14 @@ def test_a_replacement_is_shown_first_and_undone_as_a_whole(
     expect(page.locator(".change ins").first).to_have_text("a picture of TOK")
     assert (captions / "00.txt").read_text() == "a photo of TOK"
     page.get_by_role("button", name="Replace all").click()
-    expect(page.locator(".caption").first).to_have_text("a picture of TOK")
+    expect(caption(page)).to_have_text("a picture of TOK")
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator(".caption").first).to_have_text("a photo of TOK")
+    expect(caption(page)).to_have_text("a photo of TOK")
     assert (captions / "01.txt").read_text() == "a photo of TOK"
 
 
 def test_a_removed_image_comes_back_with_its_caption(page: "sync_api.Page", captions: Path) -> None:
-    page.locator(".caption").first.focus()
+    caption(page).focus()
     page.keyboard.press("Delete")
     expect(page.locator(".image-row")).to_have_count(15)
     assert not (captions / "00.txt").exists()

@@ -105,7 +105,8 @@ def test_the_way_from_images_to_a_generated_image(
     page.get_by_role("textbox", name="Caption of 00.png").fill("a drawing of TOK")
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Caption of 00.png: a drawing of TOK")).to_be_visible()
-    expect(rows.first.get_by_text("saved", exact=True)).to_be_visible()
+    edited = rows.filter(has_text="a drawing of TOK")
+    expect(edited.get_by_text("saved", exact=True)).to_be_visible()
     caption = server.folder / "datasets" / "robot" / "00.txt"
     assert caption.read_text().strip() == "a drawing of TOK"
 

@@ -33,7 +33,7 @@ class TrainingOutput(BaseModel):
 # fmt: off
 @entry_point
 def train(
-    dataset: Path = Input(description="Zip or tar of 10 to 40 images (jpg, png, webp), with an optional caption in NAME.txt next to each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar", max_length=104857600),
+    dataset: Path = Input(description="Zip or tar of 10 to 40 images (JPEG, PNG, WebP, HEIC and others), with an optional caption in NAME.txt next to each NAME.jpg.", accept=".zip,.tar,application/zip,application/x-tar", max_length=104857600),
     name: Optional[str] = Input(description="Name of the run, in the name of its folder: outputs/DATE-NAME-01. Default: the dataset's name.", default=None, max_length=64),
     base_model: str = Input(description="Model to train on. auto: $BASE_MODEL, else the largest that fits the GPU, and the included miniature test model without a GPU.", default="auto", choices=BASE_MODELS),
     default_caption: str = Input(description="Caption of images that have none of their own. TOK stands for your subject.", default="a photo of TOK", max_length=10000),

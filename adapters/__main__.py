@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,10 @@ from adapters.formats import PROGRAMS, LoraMismatch
 from adapters.tools import (
     Changed,
     Goal,
-    Opened,
     ToolError,
     convert,
     inspect,
     merge,
-    norms_by_block,
     open_lora,
     refuse_existing,
     resize,
@@ -95,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         tool = _add(tools, name, what)
         tool.add_argument("file", type=Path)
-        tool.add_argument("--scale", type=float, default=1.0, help="of the adapter; default: 1")
+        tool.add_argument("--scale", type=_finite, default=1.0, help="of the adapter; default: 1")
         tool.add_argument("--adapter", default="", help="its version; default: the newest")
         _add_output(tool, f"NAME-{name}.zip")
         tool.set_defaults(run=_turbo, sign=sign, tool=name)
@@ -117,15 +116,12 @@ def _add_output(tool: argparse.ArgumentParser, default: str) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     opened = open_lora(arguments.file, arguments.base)
     facts = inspect(opened)
-    text = json.dumps(facts, indent=2) if arguments.json else shown(facts, norms_by_block(opened))
-    print(text)
+    print(json.dumps(facts, indent=2) if arguments.json else shown(facts))
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    output = _output(arguments, f"{arguments.file.stem}-{arguments.to}.safetensors")
     opened = open_lora(arguments.file, arguments.base)
-    output = arguments.output or Path(f"{arguments.file.stem}-{arguments.to}.safetensors")
-    if output.suffix != ".safetensors":
-        raise ToolError(f"{output}: other programs read .safetensors; name such a file")
     converted = convert(opened, arguments.to)
     files = write(converted, output, arguments.overwrite)
     exact = "bit for bit" if not converted.rounded else f"{converted.rounded} rounded once"
@@ -135,29 +131,36 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    loras = [
-        (open_lora(path, arguments.base), scale) for path, scale in map(_scaled, arguments.files)
-    ]
-    _save(merge(loras, arguments.rank), loras[0][0], "merged", arguments)
+    scaled = [_scaled(word) for word in arguments.files]
+    output = _output(arguments, f"{scaled[0][0].stem}-merged.zip")
+    loras = [(open_lora(path, arguments.base), scale) for path, scale in scaled]
+    _save(merge(loras, arguments.rank), output)
 
 
 def _resize(arguments: argparse.Namespace) -> None:
     goal = Goal(arguments.rank, arguments.energy, arguments.size)
-    opened = open_lora(arguments.file, arguments.base)
-    _save(resize(opened, goal), opened, "resized", arguments)
+    output = _output(arguments, f"{arguments.file.stem}-resized.zip")
+    _save(resize(open_lora(arguments.file, arguments.base), goal), output)
 
 
 def _turbo(arguments: argparse.Namespace) -> None:
+    output = _output(arguments, f"{arguments.file.stem}-{arguments.tool}.zip")
     opened = open_lora(arguments.file, arguments.base)
-    result = with_training_adapter(opened, arguments.sign * arguments.scale, arguments.adapter)
-    _save(result, opened, arguments.tool, arguments)
+    scale = arguments.sign * arguments.scale
+    _save(with_training_adapter(opened, scale, arguments.adapter), output)
 
 
-def _save(result: Changed, source: Opened, suffix: str, arguments: argparse.Namespace) -> None:
-    output = arguments.output or Path(f"{source.path.stem}-{suffix}.zip")
-    if output.suffix != ".zip":
-        raise ToolError(f"{output}: the result is a weights.zip; `convert` writes other files")
+def _output(arguments: argparse.Namespace, default: str) -> Path:
+    """The file to write, checked before anything is read."""
+    output: Path = arguments.output or Path(default)
+    wanted = Path(default).suffix
+    if output.suffix != wanted:
+        raise ToolError(f"{output}: this tool writes a {wanted} file; name it so")
     refuse_existing([output], arguments.overwrite)
+    return output
+
+
+def _save(result: Changed, output: Path) -> None:
     write_archive(result.archive, output)
     ranks = sorted({each.rank for each in result.layers})
     shown_ranks = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
@@ -177,9 +180,17 @@ def _scaled(word: str) -> tuple[Path, float]:
     if not colon or Path(word).exists():
         return Path(word), 1.0
     try:
-        return Path(path), float(scale)
+        return Path(path), _finite(scale)
     except ValueError:
         raise ToolError(f"{word}: {scale!r} is not a number; write FILE:SCALE") from None
+
+
+def _finite(word: str) -> float:
+    """A number. Raises ValueError for text, NaN and infinity."""
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _positive(word: str) -> int:

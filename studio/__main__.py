@@ -7,6 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from studio.folder import Studio
 
 PORT = 8500
 TRIED = 20  # ports from PORT on, if none was given
@@ -137,7 +141,7 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
     sys.exit(f"cannot listen on {host}:{port or PORT} ({last}); try another --port")
 
 
-def _print_runs(studio: "Studio") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _print_runs(studio: "Studio") -> None:
     """Says which runs go on without the page, and which ones wait for it."""
     from studio.jobs import jobs_of
     from trainer.lock import Lock

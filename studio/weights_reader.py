@@ -38,12 +38,13 @@ def answer(path: Path) -> dict[str, Any]:
 
 
 def _norm(delta: Any) -> float | None:
-    """The Frobenius norm of B A, without the product; None for other kinds than plain LoRA."""
-    if not isinstance(delta, tuple) or len(delta) != 2:
+    """The Frobenius norm of a plain LoRA's change of a layer; None for other kinds."""
+    from adapters.tools import norm
+
+    if not isinstance(delta, tuple):
         return None
-    down, up = (each.double() for each in delta)
-    squared = float(((up.T @ up) * (down @ down.T)).sum())
-    return round(math.sqrt(max(squared, 0.0)), 6) if math.isfinite(squared) else None
+    found = norm(*(each.double() for each in delta))
+    return round(found, 6) if math.isfinite(found) else None
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from families.registry import UnknownBase, family_of, find_base
+
 _DIFFUSERS = """\
 import torch
 from diffusers import DiffusionPipeline
@@ -22,9 +24,14 @@ def uses(row: dict[str, Any]) -> list[dict[str, str]]:
         )
     comfy = "Not tried with a real base model. Copy the LoRA to models/loras."
     code = "models/loras/lora_weights.safetensors"
-    if tokens:
-        comfy += " Copy the token to models/embeddings, and write it in the prompt."
-        code += "".join(f"\nmodels/embeddings/{t}.safetensors\nembedding:{t}" for t in tokens[:1])
+    if tokens and not _reads_embeddings(row["base_model"]):
+        comfy += " It cannot read the embedding of the token with this base model."
+    elif tokens:
+        comfy += (
+            " Copy the token to models/embeddings, and write it in the prompt with one space "
+            "before it and a comma after it."
+        )
+        code += "".join(f"\nmodels/embeddings/{t}.safetensors\nembedding:{t}," for t in tokens[:1])
     return [
         {
             "program": "diffusers",
@@ -33,3 +40,12 @@ def uses(row: dict[str, Any]) -> list[dict[str, str]]:
         },
         {"program": "ComfyUI", "text": comfy, "code": code},
     ]
+
+
+def _reads_embeddings(base_model: str | None) -> bool:
+    """Whether ComfyUI reads embeddings for a base model; true if the model is not known."""
+    try:
+        reader = family_of(find_base(base_model or "")).lora_readers.get("comfyui")
+    except UnknownBase:
+        return True
+    return reader is not None and reader.embedding

@@ -1,7 +1,8 @@
 """Inspects, converts, merges and resizes LoRA files (`python -m adapters`)."""
 
 from adapters.tools.convert import Converted, convert, refuse_existing, write
-from adapters.tools.inspection import inspect, norms_by_block, shown
+from adapters.tools.inspection import inspect, shown
+from adapters.tools.low_rank import norm
 from adapters.tools.merge import Changed, merge, with_training_adapter
 from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
@@ -15,7 +16,7 @@ __all__ = [
     "convert",
     "inspect",
     "merge",
-    "norms_by_block",
+    "norm",
     "open_lora",
     "refuse_existing",
     "resize",

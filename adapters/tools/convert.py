@@ -21,7 +21,7 @@ from adapters.formats import (
     StoredLayer,
     completed,
 )
-from adapters.tools.opened import Opened, ToolError, stored
+from adapters.tools.opened import Opened, ToolError
 from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER, LoraReader
 from families.registry import family_of
 
@@ -56,7 +56,7 @@ def convert(opened: Opened, program_name: str) -> Converted:
     """The same LoRA for another program. Raises `ToolError` for a kind that it does not read."""
     program, reader = _program(program_name, opened)
     style = reader.writes
-    layers = stored(opened)
+    layers = opened.layers
     pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
     tensors: dict[str, Tensor] = {}
     for written, layer in layers.items():

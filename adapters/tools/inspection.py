@@ -9,7 +9,7 @@ from typing import Any
 from adapters.formats import ALPHA, DOWN, PROGRAMS, Found, is_zero, split_key, verdict
 from adapters.tools.convert import kind_of
 from adapters.tools.low_rank import norm
-from adapters.tools.opened import Opened, keys_and_metadata, stored
+from adapters.tools.opened import Opened
 from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER
 from families.registry import family_of
 
@@ -27,8 +27,7 @@ _TRAINED = re.compile(r"ss_(?:base_model_version|network_module|num_epochs|steps
 
 def inspect(opened: Opened) -> dict[str, Any]:
     """All facts of a LoRA, for people (`shown`) and as JSON."""
-    layers = stored(opened)
-    keys, metadata = keys_and_metadata(opened.path)
+    layers = opened.layers
     ranks = Counter(len(each.parts[DOWN]) for each in layers.values() if DOWN in each.parts)
     scales = Counter(round(each.scale, 6) for each in layers.values())
     archive = opened.archive
@@ -43,14 +42,14 @@ def inspect(opened: Opened) -> dict[str, Any]:
         "zero_layers": sum(is_zero(each) for each in opened.deltas.values()),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "alpha_over_rank": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(Counter(dtype for _, dtype in keys.values())),
+        "dtypes": dict(Counter(opened.dtypes.values())),
         "norms": norms(opened),
         "tokens": [
             {"token": each.token, "vectors": len(each.vectors), "norm": round(each.norm(), 4)}
             for each in archive.placeholders
         ],
-        "training": _training(archive.meta, metadata),
-        "read_by": read_by(opened, keys, layers, metadata),
+        "training": _training(archive.meta, opened.metadata),
+        "read_by": read_by(opened),
         "sha256_of_tensors": archive.lora_sha256,
     }
 
@@ -63,24 +62,20 @@ def norms(opened: Opened) -> dict[str, float | None]:
     }
 
 
-def norms_by_block(opened: Opened) -> dict[str, float]:
+def by_block(norms: Mapping[str, float | None]) -> dict[str, float]:
     """The root of the sum of squared norms of a block's layers, by the block's name."""
     blocks: dict[str, float] = {}
-    for name, value in norms(opened).items():
+    for name, value in norms.items():
         match = re.match(r"(.*?\.\d+)\.", name)
         block = match[1] if match else name
         blocks[block] = blocks.get(block, 0.0) + (value or 0.0) ** 2
     return {block: math.sqrt(total) for block, total in blocks.items()}
 
 
-def read_by(
-    opened: Opened,
-    keys: Mapping[str, object],
-    layers: Mapping[str, Any],
-    metadata: Mapping[str, str],
-) -> dict[str, str]:
+def read_by(opened: Opened) -> dict[str, str]:
     """By program, whether it reads the file as it is, and why not."""
-    names = [key for key in keys if (split := split_key(key)) and split.part not in (ALPHA,)]
+    layers = opened.layers
+    names = [key for key in opened.dtypes if (split := split_key(key)) and split.part != ALPHA]
     fitting = [style for style, form in _STYLES if all(form.fullmatch(key) for key in names)]
     other = {kind_of(each) for each in layers.values()} - {"LoRA"}
     scaled = [
@@ -96,7 +91,7 @@ def read_by(
     return {each.title: verdict(each, readers.get(name), found) for name, each in PROGRAMS.items()}
 
 
-def shown(facts: Mapping[str, Any], blocks: Mapping[str, float]) -> str:
+def shown(facts: Mapping[str, Any]) -> str:
     """The facts as text, with a bar for each block's norm."""
     lines = [
         f"{facts['file']}: {facts['bytes'] / 1e6:,.1f} MB",
@@ -116,7 +111,7 @@ def shown(facts: Mapping[str, Any], blocks: Mapping[str, float]) -> str:
     width = max(map(len, facts["read_by"]))
     lines += ["", "Programs that read this file as it is (convert --to NAME for the others):"]
     lines += [f"  {name:<{width}}  {answer}" for name, answer in facts["read_by"].items()]
-    lines += ["", "Norm of the change by block:", *_bars(blocks)]
+    lines += ["", "Norm of the change by block:", *_bars(by_block(facts["norms"]))]
     return "\n".join(lines)
 
 

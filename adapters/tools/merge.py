@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from adapters.archive import Archive
-from adapters.formats import Factors, as_written, parse_lora, read_tensors
+from adapters.formats import Factors, as_written
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_distinct
 from adapters.tools.low_rank import distance, norm, singular
 from adapters.tools.opened import Opened, ToolError
-from families.base import Base
+from adapters.turbo import TurboAdapter
 from families.repository import adapter_path
 
 
@@ -61,18 +61,16 @@ def merge(loras: Sequence[tuple[Opened, float]], rank: int | None = None) -> Cha
         {"name": each.name, "scale": scale, "sha256": each.archive.lora_sha256}
         for each, scale in loras
     ]
-    meta = {**meta_of(first), **named(placeholders), "merged": facts}
+    meta = {"base_model": first.base.hub_id, **named(placeholders), "merged": facts}
     return changed(merged, rank, placeholders, meta)
 
 
-def with_training_adapter(
-    opened: Opened, scale: float, version: str = "", base: Base | None = None
-) -> Changed:
+def with_training_adapter(opened: Opened, scale: float, version: str = "") -> Changed:
     """The LoRA plus `scale` times the training adapter of its base.
 
     Raises `ToolError` for a base without one, and `MissingModel` if its file cannot be found.
     """
-    base = base or opened.base
+    base = opened.base
     if not base.training_adapters:
         raise ToolError(
             f"{base.name} has no training adapter; name the distilled base with --base, such as "
@@ -83,12 +81,10 @@ def with_training_adapter(
         raise ToolError(
             f"{base.name} has the training adapters {', '.join(base.training_adapters)}"
         )
-    path = adapter_path(base.training_adapters[version])
-    tensors, metadata = read_tensors(path, path.name)
-    found = opened.layout.fit(parse_lora(tensors, metadata, path.name), path.name)
-    adapter: Factors = {name: each for name, each in found.items() if isinstance(each, tuple)}
-    merged = joined([(opened.factors("this"), 1.0), (adapter, scale)])
-    facts = {"name": path.name, "scale": scale}
+    adapter = TurboAdapter.read(adapter_path(base.training_adapters[version]))
+    opened.layout.fit(adapter.factors, adapter.name)  # raises for another model's
+    merged = joined([(opened.factors("this"), 1.0), (adapter.factors, scale)])
+    facts = {"name": adapter.name, "scale": scale}
     meta = {**meta_of(opened), "base_model": base.hub_id, "training_adapter_added": facts}
     return changed(merged, None, opened.archive.placeholders, meta)
 

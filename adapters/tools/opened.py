@@ -35,7 +35,9 @@ class Opened:
     why: str  # the reason for `base`
     layout: Layout
     deltas: Mapping[str, Delta]  # by the base's layer names; alpha is multiplied in
-    config: bytes | None = None  # the text of its adapter_config.json, as it was when it was opened
+    layers: Mapping[str, StoredLayer]  # as stored, by the file's layer names
+    dtypes: Mapping[str, str]  # of each tensor, by its name in the file
+    metadata: Mapping[str, str]  # of the file's header
 
     @property
     def name(self) -> str:
@@ -60,32 +62,22 @@ def open_lora(path: Path, base_name: str = "") -> Opened:
     Raises `BrokenArchive` for a file that cannot be read, `LoraMismatch` for one that fits no known
     model, and `UnknownBase`.
     """
-    with open_archive(path) as file:
-        config = file.config
     archive = read_archive(path)
     named, why = _named_base(archive, base_name)
     base, layout = (named, layout_of(named)) if named else _first_that_fits(archive, path.name)
     deltas = layout.fit(archive.deltas, path.name)
     why = why or f"all {len(deltas)} layers fit"
-    return Opened(path, archive, base, why, layout, deltas, config)
+    return Opened(path, archive, base, why, layout, deltas, *stored(path))
 
 
-def stored(opened: Opened) -> dict[str, StoredLayer]:
-    """The tensors of the file as they are stored, by the file's layer names."""
-    with open_archive(opened.path) as file:
-        return stored_layers(file.tensors, file.source, opened.config)
-
-
-def keys_and_metadata(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[str, str]]:
-    """Shape and dtype of each tensor in a LoRA file by name, and its header's metadata."""
+def stored(path: Path) -> tuple[dict[str, StoredLayer], dict[str, str], dict[str, str]]:
+    """The layers of a LoRA file as they are stored, the dtype of each tensor, and the metadata."""
     with open_archive(path) as file:
+        layers = stored_layers(file.tensors, file.source, file.config)
         planned = file.tensors.planned()
         metadata = dict(file.tensors.metadata)
-    shapes = {
-        key: (tuple(each.shape), str(each.dtype).removeprefix("torch."))
-        for key, each in planned.items()
-    }
-    return shapes, metadata
+    dtypes = {key: str(each.dtype).removeprefix("torch.") for key, each in planned.items()}
+    return layers, dtypes, metadata
 
 
 def layout_of(base: Base) -> Layout:

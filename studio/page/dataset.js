@@ -149,7 +149,7 @@ class Dataset {
     clearTimeout(this.pause);
     if (!this.seen.length) {
       fill(this.list, h("li", { class: "plain" }, images.length ? h("p", { class: "dim pad" }, this.words ? "No image has these words." : "No image here. That is good.")
-        : empty("upload", "Drop images here", "5 to 30 images of one subject, from different sides and in different light. JPEG, PNG or WebP. Captions come as text files of the same names, or are written here.", button("Choose images", () => this.choose(), { kind: "primary", iconName: "upload" }), button("Choose a folder", () => this.choose({ folder: true })))));
+        : empty("upload", "Drop images here", "5 to 30 images of one subject, from different sides and in different light. JPEG, PNG, WebP, HEIC and others. Captions come as text files of the same names, or are written here.", button("Choose images", () => this.choose(), { kind: "primary", iconName: "upload" }), button("Choose a folder", () => this.choose({ folder: true })))));
       this.select(null);
       return;
     }

@@ -5,7 +5,7 @@ import { button, dialog, fill, h, icon, toast } from "./dom.js";
 import { pickFiles, put } from "./uploads.js";
 
 const SIZES = [256, 512, 768, 1024, 1328];
-const IMAGES = "image/jpeg,image/png,image/webp";
+const IMAGES = "image/*,.heic,.heif,.avif,.jp2";
 
 /** Fills `side`. `on`: {load(), remove(image), loaded(undo)}. */
 export function inspector(side, state, on) {

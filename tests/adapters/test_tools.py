@@ -6,19 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from root import ROOT
 from torch import Tensor
 
 from adapters.__main__ import main
 from adapters.archive import Archive, read_archive, write_archive
-from adapters.archive_opening import open_archive
 from adapters.formats import PROGRAMS, LoraMismatch, as_delta
 from adapters.formats.layout import Layout
 from adapters.placeholder import Placeholder
 from adapters.tools.convert import convert, write
 from adapters.tools.inspection import inspect
 from adapters.tools.merge import merge, with_training_adapter
-from adapters.tools.opened import Opened, ToolError, open_lora
+from adapters.tools.opened import Opened, ToolError, open_lora, stored
 from adapters.tools.resize import Goal, resize
+from families.base import LORA_STYLES
 from families.registry import BASES, FAMILIES
 from lab.benchmarks.format_cases import CASES, Case, Weights, low_rank
 from lab.benchmarks.formats import ORIGINAL_NAMES, _weights
@@ -45,9 +46,8 @@ def opened(path: Path, name: str, layout: Layout) -> Opened:
     """A file for one of the small models, whose shapes are no known base's."""
     archive = read_archive(path)
     base = next(base for base in FAMILY[name].bases if base.training_resolution > 64)
-    with open_archive(path) as file:
-        config = file.config
-    return Opened(path, archive, base, "", layout, layout.fit(archive.deltas, path.name), config)
+    deltas = layout.fit(archive.deltas, path.name)
+    return Opened(path, archive, base, "", layout, deltas, *stored(path))
 
 
 def dense(opened: Opened) -> dict[str, Tensor]:
@@ -244,3 +244,25 @@ def test_a_lora_of_another_model_is_refused_with_the_layers_that_do_not_fit(
     odd = Archive({"layers.0.attention.to_q": (torch.ones(2, 40), torch.ones(40, 2))}, (), {})
     with pytest.raises(LoraMismatch, match="fits no known base model.*LoRA 40x40"):
         open_lora(write_archive(odd, tmp_path / "odd.zip"))
+
+
+def test_the_document_says_what_the_families_say() -> None:
+    """docs/adapters.md: for each program and style, the base models whose LoRAs it reads."""
+    lines = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    documented = {}
+    for row in rows:
+        for name in row[-1].replace("`", "").split(", ") if len(row) == 6 else ():
+            documented[name] = row[1:5]
+    found = {
+        name: [
+            " ".join(
+                title[0]
+                for title, family in FAMILY.items()
+                if style in family.lora_readers[name].reads
+            )
+            for style in LORA_STYLES
+        ]
+        for name in PROGRAMS
+    }
+    assert {name: row for name, row in documented.items() if name in PROGRAMS} == found

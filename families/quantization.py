@@ -5,7 +5,7 @@ the other layers (embedders, norms, the last layer) are small and sensitive.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,18 @@ QUANTIZATIONS: dict[str, Quantization] = {
         needs_gpu=True,
     ),
 }
+
+
+def usable(device: torch.device, names: Iterable[str] = ()) -> list[str]:
+    """Those quantizations, by default all, that can run on this device."""
+    found = []
+    for name in names or QUANTIZATIONS:
+        try:
+            check_available(name, device)
+        except QuantizationUnavailable:
+            continue
+        found.append(name)
+    return found
 
 
 def check_available(name: str, device: torch.device) -> None:

@@ -21,12 +21,7 @@ from families.captioners import Answer, Captioner, Question, UnknownCaptioner
 from families.loading import default_dtype
 from families.memory import RESERVE, free_memory
 from families.out_of_memory import is_out_of_memory
-from families.quantization import (
-    QUANTIZATIONS,
-    QuantizationUnavailable,
-    block_linears,
-    check_available,
-)
+from families.quantization import QUANTIZATIONS, block_linears, usable
 from families.registry import family_of
 from families.tokens import PromptTokenizer
 from families.weights import whole
@@ -197,7 +192,9 @@ def choose_loading(captioner: Captioner, device: torch.device) -> Loading:
     free, dtype = free_memory(device), default_dtype(device)
     room = free * (1 - RESERVE)
     need = 0
-    for quantize in usable(device):
+    # On a CPU, int8 saves no memory while it is made.
+    quantized = [] if device.type == "cpu" else usable(device, ("int8", "nf4"))
+    for quantize in ("none", *quantized):
         need = bytes_needed(captioner, quantize, dtype, batch_on(device))
         if need <= room:
             return Loading(quantize, batch_on(device), dtype, need)
@@ -210,20 +207,6 @@ def choose_loading(captioner: Captioner, device: torch.device) -> Loading:
         f"{captioner.name} needs about {need / 1e9:.1f} GB to write captions, and "
         f"{room / 1e9:.1f} GB are free; {advice}"
     )
-
-
-def usable(device: torch.device) -> list[str]:
-    """The quantizations of a captioner on this device, the most exact first."""
-    if device.type == "cpu":  # int8 saves no memory while it is made
-        return ["none"]
-    names = ["none"]
-    for name in ("int8", "nf4"):
-        try:
-            check_available(name, device)
-        except QuantizationUnavailable:
-            continue
-        names.append(name)
-    return names
 
 
 def batch_on(device: torch.device) -> int:

@@ -153,12 +153,7 @@ def check_images(studio: Studio, settings: Settings, chosen: Chosen, folder: Pat
     try:
         examples = read_dataset(
             folder / settings.dataset,
-            settings.default_caption,
-            None if settings.subjects else settings.subject,
-            settings.caption_prefix,
-            settings.caption_suffix,
-            settings.skip_bad_images,
-            settings.named_subjects,
+            *settings.caption_rules,
         )
     except DatasetError as error:
         raise Problem(422, str(error), "dataset") from None

@@ -36,12 +36,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
 
     examples = read_dataset(
         settings.dataset,
-        settings.default_caption,
-        None if settings.subjects else settings.subject,
-        settings.caption_prefix,
-        settings.caption_suffix,
-        settings.skip_bad_images,
-        settings.named_subjects,
+        *settings.caption_rules,
         write if settings.autocaption else None,
     )
     check(len(examples))

@@ -14,7 +14,7 @@ import torch
 
 from adapters.archive import read_archive
 from families.loading import load_family
-from families.quantization import QUANTIZATIONS
+from families.quantization import QUANTIZATIONS, usable
 from families.registry import find_base
 from inference import acceleration
 from inference.acceleration import compile_blocks, is_compiled, use_attention, with_fallback
@@ -34,7 +34,6 @@ from lab.benchmarks.gpu_check_rows import (
     empty,
 )
 from lab.benchmarks.random_base import write_images, write_random_base
-from trainer.memory.fitting import usable
 from trainer.run import train
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import TrainingInputs

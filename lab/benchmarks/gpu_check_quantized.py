@@ -8,10 +8,10 @@ import torch
 
 from families import quantization
 from families.packed_weights import has_float8_products
+from families.quantization import usable
 from inference.acceleration import compile_blocks
 from lab.benchmarks import gpu
 from lab.benchmarks.gpu_check_rows import SKIPPED, Check, Row, empty
-from trainer.memory.fitting import usable
 from trainer.memory.plan import Mode
 
 STORED_STEP = 1.1  # goal: a compiled step on a quantized base, in ratio to 16 bits

@@ -9,6 +9,7 @@ import torch
 
 from adapters.lora import Lora
 from families.family import Family
+from families.quantization import usable
 from inference.acceleration import compile_blocks, compile_text_encoder, is_compiled
 from lab.benchmarks import gpu
 from lab.benchmarks.gpu_check_rows import FAILED, MEASURED, PASSED, SKIPPED, Check, Row, empty
@@ -16,7 +17,6 @@ from lab.benchmarks.peers import OURS, Found, compared
 from lab.benchmarks.step_profile import Profile, counted, loop_of, profiled
 from trainer.learning.loop import Loop
 from trainer.learning.loss import flow_loss
-from trainer.memory.fitting import usable
 from trainer.memory.plan import Mode
 
 WITH_TOKEN, FIRST_STEP = 1.25, 15.0  # goals: ratio to a step without, seconds

@@ -20,13 +20,13 @@ from torch import nn
 from adapters.lora import Lora
 from families.family import Family, WeightStorage
 from families.memory import RESERVE, free_memory
-from families.quantization import apply_storage, quantize_transformer
+from families.quantization import apply_storage, quantize_transformer, usable
 from families.recomputation import recompute
 from families.without_weights import config_of, family_without_weights
 from inference.acceleration import compile_blocks, compile_text_encoder
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
-from trainer.memory.fitting import TEXT_TOKENS, figures_of, usable
+from trainer.memory.fitting import TEXT_TOKENS, figures_of
 from trainer.memory.plan import LADDER, Mode
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings

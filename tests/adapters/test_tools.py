@@ -253,14 +253,10 @@ def test_the_document_says_what_the_families_say() -> None:
     documented = {}
     for row in rows:
         for name in row[-1].replace("`", "").split(", ") if len(row) == 6 else ():
-            documented[name] = row[1:5]
+            documented[name] = [set(cell.split()) for cell in row[1:5]]
     found = {
         name: [
-            " ".join(
-                title[0]
-                for title, family in FAMILY.items()
-                if style in family.lora_readers[name].reads
-            )
+            {t[0] for t, family in FAMILY.items() if style in family.lora_readers[name].reads}
             for style in LORA_STYLES
         ]
         for name in PROGRAMS

@@ -8,10 +8,11 @@ from pathlib import Path
 from families.base import Base
 from families.captioners import Captioner, captioner_of, find_captioner
 from families.registry import default_base, default_base_without_gpu
+from families.tokens import SUBJECT
 from trainer.captions.log import Log
 from trainer.captions.places import place_for
 from trainer.captions.writing import Captioned, Model, Wishes, Writer
-from trainer.data import Example, own_captions, read_dataset
+from trainer.data import Example, caption_checks, own_captions, read_dataset
 from trainer.run_files import CAPTIONS
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def caption_dataset(
     writer = _writer(log_file, captioner, wishes or Wishes(), progress)
     with place.opened(examples) as (known, save):
         found = writer.write(known, save)
+    for each in caption_checks(found.captions, (SUBJECT,)):  # a run checks its whole dataset
+        log.log(each.level, "%s", each.text)
     return place.path, found
 
 

@@ -1,8 +1,6 @@
 """Checks answers of the vision-language model, and keeps the clean part of a wrong one."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
 
 from families.tokens import SUBJECT, mentions, whole_word
 from trainer.captions.questions import STYLE_SET, STYLE_WORDS, Identity
@@ -30,8 +28,6 @@ _BEGINS_A_PREDICATE = frozenset(
     "above below beside next between in-between from towards sits stands lies rests walks runs "
     "holds looks leans hangs floats seated placed shown seen".split()
 )
-_SHARE = 0.8  # of the captions that have a phrase
-_LEAST_CAPTIONS = 5
 
 
 def tidy(text: str) -> str:
@@ -144,40 +140,3 @@ def _twice_at_most(text: str) -> str:
     for number in places[2:]:
         parts[number] = "it"
     return "".join(parts)
-
-
-# ---- The whole set -------------------------------------------------------------------------------
-
-
-def repeated(captions: Mapping[str, str]) -> Iterator[str]:
-    """Warnings of phrases in nearly all captions, and of equal captions. Keys: image names."""
-    same: dict[str, list[str]] = defaultdict(list)
-    for name, caption in captions.items():
-        same[caption].append(name)
-    for names in same.values():
-        if len(names) > 1:
-            yield f"equal captions: {', '.join(names)}"
-    if len(captions) < _LEAST_CAPTIONS:
-        return
-    for phrase, count in _common(list(captions.values())):
-        yield (
-            f'"{phrase}" is in {count} of {len(captions)} captions; if it belongs to what is '
-            "learned, avoid these words"
-        )
-
-
-def _common(captions: Sequence[str]) -> list[tuple[str, int]]:
-    """Phrases of three or more words in most captions, the longest of overlapping ones."""
-    token = SUBJECT.lower()
-    texts = [words_of(each.removesuffix(STYLE_ENDING)) for each in captions]
-    counts: Counter[str] = Counter()
-    for words in texts:
-        sizes = range(3, min(12, len(words)) + 1)
-        spans = (words[at : at + n] for n in sizes for at in range(len(words) - n + 1))
-        counts.update({" ".join(each) for each in spans if token not in each})
-    most = {each: n for each, n in counts.items() if n >= _SHARE * len(captions)}
-    return [
-        (phrase, count)
-        for phrase, count in sorted(most.items())
-        if not any(f" {phrase} " in f" {other} " and other != phrase for other in most)
-    ]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from families.captioners import Answer, Question
 from inference.progress import Progress
-from trainer.captions.checks import clean_part, faults, repeated, tidy, with_token
+from trainer.captions.checks import clean_part, faults, tidy, with_token
 from trainer.captions.log import Log, Row, hash_of, hash_of_question, hash_of_set
 from trainer.captions.questions import (
     SUBJECT_SET,
@@ -221,5 +221,3 @@ def _report(
         log.warning(
             "%s: look at its caption; the answer was wrong twice: %s", name, "; ".join(found)
         )
-    for warning in repeated(captions):
-        log.warning("%s", warning)

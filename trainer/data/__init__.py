@@ -1,6 +1,7 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
 from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.caption_checks import caption_checks
 from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
 from trainer.data.checks import DatasetCheck, Purpose, check_dataset, check_examples, log_checks
@@ -51,6 +52,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "caption_checks",
     "check",
     "check_dataset",
     "check_examples",

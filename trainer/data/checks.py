@@ -203,12 +203,7 @@ def check_dataset(settings: Settings) -> DatasetCheck:
     files = read_files(path, problems, bad)
     found = examine(
         files,
-        settings.default_caption,
-        None if settings.subjects else settings.subject,
-        settings.caption_prefix,
-        settings.caption_suffix,
-        settings.skip_bad_images,
-        settings.named_subjects,
+        *settings.caption_rules,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if settings.skip_bad_images else [],
     )

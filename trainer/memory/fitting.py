@@ -11,11 +11,7 @@ import torch
 from families.family import Family
 from families.memory import free_memory
 from families.out_of_memory import is_out_of_memory
-from families.quantization import (
-    QUANTIZATIONS,
-    QuantizationUnavailable,
-    check_available,
-)
+from families.quantization import check_available, usable
 from families.without_weights import family_without_weights
 from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
@@ -235,15 +231,3 @@ def wishes_of(settings: Settings) -> Wishes:
             settings.sample_prompts and settings.sample_every and not settings.sample_defaults
         ),
     )
-
-
-def usable(device: torch.device) -> list[str]:
-    """The quantizations that this machine supports."""
-    names = []
-    for name in QUANTIZATIONS:
-        try:
-            check_available(name, device)
-        except QuantizationUnavailable:
-            continue
-        names.append(name)
-    return names

@@ -8,9 +8,10 @@ import torch
 from families.captioners import captioner_of
 from families.loading import default_device
 from families.memory import RESERVE, free_memory
+from families.quantization import usable
 from families.vision_language import batch_on, bytes_needed
 from inference.acceleration import wanted_in_training
-from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, usable, wishes_of
+from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, wishes_of
 from trainer.memory.host import host_parts, host_previews
 from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds

@@ -8,7 +8,8 @@ import torch
 
 from families.loading import default_device
 from families.memory import RESERVE
-from trainer.memory.fitting import preview_size, usable, wishes_of
+from families.quantization import usable
+from trainer.memory.fitting import preview_size, wishes_of
 from trainer.memory.plan import LADDER, Figures, Mode, choose
 from trainer.memory.plan_table import count
 from trainer.memory.speed import GPUS, step_seconds

@@ -72,6 +72,18 @@ class Settings(TrainingInputs):
         return read_subjects(self.subjects)
 
     @property
+    def caption_rules(self) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...]]:
+        """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
+        return (
+            self.default_caption,
+            None if self.subjects else self.subject,
+            self.caption_prefix,
+            self.caption_suffix,
+            self.skip_bad_images,
+            self.named_subjects,
+        )
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """The tokens of all subjects; empty without a placeholder token."""
         if self.subjects:

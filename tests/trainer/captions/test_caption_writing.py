@@ -17,7 +17,7 @@ from PIL import Image
 from families.captioners import Answer, Question
 from trainer.captions import captioning
 from trainer.captions.captioning import caption_dataset
-from trainer.captions.checks import clean_part, faults, repeated, tidy, with_token
+from trainer.captions.checks import clean_part, faults, tidy, with_token
 from trainer.captions.log import Log
 from trainer.captions.questions import (
     STYLE_SET,
@@ -197,15 +197,6 @@ def test_the_clean_part_of_a_wrong_answer_is_kept(text: str, finished: bool, kep
     assert clean_part(text, finished, SUBJECT_SET, ROBOT) == kept
 
 
-def test_phrases_in_most_captions_are_named() -> None:
-    captions = {f"{n}.jpg": f"TOK at place {n} with two glowing eyes" for n in range(5)}
-    assert [*repeated(captions)] == [
-        '"with two glowing eyes" is in 5 of 5 captions; if it belongs to what is learned, avoid '
-        "these words"
-    ]
-    assert [*repeated({"a.jpg": "TOK", "b.jpg": "TOK"})] == ["equal captions: a.jpg, b.jpg"]
-
-
 # ---- Writing -------------------------------------------------------------------------------------
 
 
@@ -229,6 +220,15 @@ def test_a_folder_gets_the_missing_captions_and_own_ones_are_never_changed(
     assert again.captions.keys() == {"b.png", "d.png"}  # not the edited one
     assert (folder / "c.txt").read_text() == "TOK, edited"
     assert (folder / "b.txt").read_text() != first
+
+
+def test_what_nearly_all_written_captions_say_is_named(
+    tmp_path: Path, asked: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path / "imgs", dict.fromkeys("abcd"))
+    asked(lambda text, number: answers(text, number).replace("seen from above", "two glowing eyes"))
+    caption_dataset(folder)
+    assert any("two glowing eyes” is in all 4 captions" in each for each in caplog.messages)
 
 
 def test_the_name_of_a_folder_is_not_a_caption_of_its_own(tmp_path: Path, asked: Any) -> None:

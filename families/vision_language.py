@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
-from transformers import logging as transformers_log
 
 from families.captioners import Answer, Captioner, Question, UnknownCaptioner
 from families.loading import default_dtype
@@ -24,7 +23,7 @@ from families.out_of_memory import is_out_of_memory
 from families.quantization import QUANTIZATIONS, block_linears, usable
 from families.registry import family_of
 from families.tokens import PromptTokenizer
-from families.weights import whole
+from families.weights import quiet_transformers, whole
 from families.without_weights import config_of
 
 log = logging.getLogger(__name__)
@@ -258,15 +257,8 @@ def _config_of(captioner: Captioner) -> Any:
 
 
 def _without_weights(config: Any) -> nn.Module:
-    level = transformers_log.get_verbosity()
-    transformers_log.set_verbosity_error()
-    try:
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForImageTextToText.from_config(
-                config, trust_remote_code=False
-            )
-    finally:
-        transformers_log.set_verbosity(level)
+    with quiet_transformers(), torch.device("meta"):
+        model: nn.Module = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return model
 
 

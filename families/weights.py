@@ -1,6 +1,7 @@
 """Loads models from their files. A missing weight is an error, never random values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,34 @@ from transformers.utils import logging as transformers_log
 from families.repository import MissingModel
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Context without the library's warnings, which name weights that are missing on purpose."""
+    level = transformers_log.get_verbosity()
+    transformers_log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_log.set_verbosity(level)
+
+
 def whole(model_class: Any, folder: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
     """Loads a model with `from_pretrained`.
 
     Raises `MissingModel` naming missing weights; the libraries would initialize them randomly.
     """
-    level = transformers_log.get_verbosity()
-    transformers_log.set_verbosity_error()  # it reports weights that are left out on purpose
     transformers_log.disable_progress_bar()  # also the Hub's, so it is undone below
     common = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
-        model, report = model_class.from_pretrained(folder, **common, **options)
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(folder, **common, **options)
     except NotImplementedError:  # a missing weight cannot be moved to its device
-        _, report = model_class.from_pretrained(folder, **common)  # without options: names it
+        with quiet_transformers():  # without options: names it
+            _, report = model_class.from_pretrained(folder, **common)
         _refuse_missing(report["missing_keys"], folder, model_class)
         raise
     finally:
         transformers_log.enable_progress_bar()
-        transformers_log.set_verbosity(level)
     _refuse_missing(report["missing_keys"], folder, type(model))
     return model
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import logging as transformers_log
 
 from families.base import Base, Config
 from families.family import Family
 from families.registry import family_of
 from families.repository import local_config
+from families.weights import quiet_transformers
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 
@@ -31,16 +31,11 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
     found = {name: config_of(base, name) for name in COMPONENTS}
     family = family_class.__new__(family_class)
     family.base, family.device, family.dtype = base, torch.device("meta"), dtype
-    level = transformers_log.get_verbosity()
-    transformers_log.set_verbosity_error()
-    try:
-        with torch.device("meta"):
-            transformer = family_class.model_class("transformer").from_config(found["transformer"])
-            vae = family_class.model_class("vae").from_config(found["vae"])
-            text_class = family_class.model_class("text_encoder")
-            text_encoder = text_class(text_class.config_class.from_dict(found["text_encoder"]))
-    finally:
-        transformers_log.set_verbosity(level)
+    with quiet_transformers(), torch.device("meta"):
+        transformer = family_class.model_class("transformer").from_config(found["transformer"])
+        vae = family_class.model_class("vae").from_config(found["vae"])
+        text_class = family_class.model_class("text_encoder")
+        text_encoder = text_class(text_class.config_class.from_dict(found["text_encoder"]))
     # All values, defaults included, as in a loaded config.
     family.transformer_config, family.vae_config = dict(transformer.config), dict(vae.config)
     family.__dict__.update(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from families import models
 from families.base import Base
@@ -27,6 +28,7 @@ class UnknownBase(ValueError):
 FAMILIES: dict[str, type[Family]] = {}  # by `Family.name`
 BASES: dict[str, Base] = {}  # by `Base.name`
 _MAX_INDEX_BYTES = 1 << 20
+_MAX_META_BYTES = 16 << 20
 
 
 def register(family: type[Family]) -> None:
@@ -79,7 +81,8 @@ def find_base(name: str) -> Base:
 
 
 def find_base_or_folder(name: str) -> Base:
-    """The base that a user names: as `find_base`, or a local folder in the Hub's layout.
+    """The base that a user names: as `find_base`, or a local folder in the Hub's layout, or one
+    that a full training wrote.
 
     A folder with the name of a published model (`…/Z-Image-Turbo`) gets that model's defaults,
     any other folder those of its family's undistilled model. Raises `UnknownBase`.
@@ -89,6 +92,8 @@ def find_base_or_folder(name: str) -> Base:
         return known
     try:
         folder = Path(name).expanduser().absolute()
+        if (meta := meta_of_full_training(folder)) is not None:
+            return _of_full_training(folder, meta)
         text = (folder / "model_index.json").read_bytes()[:_MAX_INDEX_BYTES]
     except (OSError, ValueError, RuntimeError):  # not found, not a path, "~" of an unknown user
         raise UnknownBase(
@@ -103,6 +108,34 @@ def find_base_or_folder(name: str) -> Base:
     # Only the name, not the path, since it is written into files that users share.
     like = replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
     return replace(like, license="", download=None)
+
+
+def meta_of_full_training(folder: Path) -> dict[str, Any] | None:
+    """The meta.json of a folder that a full training wrote; None for any other folder."""
+    try:
+        with (folder / "meta.json").open("rb") as file:
+            meta = json.loads(file.read(_MAX_META_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return meta if isinstance(meta, dict) and meta.get("training") == "full" else None
+
+
+def with_transformer(base: Base, folder: Path) -> Base:
+    """The base with the transformer in a folder of a full training, and its own other parts."""
+    folder = folder.absolute()
+    name = folder.parent.name if folder.name == "model" else folder.name  # RUN/model
+    changed = replace(base, name=name, hub_id=name, folder=folder, completed_by=base)
+    return replace(changed, download=None)
+
+
+def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
+    try:
+        return with_transformer(find_base(str(meta.get("base_model"))), folder)
+    except UnknownBase as error:
+        raise UnknownBase(
+            f"{_shown(folder.name)} was trained on {_shown(meta.get('base_model'))}, which is not "
+            "a known base model: give that model's folder as base_model, and this one as weights"
+        ) from error
 
 
 def _family_in(index: bytes, source: str) -> type[Family]:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_path`, for a folder: yields a new one, which then replaces an earlier one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        yield part
+        for file in filter(Path.is_file, part.rglob("*")):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        os.chmod(part, 0o755)
+        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
+            earlier = Path(
+                tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".earlier")
+            )
+            os.replace(path, earlier)
+            os.replace(part, path)
+            shutil.rmtree(earlier)
+        else:
+            os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def content_hash(path: str | PathLike[str]) -> str:

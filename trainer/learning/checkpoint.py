@@ -43,7 +43,7 @@ class Checkpoint:
 
     step: int
     identity: dict[str, Any]  # must be equal in a resumed run: base, rank, placeholder, …
-    parameters: dict[str, Tensor]  # by name, float32
+    parameters: dict[str, Tensor]  # by name, float32; of a full training also bfloat16
     optimizers: dict[str, dict[str, Any]]  # state_dicts, by group of parameters
     history: dict[str, Any]  # losses etc., JSON types
     averages: dict[str, Tensor]  # EMA weights, by name; empty without EMA
@@ -300,13 +300,19 @@ def _check_parameters(parameters: Any, copies: dict[str, Any], check: _Check) ->
         for name, value in values.items():
             where = f"{part} {_shown(name)}"
             right = isinstance(name, str) and isinstance(value, Tensor)
-            check(right and value.dtype == torch.float32, where, "is not a float32 tensor")
+            check(right and value.dtype in _trained_dtypes(name), where, "is not a float32 tensor")
             check(is_finite(value), where, "contains NaN or infinity")
     check(len(parameters) > 0, "parameters", "contains no tensors")
     for part, values in copies.items():
         same = not values or values.keys() == parameters.keys()
         same = same and all(values[name].shape == parameters[name].shape for name in values)
         check(same, part, "has other names or shapes than parameters")
+
+
+def _trained_dtypes(name: str) -> tuple[torch.dtype, ...]:
+    """Those of a trained parameter; the base model's own weights may be bfloat16."""
+    own = name.startswith("transformer.")
+    return (torch.float32, torch.bfloat16) if own else (torch.float32,)
 
 
 def _check_optimizers(optimizers: Any, parameters: dict[str, Tensor], check: _Check) -> None:

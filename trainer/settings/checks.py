@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.request import Request, check_size
-from trainer.settings.choices import OPTIMIZERS, SCHEDULED, is_installed
+from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
+from trainer.settings.full_training import unlike_full
 from trainer.settings.preservation import wrong_prompts
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def faults(settings: "Settings") -> list[str]:
         *_too_large(settings),
         *_unknown_adapter(settings),
         *_conflicts(settings),
+        *(unlike_full(settings) if settings.full else ()),
     ]
 
 
@@ -143,6 +145,7 @@ def high_rates(settings: "Settings") -> list[str]:
     found = []
     for name in ("learning_rate", "placeholder_learning_rate"):
         rate, default = getattr(settings, name), getattr(settings.base, name)
+        default *= FULL_RATE if settings.full and name == "learning_rate" else 1
         trained = name == "learning_rate" or settings.subject is not None
         # For optimizers that find the rate, it is a factor.
         is_factor = name == "learning_rate" and OPTIMIZERS[settings.optimizer].finds_rate

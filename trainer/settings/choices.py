@@ -32,6 +32,11 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "prodigy": OptimizerFacts("prodigyopt", 16.0, finds_rate=True, for_rows="adamw"),
     "adafactor": OptimizerFacts("transformers", 0.1),  # sums of rows and columns only
 }
+TRAININGS = ("lora", FULL := "full")
+# The learning rate of a full training, as a share of a LoRA's: OneTrainer's presets and musubi-tuner
+# have 1e-5 and 1e-6 where a LoRA has 1e-4; measured on the miniature (docs/training.md).
+FULL_RATE = 0.1
+FULL_OPTIMIZER = "adafactor"  # its default: hardly any state
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 SCHEDULED = "shift"  # every timestep of the base's inference schedule equally
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", SCHEDULED)

@@ -117,7 +117,7 @@ def meta_of_full_training(folder: Path) -> dict[str, Any] | None:
             meta = json.loads(file.read(_MAX_META_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return meta if isinstance(meta, dict) and meta.get("training") == "full" else None
+    return meta if isinstance(meta, dict) and meta.get("trained") == "full" else None
 
 
 def with_transformer(base: Base, folder: Path) -> Base:

@@ -78,17 +78,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         os.chmod(part, 0o755)
-        if path.is_dir() and not path.is_symlink():  # a folder cannot be replaced in one step
-            earlier = Path(
-                tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".earlier")
-            )
-            os.replace(path, earlier)
-            os.replace(part, path)
-            shutil.rmtree(earlier)
-        else:
-            os.replace(part, path)
+        replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Renames a folder, which takes the place of an earlier one: two renames, so not atomic."""
+    if not path.is_dir() or path.is_symlink():
+        os.replace(part, path)
+        return
+    earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".earlier"))
+    os.replace(path, earlier)
+    os.replace(part, path)
+    shutil.rmtree(earlier)
 
 
 def content_hash(path: str | PathLike[str]) -> str:

@@ -1,14 +1,15 @@
 """Optimizer steps within the backward pass, for a full training.
 
 The gradients of a whole transformer take as much memory as its weights. Here each parameter has an
-optimizer of its own, which is applied as soon as its gradient is complete, and the gradient is freed
-at once: so there is one gradient at a time. (Lv et al. 2023, arXiv 2306.09782, for SGD; PyTorch's
-`register_post_accumulate_grad_hook` for any optimizer.) The price: the norm of all gradients is known
-only after the step, so they are not clipped to it, and batches cannot be accumulated.
+optimizer of its own, which is applied as soon as its gradient is complete, and the gradient is
+freed at once: so there is one gradient at a time. (Lv et al. 2023, arXiv 2306.09782, for SGD;
+PyTorch's `register_post_accumulate_grad_hook` for any optimizer.) The price: the norm of all
+gradients is known only after the step, so they are not clipped to it, and batches cannot be
+accumulated.
 
-bfloat16 weights are rounded stochastically. They have 8 bits of mantissa, so an update below 1/256 of
-a weight would be lost by rounding to the nearest value; rounded up or down by chance, in proportion
-to the distance, updates are right on average (Zamirai et al. 2020, arXiv 2010.06192).
+bfloat16 weights are rounded stochastically. They have 8 bits of mantissa, so an update below 1/256
+of a weight would be lost by rounding to the nearest value; rounded up or down by chance, in
+proportion to the distance, updates are right on average (Zamirai et al. 2020, arXiv 2010.06192).
 """
 
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ class FusedOptimizer:
             each.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """As of one optimizer with all parameters; those without a gradient so far have no state."""
+        """As of one optimizer with all parameters; one that had no gradient yet has no state."""
         found = (each.state_dict()["state"] for each in self._optimizers)
         state = {number: each[0] for number, each in enumerate(found) if each}
         options = self._optimizers[0].state_dict()["param_groups"][0]

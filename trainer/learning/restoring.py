@@ -1,4 +1,4 @@
-"""Restores the state of a loop from a checkpoint: the opposite of `trainer.learning.saving.state_of`."""
+"""Restores the state of a loop from a checkpoint; `trainer.learning.saving` saves it."""
 
 from typing import TYPE_CHECKING
 

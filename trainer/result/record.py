@@ -16,7 +16,7 @@ from trainer.monitor import Curves
 from trainer.result.meta import bounded, versions
 from trainer.result.result_checks import CheckResult
 from trainer.result.verdict import Verdict, verdict
-from trainer.run_files import PROGRAM, RESULT, files_of
+from trainer.run_files import PROGRAM, RESULT, files_of, files_of_model
 from trainer.settings import Settings
 
 
@@ -92,7 +92,7 @@ class TrainingRecord:
     def write(self, folder: Path) -> Path:
         """Writes record.json, including the run's files and their sizes."""
         path = folder / RESULT
-        files = sorted(files_of(folder))
+        files = [*sorted(files_of(folder)), *files_of_model(folder)]
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
         content = {"program": PROGRAM, **self.plain(), "files": sizes}
         with atomic_file(path) as file:

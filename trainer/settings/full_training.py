@@ -19,9 +19,9 @@ def unlike_full(settings: "Settings") -> Iterator[str]:
     ):
         yield (
             f"training is full, but {base.name} would be trained with a training adapter "
-            f"(turbo_adapter {settings.turbo_adapter[:80]}), which cannot be taken out of all weights "
-            "again without rounding them; train an undistilled base model, or set turbo_adapter to "
-            "none, which destroys the distillation"
+            f"(turbo_adapter {settings.turbo_adapter[:80]}), which cannot be taken out of the "
+            "weights again without rounding them; train an undistilled base model, or set "
+            "turbo_adapter to none, which destroys the distillation"
         )
 
 

@@ -82,9 +82,9 @@ def read_trained_model(folder: Path) -> Archive:
     return Archive({}, placeholders, meta, model=folder)
 
 
-def read_weights(path: Path) -> Archive:
+def read_weights(path: Path, config: Path | None = None) -> Archive:
     """Weights of any kind: the folder of a full training, or what `read_archive` reads."""
-    return read_trained_model(path) if path.is_dir() else read_archive(path)
+    return read_trained_model(path) if path.is_dir() else read_archive(path, config=config)
 
 
 def _write_transformer(transformer: Any, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Full training: the transformer's own weights are the trained parameters, in place of a LoRA."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,10 @@ def trained_names(family: Family, wanted: str) -> list[str]:
     """
     idle = family.idle_layers()
     layers = None if wanted == "auto" else set(family.lora_targets(wanted))
-    inside = {name for name, _ in family.transformer.named_modules()}  # a part of it, in a plan
     return [
         name
         for name, _ in family.transformer.named_parameters()
-        if (layer := name.rpartition(".")[0]) in inside
-        if layer not in idle and (layers is None or layer in layers)
+        if (layer := name.rpartition(".")[0]) not in idle and (layers is None or layer in layers)
     ]
 
 
@@ -35,12 +33,10 @@ class FullWeights:
     (`trainer.learning.fused`).
     """
 
-    def __init__(self, family: Family, wanted: str) -> None:
-        """Makes the parameters that `wanted` selects trainable: see `trained_names`."""
+    def __init__(self, family: Family, names: Sequence[str]) -> None:
+        """Makes these parameters trainable: see `trained_names`."""
         self._family = family
-        self.named = {
-            name: family.transformer.get_parameter(name) for name in trained_names(family, wanted)
-        }
+        self.named = {name: family.transformer.get_parameter(name) for name in names}
         for parameter in self.named.values():
             parameter.requires_grad_(True)
 

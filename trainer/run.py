@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.full_weights import FullWeights
+from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
@@ -288,7 +288,7 @@ def _train(
         preservation = Preservation(family, settings, captions, preserved, control)
     weights: Lora | FullWeights
     if settings.full:
-        weights = FullWeights(family, settings.lora_targets)
+        weights = FullWeights(family, trained_names(family, settings.lora_targets))
         log.info("full training of %d layers, %.3g values", len(weights.layers()), weights.values())
     else:
         weights = Lora(transformer, targets, settings.rank, settings.seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.full_weights import FullWeights
+from adapters.full_weights import trained_names
 from families.without_weights import family_without_weights
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.optimizers import fresh_state, rows_optimizer
@@ -27,8 +27,10 @@ def trained_shapes(settings: Settings) -> Shapes:
     family = family_without_weights(settings.base)
     width = family.text_encoder.get_input_embeddings().weight.shape[1]
     if settings.full:
-        named = FullWeights(family, settings.lora_targets).named
-        return Shapes([], (1, width), [tuple(each.shape) for each in named.values()])
+        parameters = map(
+            family.transformer.get_parameter, trained_names(family, settings.lora_targets)
+        )
+        return Shapes([], (1, width), [tuple(each.shape) for each in parameters])
     try:
         targets = set(family.lora_targets(settings.lora_targets))
     except ValueError as error:

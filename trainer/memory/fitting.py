@@ -206,7 +206,10 @@ def figures_of(
         preview=preview,
         preservation=extent_of(settings) if settings.preserve else None,
         dtype=dtype,
-        compiled=compiled,
+        # The share that compiled blocks keep was measured with frozen weights.
+        compiled=compiled and not settings.full,
+        full=settings.full,
+        kept_copies=settings.keep_best + bool(settings.preserve),
     )
 
 
@@ -222,11 +225,11 @@ def _rounded(side: float) -> int:
 
 
 def wishes_of(settings: Settings) -> Wishes:
-    """The modes that the settings allow."""
+    """The modes that the settings allow; weights that are trained are in 16 bits on the GPU."""
     return Wishes(
-        settings.quantize,
+        "none" if settings.full else settings.quantize,
         settings.gradient_checkpointing,
-        settings.low_memory,
+        False if settings.full else settings.low_memory,
         previews=bool(
             settings.sample_prompts and settings.sample_every and not settings.sample_defaults
         ),

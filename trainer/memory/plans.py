@@ -1,6 +1,6 @@
 """Plans of many runs in one process, as a page asks for while settings change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from families.loading import default_device
 from families.memory import RESERVE
 from families.quantization import usable
 from trainer.memory.fitting import preview_size, wishes_of
-from trainer.memory.plan import LADDER, Figures, Mode, choose
+from trainer.memory.plan import Figures, Mode, choose, ladder_of
 from trainer.memory.plan_table import count
 from trainer.memory.speed import GPUS, step_seconds
 from trainer.settings import Settings, extent_of, missing_here
@@ -56,20 +56,23 @@ class Plans:
                     "peak_bytes": counted.peak(each),
                     "fits": None if room is None else counted.peak(each) <= room,
                 }
-                for each in _with(mode)
+                for each in _with(mode, ladder_of(counted))
             ],
             "parts": [{"name": k, "bytes": v} for k, v in counted.parts(mode).items()],
             "peak_bytes": peak,
             "gpu_bytes": gpu_bytes,
             "seconds_per_step": seconds,
             # Two checkpoints, the weights of ten steps, and weights.zip.
-            "disk_bytes": 2 * counted.trained() + 12 * counted.lora_file + BASE_BYTES,
+            "disk_bytes": 2 * counted.checkpoint()
+            + (1 if counted.full else 12) * counted.lora_file
+            + BASE_BYTES,
             "missing": missing_here(settings),
         }
 
     def _counted(self, settings: Settings) -> Figures:
         key = (
             settings.base.name,
+            settings.training,
             settings.lora_targets,
             settings.rank,
             settings.batch_size,
@@ -77,6 +80,7 @@ class Plans:
             settings.subject is None,
             settings.optimizer,
             settings.ema_decay > 0,
+            settings.keep_best,
             settings.gradient_accumulation > 1,
             preview_size(settings) if settings.sample_prompts else None,
             extent_of(settings) if settings.preserve else None,
@@ -88,9 +92,9 @@ class Plans:
         return self._figures[key]
 
 
-def _with(mode: Mode) -> Iterator[Mode]:
+def _with(mode: Mode, ladder: Sequence[Mode]) -> Iterator[Mode]:
     """The ladder, and in its place a mode that recomputes a part of the blocks."""
-    for each in LADDER:
+    for each in ladder:
         if not mode.whole and each == replace(mode, checkpointing=1.0):
             yield mode
         yield each

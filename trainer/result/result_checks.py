@@ -243,11 +243,12 @@ def previews_match(
     largest = float(max(high for _, high in difference.getextrema()))  # type: ignore[misc]
     mean = sum(ImageStat.Stat(difference).mean) / 3
     if largest == 0:
-        sentence = "the last preview equals the image generated with weights.zip exactly"
+        sentence = "the last preview equals the image of the written weights exactly"
         return CheckResult(name, PASSED, sentence, largest)
     exact = preview_kernels == kernels and kernels.device == "cpu"
     sentence = (
-        f"the preview and the image from weights.zip differ by {mean:.3f} levels of 255 on average"
+        f"the preview and the image of the written weights differ by {mean:.3f} levels of 255 on "
+        "average"
     )
     if exact:
         sentence += f"; both used the same kernels ({kernels}), so they must be equal"
@@ -259,7 +260,9 @@ def previews_match(
     return CheckResult(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
 
 
-def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> CheckResult:
+def drift_of_images(
+    base: Image.Image, adapted: Image.Image, prompt: str, lora: bool = True
+) -> CheckResult:
     """How much an image without the subject changes. `value` is the PSNR in dB; None if equal.
 
     PSNR = 20 log10(255 / RMS difference). It has no limit, since a slight change of brightness and
@@ -272,9 +275,9 @@ def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> Che
     if rms == 0:
         return CheckResult(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
     psnr = 20 * math.log10(255 / rms)
+    applied = "with the LoRA applied (apply_lora: always), " * lora
     sentence = (
-        f"with the LoRA applied (apply_lora: always), the image of {prompt!r} differs from the "
-        f"base model's by {rms:.1f} levels of 255"
+        f"{applied}the image of {prompt!r} differs from the base model's by {rms:.1f} levels of 255"
     )
     return CheckResult(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
 

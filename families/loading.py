@@ -12,13 +12,22 @@ from families.registry import family_of
 
 log = logging.getLogger(__name__)
 
+_DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU. Sets the GPU's float32 precision (TF32)."""
+    """The first NVIDIA or AMD GPU, else Apple's, else the CPU; or the kind that `$DEVICE` names.
+
+    Sets the GPU's float32 precision (TF32).
+    """
+    if named := os.environ.get("DEVICE"):
+        if named not in _DEVICES:
+            raise ValueError(f"$DEVICE is {named!r}; set it to {', '.join(_DEVICES)}, or unset it")
+        if named != "cuda":
+            return torch.device(named)
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
     # VAE's output has 8 bits per channel, so its convolutions use TF32, several times faster.
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -29,8 +38,8 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU and float32 on a CPU, or the one that `$DTYPE` names.
 
-    float32 on a GPU without bfloat16 (before NVIDIA's Ampere), with a warning. Not float16: in it
-    these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image, issues 14 and 15).
+    float32 on a GPU without bfloat16 (before NVIDIA's Ampere, with a warning; before macOS 14). Not
+    float16: in it these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image, issues 14 and 15).
 
     Few CPUs multiply in bfloat16. One that does (AVX-512 BF16) is faster with it for all models
     but the miniature: 1.65 times for 94 M parameters.
@@ -43,6 +52,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 @functools.cache
 def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)  # earlier systems have no bfloat16
     if device.type != "cuda":
         return False
     if not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -198,13 +198,16 @@ def _without_gpu() -> Base:
 
 
 def _by_memory(purpose: str) -> tuple[Base, str]:
-    import torch  # takes a second; not needed for settings
-
+    # These import PyTorch, which takes a second; not needed for settings.
+    from families.loading import default_device
     from families.memory import RESERVE, free_memory
 
-    if not torch.cuda.is_available():
+    device = default_device()
+    if device.type == "cpu":
         return _without_gpu(), "no GPU"
-    return largest_that_fits(purpose, free_memory(torch.device("cuda")) * (1 - RESERVE))
+    if device.type == "mps":  # no quantization, so training needs about as much as generation
+        purpose = "generation"
+    return largest_that_fits(purpose, free_memory(device) * (1 - RESERVE))
 
 
 def default_base_without_gpu() -> Base:

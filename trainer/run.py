@@ -5,12 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
+from families.loading import default_device
 from families.no_gpu import why_too_slow
 from families.recomputation import recompute
 from inference import acceleration
@@ -154,7 +153,7 @@ def train_and_check(
         )
     settings = with_seed(settings)
     settings = settings.replace(seed=same_for_all(settings.seed))
-    if torch.cuda.is_available():
+    if default_device().type != "cpu":
         free_memory()  # of earlier runs, before the free memory is measured
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
     with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:

@@ -88,7 +88,10 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
     counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype, compiled)
     # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
-    choice = choose(counted, free, wishes_of(settings), usable(family.device))
+    wishes = wishes_of(settings)
+    if family.device.type == "mps" and wishes.offload is None:
+        wishes = replace(wishes, offload=False)  # its memory is the CPU's
+    choice = choose(counted, free, wishes, usable(family.device))
     choice = _with_host(settings, counted, choice)
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
     if choice.no_previews:

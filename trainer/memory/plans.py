@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from families.device import device_name
 from families.loading import default_device
-from families.memory import RESERVE
+from families.memory import RESERVE, free_and_total
 from families.quantization import usable
 from trainer.memory.fitting import preview_size, wishes_of
 from trainer.memory.plan import Figures, Mode, choose, ladder_of
@@ -39,11 +38,11 @@ class Plans:
             peak = counted.peak(mode)
         else:
             # The whole GPU: what is in use now may be free when the run starts.
-            gpu_bytes = torch.cuda.get_device_properties(device).total_memory
+            gpu_bytes = free_and_total(device)[1]
             choice = choose(counted, gpu_bytes, wishes, usable(device))
             mode, fits, peak = choice.mode, choice.fits, choice.peak
             room = gpu_bytes * (1 - RESERVE)
-            name = torch.cuda.get_device_name(device)
+            name = device_name(device)
             known = next((gpu for each, gpu in GPUS.items() if each in name), None)
             flops = counted.flops(mode), counted.fetched(mode)
             seconds = step_seconds(known, *flops) if known else None

@@ -296,8 +296,8 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     base = generate(family, neutral)[0]
     apply(1.0)
     adapted = generate(family, neutral)[0]
-    images = base, adapted, neutral.prompt
-    found.append(result_checks.drift_of_images(*images, lora=archive.model is None))
+    pair = base, adapted, neutral.prompt
+    found.append(result_checks.drift_of_images(*pair, lora=archive.model is None))
     apply(sample_scale(settings))
     # The last previews are of the weights of the last step.
     if step == settings.steps and step in preview_images.thumbnails and preview_images.last:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapters.files.atomic import atomic_file
 from adapters.turbo import TurboAdapter
+from families.device import device_name, peak_bytes
+from families.loading import default_device
 from trainer.events import as_json
 from trainer.learning import Trained, describe_weights
 from trainer.monitor import Curves
@@ -57,17 +57,16 @@ class TrainingRecord:
         curves: Curves,
     ) -> "TrainingRecord":
         """The record of a run after its last step, on this machine."""
-        cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else None
+        device = default_device()
         return cls(
             settings,
             dataset,
             trained.losses,
             curves,
-            Timings(round(trained.steps_per_second, 4), peak),
+            Timings(round(trained.steps_per_second, 4), peak_bytes(device)),
             {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
             zero_priors,
-            torch.cuda.get_device_name() if cuda else "cpu",
+            device_name(device),
             versions(),
             trained.preservation,
             trained.ended_early,

@@ -162,13 +162,11 @@ def missing_here(settings: "Settings") -> list[str]:
 
     Checked before a run, not for a plan, which may be for another machine.
     """
-    # PyTorch takes a second to import; other mistakes are reported before.
-    import torch
-
+    # These import PyTorch, which takes a second; other mistakes are reported before.
     from families.loading import default_device
     from families.quantization import QuantizationUnavailable, check_available
 
-    lacking = missing_for_optimizer(settings.optimizer, torch.cuda.is_available())
+    lacking = missing_for_optimizer(settings.optimizer, default_device().type == "cuda")
     if settings.quantize != "auto":
         try:
             check_available(settings.quantize, default_device())

@@ -21,13 +21,11 @@ def default_device() -> torch.device:
 
     Sets the GPU's float32 precision (TF32).
     """
-    if named := os.environ.get("DEVICE"):
-        if named not in _DEVICES:
-            raise ValueError(f"$DEVICE is {named!r}; set it to {', '.join(_DEVICES)}, or unset it")
-        if named != "cuda":
-            return torch.device(named)
-    if not torch.cuda.is_available():
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = os.environ.get("DEVICE") or _kind_here()
+    if kind not in _DEVICES:
+        raise ValueError(f"$DEVICE is {kind!r}; set it to {', '.join(_DEVICES)}, or unset it")
+    if kind != "cuda":
+        return torch.device(kind)
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
     # VAE's output has 8 bits per channel, so its convolutions use TF32, several times faster.
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -35,11 +33,18 @@ def default_device() -> torch.device:
     return torch.device("cuda")
 
 
+def _kind_here() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU and float32 on a CPU, or the one that `$DTYPE` names.
 
     float32 on a GPU without bfloat16 (before NVIDIA's Ampere, with a warning; before macOS 14). Not
-    float16: in it these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image, issues 14 and 15).
+    float16: in it these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image,
+    issues 14 and 15).
 
     Few CPUs multiply in bfloat16. One that does (AVX-512 BF16) is faster with it for all models
     but the miniature: 1.65 times for 94 M parameters.

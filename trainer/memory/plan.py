@@ -106,10 +106,11 @@ class Figures:
         Of a full training only the state: the weights are the transformer's, and each gradient is
         freed in the backward pass.
         """
+        facts = OPTIMIZERS[self.optimizer]
         if self.full:
-            return round(OPTIMIZERS[self.optimizer].state_bytes * self.lora_values)
+            return round((facts.full_state_bytes or facts.state_bytes) * self.lora_values)
         copies = 4 * (1 + self.ema + self.accumulates)
-        return round((copies + OPTIMIZERS[self.optimizer].state_bytes) * self.lora_values)
+        return round((copies + facts.state_bytes) * self.lora_values)
 
     def checkpoint(self) -> int:
         """A copy of the trained weights and the optimizer's state."""

@@ -15,7 +15,8 @@ class OptimizerFacts:
     """Facts about an optimizer for settings, memory plan and checks."""
 
     package: str
-    state_bytes: float  # per trained value, between two steps
+    state_bytes: float  # per trained value of a LoRA, between two steps
+    full_state_bytes: float | None = None  # of a full training, whose matrices are larger
     finds_rate: bool = False  # estimates the learning rate: the setting is a factor, no warmup
     for_rows: str | None = None  # another optimizer for the placeholder token
     needs_gpu: bool = False
@@ -30,7 +31,7 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     # the miniature the rate stayed at 3e-6 instead of 2e-2. It stores two moments, the initial
     # weights and the distance from them.
     "prodigy": OptimizerFacts("prodigyopt", 16.0, finds_rate=True, for_rows="adamw"),
-    "adafactor": OptimizerFacts("transformers", 0.1),  # sums of rows and columns only
+    "adafactor": OptimizerFacts("transformers", 0.1, 0.01),  # sums of rows and columns only
 }
 TRAININGS = ("lora", FULL := "full")
 # The learning rate of a full training, as a share of a LoRA's: OneTrainer's presets and

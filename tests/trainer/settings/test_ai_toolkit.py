@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from trainer.settings.ai_toolkit import translate
+from trainer.settings.ai_toolkit_rules import Translation
 
 from families.registry import find_base
 from inference.request import Request
 from trainer.data.dataset import read_dataset
 from trainer.data.trigger import name_trigger
 from trainer.settings import ai_toolkit_keys as keys
-from trainer.settings.ai_toolkit import translate
-from trainer.settings.ai_toolkit_rules import Translation
 from trainer.settings.choices import OPTIMIZERS, TIMESTEP_SAMPLINGS
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, SettingsError

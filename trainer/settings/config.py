@@ -88,8 +88,8 @@ def read_inputs(
     if path.suffix.lower() in JOB_SUFFIXES:
         programs = ", ".join(each.name for each in PROGRAMS)
         raise SettingsError(
-            f"{path} is not a job file of a known program ({programs}); settings of this project are "
-            "YAML files"
+            f"{path} is not a job file of a known program ({programs}); settings of this project "
+            "are YAML files"
         )
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")

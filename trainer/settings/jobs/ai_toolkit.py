@@ -48,6 +48,7 @@ _SAMPLE = {  # fields of a generation request
 
 # Keys with only one supported value, which is always used here.
 _ONLY: dict[str, tuple[Any, ...]] = {
+    "job": ("extension",),
     "type": _TRAINERS,
     "network.type": ("lora",),
     "network.transformer_only": (True,),
@@ -79,7 +80,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 # Keys without effect on the weights: caches, other models, their user interface, or automatic here.
 _NO_EFFECT = {
-    *("device", "performance_log_every", "sqlite_db_path"),
+    *("meta.*", "device", "performance_log_every", "sqlite_db_path"),
     *("train.validation_config", "sample.sample_start_step", "datasets.cache_tensors_to_disk"),
     *("datasets.cache_latents_num_workers", "datasets.cache_text_embeddings"),
     *("model.block_compile", "model.compile_mode", "model.compile_fullgraph"),
@@ -146,8 +147,9 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     process = dict(processes[0])
     process["datasets"] = only_dataset(process.get("datasets"), "datasets")
-    others = {key: None for key in sorted({*content} - {"job", "config"})}
-    return {"name": str(config.get("name", "lora"))} | flat(process) | others
+    others = flat({key: value for key, value in content.items() if key != "config"})
+    others |= flat({key: value for key, value in config.items() if key != "process"}, "config.")
+    return {"config.name": "lora"} | others | flat(process)
 
 
 def _video(found: Translation) -> None:

@@ -45,8 +45,8 @@ def base(found: Translation) -> None:
         found.refuse(
             "network", "then ai-toolkit trains the whole model; use a network of type lora"
         )
-    folder = Path(str(found.keys.get("training_folder", "output"))) / found.keys["name"]
-    found.same("training_folder, name", output_dir=str(folder))
+    folder = Path(str(found.keys.get("training_folder", "output"))) / str(found.keys["config.name"])
+    found.same("training_folder, config.name", output_dir=str(folder))
 
 
 def sample_prompts(found: Translation) -> None:

@@ -82,7 +82,7 @@ def turbo_adapter(found: Translation, key: str, path: Any, difference: str = "")
 def no_turbo_adapter(found: Translation, key: str) -> None:
     """Reports that the base is distilled and the job has no training adapter."""
     if base_of(found).distilled:
-        found.differs(key, "the training adapter of the model is used")
+        found.differs(key, "the model's own training adapter is used")
 
 
 def base_of(found: Translation) -> Base:

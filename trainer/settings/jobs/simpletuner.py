@@ -73,7 +73,7 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     used = [each for each in datasets if not (each.get("disabled") or each.get("disable"))]
     images = [each for each in used if each.get("dataset_type", "image") == "image"]
     others = [each for each in used if each.get("dataset_type") not in (None, "image")]
-    caches = {f"dataset {each.get('id')}": each["dataset_type"] for each in others}
+    caches = {f"dataset {each.get('id')}.{key}": each[key] for each in others for key in each}
     return keys | only_dataset(images, "data_backend_config") | caches
 
 

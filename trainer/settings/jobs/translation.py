@@ -145,7 +145,7 @@ def _place(key: str, value: Any, program: Program, found: Translation) -> None:
     if switch is not None and not found.get(switch):
         found.no_effect(f"{key}", f"while {switch} is off")
     elif name is not None:
-        if value in (None, "") or value == [] or (value is False and name not in _SWITCHES):
+        if value is None or value == [] or (value is False and name not in _SWITCHES):
             found.no_effect(key, "not given")
         elif _is_text(name) and not isinstance(value, str):
             found.refuse(key, f"{value} (not text; write it in quotes)")

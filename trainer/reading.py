@@ -20,7 +20,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
     """
 
     if served and is_table(settings.dataset):
-        raise SettingsError("dataset is a table, not a zip or tar of images")
+        raise SettingsError("dataset is a table of names; send the images and the table in one zip")
 
     def check(count: int) -> None:
         if served and (cost := too_many(settings, count)):

@@ -125,7 +125,7 @@ class Settings(TrainingInputs):
         if self.epochs:
             try:
                 return self.replace(**in_steps(self.epochs, buckets))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise SettingsError(str(error)) from error
         if self.steps:
             return self

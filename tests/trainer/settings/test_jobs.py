@@ -199,6 +199,34 @@ def test_a_file_that_cannot_be_read_says_why(
 
 
 @pytest.mark.parametrize(
+    ("file", "base", "near"),
+    [
+        ("a/z_image_bf16.safetensors", "z-image", False),
+        ("a/Z-Image-Turbo_fp8_e4m3fn.safetensors", "z-image-turbo", True),
+        ("z_image_de_turbo_v1_bf16.safetensors", "z-image-de-turbo", True),
+        ("my_z_image_of_boats.safetensors", "z-image", True),  # a fine-tune, maybe
+        ("z_image_edit_bf16.safetensors", None, False),
+        ("somebody/Z-Image-of-boats", None, False),
+        ("dit.safetensors", None, False),
+    ],
+)
+def test_a_base_model_is_known_by_the_name_of_its_file(
+    file: str, base: str | None, near: bool, tmp_path: Path
+) -> None:
+    change = {"models/z_image_bf16.safetensors": file}
+    job = copied(tmp_path, "diffusion-pipe-z-image/train.toml", **change)
+    if base is None:
+        with pytest.raises(SettingsError, match="or give --base-model"):
+            read_config(job)
+        assert read_config(job, base_model="z-image").base.name == "z-image"
+        return
+    content = parse(job)
+    found = translate(PROGRAMS[4], content, job)
+    assert found.settings["base_model"] == base
+    assert ("model.diffusion_model" in keys_of(found.near)) is near
+
+
+@pytest.mark.parametrize(
     ("case", "change", "refused"),
     [
         ("musubi-qwen-image/command.txt", {"--max_grad_norm 0": "--max_timestep 500"},

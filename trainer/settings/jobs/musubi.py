@@ -85,6 +85,8 @@ def _keys(content: Any, path: Path) -> dict[str, Any]:
     keys = _command(content) if isinstance(content, str) else _without_sections(content)
     if own := keys.get("config_file"):
         keys = _without_sections(parse(companion(path, "config_file", own))) | keys
+    if prompts := keys.get("sample_prompts"):
+        keys["sample_prompts"] = companion(path, "sample_prompts", prompts)
     if "dataset_config" not in keys:
         raise SettingsError("dataset_config is missing")
     data = parse(companion(path, "dataset_config", keys["dataset_config"]))
@@ -95,11 +97,15 @@ def _keys(content: Any, path: Path) -> dict[str, Any]:
 
 def _command(text: str) -> dict[str, Any]:
     """The options of a command line; one without a value is on."""
-    lines = re.sub(r"[\\^`]\s*\n", " ", text)
+    lines, continued = re.subn(r"[\\^`][ \t\r]*\n", " ", text)
     match = _SCRIPT.search(lines)
     assert match is not None
+    rest = lines[match.end() :]
+    # Where lines are continued by a sign, one without it ends the command.
+    reader = shlex.shlex(rest.split("\n")[0] if continued else rest, posix=True)
+    reader.whitespace_split, reader.escape = True, ""  # \ is in paths
     try:
-        words = shlex.split(lines[match.end() :], comments=True)
+        words = list(reader)
     except ValueError as error:
         raise SettingsError(f"the command line cannot be read: {error}") from error
     keys: dict[str, Any] = {"script": match[1]}
@@ -239,11 +245,7 @@ def _samples(found: Translation) -> None:
     name = found.get("sample_prompts")
     if not name:
         return
-    try:
-        lines = Path(str(name)).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        found.refuse("sample_prompts", f"{name} cannot be read ({error})")
-        return
+    lines = Path(name).read_text(encoding="utf-8", errors="replace").splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     found.same("sample_prompts", f"{len(prompts)} prompts")
     found.settings["sample_prompts"] = tuple(prompts)

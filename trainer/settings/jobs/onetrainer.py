@@ -188,7 +188,9 @@ def _steps(found: Translation) -> None:
         found.same("learning_rate_warmup_steps", lr_warmup_steps=int(warmup / every))
     strategy = found.get("concepts.balancing_strategy", "REPEATS")
     passes = found.get("concepts.balancing", 1)
-    if strategy != "REPEATS":
+    if strategy == "REPEATS":
+        found.same("concepts.balancing_strategy", strategy)
+    else:
         found.refuse("concepts.balancing_strategy", f"{strategy} (only REPEATS is supported)")
     found.same("concepts.balancing", f"an epoch is {passes:g} passes")
     # Of several resolutions, each image has one in each pass.

@@ -20,6 +20,7 @@ from trainer.settings.jobs.translation import UNCLIPPED, Translation
 USUAL_RATE = 1e-4
 _WEIGHTS = re.compile(r"\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$")
 _OTHER_MODELS = ("edit", "layered", "omni", "control", "2.1")  # in names of other models
+_HARMLESS = {"", "bf16", "fp16", "fp32", "fp8", "e4m3fn", "scaled", "transformer", "20b"}
 
 
 def family_named(found: Translation, key: str, name: str) -> tuple[type[Family], JobNames]:
@@ -37,34 +38,38 @@ def _names(family: type[Family], found: Translation) -> tuple[str, ...]:
 def base_named(found: Translation, key: str, name: str, family: type[Family]) -> Base:
     """The base model that a job names by Hub id, folder or file.
 
-    A file's name is all that is known of it, so one that is not the family's plain base model is
-    reported as a difference. Raises `SettingsError` for an unknown name, unless `base_model` is
-    given beside the job.
+    A file's name is all that is known of it, so one that is not just the family's undistilled base
+    model is reported as a difference. Raises `SettingsError` for an unknown name, unless
+    `base_model` is given beside the job.
     """
-    if "base_model" in found.given:
+    if other := found.given.get("base_model"):
         found.no_effect(key, "base_model is given")
-        return undistilled(family)  # for the names of layers only
+        base = undistilled(family) if other == "auto" else find_base_or_folder(str(other))
+        found.settings["base_model"] = str(base.folder or base.name)
+        return base
+    if not name:
+        raise SettingsError(f"{key} is missing")
+    plain = True
     try:
         base = find_base_or_folder(name)
-        file = False
     except UnknownBase as error:
         stem = _WEIGHTS.sub("", PurePosixPath(name.replace("\\", "/")).name.lower())
         stem, file = stem.replace("_", "-"), _WEIGHTS.search(name.lower()) is not None
-        fits = [each for each in family.bases if each.hub_id.rpartition("/")[2].lower() in stem]
+        bases = {each.hub_id.rpartition("/")[2].lower(): each for each in family.bases}
+        fits = [tail for tail in bases if stem == tail or (file and tail in stem)]
         if not fits or any(each in stem for each in _OTHER_MODELS):
             raise SettingsError(f"{key}: {error}; or give --base-model") from error
-        base = max(fits, key=lambda each: len(each.hub_id))
+        tail = max(fits, key=len)
+        base, others = bases[tail], set(stem.replace(tail, "").split("-"))
+        plain = not file or (base == undistilled(family) and others <= _HARMLESS)
+        name = f"{name}, not read" if file else name
     if base.family != family.name:
         raise SettingsError(f"{key} is {base.name}, but this is a job for {family.title}")
-    ours = name if base.folder else base.name
-    if not file:
-        found.same(key, name, base_model=ours)
-    elif base == undistilled(family):
-        found.same(key, f"{name}, not read", base_model=ours)
+    if plain:
+        found.same(key, name, base_model=str(base.folder or base.name))
     else:
-        found.differs(
-            key, f"{name}: not read; the base model is known from its name", base_model=ours
-        )
+        text = f"{name}: the base model is known from the name of the file"
+        found.differs(key, text, base_model=base.name)
     return base
 
 
@@ -87,8 +92,7 @@ def no_turbo_adapter(found: Translation, key: str) -> None:
 
 def base_of(found: Translation) -> Base:
     """The base model of a translation whose rule for it has run."""
-    name = found.settings.get("base_model")
-    return find_base_or_folder(name) if name else next(iter(FAMILIES.values())).bases[0]
+    return find_base_or_folder(found.settings["base_model"])
 
 
 def learning_rate(found: Translation, key: str, default: float) -> None:
@@ -173,9 +177,9 @@ def only_arguments(
 def trackers(found: Translation, key: str) -> None:
     """Where the run is followed; not given: nowhere."""
     known = {"tensorboard": "tensorboard", "wandb": "wandb", "all": "tensorboard,wandb"}
-    if found.get(key, "none") == "none":
+    if found.get(key) == "none":
         found.no_effect(key, "none")
-    else:
+    elif key in found.keys:
         found.choose(key, "trackers", "none", known)
 
 

@@ -165,7 +165,7 @@ def _dataset(found: Translation) -> None:
         prompt = str(found.keys.get("instance_prompt") or "")
         found.differs("caption_strategy, instance_prompt", text, default_caption=prompt)
     elif strategy == "textfile":
-        found.same("caption_strategy", "NAME.txt")
+        found.same("caption_strategy", "NAME.txt, whose lines are joined")
     else:
         found.refuse("caption_strategy", f"{strategy} (write captions into NAME.txt)")
     dropout = float(found.get("caption_dropout_probability", 0.1))
@@ -230,6 +230,8 @@ PROGRAM = Program(
     },
     switches={
         "hub_model_id": "push_to_hub",
+        "crop_style": "crop",
+        "crop_aspect": "crop",
         "noise_offset": "offset_noise",
         "noise_offset_probability": "offset_noise",
     },

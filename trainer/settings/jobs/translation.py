@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from trainer.settings.inputs import TrainingInputs
+from trainer.settings.inputs import SettingsError, TrainingInputs
 
 # What all these programs do without a key, where our defaults differ.
 DEFAULTS: dict[str, Any] = {
@@ -41,7 +41,7 @@ class Translation:
 
     program: str  # the name of its program
     keys: Mapping[str, Any]  # sections are written with dots: train.lr
-    given: frozenset[str] = frozenset()  # inputs that replace those of the job
+    given: Mapping[str, Any] = field(default_factory=dict)  # inputs that replace those of the job
     settings: dict[str, Any] = field(default_factory=dict)  # `TrainingInputs` by their names
     sample: dict[str, Any] = field(default_factory=dict)  # fields of a generation request
     translated: list[str] = field(default_factory=list)
@@ -49,9 +49,11 @@ class Translation:
     without_effect: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     named: set[str] = field(default_factory=set)  # keys that are in one of the lists
+    asked: str = ""  # the key that was read last, for errors
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or the program's default; text that is a number is a number."""
+        self.asked = key
         value = number(self.keys.get(key))
         return default if value is None else value
 
@@ -124,16 +126,25 @@ class Program:
     switches: Mapping[str, str] = field(default_factory=dict)  # no effect while the other is off
 
 
-def translate(program: Program, content: Any, path: Path, given: Iterable[str] = ()) -> Translation:
+def translate(
+    program: Program, content: Any, path: Path, given: Mapping[str, Any] | None = None
+) -> Translation:
     """Sorts every key of a job into one of the four lists. Raises `SettingsError`."""
-    keys = program.keys_of(content, path)
-    found = Translation(program.name, keys, frozenset(given))
+    found = Translation(program.name, {}, given or {})
     found.settings = DEFAULTS | dict(program.defaults)
-    for rule in program.rules:
-        rule(found)
-    for key in keys:
-        if key not in found.named:
-            _place(key, keys[key], program, found)
+    try:
+        found.keys = program.keys_of(content, path)
+        for rule in program.rules:
+            rule(found)
+        for key in found.keys:
+            if key not in found.named:
+                _place(key, found.keys[key], program, found)
+    except SettingsError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+        value = str(found.keys.get(found.asked, ""))[:80]
+        where = f"{found.asked}: {value} cannot be used" if value else "a value cannot be used"
+        raise SettingsError(f"{where} ({error}); see the documents of {program.name}") from error
     return found
 
 

@@ -81,7 +81,7 @@ class Family(ABC):
     # several for a fused layer, in the order of its rows.
     original_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     few_step_loras: ClassVar[tuple[FewStepRow, ...]] = ()
-    jobs: ClassVar[Mapping[str, JobNames]] = {}  # by the names of the programs
+    job_names: ClassVar[Mapping[str, JobNames]] = {}  # by the names of the programs
     card_code: ClassVar[CardCode]
 
     def __init__(

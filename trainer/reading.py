@@ -7,7 +7,7 @@ from families.family import Family
 from families.loading import load_family
 from trainer.captions import captions_of_run
 from trainer.data import Example, bucket_sizes, is_table, name_trigger, read_dataset
-from trainer.learning import Control, by_main, find_turbo_adapter
+from trainer.learning import Control, by_main, find_turbo_adapter, processes
 from trainer.memory import free_memory
 from trainer.outputs import Run
 from trainer.settings import Settings, SettingsError, too_many
@@ -52,7 +52,7 @@ def with_steps(settings: Settings, examples: Sequence[Example]) -> Settings:
     """The settings with the steps for these images. Raises SettingsError if there are none."""
     sizes = [(each.width, each.height) for each in examples]
     buckets = bucket_sizes(sizes, settings.resolutions, settings.base.size_multiple)
-    return settings.for_images(len(examples), buckets)
+    return settings.for_images(len(examples), buckets, processes().num_processes)
 
 
 def family_and_targets(settings: Settings) -> tuple[Family, list[str]]:

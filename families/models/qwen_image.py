@@ -154,7 +154,7 @@ class QwenImage(Family):
             shift=3.0,
         ),
     )
-    jobs = {
+    job_names = {
         "ai-toolkit": JobNames(("qwen_image",)),
         "musubi-tuner": JobNames(("qwen_image",)),
         "SimpleTuner": JobNames(

@@ -216,7 +216,7 @@ class ZImage(Family):
             shift=None,
         ),
     )
-    jobs = {
+    job_names = {
         "ai-toolkit": JobNames(("zimage",), groups=("feed_forward", "attention")),
         "musubi-tuner": JobNames(("zimage",), "auto"),
         "SimpleTuner": JobNames(

@@ -18,18 +18,26 @@ log = logging.getLogger(__name__)
 OF_AN_EPOCH = ("passes", "batch", "accumulation", "drop_last")
 
 
-def steps_of_epoch(epochs: Mapping[str, float], buckets: Sequence[int]) -> float:
-    """Optimizer steps of one epoch; `buckets` are the numbers of images by bucket."""
+def steps_of_epoch(
+    epochs: Mapping[str, float], buckets: Sequence[int], processes: int = 1
+) -> float:
+    """Optimizer steps of one epoch; `buckets` are the numbers of images by bucket.
+
+    Several processes share the batches of an epoch.
+    """
     passes, batch, accumulation, drop_last = (epochs[name] for name in OF_AN_EPOCH)
+    accumulation *= processes
     whole = math.floor if drop_last else math.ceil
     batches = sum(whole(int(count * passes) / batch) for count in buckets)
     # Where incomplete batches are used, an epoch ends with an incomplete step, too.
     return batches / accumulation if drop_last else math.ceil(batches / accumulation)
 
 
-def in_steps(epochs: Mapping[str, float], buckets: Sequence[int]) -> dict[str, int]:
+def in_steps(
+    epochs: Mapping[str, float], buckets: Sequence[int], processes: int = 1
+) -> dict[str, int]:
     """The settings in `epochs` in optimizer steps. Raises ValueError if there are none."""
-    each = steps_of_epoch(epochs, buckets)
+    each = steps_of_epoch(epochs, buckets, processes)
     found = {
         name: max(1, int(count * each + 1e-6)) if count else 0
         for name, count in epochs.items()

@@ -116,15 +116,16 @@ class Settings(TrainingInputs):
             return self.lr_warmup_steps
         return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
 
-    def for_images(self, count: int, buckets: Sequence[int] = ()) -> "Settings":
+    def for_images(self, count: int, buckets: Sequence[int] = (), processes: int = 1) -> "Settings":
         """These settings with default steps for `count` images, if no steps were given.
 
-        buckets: the numbers of images by bucket, at all resolutions (`trainer.data.bucket_sizes`);
-        for settings that a job file counts in epochs. Raises `SettingsError` if they have no step.
+        buckets: the numbers of images by bucket, at all resolutions (`trainer.data.bucket_sizes`),
+        and the number of processes, for settings that a job file counts in epochs. Raises
+        `SettingsError` if they have no step.
         """
         if self.epochs:
             try:
-                return self.replace(**in_steps(self.epochs, buckets))
+                return self.replace(**in_steps(self.epochs, buckets, processes))
             except (ValueError, OverflowError) as error:
                 raise SettingsError(str(error)) from error
         if self.steps:

@@ -108,6 +108,14 @@ def test_steps_of_an_epoch_are_counted_by_bucket_and_batch(
 ) -> None:
     assert steps_of_epoch(epochs, buckets) == steps
     assert in_steps({"steps": 10, **epochs}, buckets) == {"steps": 10 * steps}
+    assert steps_of_epoch(epochs, [40, 40], processes=5) == steps_of_epoch(epochs, [40, 40]) / 5
+
+
+def test_four_repeats_of_simpletuner_are_five_passes(tmp_path: Path) -> None:
+    change = {'"max_train_steps": 1400,': "", '"num_train_epochs": 0': '"num_train_epochs": 3'}
+    job = copied(tmp_path, "simpletuner-z-image/config.json", **change)
+    # 15 and 10 images in batches of 2: 8 and 5, of which 3 are a step.
+    assert read_config(job).for_images(5, [3, 2]).steps == 3 * 5
 
 
 def test_images_that_fill_no_batch_are_an_error_with_the_way_out() -> None:
@@ -138,12 +146,12 @@ def model_of(family: str) -> Family:
 )
 def test_the_layers_are_those_of_the_program(program: str, family: str, count: int) -> None:
     model = model_of(family)
-    assert len(model.lora_targets(FAMILIES[family].jobs[program].lora_targets)) == count
+    assert len(model.lora_targets(FAMILIES[family].job_names[program].lora_targets)) == count
 
 
 def test_the_tables_name_settings_of_ours() -> None:
     names = set(TrainingInputs.model_fields)
-    families = {name for family in FAMILIES.values() for name in family.jobs}
+    families = {name for family in FAMILIES.values() for name in family.job_names}
     assert {program.name for program in PROGRAMS} == families
     for program in PROGRAMS:
         assert set(program.settings.values()) | set(program.defaults) | set(DEFAULTS) <= names

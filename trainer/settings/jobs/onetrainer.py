@@ -62,9 +62,9 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The keys, with the only concept instead of the list."""
     keys = dict(content)
     concepts = keys.pop("concepts", None)
-    if concepts is None:
-        name = keys.get("concept_file_name", "training_concepts/concepts.json")
-        concepts = parse(companion(path, "concept_file_name", name))
+    if concepts is None:  # presets have none
+        name = keys.get("concept_file_name")
+        concepts = parse(companion(path, "concept_file_name", name)) if name else [{}]
     if isinstance(concepts, list):
         concepts = [each for each in concepts if each.get("enabled", True)]
     found = flat(keys | {"concepts": only_dataset(concepts, "concepts")})

@@ -38,7 +38,7 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _rules(found: Translation) -> None:
-    family = next(each for each in FAMILIES.values() if found.program in each.jobs)
+    family = next(each for each in FAMILIES.values() if found.program in each.job_names)
     found.settings["base_model"] = undistilled(family).name
     steps = found.get("steps", 1000)
     text = f"{steps}: its job updates every second step, so {steps // 2} updates"

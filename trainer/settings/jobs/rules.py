@@ -28,11 +28,11 @@ def family_named(found: Translation, key: str, name: str) -> tuple[type[Family],
     known = {each: family for family in FAMILIES.values() for each in _names(family, found)}
     if name not in known:
         raise SettingsError(f"{key} is {name!r}; supported: {', '.join(sorted(known))}")
-    return known[name], known[name].jobs[found.program]
+    return known[name], known[name].job_names[found.program]
 
 
 def _names(family: type[Family], found: Translation) -> tuple[str, ...]:
-    return family.jobs[found.program].names if found.program in family.jobs else ()
+    return family.job_names[found.program].names if found.program in family.job_names else ()
 
 
 def base_named(found: Translation, key: str, name: str, family: type[Family]) -> Base:

@@ -17,15 +17,18 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """The first NVIDIA or AMD GPU, else Apple's, else the CPU; or the kind that `$DEVICE` names.
+    """An NVIDIA or AMD GPU, else Apple's, else the CPU; or the kind that `$DEVICE` names.
 
-    Sets the GPU's float32 precision (TF32).
+    Sets the GPU's float32 precision (TF32). Of several GPUs the first, or that of this process
+    (`$LOCAL_RANK`, set by launchers).
     """
     kind = os.environ.get("DEVICE") or _kind_here()
     if kind not in _DEVICES:
         raise ValueError(f"$DEVICE is {kind!r}; set it to {', '.join(_DEVICES)}, or unset it")
     if kind != "cuda":
         return torch.device(kind)
+    if rank := os.environ.get("LOCAL_RANK"):
+        torch.cuda.set_device(int(rank))
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
     # VAE's output has 8 bits per channel, so its convolutions use TF32, several times faster.
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -239,8 +239,8 @@ def _train(
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     path = run.model if settings.full else run.weights
-    with_steps = not (secrets.from_request or settings.full)
-    saver = Saver(run.checkpoints, path, step_weights=with_steps)
+    step_weights = not (secrets.from_request or settings.full)
+    saver = Saver(run.checkpoints, path, step_weights)
     until_written.callback(saver.release)
     until_written.enter_context(
         running_out(settings, family.dtype, family.device, memory.mode, saver)

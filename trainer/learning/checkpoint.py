@@ -300,19 +300,15 @@ def _check_parameters(parameters: Any, copies: dict[str, Any], check: _Check) ->
         for name, value in values.items():
             where = f"{part} {_shown(name)}"
             right = isinstance(name, str) and isinstance(value, Tensor)
-            check(right and value.dtype in _trained_dtypes(name), where, "is not a float32 tensor")
+            own = right and name.startswith("transformer.")  # in the base model's dtype
+            right = right and value.dtype in (_FLOATS if own else (torch.float32,))
+            check(right, where, "is not a float32 tensor")
             check(is_finite(value), where, "contains NaN or infinity")
     check(len(parameters) > 0, "parameters", "contains no tensors")
     for part, values in copies.items():
         same = not values or values.keys() == parameters.keys()
         same = same and all(values[name].shape == parameters[name].shape for name in values)
         check(same, part, "has other names or shapes than parameters")
-
-
-def _trained_dtypes(name: str) -> tuple[torch.dtype, ...]:
-    """Those of a trained parameter; the base model's own weights may be bfloat16."""
-    own = name.startswith("transformer.")
-    return (torch.float32, torch.bfloat16) if own else (torch.float32,)
 
 
 def _check_optimizers(optimizers: Any, parameters: dict[str, Tensor], check: _Check) -> None:

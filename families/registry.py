@@ -128,6 +128,21 @@ def with_transformer(base: Base, folder: Path) -> Base:
     return replace(changed, download=None)
 
 
+def trained_from(base: Base) -> Base:
+    """The base that supplies the other parts of a full training's result; else the base itself."""
+    if base.folder is None or meta_of_full_training(base.folder) is None:
+        return base
+    assert base.completed_by is not None
+    return base.completed_by
+
+
+def tokens_of_full_training(base: Base) -> list[str]:
+    """The tokens that a base has as the result of a full training; none of any other."""
+    meta = None if base.folder is None else meta_of_full_training(base.folder)
+    several, one = (meta or {}).get("placeholder_tokens"), (meta or {}).get("placeholder_token")
+    return [each for each in (several or [one]) if isinstance(each, str)]
+
+
 def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
     try:
         return with_transformer(find_base(str(meta.get("base_model"))), folder)

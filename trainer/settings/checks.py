@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from families.registry import tokens_of_full_training
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import unlike_full
@@ -113,6 +114,12 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
         yield (
             f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
             "itself and uses this as a factor; remove it for the default of 1"
+        )
+    taken = set(tokens_of_full_training(settings.base)) & {*settings.tokens}
+    if taken and not settings.full:
+        yield (
+            f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "
+            "and the new one could not be used beside it; choose another placeholder_token"
         )
     warmup, steps = settings.lr_warmup_steps, settings.steps
     if warmup is not None and 0 < steps < warmup:

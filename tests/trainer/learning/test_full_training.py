@@ -12,6 +12,7 @@ from torch import nn
 from adapters.formats import LoraMismatch
 from adapters.trained_model import read_trained_model
 from families.registry import BASES, family_of, find_base_or_folder
+from families.without_weights import config_of
 from inference.engine import Engine
 from inference.request import Request
 from trainer.learning.checkpoint import Checkpoint, write_checkpoint
@@ -56,7 +57,12 @@ def test_a_full_training_is_read_as_weights_and_as_a_base_model(
     assert engine.generate(asked, None, name)[0].tobytes() != image
     with pytest.raises(LoraMismatch, match=f"(whole transformer of|trained on) {name}"):
         engine.generate(asked, archive, "z-image")
-    assert find_base_or_folder(str(folder)).completed_by == BASES[name]
+    base = find_base_or_folder(str(folder))
+    assert base.completed_by == BASES[name]
+    for part in ("transformer", "text_encoder", "vae"):  # of whichever model supplies them
+        assert config_of(base, part).items() >= config_of(BASES[name], part).items(), part
+    with pytest.raises(SettingsError, match="token <zwx> is part of base_model out"):
+        small(base_model=str(folder))  # a LoRA
     assert "no preview" not in caplog.text
 
 

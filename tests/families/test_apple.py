@@ -71,7 +71,7 @@ def test_a_macs_gpu_is_chosen_with_what_it_can_do(
     assert mode.quantize == "none" and not mode.offload  # the smallest, with a warning
 
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: False)
-    assert default_dtype(device) == torch.float32
+    assert default_dtype(torch.device("mps:0")) == torch.float32  # another one: it is cached
     monkeypatch.setenv("DEVICE", "cpu")
     assert default_device().type == "cpu"
     monkeypatch.setenv("DEVICE", "npu")

@@ -23,7 +23,7 @@ from studio.dataset_files import (
     read_file,
     write_file,
 )
-from studio.datasets import DEFAULT_CAPTION, TOKEN, described
+from studio.dataset_rows import DEFAULT_CAPTION, TOKEN, described
 from studio.folder import Studio, entry_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
@@ -58,7 +58,7 @@ async def _put(request: Request) -> Response:
 def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token: str) -> Response:
     with studio.writing:
         files = find(root)
-        images = images_of(files)
+        images = images_of(root, files)
         if suffix_of(name) == ".txt":
             name = next((each for each in images if stem_of(each) == stem_of(name)), name)
         if name not in images:
@@ -132,7 +132,7 @@ def _replaced(
     with studio.writing:
         files = find(root)
         before: dict[str, tuple[str, str]] = {}  # image and text by caption file
-        for image in images_of(files):
+        for image in images_of(root, files):
             file = caption_file(image, files)
             if file in files and file not in before and (names is None or image in names):
                 try:

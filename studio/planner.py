@@ -145,7 +145,8 @@ def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    images = sum(len(images_of(find(place_of(studio, each["name"])))) for each in chosen)
+    roots = [place_of(studio, each["name"]) for each in chosen]
+    images = sum(len(images_of(each, find(each))) for each in roots)
     answer = planner_of(studio).known(**_question(settings, images))
     if answer is not None:
         refuse_missing(settings, answer)
@@ -168,7 +169,7 @@ def look_at(
     for each in chosen:
         root = place_of(studio, each["name"])
         files = find(root)
-        images = images_of(files)
+        images = images_of(root, files)
         count += len(images)
         captions = choose_captions(texts_of(root, files), list(images)).of
         token = each["token"] or settings.subject or settings.trigger_word

@@ -19,12 +19,15 @@ from trainer.data.mapped_file import MappedFile
 from trainer.data.measures import Measures
 from trainer.data.members import (
     CAPTION_SUFFIXES,
+    HEAD_BYTES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_MEMBER_BYTES,
     MAX_TABLE_BYTES,
     TABLE_SUFFIXES,
     Unusable,
+    can_be_image,
+    is_image,
     listed,
     members_of,
     read_members,
@@ -36,6 +39,7 @@ from trainer.data.trigger import name_trigger
 
 __all__ = [
     "CAPTION_SUFFIXES",
+    "HEAD_BYTES",
     "IMAGE_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
@@ -52,6 +56,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "can_be_image",
     "caption_checks",
     "check",
     "check_dataset",
@@ -61,6 +66,7 @@ __all__ = [
     "crop",
     "examine",
     "in_threads",
+    "is_image",
     "listed",
     "log_checks",
     "members_of",

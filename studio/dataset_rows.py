@@ -18,6 +18,7 @@ from studio.dataset_files import (
     version_of,
 )
 from studio.folder import open_file
+from trainer.captions import doubtful
 from trainer.data import (
     CAPTION_SUFFIXES,
     HEAD_BYTES,
@@ -74,6 +75,9 @@ def described(
         ("warning" if each.level >= logging.WARNING else "suggestion", each)
         for each in check_examples(found.examples, purpose)
     ]
+    texts_read = {name: each.text for name, each in found.captions.items()}
+    doubts = doubtful(root, texts_read).items()
+    all_found += [("warning", Finding(text, (name,))) for name, text in doubts]
     marks, problems = _beside(all_found, list(images))
 
     captions = {each.name: each for each in found.examples}

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
 from studio import packing, thumbnails
+from studio.captioner import caption_writer_of
 from studio.dataset_files import (
     OWN,
     Files,
@@ -79,6 +80,7 @@ async def _rename(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
     name = new_name(str((await read_json(request)).get("name", "")))
+    caption_writer_of(studio).check_idle(root.name)
     return await run_in_threadpool(_renamed, studio, root, name)
 
 
@@ -99,6 +101,7 @@ def _exists(name: str) -> Problem:
 def _delete(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
+    caption_writer_of(studio).check_idle(root.name)
     if studio.tasks.running("archive", root.name):
         raise Problem(409, "an archive is being added", None, "wait until it is done")
     return reply({"trash": to_trash(studio, root)})

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -47,10 +47,12 @@ class Worker:
     async def ask(
         self,
         request: dict[str, Any],
-        progress: Callable[[dict[str, Any]], None] = lambda _: None,
+        progress: Callable[[dict[str, Any]], Awaitable[None] | None] = lambda _: None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """The answer to a request, the first line with `answer`; other lines go to `progress`.
+
+        What `progress` returns is awaited before the next line is read.
 
         One request after another. Raises `WorkerEnded`.
         """
@@ -69,7 +71,8 @@ class Worker:
                     if "answer" in found:
                         answer: dict[str, Any] = found["answer"]
                         return answer
-                    progress(found)
+                    if (waiting := progress(found)) is not None:
+                        await waiting
             except (OSError, ValueError) as error:
                 self.kill()
                 raise WorkerEnded(f"its answer cannot be read ({error})") from None

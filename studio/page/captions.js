@@ -50,7 +50,7 @@ export function editor(image, state, on) {
     else if (thumb.firstChild?.getAttribute("src") !== url) fill(thumb, h("img", { loading: "lazy", decoding: "async", alt: "", src: url }));
     const { bucket } = image;
     const cut = bucket?.cut >= 0.005 ? `, cuts ${Math.round(100 * bucket.cut)} %` : "";
-    info.textContent = [image.name, bucket && `→ ${bucket.width}×${bucket.height}${cut}`, image.tokens && `${image.tokens} tokens`].filter(Boolean).join(" · ");
+    info.textContent = [image.name, bucket && `→ ${bucket.width}×${bucket.height}${cut}`, image.caption_source && `caption from ${image.caption_source}`, image.tokens && `${image.tokens} tokens`].filter(Boolean).join(" · ");
     fill(marks, image.marks.map((each) => h("p", { class: each.kind === "problem" ? "mark bad" : "mark warn" }, icon("warning"), h("span", null, each.text))));
     if (!editing) drawText();
   }
@@ -147,7 +147,7 @@ export function editor(image, state, on) {
   }
 
   function take({ theirs, caption_version: version }) {
-    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, default_caption: !theirs.trim() });
+    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, caption_source: null, default_caption: !theirs.trim() });
     savedAt = performance.now();
   }
 
@@ -185,7 +185,7 @@ export function editor(image, state, on) {
     get busy() { return Boolean(editing) || unsaved !== null || open > 0; },
     /** Takes what the server says now, except for a text that is being written, or was saved after `asked`. */
     update(found, asked = Infinity) {
-      if (this.busy || asked < savedAt) for (const name of ["caption", "caption_version", "default_caption"]) found[name] = image[name];
+      if (this.busy || asked < savedAt) for (const name of ["caption", "caption_version", "caption_source", "default_caption"]) found[name] = image[name];
       image = found;
       draw();
     },

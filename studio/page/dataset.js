@@ -4,6 +4,7 @@ import { api, bytes, count, debounced, onStatus, path, schema, stored } from "./
 import { button, empty, field, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
 import { ask } from "./asking.js";
 import { editor, forget } from "./captions.js";
+import { captionStatus, writeCaptions } from "./captioning.js";
 import { removeDataset, rename, restore, tokenOf } from "./datasets.js";
 import { inspector } from "./inspector.js";
 import { keys, title } from "./main.js";
@@ -31,6 +32,7 @@ class Dataset {
     this.views = h("div", { class: "segmented", role: "group", "aria-label": "Which images" });
     this.side = h("aside", { class: "side", "aria-label": "Selected image" });
     this.large = inspector(this.side, this.state, { load: () => this.load(), remove: (each) => this.remove(each), loaded: (undo) => this.loaded(undo) });
+    this.captions = captionStatus(this.state, () => this.later());
     this.later = debounced(() => this.load({ quiet: true }).catch(() => {}), 1500);
     signal.addEventListener("abort", () => this.later.cancel());
     this.draw(root);
@@ -53,6 +55,7 @@ class Dataset {
             { text: "Images and captions", detail: "files; a zip or tar too", onclick: () => this.choose() },
             { text: "A folder", onclick: () => this.choose({ folder: true }) },
           ], { iconName: "plus" }),
+          button("Write captions", () => this.write(), { iconName: "edit" }),
           menu("More", [
             { text: "Find and replace", detail: "in captions, shown before it is done", onclick: () => this.replace() },
             { text: "Word for the subject", detail: "what TOK becomes", onclick: () => this.changeToken() },
@@ -64,7 +67,7 @@ class Dataset {
           train,
         ),
         this.summary),
-      this.problems,
+      this.captions.node, this.problems,
       h("div", { class: "split" }, h("section", { class: "stack", "aria-label": "Images" }, h("div", { class: "row between toolbar" }, this.views, h("div", { class: "search" }, search)), this.list), this.side),
     );
   }
@@ -77,7 +80,8 @@ class Dataset {
     addEventListener("keydown", (event) => this.key(event), { signal });
     let before = null; // the server's tasks: an archive is unpacked, images are checked
     onStatus((status) => {
-      const mine = status.tasks.filter((task) => task.name === this.name || task.name.startsWith(`${this.name}/`));
+      this.captions.update(status.tasks);
+      const mine = status.tasks.filter((task) => task.kind !== "captions" && (task.name === this.name || task.name.startsWith(`${this.name}/`)));
       const ended = mine.filter((task) => ["done", "failed"].includes(task.state)).map((task) => task.id);
       const busy = mine.find((task) => task.state === "running");
       this.busy = busy ? `checking ${busy.done} of ${busy.of}` : "";
@@ -209,6 +213,11 @@ class Dataset {
   }
 
   // ---- Changes ----
+
+  async write() {
+    if (this.state.images.length) await writeCaptions(this.state);
+    else toast("There are no images yet");
+  }
 
   async loaded(undo) {
     await this.load({ quiet: true });

@@ -43,12 +43,11 @@ def alike(pixels: NDArray[np.uint8]) -> Likeness:
     colors = pixels.astype(np.float32)
     hashes, mirrored = _hashes(colors)
     lengths = _lengths(colors)
-    of_one_color = ~lengths.any(axis=(1, 2))  # their hashes are equal, but they resemble nothing
+    # Images of one color have equal hashes, but resemble nothing.
+    known = np.flatnonzero(lengths.any(axis=(1, 2)))
     same, similar = np.arange(len(pixels)), np.arange(len(pixels))  # the group of each
-    for one in range(len(pixels) - 1):
-        if of_one_color[one]:
-            continue
-        others = np.flatnonzero(~of_one_color[one + 1 :]) + one + 1
+    for place, one in enumerate(known, start=1):
+        others = known[place:]
         bits = np.minimum(
             np.bitwise_count(hashes[one] ^ hashes[others]),
             np.bitwise_count(mirrored[one] ^ hashes[others]),

@@ -22,7 +22,7 @@ export async function writeCaptions(state) {
   const kindField = field("kind", "What the subject is", kind, { help: "Such as robot. It is not written into the captions, TOK is." });
   const models = h("select", { onchange: () => draw() }, about.models.map((each) => h("option", { value: each.name }, `${each.name}${each.here ? "" : `, not downloaded${size(each)}`}`)));
   models.value = (about.models.find((each) => each.here) ?? about.models[0]).name;
-  const form = h("div", { class: "stack" },
+  const form = h("div", { class: "stack" }, missing,
     h("fieldset", null, h("legend", null, "Images"), h("div", { class: "stack tight" },
       choice("which", "missing", `Only those without a caption: ${bare}`, "captions that are there are not changed", true, () => draw()),
       choice("which", "all", `All: ${state.images.length}`, null, false, () => draw())), warning),
@@ -30,8 +30,7 @@ export async function writeCaptions(state) {
       choice("purpose", "subject", "A subject", null, true, () => draw()), choice("purpose", "style", "A style", null, false, () => draw()))),
     kindField,
     field("avoid", "Words that captions must not contain", avoid, { help: "What is the same in all images, with commas: it is then learned with the subject." }),
-    field("model", "Written by", models),
-    missing);
+    field("model", "Written by", models));
   const chosen = (name) => form.querySelector(`[name=${name}]:checked`).value;
   const go = () => form.closest("form")?.querySelector("[type=submit]");
 

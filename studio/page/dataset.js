@@ -44,6 +44,7 @@ class Dataset {
 
   draw(root) {
     const search = h("input", { type: "search", placeholder: "Filter", "aria-label": "Filter by caption or name", oninput: () => { this.words = search.value.toLowerCase(); this.arrange(true); } });
+    this.writer = button("Write captions", () => writeCaptions(this.state), { iconName: "edit", disabled: true });
     const train = linkButton("Train", `#/train/${encodeURIComponent(this.name)}`, { kind: "primary", iconName: "play" });
     fill(
       root,
@@ -55,7 +56,7 @@ class Dataset {
             { text: "Images and captions", detail: "files; a zip or tar too", onclick: () => this.choose() },
             { text: "A folder", onclick: () => this.choose({ folder: true }) },
           ], { iconName: "plus" }),
-          button("Write captions", () => this.write(), { iconName: "edit" }),
+          this.writer,
           menu("More", [
             { text: "Find and replace", detail: "in captions, shown before it is done", onclick: () => this.replace() },
             { text: "Word for the subject", detail: "what TOK becomes", onclick: () => this.changeToken() },
@@ -132,6 +133,7 @@ class Dataset {
 
   tell() {
     const { images } = this.state;
+    this.writer.disabled = !images.length;
     const problems = images.filter(hasProblem).length;
     this.summary.textContent = images.length ? [
       count(images.length, "image"), count(images.filter((each) => !each.default_caption).length, "caption"),
@@ -213,11 +215,6 @@ class Dataset {
   }
 
   // ---- Changes ----
-
-  async write() {
-    if (this.state.images.length) await writeCaptions(this.state);
-    else toast("There are no images yet");
-  }
 
   async loaded(undo) {
     await this.load({ quiet: true });

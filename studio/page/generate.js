@@ -239,7 +239,7 @@ export async function show(root, parts, signal) {
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
     promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));
-  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"]];
+  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"], ["Delete", "Move the image to the trash"]];
   onStatus((status) => { drawWhen(status); if (!drawn) { drawn = true; drawAll(); } }, signal);
   if (!live.status) drawAll();
   await pictures.load();

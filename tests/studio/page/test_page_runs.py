@@ -222,6 +222,41 @@ def test_images_side_by_side_show_what_differs_and_zoom_together(page: "Page") -
     expect(page.get_by_role("button", name="Compare", exact=True)).to_be_focused()
 
 
+def test_one_image_goes_to_the_trash_by_its_corner_by_key_and_in_the_large_view(
+    page: "Page", server: Server
+) -> None:
+    page.goto(page.url.partition("#")[0] + "#/runs")
+    page.goto(page.url.partition("#")[0] + "#/generate")
+    job = page.locator(".job-card", has_text="other")
+    pictures, undo = job.locator(".picture"), page.get_by_role("button", name="Undo")
+    expect(pictures).to_have_count(2)
+    job.get_by_role("button", name="Move image 1 to the trash").click()
+    expect(pictures).to_have_count(1)
+    expect(pictures).to_be_focused()
+    assert not (server.folder / "outputs/images/2026-11-27/001/0001.png").exists()
+    undo.click()
+    expect(pictures).to_have_count(2)
+    pictures.first.press("Delete")
+    expect(job.get_by_role("img", name=re.compile("seed 7"))).to_have_count(0)
+    undo.click()
+    expect(pictures).to_have_count(2)
+
+    pictures.first.press("Enter")
+    box = page.get_by_role("dialog", name="Image", exact=True)
+    seeds = box.get_by_role("img")
+    before = seeds.get_attribute("alt")
+    box.get_by_role("button", name="Trash", exact=True).click()
+    expect(seeds).not_to_have_attribute("alt", before or "")
+    page.keyboard.press("Delete")
+    expect(job).to_have_count(0)  # with the last image
+    box.get_by_role("button", name="Undo").last.click()  # above the large view
+    expect(job).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(undo).to_be_visible()  # the toasts go on
+    undo.click()
+    expect(pictures).to_have_count(2)
+
+
 @pytest.mark.slow
 def test_a_run_of_10000_steps_is_drawn_within_half_a_second(page: "Page") -> None:
     page.goto(page.url.partition("#")[0] + "#/runs")

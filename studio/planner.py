@@ -45,7 +45,7 @@ class Planner:
     async def warm(self) -> None:
         """Starts the process, so that the first plan does not wait for it."""
         with suppress(Problem):
-            await self.ask(do="tokens", base=next(iter(BASES)), texts=[])
+            await self.ask(do="tokens", base=next(iter(BASES)), texts=[], token=None)
 
     async def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to a request; asks again once if the process ends. Raises `Problem` 503."""
@@ -216,8 +216,12 @@ async def _tokens(request: Request) -> Response:
         raise Problem(400, "base must be a known base model", "base")
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise Problem(400, "texts must be a list of texts", "texts")
-    answer = await planner_of(request.app.state.studio).ask(do="tokens", base=base, texts=texts)
-    return reply({"tokens": answer.get("tokens"), "most": answer.get("most")})
+    token = body.get("token")
+    if token is not None and not isinstance(token, str):
+        raise Problem(400, "token must be a text", "token")
+    planner = planner_of(request.app.state.studio)
+    answer = await planner.ask(do="tokens", base=base, texts=texts, token=token)
+    return reply({name: answer.get(name) for name in ("tokens", "lost", "most")})
 
 
 ROUTES = [

@@ -107,8 +107,8 @@ class Dataset {
     const mine = (this.asked = (this.asked ?? 0) + 1), asked = performance.now();
     const found = await api("GET", `${this.url()}?${query}`, undefined, { signal: this.signal });
     if (mine !== this.asked || this.signal.aborted) return;
-    const tokens = new Map(state.images.map((each) => [each.caption, each.tokens]));
-    for (const each of found.images) each.tokens ??= tokens.get(each.caption) ?? null;
+    const known = new Map(state.images.map((each) => [each.caption, each.length]));
+    for (const each of found.images) each.length = known.get(each.caption) ?? null;
     state.images = found.images;
     for (const each of found.images) this.rows.get(each.name)?.update(each, asked);
     fill(this.problems, found.problems.filter((each) => !each.image).map((each) => h("p", { class: `note ${each.kind === "problem" ? "bad" : "warn"}` }, icon("warning"), each.text)));
@@ -119,13 +119,13 @@ class Dataset {
   /** Texts and lengths; the server's tokenizer may need a while, or be missing. */
   async countTokens() {
     const { state } = this;
-    const texts = [...new Set(state.images.filter((each) => each.tokens === null).map((each) => each.caption))].slice(0, 2000);
+    const texts = [...new Set(state.images.filter((each) => !each.length).map((each) => each.caption))].slice(0, 2000);
     if (!texts.length || !state.base || this.noTokens) return;
     try {
-      const { tokens } = await api("POST", "/api/tokens", { base: state.base, texts: texts.map((each) => each.replaceAll(/\bTOK\b/g, state.token)) }, { signal: this.signal });
+      const { tokens, lost, most } = await api("POST", "/api/tokens", { base: state.base, token: state.token, texts: texts.map((each) => each.replaceAll(/\bTOK\b/g, state.token)) }, { signal: this.signal });
       if (!tokens || tokens[0] === null) { this.noTokens = true; return; }
-      const known = new Map(texts.map((each, index) => [each, tokens[index]]));
-      for (const each of state.images) if (known.has(each.caption)) { each.tokens = known.get(each.caption); this.rows.get(each.name)?.update(each); }
+      const known = new Map(texts.map((each, index) => [each, { tokens: tokens[index], lost: lost[index], most }]));
+      for (const each of state.images) if (known.has(each.caption)) { each.length = known.get(each.caption); this.rows.get(each.name)?.update(each); }
     } catch { this.noTokens = true; }
   }
 

@@ -1,6 +1,6 @@
 """A captioner without a model: all else is real. `$SMALL_CAPTIONER` is a folder.
 
-With a file named `slow` in it, an answer takes a while; with one named `fails`, there is none.
+With a file named `slow` in it, an answer takes a while.
 """
 
 import os
@@ -24,8 +24,6 @@ class Scripted:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         folder = Path(os.environ["SMALL_CAPTIONER"])
-        if (folder / "fails").exists():
-            raise MemoryError("no memory is left")
         if (folder / "slow").exists():
             time.sleep(0.2)
         return [Answer(self._text(each), True) for each in questions]

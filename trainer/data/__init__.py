@@ -1,6 +1,6 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
@@ -28,6 +28,7 @@ from trainer.data.members import (
     Unusable,
     can_be_image,
     is_image,
+    is_table,
     listed,
     members_of,
     read_members,
@@ -56,6 +57,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "bucket_sizes",
     "can_be_image",
     "caption_checks",
     "check",
@@ -67,6 +69,7 @@ __all__ = [
     "examine",
     "in_threads",
     "is_image",
+    "is_table",
     "listed",
     "log_checks",
     "members_of",

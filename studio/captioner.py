@@ -6,6 +6,7 @@ answer, so a job that was ended is continued by the next one. undo.jsonl has wha
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -37,8 +38,11 @@ from studio.dataset_files import (
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
 from studio.replies import FULL, Problem, read_json, reply
+from studio.summaries import LIVE
 from studio.worker import Worker, WorkerEnded
 from trainer.encodings import decode
+
+log = logging.getLogger(__name__)
 
 LOOK = 0.2  # seconds between two looks at the GPU's owner
 SHOWN = 3600.0  # seconds for which an ended job is a task of the status
@@ -132,7 +136,10 @@ class CaptionWriter:
                     await self._free_gpu(job)
                     job.state = "running"
                     job.versions = await asyncio.to_thread(_versions, job.root)
-                    answer = await self.worker.ask(job.request, lambda line: self._take(job, line))
+                    with gpu.reserved():  # until the process has its lock
+                        answer = await self.worker.ask(
+                            job.request, lambda line: self._take(job, line)
+                        )
                 finally:
                     await self.worker.stop()  # which frees the GPU
             job.result = {name: each for name, each in answer.items() if name != "error"}
@@ -141,13 +148,20 @@ class CaptionWriter:
             job.end("canceled")
         except (WorkerEnded, Problem, OSError) as error:
             job.end("failed", str(error))
+        except Exception as error:
+            log.exception("captions of %s", job.root.name)
+            job.end("failed", str(error) or type(error).__name__)
 
     async def _free_gpu(self, job: Job) -> None:
         """Waits until nobody uses the GPU; an idle generator gives it back."""
-        while (found := gpu.gpu()) is not None and (owner := found["owner"]) is not None:
-            generator = self._jobs.generator
-            if owner["kind"] != "generator" or generator is None or not generator.release():
-                job.waits_for = str(owner["id"] or "another program")
+        while (found := gpu.gpu()) is not None:
+            owner, generator = found["owner"] or {}, self._jobs.generator
+            live = (each["id"] for each in self._jobs.runs.all() if each["state"] in LIVE)
+            user = owner.get("id") or (owner and "another program") or next(live, None)
+            if user is None:
+                break
+            if owner.get("kind") != "generator" or generator is None or not generator.release():
+                job.waits_for = str(user)
             await asyncio.sleep(LOOK)
         job.waits_for = None
 

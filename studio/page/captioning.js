@@ -58,7 +58,7 @@ function notHere(model, { vault, base }) {
     h("p", null, vault ? `with MODEL_VAULT=${vault}, as this studio has it.` : "Then start the studio again with MODEL_VAULT=models. Or run zeroprior caption once, which downloads it to the Hub's cache.")));
 }
 
-/** How far the captions of a dataset are, and what came of it: {node, update(tasks)}. `after()` reads the dataset anew. */
+/** How far the captions of a dataset are, and what came of it: {node, update(tasks)}. `after(wait)` reads the dataset anew, in so many ms. */
 export function captionStatus(state, after) {
   const node = h("div", { class: "stack tight" }), url = (suffix) => `${path("api/datasets", state.name)}${suffix}`;
   const seen = `captions seen ${state.name}`;
@@ -72,7 +72,7 @@ export function captionStatus(state, after) {
   async function undo(id) {
     if (!(await request("/undo", { undo: id }))) return;
     close(id);
-    await after();
+    after(0);
   }
 
   function text(task) {
@@ -106,7 +106,7 @@ export function captionStatus(state, after) {
     if (task && task.id !== stored.get(seen)) draw(task);
     else if (node.firstChild) fill(node);
     const now = task && `${task.state} ${task.written}`;
-    if (known !== null && now && now !== known) after();
+    if (known !== null && now && now !== known) after(["waiting", "running"].includes(task.state) ? 1500 : 0);
     known = now ?? "";
   }
   return { node, update };

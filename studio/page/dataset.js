@@ -32,7 +32,7 @@ class Dataset {
     this.views = h("div", { class: "segmented", role: "group", "aria-label": "Which images" });
     this.side = h("aside", { class: "side", "aria-label": "Selected image" });
     this.large = inspector(this.side, this.state, { load: () => this.load(), remove: (each) => this.remove(each), loaded: (undo) => this.loaded(undo) });
-    this.captions = captionStatus(this.state, () => this.later());
+    this.captions = captionStatus(this.state, (wait) => { this.soon ??= setTimeout(() => { this.soon = null; this.load({ quiet: true }).catch(() => {}); }, wait); });
     this.later = debounced(() => this.load({ quiet: true }).catch(() => {}), 1500);
     signal.addEventListener("abort", () => this.later.cancel());
     this.draw(root);

@@ -95,9 +95,12 @@ def warm(studio: Studio) -> None:
 async def work(studio: Studio) -> None:
     """Ends the planner's process with the server."""
     try:
-        await asyncio.Event().wait()
+        while (
+            not studio.ending.is_set()
+        ):  # the server waits for requests, and these for the process
+            await asyncio.sleep(0.1)
     finally:
-        await planner_of(studio).worker.stop()
+        await planner_of(studio).worker.stop(for_good=True)
 
 
 async def _plan(request: Request) -> Response:

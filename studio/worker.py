@@ -37,6 +37,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._killed: asyncio.subprocess.Process | None = None  # may not have ended yet
         self._turn: asyncio.Lock | None = None
+        self._closed = False
         self._log = folder / f".{module.rpartition('.')[2]}.log"
 
     @property
@@ -95,8 +96,9 @@ class Worker:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def stop(self) -> None:
-        """Ends the process and waits for its end."""
+    async def stop(self, for_good: bool = False) -> None:
+        """Ends the process and waits for it. `for_good`: requests that wait do not start it."""
+        self._closed = for_good
         self.kill()
         if self._process is not None:
             if self._process.stdin is not None:
@@ -104,6 +106,8 @@ class Worker:
             await self._process.wait()
 
     async def _started(self) -> asyncio.subprocess.Process:
+        if self._closed:
+            raise WorkerEnded("the studio is ending")
         if self._process is not None and self._process is self._killed:
             await self._process.wait()
         if self.runs and self._process is not None:

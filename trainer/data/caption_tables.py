@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from adapters.files.containers import Unusable
+from trainer.data.caption_files import read_text
 from trainer.data.mapped_file import Content
 from trainer.data.members import MAX_TABLE_BYTES, stem_of, suffix_of
-from trainer.encodings import decode
 
 # Columns, in the order in which they are looked for.
 _IMAGE_KEYS = ("file_name", "image_path", "image_file", "filename", "file", "image", "path")
@@ -69,7 +69,7 @@ def read_json(name: str, data: Content) -> tuple[list[str], str | None]:
 def _text(name: str, data: Content) -> tuple[str, str | None]:
     if len(data) > MAX_TABLE_BYTES:
         raise NoCaptions(f"it is longer than {MAX_TABLE_BYTES:,} bytes")
-    return decode(bytes(data))
+    return read_text(data)
 
 
 def _parsed(text: str) -> Any:

@@ -241,12 +241,19 @@ def stem_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def kind_of(head: bytes) -> str | None:
+    """The kind of a file by its first bytes; None if it is unknown. A text may begin with BM."""
+    for signature, what in SIGNATURES:
+        if signature.match(head) and (0 in head or not what.startswith("a BMP")):
+            return what
+    return None
+
+
 def what_is(data: bytes) -> str:
     if not data:
         return "it is empty, 0 bytes"
-    for signature, what in SIGNATURES:
-        if signature.match(data):
-            return f"it begins like {what}"
+    if (kind := kind_of(data)) is not None:
+        return f"it begins like {kind}"
     if not data.strip(b"\0"):
         return "it contains only zeros, so its download or copy failed"
     head = data[:HEAD_BYTES]

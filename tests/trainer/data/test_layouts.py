@@ -221,6 +221,10 @@ def test_captions_that_are_not_read_are_named_with_the_reason(
         ("metadata.csv", "file_name,text\n01.jpg,TOK красный\n".encode("cp1251"), "is not UTF-8"),
         ("metadata.jsonl", b'{"file_name": "01.jpg", "text": "TOK"}\n{"file_na', "line 2: it is"),
         ("01.tags", b"TOK " * 20_000, "is longer than 65,536 bytes"),
+        ("01.txt", picture(format="JPEG"), "is not text, it begins like a JPEG image; rename it"),
+        ("more.jsonl", picture(format="JPEG"), "is not text, it begins like a JPEG image"),
+        ("more.csv", picture(format="BMP"), "is not text, it begins like a BMP image"),
+        ("01.txt", "BMW 汽车在湖边".encode("gbk"), "is not UTF-8 (it looks like"),
     ],
 )
 def test_captions_that_would_be_read_wrong_are_an_error(

@@ -33,9 +33,9 @@ from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
 SIZE = 4000, 3000  # pixels
-BASES = 40  # different photos
+BASES = 12  # different photos
 GRAIN = 3.5  # deviation of a sensor's noise, of 255
-LARGE = 12  # members of the tar.gz, TIFFs without compression of 36 MB
+LARGE = 10  # members of the tar.gz, TIFFs without compression of 36 MB
 
 
 @dataclass(frozen=True)
@@ -64,31 +64,27 @@ def photo(number: int) -> Image.Image:
     image = Image.fromarray((128 + total).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(12):
-        x, y = random.integers(0, SIZE[0]), random.integers(0, SIZE[1])
-        radius = int(random.integers(40, 700))
+        x, y, radius = (int(random.integers(*each)) for each in ((SIZE[0],), (SIZE[1],), (40, 700)))
         color = tuple(int(each) for each in random.integers(0, 256, 3))
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     return image
 
 
-def write_folder(folder: Path, count: int) -> Path:
-    """A folder of JPEGs with captions. Beyond `BASES` they are hard links."""
+def write_folder(folder: Path, bases: Sequence[Path], count: int) -> Path:
+    """A folder of JPEGs with captions, hard links of a few."""
     folder.mkdir()
     for number in range(count):
         path = folder / f"{number:04}.jpg"
-        if number < BASES:
-            photo(number).save(path, quality=90)
-        else:
-            os.link(folder / f"{number % BASES:04}.jpg", path)
+        os.link(bases[number % len(bases)], path)
         path.with_suffix(".txt").write_text(f"TOK in place number {number}")
     return folder
 
 
-def write_tar_gz(path: Path) -> Path:
+def write_tar_gz(path: Path, bases: Sequence[Path]) -> Path:
     """A tar.gz with large members: TIFFs that hardly compress."""
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for number in range(LARGE):
-            photo(1000 + number).save(encoded := io.BytesIO(), "TIFF")
+            Image.open(bases[number]).save(encoded := io.BytesIO(), "TIFF")
             info = tarfile.TarInfo(f"{number}.tif")
             info.size = len(encoded.getvalue())
             encoded.seek(0)
@@ -150,11 +146,17 @@ def rows(count: int, heic: Path | None, folder: Path) -> Iterator[Row]:
     """All measurements, each in a new process."""
     few, many = max(1, count // 10), count
     cases: list[tuple[str, Callable[[Path], None], Path, int]] = []
+    bases = []
+    for number in range(BASES):
+        bases.append(folder / f"{number}.jpg")
+        photo(number).save(bases[-1], quality=90)
     for number in (few, many):
-        jpegs = write_folder(folder / f"jpeg-{number}", number)
+        jpegs = write_folder(folder / f"jpeg-{number}", bases, number)
         cases.append(("check, JPEG", checked, jpegs, number))
     cases.append(("reading, JPEG", read, jpegs, many))
-    cases.append(("reading, tar.gz of TIFF", read, write_tar_gz(folder / "large.tar.gz"), LARGE))
+    cases.append(
+        ("reading, tar.gz of TIFF", read, write_tar_gz(folder / "large.tar.gz", bases), LARGE)
+    )
     if heic is not None:
         cases.append(("check, HEIC", checked, copies(heic, folder / "heic", 20), 20))
     for what, work, dataset, number in cases:
@@ -163,19 +165,18 @@ def rows(count: int, heic: Path | None, folder: Path) -> Iterator[Row]:
         yield Row(what, number, size, *in_a_process(measured, work, dataset))
 
 
-def table(found: Sequence[Row]) -> str:
+HEAD = """\
+| | images | MB | wall | processor | per image | own memory | with mapped files |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(row: Row) -> str:
     """As Markdown."""
-    lines = [
-        "| | images | MB | wall | processor | per image | own memory | with mapped files |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found:
-        lines.append(
-            f"| {row.what} | {row.images:,} | {row.megabytes:,.0f} | {row.wall:.1f} s | "
-            f"{row.processor:.1f} s | {1e3 * row.processor / row.images:.0f} ms | "
-            f"{row.own:,.0f} MB | {row.peak:,.0f} MB |"
-        )
-    return "\n".join(lines)
+    return (
+        f"| {row.what} | {row.images:,} | {row.megabytes:,.0f} | {row.wall:.1f} s | "
+        f"{row.processor:.1f} s | {1e3 * row.processor / row.images:.0f} ms | "
+        f"{row.own:,.0f} MB | {row.peak:,.0f} MB |"
+    )
 
 
 def main() -> None:
@@ -184,7 +185,9 @@ def main() -> None:
     parser.add_argument("--heic", type=Path, help="a photo in HEIC")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{machine()}\n\n{table(list(rows(given.images, given.heic, Path(folder))))}")
+        print(f"{machine()}\n\n{HEAD}", flush=True)
+        for row in rows(given.images, given.heic, Path(folder)):
+            print(line(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from functools import partial
 from families.family import Family
 from families.loading import load_family
 from trainer.captions import captions_of_run
-from trainer.data import Example, name_trigger, read_dataset
+from trainer.data import Example, members_of_any, name_trigger, read_dataset
 from trainer.learning import Control, by_main, find_turbo_adapter
 from trainer.memory import free_memory
 from trainer.outputs import Run
@@ -38,6 +38,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
         settings.dataset,
         *settings.caption_rules,
         write if settings.autocaption else None,
+        None if served else members_of_any,
     )
     check(len(examples))
     if settings.subject is None:

@@ -13,7 +13,9 @@ from trainer.data.dataset import (
     own_captions,
     read_dataset,
 )
+from trainer.data.file_lists import LIST_SUFFIXES, members_of_any
 from trainer.data.findings import Finding
+from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
 from trainer.data.measures import Measures
@@ -37,6 +39,7 @@ from trainer.data.trigger import name_trigger
 __all__ = [
     "CAPTION_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "LIST_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",
@@ -62,8 +65,10 @@ __all__ = [
     "examine",
     "in_threads",
     "listed",
+    "local_dataset",
     "log_checks",
     "members_of",
+    "members_of_any",
     "name_trigger",
     "nearest_bucket",
     "own_captions",

@@ -177,7 +177,7 @@ def test_of_several_captions_of_one_image_the_first_is_used_and_said(
 ) -> None:
     captions = json.dumps({"01.jpg": [ONE, "TOK from above"], "02.jpg": TWO})
     assert read(tmp_path, TWO_IMAGES | {"captions.json": captions})["01.jpg"].caption == ONE
-    assert "several captions, only the first is used: 01.jpg" in log.text
+    assert "1 images have several captions, which take turns: 01.jpg" in log.text
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,6 @@ def summary(settings: Settings) -> str:
     found = check_dataset(settings)
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
-    more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
+    more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""
     images = f"{len(found.findings.examples):,} images"
     return clean(f"{dataset_name(settings.dataset)}: {', '.join([images, *parts])}{more}")

@@ -10,9 +10,11 @@ from dataset_files import make_zip, picture
 from hub_server import Hub
 
 from trainer.__main__ import main
+from trainer.captions.places import place_for
 from trainer.data import DatasetError, hub
 from trainer.data.hub import local_dataset
 from trainer.dataset_names import dataset_name, hub_dataset
+from trainer.outputs import name_of
 
 FILES = {
     "README.md": b"# Robots",
@@ -79,7 +81,9 @@ def test_an_interrupted_download_is_continued(server: Hub) -> None:
     folder = local_dataset(Path("me/robot"))
     assert "train/1.JPG" not in downloaded(server)
     assert (folder / "train/2.png").read_bytes() == FILES["train/2.png"]
-    assert dataset_name(folder) == "me/robot"
+    assert dataset_name(folder) == "me/robot" and name_of(folder) == "me-robot"  # of the run
+    # Captions do not go into the cache.
+    assert place_for(folder, None).path == Path("me--robot-captioned.zip")
 
 
 def test_a_single_archive_is_the_dataset(server: Hub, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,7 @@ from trainer.data.caption_tables import NoCaptions, image_rows
 from trainer.data.members import (
     CAPTION_SUFFIXES,
     LIMITS,
+    MAX_MEMBERS,
     MAX_TABLE_BYTES,
     Member,
     Unusable,
@@ -56,10 +58,11 @@ def _listed_members(table: Path) -> Iterator[Member]:
             "has no row with the path of an image; write a line for each: "
             '{"image_path": "photos/1.jpg", "caption": "TOK on a beach"}'
         )
+    find = _Finder(table.parent)
     written: dict[Path, str] = {}  # each file as it is in the table
     texts: dict[Path, list[str]] = {}
     for name, own in rows.items():
-        file = _find(name, table.parent)
+        file = find(name)
         written.setdefault(file, name)
         texts.setdefault(file, []).extend(own)
     top = Path(os.path.commonpath([file.parent for file in written]))
@@ -80,12 +83,30 @@ def _listed_members(table: Path) -> Iterator[Member]:
         yield Member(f"{table.stem}.jsonl", len(text), None, lambda: io.BytesIO(text))
 
 
-def _find(written: str, folder: Path) -> Path:
-    """The file that a row means: relative to the table, or to the working folder."""
-    path = Path(written).expanduser() if written.startswith("~/") else Path(written)
-    beside = folder / path
-    found = beside if beside.exists() or not path.exists() else path
-    return Path(os.path.abspath(found))
+class _Finder:
+    """Finds the file that a row means."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: the table's."""
+        self._folder = folder
+        self._below: dict[str, list[Path]] | None = None  # by name
+
+    def __call__(self, written: str) -> Path:
+        """A path relative to the table or the working folder; one of another machine is the only
+        file below the table's folder with this name. Else the path, which does not exist."""
+        path = Path(written.replace("\\", "/"))
+        if written.startswith("~/"):
+            path = path.expanduser()
+        for place in (self._folder / path, path):
+            if os.path.lexists(place):
+                return Path(os.path.abspath(place))
+        if self._below is None:
+            self._below = {}
+            for parent, _, names in islice(os.walk(self._folder), MAX_MEMBERS):
+                for name in names:
+                    self._below.setdefault(name, []).append(Path(parent, name))
+        found = self._below.get(path.name, [])
+        return Path(os.path.abspath(found[0] if len(found) == 1 else self._folder / path))
 
 
 def _member(name: str, file: Path, written: str) -> Member:

@@ -9,7 +9,7 @@ from dataset_files import make_folder, picture
 from trainer.captions.places import place_for
 from trainer.data import DatasetError, Example, members_of_any, read_dataset
 from trainer.run import train_from_inputs
-from trainer.settings import TrainingInputs
+from trainer.settings import SettingsError, TrainingInputs
 
 
 def read(table: Path, **options: bool) -> dict[str, Example]:
@@ -46,6 +46,9 @@ def test_absolute_and_relative_paths_with_their_captions(photos: Path, tmp_path:
     table = tmp_path / "list.csv"
     table.write_text(f"file_name\n{photos}/b/1.jpg\nphotos/b/1.jpg\n")
     assert [each.caption for each in read(table).values()] == ["a photo of <zwx>"]
+    table.write_text("file_name,text\nD:\\old\\3.jpg,TOK moved\n")  # of another machine
+    make_folder(tmp_path, {"moved/3.jpg": picture()})
+    assert [each.caption for each in read(table).values()] == ["<zwx> moved"]
     # Its captions go into a new zip: other programs may use the same files.
     assert place_for(table, None).path == tmp_path / "list-captioned.zip"
 
@@ -70,7 +73,7 @@ def test_a_request_cannot_name_files_of_the_server(photos: Path, tmp_path: Path)
     table = tmp_path / "list.jsonl"
     table.write_text(json.dumps({"image_path": str(photos / "a/1.jpg"), "caption": "TOK"}))
     inputs = TrainingInputs(dataset=table, base_model="miniature-turbo", steps=1)
-    with pytest.raises(DatasetError, match="list.jsonl: is not a zip or tar file"):
+    with pytest.raises(SettingsError, match="dataset is a table of names"):
         train_from_inputs(inputs, served=True)
     with pytest.raises(DatasetError, match="is not a zip or tar file"):
         read_dataset(table, "", None)

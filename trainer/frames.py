@@ -23,7 +23,7 @@ from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser
 
 if TYPE_CHECKING:
-    from trainer.data.measures import Measures
+    from trainer.data import Measures
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def write_frames(video: Path, folder: Path, every: float) -> list[Path]:
     Frames that are nearly the same as one of the last 16 written are skipped. Raises `FramesError`,
     and OSError if a file cannot be written.
     """
-    from trainer.data.similarity import alike, stacked
+    from trainer.data import alike, stacked
 
     if not video.is_file():
         raise FramesError(f"{video} is not a file; give a video")
@@ -85,7 +85,7 @@ def write_frames(video: Path, folder: Path, every: float) -> list[Path]:
 
 def _sharpest(frames: Generator[Frame]) -> Generator[tuple[Frame, "Measures"]]:
     """The sharpest of each `CANDIDATES` frames, with its measures."""
-    from trainer.data.measures import measure
+    from trainer.data import measure
 
     with closing(frames):
         while batch := list(islice(frames, CANDIDATES)):

@@ -18,7 +18,7 @@ from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
-from trainer.data.measures import Measures
+from trainer.data.measures import Measures, measure
 from trainer.data.members import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -33,6 +33,7 @@ from trainer.data.members import (
     stem_of,
     suffix_of,
 )
+from trainer.data.similarity import alike, stacked
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
@@ -55,6 +56,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "alike",
     "bucket_sizes",
     "caption_checks",
     "check",
@@ -68,6 +70,7 @@ __all__ = [
     "listed",
     "local_dataset",
     "log_checks",
+    "measure",
     "members_of",
     "members_of_any",
     "name_trigger",
@@ -76,6 +79,7 @@ __all__ = [
     "probe",
     "read_dataset",
     "read_members",
+    "stacked",
     "stem_of",
     "suffix_of",
     "write_sheet",

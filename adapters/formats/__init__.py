@@ -1,10 +1,11 @@
 """Reads and writes LoRA files, in every supported layout."""
 
-from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero
+from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero, summed
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
 from adapters.formats.idle import completed, family_of_layers, without_idle
-from adapters.formats.layout import BIAS, Layout, is_linear
+from adapters.formats.layer_names import OTHER_COMPONENTS, without_fronts, without_wrappers
+from adapters.formats.layout import BIAS, Layout, is_linear, spellings
 from adapters.formats.lora_file import (
     MAX_BYTES,
     BrokenLora,
@@ -42,6 +43,7 @@ __all__ = [
     "MAGNITUDE",
     "MAX_BYTES",
     "MAX_CONFIG_BYTES",
+    "OTHER_COMPONENTS",
     "PROGRAMS",
     "Program",
     "Shapes",
@@ -68,9 +70,13 @@ __all__ = [
     "read_tensors",
     "refuse_other_kinds",
     "shown",
+    "spellings",
     "split_key",
     "stored_layers",
+    "summed",
     "titles",
     "verdict",
+    "without_fronts",
     "without_idle",
+    "without_wrappers",
 ]

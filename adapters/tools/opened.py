@@ -82,10 +82,10 @@ def stored(path: Path) -> tuple[dict[str, StoredLayer], dict[str, str], dict[str
 
 def layout_of(base: Base) -> Layout:
     """The layers of a base's transformer; nothing is downloaded for a published one."""
-    from families.without_weights import transformer_without_weights
+    from families.without_weights import transformer_parameters
 
-    transformer = transformer_without_weights(base)
-    return Layout.of(transformer, base.name, family_of(base).original_names)
+    parameters = transformer_parameters(base)
+    return Layout.of_parameters(parameters, base.name, family_of(base).original_names)
 
 
 def _named_base(archive: Archive, named: str) -> tuple[Base | None, str]:

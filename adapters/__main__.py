@@ -10,9 +10,13 @@ from pathlib import Path
 from adapters.archive import BrokenArchive, write_archive
 from adapters.formats import PROGRAMS, LoraMismatch
 from adapters.tools import (
+    DTYPES,
+    LAYOUTS,
     Changed,
     Goal,
     ToolError,
+    bake,
+    check_output,
     convert,
     inspect,
     merge,
@@ -88,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     _add_output(tool, "NAME-resized.zip")
     tool.set_defaults(run=_resize)
 
+    tool = _add(tools, "bake", "write the base model's transformer with a LoRA in it")
+    tool.add_argument("file", metavar="FILE[:SCALE]", help="a LoRA, scale 1 or as given")
+    tool.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the weights")
+    tool.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="diffusers",
+        help="a folder, or one file for ComfyUI; default: diffusers",
+    )
+    _add_output(tool, "NAME-baked, or NAME-baked.safetensors for ComfyUI")
+    tool.set_defaults(run=_bake)
+
     for name, sign, what in (
         ("apply-turbo", 1.0, "add the base's training adapter to a LoRA"),
         ("remove-turbo", -1.0, "subtract the base's training adapter from a LoRA"),
@@ -141,6 +157,23 @@ def _resize(arguments: argparse.Namespace) -> None:
     goal = Goal(arguments.rank, arguments.energy, arguments.size)
     output = _output(arguments, f"{arguments.file.stem}-resized.zip")
     _save(resize(open_lora(arguments.file, arguments.base), goal), output)
+
+
+def _bake(arguments: argparse.Namespace) -> None:
+    path, scale = _scaled(arguments.file)
+    suffix = ".safetensors" if arguments.layout == "comfyui" else ""
+    output = arguments.output or Path(f"{path.stem}-baked{suffix}")
+    options = arguments.dtype, arguments.layout, arguments.overwrite
+    check_output(output, *options)
+    baked = bake(open_lora(path, arguments.base), output, scale, *options)
+    print(
+        f"{', '.join(map(str, baked.files))}: {baked.nbytes / 1e9:,.2f} GB, {baked.layers} layers "
+        f"changed\nThe LoRA changes these weights by {baked.change:.2%} of their norm. Rounding to "
+        f"{arguments.dtype}: {baked.error:.2%} of the weights, {baked.error_of_change:.1%} of the "
+        "LoRA's change."
+    )
+    for note in baked.notes:
+        print(f"  {note}")
 
 
 def _turbo(arguments: argparse.Namespace) -> None:

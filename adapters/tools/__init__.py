@@ -1,5 +1,6 @@
 """Inspects, converts, merges and resizes LoRA files (`python -m adapters`)."""
 
+from adapters.tools.bake import DTYPES, LAYOUTS, Baked, bake, check_output
 from adapters.tools.convert import Converted, convert, refuse_existing, write
 from adapters.tools.inspection import inspect, shown
 from adapters.tools.low_rank import norm
@@ -8,11 +9,16 @@ from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
 
 __all__ = [
+    "Baked",
     "Changed",
     "Converted",
+    "DTYPES",
     "Goal",
+    "LAYOUTS",
     "Opened",
     "ToolError",
+    "bake",
+    "check_output",
     "convert",
     "inspect",
     "merge",

@@ -18,6 +18,7 @@ from adapters.tools import (
     bake,
     check_output,
     convert,
+    extract,
     inspect,
     merge,
     open_lora,
@@ -27,7 +28,7 @@ from adapters.tools import (
     with_training_adapter,
     write,
 )
-from families.registry import UnknownBase
+from families.registry import UnknownBase, find_base_or_folder
 from families.repository import MissingModel
 
 EPILOG = """\
@@ -104,6 +105,13 @@ def parser() -> argparse.ArgumentParser:
     _add_output(tool, "NAME-baked, or NAME-baked.safetensors for ComfyUI")
     tool.set_defaults(run=_bake)
 
+    tool = _add(tools, "extract", "make a LoRA of the difference between two models")
+    tool.add_argument("tuned", type=Path, help="a transformer's folder or .safetensors file")
+    tool.add_argument("--rank", type=_positive, required=True, help="of every layer")
+    tool.add_argument("--energy", type=float, help="lower ranks that explain this share: 0.95")
+    _add_output(tool, "NAME-extracted.zip")
+    tool.set_defaults(run=_extract)
+
     for name, sign, what in (
         ("apply-turbo", 1.0, "add the base's training adapter to a LoRA"),
         ("remove-turbo", -1.0, "subtract the base's training adapter from a LoRA"),
@@ -176,6 +184,19 @@ def _bake(arguments: argparse.Namespace) -> None:
         print(f"  {note}")
 
 
+def _extract(arguments: argparse.Namespace) -> None:
+    output = _output(arguments, f"{arguments.tuned.stem}-extracted.zip")
+    if not arguments.base:
+        raise ToolError("name the model that it was tuned from, such as --base z-image")
+    base = find_base_or_folder(arguments.base)
+    found = extract(arguments.tuned, base, arguments.rank, arguments.energy)
+    _save(found.changed, output)
+    print(
+        f"{found.explained:.2%} of the squared difference is explained; {found.equal} layers do "
+        "not differ."
+    )
+
+
 def _turbo(arguments: argparse.Namespace) -> None:
     output = _output(arguments, f"{arguments.file.stem}-{arguments.tool}.zip")
     opened = open_lora(arguments.file, arguments.base)
@@ -205,6 +226,8 @@ def _save(result: Changed, output: Path) -> None:
     print("Error of the change, ‖dW − result‖ / ‖dW‖, in the five worst layers:")
     for each in worst:
         print(f"  {each.error:8.2%}  rank {each.rank:<4} {each.layer}")
+    for note in result.notes:
+        print(f"  {note}")
 
 
 def _scaled(word: str) -> tuple[Path, float]:

@@ -2,6 +2,7 @@
 
 from adapters.tools.bake import DTYPES, LAYOUTS, Baked, bake, check_output
 from adapters.tools.convert import Converted, convert, refuse_existing, write
+from adapters.tools.extract import Extracted, extract
 from adapters.tools.inspection import inspect, shown
 from adapters.tools.low_rank import norm
 from adapters.tools.merge import Changed, merge, with_training_adapter
@@ -13,6 +14,7 @@ __all__ = [
     "Changed",
     "Converted",
     "DTYPES",
+    "Extracted",
     "Goal",
     "LAYOUTS",
     "Opened",
@@ -20,6 +22,7 @@ __all__ = [
     "bake",
     "check_output",
     "convert",
+    "extract",
     "inspect",
     "merge",
     "norm",

@@ -1,7 +1,7 @@
 """Merges LoRAs into one, and puts a training adapter into a LoRA or takes it out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ class Changed:
 
     archive: Archive
     layers: tuple[LayerError, ...]
+    # By layer, for each rank the share of the squared norm that the first singular values have;
+    # empty if they were not computed.
+    energies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:

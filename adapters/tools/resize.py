@@ -2,10 +2,10 @@
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.formats import Factors, rank_of
-from adapters.tools.low_rank import Singular, singular_of
+from adapters.tools.low_rank import Singular, rank_for, shares, singular_of
 from adapters.tools.merge import Changed, measured, meta_of
 from adapters.tools.opened import Opened, ToolError
 
@@ -49,7 +49,8 @@ def resize(opened: Opened, goal: Goal) -> Changed:
         for name, found in parts.items()
     }
     facts = {"resized": {"name": opened.name, "rank_before": rank_of(exact)}}
-    return measured(exact, result, opened.archive.placeholders, {**meta_of(opened), **facts})
+    changed = measured(exact, result, opened.archive.placeholders, {**meta_of(opened), **facts})
+    return replace(changed, energies={name: shares(each.s) for name, each in parts.items()})
 
 
 def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
@@ -62,9 +63,7 @@ def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
 
 
 def _rank_for(part: Singular, energy: float) -> int:
-    squares = part.s.double() ** 2
-    kept = squares.cumsum(0) / squares.sum().clamp_min(1e-300)
-    return 1 + int((kept < energy * (1 - 1e-9)).sum())
+    return rank_for(shares(part.s), energy)
 
 
 def _ranks_for_size(parts: dict[str, Singular], size: float) -> dict[str, int]:

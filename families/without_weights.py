@@ -55,11 +55,5 @@ def transformer_without_weights(base: Base) -> nn.Module:
     return model
 
 
-def transformer_parameters(base: Base) -> dict[str, tuple[int, ...]]:
-    """The shapes of the transformer's parameters and buffers, by name."""
-    state = transformer_without_weights(base).state_dict()
-    return {name: tuple(each.shape) for name, each in state.items()}
-
-
 def _frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return nn.Module.to(model, dtype).eval().requires_grad_(False)

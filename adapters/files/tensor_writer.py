@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ def write_tensors(
     for name, tensor in values:
         if (name, Planned(tensor.dtype, tuple(tensor.shape))) != next(expected, None):
             raise ValueError(f"{name} ({tensor.dtype}, {tuple(tensor.shape)}) is not as planned")
-        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        file.write(content)
     if next(expected, None) is not None:
         raise ValueError("fewer tensors than planned")

@@ -11,7 +11,7 @@ from adapters.formats.lora_file import (
     BrokenLora,
     StoredLayer,
     as_written,
-    lora_bytes,
+    lora_size,
     open_lora,
     open_tensors,
     parse_lora,
@@ -20,6 +20,7 @@ from adapters.formats.lora_file import (
     read_tensors,
     refuse_other_kinds,
     stored_layers,
+    write_lora,
 )
 from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, UP, split_key
 from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES, titles
@@ -60,7 +61,7 @@ __all__ = [
     "family_of_layers",
     "is_linear",
     "is_zero",
-    "lora_bytes",
+    "lora_size",
     "open_lora",
     "open_tensors",
     "parse_lora",
@@ -79,4 +80,5 @@ __all__ = [
     "without_fronts",
     "without_idle",
     "without_wrappers",
+    "write_lora",
 ]

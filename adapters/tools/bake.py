@@ -5,11 +5,12 @@ generation gives (`adapters.merging`).
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -19,19 +20,21 @@ from adapters.files.atomic import atomic_file, atomic_folder, check_space
 from adapters.files.tensor_writer import Planned, write_tensors
 from adapters.formats import BIAS, Delta, spellings, summed
 from adapters.tools.checkpoint import INDEX, Checkpoint, open_checkpoint, write_index
+from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
 from families.base import Base
 from families.registry import by_hub_id, family_of
 from families.repository import component_folder, transformer_source
 
-DTYPES = ("bf16", "fp8")
-LAYOUTS = ("diffusers", "comfyui")
 _SHARD = 5_000_000_000  # bytes; a single tensor is never larger
 _HEADER = 4 << 20  # bytes; more than the header and the small files take
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 # Weights of the linear layers of the repeated blocks, which `--quantize fp8` quantizes, too.
 _IN_BLOCK = re.compile(r"[^.]+\.\d+\.[^.]+\..*weight")
+
+
+Targets = tuple[str, ...]  # parameters
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Baked:
     nbytes: int
     layers: int  # changed ones
     change: float  # ||scale * dW|| / ||W0|| of the changed weights
-    error: float  # ||rounding|| / ||W0 + scale * dW|| of the changed weights
+    error: float  # ||rounding|| / ||W0|| of the changed weights
     error_of_change: float  # ||rounding|| / ||scale * dW||
     notes: tuple[str, ...]
 
@@ -52,7 +55,7 @@ class _Output:
     """A tensor of the result, made of one parameter or, if fused, of the rows of several."""
 
     name: str
-    targets: tuple[str, ...]
+    targets: Targets
     shape: tuple[int, ...]
     fp8: bool
 
@@ -73,7 +76,9 @@ def check_output(output: Path, dtype: str, layout: str, overwrite: bool) -> None
     if layout == "comfyui" and output.suffix != ".safetensors":
         raise ToolError(f"{output}: --layout comfyui writes one file; name it ….safetensors")
     if layout == "diffusers" and output.suffix == ".safetensors":
-        raise ToolError(f"{output}: --layout diffusers writes a folder; name one, or choose comfyui")
+        raise ToolError(
+            f"{output}: --layout diffusers writes a folder; name one, or choose comfyui"
+        )
     if dtype == "fp8" and layout == "diffusers":
         raise ToolError(
             "diffusers reads no scaled fp8 files; add --layout comfyui, or write bf16 and generate "
@@ -136,7 +141,7 @@ def bake(
 
 def _outputs(base: Checkpoint, of: Base, dtype: str, layout: str) -> list[_Output]:
     """The tensors of the result, in their order."""
-    written = {name: (name, (name,)) for name in base.parameters}
+    written: dict[str, tuple[str, Targets]] = {name: (name, (name,)) for name in base.parameters}
     if layout == "comfyui":
         for name, targets in spellings(base.parameters, family_of(of).original_names).items():
             if targets != (name,):
@@ -159,7 +164,7 @@ class _Baker:
             name if name.endswith(BIAS) else f"{name}.weight": delta
             for name, delta in opened.deltas.items()
         }
-        self._norms = torch.zeros(4, dtype=torch.float64)  # squared: W0, dW, W0 + dW, rounding
+        self._before = self._change = self._error = 0.0  # squared norms of changed weights
 
     @torch.no_grad()
     def tensors(self, output: _Output) -> Iterator[tuple[str, Tensor]]:
@@ -167,28 +172,27 @@ class _Baker:
         sums = [self._sum(name) for name in output.targets]
         whole = sums[0] if len(sums) == 1 else torch.cat(sums)
         changed = not self._deltas.keys().isdisjoint(output.targets)
-        name, *scale_name = output.planned()
         if not output.fp8:
             rounded = whole.to(torch.bfloat16)
             if changed:
-                self._count(output, whole, rounded.float())
-            yield name, rounded
+                self._count(output, whole.sub_(rounded))
+            yield output.name, rounded
             return
-        largest = float(whole.abs().max())
-        scale = torch.tensor(largest / _FP8_MAX or 1.0)
+        name, scale_name = output.planned()
+        scale = torch.tensor(float(whole.abs().max()) / _FP8_MAX or 1.0)
         rounded = (whole / scale).clamp_(-_FP8_MAX, _FP8_MAX).to(_FP8)
         if changed:
-            self._count(output, whole, rounded.float().mul_(scale))
+            self._count(output, whole.float().sub_(rounded.float().mul_(scale)))
         yield name, rounded
-        yield scale_name[0], scale
+        yield scale_name, scale
 
     def result(self) -> Baked:
         """The sums of all tensors so far."""
-        before, change, after, error = self._norms.sqrt().tolist()
+        before, change, error = map(math.sqrt, (self._before, self._change, self._error))
         return Baked(
             *((), 0, len(self._deltas)),
             change=change / before if before else 0.0,
-            error=error / after if after else 0.0,
+            error=error / before if before else 0.0,
             error_of_change=error / change if change else 0.0,
             notes=(),
         )
@@ -199,20 +203,24 @@ class _Baker:
         if delta is None:
             return original
         total = summed(original, [(delta, self._scale)])
-        whole = original.float()
-        self._norms[0] += whole.norm() ** 2
-        self._norms[1] += whole.sub_(total).norm() ** 2
+        self._before += _norm(original) ** 2
+        if isinstance(delta, tuple):
+            self._change += (self._scale * norm(*delta)) ** 2
+        else:
+            self._change += _norm(total - original.float()) ** 2
         return total
 
-    def _count(self, output: _Output, exact: Tensor, rounded: Tensor) -> None:
-        after = exact.float().norm() ** 2
-        if not torch.isfinite(after):
+    def _count(self, output: _Output, error: Tensor) -> None:
+        self._error += _norm(error) ** 2
+        if not math.isfinite(self._error):
             raise ToolError(f"{output.name} is NaN or infinite in the base with the LoRA")
-        self._norms[2] += after
-        self._norms[3] += rounded.sub_(exact).norm() ** 2
 
 
-def _write(file, outputs: list[_Output], baker: _Baker) -> None:  # type: ignore[no-untyped-def]
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
+
+
+def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker) -> None:
     planned = {name: each for output in outputs for name, each in output.planned().items()}
     marker: dict[str, Planned] = {}
     if any(output.fp8 for output in outputs):
@@ -224,8 +232,7 @@ def _write(file, outputs: list[_Output], baker: _Baker) -> None:  # type: ignore
         if marker:
             yield "scaled_fp8", torch.zeros(2, dtype=_FP8)
 
-    with closing(values()) as tensors:
-        write_tensors(file, planned | marker, tensors, {"format": "pt"})
+    write_tensors(file, planned | marker, values(), {"format": "pt"})
 
 
 def _write_folder(folder: Path, outputs: list[_Output], baker: _Baker, base: Base) -> None:

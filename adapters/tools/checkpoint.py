@@ -20,13 +20,20 @@ from adapters.files.tensor_file import MAX_TENSORS, BrokenTensors, TensorFile
 from adapters.formats import shown, spellings, without_fronts, without_wrappers
 from adapters.tools.opened import ToolError
 from families.base import Base
+from families.parameters import transformer_parameters
 from families.registry import family_of
-from families.without_weights import transformer_parameters
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 _MAX_INDEX_BYTES = 16 << 20
 # Ends of names that only a quantized model has.
-_QUANTIZED = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant", "absmax", "weight_format")
+_QUANTIZED = (
+    "scale_weight",
+    "weight_scale",
+    "scaled_fp8",
+    "comfy_quant",
+    "absmax",
+    "weight_format",
+)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 Shape = tuple[int, ...]

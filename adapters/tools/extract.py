@@ -66,7 +66,10 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
         unused = theirs.unused
     if not factors:
         raise ToolError(f"{tuned} does not differ from {base.name} in any linear layer")
-    facts = {"name": tuned.name, "rank": rank, **({} if energy is None else {"energy": energy})}
+    facts = {
+        **{"name": tuned.name, "rank": rank, "energy": energy, "explained": 1 - rest / whole},
+        "explained_by_layer": {each.layer: round(1 - each.error**2, 6) for each in rows},
+    }
     meta = {
         "base_model": base.hub_id,
         "extracted": facts,
@@ -77,9 +80,7 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
     return Extracted(changed, equal, 1 - rest / whole)
 
 
-def _differences(
-    tuned: Checkpoint, base: Checkpoint
-) -> Iterator[tuple[str, Tensor | None, float]]:
+def _differences(tuned: Checkpoint, base: Checkpoint) -> Iterator[tuple[str, Tensor | None, float]]:
     """Each parameter's difference in float32 and its norm; None where there is none."""
     for name in base.parameters:
         after, before = tuned.read(name), base.read(name)

@@ -10,7 +10,6 @@ from torch import Tensor
 from adapters.formats import Delta, Dora, as_delta
 from adapters.tools.opened import ToolError
 
-
 _EXACT = 256  # smaller side of a matrix whose decomposition takes less than 0.1 s
 _OVERSAMPLE = 8
 _PRODUCTS = 8  # at most

@@ -5,6 +5,7 @@ Reads the command line without PyTorch; `adapters.commands` runs the tools.
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +32,18 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = arguments_parser().parse_args(words)
     from adapters.commands import ERRORS, RUN
 
+    # As an exception, so that partial files are removed.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         RUN[arguments.tool](arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ERRORS as error:
         if arguments.debug:
             raise
         sys.exit(f"error: {error}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def arguments_parser() -> argparse.ArgumentParser:

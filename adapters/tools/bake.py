@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.comfyui import embedding_files, how_to_write
 from adapters.files.atomic import atomic_file, atomic_folder, check_space
 from adapters.files.tensor_writer import Planned, write_tensors
-from adapters.formats import BIAS, Delta, spellings, summed
+from adapters.formats import BIAS, Delta, shown, spellings, summed
 from adapters.tools.checkpoint import INDEX, Checkpoint, open_checkpoint, write_index
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
@@ -30,7 +30,7 @@ _SHARD = 5_000_000_000  # bytes; a single tensor is never larger
 _HEADER = 4 << 20  # bytes; more than the header and the small files take
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
-# Weights of the linear layers of the repeated blocks, which `--quantize fp8` quantizes, too.
+# Weights of the linear layers of the repeated blocks: what `families.quantization` quantizes.
 _IN_BLOCK = re.compile(r"[^.]+\.\d+\.[^.]+\..*weight")
 
 
@@ -81,8 +81,8 @@ def check_output(output: Path, dtype: str, layout: str, overwrite: bool) -> None
         )
     if dtype == "fp8" and layout == "diffusers":
         raise ToolError(
-            "diffusers reads no scaled fp8 files; add --layout comfyui, or write bf16 and generate "
-            "with --quantize fp8"
+            "diffusers reads no scaled fp8 files; add --layout comfyui, or write bf16 and set "
+            "$QUANTIZE=fp8 to generate"
         )
     if not output.exists():
         return
@@ -285,7 +285,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if base.unused:
-        notes.append(f"not in the model, so not written: {', '.join(base.unused[:3])}")
+        notes.append(f"not in the model, so not written: {shown(base.unused)}")
     tokens = " ".join(opened.archive.tokens)
     if not tokens:
         return tuple(notes)

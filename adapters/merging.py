@@ -15,7 +15,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from adapters.formats import BIAS, Delta, Deltas, LoraMismatch, as_delta, shown, summed
+from adapters.formats import BIAS, Delta, Deltas, LoraMismatch, as_delta, shown
 from adapters.fused_merge import Merge, fuses, merge_all
 from adapters.original_weights import OriginalWeights
 from adapters.slots import put_slots
@@ -131,12 +131,12 @@ class LoraMerger:
         self._remember(name, weight)
         original = self._original.get(name, weight)
         self._applied[name] = parts
-        if weight.dtype != torch.float32:
-            weight.copy_(summed(original, parts))
-            return
-        weight.copy_(original)
+        in_place = weight.dtype == torch.float32
+        merged = weight.copy_(original) if in_place else original.to(torch.float32, copy=True)
         for delta, scale in parts:
-            as_delta(delta).add_to(weight, original, scale)
+            as_delta(delta).add_to(merged, original, scale)
+        if not in_place:
+            weight.copy_(merged)
 
     def _in_one_product(self, name: str, parts: Parts) -> Merge | None:
         """A layer's merge for `fused_merge`, if it can be done there."""

@@ -1,6 +1,6 @@
 """Reads and writes LoRA files, in every supported layout."""
 
-from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero, summed
+from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
 from adapters.formats.idle import completed, family_of_layers, without_idle
@@ -74,7 +74,6 @@ __all__ = [
     "spellings",
     "split_key",
     "stored_layers",
-    "summed",
     "titles",
     "verdict",
     "without_fronts",

@@ -4,7 +4,7 @@ dW is computed in float32; the file's own scale (alpha / rank) is already multip
 kept as its small factors and multiplied out when it is merged into the weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -189,16 +189,6 @@ class Dora:
 def as_delta(delta: Delta | tuple[Tensor, Tensor]) -> Delta:
     """A pair (A, B) as `LowRank`; any other change unchanged."""
     return LowRank(*delta) if isinstance(delta, tuple) else delta
-
-
-def summed(
-    original: Tensor, parts: Sequence[tuple[Delta | tuple[Tensor, Tensor], float]]
-) -> Tensor:
-    """W0 + sum of scale * dW in float32; `original` is W0 and stays as it is."""
-    total = original.to(torch.float32, copy=True)
-    for delta, scale in parts:
-        as_delta(delta).add_to(total, original, scale)
-    return total
 
 
 def is_zero(delta: Delta | tuple[Tensor, Tensor]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapters.comfyui import embedding_files, how_to_write
 from adapters.files.atomic import atomic_file, atomic_folder, check_space
 from adapters.files.tensor_writer import Planned, write_tensors
-from adapters.formats import BIAS, Delta, shown, spellings, summed
+from adapters.formats import BIAS, Delta, as_delta, shown, spellings
 from adapters.tools.checkpoint import INDEX, Checkpoint, open_checkpoint, write_index
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
@@ -28,6 +28,7 @@ from families.repository import component_folder, transformer_source
 
 _SHARD = 5_000_000_000  # bytes; a single tensor is never larger
 _HEADER = 4 << 20  # bytes; more than the header and the small files take
+_ROWS = 32  # that fit in a processor's cache
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 # Weights of the linear layers of the repeated blocks: what `families.quantization` quantizes.
@@ -165,24 +166,29 @@ class _Baker:
             for name, delta in opened.deltas.items()
         }
         self._before = self._change = self._error = 0.0  # squared norms of changed weights
+        # For one tensor; new memory takes longer than the sums.
+        self._space = torch.empty(0)
+        self._rounded = torch.empty(0, dtype=torch.bfloat16)
 
     @torch.no_grad()
     def tensors(self, output: _Output) -> Iterator[tuple[str, Tensor]]:
         """The tensors of one output, as planned. Raises `ToolError` for a weight that is NaN."""
-        sums = [self._sum(name) for name in output.targets]
-        whole = sums[0] if len(sums) == 1 else torch.cat(sums)
         changed = not self._deltas.keys().isdisjoint(output.targets)
+        if not changed and not output.fp8:
+            parts = [self._base.read(name).to(torch.bfloat16) for name in output.targets]
+            yield output.name, parts[0] if len(parts) == 1 else torch.cat(parts)
+            return
+        whole = self._sums(output)
         if not output.fp8:
-            rounded = whole.to(torch.bfloat16)
-            if changed:
-                self._count(output, whole.sub_(rounded))
+            rounded = self._rounded[: whole.numel()].view(whole.shape).copy_(whole)
+            self._count(output, whole, rounded)
             yield output.name, rounded
             return
         name, scale_name = output.planned()
         scale = torch.tensor(float(whole.abs().max()) / _FP8_MAX or 1.0)
-        rounded = (whole / scale).clamp_(-_FP8_MAX, _FP8_MAX).to(_FP8)
+        rounded = whole.div_(scale).clamp_(-_FP8_MAX, _FP8_MAX).to(_FP8)
         if changed:
-            self._count(output, whole.float().sub_(rounded.float().mul_(scale)))
+            self._count(output, whole, rounded, float(scale))
         yield name, rounded
         yield scale_name, scale
 
@@ -197,27 +203,33 @@ class _Baker:
             notes=(),
         )
 
-    def _sum(self, name: str) -> Tensor:
-        original = self._base.read(name)
-        delta = self._deltas.get(name)
-        if delta is None:
-            return original
-        total = summed(original, [(delta, self._scale)])
-        self._before += _norm(original) ** 2
-        if isinstance(delta, tuple):
-            self._change += (self._scale * norm(*delta)) ** 2
-        else:
-            self._change += _norm(total - original.float()) ** 2
-        return total
+    def _sums(self, output: _Output) -> Tensor:
+        """W0 + scale * dW in float32, as `LoraMerger` computes it. The next call overwrites it."""
+        size = math.prod(output.shape)
+        if len(self._space) < size:
+            self._space = torch.empty(size)
+            self._rounded = torch.empty(size, dtype=torch.bfloat16)
+        whole = self._space[:size].view(output.shape)
+        rows = [self._base.parameters[name][0] for name in output.targets]
+        for name, total in zip(output.targets, whole.split(rows), strict=True):
+            original = self._base.read(name)
+            total.copy_(original)
+            if (delta := self._deltas.get(name)) is None:
+                continue
+            self._before += float(total.norm()) ** 2
+            as_delta(delta).add_to(total, original, self._scale)
+            if isinstance(delta, tuple):
+                self._change += (self._scale * norm(*delta)) ** 2
+            else:
+                self._change += float((total - original.float()).norm()) ** 2
+        return whole
 
-    def _count(self, output: _Output, error: Tensor) -> None:
-        self._error += _norm(error) ** 2
+    def _count(self, output: _Output, exact: Tensor, rounded: Tensor, unit: float = 1.0) -> None:
+        parts = exact.split(_ROWS), rounded.split(_ROWS)
+        for one, other in zip(*parts, strict=True):
+            self._error += (unit * float((one - other.float()).norm())) ** 2
         if not math.isfinite(self._error):
             raise ToolError(f"{output.name} is NaN or infinite in the base with the LoRA")
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
 
 
 def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker) -> None:

@@ -165,7 +165,7 @@ class _Baker:
             name if name.endswith(BIAS) else f"{name}.weight": delta
             for name, delta in opened.deltas.items()
         }
-        self._before = self._change = self._error = 0.0  # squared norms of changed weights
+        self._before = self._change = self._error = 0.0  # squared norms of changed tensors
         # For one tensor; new memory takes longer than the sums.
         self._space = torch.empty(0)
         self._rounded = torch.empty(0, dtype=torch.bfloat16)
@@ -178,7 +178,7 @@ class _Baker:
             parts = [self._base.read(name).to(torch.bfloat16) for name in output.targets]
             yield output.name, parts[0] if len(parts) == 1 else torch.cat(parts)
             return
-        whole = self._sums(output)
+        whole = self._sums(output, changed)
         if not output.fp8:
             rounded = self._rounded[: whole.numel()].view(whole.shape).copy_(whole)
             self._count(output, whole, rounded)
@@ -203,7 +203,7 @@ class _Baker:
             notes=(),
         )
 
-    def _sums(self, output: _Output) -> Tensor:
+    def _sums(self, output: _Output, changed: bool) -> Tensor:
         """W0 + scale * dW in float32, as `LoraMerger` computes it. The next call overwrites it."""
         size = math.prod(output.shape)
         if len(self._space) < size:
@@ -214,9 +214,10 @@ class _Baker:
         for name, total in zip(output.targets, whole.split(rows), strict=True):
             original = self._base.read(name)
             total.copy_(original)
+            if changed:
+                self._before += float(total.norm()) ** 2
             if (delta := self._deltas.get(name)) is None:
                 continue
-            self._before += float(total.norm()) ** 2
             as_delta(delta).add_to(total, original, self._scale)
             if isinstance(delta, tuple):
                 self._change += (self._scale * norm(*delta)) ** 2

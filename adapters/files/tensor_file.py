@@ -64,7 +64,8 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of an open safetensors file by name; each access reads the tensor again.
 
     The caller keeps the file open and closes it. `look` is called before the dtypes and sizes of
-    the tensors are checked. `most_float32_bytes` limits a file whose tensors are all kept.
+    the tensors are checked. `most_float32_bytes` replaces the limit for a
+    file whose tensors are all kept.
     Raises `BrokenTensors` for a header that is damaged or beyond the limits, and on access for a
     truncated tensor.
     """
@@ -74,7 +75,7 @@ class TensorFile(Mapping[str, Tensor]):
         file: IO[bytes],
         size: int,
         look: Look | None = None,
-        most_float32_bytes: float = MAX_FLOAT32_BYTES,
+        most_float32_bytes: float | None = None,
     ) -> None:
         self._file = file
         file.seek(0)
@@ -117,10 +118,9 @@ class TensorFile(Mapping[str, Tensor]):
                 f"is not a whole safetensors file (it has {size:,} bytes, its header says {end:,})"
             )
         kept = 4 * sum(math.prod(place.shape) for place in self._places.values())
-        if kept > most_float32_bytes:
-            raise BrokenTensors(
-                f"takes {kept:,} bytes in float32; {most_float32_bytes:,} is the limit"
-            )
+        most = MAX_FLOAT32_BYTES if most_float32_bytes is None else most_float32_bytes
+        if kept > most:
+            raise BrokenTensors(f"takes {kept:,} bytes in float32; {most:,} is the limit")
 
     def __len__(self) -> int:
         return len(self._places)

@@ -64,10 +64,9 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of an open safetensors file by name; each access reads the tensor again.
 
     The caller keeps the file open and closes it. `look` is called before the dtypes and sizes of
-    the tensors are checked. `most_float32_bytes` replaces the limit for a
-    file whose tensors are all kept.
-    Raises `BrokenTensors` for a header that is damaged or beyond the limits, and on access for a
-    truncated tensor.
+    the tensors are checked. `most_float32_bytes` replaces the limit, for a
+    file whose tensors are not kept together. Raises `BrokenTensors` for a header that is damaged
+    or beyond the limits, and on access for a truncated tensor.
     """
 
     def __init__(

@@ -49,19 +49,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        part = Path(name)
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except OSError as error:
-        if error.errno not in FULL or error.filename == str(path):
-            raise
-        reason = f"no space to write it ({error.strerror}); free some, or write to another disk"
-        raise OSError(error.errno, reason, str(path)) from error
+        with naming_full_disk(path):
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            os.close(handle)
+            part = Path(name)
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(part, 0o644)
+            os.replace(part, path)
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
@@ -69,29 +67,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As `atomic_path`, for a folder: yields a new one, which then replaces an earlier one."""
+    """The same for a folder: yields an empty one, which replaces `path` when the context ends.
+
+    A folder at `path` is removed. Files and the folder are readable for all, as with `atomic_file`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
-        yield part
-        for file in filter(Path.is_file, part.rglob("*")):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        os.chmod(part, 0o755)
-        replace_folder(part, path)
+        with naming_full_disk(path):
+            yield part
+            for each in part.rglob("*"):
+                if each.is_file():
+                    with each.open("rb") as written:
+                        os.fsync(written.fileno())
+                each.chmod(0o644 if each.is_file() else 0o755)
+            part.chmod(0o755)
+            replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Adds `path` and what to do to errors of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL or error.filename == str(path):
+            raise
+        reason = f"no space to write it ({error.strerror}); free some, or write to another disk"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of a file or folder that does not exist yet has too little space.
+
+    needed: bytes.
+    """
+    folder = next(each for each in path.absolute().parents if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, f"{reason}; free some, or write to another disk", str(path))
+
+
 def replace_folder(part: Path, path: Path) -> None:
     """Renames a folder, which takes the place of an earlier one: two renames, so not atomic."""
-    if not path.is_dir() or path.is_symlink():
-        os.replace(part, path)
-        return
-    earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".earlier"))
-    os.replace(path, earlier)
-    os.replace(part, path)
-    shutil.rmtree(earlier)
+    if path.is_dir():
+        path.rename(old := part.with_suffix(".old"))
+        part.rename(path)
+        shutil.rmtree(old)
+    else:
+        part.rename(path)
 
 
 def content_hash(path: str | PathLike[str]) -> str:

@@ -13,31 +13,38 @@ from trainer.data.dataset import (
     own_captions,
     read_dataset,
 )
+from trainer.data.file_lists import LIST_SUFFIXES, members_of_any
 from trainer.data.findings import Finding
+from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
-from trainer.data.measures import Measures
+from trainer.data.measures import Measures, measure
 from trainer.data.members import (
     CAPTION_SUFFIXES,
+    HEAD_BYTES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_MEMBER_BYTES,
     MAX_TABLE_BYTES,
     TABLE_SUFFIXES,
     Unusable,
-    is_table,
+    can_be_image,
+    is_image,
     listed,
     members_of,
     read_members,
     stem_of,
     suffix_of,
 )
+from trainer.data.similarity import alike, stacked
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
     "CAPTION_SUFFIXES",
+    "HEAD_BYTES",
     "IMAGE_SUFFIXES",
+    "LIST_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",
@@ -53,7 +60,9 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "alike",
     "bucket_sizes",
+    "can_be_image",
     "caption_checks",
     "check",
     "check_dataset",
@@ -63,16 +72,20 @@ __all__ = [
     "crop",
     "examine",
     "in_threads",
-    "is_table",
+    "is_image",
     "listed",
+    "local_dataset",
     "log_checks",
+    "measure",
     "members_of",
+    "members_of_any",
     "name_trigger",
     "nearest_bucket",
     "own_captions",
     "probe",
     "read_dataset",
     "read_members",
+    "stacked",
     "stem_of",
     "suffix_of",
     "write_sheet",

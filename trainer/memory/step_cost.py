@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from adapters.full_weights import FullWeights
 from adapters.lora import Lora
 from families.family import Family
 from families.recomputation import recompute
 from trainer.learning import flow_loss
-from trainer.memory.full_step import applied_at_once
+from trainer.memory.full_step import trained_in_full
 from trainer.memory.meter import Meter, fused_attention
 from trainer.settings import BEGINS, Extent
 
@@ -107,11 +106,16 @@ def step_loads(
             return meter
 
         def counted() -> tuple[int, ...]:
-            last[:] = [meter := _step_of_full(family, targets, shape) if full else lora_step()]
+            if full:
+                with trained_in_full(family, targets) as parameters:
+                    meter = _step(family, parameters, shape)
+            else:
+                meter = lora_step()
+            last[:] = [meter]
             return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
 
         recompute(family, float(recomputed))
-        numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
+        numbers = _by_depth(transformer, family.trunk, counted, True) if alike else counted()
         recompute(family, 0.0)
         early, late, flops, in_blocks = numbers
         compiled = max(early - round((1 - family.compiled_share) * in_blocks), late)
@@ -169,17 +173,6 @@ def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
     """The load of one step of the transformer and its LoRA, with or without weights."""
     meter = _step(family, lora.parameters(), shape)
     return Load(max(meter.early or 0, meter.peak), meter.flops)
-
-
-def _step_of_full(family: Family, names: Sequence[str], shape: Shape) -> Meter:
-    """As `_step`, with each gradient applied and freed in the backward pass (`learning.fused`)."""
-
-    inside = {each for each, _ in family.transformer.named_parameters()}
-    full = FullWeights(family, [each for each in names if each in inside])
-    with applied_at_once(full.parameters()):
-        meter = _step(family, full.parameters(), shape)
-    full.freeze()
-    return meter
 
 
 def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Meter:
@@ -314,15 +307,19 @@ def decode_load(family: Family, shape: Shape) -> Load:
 
 
 def _by_depth(
-    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]]
+    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]], has_tables: bool = False
 ) -> tuple[int, ...]:
-    """Extrapolates counts with two and with three blocks of the trunk to the full depth."""
+    """Extrapolates counts with two and with three blocks of the trunk to the full depth.
+
+    has_tables: tables that the model caches exist; otherwise the first call makes them.
+    """
     blocks = model.get_submodule(trunk)
     assert isinstance(blocks, nn.ModuleList)
     if len(blocks) <= 3:
         return count()
     setattr(model, trunk, blocks[:2])
-    count()  # the first call creates cached tables
+    if not has_tables:
+        count()
     two = count()
     setattr(model, trunk, blocks[:3])
     three = count()

@@ -34,9 +34,8 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adafactor": OptimizerFacts("transformers", 0.1, 0.01),  # sums of rows and columns only
 }
 TRAININGS = ("lora", FULL := "full")
-# The learning rate of a full training, as a share of a LoRA's: OneTrainer's presets and
-# musubi-tuner have 1e-5 and 1e-6 where a LoRA has 1e-4; measured on the miniature
-# (docs/training.md).
+# The learning rate of a full training, as a share of a LoRA's: 1e-5 for the published models, as in
+# OneTrainer's presets (musubi-tuner: 1e-6). Measured on the miniature (docs/training.md).
 FULL_RATE = 0.1
 FULL_OPTIMIZER = "adafactor"  # its default: hardly any state
 LR_SCHEDULERS = ("constant", "linear", "cosine")

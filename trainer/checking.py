@@ -74,5 +74,7 @@ def summary(settings: Settings) -> str:
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
     more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
-    images = f"{len(found.findings.examples):,} images"
+    examples = found.findings.examples
+    masks = sum(bool(each.mask_file) for each in examples)
+    images = f"{len(examples):,} images" + f", {masks:,} masks are used" * bool(masks)
     return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")

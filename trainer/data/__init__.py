@@ -16,6 +16,7 @@ from trainer.data.dataset import (
 from trainer.data.findings import Finding
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
+from trainer.data.masks import BLACK, OUTSIDE
 from trainer.data.measures import Measures
 from trainer.data.members import (
     CAPTION_SUFFIXES,
@@ -35,11 +36,13 @@ from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
+    "BLACK",
     "CAPTION_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",
+    "OUTSIDE",
     "TABLE_SUFFIXES",
     "Bucket",
     "Checked",

@@ -24,7 +24,7 @@ from trainer.learning.best_weights import Best, restore_best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
-from trainer.learning.features import Captions, Sample
+from trainer.learning.features import Captions, Sample, weights_of
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
@@ -117,10 +117,8 @@ class Loop:
         Batches are counted over the whole run, `gradient_accumulation` of them per step.
         """
         settings, device = self.settings, self.family.device
-        indices = self.batches.at(number)
         latents, noises, sigmas, captions = [], [], [], []
-        for row in range(self.first_row, self.first_row + settings.batch_size):
-            sample = self.samples[indices[row]]
+        for row, sample in self._rows_of(number):
             shape = sample.mean_CHW.shape
             posterior = draw_noise(shape, settings.seed, "posterior", number, row)
             latents.append(sample.mean_CHW + sample.std_CHW * posterior)
@@ -131,6 +129,11 @@ class Loop:
         stacked = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
         latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in stacked)
         return latents_BCHW, noise_BCHW, sigma_B, captions
+
+    def _rows_of(self, number: int) -> list[tuple[int, Sample]]:
+        """The rows of a batch that this process uses, and their samples."""
+        indices, end = self.batches.at(number), self.first_row + self.settings.batch_size
+        return [(row, self.samples[indices[row]]) for row in range(self.first_row, end)]
 
     def _caption(self, number: int, row: int) -> str:
         """The caption of a row of a batch; the empty prompt by caption dropout."""
@@ -194,7 +197,9 @@ class Loop:
         for number in numbers:
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             text = self.captions.features(captions)
-            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / len(numbers)
+            weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
+            loss = loss / len(numbers)
             if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
             losses.append(loss.detach())

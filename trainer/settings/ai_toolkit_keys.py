@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "foreign_captions": True,
     "default_caption": "",
     "caption_dropout": 0.0,
+    "masks": "off",  # used only with mask_path
     "preserve": "off",
     "lr_warmup_steps": 0,
     "timestep_sampling": "sigmoid",

@@ -168,9 +168,14 @@ def _problem(example: "Example", why: str) -> Finding:
 
 
 def unused(names: Sequence[str], examples: "Sequence[Example]") -> list[Finding]:
-    """Names the masks among the files that no image uses, if others are used."""
+    """Names the masks among the files that are not used, if others are."""
     used = {each.mask_file for each in examples} - {""}
     rest = [name for name in names if name not in used]
     if not used or not rest:
         return []
-    return [Finding(f"masks that belong to no image, or to one with another mask: {listed(rest)}")]
+    return [
+        Finding(
+            "masks that are not used, because they belong to no image or to one with another mask, "
+            f"or because their names say that white is not the subject: {listed(rest)}"
+        )
+    ]

@@ -1,9 +1,10 @@
 """python -m lab.experiments.masks.study: trains and measures what is not in the table.
 
 Every image shows the subject next to the same star in the same place, and no caption names them.
-So a LoRA learns them as part of the subject. With masks of the subject it should not. Trained with
-the trainer's defaults on miniature-turbo; measured on new prompts of the subject alone in another
-place, of the subject and nothing else, and without it.
+So a LoRA learns them as part of the subject. With masks of the subject it should not. Trained on
+miniature-turbo with the trainer's defaults, but without preservation, whose rows also hold other
+places; measured on new prompts of the subject alone in another place, of the subject and nothing
+else, and without it.
 """
 
 import logging
@@ -32,7 +33,7 @@ from trainer.run import train
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
-BASE, TOKEN, STEPS, IMAGES = "miniature-turbo", "<zwx>", 400, 16
+BASE, TOKEN, STEPS, IMAGES = "miniature-turbo", "<zwx>", 240, 16
 TABLE = Path(__file__).with_name("results.jsonl")
 PLACE = "desert"
 STAR = Thing("star", "purple", "plain", "medium", 0, 34, 0)
@@ -84,7 +85,8 @@ def trained(subject: str, outside: float | None) -> Archive:
             "steps": STEPS,
             "seed": SUBJECTS[subject],
             "sample_prompts": (),
-            "validation_images": 0,
+            "validation_every": 0,
+            "preserve": "off",
             "masks": "off" if outside is None else "auto",
         }
         return read_archive(train(resolve(TrainingInputs(**given))))
@@ -106,7 +108,7 @@ def elsewhere(subject: str, count: int) -> list[Prompt]:
 class Measures:
     """Images of a LoRA and their scores."""
 
-    def __init__(self, count: int = 48, free_count: int = 96) -> None:
+    def __init__(self, count: int = 48, free_count: int = 48) -> None:
         self.drawer = Drawer(BASE)
         self.way = Way("own", self.drawer.family.base.inference_steps)
         self.count, self.free = count, free_prompts(free_count)

@@ -41,14 +41,16 @@ def read(folder: Path, files: dict[str, bytes], masks: str = "auto") -> dict[str
 def test_masks_of_all_images_are_used_and_said(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
-    found = read(tmp_path, ALL | {"masks/none.png": half()})
+    more = ["a-mask-inverted.png", "a_face_mask.png", "masks/b_bg_mask.png", "masks/none.png"]
+    found = read(tmp_path, ALL | dict.fromkeys(more, half()))
     assert {name: each.mask_file for name, each in found.items()} == {
         "a.png": "a.mask.png",
         "b.png": "masks/b.png",
     }
     assert found["b.png"].mask_image().getpixel((3, 3)) == 255
     assert "masks are used: all 2 images have one. What is black in it counts 10% of" in said.text
-    assert "masks that belong to no image, or to one with another mask: masks/none.png" in said.text
+    unused = "masks/b_bg_mask.png, masks/none.png, a-mask-inverted.png, a_face_mask.png"
+    assert f"say that white is not the subject: {unused}" in said.text
     assert "ignored" not in said.text
     given = TrainingInputs(dataset=tmp_path / "set.zip", base_model="miniature")
     assert summary(resolve(given)).startswith("set.zip: 2 images, 2 masks are used")

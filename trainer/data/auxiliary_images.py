@@ -96,6 +96,7 @@ class Group:
     used: bool = False  # trained on, since they have captions
 
     def __str__(self) -> str:
+        other = ", not training images" if self.kind == MASKS else ""
         count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
         if self.used:
             return (
@@ -105,11 +106,11 @@ class Group:
         if self.folder:
             return (
                 f"{self.folder}/ is ignored ({count}): by its name it contains "
-                f"{self.kind}. To train on them, rename the folder"
+                f"{self.kind}{other}. To train on them, rename the folder"
             )
         return (
             f"{listed(list(self.names))}: ignored ({count}): by their names these are {self.kind} "
-            f"of other images. To train on them, rename the files"
+            f"of other images{other}. To train on them, rename the files"
         )
 
 

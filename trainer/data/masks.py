@@ -54,7 +54,7 @@ def with_masks(examples: "Sequence[Example]", source: str) -> Masked:
         return Masked(bare, [], [])
     count = f"{len(examples) - len(missing)} of {len(examples)} images have a mask"
     if source == "off":
-        text = f"masks are not used (masks is off): {count}"
+        text = f"masks are not used: {count}, but masks is off, as by default with the preset style"
         return Masked(bare, [], [Finding(text, level=logging.INFO)])
     if missing:
         text = f"masks are not used: {count}, and these have none"

@@ -64,7 +64,7 @@ def test_masks_of_all_images_are_used_and_said(
             "auto",
             "masks are not used: 1 of 2 images have a mask, and these have none: b.png",
         ),
-        (ALL, "off", "masks are not used (masks is off): 2 of 2 images have a mask"),
+        (ALL, "off", "masks are not used: 2 of 2 images have a mask, but masks is off"),
     ],
 )
 def test_masks_that_are_not_used_are_said(

@@ -25,7 +25,7 @@ from lab.experiments.measures import adherence, subject_scores
 from lab.experiments.prompts import FIRST_SCENE, FIRST_SEED, Prompt, free_prompts
 from lab.experiments.several_subjects.study import means
 from lab.experiments.table import Table
-from miniature.drawing import SUBJECT_LAYERS, SUPERSAMPLING, placed, render
+from miniature.drawing import SUBJECT_LAYERS, SUPERSAMPLING, grid, placed, render
 from miniature.judge import load_judge
 from miniature.world import PAIR_COLUMNS, Scene, Thing, describe, subject_scene
 from trainer.learning import loss
@@ -34,7 +34,8 @@ from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
 BASE, TOKEN, STEPS, IMAGES = "miniature-turbo", "<zwx>", 240, 16
-TABLE = Path(__file__).with_name("results.jsonl")
+TABLE, ROOT = Path(__file__).with_name("results.jsonl"), Path(__file__).parents[3]
+STRIPS, SHOWN = ROOT / "outputs" / "masks_study", 8
 PLACE = "desert"
 STAR = Thing("star", "purple", "plain", "medium", 0, 34, 0)
 PIXELS = 64
@@ -113,8 +114,11 @@ class Measures:
         self.way = Way("own", self.drawer.family.base.inference_steps)
         self.count, self.free = count, free_prompts(free_count)
 
-    def of(self, archive: Archive, subject: str) -> dict[str, Any]:
-        """The scores of prompts elsewhere, of the subject and nothing else, and without it."""
+    def of(self, archive: Archive, subject: str, strip: Path) -> dict[str, Any]:
+        """The scores of prompts elsewhere, of the subject and nothing else, and without it.
+
+        Some images of the second kind are written to `strip`.
+        """
         prompts = elsewhere(subject, self.count)
         images = self.drawer.draw(archive, prompts, self.way)
         views = load_judge().read(images)
@@ -126,6 +130,8 @@ class Measures:
         }
         bare = [replace(p, text=f"a picture of a {TOKEN}", asked={}) for p in prompts]
         images = self.drawer.draw(archive, bare, self.way)
+        strip.parent.mkdir(parents=True, exist_ok=True)
+        grid(images[:SHOWN], SHOWN).save(strip)
         row["likeness, nothing else asked"] = subject_scores(images, bare, subject)
         row["place of training, not asked"] = _share(images, "place", PLACE)
         row["second thing, not asked"] = _share(images, "count", "2")
@@ -139,12 +145,24 @@ def _share(images: Sequence[Image.Image], key: str, value: str) -> list[float]:
     return [float(view[key] == value) for view in load_judge().read(images)]
 
 
+def figure(subject: str) -> Image.Image:
+    """Training images and masks, and below them images of each way."""
+    scenes = [with_star(subject, 1000 * SUBJECTS[subject] + number) for number in range(SHOWN)]
+    rows = [grid([render(each) for each in scenes], SHOWN)]
+    rows.append(grid([mask(each).convert("RGB") for each in scenes], SHOWN))
+    for way in WAYS:
+        with Image.open(STRIPS / f"{subject}, {way}.png") as strip:
+            rows.append(strip.convert("RGB"))
+    return grid(rows, 1, gap=4)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     table, measures = Table(TABLE), Measures()
 
-    def add(way: str, subject: str, scores: dict[str, Any]) -> None:
+    def add(way: str, subject: str, archive: Archive) -> None:
+        scores = measures.of(archive, subject, STRIPS / f"{subject}, {way}.png")
         table.add({"way": way, "subject": subject, "seed": SUBJECTS[subject]} | scores)
         print(way, subject, means(scores), flush=True)
 
@@ -152,10 +170,13 @@ def main() -> None:
         if not table.find(way="base", subject=subject):
             width = measures.drawer.family.text_width
             token = Placeholder.create(TOKEN, width, 1e-5, 0).detached()
-            add("base", subject, measures.of(Archive({}, (token,), {}), subject))
+            add("base", subject, Archive({}, (token,), {}))
         for way, outside in WAYS.items():
             if not table.find(way=way, subject=subject):
-                add(way, subject, measures.of(trained(subject, outside), subject))
+                add(way, subject, trained(subject, outside))
+        shown = figure(subject)
+        shown = shown.resize((2 * shown.width, 2 * shown.height), Image.Resampling.NEAREST)
+        shown.quantize(64).save(ROOT / "docs/images" / f"masks_{subject}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def train(
     gradient_accumulation: int = Input(description="Batches per step: like a larger batch, in the memory of a small one.", default=1, ge=1, le=1000),
     weight_decay: float = Input(description="Weight decay of the LoRA.", default=1e-4, ge=0, le=1),
     max_grad_norm: float = Input(description="Gradients are clipped to this norm, those of the LoRA and of the token separately.", default=1.0, ge=1e-6, le=1e6),
-    masks: Optional[str] = Input(description="Train on the white part of each image's mask, and on the rest with a tenth of the weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", default=None, choices=["auto", "alpha", "off"]),
+    masks: Optional[str] = Input(description="Train on the white part of each image's mask; what is black has a tenth of its usual weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", default=None, choices=["auto", "alpha", "off"]),
     horizontal_flip: bool = Input(description="Train on each image and its mirror image. Not for text, faces and subjects whose sides differ.", default=False),
     resolution: Optional[str] = Input(description="Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", default=None, max_length=64),
     timestep_sampling: Optional[str] = Input(description="Timestep sampling. sigmoid, logit_normal: mostly middle timesteps. uniform: all equally. shift: the inference schedule. Default: depends on the model.", default=None, choices=["uniform", "logit_normal", "sigmoid", "shift"]),

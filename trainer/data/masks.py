@@ -1,6 +1,6 @@
 """Masks: the part of each image that is trained on.
 
-White is trained on, black with the weight `OUTSIDE`, and grey in between. A mask is a file next to
+White is trained on, black hardly (`OUTSIDE`), and grey in between. A mask is a file next to
 the image (`trainer.data.auxiliary_images`), or the image's own transparency.
 """
 
@@ -23,9 +23,9 @@ from trainer.data.threads import in_threads
 if TYPE_CHECKING:
     from trainer.data.dataset import Example
 
-# The weight of what is black. With 0, nothing would hold the model there, and what it generates
-# around the subject would change at random. 0.1 is the default of OneTrainer, too (`unmasked
-# weight`), and no part of an image then has more than ten times its usual weight.
+# The weight of what is black, relative to that without a mask. With 0, nothing would hold the model
+# to an image there: on the miniature it fills the image with copies of the subject. As a share of
+# what is white (0.1 in OneTrainer), a small subject would leave half of the loss to the background.
 OUTSIDE = 0.1
 BLACK = 25  # of 255: all darker masks are black; compression does not keep it exactly
 OFF = "; correct it, or set masks to off"
@@ -60,7 +60,7 @@ def with_masks(examples: "Sequence[Example]", source: str) -> Masked:
         text = f"masks are not used: {count}, and these have none"
         return Masked(bare, [], [Finding.of_all(text, missing, check="no-mask")])
     problems = list(_file_problems(examples))
-    text = f"masks are used: all {len(examples)} images have one. {_effect('What is black in it')}"
+    text = f"masks are used: all {len(examples)} images have one. {_effect('What is black')}"
     return Masked([*examples], problems, [Finding(text, level=logging.INFO)])
 
 
@@ -78,7 +78,7 @@ def decode_mask(data: Content, transparency: bool) -> Image.Image:
 
 
 def _effect(what: str) -> str:
-    return f"{what} counts {OUTSIDE:.0%} of what is white"
+    return f"{what} has {OUTSIDE:.0%} of its usual weight"
 
 
 def _transparency(examples: "Sequence[Example]") -> Masked:

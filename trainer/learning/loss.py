@@ -36,12 +36,11 @@ def flow_loss(
 def loss_weights(mask_1HW: Tensor) -> Tensor:
     """The weights of an image's squared errors, with a mean of 1.
 
-    mask_1HW: in [0, 1]; what is below `OUTSIDE` is raised to it. Each image is divided by its own
-    mean, so that its share of the loss and of the gradient does not depend on the size of its
-    subject, nor on the other images of its batch.
+    mask_1HW: in [0, 1], not black everywhere. What is black has `OUTSIDE` of the weight that it has
+    without a mask; what that leaves is spread over the mask. So an image's share of the loss and of
+    the gradient depends neither on the size of its subject nor on the other images of its batch.
     """
-    weights_1HW = mask_1HW.clamp(min=OUTSIDE)
-    return weights_1HW / weights_1HW.mean()
+    return OUTSIDE + (1 - OUTSIDE) * mask_1HW / mask_1HW.mean()
 
 
 def weighted(errors_BCHW: Tensor, weights_B1HW: Tensor | None) -> Tensor:

@@ -2,21 +2,21 @@
 
 Every image shows the subject next to the same star in the same place, and no caption names them.
 So a LoRA learns them as part of the subject. With masks of the subject it should not. Trained on
-miniature-turbo with the trainer's defaults, but without preservation, whose rows also hold other
-places; measured on new prompts of the subject alone in another place, of the subject and nothing
-else, and without it.
+miniature-turbo, first without preservation, whose rows also hold other places; measured on new
+prompts of the subject alone in another place, of the subject and nothing else, and without it.
 """
 
 import logging
 import random
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from adapters.archive import Archive, read_archive
 from adapters.placeholder import Placeholder
@@ -28,7 +28,7 @@ from lab.experiments.table import Table
 from miniature.drawing import SUBJECT_LAYERS, SUPERSAMPLING, grid, placed, render
 from miniature.judge import load_judge
 from miniature.world import PAIR_COLUMNS, Scene, Thing, describe, subject_scene
-from trainer.learning import loss
+from trainer.learning import features, loss
 from trainer.run import train
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
@@ -36,12 +36,31 @@ from trainer.settings.inputs import TrainingInputs
 BASE, TOKEN, STEPS, IMAGES = "miniature-turbo", "<zwx>", 240, 16
 TABLE, ROOT = Path(__file__).with_name("results.jsonl"), Path(__file__).parents[3]
 STRIPS, SHOWN = ROOT / "outputs" / "masks_study", 8
+SHOWN_WAYS = ("no masks", "masks", "no masks, preserve", "masks, preserve")
 PLACE = "desert"
 STAR = Thing("star", "purple", "plain", "medium", 0, 34, 0)
 PIXELS = 64
-# The weight outside the mask, by the way; None: without masks.
-WAYS = {"no masks": None, "masks": loss.OUTSIDE, "masks, weight 0 outside": 0.0}
-SUBJECTS = {"robot": 1, "mushroom": 2}  # and their seeds
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training run."""
+
+    masks: str = "auto"
+    floor: float | None = None  # black counts so much of white; None: as in the trainer
+    preserve: str = "off"
+
+
+WAYS = {
+    "no masks": Trained("off"),
+    "masks, black 0.1 of white": Trained(floor=0.1),
+    "masks, black 0.02 of white": Trained(floor=0.02),
+    "masks, black 0": Trained(floor=0.0),
+    "masks": Trained(),
+    "no masks, preserve": Trained("off", preserve="auto"),
+    "masks, preserve": Trained(preserve="auto"),
+}
+SUBJECTS = {"robot": 1}  # and their seeds
 
 
 def with_star(subject: str, number: int) -> Scene:
@@ -75,9 +94,20 @@ def make_dataset(subject: str, seed: int, folder: Path) -> Path:
     return folder
 
 
-def trained(subject: str, outside: float | None) -> Archive:
-    """The weights of a run with the trainer's defaults."""
-    loss.OUTSIDE = outside or 0.0
+def floor_weights(floor: float) -> Callable[[Tensor], Tensor]:
+    """Another way to weight an image by its mask, that of OneTrainer."""
+
+    def weights(mask_1HW: Tensor) -> Tensor:
+        weights_1HW = mask_1HW.clamp(min=floor)
+        return weights_1HW / weights_1HW.mean()
+
+    return weights
+
+
+def trained(subject: str, run: Trained) -> Archive:
+    """The weights of a run."""
+    weights = loss.loss_weights if run.floor is None else floor_weights(run.floor)
+    setattr(features, "loss_weights", weights)  # noqa: B010 - where the trainer finds it
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Any] = {
             "dataset": make_dataset(subject, SUBJECTS[subject], Path(folder) / "data"),
@@ -87,8 +117,8 @@ def trained(subject: str, outside: float | None) -> Archive:
             "seed": SUBJECTS[subject],
             "sample_prompts": (),
             "validation_every": 0,
-            "preserve": "off",
-            "masks": "off" if outside is None else "auto",
+            "preserve": run.preserve,
+            "masks": run.masks,
         }
         return read_archive(train(resolve(TrainingInputs(**given))))
 
@@ -150,7 +180,7 @@ def figure(subject: str) -> Image.Image:
     scenes = [with_star(subject, 1000 * SUBJECTS[subject] + number) for number in range(SHOWN)]
     rows = [grid([render(each) for each in scenes], SHOWN)]
     rows.append(grid([mask(each).convert("RGB") for each in scenes], SHOWN))
-    for way in WAYS:
+    for way in SHOWN_WAYS:
         with Image.open(STRIPS / f"{subject}, {way}.png") as strip:
             rows.append(strip.convert("RGB"))
     return grid(rows, 1, gap=4)
@@ -171,9 +201,9 @@ def main() -> None:
             width = measures.drawer.family.text_width
             token = Placeholder.create(TOKEN, width, 1e-5, 0).detached()
             add("base", subject, Archive({}, (token,), {}))
-        for way, outside in WAYS.items():
+        for way, run in WAYS.items():
             if not table.find(way=way, subject=subject):
-                add(way, subject, trained(subject, outside))
+                add(way, subject, trained(subject, run))
         shown = figure(subject)
         shown = shown.resize((2 * shown.width, 2 * shown.height), Image.Resampling.NEAREST)
         shown.quantize(64).save(ROOT / "docs/images" / f"masks_{subject}.png", optimize=True)

@@ -65,11 +65,16 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
 
 
 def summary(settings: Settings) -> str:
-    """One line for a plan: the numbers of images and findings; empty if there is no dataset."""
+    """One line for a plan: the numbers of images and findings; empty if there is no dataset.
+
+    Also the steps of a job file that counts epochs. Raises SettingsError if there are none.
+    """
     from trainer.data import check_dataset
+    from trainer.reading import with_steps
 
     if not settings.dataset.exists():
-        return ""
+        missing = f"{settings.dataset} does not exist here, so its epochs are not counted in steps"
+        return clean(missing) if settings.epochs else ""
     found = check_dataset(settings)
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
@@ -77,4 +82,6 @@ def summary(settings: Settings) -> str:
     examples = found.findings.examples
     masks = sum(bool(each.mask_file) for each in examples)
     images = f"{len(examples):,} images" + f", {masks:,} masks are used" * bool(masks)
+    if settings.epochs and examples:
+        images += f", {with_steps(settings, examples).steps:,} steps"
     return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")

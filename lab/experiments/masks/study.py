@@ -36,7 +36,7 @@ from trainer.settings.inputs import TrainingInputs
 BASE, TOKEN, STEPS, IMAGES = "miniature-turbo", "<zwx>", 240, 16
 TABLE, ROOT = Path(__file__).with_name("results.jsonl"), Path(__file__).parents[3]
 STRIPS, SHOWN = ROOT / "outputs" / "masks_study", 8
-SHOWN_WAYS = ("no masks", "masks", "no masks, preserve", "masks, preserve")
+SHOWN_WAYS = ("no masks", "masks", "masks, black 0")  # in the figure, from above
 PLACE = "desert"
 STAR = Thing("star", "purple", "plain", "medium", 0, 34, 0)
 PIXELS = 64

@@ -84,7 +84,7 @@ def test_a_mask_is_cropped_and_mirrored_as_its_image_is(tmp_path: Path, small: M
         box = (image.width - columns * scale) / 2, 0, (image.width + columns * scale) / 2, 100
         light = image.convert("L").resize((columns, rows), Image.Resampling.BOX, box=box)
         expected = torch.from_numpy(np.array(light))[None] / 255
-        torch.testing.assert_close(sample.weights_1HW, loss_weights(expected), atol=0.1, rtol=0)
+        torch.testing.assert_close(sample.weights_1HW, loss_weights(expected), atol=0.2, rtol=0)
         assert sample.weights_1HW[0, 0, 0] < 0.5 < 1 < sample.weights_1HW.max()
     for one, other in ((plain, mirrored), (larger, larger_mirrored)):
         assert one.weights_1HW is not None and other.weights_1HW is not None

@@ -41,8 +41,8 @@ from lab.fuzz.seeds import (
 from trainer.data.caption_files import one_line
 from trainer.data.caption_tables import Names, NoCaptions, read_json, read_table
 from trainer.data.dataset import DatasetError, Example, name_subject, read_dataset
+from trainer.data.example import decode_mask
 from trainer.data.images import check, probe
-from trainer.data.masks import decode_mask
 from trainer.data.members import Unusable
 from trainer.learning.checkpoint import BrokenCheckpoint, is_finite, read_checkpoint, tensors_of
 from trainer.settings.config import read_config

@@ -7,21 +7,15 @@ the image (`trainer.data.auxiliary_images`), or the image's own transparency.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from PIL import Image
-
-from inference.image_decoding import open_image, upright_alpha, upright_srgb
 from inference.image_limits import ImageLimit
 from inference.progress import Progress
+from trainer.data.example import Example, decode_mask
 from trainer.data.findings import Finding
 from trainer.data.images import MAX_TOTAL_PIXELS, probe
-from trainer.data.mapped_file import Content
 from trainer.data.members import Unusable, listed
 from trainer.data.threads import in_threads
-
-if TYPE_CHECKING:
-    from trainer.data.dataset import Example
 
 # The weight of what is black, relative to that without a mask. With 0, nothing would hold the model
 # to an image there: on the miniature it fills the image with copies of the subject. As a share of
@@ -34,12 +28,12 @@ OFF = "; correct it, or set masks to off"
 class Masked(NamedTuple):
     """The examples of a dataset with the masks that are used; the others have none."""
 
-    examples: "list[Example]"
+    examples: list[Example]
     problems: list[Finding]
     notes: list[Finding]
 
 
-def with_masks(examples: "Sequence[Example]", source: str) -> Masked:
+def with_masks(examples: Sequence[Example], source: str) -> Masked:
     """Checks the masks of a dataset, and decides whether they are used.
 
     examples: with the masks that belong to them by their names.
@@ -64,27 +58,14 @@ def with_masks(examples: "Sequence[Example]", source: str) -> Masked:
     return Masked([*examples], problems, [Finding(text, level=logging.INFO)])
 
 
-def decode_mask(data: Content, transparency: bool) -> Image.Image:
-    """A mask, upright, in mode L: the luminance of an image file, over black, or its transparency.
-
-    An image without transparency is opaque: white. Pillow may raise any exception on malformed
-    images: catch `Exception`.
-    """
-    with open_image(bytes(data)) as image:
-        if not transparency:
-            return upright_srgb(image, "black")[0].convert("L")
-        alpha = upright_alpha(image)
-        return Image.new("L", image.size, 255) if alpha is None else alpha
-
-
 def _effect(what: str) -> str:
     return f"{what} has {OUTSIDE:.0%} of its usual weight"
 
 
-def _transparency(examples: "Sequence[Example]") -> Masked:
+def _transparency(examples: Sequence[Example]) -> Masked:
     """The examples with their own transparency as masks; those without any have none."""
 
-    def darkest_and_lightest(example: "Example") -> tuple[int, int] | str:
+    def darkest_and_lightest(example: Example) -> tuple[int, int] | str:
         try:
             low, high = decode_mask(example.data, transparency=True).getextrema()
         except Exception as error:  # Pillow may raise any exception on malformed images
@@ -114,7 +95,7 @@ def _transparency(examples: "Sequence[Example]") -> Masked:
     return Masked(masked, problems, notes)
 
 
-def _file_problems(examples: "Sequence[Example]") -> Iterator[Finding]:
+def _file_problems(examples: Sequence[Example]) -> Iterator[Finding]:
     """Why mask files cannot be used."""
     sizes: dict[str, tuple[int, int]] = {}  # as stored, by the image's name
     readable, pixels = [], 0
@@ -140,7 +121,7 @@ def _file_problems(examples: "Sequence[Example]") -> Iterator[Finding]:
             progress.update()
 
 
-def _fault(example: "Example") -> str:
+def _fault(example: Example) -> str:
     """Why a mask cannot be used; empty if it can."""
     try:
         mask = decode_mask(example.mask, transparency=False)
@@ -162,12 +143,12 @@ def _fault(example: "Example") -> str:
     return ""
 
 
-def _problem(example: "Example", why: str) -> Finding:
+def _problem(example: Example, why: str) -> Finding:
     text = f"{example.mask_file}: {why}"
     return Finding(text, (example.name, example.mask_file), text)
 
 
-def unused(names: Sequence[str], examples: "Sequence[Example]") -> list[Finding]:
+def unused(names: Sequence[str], examples: Sequence[Example]) -> list[Finding]:
     """Names the masks among the files that are not used, if others are."""
     used = {each.mask_file for each in examples} - {""}
     rest = [name for name in names if name not in used]

@@ -45,8 +45,14 @@ class Sample:
     mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
     std_CHW: Tensor
     repeats: int = 1  # how often it is used, relative to others
+    others: tuple[str, ...] = ()  # further captions, which take turns with the first
     mirrored: bool = False
     weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions."""
+        return self.caption, *self.others
 
 
 def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None:
@@ -129,8 +135,8 @@ def encode_images(
     places = product(examples, variants)
     return [
         Sample(
-            *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, mirrored),
-            kept_weights.get(place),
+            *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
+            *(mirrored, kept_weights.get(place)),
         )
         for place, (each, mirrored) in enumerate(places)
     ]

@@ -78,8 +78,7 @@ class Loop:
         self.processes = processes()
         # One batch for all processes; this one uses the rows from `first_row`.
         rows = settings.batch_size * self.processes.num_processes
-        repeats = [sample.repeats for sample in samples]
-        self.batches = Batches(shapes, rows, settings.seed, repeats)
+        self.batches = Batches(shapes, rows, settings.seed, [each.repeats for each in samples])
         self.first_row = settings.batch_size * self.processes.process_index
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
@@ -94,8 +93,7 @@ class Loop:
             "placeholder": (self.rows, settings.placeholder_learning_rate, 0.0),
         }
         self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
-        chosen = settings.optimizer
-        kinds = {"lora": chosen, "placeholder": rows_optimizer(chosen)}
+        kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
         self.optimizer_kinds = {name: kinds[name] for name in self._full_rates}
         self.optimizers = {
             name: make_optimizer(kind, *groups[name]) for name, kind in self.optimizer_kinds.items()
@@ -140,7 +138,9 @@ class Loop:
         chance = torch.rand((), generator=generator(self.settings.seed, "dropout", number, row))
         if chance.item() < self.settings.caption_dropout:
             return self.family.empty_prompt
-        return self.samples[self.batches.at(number)[row]].caption
+        texts = self.samples[self.batches.at(number)[row]].captions
+        random = generator(self.settings.seed, "caption", number, row)
+        return texts[int(torch.randint(len(texts), (), generator=random))]
 
     def step(self, step: int) -> None:
         """Runs one optimizer step and adds it to the history."""

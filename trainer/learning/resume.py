@@ -111,7 +111,10 @@ def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
     return {
         _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
-            for content in (each.data, each.caption.encode(), *([each.mask] * bool(each.mask_file)))
+            for content in (
+                *(each.data, "\0".join(each.captions).encode()),
+                *([each.mask] if each.mask_file else []),
+            )
         ]
         for each in examples
     }

@@ -24,7 +24,7 @@ from trainer.learning.best_weights import Best, restore_best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
-from trainer.learning.features import Captions, Sample
+from trainer.learning.features import Captions, Sample, weights_of
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
 from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
@@ -78,8 +78,7 @@ class Loop:
         self.processes = processes()
         # One batch for all processes; this one uses the rows from `first_row`.
         rows = settings.batch_size * self.processes.num_processes
-        repeats = [sample.repeats for sample in samples]
-        self.batches = Batches(shapes, rows, settings.seed, repeats)
+        self.batches = Batches(shapes, rows, settings.seed, [each.repeats for each in samples])
         self.first_row = settings.batch_size * self.processes.process_index
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
@@ -94,8 +93,7 @@ class Loop:
             "placeholder": (self.rows, settings.placeholder_learning_rate, 0.0),
         }
         self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
-        chosen = settings.optimizer
-        kinds = {"lora": chosen, "placeholder": rows_optimizer(chosen)}
+        kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
         self.optimizer_kinds = {name: kinds[name] for name in self._full_rates}
         self.optimizers = {
             name: make_optimizer(kind, *groups[name]) for name, kind in self.optimizer_kinds.items()
@@ -117,10 +115,8 @@ class Loop:
         Batches are counted over the whole run, `gradient_accumulation` of them per step.
         """
         settings, device = self.settings, self.family.device
-        indices = self.batches.at(number)
         latents, noises, sigmas, captions = [], [], [], []
-        for row in range(self.first_row, self.first_row + settings.batch_size):
-            sample = self.samples[indices[row]]
+        for row, sample in self._rows_of(number):
             shape = sample.mean_CHW.shape
             posterior = draw_noise(shape, settings.seed, "posterior", number, row)
             latents.append(sample.mean_CHW + sample.std_CHW * posterior)
@@ -131,6 +127,11 @@ class Loop:
         stacked = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
         latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in stacked)
         return latents_BCHW, noise_BCHW, sigma_B, captions
+
+    def _rows_of(self, number: int) -> list[tuple[int, Sample]]:
+        """The rows of a batch that this process uses, and their samples."""
+        indices, end = self.batches.at(number), self.first_row + self.settings.batch_size
+        return [(row, self.samples[indices[row]]) for row in range(self.first_row, end)]
 
     def _caption(self, number: int, row: int) -> str:
         """The caption of a row of a batch; the empty prompt by caption dropout."""
@@ -196,7 +197,9 @@ class Loop:
         for number in numbers:
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             text = self.captions.features(captions)
-            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / len(numbers)
+            weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
+            loss = loss / len(numbers)
             if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
             losses.append(loss.detach())

@@ -35,6 +35,7 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 SCHEDULED = "shift"  # every timestep of the base's inference schedule equally
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", SCHEDULED)
+MASKS = ("auto", "alpha", "off")  # what limits the loss to a part of the images
 QUANTIZATIONS = ("fp8", "int8", "nf4")  # of the frozen base
 TRACKERS = ("tensorboard", "wandb", "trackio")
 

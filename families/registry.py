@@ -82,7 +82,8 @@ def find_base_or_folder(name: str) -> Base:
     """The base that a user names: as `find_base`, or a local folder in the Hub's layout.
 
     A folder with the name of a published model (`…/Z-Image-Turbo`) gets that model's defaults,
-    any other folder those of its family's undistilled model. Raises `UnknownBase`.
+    any other folder those of its family's undistilled model, or of the one with a fixed schedule if
+    the folder has one. Raises `UnknownBase`.
     """
     known = BASES.get(name) or by_hub_id(name)
     if known is not None:
@@ -95,18 +96,22 @@ def find_base_or_folder(name: str) -> Base:
             f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
             f"model_index.json{_hint(name)}"
         ) from None
-    family = _family_in(text, f"{_shown(name)}: model_index.json")
+    family, sigmas = _read_index(text, f"{_shown(name)}: model_index.json")
     by_folder_name = {base.hub_id.split("/")[1]: base for base in BASES.values()}
     published = by_folder_name.get(folder.name)
     if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
+    like = undistilled(family)
+    if sigmas:
+        like = next((base for base in family.bases if base.sample_sigmas), like)
+        like = replace(like, sample_sigmas=sigmas, inference_steps=len(sigmas))
     # Only the name, not the path, since it is written into files that users share.
-    like = replace(undistilled(family), name=folder.name, hub_id=folder.name, folder=folder)
+    like = replace(like, name=folder.name, hub_id=folder.name, folder=folder)
     return replace(like, license="", download=None)
 
 
-def _family_in(index: bytes, source: str) -> type[Family]:
-    """The family whose pipeline class a model_index.json names."""
+def _read_index(index: bytes, source: str) -> tuple[type[Family], tuple[float, ...]]:
+    """The family whose pipeline class a model_index.json names, and its fixed schedule."""
     try:
         content = json.loads(index)
     except (ValueError, RecursionError) as error:
@@ -116,7 +121,11 @@ def _family_in(index: bytes, source: str) -> type[Family]:
     if not isinstance(pipeline, str) or pipeline not in by_pipeline:
         known = ", ".join(by_pipeline)
         raise UnknownBase(f"{source}: pipeline {_shown(pipeline)} is not one of {known}")
-    return by_pipeline[pipeline]
+    sigmas = content.get("sample_sigmas") or []
+    numbers = isinstance(sigmas, list) and all(isinstance(each, int | float) for each in sigmas)
+    if not numbers or sigmas != sorted({s for s in sigmas if 0 < s <= 1}, reverse=True):
+        raise UnknownBase(f"{source}: sample_sigmas must be falling numbers from 1 to above 0")
+    return by_pipeline[pipeline], tuple(sigmas)
 
 
 def _shown(value: object) -> str:

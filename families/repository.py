@@ -11,21 +11,25 @@ from typing import Any
 
 from families.base import AdapterFile, Base
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
+COMPONENTS = ("scheduler", "text_encoder", "vae")  # beside the transformer and the tokenizer
+TOKENIZERS = ("tokenizer", "processor")  # folders that may contain it (`Family.tokenizer_folder`)
 
 # The files of a base's repository that are used; sample images and other formats are not
 # downloaded.
 VAULT_PATTERNS = [
     "model_index.json",
     "*.safetensors",
-    *(f"{part}/*" for part in (*COMPONENTS, "transformer")),
+    *(f"{part}/*" for part in (*COMPONENTS, *TOKENIZERS, "transformer")),
 ]
 
 # The same of a repository with a single model.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
 
 # A component's config file; the others have a config.json.
-_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+_CONFIGS = {
+    "scheduler": "scheduler_config.json",
+    **dict.fromkeys(TOKENIZERS, "tokenizer_config.json"),
+}
 
 
 class MissingModel(RuntimeError):

@@ -1,0 +1,243 @@
+"""Qwen-Image-2.1 and its Turbo do what their stock pipeline does: same text, loss and images."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage21,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
+)
+from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
+from vault.models import QWEN_IMAGE_21_SIGMAS, write_qwen_image_21
+
+from families import tiles
+from families.family import Family
+from families.loading import load_family
+from families.models import qwen_image_21
+from families.prefix import common_ids, read_prefix
+from families.recomputation import recompute
+from families.registry import BASES, UnknownBase, find_base_or_folder
+from families.without_weights import family_without_weights
+from inference.generation import generate
+from inference.images import save_images
+from inference.request import Request, resolve
+from trainer.learning.loss import flow_loss, noisy
+
+PROMPTS = ["a photo of a cat", "", "two red boats, one behind the other, in a harbour at dawn"]
+BASE, TURBO = (BASES[name] for name in ("qwen-image-2.1", "qwen-image-2.1-turbo"))
+CPU = torch.device("cpu")
+
+
+class TextProcessor:
+    """What Qwen3VLProcessor, which needs torchvision, does without images."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        found = self.tokenizer(text, **options)
+        found["mm_token_type_ids"] = torch.zeros_like(found["input_ids"])
+        return found
+
+    def apply_chat_template(self, messages: list[Any], **_: Any) -> list[list[int]]:
+        [turn] = messages
+        text = turn["content"][0]["text"]
+        return [self.tokenizer(f"<|im_start|>{turn['role']}\n{text}<|im_end|>\n").input_ids]
+
+
+@pytest.fixture(scope="module")
+def vault21(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = write_qwen_image_21(tmp_path_factory.mktemp("vault21"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_VAULT", str(folder))
+        yield folder
+    shutil.rmtree(folder)
+
+
+def load(part: Any, folder: Path) -> Any:
+    return part.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(vault21: Path) -> tuple[Family, Any]:
+    """Our family and the stock pipeline over the same files, float32."""
+    folder = vault21 / BASE.hub_id
+    stock: Any = QwenImage21Pipeline(
+        scheduler=load(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
+        vae=load(AutoencoderKLQwenImage21, folder / "vae"),
+        text_encoder=load(Qwen3VLForConditionalGeneration, folder / "text_encoder"),
+        processor=TextProcessor(load(Qwen2Tokenizer, folder / "processor")),  # type: ignore[arg-type]
+        transformer=load(QwenImage21Transformer2DModel, folder / "transformer"),
+    )
+    stock.set_progress_bar_config(disable=True)
+    return load_family(BASE, CPU, torch.float32), stock
+
+
+@pytest.fixture(scope="module")
+def turbo_pair(vault21: Path, pair: tuple[Family, Any]) -> tuple[Family, Any]:
+    """The same of Turbo, whose text encoder and VAE are those of the base."""
+    family, folder = load_family(TURBO, CPU, torch.float32), vault21 / TURBO.hub_id
+    family.__dict__.update({k: getattr(pair[0], k) for k in ("prompts", "text_encoder", "vae")})
+    own = {
+        "scheduler": load(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
+        "transformer": load(QwenImage21Transformer2DModel, folder / "transformer"),
+    }
+    stock: Any = QwenImage21Pipeline(
+        **pair[1].components | own, sample_sigmas=QWEN_IMAGE_21_SIGMAS
+    )
+    stock.set_progress_bar_config(disable=True)
+    return family, stock
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def test_prompt_features_are_the_stock_pipelines(pair: tuple[Family, Any]) -> None:
+    """Before the last norm, without the system turn's 14 tokens; long prompts are not cut."""
+    family, stock = pair
+    assert stock._drop_idx == 14
+    prompts = [*PROMPTS, "word " * 700, "\n\nlines\n"]
+    together = family.encode_prompts(prompts[:3])
+    for number, prompt in enumerate(prompts):
+        wanted = stock.encode_prompt(prompt or family.empty_prompt)[0][0]
+        alone = family.encode_prompts([prompt or family.empty_prompt])[0]
+        torch.testing.assert_close(alone, wanted, atol=2e-5, rtol=2e-5)
+        if prompt and number < 3:
+            torch.testing.assert_close(together[number], wanted, atol=2e-5, rtol=2e-5)
+
+
+@torch.no_grad()
+def test_a_placeholder_is_read_at_its_place_with_and_without_a_known_beginning(
+    pair: tuple[Family, Any],
+) -> None:
+    """Its vector in place of a known token's gives that token's features."""
+    family, _ = pair
+    [cat] = family.tokenize(" cat").ids[17:18]
+    vectors = {"<zwx>": family.text_encoder.get_input_embeddings().weight[cat][None].clone()}
+    prompts = ["a photo of<zwx> on a chair", "a photo of<zwx>"]
+    wanted = family.encode_prompts([each.replace("<zwx>", " cat") for each in prompts])
+    ids = common_ids([family.tokenize(each, vectors) for each in prompts])
+    assert len(ids) > 17
+    for prefix in (None, read_prefix(family.text_encoder, ids)):
+        for found, other in zip(
+            family.encode_prompts(prompts, vectors, prefix), wanted, strict=True
+        ):
+            torch.testing.assert_close(found, other, atol=2e-5, rtol=2e-5)
+
+
+def stock_velocity(
+    stock: Any, latents_CHW: torch.Tensor, sigma: torch.Tensor, text_LD: torch.Tensor
+) -> torch.Tensor:
+    channels, rows, columns = latents_CHW.shape
+    out = stock.transformer(
+        hidden_states=stock._pack_latents(latents_CHW[None], 1, channels, rows, columns),
+        timestep=(sigma * 1000).expand(1) / 1000,
+        encoder_hidden_states=text_LD[None],
+        img_shapes=[[(1, rows, columns)]],
+        img_mask=(torch.arange(len(text_LD) + rows * columns // 4) >= len(text_LD))[None],
+        return_dict=False,
+    )[0]
+    return out[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def test_loss_and_gradients_are_those_of_the_stock_forward(pair: tuple[Family, Any]) -> None:
+    """One prompt at a time: a batch would pad the texts and shift the image's position. With and
+    without recomputation."""
+    family, stock = pair
+    with torch.no_grad():
+        text = [each.requires_grad_() for each in family.encode_prompts(PROMPTS)]
+    shape = (len(PROMPTS), family.latent_channels, 6, 10)
+    latents, noise = torch.randn(shape), torch.randn(shape)
+    sigma = torch.tensor([0.05, 0.5, 0.97])
+    noised = noisy(latents, noise, sigma)
+    velocity = torch.cat([stock_velocity(stock, *each) for each in zip(noised, sigma, text)])
+    wanted = torch.nn.functional.mse_loss(velocity, noise - latents)
+    gradients = torch.autograd.grad(wanted, text)
+    for share in (0.0, 0.5):
+        recompute(family, share)
+        ours = flow_loss(family, latents, noise, sigma, text)
+        torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-5)
+        for found, other in zip(torch.autograd.grad(ours, text), gradients, strict=True):
+            torch.testing.assert_close(found, other, atol=1e-6, rtol=1e-4)
+    recompute(family, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("turbo", "guidance", "size"),
+    [(False, 1.0, (160, 96)), (False, 3.5, (64, 96)), (True, 1.0, (96, 224))],
+)
+@torch.inference_mode()
+def test_a_seed_gives_the_stock_pipelines_image(
+    turbo: bool,
+    guidance: float,
+    size: tuple[int, int],
+    pair: tuple[Family, Any],
+    turbo_pair: tuple[Family, Any],
+) -> None:
+    """RGB and alpha. Turbo has its own eight sigmas, whatever the size."""
+    family, stock = turbo_pair if turbo else pair
+    steps = None if turbo else 4
+    sides = dict(zip(("width", "height"), size, strict=True))
+    negative = "blur" if guidance > 1 else ""
+    request = Request(
+        **{"prompt": "a red fox", "negative_prompt": negative, "num_inference_steps": steps},
+        **sides | {"guidance_scale": guidance, "seed": 7},
+    )
+    [ours] = generate(family, resolve(request, family.base, family.resolution_multiple))
+    wanted = stock(
+        prompt="a red fox",
+        negative_prompt=negative or None,
+        **sides,
+        num_inference_steps=steps or 1,
+        true_cfg_scale=guidance,
+        generator=torch.Generator().manual_seed(7),
+        use_kv_cache=turbo,  # the same but for rounding
+    ).images[0]
+    assert (ours.size, ours.mode) == (wanted.size, wanted.mode) == (size, "RGBA")
+    difference = np.abs(np.asarray(ours, np.int16) - np.asarray(wanted, np.int16))
+    assert difference.max() <= 1
+    assert np.asarray(ours).std() > 1
+
+
+def test_turbos_sigmas_are_fixed_and_interpolated_for_other_steps(
+    turbo_pair: tuple[Family, Any],
+) -> None:
+    family, _ = turbo_pair
+    assert family.sigmas(8, 2048, 512).tolist() == pytest.approx([*QWEN_IMAGE_21_SIGMAS, 0])
+    assert family.sigmas(4, 64, 64).tolist() == pytest.approx([*QWEN_IMAGE_21_SIGMAS[::2], 0])
+    assert family.sigmas(1, 64, 64).tolist() == [1, 0]
+    more = family.sigmas(11, 64, 64)
+    assert (more[0], more[-1]) == (1, 0) and more.diff().max() < 0
+
+
+@torch.no_grad()
+def test_an_opaque_image_is_encoded_as_by_the_stock_vae_whole_or_in_tiles(
+    pair: tuple[Family, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, stock = pair
+    pixels = torch.rand(2, 3, 160, 224) * 2 - 1
+    opaque = torch.cat((pixels, torch.ones(2, 1, 160, 224)), dim=1)
+    posterior = stock.vae.encode(opaque[:, :, None]).latent_dist
+    center = torch.tensor(stock.vae.config.latents_mean).view(1, -1, 1, 1)
+    spread = torch.tensor(stock.vae.config.latents_std).view(1, -1, 1, 1)
+    wanted = (posterior.mean[:, :, 0] - center) / spread, posterior.std[:, :, 0] / spread
+    pixels_out = stock.vae.decode((wanted[0] * spread + center)[:, :, None]).sample[:, :, 0]
+    monkeypatch.setattr(tiles, "TILE_CELLS", 16)
+    for whole in (1 << 30, 0):
+        monkeypatch.setattr(qwen_image_21, "WHOLE_PIXELS", whole)
+        for found, other in zip(family.encode_images(pixels), wanted, strict=True):
+            torch.testing.assert_close(found, other, atol=1e-5, rtol=1e-4)
+        decoded = family.decode(wanted[0])
+        assert decoded.shape == (2, 4, 160, 224)
+        assert (decoded - pixels_out).abs().max() < 1 / 255 / 50

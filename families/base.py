@@ -109,6 +109,14 @@ class Base:
     preview_prompt: str = "a photo of TOK on a beach"
     preview_prompt_without_subject: str = "a photo of a dog on a beach"
 
+    @property
+    def license_facts(self) -> dict[str, str]:
+        """What the license asks for in the metadata of a LoRA for this base; empty if nothing."""
+        if self.terms is None:
+            return {}
+        facts = {"license_notice": self.terms.notice, "license_url": self.terms.url}
+        return {"license": self.license, **facts} if self.license else facts
+
 
 @dataclass(frozen=True)
 class ModelClasses:

@@ -113,7 +113,7 @@ def group_norms(layers: Sequence[nn.Module]) -> list[nn.GroupNorm]:
     return [each for each in every if isinstance(each, nn.GroupNorm)]
 
 
-def through(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
+def through(layers: Sequence[Callable[..., Tensor]], values: Tensor) -> Tensor:
     """Applies the layers one after another."""
     for layer in layers:
         values = layer(values, None) if isinstance(layer, ResnetBlock2D) else layer(values)

@@ -101,11 +101,14 @@ def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
     if image.mode != "CMYK":
         image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     image, bad_profile = _srgb(image, profile)
-    if alpha is not None:
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=alpha)
-        image = white
-    return image, bad_profile
+    return image if alpha is None else over_white(image, alpha), bad_profile
+
+
+def over_white(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The RGB image over white; `alpha` is 255 where it is opaque."""
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=alpha)
+    return white
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:

@@ -188,8 +188,14 @@ def _warn_of_settings(
             "few-step LoRA is loaded",
             *(steps, base.name, base.inference_steps),
         )
-    share = size[0] * size[1] / base.default_resolution**2
-    if not 1 / 4 <= share <= 9 / 4:
+    scheduled = few_steps is None and shift is None and len(base.sample_sigmas)
+    if scheduled and steps != scheduled:
+        log.warning(
+            "num_inference_steps %d: %s has a fixed schedule of %d steps, which is interpolated",
+            *(steps, base.name, scheduled),
+        )
+    pixels, usual = size[0] * size[1], base.default_resolution**2
+    if not usual / 4 <= pixels <= max(usual * 9 / 4, base.recommended_up_to**2):
         log.warning(
             "%dx%d is far from the %dx%d pixels that %s is made for; expect repeated or missing "
             "parts",

@@ -71,8 +71,8 @@ QWEN_IMAGE_21 = Base(
     default_resolution=1024,
     recommended_up_to=2048,
     size_multiple=32,
-    generation_memory=0.0,
-    training_memory=0.0,
+    generation_memory=33.0,
+    training_memory=26.5,
     training_resolution=1024,
     training_shift=2.0,  # its own schedule at that size: e^mu = 2.0
 )
@@ -136,6 +136,7 @@ class QwenImage21(Family):
         "vae": {},
     }
     trunk = "transformer_blocks"
+    compiled_share = 0.72
     tokenizer_folder = "processor"
     sees_images = True
     # The pipeline does not cut, and rewritten prompts are long. From 8192 tokens on, positions
@@ -237,8 +238,9 @@ class QwenImage21(Family):
         start = larger[-SIZE_CHANGES]
         values = through([decoder.conv_in, decoder.mid_block, *blocks[:start]], values)
         tiled = partial(through, [*blocks[start:], *last])
-        size = {"cell": 1, "scale": 2**SIZE_CHANGES}
-        return in_tiles(tiled, (), values, **size, halo=DECODER_HALO).clamp_(-1, 1).squeeze(2)
+        scale, halo = 2**SIZE_CHANGES, DECODER_HALO
+        pixels_B4FPP = in_tiles(tiled, (), values, cell=1, scale=scale, halo=halo)
+        return pixels_B4FPP.clamp_(-1, 1).squeeze(2)
 
     def _encoded_in_tiles(self, pixels_B4FPP: Tensor) -> Tensor:
         """The VAE encoder's output for one frame, with its first blocks in tiles."""

@@ -1,9 +1,11 @@
 """Qwen-Image-2.1 and its Turbo do what their stock pipeline does: same text, loss and images."""
 
+import logging
+import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,15 @@ from diffusers import (
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
 )
+from PIL import Image
+from safetensors.torch import save_file
 from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 from vault.models import QWEN_IMAGE_21_SIGMAS, write_qwen_image_21
 
+from adapters.archive import read_archive
+from adapters.formats import LoraMismatch
 from families import tiles
+from families.base import Base
 from families.family import Family
 from families.loading import load_family
 from families.models import qwen_image_21
@@ -26,10 +33,17 @@ from families.prefix import common_ids, read_prefix
 from families.recomputation import recompute
 from families.registry import BASES, UnknownBase, find_base_or_folder
 from families.without_weights import family_without_weights
+from inference.engine import Engine
 from inference.generation import generate
 from inference.images import save_images
 from inference.request import Request, resolve
+from trainer.learning import find_turbo_adapter
 from trainer.learning.loss import flow_loss, noisy
+from trainer.result.model_card import model_card
+from trainer.run import train_and_check
+from trainer.settings.fields import Settings
+from trainer.settings.fields import resolve as resolve_settings
+from trainer.settings.inputs import TrainingInputs
 
 PROMPTS = ["a photo of a cat", "", "two red boats, one behind the other, in a harbour at dawn"]
 BASE, TURBO = (BASES[name] for name in ("qwen-image-2.1", "qwen-image-2.1-turbo"))
@@ -90,9 +104,7 @@ def turbo_pair(vault21: Path, pair: tuple[Family, Any]) -> tuple[Family, Any]:
         "scheduler": load(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
         "transformer": load(QwenImage21Transformer2DModel, folder / "transformer"),
     }
-    stock: Any = QwenImage21Pipeline(
-        **pair[1].components | own, sample_sigmas=QWEN_IMAGE_21_SIGMAS
-    )
+    stock: Any = QwenImage21Pipeline(**pair[1].components | own, sample_sigmas=QWEN_IMAGE_21_SIGMAS)
     stock.set_progress_bar_config(disable=True)
     return family, stock
 
@@ -161,7 +173,9 @@ def test_loss_and_gradients_are_those_of_the_stock_forward(pair: tuple[Family, A
     latents, noise = torch.randn(shape), torch.randn(shape)
     sigma = torch.tensor([0.05, 0.5, 0.97])
     noised = noisy(latents, noise, sigma)
-    velocity = torch.cat([stock_velocity(stock, *each) for each in zip(noised, sigma, text)])
+    velocity = torch.cat(
+        [stock_velocity(stock, *each) for each in zip(noised, sigma, text, strict=True)]
+    )
     wanted = torch.nn.functional.mse_loss(velocity, noise - latents)
     gradients = torch.autograd.grad(wanted, text)
     for share in (0.0, 0.5):
@@ -241,3 +255,117 @@ def test_an_opaque_image_is_encoded_as_by_the_stock_vae_whole_or_in_tiles(
         decoded = family.decode(wanted[0])
         assert decoded.shape == (2, 4, 160, 224)
         assert (decoded - pixels_out).abs().max() < 1 / 255 / 50
+
+
+def test_every_lora_target_learns_and_the_published_model_has_its_numbers(
+    pair: tuple[Family, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(BASE, CPU, torch.float32)
+    family.__dict__["text_encoder"] = pair[0].text_encoder
+    layers = dict(family.transformer.named_modules())
+    for target in family.lora_targets():
+        layers[target].weight.requires_grad_(True)
+    with torch.no_grad():
+        text = pair[0].encode_prompts(["a cat"])
+    shape = (1, family.latent_channels, 4, 4)
+    family.velocity(torch.randn(shape), torch.tensor([0.5]), text).square().sum().backward()
+    dead = [t for t in family.lora_targets() if not layers[t].weight.grad.abs().sum() > 0]
+    assert dead == [] and len(family.lora_targets()) == 2 * 7
+    assert (
+        family.lora_targets("attention,!to_out.0")
+        == family.lora_groups()["attention"][:3] + family.lora_groups()["attention"][4:7]
+    )
+
+    monkeypatch.delenv("MODEL_VAULT")
+    published = family_without_weights(BASE)
+    parts = (published.transformer, published.text_encoder, published.vae)
+    counts = [sum(each.numel() for each in part.parameters()) for part in parts]
+    assert counts == [7_115_124_736, 7_568_401_408, 337_740_404]
+    assert len(published.lora_targets()) == 224
+    assert published.resolution_multiple == BASE.size_multiple == 32
+    assert published.latent_size(2752, 1536) == (96, 172)
+    text_LD = torch.zeros(128, 4096, dtype=torch.bfloat16, device="meta")
+    latents = torch.zeros(1, 64, 96, 172, device="meta")
+    with torch.no_grad():
+        velocity = published.velocity(latents, torch.ones(1, device="meta"), [text_LD])
+    assert velocity.shape == latents.shape
+
+
+def test_a_folder_with_a_schedule_is_a_turbo(vault21: Path, tmp_path: Path) -> None:
+    """Tensors are the same in both, so a fine-tune is known by its model_index.json only."""
+    index = (vault21 / TURBO.hub_id / "model_index.json").read_text()
+    file = tmp_path / "mine" / "model_index.json"
+    file.parent.mkdir()
+    file.write_text(index.replace("0.978453", "0.96"))
+    found = find_base_or_folder(str(file.parent))
+    assert (found.name, found.distilled, found.inference_steps) == ("mine", True, 8)
+    assert found.sample_sigmas[:3] == (1.0, 0.96, 0.95418)
+    file.write_text((vault21 / BASE.hub_id / "model_index.json").read_text())
+    assert not find_base_or_folder(str(file.parent)).distilled
+    file.write_text(index.replace("0.978453", "2"))
+    with pytest.raises(UnknownBase, match="sample_sigmas must be falling numbers"):
+        find_base_or_folder(str(file.parent))
+
+
+def write_assistant(folder: Path, layer: str) -> None:
+    """A training adapter in the published file's place."""
+    adapter = BASE.training_adapters["v3"]
+    place = folder / adapter.hub_id
+    place.mkdir(parents=True, exist_ok=True)
+    key = f"transformer.transformer_blocks.0.attn.{layer}"
+    factors = {"lora_A": torch.randn(2, 64), "lora_B": torch.randn(64, 2)}
+    save_file({f"{key}.{k}.weight": each for k, each in factors.items()}, place / adapter.name)
+
+
+def test_a_lora_of_the_base_is_trained_over_the_assistant_and_used_on_turbo(
+    vault21: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the license's notice in all that is written."""
+    monkeypatch.setenv("MODEL_VAULT", str(vault21))
+    given: dict[str, Any] = {"dataset": photos, "resolution": "64", "rank": 2, "steps": 2}
+    given |= {"seed": 5, "preserve": "off", "validation_every": 0, "batch_size": 2}
+    given |= {"sample_prompts": ("a photo of TOK",), "sample_options": {"width": 64, "height": 64}}
+
+    def settings(base: Base, name: str) -> Settings:
+        inputs = TrainingInputs(base_model=base.name, output_dir=tmp_path / name, **given)
+        return resolve_settings(inputs)
+
+    write_assistant(vault21, "to_x")
+    with pytest.raises(LoraMismatch, match="pytorch_lora_weights.*attn.to_x.*has no to_x"):
+        find_turbo_adapter(settings(BASE, "refused"))
+    write_assistant(vault21, "to_q")
+    caplog.set_level(logging.INFO)
+    weights = train_and_check(settings(BASE, "out")).weights
+    assert "pytorch_lora_weights.safetensors: merged 1 of 1" in caplog.text
+    assert BASE.terms is not None
+    archive = read_archive(weights)
+    notice = archive.meta["license_notice"]
+    assert notice == BASE.terms.notice and notice.startswith("Built with Qwen. ")
+    with zipfile.ZipFile(weights) as zipped, zipped.open("lora/lora_weights.safetensors") as file:
+        assert notice.encode() in file.read()
+    card = model_card("me/fox", archive.meta, [])
+    assert notice in card and "license_name: qwen-research" in card
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    compile(code, "the card", "exec")
+    assert "pipeline.processor.tokenizer(part" in code
+
+    assert find_turbo_adapter(settings(TURBO, "turbo")) is None
+    assert "no training adapter for it is known" in caplog.text
+    assert "Train on qwen-image-2.1: its LoRAs work on qwen-image-2.1-turbo, too" in caplog.text
+
+    caplog.clear()
+    caplog.set_level(logging.WARNING)
+    engine = Engine(CPU, torch.float32)
+    request = Request(prompt="a photo of <zwx>", width=544, height=544, seed=1)
+    [image] = engine.generate(request, archive, TURBO.name)
+    assert caplog.messages == []
+    [plain] = engine.generate(request, None, TURBO.name)
+    assert image.tobytes() != plain.tobytes()
+    for kind, mode in (("png", "RGBA"), ("jpg", "RGB"), ("webp", "RGB")):
+        [path] = save_images([image], tmp_path / kind, kind)
+        with Image.open(path) as saved:
+            assert saved.mode == mode and saved.size == image.size

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from families.base import (
     BARE,
     DIFFUSION_MODEL,
+    KOHYA,
     TRANSFORMER,
     AdapterFile,
     AiToolkitNames,
@@ -157,6 +158,7 @@ class QwenImage21(Family):
             note="`diffusion_model.` and `lora_unet_` only with gate_layer and proj fused to "
             "gate_up; separate ones are ignored without a message",
         ),
+        "musubi": LoraReader((KOHYA,), KOHYA),
         "diffsynth": LoraReader((DIFFUSION_MODEL, BARE), DIFFUSION_MODEL),
         "sglang": LoraReader((TRANSFORMER,), TRANSFORMER),
         "mflux": LoraReader((TRANSFORMER, DIFFUSION_MODEL, BARE), TRANSFORMER),

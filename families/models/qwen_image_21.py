@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from families.base import (
@@ -223,8 +224,6 @@ class QwenImage21(Family):
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels B4PP float32, RGB and alpha, in [-1, 1]."""
-        from functools import partial
-
         from families.tiles import SIZE_CHANGES, in_tiles, through
 
         mean_C11, std_C11 = self._statistics()
@@ -246,8 +245,6 @@ class QwenImage21(Family):
 
     def _encoded_in_tiles(self, pixels_B4FPP: Tensor) -> Tensor:
         """The VAE encoder's output for one frame, with its first blocks in tiles."""
-        from functools import partial
-
         from families.tiles import SIZE_CHANGES, in_tiles, through
 
         encoder = self.vae.encoder
@@ -308,11 +305,9 @@ class QwenImage21(Family):
         segments = [(0, length, True)]  # causal; the rest is the image, which sees everything
         recomputed = torch.is_grad_enabled() and model.gradient_checkpointing
         for block in model.transformer_blocks:
-            run = model._gradient_checkpointing_func if recomputed else _run
-            cache = (None, None, None)
-            states = run(
-                block, states, modulation, positions, None, of_image, *cache, segments, None
-            )
+            run = partial(model._gradient_checkpointing_func, block) if recomputed else block
+            no_cache = (None, None, None)
+            states = run(states, modulation, positions, None, of_image, *no_cache, segments, None)
         states = model.norm_out(states[:, length:], embedded[:-1])
         velocity_BCN = model.proj_out(states).transpose(1, 2)
         return velocity_BCN.unflatten(2, (rows, columns)).float()
@@ -348,7 +343,3 @@ class QwenImage21(Family):
             ]
             for group, names in linears.items()
         }
-
-
-def _run(block: nn.Module, *inputs: Any) -> Any:
-    return block(*inputs)

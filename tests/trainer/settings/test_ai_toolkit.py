@@ -540,7 +540,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model__arch": "flux"}, "model.arch is 'flux'; supported: qwen_image, zimage"),
+        ({"model__arch": "flux"}, "model.arch is 'flux'; supported: qwen_image, qwen_image_2, zimage"),
         ({"model__arch": "qwen_image"}, "model.arch is qwen_image, but name_or_path is z-image"),
         ({"model__name_or_path": "some/model"}, "model.name_or_path: base_model 'some/model'"),
         ({"datasets": [{"folder_path": "/a"}, {"folder_path": "/b"}]}, "into one"),

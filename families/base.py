@@ -143,12 +143,14 @@ class CardCode:
 
 
 @dataclass(frozen=True)
-class AiToolkitNames:
-    """Names in job files of ai-toolkit."""
+class JobNames:
+    """A family in the job files of another training program (`trainer.settings.jobs`)."""
 
-    arch: str  # `model.arch`, without what follows a colon
-    # Parts of layers' names in `only_if_contains`, and the group of `lora_targets` that each is.
-    groups: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...]  # what the program calls it
+    lora_targets: str = "all"  # layers that the program adapts by default
+    groups: tuple[str, ...] = ()  # parts of layers' names that are groups of `lora_targets`
+    # Names of versions there: base model and training adapter.
+    flavours: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

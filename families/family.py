@@ -17,11 +17,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from families.base import (
-    AiToolkitNames,
     Base,
     CardCode,
     Config,
     FewStepRow,
+    JobNames,
     LoraReader,
     ModelClasses,
 )
@@ -82,7 +82,7 @@ class Family(ABC):
     # several for a fused layer, in the order of its rows.
     original_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     few_step_loras: ClassVar[tuple[FewStepRow, ...]] = ()
-    ai_toolkit: ClassVar[AiToolkitNames | None] = None
+    job_names: ClassVar[Mapping[str, JobNames]] = {}  # by the names of the programs
     card_code: ClassVar[CardCode]
 
     def __init__(

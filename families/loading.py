@@ -16,9 +16,14 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU. Sets the GPU's float32 precision (TF32)."""
+    """The GPU, or the CPU. Sets the GPU's float32 precision (TF32).
+
+    Of several GPUs the first, or that of this process (`$LOCAL_RANK`, set by launchers).
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    if rank := os.environ.get("LOCAL_RANK"):
+        torch.cuda.set_device(int(rank))
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
     # VAE's output has 8 bits per channel, so its convolutions use TF32, several times faster.
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -105,34 +105,41 @@ def save_images(
 
     No file is overwritten, also not one of a concurrent process. `file_format` is webp, jpg or png;
     `quality`, from 1 to 100, is for the first two. Only png keeps an image's alpha channel; in the
-    others, the image is over white. With `metadata`, prompt and settings are written
-    into the files (`inference.image_metadata`).
+    others, the image is over white. With `metadata`, prompt and settings are written into the files
+    (`inference.image_metadata`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for image in images:
-        options = {} if file_format == "png" else {"quality": quality}
-        if metadata:
-            texts = {
-                key: image.info[key]
-                for key in (image_metadata.TEXT, image_metadata.JSON)
-                if key in image.info
-            }
-            options |= image_metadata.options(texts, file_format)
-        if image.mode == "RGBA" and file_format != "png":
-            image = over_white(image.convert("RGB"), image.getchannel("A"))
-        # Into memory first: on a full disk Pillow only reports "encoder error".
-        encoded = io.BytesIO()
-        image.save(encoded, format="jpeg" if file_format == "jpg" else file_format, **options)
         path = _new_file(folder, file_format)
         try:
-            with atomic_file(path) as file:
-                file.write(encoded.getvalue())
+            write_image(image, path, file_format, quality, metadata)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         paths.append(path)
     return paths
+
+
+def write_image(
+    image: Image.Image, path: Path, file_format: str, quality: int, metadata: bool
+) -> None:
+    """Writes the image to the path, atomically; arguments as in `save_images`."""
+    options = {} if file_format == "png" else {"quality": quality}
+    if metadata:
+        texts = {
+            key: image.info[key]
+            for key in (image_metadata.TEXT, image_metadata.JSON)
+            if key in image.info
+        }
+        options |= image_metadata.options(texts, file_format)
+    if image.mode == "RGBA" and file_format != "png":
+        image = over_white(image.convert("RGB"), image.getchannel("A"))
+    # Into memory first: on a full disk Pillow only reports "encoder error".
+    content = io.BytesIO()
+    image.save(content, format="jpeg" if file_format == "jpg" else file_format, **options)
+    with atomic_file(path) as file:
+        file.write(content.getvalue())
 
 
 def _new_file(folder: Path, file_format: str) -> Path:

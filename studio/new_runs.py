@@ -243,6 +243,8 @@ def again(studio: Studio, folder: Path, more: int | None = None) -> tuple[Settin
     try:
         given = {k: v for k, v in record["settings"]["given"].items() if k in OFFERED}
         used = record["settings"]["used"]
+        epochs = record["settings"]["given"].get("epochs") or {}
+        given |= {name: used[name] for name in epochs if name in OFFERED}  # of a job file
     except (KeyError, TypeError, AttributeError):
         raise Problem(409, f"{folder.name}/run.json does not contain the settings") from None
     given["base_model"] = used.get("base", "auto")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.base import AiToolkitNames, Base, CardCode, FewStepRow, ModelClasses, Steps
+from families.base import Base, CardCode, FewStepRow, JobNames, ModelClasses, Steps
 from families.family import Family
 from families.tokens import TokenizedPrompt
 
@@ -82,7 +82,7 @@ class MadeUp(Family):
     layer_names = r"made_up_blocks\.\d+\."
     original_names = {"attention.out": ("attention.to_out.0",)}
     few_step_loras = (FewStepRow("Made-Up-Fast", re.compile("made-up-fast"), steps=2, shift=None),)
-    ai_toolkit = AiToolkitNames("made_up")
+    job_names = {"ai-toolkit": JobNames(("made_up",))}
     card_code = CardCode(
         template="    text = prompt",
         features="    return pipeline.text_encoder(inputs_embeds=embeds).last_hidden_state",

@@ -190,6 +190,8 @@ INFERENCE_ONLY = {
     "weights",  # shorter than replicate_weights, the name that Replicate needs
     "lora_path",  # a LoRA whose token is in a file of its own; others send weights.zip
     "placeholder_token",  # the token of --lora-path
+    "prompts",  # a server gets a request for each
+    "grid",
     "output_dir",  # a server sends images, and plain Python returns their paths
     "debug",
     "cpu",  # a server's operator decides what it loads

@@ -25,9 +25,10 @@ from inference.request import Request
 from trainer.memory import describe_plan
 from trainer.result.model_card import model_card
 from trainer.run import train_and_check
-from trainer.settings.ai_toolkit import translate
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
+from trainer.settings.jobs import ai_toolkit
+from trainer.settings.jobs.translation import translate
 
 REQUEST = Request(
     **{"prompt": "a <zwx> on a table", "width": 32, "height": 32, "seed": 7},
@@ -138,8 +139,9 @@ def test_a_job_file_of_ai_toolkit_may_name_it(registered: None) -> None:
         "datasets": [{"folder_path": "images"}],
         "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
     }
-    found = translate({"job": "extension", "config": {"name": "x", "process": [process]}})
-    assert found.settings["base_model"] == "nobody/Made-Up"
+    job = {"job": "extension", "config": {"name": "x", "process": [process]}}
+    found = translate(ai_toolkit.PROGRAM, job, Path("job.yaml"))
+    assert found.settings["base_model"] == "made-up"
 
 
 def test_a_folder_with_its_pipeline_gets_its_settings(vault: Path) -> None:

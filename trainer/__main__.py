@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from families.redact import safe_name
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
@@ -19,9 +17,12 @@ from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
 from trainer.settings import (
     GROUPS,
+    JOB_SUFFIXES,
     Settings,
     SettingsError,
     TrainingInputs,
+    parse,
+    program_of,
     read_config,
     resolve,
 )
@@ -42,7 +43,8 @@ Example:
 A dataset is a zip, a tar or a folder of images, with an optional caption in
 NAME.txt next to NAME.jpg; TOK in a caption stands for your subject. All settings
 are optional. An option replaces the value in the file; docs/training.md explains
-every setting. An ai-toolkit job file for Qwen-Image or Z-Image works, too.
+every setting. Job files of ai-toolkit, musubi-tuner, SimpleTuner, OneTrainer,
+diffusion-pipe and Replicate's trainer work, too (docs/job_files.md).
 
 Several GPUs, each with batch_size images of every step:
   accelerate launch --multi_gpu -m trainer CONFIG.yaml
@@ -59,7 +61,8 @@ The exit code is 3 if weights.zip was written but a check of the result failed, 
 if the run was stopped or paused by a command.
 """
 
-CONFIG_SUFFIXES = (".yaml", ".yml", ".json")  # of settings files; others are datasets
+# Of settings and job files; others are datasets.
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json", *JOB_SUFFIXES)
 MODES = ("plan", "check")  # without them: train
 STOPPED = 4  # exit code of a run that was stopped or paused by a command
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
@@ -121,19 +124,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, with the models' libraries
         logging.disable(logging.WARNING)
     has_dataset = "dataset" in given
-    if mode == "plan":
-        given.setdefault("dataset", "imgs.zip")  # never read: a plan needs no images
     if mode == "check":
         given = with_usual_base(given, config)
+    # A plan needs no images.
+    defaults: dict[str, Any] = {"dataset": "imgs.zip"} if mode == "plan" else {}
     with one_message(debug, IS_MAIN):
         with one_message(debug, IS_MAIN, ValueError):
-            settings = read_config(config, **given) if config else resolve(TrainingInputs(**given))
+            settings = (
+                read_config(config, defaults, **given)
+                if config
+                else resolve(TrainingInputs(**(defaults | given)))
+            )
         if mode == "check":
             sys.exit(check(settings, sheet, as_json))
         if mode == "plan":
             show_plan(settings, debug, as_json)
-            if has_dataset and not as_json and (line := summary(settings)):
-                print(f"\n{line}")
+            if (has_dataset or settings.epochs) and not as_json:
+                with one_message(debug, IS_MAIN, ValueError):
+                    line = summary(settings)
+                if line:
+                    print(f"\n{line}")
         else:
             run(settings, cpu, debug)
 
@@ -160,8 +170,9 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     """The first line of output: the run's main settings. Errors in the file are reported later."""
     asked = dict(given)
     try:
-        with open(config or "", encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+        content = parse(Path(config or ""))
+        if program := program_of(content):
+            return f"{'plan of' if planning else 'train'} {config}, a job of {program.name}"
         asked = {k: v for k, v in content.items() if isinstance(v, str)} | asked
     except Exception:  # missing or invalid: `read_config` reports it
         pass

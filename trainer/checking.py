@@ -65,14 +65,21 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
 
 
 def summary(settings: Settings) -> str:
-    """One line for a plan: the numbers of images and findings; empty if there is no dataset."""
+    """One line for a plan: the numbers of images and findings; empty if there is no dataset.
+
+    Also the steps of a job file that counts epochs. Raises SettingsError if there are none.
+    """
     from trainer.data import check_dataset
+    from trainer.reading import with_steps
 
     if not settings.dataset.exists():
-        return ""
+        missing = f"{settings.dataset} does not exist here, so its epochs are not counted in steps"
+        return clean(missing) if settings.epochs else ""
     found = check_dataset(settings)
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
     more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
     images = f"{len(found.findings.examples):,} images"
+    if settings.epochs and found.findings.examples:
+        images += f", {with_steps(settings, found.findings.examples).steps:,} steps"
     return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")

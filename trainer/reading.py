@@ -6,8 +6,8 @@ from functools import partial
 from families.family import Family
 from families.loading import load_family
 from trainer.captions import captions_of_run
-from trainer.data import Example, name_trigger, read_dataset
-from trainer.learning import Control, by_main, find_turbo_adapter
+from trainer.data import Example, bucket_sizes, is_table, name_trigger, read_dataset
+from trainer.learning import Control, by_main, find_turbo_adapter, processes
 from trainer.memory import free_memory
 from trainer.outputs import Run
 from trainer.settings import Settings, SettingsError, too_many
@@ -18,6 +18,9 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
 
     Raises `DatasetError`, and SettingsError if there are too many images for a request to a server.
     """
+
+    if served and is_table(settings.dataset):
+        raise SettingsError("dataset is a table of names; send the images and the table in one zip")
 
     def check(count: int) -> None:
         if served and (cost := too_many(settings, count)):
@@ -43,6 +46,13 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     return examples
+
+
+def with_steps(settings: Settings, examples: Sequence[Example]) -> Settings:
+    """The settings with the steps for these images. Raises SettingsError if there are none."""
+    sizes = [(each.width, each.height) for each in examples]
+    buckets = bucket_sizes(sizes, settings.resolutions, settings.base.size_multiple)
+    return settings.for_images(len(examples), buckets, processes().num_processes)
 
 
 def family_and_targets(settings: Settings) -> tuple[Family, list[str]]:

@@ -20,10 +20,10 @@ from families.base import (
     KOHYA,
     LORA_STYLES,
     TRANSFORMER,
-    AiToolkitNames,
     Base,
     CardCode,
     FewStepRow,
+    JobNames,
     LoraReader,
     ModelClasses,
 )
@@ -154,7 +154,22 @@ class QwenImage(Family):
             shift=3.0,
         ),
     )
-    ai_toolkit = AiToolkitNames("qwen_image")
+    job_names = {
+        "ai-toolkit": JobNames(("qwen_image",)),
+        "musubi-tuner": JobNames(("qwen_image",)),
+        "SimpleTuner": JobNames(
+            ("qwen_image", "qwen-image"),
+            "to_q,to_k,to_v,to_out.0",
+            flavours={
+                "": ("qwen-image-2512", None),
+                "v1.0": ("qwen-image", None),
+                "v2.0": ("qwen-image-2512", None),
+            },
+        ),
+        "OneTrainer": JobNames(("QWEN",)),
+        "diffusion-pipe": JobNames(("qwen_image",)),
+        "Replicate": JobNames(("qwen_image",)),
+    }
     card_code = CardCode(
         template="""\
     text = pipeline.prompt_template_encode.replace("{}", prompt)""",

@@ -19,9 +19,9 @@ from families.base import (
     KOHYA,
     TRANSFORMER,
     AdapterFile,
-    AiToolkitNames,
     Base,
     CardCode,
+    JobNames,
     LoraReader,
     ModelClasses,
     Terms,
@@ -166,7 +166,7 @@ class QwenImage21(Family):
     }
     layer_names = r"transformer_blocks[._]\d+[._]img_mlp[._](?:gate_layer|gate_up|proj|out)\b"
     original_names = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
-    ai_toolkit = AiToolkitNames("qwen_image_2")
+    job_names = {"ai-toolkit": JobNames(("qwen_image_2",))}
     card_code = CardCode(
         template="""\
     text = pipeline.prompt_template_t2i.format(prompt)""",

@@ -22,10 +22,10 @@ from families.base import (
     LORA_STYLES,
     TRANSFORMER,
     AdapterFile,
-    AiToolkitNames,
     Base,
     CardCode,
     FewStepRow,
+    JobNames,
     LoraReader,
     ModelClasses,
     Steps,
@@ -216,9 +216,23 @@ class ZImage(Family):
             shift=None,
         ),
     )
-    ai_toolkit = AiToolkitNames(
-        "zimage", {"feed_forward": "feed_forward", "attention": "attention"}
-    )
+    job_names = {
+        "ai-toolkit": JobNames(("zimage",), groups=("feed_forward", "attention")),
+        "musubi-tuner": JobNames(("zimage",), "auto"),
+        "SimpleTuner": JobNames(
+            ("z-image", "z_image"),
+            "to_q,to_k,to_v,to_out.0",
+            flavours={
+                "": ("z-image-turbo", "v2"),
+                "base": ("z-image", None),
+                "turbo": ("z-image-turbo", "v1"),
+                "turbo-ostris-v2": ("z-image-turbo", "v2"),
+                "ostris-de-turbo": ("z-image-de-turbo", None),
+            },
+        ),
+        "OneTrainer": JobNames(("Z_IMAGE",)),
+        "diffusion-pipe": JobNames(("z_image",), "layers.*,noise_refiner.*,context_refiner.*"),
+    }
     card_code = CardCode(
         template="""\
     message = [{"role": "user", "content": prompt}]

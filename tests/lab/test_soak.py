@@ -22,6 +22,7 @@ def test_many_requests_with_many_loras_leave_no_trace(
     assert found.base_unchanged
 
 
+@pytest.mark.slow
 def test_a_server_under_mixed_requests_holds_nothing_back_and_mixes_nothing_up(
     tmp_path: Path, use_vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

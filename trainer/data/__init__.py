@@ -1,6 +1,6 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, cover, crop, nearest_bucket
+from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
@@ -25,6 +25,7 @@ from trainer.data.members import (
     MAX_TABLE_BYTES,
     TABLE_SUFFIXES,
     Unusable,
+    is_table,
     listed,
     members_of,
     read_members,
@@ -52,6 +53,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "bucket_sizes",
     "caption_checks",
     "check",
     "check_dataset",
@@ -61,6 +63,7 @@ __all__ = [
     "crop",
     "examine",
     "in_threads",
+    "is_table",
     "listed",
     "log_checks",
     "members_of",

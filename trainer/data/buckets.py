@@ -5,6 +5,8 @@ Independent of captions, latents and models.
 
 import functools
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Long side over short side, as of cameras, phones and screens. Each is used upright too.
@@ -53,6 +55,17 @@ def nearest_bucket(width: int, height: int, resolution: int, multiple: int) -> B
         buckets_for(resolution, multiple),
         key=lambda bucket: abs(math.log(bucket.width / bucket.height) - log_ratio),
     )
+
+
+def bucket_sizes(
+    images: Iterable[tuple[int, int]], resolutions: Iterable[int], multiple: int
+) -> list[int]:
+    """How many images each bucket has; `images` are widths and heights, each at all resolutions."""
+    edges = tuple(resolutions)
+    found = Counter(
+        (edge, nearest_bucket(*size, edge, multiple)) for size in images for edge in edges
+    )
+    return list(found.values())
 
 
 def cover(width: int, height: int, bucket: Bucket) -> float:

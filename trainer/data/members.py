@@ -4,11 +4,12 @@ Archives are untrusted input: names in them are never used as paths, members are
 and the limits here and in `adapters.files.containers` bound time, memory and disk space.
 """
 
+import json
 import os
 import re
 import tarfile
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -202,6 +203,9 @@ def _head(member: Member) -> bytes:
 def members_of(path: Path) -> Iterator[Iterator[Member]]:
     """The members of an archive or folder, within the limits. Raises `Unusable`."""
     limits = Limits(MAX_MEMBERS, MAX_TOTAL_BYTES)
+    if is_table(path):
+        yield within(_named_members(path), limits)
+        return
     if path.is_dir():
         yield within(_folder_members(path), limits)
         return
@@ -215,6 +219,29 @@ def members_of(path: Path) -> Iterator[Iterator[Member]]:
         raise Unusable(f"is not a zip or tar file ({what_is(head)}); pack the images into one")
     with open_container(path, limits) as members:
         yield members
+
+
+def is_table(path: Path) -> bool:
+    """Whether a dataset is a table: the images of its folder that a `.jsonl` file names.
+
+    It names files of this machine, so it must not come from a stranger.
+    """
+    return suffix_of(path.name) in (".jsonl", ".ndjson") and path.is_file()
+
+
+def _named_members(table: Path) -> Iterator[Member]:
+    """The table, and the files below its folder with the last part of a name in it."""
+    named = {table.name}
+    for line in table.read_bytes()[:MAX_TABLE_BYTES].decode(errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):  # faults are reported with the captions
+            row = json.loads(line)
+            values = row.values() if isinstance(row, dict) else ()
+            named |= {
+                each.replace("\\", "/").split("/")[-1] for each in values if type(each) is str
+            }
+    for member in _folder_members(table.parent):
+        if PurePosixPath(member.name).name in named:
+            yield member
 
 
 def _folder_members(folder: Path) -> Iterator[Member]:

@@ -5,6 +5,8 @@ from trainer.settings.choices import MAX_STEPS, OPTIMIZERS, SCHEDULED
 from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
+from trainer.settings.jobs.reading import program_of
+from trainer.settings.parsing import JOB_SUFFIXES, parse
 from trainer.settings.preservation import (
     BEGINS,
     LEAST_IMAGES,
@@ -30,6 +32,7 @@ __all__ = [
     "BEGINS",
     "Extent",
     "GROUPS",
+    "JOB_SUFFIXES",
     "LEAST_IMAGES",
     "MAX_STEPS",
     "NO_SUBJECT",
@@ -52,6 +55,8 @@ __all__ = [
     "marks_in",
     "missing_for_optimizer",
     "missing_here",
+    "parse",
+    "program_of",
     "read_config",
     "resolve",
     "sort_prompts",

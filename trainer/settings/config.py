@@ -9,24 +9,18 @@ debug:   log_prompt_ids
 """
 
 import difflib
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from adapters.files.containers import Unusable
 from inference.input_fields import IN_WORDS, Interface, number_of
 from inference.inputs import SharedInputs
 from inference.request import Request
-from trainer.encodings import decode
-from trainer.settings.ai_toolkit import is_ai_toolkit, read_job
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
-
-log = logging.getLogger(__name__)
+from trainer.settings.jobs.reading import PROGRAMS, program_of, read_job
+from trainer.settings.parsing import JOB_SUFFIXES, parse
 
 # The keys of every section with their types, and their inputs. Other keys of `sample` are inputs of
 # generation, for all preview images.
@@ -62,56 +56,43 @@ _ELSEWHERE = {
     ("", "bs"): "batch_size",
 }
 
-MAX_VALUES = 10_000
-
 _YAML_WORDS: dict[Any, str] = IN_WORDS | {
     str: "text (in quotes, if YAML would read it as something else)"
 }
 
 
-def read_config(path: str | os.PathLike[str], **overrides: Any) -> Settings:
-    """The settings of a run in a YAML file; see `read_inputs`."""
-    inputs = read_inputs(path, **overrides)
+def read_config(
+    path: str | os.PathLike[str], defaults: Mapping[str, Any] | None = None, **overrides: Any
+) -> Settings:
+    """The settings of a run in a file; see `read_inputs`."""
+    inputs = read_inputs(path, defaults, **overrides)
     try:
         return resolve(inputs)
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInputs:
-    """The inputs in a YAML file; its relative paths are relative to the working directory.
+def read_inputs(
+    path: str | os.PathLike[str], defaults: Mapping[str, Any] | None = None, **overrides: Any
+) -> TrainingInputs:
+    """The inputs in a YAML file, or in a job file of another program (`trainer.settings.jobs`).
 
-    A key without a value has its default. `overrides` are inputs that replace those of the file.
-    Raises `SettingsError` that names the file and the key, and for an unknown key the nearest known
-    one.
+    Relative paths are relative to the working directory. A key without a value has its default.
+    `overrides` are inputs that replace those of the file, `defaults` those that it lacks. Raises
+    `SettingsError` that names the file and the key, and for an unknown key the nearest known one.
     """
     path = Path(path)
-    try:
-        text, guess = decode(path.read_bytes())
-        content = yaml.safe_load(text)
-    except OSError as error:
+    content = parse(path)
+    if program := program_of(content):
+        return read_job(path, content, program, defaults or {}, overrides)
+    if path.suffix.lower() in JOB_SUFFIXES:
+        programs = ", ".join(each.name for each in PROGRAMS)
         raise SettingsError(
-            f"{path}: {error.strerror}; pass a YAML file such as configs/z_image_turbo.yaml"
-        ) from error
-    except Unusable as error:
-        raise SettingsError(f"{path}: {error}") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not a YAML file: {reason}") from error
-    if guess is not None:
-        beyond = [line.strip() for line in text.splitlines() if not line.isascii()]
-        log.warning(
-            "%s is not UTF-8 and is read as %s; if these lines are wrong, save it as UTF-8: %s",
-            *(path, guess, " | ".join(line[:80] for line in beyond[:5])),
-        )
-    if _has_more_than(MAX_VALUES, content):
-        raise SettingsError(
-            f"{path} contains more than {MAX_VALUES:,} values; it is not a settings file"
+            f"{path} is not a job file of a known program ({programs}); settings of this project "
+            "are YAML files"
         )
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected keys such as base_model, dataset, train")
-    if is_ai_toolkit(content):
-        return read_job(path, content, **overrides)
     top = _checked(path, "", content, _TOP | dict.fromkeys(_SECTIONS, (dict,)))
     given = {_NAMES["", key]: value for key, value in top.items() if key not in _SECTIONS}
     options: dict[str, Any] = {}
@@ -129,25 +110,11 @@ def read_inputs(path: str | os.PathLike[str], **overrides: Any) -> TrainingInput
             if not isinstance(prompt, str):
                 raise SettingsError(f"sample.prompts: number {number} is {prompt!r}, not text")
             Request(prompt=prompt, **options)  # generated later, checked here
-        return TrainingInputs(**({"sample_options": options} | given | overrides))
+        return TrainingInputs(
+            **({"sample_options": options, **(defaults or {})} | given | overrides)
+        )
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
-
-
-def _has_more_than(most: int, content: Any) -> bool:
-    """Whether the content has more values, with those of YAML aliases counted at every use.
-
-    A few lines of nested aliases can expand to billions of values.
-    """
-    waiting, seen = [content], 0
-    while waiting and seen <= most:
-        each = waiting.pop()
-        seen += 1
-        if isinstance(each, dict):
-            waiting += [*each, *each.values()]
-        elif isinstance(each, list | tuple | set):
-            waiting += each
-    return seen > most
 
 
 def _checked(

@@ -13,6 +13,7 @@ from families.registry import default_base, find_base_or_folder
 from inference.input_fields import parts_of
 from trainer.settings.checks import faults
 from trainer.settings.choices import OPTIMIZERS
+from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 from trainer.settings.preservation import weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
@@ -115,8 +116,18 @@ class Settings(TrainingInputs):
             return self.lr_warmup_steps
         return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
 
-    def for_images(self, count: int) -> "Settings":
-        """These settings with default steps for `count` images, if no steps were given."""
+    def for_images(self, count: int, buckets: Sequence[int] = (), processes: int = 1) -> "Settings":
+        """These settings with default steps for `count` images, if no steps were given.
+
+        buckets: the numbers of images by bucket, at all resolutions (`trainer.data.bucket_sizes`),
+        and the number of processes, for settings that a job file counts in epochs. Raises
+        `SettingsError` if they have no step.
+        """
+        if self.epochs:
+            try:
+                return self.replace(**in_steps(self.epochs, buckets, processes))
+            except (ValueError, OverflowError) as error:
+                raise SettingsError(str(error)) from error
         if self.steps:
             return self
         return self.replace(steps=steps_for(self.base, find_preset(self.preset), count))

@@ -81,7 +81,7 @@ class TrainingInputs(Inputs):
     skip_bad_images: Annotated[bool, Input("Skip images that cannot be used, with a warning that names them. Off: refuse the dataset and name them all.", DATA)] = False
     resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
     log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False
-    foreign_captions: Annotated[bool, Input("Captions of an ai-toolkit job: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False
+    foreign_captions: Annotated[bool, Input("Captions of a job file: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False
 
     # Model.
     base_model: Annotated[str, Input("Model to train on. auto: $BASE_MODEL, else the largest that fits the GPU, and the included miniature test model without a GPU.", MODEL, section="")] = "auto"
@@ -96,6 +96,7 @@ class TrainingInputs(Inputs):
     # Optimization.
     preset: Annotated[str | None, Input("What the images are for: other defaults for the settings below. quick_test: a fifth of the steps. Default: the model's own settings.", OPTIMIZATION, choices=tuple(PRESETS))] = None
     steps: Annotated[int | None, Input("Optimizer steps. Default: depends on the model and the number of images.", OPTIMIZATION, ge=1, le=MAX_STEPS, unit="optimizer steps", hint="leave it out to have as many as suit the images")] = None
+    epochs: Annotated[dict[str, float], Input("Settings that a job file counts in epochs; see trainer.settings.epochs.", OPTIMIZATION, on=Interface.PYTHON)] = {}
     learning_rate: Annotated[float | None, Input("Learning rate of the LoRA. Default: depends on the model.", OPTIMIZATION, ge=0, le=1)] = None
     placeholder_learning_rate: Annotated[float | None, Input("Learning rate of the token's embedding. Default: depends on the model.", OPTIMIZATION, ge=0, le=1)] = None
     optimizer: Annotated[str, Input("prodigy finds the LoRA's learning rate by itself; adamw8bit is for a GPU.", OPTIMIZATION, choices=tuple(OPTIMIZERS))] = "adamw"

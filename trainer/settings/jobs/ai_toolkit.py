@@ -1,42 +1,24 @@
-"""The keys of ai-toolkit's job files, and their equivalents here; its names of models and layers
-are in the files of the base models (`Family.ai_toolkit`).
+"""Job files of ai-toolkit: a YAML file with `job` and `config`.
 
 A key is written with its sections: `train.lr`. `datasets` is the only dataset of the list.
-Source: ai-toolkit at commit 27a03a91 (2026-08-21): `toolkit/config_modules.py` for defaults,
-`toolkit/optimizer.py`, `toolkit/scheduler.py`, and `ui/src/app/jobs/new` for jobs of its web UI.
+Source: `toolkit/config_modules.py` for defaults, `toolkit/optimizer.py`, `toolkit/scheduler.py`,
+and `ui/src/app/jobs/new` for jobs of its web UI. Keys that depend on each other are in
+`ai_toolkit_rules`.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
+from trainer.settings.inputs import SettingsError
+from trainer.settings.jobs import ai_toolkit_rules as rules
+from trainer.settings.jobs.rules import only_dataset
+from trainer.settings.jobs.translation import Program, Translation, flat, number
 
-# Defaults of ai-toolkit that differ from ours. Weight decay depends on the optimizer.
-DEFAULTS: dict[str, Any] = {
-    "lora_targets": "all",  # every linear layer of the blocks, modulation included
-    "lr_scheduler": "constant",
-    "gradient_checkpointing": True,
-    "rank": 4,
-    "resolution": 512,
-    "batch_size": 1,
-    "steps": 1000,
-    "train_placeholder_token": False,
-    "foreign_captions": True,
-    "default_caption": "",
-    "caption_dropout": 0.0,
-    "preserve": "off",
-    "lr_warmup_steps": 0,
-    "timestep_sampling": "sigmoid",
-    "training_shift": 1.0,
-    "quantize": "none",
-}
-WEIGHT_DECAY = {"prodigy": 0.0, "adafactor": 0.0}  # 0.01 for the others, as in torch
-LEARNING_RATE = 1e-6  # default
-PRODIGY_LEAST = 0.1  # ai-toolkit's prodigy replaces a lower learning rate by 1
-WARMUP = 1000  # default steps of constant_with_warmup
-UNCLIPPED = 1e6  # as max_grad_norm: ai-toolkit does not clip with adafactor
+_TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 
 # Keys with the same meaning and another name here.
-SETTING = {
+_SETTINGS = {
     "trigger_word": "trigger_word",
     "network.linear": "rank",
     "network.rank": "rank",
@@ -51,30 +33,23 @@ SETTING = {
     "train.steps": "steps",
     "train.gradient_accumulation": "gradient_accumulation",
     "train.gradient_checkpointing": "gradient_checkpointing",
-    "train.optimizer_params.weight_decay": "weight_decay",
     "sample.sample_every": "sample_every",
     "logging.project_name": "wandb_project",
     "logging.run_name": "wandb_run",
 }
-SAMPLE = {  # fields of a generation request
+_SAMPLE = {  # fields of a generation request
     "sample.width": "width",
     "sample.height": "height",
     "sample.neg": "negative_prompt",
     "sample.seed": "seed",
-    "sample.guidance_scale": "guidance_scale",
     "sample.sample_steps": "num_inference_steps",
     "sample.network_multiplier": "lora_scale",
 }
 
-# Keys with text values, even if they look like a number: a trigger word of digits, or Nan.
-TEXTS = {
-    *("trigger_word", "save.hf_repo_id", "datasets.folder_path", "datasets.dataset_path"),
-    *("datasets.default_caption", "logging.project_name", "logging.run_name", "sample.neg"),
-}
-
 # Keys with only one supported value, which is always used here.
-ONLY: dict[str, tuple[Any, ...]] = {
-    "type": TRAINERS,
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "job": ("extension",),
+    "type": _TRAINERS,
     "network.type": ("lora",),
     "network.transformer_only": (True,),
     "datasets.caption_ext": ("txt", ".txt"),
@@ -104,8 +79,8 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 # Keys without effect on the weights: caches, other models, their user interface, or automatic here.
-NO_EFFECT = {
-    *("device", "performance_log_every", "sqlite_db_path"),
+_NO_EFFECT = {
+    *("meta.*", "device", "performance_log_every", "sqlite_db_path"),
     *("train.validation_config", "sample.sample_start_step", "datasets.cache_tensors_to_disk"),
     *("datasets.cache_latents_num_workers", "datasets.cache_text_embeddings"),
     *("model.block_compile", "model.compile_mode", "model.compile_fullgraph"),
@@ -129,7 +104,7 @@ NO_EFFECT = {
 }
 
 # Keys without effect while another key is off. If that one is on, it is refused.
-SWITCHED_BY = {
+_SWITCHES = {
     "train.diff_output_preservation_multiplier": "train.diff_output_preservation",
     "train.diff_output_preservation_class": "train.diff_output_preservation",
     "train.blank_prompt_preservation_multiplier": "train.blank_prompt_preservation",
@@ -148,16 +123,52 @@ SWITCHED_BY = {
     "datasets.random_triggers_max": "datasets.random_triggers",
 }
 # Keys for video, without effect if the datasets have one frame.
-VIDEO = {
+_VIDEO = {
     *("datasets.do_i2v", "datasets.do_audio", "datasets.audio_normalize", "datasets.fps"),
     *("datasets.audio_preserve_pitch", "datasets.shrink_video_to_frames"),
     *("datasets.auto_frame_count", "datasets.trim_auto_frame_count_tail"),
     *("train.audio_loss_multiplier",),
 }
 
-TIMESTEPS = {  # theirs: ours, and the difference
-    "sigmoid": ("sigmoid", None),
-    "linear": ("uniform", None),
-    "weighted": ("uniform", "the same timesteps, without the loss weights of ai-toolkit"),
-    "shift": ("shift", None),
-}
+
+def _is_job(content: Any) -> bool:
+    return isinstance(content, dict) and "job" in content and "config" in content
+
+
+def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of the job's only process, with its only dataset instead of the list."""
+    config = content["config"]
+    processes = config.get("process") if isinstance(config, dict) else None
+    if not isinstance(processes, list) or not all(isinstance(each, dict) for each in processes):
+        raise SettingsError("config.process must be a list of processes, as in ai-toolkit")
+    if len(processes) != 1:
+        raise SettingsError(
+            f"config.process lists {len(processes)}; write each into a separate file"
+        )
+    process = dict(processes[0])
+    process["datasets"] = only_dataset(process.get("datasets"), "datasets")
+    others = flat({key: value for key, value in content.items() if key != "config"})
+    others |= flat({key: value for key, value in config.items() if key != "process"}, "config.")
+    return {"config.name": "lora"} | others | flat(process)
+
+
+def _video(found: Translation) -> None:
+    if number(found.get("datasets.num_frames", 1)) == 1:
+        for key in _VIDEO & found.keys.keys():
+            found.no_effect(key, "for video; this dataset has one frame")
+
+
+PROGRAM = Program(
+    name="ai-toolkit",
+    source="27a03a91 (2026-08-21)",
+    is_job=_is_job,
+    keys_of=_keys,
+    defaults={"rank": 4, "resolution": 512, "batch_size": 1, "steps": 1000}
+    | {"gradient_checkpointing": True},
+    settings=_SETTINGS,
+    sample=_SAMPLE,
+    only=_ONLY,
+    no_effect=_NO_EFFECT,
+    switches=_SWITCHES,
+    rules=(*rules.RULES, _video),
+)

@@ -1,0 +1,258 @@
+"""The rules of ai-toolkit: keys of its jobs that depend on each other."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trainer.settings.choices import OPTIMIZERS
+from trainer.settings.jobs.rules import (
+    base_named,
+    family_named,
+    learning_rate,
+    no_turbo_adapter,
+    optimizer,
+    turbo_adapter,
+)
+from trainer.settings.jobs.translation import UNCLIPPED, Rule, Translation
+
+PRODIGY_LEAST = 0.1  # ai-toolkit's prodigy replaces a lower learning rate by 1
+WARMUP = 1000  # default steps of constant_with_warmup
+
+# Name: ours, default weight decay, and the difference.
+OPTIMIZERS_THERE: dict[str, tuple[str, float, str | None]] = {
+    "adamw": ("adamw", 0.01, None),
+    "adamw8bit": ("adamw8bit", 0.01, None),
+    "adafactor": ("adafactor", 0.0, None),
+    "prodigy": ("prodigy", 0.0, None),
+    "prodigyopt": ("prodigy", 0.0, None),
+    "prodigy8bit": ("prodigy", 0.0, "its state is not of 8 bits"),
+}
+TIMESTEPS = {  # theirs: ours, and the difference
+    "sigmoid": "sigmoid",
+    "linear": "uniform",
+    "weighted": ("uniform", "the same timesteps, without their loss weights"),
+    "shift": "shift",
+}
+QUANTIZATIONS = {"qfloat8": "fp8", "float8": "fp8", "fp8": "fp8", "int8": "int8", "qint8": "int8"}
+
+
+def base(found: Translation) -> None:
+    architecture = str(found.get("model.arch", "")).partition(":")[0]
+    family, _ = family_named(found, "model.arch", architecture)
+    base_named(found, "model.name_or_path", str(found.get("model.name_or_path", "")), family)
+    found.same("model.arch", str(found.get("model.arch")))
+    if not any(key.startswith("network.") for key in found.keys):
+        found.refuse(
+            "network", "then ai-toolkit trains the whole model; use a network of type lora"
+        )
+    folder = Path(str(found.keys.get("training_folder", "output"))) / str(found.keys["config.name"])
+    found.same("training_folder, config.name", output_dir=str(folder))
+
+
+def sample_prompts(found: Translation) -> None:
+    prompts = found.get("sample.prompts") or []
+    given = [prompts] if isinstance(prompts, str) else [each for each in prompts if each]
+    for place, sample in enumerate(found.get("sample.samples") or [], start=1):
+        row = sample if isinstance(sample, dict) else {"prompt": sample}
+        given.append(row.get("prompt", ""))
+        if own := sorted(set(row) - {"prompt"}):
+            found.differs(
+                "sample.samples", f"number {place} is generated without its {', '.join(own)}"
+            )
+    word = str(found.keys.get("trigger_word") or "")
+    read = []
+    for prompt in given:
+        text, *flags = str(prompt).split(" --")
+        if flags:
+            found.differs("sample.prompts", f"{text!r} is generated without --{' --'.join(flags)}")
+        read.append(" ".join(text.replace("[trigger]", word).split()))
+    texts = tuple(each for each in read if each)
+    if found.get("train.disable_sampling"):
+        found.same("train.disable_sampling", "no sample_prompts")
+        texts = ()
+    elif texts:
+        found.same("sample.prompts, sample.samples", f"{len(texts)} sample_prompts")
+    found.settings["sample_prompts"] = texts
+    if found.get("sample.guidance_scale") is not None:  # off is below 1 there, and 1 here
+        found.sample["guidance_scale"] = scale = max(1, found.get("sample.guidance_scale"))
+        found.same("sample.guidance_scale", f"guidance_scale {scale}")
+    if found.get("sample.seed") == -1:
+        found.no_effect("sample.seed", "any seed")
+    if "sample.walk_seed" in found.keys:
+        report = found.differs if found.get("sample.walk_seed") else found.same
+        report("sample.walk_seed", "every sample has the same seed")
+
+
+def ema(found: Translation) -> None:
+    keys = "train.ema_config.use_ema, train.ema_config.ema_decay"
+    if found.get("train.ema_config.use_ema"):
+        found.same(keys, ema_decay=found.get("train.ema_config.ema_decay", 0.999))
+    elif any(key in found.keys for key in keys.split(", ")):
+        found.no_effect(keys, "switched off")
+
+
+def quantize(found: Translation) -> None:
+    kind = str(found.get("model.qtype", "qfloat8"))
+    if not found.get("model.quantize"):
+        if {"model.quantize", "model.qtype"} & found.keys.keys():
+            found.same("model.quantize, model.qtype", "off", quantize="none")
+        return
+    found.same("model.quantize", "on")
+    name, bar, _ = kind.partition("|")
+    # The others are named by their bits: uint3, convrot8, convrotint6, nvfp4, bitnet (1.58).
+    bits = re.search(r"\d+$", name)
+    if name in QUANTIZATIONS:
+        ours = QUANTIZATIONS[name]
+    elif "float8" in name or "fp8" in name:  # float8_e4m3fn
+        ours = "fp8"
+    elif "bitnet" in name or (bits is not None and int(bits[0]) <= 5):
+        ours = "nf4"
+    elif bits is not None and int(bits[0]) <= 8:
+        ours = "int8"
+    else:
+        found.refuse("model.qtype", f"{kind} (supported: {', '.join(QUANTIZATIONS)}, or N bits)")
+        return
+    found.settings["quantize"] = ours
+    if name in QUANTIZATIONS and not bar:
+        found.same("model.qtype", f"{kind} becomes quantize {ours}")
+        return
+    what = " (rotated)" if "convrot" in name else " with a recovery adapter" if bar else ""
+    found.differs("model.qtype", f"{kind}{what} becomes quantize {ours}")
+
+
+def memory(found: Translation) -> None:
+    for key in ("model.low_vram", "model.layer_offloading", "model.auto_memory"):
+        if found.get(key):
+            # There, low_vram alone decides only where the model is loaded.
+            text = "without it training is faster" if key == "model.low_vram" else ""
+            found.same(key, text, low_memory=True)
+        elif key in found.keys:
+            found.no_effect(key, "the free memory decides")
+
+
+def lora_targets(found: Translation) -> None:
+    """Converts parts of layers' names to our patterns, also only within the blocks."""
+    prefix = "network.network_kwargs."
+    only, without = (found.get(prefix + key) for key in ("only_if_contains", "ignore_if_contains"))
+    family, names = family_named(
+        found, "model.arch", str(found.get("model.arch")).partition(":")[0]
+    )
+
+    def patterns(parts: Any) -> list[str]:
+        chosen = []
+        for part in [parts] if isinstance(parts, str) else list(parts):
+            # "$$" is the separator in their names during training.
+            part = str(part).replace("$$", ".").removeprefix("transformer.")
+            group = part.strip(".")
+            inside = "" if part.startswith(f"{family.trunk}.") else f"{family.trunk}.*"
+            chosen.append(group if group in names.groups else f"{inside}{part}*")
+        return chosen
+
+    chosen = patterns(only) if only else []
+    left = [f"!{each}" for each in patterns(without)] if without else []
+    targets = ",".join([*(chosen or [names.lora_targets]), *left])
+    found.same(f"{prefix}only_if_contains, {prefix}ignore_if_contains", lora_targets=targets)
+    if prefix.strip(".") in found.keys:
+        found.no_effect(prefix.strip("."), "empty")
+
+
+def dtype(found: Translation) -> None:
+    given = found.get("train.dtype")
+    if given in ("bf16", "bfloat16"):
+        found.same("train.dtype", f"{given}, as always here on a GPU")
+    else:
+        there = given or "float32 in ai-toolkit"
+        found.differs("train.dtype", f"{there}; here the base is bfloat16 on a GPU")
+
+
+def learning(found: Translation) -> None:
+    """Optimizer, learning rate and clipping."""
+    decay = "train.optimizer_params.weight_decay"
+    ours = optimizer(found, "train.optimizer", "adamw", OPTIMIZERS_THERE, decay, found.get(decay))
+    key = "train.unet_lr" if "train.unet_lr" in found.keys else "train.lr"
+    rate = found.get(key, 1e-6)
+    if OPTIMIZERS[ours].finds_rate and isinstance(rate, int | float) and rate < PRODIGY_LEAST:
+        found.settings["learning_rate"] = 1.0
+        found.differs(key, f"{rate:g} becomes 1.0, as in ai-toolkit")
+    else:
+        learning_rate(found, key, 1e-6)
+    if key == "train.unet_lr" and "train.lr" in found.keys:
+        found.no_effect("train.lr", "unet_lr is given")
+    norm = found.get("train.max_grad_norm", 1.0)
+    if ours == "adafactor":
+        text = "ai-toolkit does not clip with adafactor"
+        found.differs("train.max_grad_norm", text, max_grad_norm=UNCLIPPED)
+    else:
+        found.same("train.max_grad_norm", max_grad_norm=float(norm) or UNCLIPPED)
+
+
+def lr_scheduler(found: Translation) -> None:
+    given = found.get("train.lr_scheduler", "constant")
+    params = "train.lr_scheduler_params"
+    warmup = found.get(f"{params}.num_warmup_steps")
+    if given == "linear":
+        found.refuse(
+            "train.lr_scheduler",
+            "linear (in ai-toolkit the rate rises from a third to the whole, here it falls to 0; "
+            "constant is more similar)",
+        )
+    else:
+        names = {"constant": "constant", "cosine": "cosine", "constant_with_warmup": "constant"}
+        found.choose("train.lr_scheduler", "lr_scheduler", "constant", names)
+    if given == "constant_with_warmup":
+        steps = WARMUP if warmup is None else warmup
+        found.same(f"{params}.num_warmup_steps", lr_warmup_steps=steps)
+    elif warmup is not None:
+        found.refuse(f"{params}.num_warmup_steps", f"{warmup} (only with constant_with_warmup)")
+    if params in found.keys:
+        found.no_effect(params, "empty")
+
+
+def accumulation(found: Translation) -> None:
+    """The older key of ai-toolkit, which clears gradients in every step: only one batch counts."""
+    key = "train.gradient_accumulation_steps"
+    every, steps = found.get(key, 1), found.get("train.steps", 1000)
+    if key not in found.keys:
+        return
+    if not isinstance(every, int) or every < 1:
+        found.refuse(key, f"{every}")
+    elif every == 1:
+        found.same(key, "1, as always here")
+    elif isinstance(steps, int):
+        found.same("train.steps", str(steps))
+        found.differs(
+            key,
+            f"{every}: ai-toolkit updates every {every} steps with only the last batch, so "
+            f"{max(1, steps // every)} updates; for {every} batches per update set "
+            "gradient_accumulation",
+            steps=max(1, steps // every),
+        )
+
+
+def timesteps(found: Translation) -> None:
+    """timestep_type, and linear_timesteps, which has priority."""
+    if found.get("train.linear_timesteps"):
+        found.same("train.linear_timesteps", timestep_sampling="uniform")
+        if "train.timestep_type" in found.keys:
+            found.no_effect("train.timestep_type", "while linear_timesteps is on")
+    else:
+        found.choose("train.timestep_type", "timestep_sampling", "sigmoid", TIMESTEPS)
+
+
+def adapter(found: Translation) -> None:
+    key = "model.assistant_lora_path"
+    if path := found.get(key):
+        turbo_adapter(found, key, path)
+    else:
+        no_turbo_adapter(found, key)
+
+
+def wandb(found: Translation) -> None:
+    if found.get("logging.use_wandb"):
+        found.same("logging.use_wandb", trackers=("wandb",))
+
+
+RULES: tuple[Rule, ...] = (
+    *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets, dtype),
+    *(learning, lr_scheduler, accumulation, wandb),
+)

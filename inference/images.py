@@ -85,6 +85,19 @@ def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
     return (levels.float() / 127.5 - 1).unsqueeze(0)
 
 
+def to_mask(mask: Image.Image, width: int, height: int) -> Tensor:
+    """11PP: 1 where the mask is white (lighter than half), else 0; scaled and cropped like images.
+
+    Raises ValueError for a mask that is black everywhere.
+    """
+    white = to_pixels(mask.convert("RGB"), width, height).mean(dim=1, keepdim=True) > 0
+    if not white.any():
+        raise ValueError(
+            "mask is black everywhere, so nothing would be generated; paint that part white"
+        )
+    return white.float()
+
+
 def to_images(pixels_BCPP: Tensor) -> list[Image.Image]:
     """8-bit images of pixels in [-1, 1], with the rounding of diffusers' pipelines.
 

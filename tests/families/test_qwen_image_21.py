@@ -26,12 +26,14 @@ from adapters.archive import read_archive
 from adapters.formats import LoraMismatch
 from families import tiles
 from families.base import Base
+from families.download import fetch
 from families.family import Family
 from families.loading import load_family
 from families.models import qwen_image_21
 from families.prefix import common_ids, read_prefix
 from families.recomputation import recompute
 from families.registry import BASES, UnknownBase, find_base_or_folder
+from families.repository import MissingModel
 from families.without_weights import family_without_weights
 from inference.engine import Engine
 from inference.generation import generate
@@ -368,3 +370,22 @@ def test_a_lora_of_the_base_is_trained_over_the_assistant_and_used_on_turbo(
         [path] = save_images([image], tmp_path / kind, kind)
         with Image.open(path) as saved:
             assert saved.mode == mode and saved.size == image.size
+
+
+def test_the_license_is_named_at_the_download(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the command, and when a run downloads by itself; once."""
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    caplog.set_level(logging.INFO)
+    assert BASE.terms is not None
+    with pytest.raises(MissingModel):  # there is no network here
+        fetch(BASE.hub_id, tmp_path)
+    assert f"non-commercial: {BASE.terms.notice} https://" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(MissingModel):
+            load_family(BASE, CPU)
+    assert caplog.text.count(BASE.terms.notice) == 1

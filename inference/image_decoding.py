@@ -99,7 +99,7 @@ def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
         image = Image.fromarray(pixels_HW.round().clip(0, 255).astype(np.uint8))
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if image.mode != "CMYK":
-        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        image = _in_mode(image, "L" if image.mode in ("1", "L", "LA") else "RGB")
     image, bad_profile = _srgb(image, profile)
     return image if alpha is None else over_white(image, alpha), bad_profile
 
@@ -117,11 +117,11 @@ def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]
     Phones use Display P3 and cameras Adobe RGB: read as sRGB, their colors look washed out.
     """
     if not profile:
-        return image.convert("RGB"), False
+        return _in_mode(image, "RGB"), False
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(source):  # no conversion, no rounding
-            return image.convert("RGB"), False
+            return _in_mode(image, "RGB"), False
         converted = ImageCms.profileToProfile(
             image,
             source,
@@ -130,6 +130,11 @@ def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]
             outputMode="RGB",
         )
     except Exception:  # a profile of another color space, truncated, or malformed
-        return image.convert("RGB"), True
+        return _in_mode(image, "RGB"), True
     assert converted is not None  # None only for in-place conversion
     return converted, False
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in this mode; itself, without a copy, if it has it."""
+    return image if image.mode == mode else image.convert(mode)

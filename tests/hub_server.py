@@ -4,8 +4,8 @@ with Hub() as hub:
     HfApi(endpoint=hub.url, token=hub.token).upload_folder(...)
     hub.files["owner/name"]["README.md"]
 
-Large files go over the LFS protocol; the Hub's newer Xet storage, which is a service of its own,
-cannot be here, so those who upload switch it off.
+A dataset's name is datasets/owner/name. Large files go over the LFS protocol; the Hub's newer Xet
+storage, which is a service of its own, cannot be here, so those who upload switch it off.
 """
 
 import base64
@@ -13,6 +13,7 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -42,19 +43,59 @@ class Hub:
         self.cookies: list[str | None] = []
         self.set_cookie: str | None = None
         self.refuse: dict[str, int] = {}  # status by a part of the path
+        self.codes: dict[str, str] = {}  # the Hub's name of that error, by the same part
         self._large: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "Hub":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any] | bytes]:
+    def use(self, monkeypatch: Any, cache: Path) -> None:
+        """Puts this Hub in the place of the real one, for the client's functions too."""
+        from huggingface_hub import constants
+
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", self.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.api.token", self.token)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """Status and JSON, or a file's bytes."""
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if parts[:2] == ["api", "datasets"]:
+            return self._dataset("/".join(parts[1:4]), parts[4:])
+        if parts[0] == "datasets":
+            held = self.files.get("/".join(parts[:3]), {}).get("/".join(parts[5:]))
+            return (200, held) if held is not None else (404, {"error": "Entry not found"})
+        return self._answer(method, path, body)
+
+    def _dataset(self, name: str, parts: list[str]) -> tuple[int, Any]:
+        """Its files, in one of two ways."""
+        if name not in self.files:
+            return 404, {"error": "Repository not found", "code": "RepoNotFound"}
+        if parts[1:] and unquote(parts[1]) not in ("main", COMMIT):
+            return 404, {"error": "Invalid rev id", "code": "RevisionNotFound"}
+        if parts[:1] == ["tree"]:
+            return 200, [
+                {"type": "file", "path": path, "size": len(data), "oid": "1" * 40}
+                for path, data in self.files[name].items()
+            ]
+        siblings = [{"rfilename": p, "size": len(data)} for p, data in self.files[name].items()]
+        return 200, {"id": name.partition("/")[2], "sha": COMMIT, "siblings": siblings}
+
+    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, Any] | bytes]:
         """Status and JSON, or a file's bytes."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if path == "/api/whoami-v2":
@@ -128,15 +169,20 @@ class Hub:
                 known = self.headers.get("Authorization") == f"Bearer {hub.token}"
                 refused = [code for part, code in hub.refuse.items() if part in path]
                 if refused:
-                    status, answer = refused[0], {"error": "refused"}
+                    code = next((each for part, each in hub.codes.items() if part in path), "")
+                    heard = self.headers.get("Authorization")  # as a chatty proxy would
+                    status = refused[0]
+                    answer = {"error": f"refused {heard}", "code": code}
                 elif writes and not known and not path.startswith("/large/"):
                     status, answer = 401, {"error": "Invalid credentials"}
                 else:
-                    status, answer = hub.answer(self.command, path, body)  # type: ignore[assignment]
+                    status, answer = hub.answer(self.command, path, body)
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.send_header("X-Repo-Commit", COMMIT)
+                if isinstance(answer, dict) and answer.get("code"):
+                    self.send_header("X-Error-Code", answer["code"])
                 if hub.set_cookie:
                     self.send_header("Set-Cookie", hub.set_cookie)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')

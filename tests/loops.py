@@ -38,7 +38,8 @@ def make_loop(
         for number, token in enumerate(tokens)
     ]
     vectors = {each.token: each.vectors for each in placeholders}
-    captions = Captions(family, [sample.caption for sample in samples], vectors)
+    texts = [text for sample in samples for text in sample.captions]
+    captions = Captions(family, texts, vectors)
     if with_lora:
         targets = family.lora_targets(settings.lora_targets)
         lora = Lora(family.transformer, targets, settings.rank, settings.seed)

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # stand for themselves. Of another package only what its `__init__` names, except tests and lab.
 ROOT_FILES = {
     *("outputs", "lock", "run_files", "encodings", "events", "inbox", "state", "templating"),
+    "dataset_names",
 }
 INNER: dict[str, dict[str, set[str]]] = {
     "trainer": {

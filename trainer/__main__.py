@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from families.redact import safe_name
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
 from trainer.checking import check, summary, with_usual_base
+from trainer.dataset_names import hub_dataset, safe_source
 from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
 from trainer.outputs import OUTPUTS
@@ -126,7 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     has_dataset = "dataset" in given
     if mode == "check":
         given = with_usual_base(given, config)
-    # A plan needs no images.
     defaults: dict[str, Any] = {"dataset": "imgs.zip"} if mode == "plan" else {}
     with one_message(debug, IS_MAIN):
         with one_message(debug, IS_MAIN, ValueError):
@@ -135,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if config
                 else resolve(TrainingInputs(**(defaults | given)))
             )
+            if mode != "plan" or has_dataset:  # else a plan needs no images
+                settings = with_local_dataset(settings)
         if mode == "check":
             sys.exit(check(settings, sheet, as_json))
         if mode == "plan":
@@ -166,6 +167,15 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
     return configs[0] if configs else None
 
 
+def with_local_dataset(settings: Settings) -> Settings:
+    """The settings with the dataset on this machine; one of the Hub is downloaded."""
+    if hub_dataset(settings.dataset) is None:
+        return settings
+    from trainer.data import local_dataset
+
+    return settings.replace(dataset=local_dataset(settings.dataset))
+
+
 def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> str:
     """The first line of output: the run's main settings. Errors in the file are reported later."""
     asked = dict(given)
@@ -180,7 +190,7 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     if planning:
         return f"plan{f' of {config}' if config else ''}: base model {model}"
     output = asked.get("output_dir") or f"a new folder in {OUTPUTS}/"
-    dataset = safe_name(str(asked.get("dataset", "not given")))
+    dataset = safe_source(str(asked.get("dataset", "not given")))
     named = f" {config}" if config else ""
     return f"train{named}: base model {model}, dataset {dataset}, output in {output}"
 

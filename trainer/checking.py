@@ -11,6 +11,7 @@ from typing import Any
 from families.registry import usual_base
 from inference.console import clean
 from inference.flags import typed
+from trainer.dataset_names import dataset_name
 from trainer.outputs import OUTPUTS
 from trainer.settings import Settings
 
@@ -56,7 +57,8 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
         if not found.problems + found.warnings + found.suggestions:
             print("nothing to correct")
     if found.findings.examples and (sheet or not as_json):
-        name = Path(os.path.abspath(settings.dataset)).stem  # also of a folder given as .
+        named = dataset_name(Path(os.path.abspath(settings.dataset)))  # also of a folder given as .
+        name = Path(named.replace("/", "--")).stem
         path = Path(sheet) if sheet else OUTPUTS / _FOLDER / f"{name}.html"
         write_sheet(found, path)
         if not as_json:
@@ -78,8 +80,8 @@ def summary(settings: Settings) -> str:
     found = check_dataset(settings)
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
-    more = f"; {typed()['check']} {settings.dataset} lists them" if parts else ""
+    more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""
     images = f"{len(found.findings.examples):,} images"
     if settings.epochs and found.findings.examples:
         images += f", {with_steps(settings, found.findings.examples).steps:,} steps"
-    return clean(f"{settings.dataset.name}: {', '.join([images, *parts])}{more}")
+    return clean(f"{dataset_name(settings.dataset)}: {', '.join([images, *parts])}{more}")

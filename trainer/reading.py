@@ -6,7 +6,14 @@ from functools import partial
 from families.family import Family
 from families.loading import load_family
 from trainer.captions import captions_of_run
-from trainer.data import Example, bucket_sizes, is_table, name_trigger, read_dataset
+from trainer.data import (
+    LIST_SUFFIXES,
+    Example,
+    bucket_sizes,
+    members_of_any,
+    name_trigger,
+    read_dataset,
+)
 from trainer.learning import Control, by_main, find_turbo_adapter, processes
 from trainer.memory import free_memory
 from trainer.outputs import Run
@@ -19,7 +26,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
     Raises `DatasetError`, and SettingsError if there are too many images for a request to a server.
     """
 
-    if served and is_table(settings.dataset):
+    if served and settings.dataset.suffix.lower() in LIST_SUFFIXES:
         raise SettingsError("dataset is a table of names; send the images and the table in one zip")
 
     def check(count: int) -> None:
@@ -41,6 +48,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
         settings.dataset,
         *settings.caption_rules,
         write if settings.autocaption else None,
+        None if served else members_of_any,
     )
     check(len(examples))
     if settings.subject is None:

@@ -86,7 +86,7 @@ def introduce(settings: Settings, examples: Sequence[Example], family: Family) -
     if settings.log_prompt_ids or ids_wanted():
         rows = {token: torch.zeros(1, 1) for token in settings.tokens}
         log.info("template around every prompt: %r", family.prompts.template)
-        for caption in dict.fromkeys(example.caption for example in examples):
+        for caption in dict.fromkeys(text for example in examples for text in example.captions):
             log.info("prompt: %r\n%s", caption, family.tokenize(caption, rows).explain())
 
 

@@ -230,7 +230,7 @@ def _train(
     check_texts(examples, prompts, family, settings)
     introduce(settings, examples, family)
     control.phase("loading")
-    memory = fit(settings, family, [example.caption for example in examples])
+    memory = fit(settings, family, [text for example in examples for text in example.captions])
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
@@ -253,7 +253,7 @@ def _train(
     vectors = {each.token: each.vectors for each in placeholders}
     texts = prompt_features(settings, family)
     preserved = preservation_prompts(settings)
-    texts_of = [sample.caption for sample in samples]
+    texts_of = [text for sample in samples for text in sample.captions]
     alone = [*drift_prompts(settings), *preserved.all]
     captions = Captions(family, texts_of, vectors, alone, control.phase)
     trained_on, held_out = split(samples, held_out_names)

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": Command(
         "Train", "check images and captions, no GPU", "trainer.__main__:main", ("check",)
     ),
+    "frames": Command("Train", "write frames of a video as images", "trainer.frames:main"),
     "caption": Command("Train", "write captions for images", "trainer.captions.__main__:main"),
     "train": Command("Train", "train a LoRA and a token from images", "trainer.__main__:main"),
     "plan": Command("Train", "show memory and time, no GPU", "trainer.__main__:main", ("plan",)),

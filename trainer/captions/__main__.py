@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from families.captioners import CAPTIONERS, UnknownCaptioner
-from families.redact import safe_name
 from families.registry import BASES, UnknownBase, find_base_or_folder
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add, typed
 from inference.input_fields import parts_of
+from trainer.dataset_names import safe_source
 
 MOST_LETTERS = 1000  # of a list of words
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} has {len(given[name])} characters; use at most {MOST_LETTERS}")
     debug = given.pop("debug", False)
     dataset = Path(given["dataset"]).expanduser()
-    begin(f"caption {safe_name(str(dataset))}")
+    begin(f"caption {safe_source(str(dataset))}")
     log_to_console(debug=debug)
     with one_message(debug):
         from families.quantization import QuantizationUnavailable
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from trainer.captions.captioning import caption_dataset
         from trainer.captions.questions import STYLE_SET, SUBJECT_SET
         from trainer.captions.writing import Wishes
-        from trainer.data import DatasetError
+        from trainer.data import DatasetError, local_dataset
 
         expected = (UnknownBase, UnknownCaptioner, DatasetError, OSError)
         models = (MissingModel, QuantizationUnavailable, CaptionerTooLarge)
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 given["replace"],
             )
             chosen = given.get("model"), given.get("output")
-            path, _ = caption_dataset(dataset, base, wishes, *chosen)
+            path, _ = caption_dataset(local_dataset(dataset), base, wishes, *chosen)
         print(os.fspath(path))
 
 

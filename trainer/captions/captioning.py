@@ -12,7 +12,7 @@ from families.tokens import SUBJECT
 from trainer.captions.log import Log
 from trainer.captions.places import place_for
 from trainer.captions.writing import Captioned, Model, Wishes, Writer
-from trainer.data import Example, caption_checks, own_captions, read_dataset
+from trainer.data import Example, caption_checks, members_of_any, own_captions, read_dataset
 from trainer.run_files import CAPTIONS
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def caption_dataset(
     """
     captioner = _captioner(base, model)
     place = place_for(dataset, output)
-    examples = own_captions(read_dataset(dataset, default_caption=""))
+    examples = own_captions(read_dataset(dataset, default_caption="", opened=members_of_any))
     log_file = Log(place.log)
     writer = _writer(log_file, captioner, wishes or Wishes(), progress)
     with place.opened(examples) as (known, save):

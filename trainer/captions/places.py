@@ -10,18 +10,20 @@ from pathlib import Path
 from adapters.files.atomic import atomic_file, atomic_path
 from adapters.files.containers import Unusable, is_junk, printable, safe_parts
 from trainer.data import (
+    LIST_SUFFIXES,
     DatasetError,
     Example,
-    members_of,
+    members_of_any,
     own_captions,
     read_dataset,
     stem_of,
     suffix_of,
 )
+from trainer.dataset_names import dataset_name
 from trainer.run_files import CAPTIONS
 
 Save = Callable[[str, str], None]  # name of an image, its caption
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", *LIST_SUFFIXES)
 _CHUNK = 1 << 20
 
 
@@ -93,7 +95,7 @@ class NewZip:
         """Copies the source with these captions, by the image's name without suffix."""
         stems = {stem: stem for stem in captions}  # as in the source, without escapes
         with atomic_path(self.path) as part, zipfile.ZipFile(part, "w") as new:
-            with members_of(self.source) as members:
+            with members_of_any(self.source) as members:
                 for member in members:
                     try:
                         parts = safe_parts(member.name)
@@ -115,20 +117,22 @@ class NewZip:
 
 def place_for(dataset: Path, output: Path | None) -> Folder | NewZip:
     """Where the captions of a dataset go. Raises DatasetError if it does not exist."""
-    if dataset.is_dir():
+    from_hub = dataset_name(dataset) != dataset.name  # its files are those of the Hub's cache
+    if dataset.is_dir() and not from_hub:
         if output is not None:
             raise DatasetError(
                 f"{dataset} is a folder, and its captions are written into it; remove --output"
             )
         _check_writable(dataset)
         return Folder(dataset)
-    if not dataset.is_file():
+    if not dataset.exists():
         raise DatasetError(f"{dataset} does not exist; give a folder, a zip or a tar of images")
     if output is None:
-        name = dataset.name
+        name = dataset_name(dataset).replace("/", "--")
         while Path(name).suffix.lower() in _ARCHIVES:
             name = Path(name).stem
-        output = dataset.with_name(f"{name}-captioned.zip")
+        name = f"{name}-captioned.zip"
+        output = Path(name) if from_hub else dataset.with_name(name)
     if output.suffix.lower() != ".zip":
         raise DatasetError(f"{output} is not the name of a zip; end it with .zip")
     _check_writable(output.absolute().parent)

@@ -13,10 +13,12 @@ from trainer.data.dataset import (
     own_captions,
     read_dataset,
 )
+from trainer.data.file_lists import LIST_SUFFIXES, members_of_any
 from trainer.data.findings import Finding
+from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
-from trainer.data.measures import Measures
+from trainer.data.measures import Measures, measure
 from trainer.data.members import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -25,19 +27,20 @@ from trainer.data.members import (
     MAX_TABLE_BYTES,
     TABLE_SUFFIXES,
     Unusable,
-    is_table,
     listed,
     members_of,
     read_members,
     stem_of,
     suffix_of,
 )
+from trainer.data.similarity import alike, stacked
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
     "CAPTION_SUFFIXES",
     "IMAGE_SUFFIXES",
+    "LIST_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",
@@ -53,6 +56,7 @@ __all__ = [
     "Measures",
     "Purpose",
     "Unusable",
+    "alike",
     "bucket_sizes",
     "caption_checks",
     "check",
@@ -63,16 +67,19 @@ __all__ = [
     "crop",
     "examine",
     "in_threads",
-    "is_table",
     "listed",
+    "local_dataset",
     "log_checks",
+    "measure",
     "members_of",
+    "members_of_any",
     "name_trigger",
     "nearest_bucket",
     "own_captions",
     "probe",
     "read_dataset",
     "read_members",
+    "stacked",
     "stem_of",
     "suffix_of",
     "write_sheet",

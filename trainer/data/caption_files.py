@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from adapters.files.containers import Unusable
 from trainer.data.mapped_file import Content
-from trainer.data.members import CAPTION_SUFFIXES, MAX_CAPTION_BYTES, stem_of, suffix_of
+from trainer.data.members import (
+    CAPTION_SUFFIXES,
+    HEAD_BYTES,
+    MAX_CAPTION_BYTES,
+    kind_of,
+    stem_of,
+    suffix_of,
+)
 from trainer.encodings import decode
 
 
@@ -44,8 +51,21 @@ def read_caption(name: str, data: Content) -> CaptionFile:
     """Reads one caption file. Raises `Unusable`."""
     if len(data) > MAX_CAPTION_BYTES:
         raise Unusable(f"is longer than {MAX_CAPTION_BYTES:,} bytes; shorten this caption")
-    text, guess = decode(bytes(data))
+    text, guess = read_text(data)
     return CaptionFile(name, one_line(text), guess)
+
+
+def read_text(data: Content) -> tuple[str, str | None]:
+    """`decode` of a caption file or table; says what a file is that is no text."""
+    try:
+        return decode(bytes(data))
+    except Unusable as error:
+        kind = kind_of(bytes(data[:HEAD_BYTES]))
+        if kind is None or kind.startswith("JSON"):
+            raise
+        raise Unusable(
+            f"is not text, it begins like {kind}; rename it with its own extension, or remove it"
+        ) from error
 
 
 def one_line(text: str) -> str:

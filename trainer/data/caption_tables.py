@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from adapters.files.containers import Unusable
+from trainer.data.caption_files import read_text
 from trainer.data.mapped_file import Content
 from trainer.data.members import MAX_TABLE_BYTES, stem_of, suffix_of
-from trainer.encodings import decode
 
 # Columns, in the order in which they are looked for.
 _IMAGE_KEYS = ("file_name", "image_path", "image_file", "filename", "file", "image", "path")
@@ -45,12 +45,27 @@ class Table:
 def read_table(name: str, data: Content) -> Table:
     """Reads a table. Raises `NoCaptions`, and `Unusable` if it is not text."""
     text, guess = _text(name, data)
-    found = Table(name, guess=guess)
-    for image, captions in _rows(suffix_of(name), text):
-        kept = found.rows.setdefault(image, [])
-        kept += [each for each in captions if each not in kept]
+    rows = {image: texts for image, texts in _merged(_rows(suffix_of(name), text)).items() if texts}
+    found = Table(name, rows, guess)
     if not found.rows:
         raise NoCaptions("it has no row with the name of an image and a caption")
+    return found
+
+
+def image_rows(name: str, data: Content) -> dict[str, list[str]]:
+    """The images that a table names, in order, with their captions, maybe none.
+
+    Raises `NoCaptions`, and `Unusable` if it is not text.
+    """
+    return _merged(_rows(suffix_of(name), _text(name, data)[0], bare=True))
+
+
+def _merged(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    """The different captions of each image; several rows may name it."""
+    found: dict[str, list[str]] = {}
+    for image, captions in rows:
+        kept = found.setdefault(image, [])
+        kept += [each for each in captions if each not in kept]
     return found
 
 
@@ -69,7 +84,7 @@ def read_json(name: str, data: Content) -> tuple[list[str], str | None]:
 def _text(name: str, data: Content) -> tuple[str, str | None]:
     if len(data) > MAX_TABLE_BYTES:
         raise NoCaptions(f"it is longer than {MAX_TABLE_BYTES:,} bytes")
-    return decode(bytes(data))
+    return read_text(data)
 
 
 def _parsed(text: str) -> Any:
@@ -79,10 +94,13 @@ def _parsed(text: str) -> Any:
         raise NoCaptions(f"it is not valid JSON ({str(error)[:80]})") from None
 
 
-def _rows(suffix: str, text: str) -> Iterator[tuple[str, list[str]]]:
-    """The name of an image and its captions, row by row."""
+def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """The name of an image and its captions, maybe none, row by row.
+
+    bare: a table may have no column of captions.
+    """
     if suffix in (".csv", ".tsv"):
-        yield from _csv_rows(text, suffix)
+        yield from _csv_rows(text, suffix, bare)
         return
     if suffix == ".json":
         value = _parsed(text)
@@ -95,8 +113,7 @@ def _rows(suffix: str, text: str) -> Iterator[tuple[str, list[str]]]:
         rows = _lines(text)
     for row in rows:
         if isinstance(row, dict) and (key := _image_key(row)):
-            if found := _captions_of(row):
-                yield row[key].strip(), found
+            yield row[key].strip(), _captions_of(row)
 
 
 def _lines(text: str) -> Iterator[Any]:
@@ -113,7 +130,7 @@ def _lines(text: str) -> Iterator[Any]:
         yield value
 
 
-def _csv_rows(text: str, suffix: str) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[str]]]:
     first = text.split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
     try:
@@ -133,10 +150,10 @@ def _csv_rows(text: str, suffix: str) -> Iterator[tuple[str, list[str]]]:
         column = next((each for each in _CAPTION_KEYS if each in plain), None)
         if column is None and len(others) == 1:
             column = others[0]  # of any name, as in the imagefolder format
-        if column is None:
+        if column is None and not bare:
             raise NoCaptions("it has no column text, caption or prompt")
-        if plain[column].strip():
-            yield plain[key].strip(), [plain[column]]
+        text = plain[column] if column is not None else ""
+        yield plain[key].strip(), [text] if text.strip() else []
 
 
 def _image_key(row: Mapping[str, Any]) -> str | None:

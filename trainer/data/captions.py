@@ -4,6 +4,7 @@ In this order: NAME.txt, NAME.caption and other text files, NAME.json, tables, d
 folder, the name of the folder (`10_TOK robot`), `default_caption`.
 """
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,11 @@ class Captions:
             )
         several = [name for name, each in self.of.items() if each.others]
         if several:
-            yield Finding.of_all("several captions, only the first is used", several)
+            yield Finding.of_all(
+                f"{len(several)} images have several captions, which take turns",
+                several,
+                level=logging.INFO,
+            )
         for table, rows in self.lost_rows.items():
             yield Finding(f"{table} has rows that match no image, or several: {listed(rows)}")
         for table, images in self.rows.items():

@@ -18,10 +18,12 @@ from trainer.data.buckets import cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.caption_files import one_line
 from trainer.data.dataset import DatasetError, Example, Findings, examine
+from trainer.data.file_lists import members_of_any
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
 from trainer.data.members import read_files, stem_of
 from trainer.data.trigger import name_trigger
+from trainer.dataset_names import dataset_name
 from trainer.settings import PRESETS, Preset, Settings
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def check_examples(examples: Sequence[Example], purpose: Purpose) -> list[Findin
 
 def log_checks(examples: Sequence[Example], settings: Settings) -> None:
     """Logs what the checks find, at the start of a run. Long captions are counted elsewhere."""
-    name, count = settings.dataset.name, Counter[str]()
+    name, count = dataset_name(settings.dataset), Counter[str]()
     for each in check_examples(examples, Purpose.of(settings)):
         count[each.check] += 1
         if count[each.check] <= LOGGED:
@@ -200,7 +202,7 @@ def check_dataset(settings: Settings) -> DatasetCheck:
     path = Path(os.path.abspath(settings.dataset))
     problems: list[str] = []
     bad: list[str] = [] if settings.skip_bad_images else problems
-    files = read_files(path, problems, bad)
+    files = read_files(path, problems, bad, members_of_any)
     found = examine(
         files,
         *settings.caption_rules,

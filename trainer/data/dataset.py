@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
 from families.tokens import SUBJECT, mentions, name_subject
-from inference.image_decoding import open_image, upright_srgb
 from inference.progress import Progress
 from trainer.data.auxiliary_images import Group, auxiliary, masks_of
 from trainer.data.caption_files import Sidecars, one_line
 from trainer.data.captions import Caption, choose_captions, repeats_of
+from trainer.data.example import Example
 from trainer.data.findings import (
     Finding,
     caption_findings,
@@ -28,12 +26,12 @@ from trainer.data.findings import (
 )
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import Content
-from trainer.data.measures import Measures
-from trainer.data.members import Unusable, is_image, listed, read_files, stem_of, suffix_of
+from trainer.data.members import Opener, Unusable, is_image, listed, read_files, stem_of, suffix_of
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
 from trainer.data.unread_captions import unread_captions
+from trainer.dataset_names import dataset_name
 from trainer.settings import TRIGGER_MARK, Subject
 
 log = logging.getLogger(__name__)
@@ -45,34 +43,6 @@ class DatasetError(ValueError):
     """The dataset cannot be used. The message lists all problems, one per line."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """A checked image with its caption."""
-
-    name: str  # member name in the archive, printable; not a path to write to
-    caption: str  # with the subject's token
-    width: int  # pixels, upright
-    height: int  # pixels, upright
-    data: Content = field(repr=False)  # the encoded file
-    caption_file: str = ""  # its name, or its folder's with a slash; empty for default_caption
-    repeats: int = 1  # how often it is used, relative to others: 10 in a folder `10_robot`
-    mask_file: str = ""  # the name of its mask: white is the subject; empty if there is none
-    mask: Content = field(default=b"", repr=False)  # the encoded file
-    measures: Measures | None = None  # of its pixels; None: not decoded yet
-
-    def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """The decoded image: upright, 8-bit sRGB, transparency over white.
-
-        A JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides are still
-        at least `at_least` (width and height, upright), which is much faster.
-        """
-        with open_image(bytes(self.data)) as image:
-            if at_least is not None:
-                rotated = image.size != (self.width, self.height)
-                image.draft(None, at_least[::-1] if rotated else at_least)
-            return upright_srgb(image)[0]
-
-
 def read_dataset(
     archive: str | os.PathLike[str],
     default_caption: str,
@@ -82,6 +52,7 @@ def read_dataset(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
+    opened: Opener | None = None,
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -97,6 +68,8 @@ def read_dataset(
         are still errors.
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
+    opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
+        datasets from requests.
     write: gets the examples with their own captions as written, empty without one, and returns
         captions by image, which are used as if they were in the caption files.
 
@@ -106,7 +79,7 @@ def read_dataset(
     path = Path(os.path.abspath(archive))  # so that a folder given as . has a name
     problems: list[str] = []
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
-    files = read_files(path, problems, bad)
+    files = read_files(path, problems, bad, opened)
     checked: dict[str, Checked | str] = {}
 
     def check_images(images: dict[str, Content]) -> Mapping[str, Checked | str]:
@@ -132,7 +105,7 @@ def read_dataset(
     )
     _refuse(path, found)
     for each in found.warnings:
-        log.log(each.level, "%s: %s", path.name, each.text)
+        log.log(each.level, "%s: %s", dataset_name(path), each.text)
     return found.examples
 
 
@@ -140,7 +113,9 @@ def own_captions(examples: Sequence[Example]) -> list[Example]:
     """The examples with captions of files alone: empty instead of `default_caption` or the name of
     a folder."""
     return [
-        each if each.caption_file and each.caption_file[-1] != "/" else replace(each, caption="")
+        each
+        if each.caption_file and each.caption_file[-1] != "/"
+        else replace(each, caption="", others=())
         for each in examples
     ]
 
@@ -170,7 +145,7 @@ def _refuse(path: Path, found: Findings) -> None:
     """Raises DatasetError that lists the problems, if there are any."""
     if found.problems:
         # a.jpg and a.png share a.txt, whose problem is found twice.
-        lines = dict.fromkeys(f"{path.name}: {each.text}" for each in found.problems)
+        lines = dict.fromkeys(f"{dataset_name(path)}: {each.text}" for each in found.problems)
         raise DatasetError("\n".join(lines))
 
 
@@ -215,24 +190,30 @@ def examine(
     checked = (check_images or _check)(images)
     examples, animated, silent, unmanaged, described = [], [], [], [], []
     only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
-    named: dict[str, str] = {}  # caption of each image
+    named: dict[str, str] = {}  # captions of each image
+    mentioning = set[str]()  # images with a token in a caption
     unnamed: list[str] = []  # with TOK in the caption, which may be any of several subjects
     for name, data in images.items():
         written = found_captions.of[name]
-        caption, caption_file = written.text or one_line(default_caption), written.file
-        caption = one_line(f"{prefix}{caption}{suffix}")
+        texts, caption_file = (written.text, *written.others), written.file
+        texts = tuple(
+            one_line(f"{prefix}{text or one_line(default_caption)}{suffix}") for text in texts
+        )
         if tokens:
-            caption = caption.replace(TRIGGER_MARK, SUBJECT)
+            texts = tuple(text.replace(TRIGGER_MARK, SUBJECT) for text in texts)
             owner = next((each.token for each in owners(name, subjects)), only)
             if owner is not None:
-                caption = name_subject(caption, owner)
-            elif mentions(caption, SUBJECT):
+                texts = tuple(name_subject(text, owner) for text in texts)
+            elif any(mentions(text, SUBJECT) for text in texts):
                 around = mentions(f"{prefix} {suffix}", SUBJECT)
                 source = caption_file or f"{name} (default_caption)"
                 unnamed.append("caption_prefix or caption_suffix" if around else source)
-            named[name] = caption
-            if not any(mentions(caption, token) for token in tokens):
+            named[name] = " ".join(texts)
+            with_token = [any(mentions(text, token) for token in tokens) for text in texts]
+            if not all(with_token):
                 silent.append(name)
+            if any(with_token):
+                mentioning.add(name)
 
         if name not in checked:
             problems.append(
@@ -248,6 +229,7 @@ def examine(
             if skip_bad_images and name in named:
                 del named[name]
                 silent = [each for each in silent if each != name]
+                mentioning.discard(name)
             continue
         if found.moves:
             animated.append(name)
@@ -256,8 +238,8 @@ def examine(
         if found.described:
             described.append(name)
         size, mask = (found.width, found.height), masks.get(name, "")
-        own = Example(name, caption, *size, data, caption_file, repeats_of(name))
-        own = replace(own, measures=found.measures)
+        own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
+        own = replace(own, measures=found.measures, others=texts[1:])
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     if skip_bad_images and bad and not examples:
@@ -266,7 +248,7 @@ def examine(
     captions = len(examples) if skip_bad_images else len(images)
     if subjects and captions:
         problems += map(Finding, subject_problems(subjects, named, list(dict.fromkeys(unnamed))))
-    elif captions and len(silent) == captions:
+    elif captions and tokens and not mentioning:
         problems.append(
             Finding(
                 f"none of the {captions} captions mentions the subject; write TOK or {subject} "
@@ -287,13 +269,13 @@ def examine(
     sources = {each.name: each.caption_file for each in examples}
     warnings += caption_findings(sources, found_captions.read, default_caption)
     warnings += found_captions.warnings()
-    texts = {
+    by_source = {
         name if each.file in found_captions.rows else each.file: each.text
         for name, each in found_captions.of.items()
         if each.file
     }
-    texts |= {"default_caption": default_caption, "caption_prefix": prefix}
-    warnings += foreign_findings(texts | {"caption_suffix": suffix})
+    by_source |= {"default_caption": default_caption, "caption_prefix": prefix}
+    warnings += foreign_findings(by_source | {"caption_suffix": suffix})
     warnings += repeat_findings({each.name: each.repeats for each in examples})
     warnings += description_findings(described, sources, files)
     if unmanaged:

@@ -4,12 +4,11 @@ Archives are untrusted input: names in them are never used as paths, members are
 and the limits here and in `adapters.files.containers` bound time, memory and disk space.
 """
 
-import json
 import os
 import re
 import tarfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -61,10 +60,13 @@ ARCHIVE_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".xz"}
 # with one more file that macOS adds.
 MAX_MEMBERS = 40_100
 MAX_TOTAL_BYTES = 2 << 30  # unpacked, all members; images are kept on disk
+LIMITS = Limits(MAX_MEMBERS, MAX_TOTAL_BYTES)
 MAX_MEMBER_BYTES = 256 << 20  # unpacked, one image
 MAX_CAPTION_BYTES = 64 << 10  # far above the limit of the text encoders
 MAX_TABLE_BYTES = 8 << 20  # a caption of 800 bytes for each of 10,000 images
 HEAD_BYTES = 64  # of a file that is neither an image nor a caption, to recognize its kind
+
+Opener = Callable[[Path], AbstractContextManager[Iterator[Member]]]
 
 # The kind of a file by its first bytes.
 SIGNATURES = (
@@ -93,18 +95,21 @@ SIGNATURES = (
 )
 
 
-def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Content]:
+def read_files(
+    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
+) -> dict[str, Content]:
     """The files of an archive or folder by printable names, without system files.
 
-    Problems are added to `problems`, one line each; those of single images to `bad`.
+    opened: opens more kinds of datasets than `members_of` (`trainer.data.file_lists`).
 
-    Images, captions and tables have their content, texts with at most one byte more than the limit;
-    other files their first bytes. Images are memory-mapped from disk. Raises `NoSpace` if the disk
-    is full.
+    Problems are added to `problems`, one line each; those of single images to `bad`. Images,
+    captions and tables have their content, texts with at most one byte more than the limit; other
+    files their first bytes. Images are memory-mapped from disk. Raises `NoSpace` if the disk is
+    full.
     """
     files: dict[str, Content] = {}
     images, file = dict[str, slice](), MappedFile("images")
-    for name, data in read_members(path, problems, bad):
+    for name, data in read_members(path, problems, bad, opened):
         files[name] = data
         if is_image(name, data):
             images[name], files[name] = file.add(data), b""
@@ -113,12 +118,12 @@ def read_files(path: Path, problems: list[str], bad: list[str]) -> dict[str, Con
 
 
 def read_members(
-    path: Path, problems: list[str], bad: list[str]
+    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
 ) -> Generator[tuple[str, bytes], None, None]:
     """Yields the files of `read_files` one at a time, each with its content."""
     seen = set()
     try:
-        with members_of(path) as members:
+        with (opened or members_of)(path) as members:
             for member in members:
                 name = printable(member.name[:200])
                 try:
@@ -202,12 +207,8 @@ def _head(member: Member) -> bytes:
 @contextmanager
 def members_of(path: Path) -> Iterator[Iterator[Member]]:
     """The members of an archive or folder, within the limits. Raises `Unusable`."""
-    limits = Limits(MAX_MEMBERS, MAX_TOTAL_BYTES)
-    if is_table(path):
-        yield within(_named_members(path), limits)
-        return
     if path.is_dir():
-        yield within(_folder_members(path), limits)
+        yield within(_folder_members(path), LIMITS)
         return
     if not path.exists():
         raise Unusable("does not exist; pass the path of a zip or tar file, or of a folder")
@@ -217,31 +218,8 @@ def members_of(path: Path) -> Iterator[Iterator[Member]]:
         head = file.read(tarfile.BLOCKSIZE)
     if not is_container(head):
         raise Unusable(f"is not a zip or tar file ({what_is(head)}); pack the images into one")
-    with open_container(path, limits) as members:
+    with open_container(path, LIMITS) as members:
         yield members
-
-
-def is_table(path: Path) -> bool:
-    """Whether a dataset is a table: the images of its folder that a `.jsonl` file names.
-
-    It names files of this machine, so it must not come from a stranger.
-    """
-    return suffix_of(path.name) in (".jsonl", ".ndjson") and path.is_file()
-
-
-def _named_members(table: Path) -> Iterator[Member]:
-    """The table, and the files below its folder with the last part of a name in it."""
-    named = {table.name}
-    for line in table.read_bytes()[:MAX_TABLE_BYTES].decode(errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):  # faults are reported with the captions
-            row = json.loads(line)
-            values = row.values() if isinstance(row, dict) else ()
-            named |= {
-                each.replace("\\", "/").split("/")[-1] for each in values if type(each) is str
-            }
-    for member in _folder_members(table.parent):
-        if PurePosixPath(member.name).name in named:
-            yield member
 
 
 def _folder_members(folder: Path) -> Iterator[Member]:
@@ -268,12 +246,19 @@ def stem_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def kind_of(head: bytes) -> str | None:
+    """The kind of a file by its first bytes; None if it is unknown. A text may begin with BM."""
+    for signature, what in SIGNATURES:
+        if signature.match(head) and (0 in head or not what.startswith("a BMP")):
+            return what
+    return None
+
+
 def what_is(data: bytes) -> str:
     if not data:
         return "it is empty, 0 bytes"
-    for signature, what in SIGNATURES:
-        if signature.match(data):
-            return f"it begins like {what}"
+    if (kind := kind_of(data)) is not None:
+        return f"it begins like {kind}"
     if not data.strip(b"\0"):
         return "it contains only zeros, so its download or copy failed"
     head = data[:HEAD_BYTES]

@@ -9,12 +9,13 @@ from trainer.data.mapped_file import Content
 from trainer.data.members import (
     ARCHIVE_SUFFIXES,
     CAPTION_SUFFIXES,
+    HEAD_BYTES,
     LAYERED_SUFFIXES,
     OTHER_SUFFIXES,
     RAW_SUFFIXES,
-    SIGNATURES,
     UNREAD_IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
+    kind_of,
     listed,
     stem_of,
     suffix_of,
@@ -59,9 +60,8 @@ def left_out(files: Mapping[str, Content], images: Collection[str] = ()) -> Iter
     for name in names:
         if name in reported or suffix_of(name) in (*CAPTION_SUFFIXES, *OTHER_SUFFIXES):
             continue
-        head = bytes(files[name][:64])
-        what = next((what for signature, what in SIGNATURES if signature.match(head)), "")
-        if "image" in what and not (what.startswith("a BMP") and head.isascii()):
+        what = kind_of(bytes(files[name][:HEAD_BYTES])) or ""
+        if "image" in what:
             hidden.append(f"{name} ({what})")
     if hidden:
         yield Finding(

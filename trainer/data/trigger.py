@@ -4,7 +4,7 @@ A trigger word is plain text that replaces TOK and [trigger]. Without a trigger 
 learned as plain text, so they are an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from trainer.data.dataset import DatasetError, Example
@@ -22,16 +22,22 @@ def name_trigger(
     `DatasetError` that names the captions.
     """
     if word is not None:
-        return [replace(each, caption=with_trigger(each.caption, word)) for each in examples]
+        return [_changed(each, lambda text: with_trigger(text, word)) for each in examples]
     if foreign:
-        return [replace(each, caption=without_mark(each.caption)) for each in examples]
-    files = dict.fromkeys(
-        each.caption_file or "default_caption" for each in examples if marks_in(each.caption)
-    )
+        return [_changed(each, without_mark) for each in examples]
+    marked = [each for each in examples if any(map(marks_in, each.captions))]
+    files = dict.fromkeys(each.caption_file or "default_caption" for each in marked)
     if files:
-        marks = [mark for each in examples for mark in marks_in(each.caption)]
+        texts = (text for each in marked for text in each.captions)
+        marks = [mark for text in texts for mark in marks_in(text)]
         raise DatasetError(
             f"{len(files)} captions contain {' and '.join(dict.fromkeys(marks))}: "
             f"{listed(list(files))}. {NO_SUBJECT}"
         )
     return list(examples)
+
+
+def _changed(example: Example, change: Callable[[str], str]) -> Example:
+    return replace(
+        example, caption=change(example.caption), others=tuple(map(change, example.others))
+    )

@@ -35,7 +35,7 @@ def check_texts(
     vectors = {token: torch.zeros(1, 1) for token in settings.tokens}
     word = settings.trigger_word or None
     words = settings.tokens or ((word,) if word else ())
-    captions = dict.fromkeys(example.caption for example in examples)
+    captions = dict.fromkeys(text for example in examples for text in example.captions)
     cuts = {text: found for text in captions if (found := cut(family, text, vectors)) is not None}
     if cuts:
         _check_captions(examples, cuts, words, family.max_text_tokens)
@@ -50,19 +50,17 @@ def _check_captions(
     examples: Sequence[Example], cuts: dict[str, Cut], words: Sequence[str], limit: int
 ) -> None:
     sources: dict[str, dict[str, None]] = {}  # files of each caption that is too long
-    for each in examples:
-        if each.caption in cuts:
-            sources.setdefault(each.caption, {})[each.caption_file or "default_caption"] = None
+    texts = [(text, each.caption_file) for each in examples for text in each.captions]
+    for text, file in texts:
+        if text in cuts:
+            sources.setdefault(text, {})[file or "default_caption"] = None
     lines = [
         f"{listed(list(files), 3)}: {cuts[text].first_lost()!r}" for text, files in sources.items()
     ]
     for word in words:
         lost = [text for text in cuts if mentions(text, word) and not cuts[text].keeps(word)]
         without = [name for text in lost for name in sources[text]]
-        held = any(
-            mentions(cuts[each.caption].kept if each.caption in cuts else each.caption, word)
-            for each in examples
-        )
+        held = any(mentions(cuts[text].kept if text in cuts else text, word) for text, _ in texts)
         if lost and not held:
             raise DatasetError(
                 f"no caption mentions {word} within the text encoder's limit of {limit} tokens: "

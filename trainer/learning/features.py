@@ -44,6 +44,12 @@ class Sample:
     mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
     std_CHW: Tensor
     repeats: int = 1  # how often it is used, relative to others
+    others: tuple[str, ...] = ()  # further captions, which take turns with the first
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions."""
+        return self.caption, *self.others
 
 
 @torch.no_grad()
@@ -94,7 +100,7 @@ def encode_images(
     family.release("vae")
     kept, sizes = latents.mapped(), len(settings.resolutions)
     return [
-        Sample(each.name, each.caption, mean_CHW, std_CHW, each.repeats)
+        Sample(each.name, each.caption, mean_CHW, std_CHW, each.repeats, each.others)
         for number, each in enumerate(examples)
         for mean_CHW, std_CHW in (kept[number * sizes + size] for size in range(sizes))
     ]

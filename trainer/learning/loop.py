@@ -137,7 +137,9 @@ class Loop:
         chance = torch.rand((), generator=generator(self.settings.seed, "dropout", number, row))
         if chance.item() < self.settings.caption_dropout:
             return self.family.empty_prompt
-        return self.samples[self.batches.at(number)[row]].caption
+        texts = self.samples[self.batches.at(number)[row]].captions
+        random = generator(self.settings.seed, "caption", number, row)
+        return texts[int(torch.randint(len(texts), (), generator=random))]
 
     def step(self, step: int) -> None:
         """Runs one optimizer step and adds it to the history."""

@@ -111,7 +111,7 @@ def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
     return {
         _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
-            for content in (each.data, each.caption.encode())
+            for content in (each.data, "\0".join(each.captions).encode())
         ]
         for each in examples
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapters.files.atomic import content_hash
 from trainer.data import DatasetError, Example
+from trainer.dataset_names import dataset_name
 from trainer.learning import data_identity
 from trainer.settings import Settings
 
@@ -36,10 +37,11 @@ class DatasetFile:
         sha256 = content_hash(self._path) if self._path.is_file() else None
         if self._before != _state(self._path):
             raise DatasetError(
-                f"{self._path.name}: was changed while it was read; start again when it is complete"
+                f"{dataset_name(self._path)}: was changed while it was read; start again when it "
+                "is complete"
             )
         return {
-            "name": self._path.name,
+            "name": dataset_name(self._path),
             "sha256": sha256,
             "captions": {  # number of images with a caption, and with default_caption
                 "own": sum(bool(each.caption_file) for each in examples),

@@ -177,7 +177,7 @@ def test_of_several_captions_of_one_image_the_first_is_used_and_said(
 ) -> None:
     captions = json.dumps({"01.jpg": [ONE, "TOK from above"], "02.jpg": TWO})
     assert read(tmp_path, TWO_IMAGES | {"captions.json": captions})["01.jpg"].caption == ONE
-    assert "several captions, only the first is used: 01.jpg" in log.text
+    assert "1 images have several captions, which take turns: 01.jpg" in log.text
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,10 @@ def test_captions_that_are_not_read_are_named_with_the_reason(
         ("metadata.csv", "file_name,text\n01.jpg,TOK красный\n".encode("cp1251"), "is not UTF-8"),
         ("metadata.jsonl", b'{"file_name": "01.jpg", "text": "TOK"}\n{"file_na', "line 2: it is"),
         ("01.tags", b"TOK " * 20_000, "is longer than 65,536 bytes"),
+        ("01.txt", picture(format="JPEG"), "is not text, it begins like a JPEG image; rename it"),
+        ("more.jsonl", picture(format="JPEG"), "is not text, it begins like a JPEG image"),
+        ("more.csv", picture(format="BMP"), "is not text, it begins like a BMP image"),
+        ("01.txt", "BMW 汽车在湖边".encode("gbk"), "is not UTF-8 (it looks like"),
     ],
 )
 def test_captions_that_would_be_read_wrong_are_an_error(

@@ -1,6 +1,9 @@
 """A training that was stopped goes on as if nothing had happened, or says why it cannot."""
 
+import json
 import shutil
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +46,27 @@ def test_weights_that_name_a_folder_as_their_base_are_refused_in_one_line(
         read_resume(settings.replace(base=own, resume_from=file), examples)
 
 
+SEVERAL = {
+    "clock_motion.png": ["TOK, a clock", "a blurred clock", "TOK that moves"],
+    "rocket.jpg": ["TOK that starts", "a rocket and TOK"],
+}
+
+
 class Cancelled(BaseException):
     """What the runtime throws into a training that is cancelled."""
 
 
 @pytest.fixture
 def settings(photos: Path, use_vault: Path, tmp_path: Path) -> Settings:
-    """With buckets, batches, dropout, warm-up, a falling rate and the placeholder on."""
+    """With buckets, batches, dropout, warm-up, a falling rate, the placeholder on, and several
+    captions of two images."""
+    dataset = tmp_path / "photos.zip"
+    shutil.copy(photos, dataset)
+    with zipfile.ZipFile(dataset, "a") as archive:
+        archive.writestr("captions.json", json.dumps(SEVERAL))
     return resolve(
         TrainingInputs(
-            dataset=photos,
+            dataset=dataset,
             base_model="z-image",
             resolution="64,96",
             rank=2,
@@ -111,6 +125,21 @@ def test_a_cancelled_run_that_is_resumed_equals_an_uninterrupted_one(
     resumed = read_archive(run.train(broken_off.replace(resume_from=folder)))
     assert_same(resumed, whole)
     assert resumed.meta["training"]["loss_last"] == whole.meta["training"]["loss_last"]
+
+
+def test_the_captions_of_an_image_take_turns_by_step(settings: Settings) -> None:
+    settings = settings.replace(
+        resolutions=(64,), batch_size=1, caption_dropout=0.0, train_placeholder_token=False
+    )
+    loops = [make_loop(settings.replace(seed=seed)) for seed in (11, 11, 12)]
+    ones, again, others = ([loop.batch(n)[3][0] for n in range(300)] for loop in loops)
+    assert ones == again  # a function of seed and step
+    assert ones != others
+    seen = Counter(ones)
+    for captions in SEVERAL.values():
+        assert sum(seen[text] for text in captions) == 50  # of six images
+        assert all(seen[text] >= 8 for text in captions)
+    assert len(seen) == 4 + 5
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -36,20 +36,9 @@ PROMPT, WORD = "a photo of <zwx> on a beach, <zwx>", "<zwx>"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on this machine in the place of the real one."""
-    from huggingface_hub import constants
-
     with Hub() as hub:
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        hub.use(monkeypatch, tmp_path / "cache")
         monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.api.token", hub.token)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         yield hub
 
 

@@ -17,7 +17,7 @@ from families.registry import FAMILIES
 from families.without_weights import family_without_weights
 from trainer.__main__ import main
 from trainer.checking import summary
-from trainer.data import bucket_sizes, read_dataset
+from trainer.data import bucket_sizes, members_of_any, read_dataset
 from trainer.settings.choices import LR_SCHEDULERS, OPTIMIZERS, QUANTIZATIONS
 from trainer.settings.config import read_config
 from trainer.settings.epochs import in_steps, steps_of_epoch
@@ -352,7 +352,7 @@ def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:
 
     small_job(tmp_path)
     table = tmp_path / "harbour" / "metadata.jsonl"
-    assert len(read_dataset(table, "")) == 5
+    assert len(read_dataset(table, "", opened=members_of_any)) == 5
     settings = resolve(TrainingInputs(dataset=table, base_model="miniature", seed=1))
     with pytest.raises(SettingsError, match="dataset is a table"):
         read_examples(settings, None, None, served=True)  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""Datasets that are a table of image files in any places, as of sd-scripts and musubi-tuner.
+
+{"image_path": "/photos/2026/01.jpg", "caption": "TOK on a beach"}
+
+Only for tables of the user of this machine: one in a request to a server could name the server's
+own files. So readers take them only with `members_of_any`, and servers use `members_of`.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from families.redact import bare_address, looks_like_address
+from trainer.data.caption_tables import NoCaptions, image_rows
+from trainer.data.members import (
+    CAPTION_SUFFIXES,
+    LIMITS,
+    MAX_MEMBERS,
+    MAX_TABLE_BYTES,
+    Member,
+    Unusable,
+    members_of,
+    printable,
+    safe_parts,
+    within,
+)
+
+LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+_BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
+
+
+@contextmanager
+def members_of_any(path: Path) -> Iterator[Iterator[Member]]:
+    """`members_of`, and the images of a table with their captions. Raises `Unusable`."""
+    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        yield within(_listed_members(path), LIMITS)
+        return
+    with members_of(path) as members:
+        yield members
+
+
+def _listed_members(table: Path) -> Iterator[Member]:
+    """The images, a table of their captions by the members' names, and caption files next to images
+    whose row has none."""
+    with table.open("rb") as opened:
+        data = opened.read(MAX_TABLE_BYTES + 1)
+    try:
+        rows = image_rows(table.name, data)
+    except NoCaptions as error:
+        raise Unusable(f"is not a list of images: {error}") from error
+    if not rows:
+        raise Unusable(
+            "has no row with the path of an image; write a line for each: "
+            '{"image_path": "photos/1.jpg", "caption": "TOK on a beach"}'
+        )
+    find = _Finder(table.parent)
+    written: dict[Path, str] = {}  # each file as it is in the table
+    texts: dict[Path, list[str]] = {}
+    for name, own in rows.items():
+        file = find(name)
+        written.setdefault(file, name)
+        texts.setdefault(file, []).extend(own)
+    top = Path(os.path.commonpath([file.parent for file in written]))
+    captions: dict[str, Sequence[str]] = {}
+    beside: dict[Path, None] = {}
+    for file in written:
+        name = file.relative_to(top).as_posix()
+        yield _member(name, file, written[file])
+        if texts[file]:
+            captions["/".join(safe_parts(name))] = texts[file]
+        else:
+            beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
+    for file in beside:
+        if file.is_file():
+            yield _member(file.relative_to(top).as_posix(), file, file.name)
+    if captions:
+        text = _as_jsonl(captions)
+        yield Member(f"{table.stem}.jsonl", len(text), None, lambda: io.BytesIO(text))
+
+
+class _Finder:
+    """Finds the file that a row means."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: the table's."""
+        self._folder = folder
+        self._below: dict[str, list[Path]] | None = None  # by name
+
+    def __call__(self, written: str) -> Path:
+        """A path relative to the table or the working folder; one of another machine is the only
+        file below the table's folder with this name. Else the path, which does not exist."""
+        path = Path(written.replace("\\", "/"))
+        if written.startswith("~/"):
+            path = path.expanduser()
+        for place in (self._folder / path, path):
+            if os.path.lexists(place):
+                return Path(os.path.abspath(place))
+        if self._below is None:
+            self._below = {}
+            for parent, _, names in islice(os.walk(self._folder), MAX_MEMBERS):
+                for name in names:
+                    self._below.setdefault(name, []).append(Path(parent, name))
+        found = self._below.get(path.name, [])
+        return Path(os.path.abspath(found[0] if len(found) == 1 else self._folder / path))
+
+
+def _member(name: str, file: Path, written: str) -> Member:
+    refusal = None
+    if not file.is_file():
+        refusal = f"is not a file ({_shown(written)}); correct or remove its row"
+    open_file: Callable[[], IO[bytes]] = lambda: file.open("rb")  # noqa: E731
+    return Member(name, 0 if refusal else file.stat().st_size, refusal, open_file)
+
+
+def _shown(written: str) -> str:
+    if looks_like_address(written):
+        return f"{printable(bare_address(written)[:200])} is a URL, which is not downloaded"
+    return printable(written[:200])
+
+
+def _as_jsonl(captions: Mapping[str, Sequence[str]]) -> bytes:
+    rows = [{"file_name": printable(name), "captions": own} for name, own in captions.items()]
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()

@@ -1,30 +1,16 @@
-"""python -m adapters TOOL …: inspects, converts, merges and resizes LoRA files."""
+"""python -m adapters TOOL …: the tools for LoRA files.
+
+Reads the command line without PyTorch; `adapters.commands` runs the tools.
+"""
 
 import argparse
-import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters.archive import BrokenArchive, write_archive
-from adapters.formats import PROGRAMS, LoraMismatch
-from adapters.tools import (
-    Changed,
-    Goal,
-    ToolError,
-    convert,
-    inspect,
-    merge,
-    open_lora,
-    refuse_existing,
-    resize,
-    shown,
-    with_training_adapter,
-    write,
-)
-from families.registry import UnknownBase
-from families.repository import MissingModel
+from families.registry import FAMILIES
 
 EPILOG = """\
 Examples:
@@ -32,6 +18,8 @@ Examples:
   %(prog)s convert weights.zip --to comfyui
   %(prog)s merge cat.zip:0.8 watercolor.safetensors:0.6 -o both.zip
   %(prog)s resize weights.zip --energy 0.95
+  %(prog)s bake weights.zip:0.9 --base z-image-turbo -o my-model
+  %(prog)s extract tuned/transformer --base z-image --rank 32
   %(prog)s remove-turbo lora.safetensors --base z-image-turbo
 
 A LoRA is a weights.zip or a .safetensors file of any program (docs/formats.md). Results keep the
@@ -41,16 +29,24 @@ placeholder tokens. docs/adapters.md explains every tool.
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs one tool. An error is one message on stderr."""
-    arguments = parser().parse_args(words)
+    arguments = arguments_parser().parse_args(words)
+    from adapters.commands import ERRORS, RUN
+
+    # As an exception, so that partial files are removed.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        arguments.run(arguments)
-    except (BrokenArchive, LoraMismatch, ToolError, UnknownBase, MissingModel, OSError) as error:
+        RUN[arguments.tool](arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ERRORS as error:
         if arguments.debug:
             raise
         sys.exit(f"error: {error}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def parser() -> argparse.ArgumentParser:
+def arguments_parser() -> argparse.ArgumentParser:
     """The options of all tools."""
     top = argparse.ArgumentParser(
         prog="zeroprior adapters",
@@ -58,18 +54,18 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tools = top.add_subparsers(required=True, metavar="TOOL")
+    programs = dict.fromkeys(n for family in FAMILIES.values() for n in family.lora_readers)
+    tools = top.add_subparsers(dest="tool", required=True, metavar="TOOL")
 
     tool = _add(tools, "inspect", "show base, ranks, norms, tokens, and which programs read it")
     tool.add_argument("file", type=Path)
     tool.add_argument("--json", action="store_true", help="print JSON, with the norm of each layer")
-    tool.set_defaults(run=_inspect)
+    _add_chart(tool, "the norm of each block")
 
     tool = _add(tools, "convert", "write the layout that another program reads")
     tool.add_argument("file", type=Path)
-    tool.add_argument("--to", required=True, choices=list(PROGRAMS), help="the program")
+    tool.add_argument("--to", required=True, choices=programs, help="the program")
     _add_output(tool, "NAME-PROGRAM.safetensors")
-    tool.set_defaults(run=_convert)
 
     tool = _add(tools, "merge", "add LoRAs up, each with its scale")
     tool.add_argument(
@@ -77,7 +73,6 @@ def parser() -> argparse.ArgumentParser:
     )
     tool.add_argument("--rank", type=_positive, help="approximate at this rank; default: exact")
     _add_output(tool, "NAME-merged.zip")
-    tool.set_defaults(run=_merge)
 
     tool = _add(tools, "resize", "change the rank, with the least error")
     tool.add_argument("file", type=Path)
@@ -86,7 +81,25 @@ def parser() -> argparse.ArgumentParser:
     goals.add_argument("--energy", type=float, help="share of the squared norm to keep: 0.95")
     goals.add_argument("--size", type=float, metavar="MB", help="of the result")
     _add_output(tool, "NAME-resized.zip")
-    tool.set_defaults(run=_resize)
+    _add_chart(tool, "energy, rank and error of the layers")
+
+    tool = _add(tools, "bake", "write the base model's transformer with a LoRA in it")
+    tool.add_argument("file", metavar="FILE[:SCALE]", help="a LoRA, scale 1 or as given")
+    tool.add_argument("--dtype", choices=("bf16", "fp8"), default="bf16", help="of the weights")
+    tool.add_argument(
+        "--layout",
+        choices=("diffusers", "comfyui"),
+        default="diffusers",
+        help="a folder, or one file for ComfyUI; default: diffusers",
+    )
+    _add_output(tool, "NAME-baked, or NAME-baked.safetensors for ComfyUI")
+
+    tool = _add(tools, "extract", "make a LoRA of the difference between two models")
+    tool.add_argument("tuned", type=Path, help="a transformer's folder or .safetensors file")
+    tool.add_argument("--rank", type=_positive, required=True, help="of every layer")
+    tool.add_argument("--energy", type=float, help="lower ranks that explain this share: 0.95")
+    _add_output(tool, "NAME-extracted.zip")
+    _add_chart(tool, "energy, rank and error of the layers")
 
     for name, sign, what in (
         ("apply-turbo", 1.0, "add the base's training adapter to a LoRA"),
@@ -97,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         tool.add_argument("--scale", type=_finite, default=1.0, help="of the adapter; default: 1")
         tool.add_argument("--adapter", default="", help="its version; default: the newest")
         _add_output(tool, f"NAME-{name}.zip")
-        tool.set_defaults(run=_turbo, sign=sign, tool=name)
+        tool.set_defaults(sign=sign)
     return top
 
 
@@ -113,76 +126,8 @@ def _add_output(tool: argparse.ArgumentParser, default: str) -> None:
     tool.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
-    opened = open_lora(arguments.file, arguments.base)
-    facts = inspect(opened)
-    print(json.dumps(facts, indent=2) if arguments.json else shown(facts))
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    output = _output(arguments, f"{arguments.file.stem}-{arguments.to}.safetensors")
-    opened = open_lora(arguments.file, arguments.base)
-    converted = convert(opened, arguments.to)
-    files = write(converted, output, arguments.overwrite)
-    exact = "bit for bit" if not converted.rounded else f"{converted.rounded} rounded once"
-    print(f"{', '.join(map(str, files))}: {converted.layers} layers, {exact}")
-    for note in converted.notes:
-        print(f"  {note}")
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    scaled = [_scaled(word) for word in arguments.files]
-    output = _output(arguments, f"{scaled[0][0].stem}-merged.zip")
-    loras = [(open_lora(path, arguments.base), scale) for path, scale in scaled]
-    _save(merge(loras, arguments.rank), output)
-
-
-def _resize(arguments: argparse.Namespace) -> None:
-    goal = Goal(arguments.rank, arguments.energy, arguments.size)
-    output = _output(arguments, f"{arguments.file.stem}-resized.zip")
-    _save(resize(open_lora(arguments.file, arguments.base), goal), output)
-
-
-def _turbo(arguments: argparse.Namespace) -> None:
-    output = _output(arguments, f"{arguments.file.stem}-{arguments.tool}.zip")
-    opened = open_lora(arguments.file, arguments.base)
-    scale = arguments.sign * arguments.scale
-    _save(with_training_adapter(opened, scale, arguments.adapter), output)
-
-
-def _output(arguments: argparse.Namespace, default: str) -> Path:
-    """The file to write, checked before anything is read."""
-    output: Path = arguments.output or Path(default)
-    wanted = Path(default).suffix
-    if output.suffix != wanted:
-        raise ToolError(f"{output}: this tool writes a {wanted} file; name it so")
-    refuse_existing([output], arguments.overwrite)
-    return output
-
-
-def _save(result: Changed, output: Path) -> None:
-    write_archive(result.archive, output)
-    ranks = sorted({each.rank for each in result.layers})
-    shown_ranks = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    print(
-        f"{output}: {len(result.layers)} layers, rank {shown_ranks}, "
-        f"{output.stat().st_size / 1e6:,.1f} MB"
-    )
-    worst = sorted(result.layers, key=lambda each: -each.error)[:5]
-    print("Error of the change, ‖dW − result‖ / ‖dW‖, in the five worst layers:")
-    for each in worst:
-        print(f"  {each.error:8.2%}  rank {each.rank:<4} {each.layer}")
-
-
-def _scaled(word: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE; a colon in a name needs a scale after it."""
-    path, colon, scale = word.rpartition(":")
-    if not colon or Path(word).exists():
-        return Path(word), 1.0
-    try:
-        return Path(path), _finite(scale)
-    except ValueError:
-        raise ToolError(f"{word}: {scale!r} is not a number; write FILE:SCALE") from None
+def _add_chart(tool: argparse.ArgumentParser, what: str) -> None:
+    tool.add_argument("--chart", type=Path, metavar="FILE.svg", help=f"write a chart: {what}")
 
 
 def _finite(word: str) -> float:

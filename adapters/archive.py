@@ -14,6 +14,7 @@ Members are not compressed: weights hardly shrink, and compressing them takes se
 """
 
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,11 +44,12 @@ from adapters.formats import (
     BrokenLora,
     Deltas,
     Factors,
-    lora_bytes,
+    lora_size,
     plain_factors,
     read_deltas,
     titles,
     without_idle,
+    write_lora,
 )
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
@@ -113,13 +115,17 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         raise ValueError(
             f"{META} would have {len(content):,} bytes; {MAX_WRITTEN_META_BYTES:,} is the limit"
         )
+    factors = archive.factors
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
-        zipped.writestr(LORA, lora_bytes(archive.factors, header))
+        info = zipfile.ZipInfo(LORA, time.localtime()[:6])
+        info.file_size = lora_size(factors)  # a large one needs another header
+        with zipped.open(info, "w") as lora:
+            write_lora(lora, factors, header)
         for number, each in enumerate(archive.placeholders):
             tensor = each.vectors.detach().float().cpu().contiguous()
             zipped.writestr(placeholder_name(number), save({each.token: tensor}))
         zipped.writestr(META, content)
-        for name, data in comfyui_files(archive.factors, archive.placeholders).items():
+        for name, data in comfyui_files(factors, archive.placeholders).items():
             zipped.writestr(name, data)
     return path
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from families.base import Base, Config
 from families.registry import family_of
-from families.repository import component_folder, local_model_folder, single_model_folder
+from families.repository import (
+    component_folder,
+    is_in_hub_cache,
+    is_on_disk,
+    local_model_folder,
+    single_model_folder,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +48,7 @@ class Captioner:
     name: str
     hub_id: str  # ORG/NAME on the Hub, and below $MODEL_VAULT
     revision: str = ""  # commit on the Hub
+    download: float | None = None  # GB
     base: Base | None = None  # the model is the text encoder of this base
     folder: Path | None = None  # a folder that the user named
     published: Config = field(default_factory=dict)  # config.json, without the class's defaults
@@ -61,6 +68,12 @@ class Captioner:
     def local_folder(self) -> Path | None:
         """The model's folder if it is on this machine outside the Hub's cache."""
         return None if self.base is not None else self.folder or local_model_folder(self.hub_id)
+
+    def is_on_disk(self) -> bool:
+        """Whether its files are on this machine, so that nothing has to be downloaded."""
+        if self.base is not None:
+            return is_on_disk(self.base)
+        return self.local_folder() is not None or is_in_hub_cache(self.hub_id, self.revision)
 
     @property
     def identity(self) -> str:
@@ -97,12 +110,14 @@ ON_GPU = Captioner(
     name="qwen3-vl-4b",
     hub_id="Qwen/Qwen3-VL-4B-Instruct",
     revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    download=8.9,
     published=_qwen3_vl(36, 32, 2560, 9728),
 )
 ON_CPU = Captioner(
     name="qwen3-vl-2b",
     hub_id="Qwen/Qwen3-VL-2B-Instruct",
     revision="89644892e4d85e24eaac8bacfd4f463576704203",
+    download=4.3,
     published=_qwen3_vl(28, 16, 2048, 6144),
 )
 CAPTIONERS: Mapping[str, Captioner] = {each.name: each for each in (ON_GPU, ON_CPU)}
@@ -116,7 +131,8 @@ def captioner_of(base: Base, gpu: bool) -> Captioner:
     """The captioner that a base model uses by default, on a GPU or without one."""
     if family_of(base).sees_images:
         name = f"the text encoder of {base.name}"
-        return Captioner(name=name, hub_id=f"{base.hub_id}/text_encoder", base=base)
+        hub_id = f"{base.hub_id}/text_encoder"
+        return Captioner(name=name, hub_id=hub_id, download=base.download, base=base)
     return ON_GPU if gpu else ON_CPU
 
 

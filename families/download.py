@@ -74,7 +74,8 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     captioner = next((each for each in CAPTIONERS.values() if each.hub_id == hub_id), None)
     revision = captioner.revision if captioner is not None else None
     patterns = VAULT_PATTERNS if captioner is None else MODEL_PATTERNS
-    size = f" ({row.download:g} GB)" if row is not None and row.download else ""
+    known = captioner or row
+    size = f" ({known.download:g} GB)" if known is not None and known.download else ""
     print(f"{hub_id}{size} -> {folder}")
     if row is not None and row.terms is not None:
         print(f"{row.license}: {row.terms.notice} {row.terms.url}")

@@ -196,9 +196,15 @@ def is_on_disk(base: Base) -> bool:
         own = _local(base) is not None
     except MissingModel:
         return False
-    if not own:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        snapshots = Path(HF_HUB_CACHE, f"models--{base.hub_id.replace('/', '--')}", "snapshots")
-        own = snapshots.is_dir() and any(snapshots.iterdir())
+    own = own or is_in_hub_cache(base.hub_id)
     return own and (base.completed_by is None or is_on_disk(base.completed_by))
+
+
+def is_in_hub_cache(hub_id: str, revision: str = "") -> bool:
+    """Whether the Hub's cache has this commit of a repository; by default any of its commits."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}", "snapshots")
+    if revision:
+        return (snapshots / revision).is_dir()
+    return snapshots.is_dir() and any(snapshots.iterdir())

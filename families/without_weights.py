@@ -4,6 +4,8 @@ Shapes, dtypes and operations are those of the real model, so memory and FLOPs c
 seconds on any machine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
     found = {name: config_of(base, name) for name in COMPONENTS}
     family = family_class.__new__(family_class)
     family.base, family.device, family.dtype = base, torch.device("meta"), dtype
-    with quiet_transformers(), torch.device("meta"):
+    with quiet_transformers(), _no_values():
         transformer = family_class.model_class("transformer").from_config(found["transformer"])
         vae = family_class.model_class("vae").from_config(found["vae"])
         text_class = family_class.model_class("text_encoder")
@@ -48,11 +50,23 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
 
 def transformer_without_weights(base: Base) -> nn.Module:
     """The base's transformer on the meta device, for layer names and shapes."""
-    with torch.device("meta"):
+    with _no_values():
         model: nn.Module = (
             family_of(base).model_class("transformer").from_config(config_of(base, "transformer"))
         )
     return model
+
+
+@contextmanager
+def _no_values() -> Iterator[None]:
+    """The meta device. Linear layers skip their initialization, which takes most of the time."""
+    initialize = nn.Linear.reset_parameters
+    nn.Linear.reset_parameters = lambda self: None  # type: ignore[method-assign]
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        nn.Linear.reset_parameters = initialize  # type: ignore[method-assign]
 
 
 def _frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:

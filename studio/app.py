@@ -17,6 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from studio import (
+    captioner,
     captions,
     commands,
     datasets,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
 DATA = (datasets, uploads, captions, thumbnails, weights, drafts)
-JOBS = (runs, commands, stream, schema, planner, images)
+JOBS = (runs, commands, stream, schema, planner, images, captioner)
 PARTS: tuple[ModuleType, ...] = DATA + JOBS
 
 

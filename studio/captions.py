@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from studio.captioner import caption_writer_of
 from studio.dataset_files import (
     OWN,
     append,
@@ -21,9 +22,10 @@ from studio.dataset_files import (
     images_of,
     place_of,
     read_file,
+    texts_of,
     write_file,
 )
-from studio.datasets import DEFAULT_CAPTION, TOKEN, described
+from studio.dataset_rows import TOKEN, described
 from studio.folder import Studio, entry_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
@@ -58,7 +60,7 @@ async def _put(request: Request) -> Response:
 def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token: str) -> Response:
     with studio.writing:
         files = find(root)
-        images = images_of(files)
+        images = images_of(root, files)
         if suffix_of(name) == ".txt":
             name = next((each for each in images if stem_of(each) == stem_of(name)), name)
         if name not in images:
@@ -77,16 +79,15 @@ def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token
             write_file(root, file, text.encode())
         elif now is not None:
             to_trash(studio, root / file)
-    after = text.encode() if text.strip() else None
-    own = {n: f for n, f in find(root).items() if n in (name, file)}
-    rows, _ = described(root, own, {file: after} if after is not None else {}, token, None)
-    found = {
-        "caption": text if after is not None else DEFAULT_CAPTION,
-        "caption_version": caption_version(after),
-        "default_caption": after is None,
-        "marks": rows[0]["marks"] if rows else [],
-    }
-    return reply(found)
+        files = find(root)
+        if text.strip():  # otherwise the caption may be that of any other file
+            files = {each: facts for each, facts in files.items() if each in (name, file)}
+        rows, _ = described(root, files, texts_of(root, files), token, None)
+    row = next((each for each in rows if each["name"] == name), None)
+    if row is None:
+        raise Problem(404, f"{name} was removed")
+    names = ("caption", "caption_version", "caption_source", "default_caption", "marks")
+    return reply({each: row[each] for each in names})
 
 
 def _decoded(content: bytes | None) -> str:
@@ -132,7 +133,7 @@ def _replaced(
     with studio.writing:
         files = find(root)
         before: dict[str, tuple[str, str]] = {}  # image and text by caption file
-        for image in images_of(files):
+        for image in images_of(root, files):
             file = caption_file(image, files)
             if file in files and file not in before and (names is None or image in names):
                 try:
@@ -169,8 +170,11 @@ def _replaced(
 async def _undo(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
-    asked = await read_json(request)
-    return await run_in_threadpool(_undone, studio, root, asked.get("undo"))
+    identity, writer = (await read_json(request)).get("undo"), caption_writer_of(studio)
+    writer.check_idle(root.name)
+    answer = await run_in_threadpool(_undone, studio, root, identity)
+    writer.forget(identity)
+    return answer
 
 
 def _undone(studio: Studio, root: Path, identity: object) -> Response:
@@ -180,7 +184,9 @@ def _undone(studio: Studio, root: Path, identity: object) -> Response:
         for each in changes:
             texts[each["file"]] = _decoded(caption_content(root, each["file"]))
         # Some may have their old text still, if the server was killed in between.
-        edited = [e["image"] for e in changes if texts[e["file"]] not in (e["before"], e["after"])]
+        edited = [
+            e["image"] for e in changes if texts[e["file"]] not in (e["before"] or "", e["after"])
+        ]
         if edited:
             raise Problem(
                 409,
@@ -189,23 +195,30 @@ def _undone(studio: Studio, root: Path, identity: object) -> Response:
                 "edit them by hand",
             )
         for each in changes:
-            write_file(root, each["file"], each["before"].encode())
+            if each["before"] is not None:
+                write_file(root, each["file"], each["before"].encode())
+            elif caption_content(root, each["file"]) is not None:
+                (root / each["file"]).unlink()  # its text is in undo.jsonl
     return reply({"undone": len(changes)})
 
 
-def _changes(root: Path, identity: object) -> list[dict[str, str]]:
+def _changes(root: Path, identity: object) -> list[dict[str, Any]]:
+    """The changes with this id: of one line, or of a line for each caption that was written."""
     try:
         lines = read_file(root, f"{OWN}/undo.jsonl", MAX_UNDO_BYTES).splitlines()
     except Problem:
         lines = []
-    for line in reversed(lines):
+    found: list[dict[str, Any]] = []
+    for line in lines:
         try:
             row = json.loads(line)
             if row["id"] == identity:
-                return list(row["changes"])
+                found += row["changes"]
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a power failure
-    raise Problem(404, "there is nothing to undo")
+    if not found:
+        raise Problem(404, "there is nothing to undo")
+    return found
 
 
 ROUTES = [

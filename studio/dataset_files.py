@@ -30,6 +30,7 @@ from studio.folder import (
 from studio.replies import Problem
 from trainer.data import (
     CAPTION_SUFFIXES,
+    HEAD_BYTES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_TABLE_BYTES,
@@ -37,7 +38,9 @@ from trainer.data import (
     Checked,
     Measures,
     Unusable,
+    can_be_image,
     check,
+    is_image,
     probe,
     stem_of,
     suffix_of,
@@ -100,9 +103,15 @@ def find(root: Path) -> Files:
     return dict(sorted(found.items()))
 
 
-def images_of(files: Files) -> Files:
-    """The images among the files."""
-    return {name: facts for name, facts in files.items() if suffix_of(name) in IMAGE_SUFFIXES}
+def images_of(root: Path, files: Files) -> Files:
+    """The images among the files, as the trainer finds them: where the suffix does not say it, by
+    the first bytes."""
+    return {
+        name: facts
+        for name, facts in files.items()
+        if suffix_of(name) in IMAGE_SUFFIXES
+        or (can_be_image(name) and is_image(name, read_file(root, name, HEAD_BYTES)))
+    }
 
 
 def image_parts(name: str) -> list[str]:
@@ -116,9 +125,14 @@ def new_image_parts(name: str) -> list[str]:
 
 
 def _image_parts(parts: list[str]) -> list[str]:
-    if suffix_of(parts[-1]) not in IMAGE_SUFFIXES:
-        raise Problem(415, f"{parts[-1]}: only {READABLE} are supported", "name")
+    if not can_be_image(parts[-1]):
+        raise not_supported(parts[-1])
     return parts
+
+
+def not_supported(name: str) -> Problem:
+    """The refusal of a file that is not an image."""
+    return Problem(415, f"{name}: only {READABLE} are supported", "name")
 
 
 def version_of(name: str, facts: os.stat_result) -> str:
@@ -157,6 +171,12 @@ def caption_file(name: str, files: Mapping[str, object]) -> str:
     stem = stem_of(name)
     found = (f"{stem}{suffix}" for suffix in (".txt", ".TXT", ".Txt"))
     return next((each for each in found if each in files), f"{stem}.txt")
+
+
+def captions_beside(name: str, files: Mapping[str, object]) -> list[str]:
+    """The files that are named after an image and may contain its caption."""
+    stems, suffixes = (stem_of(name), name), (*CAPTION_SUFFIXES, ".json")
+    return [each for each in files if suffix_of(each) in suffixes and stem_of(each) in stems]
 
 
 def texts_of(root: Path, files: Files) -> dict[str, bytes]:

@@ -1,9 +1,6 @@
 """Datasets: list, create, rename, delete, and one with all that the trainer says about it."""
 
-import logging
 import os
-from collections import defaultdict
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
-from inference.image_decoding import format_of, open_image, upright_size
 from studio import packing, thumbnails
+from studio.captioner import caption_writer_of
 from studio.dataset_files import (
     OWN,
     Files,
-    caption_file,
-    caption_version,
+    captions_beside,
     check_image,
     dataset_names,
     find,
@@ -28,36 +24,16 @@ from studio.dataset_files import (
     images_of,
     known_images,
     new_name,
+    not_supported,
     place_of,
-    read_file,
     texts_of,
     version_of,
 )
+from studio.dataset_rows import MULTIPLE, TOKEN, described, names_subject
 from studio.folder import Studio, open_file, to_trash
 from studio.replies import Problem, is_shown, read_json, reply, send_file
 from studio.tasks import Task
-from trainer.data import (
-    CAPTION_SUFFIXES,
-    Checked,
-    Finding,
-    Purpose,
-    Unusable,
-    check_examples,
-    cover,
-    crop,
-    examine,
-    nearest_bucket,
-    probe,
-    stem_of,
-    suffix_of,
-)
-from trainer.settings import TrainingInputs
-
-HEAD = 64  # bytes of files that are not used, to recognize their kind
-DEFAULT_CAPTION: str = TrainingInputs.model_fields["default_caption"].default
-TOKEN: str = TrainingInputs.model_fields["placeholder_token"].default
-MULTIPLE = 16  # `Base.size_multiple` where no base model is named
-
+from trainer.data import choose_captions, nearest_bucket, stem_of
 
 # ---- The list ------------------------------------------------------------------------------------
 
@@ -73,13 +49,14 @@ def _list(request: Request) -> Response:
 
 def _summary(root: Path) -> dict[str, Any]:
     files = find(root)
-    images, known = images_of(files), known_images(root)
+    images, known = images_of(root, files), known_images(root)
+    captions = choose_captions(texts_of(root, files), list(images), (), names_subject)
     changed = max((each.st_mtime for each in files.values()), default=root.stat().st_mtime)
     good = [n for n, f in images.items() if not isinstance(known.get(version_of(n, f)), str)]
     return {
         "name": root.name,
         "images": len(images),
-        "captions": sum(caption_file(name, files) in files for name in images),
+        "captions": sum(bool(each.text) for each in captions.of.values()),
         "problems": len(images) - len(good),
         "bytes": sum(each.st_size for each in files.values()),
         "changed": changed,
@@ -103,6 +80,7 @@ async def _rename(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
     name = new_name(str((await read_json(request)).get("name", "")))
+    caption_writer_of(studio).check_idle(root.name)
     return await run_in_threadpool(_renamed, studio, root, name)
 
 
@@ -123,6 +101,7 @@ def _exists(name: str) -> Problem:
 def _delete(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
+    caption_writer_of(studio).check_idle(root.name)
     if studio.tasks.running("archive", root.name):
         raise Problem(409, "an archive is being added", None, "wait until it is done")
     return reply({"trash": to_trash(studio, root)})
@@ -148,138 +127,11 @@ def _one(request: Request) -> Response:
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
         texts = texts_of(root, files)
-        thumbnails.prune(root, images_of(files))
+        images = images_of(root, files)
+        thumbnails.prune(root, images)
     rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
-    _check_unknown(studio, root, images_of(files))
+    _check_unknown(studio, root, images)
     return reply({"name": root.name, "images": rows, "problems": problems})
-
-
-def described(
-    root: Path, files: Files, texts: dict[str, bytes], token: str, size: tuple[int, int] | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of all images, and the problems of the dataset.
-
-    size: resolution and the base's `size_multiple`, for buckets; or None.
-    """
-    images, known = images_of(files), known_images(root)
-    checked = {
-        name: known.get(version_of(name, facts)) or _from_header(root, name)
-        for name, facts in images.items()
-    }
-    contents = {n: texts[n] if n in texts else _head(root, n, n in images) for n in files}
-
-    def check_images(names: Collection[str]) -> dict[str, Checked | str]:
-        others = {name: _from_header(root, name) for name in names if name not in checked}
-        return checked | others  # images by their content, which the page does not show
-
-    found = examine(contents, DEFAULT_CAPTION, token, check_images=check_images)
-    all_found = [("problem", each) for each in found.problems]
-    all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
-    purpose = Purpose((token,), *(size or (None, MULTIPLE)))
-    all_found += [
-        ("warning" if each.level >= logging.WARNING else "suggestion", each)
-        for each in check_examples(found.examples, purpose)
-    ]
-    marks, problems = _beside(all_found, list(images))
-
-    captions = {each.name: each for each in found.examples}
-    rows = []
-    for name, facts in images.items():
-        file = caption_file(name, files)
-        text = texts.get(file)
-        shown = "" if text is None else _text_of(text)
-        if not shown.strip() and (other := found.captions.get(name)) and other.file != file:
-            shown = other.text  # of another file, or of a table
-        default = not shown.strip()
-        used = checked[name]
-        width, height = (0, 0) if isinstance(used, str) else (used.width, used.height)
-        bucket = _bucket(width, height, *size) if size and width else None
-        rows.append(
-            {
-                "name": name,
-                "width": width,
-                "height": height,
-                "bytes": facts.st_size,
-                "version": version_of(name, facts),
-                "caption": DEFAULT_CAPTION if default else shown,
-                "caption_version": caption_version(text),
-                "default_caption": default,
-                "marks": marks[name],
-                "bucket": bucket,
-                "trained": name in captions,
-            }
-        )
-    return rows, problems
-
-
-def _beside(
-    findings: list[tuple[str, Finding]], images: list[str]
-) -> tuple[dict[str, list[dict[str, str]]], list[dict[str, Any]]]:
-    """Marks by image, and the problems of the whole; each with the images of its captions.
-
-    A suggestion is about the whole: images with one background have no mark each.
-    """
-    by_stem = defaultdict(list)
-    for name in images:
-        by_stem[stem_of(name)].append(name)
-    known, marks = set(images), defaultdict[str, list[dict[str, str]]](list)
-    problems: list[dict[str, Any]] = []
-    for kind, finding in findings:
-        about = [
-            image
-            for name in finding.names
-            for image in ([name] if name in known else by_stem[stem_of(name)] * _is_text(name))
-        ]
-        for image in dict.fromkeys(about if kind != "suggestion" else ()):
-            marks[image].append({"kind": kind, "text": finding.beside or finding.text})
-        if not about or kind != "warning":
-            image_of_it = about[0] if about and kind == "problem" else None
-            problems.append({"kind": kind, "text": finding.text, "image": image_of_it})
-    return marks, problems
-
-
-def _bucket(width: int, height: int, resolution: int, multiple: int) -> dict[str, Any]:
-    bucket = nearest_bucket(width, height, resolution, multiple)
-    left, top, right, bottom = box = crop(width, height, bucket)
-    return {
-        "width": bucket.width,
-        "height": bucket.height,
-        "crop": [round(each) for each in box],
-        "cut": round(1 - (right - left) * (bottom - top) / (width * height), 4),
-        "upscaled": round(max(1.0, cover(width, height, bucket)), 3),
-    }
-
-
-def _from_header(root: Path, name: str) -> Checked | str:
-    """Size of an image that was not decoded yet."""
-    try:
-        with open(open_file(root, name.split("/")), "rb") as file:
-            head = file.read(1 << 18)
-            # In these formats, sizes and EXIF are at the beginning; others are opened as a whole.
-            if format_of(head) not in ("JPEG", "PNG"):
-                head += file.read()
-            probe(head)
-            with open_image(head) as image:
-                return Checked(*upright_size(image), False, False)
-    except Exception as error:  # Pillow may raise any exception on malformed images
-        return str(error)
-
-
-def _head(root: Path, name: str, image: bool) -> bytes:
-    return b"" if image else read_file(root, name, HEAD)
-
-
-def _is_text(name: str) -> bool:
-    return suffix_of(name) in CAPTION_SUFFIXES
-
-
-def _text_of(content: bytes) -> str:
-    from trainer.encodings import decode
-
-    try:
-        return decode(content)[0]
-    except Unusable:
-        return content.decode(errors="replace")  # `examine` says what is wrong
 
 
 def _check_unknown(studio: Studio, root: Path, images: Files) -> None:
@@ -327,11 +179,11 @@ def _remove(request: Request) -> Response:
     os.close(open_file(root, parts))
     with studio.writing:
         files = find(root)
-        name = "/".join(parts)
-        gone, text = [root / name], caption_file(name, files)
-        shared = any(stem_of(n) == stem_of(name) for n in images_of(files) if n != name)
-        if text in files and not shared:
-            gone.append(root / text)
+        name, images = "/".join(parts), images_of(root, files)
+        if name not in images:
+            raise not_supported(name)
+        shared = any(stem_of(each) == stem_of(name) for each in images if each != name)
+        gone = [root / each for each in (name, *captions_beside(name, files) * (not shared))]
         return reply({"trash": to_trash(studio, *gone)})
 
 

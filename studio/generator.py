@@ -165,7 +165,7 @@ class Generator:
                 answer = self._jobs.runs.history(asked[0]).answers.get(asked[1], {})
                 if not answer.get("accepted", True):
                     raise Problem(409, f"{asked[0]}: {answer.get('why')}")
-            elif job.plan["when"] == "pause" and owner["id"]:
+            elif job.plan["when"] == "pause" and owner["kind"] == "run":
                 asked = self._pause(str(owner["id"]))
             await asyncio.sleep(LOOK)
         if job.ended is None:

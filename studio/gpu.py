@@ -2,8 +2,8 @@
 
 import ctypes
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -75,10 +75,24 @@ def _owner(facts: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"kind": kind if kind in ("run", "generator") else "other", "id": facts.get("id")}
 
 
+_reservations = 0
+
+
+@contextmanager
+def reserved() -> Iterator[None]:
+    """For a process that is starting, and takes the lock once it has loaded PyTorch."""
+    global _reservations
+    _reservations += 1
+    try:
+        yield
+    finally:
+        _reservations -= 1
+
+
 def is_free() -> bool:
-    """Whether nobody owns the GPU; true without one."""
+    """Whether nobody owns the GPU, or is about to; true without one."""
     found = _device()
-    return found is None or gpu_lock.owner(found[2]) is None
+    return found is None or (not _reservations and gpu_lock.owner(found[2]) is None)
 
 
 def automatic_base() -> Base:

@@ -10,6 +10,7 @@ from studio.queue import Queue
 from studio.summaries import Runs
 
 if TYPE_CHECKING:
+    from studio.captioner import CaptionWriter
     from studio.generator import Generator
     from studio.planner import Planner
 
@@ -27,6 +28,7 @@ class Jobs:
     keys: dict[str, str] = field(default_factory=dict)  # of requests, and the run of their answer
     planner: "Planner | None" = None
     generator: "Generator | None" = None
+    captions: "CaptionWriter | None" = None
 
 
 def jobs_of(studio: Studio) -> Jobs:

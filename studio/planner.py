@@ -45,7 +45,7 @@ class Planner:
     async def warm(self) -> None:
         """Starts the process, so that the first plan does not wait for it."""
         with suppress(Problem):
-            await self.ask(do="tokens", base=next(iter(BASES)), texts=[])
+            await self.ask(do="tokens", base=next(iter(BASES)), texts=[], token=None)
 
     async def ask(self, **request: Any) -> dict[str, Any]:
         """The answer to a request; asks again once if the process ends. Raises `Problem` 503."""
@@ -95,9 +95,12 @@ def warm(studio: Studio) -> None:
 async def work(studio: Studio) -> None:
     """Ends the planner's process with the server."""
     try:
-        await asyncio.Event().wait()
+        while (
+            not studio.ending.is_set()
+        ):  # the server waits for requests, and these for the process
+            await asyncio.sleep(0.1)
     finally:
-        await planner_of(studio).worker.stop()
+        await planner_of(studio).worker.stop(for_good=True)
 
 
 async def _plan(request: Request) -> Response:
@@ -145,7 +148,8 @@ def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    images = sum(len(images_of(find(place_of(studio, each["name"])))) for each in chosen)
+    roots = [place_of(studio, each["name"]) for each in chosen]
+    images = sum(len(images_of(each, find(each))) for each in roots)
     answer = planner_of(studio).known(**_question(settings, images))
     if answer is not None:
         refuse_missing(settings, answer)
@@ -168,7 +172,7 @@ def look_at(
     for each in chosen:
         root = place_of(studio, each["name"])
         files = find(root)
-        images = images_of(files)
+        images = images_of(root, files)
         count += len(images)
         captions = choose_captions(texts_of(root, files), list(images)).of
         token = each["token"] or settings.subject or settings.trigger_word
@@ -215,8 +219,12 @@ async def _tokens(request: Request) -> Response:
         raise Problem(400, "base must be a known base model", "base")
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise Problem(400, "texts must be a list of texts", "texts")
-    answer = await planner_of(request.app.state.studio).ask(do="tokens", base=base, texts=texts)
-    return reply({"tokens": answer.get("tokens"), "most": answer.get("most")})
+    token = body.get("token")
+    if token is not None and not isinstance(token, str):
+        raise Problem(400, "token must be a text", "token")
+    planner = planner_of(request.app.state.studio)
+    answer = await planner.ask(do="tokens", base=base, texts=texts, token=token)
+    return reply({name: answer.get(name) for name in ("tokens", "lost", "most")})
 
 
 ROUTES = [

@@ -45,16 +45,30 @@ def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokens(request: dict[str, Any]) -> dict[str, Any]:
-    """The number of tokens of each text; null if the tokenizer is not on this machine."""
+    """The number of tokens of each text, and the first words that are cut off from it.
+
+    Null if the tokenizer is not on this machine.
+    """
+    import torch
+
     from families.registry import find_base
     from families.repository import is_on_disk
+    from families.text_limit import cut
 
     base = find_base(request["base"])
     if not is_on_disk(base):
-        return {"tokens": [None] * len(request["texts"]), "most": None}
-    family = _family(base.name)
-    counts = [len(family.tokenize(text).ids) for text in request["texts"]]
-    return {"tokens": counts, "most": family.max_text_tokens}
+        nothing = [None] * len(request["texts"])
+        return {"tokens": nothing, "lost": nothing, "most": None}
+    family, token = _family(base.name), request.get("token")
+    vectors = {token: torch.zeros(1, 1)} if token else {}
+    counts, lost = [], []
+    for text in request["texts"]:
+        read = family.tokenize(text, vectors)
+        # The template before the text does not count.
+        counts.append(len(read.ids) - family.text_limit(read) + family.max_text_tokens)
+        found = cut(family, text, vectors)
+        lost.append(None if found is None else found.first_lost())
+    return {"tokens": counts, "lost": lost, "most": family.max_text_tokens}
 
 
 @lru_cache(4)

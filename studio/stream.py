@@ -51,6 +51,8 @@ def snapshot(jobs: Jobs) -> dict[str, Any]:
     generator = {"state": "off", "base_model": None}
     if jobs.generator is not None:
         generator, tasks = jobs.generator.shown(), tasks + jobs.generator.tasks()
+    if jobs.captions is not None:
+        tasks += jobs.captions.tasks()
     return {
         "version": _version(),
         "runs": shown,

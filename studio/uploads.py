@@ -23,20 +23,22 @@ from studio.dataset_files import (
     images_of,
     is_safe,
     new_image_parts,
+    not_supported,
     note_image,
     own_folder,
     place_of,
     version_of,
 )
-from studio.datasets import TOKEN, add_image, described
+from studio.dataset_rows import TOKEN, described
+from studio.datasets import add_image
 from studio.folder import Studio, checked_name, folder_fd, to_trash
 from studio.replies import FULL, Problem, reply
 from studio.tasks import Task
 from trainer.data import (
-    IMAGE_SUFFIXES,
     MAX_MEMBER_BYTES,
     Unusable,
     check,
+    is_image,
     listed,
     probe,
     read_members,
@@ -120,9 +122,10 @@ def _stored(
     studio: Studio, root: Path, parts: list[str], part: Path, replace: bool
 ) -> dict[str, object]:
     """Checks a received image, and moves it to its name."""
-    name = "/".join(parts)
+    name, data = "/".join(parts), part.read_bytes()
+    if not is_image(name, data):
+        raise not_supported(name)
     try:
-        data = part.read_bytes()
         probe(data)
         checked = check(data)
     except Unusable as error:
@@ -178,7 +181,7 @@ def _unpacked(studio: Studio, root: Path, archive: Path, name: str, task: Task) 
         stored: list[str] = []
         for member, data in read_members(archive, problems, problems):
             task.at(len(stored), 0)
-            if suffix_of(member) not in IMAGE_SUFFIXES | TEXTS.keys():
+            if suffix_of(member) not in TEXTS and not is_image(member, data):
                 continue
             if not is_safe(member):
                 problems.append(f"{member}: its name cannot be used; rename it")
@@ -194,7 +197,7 @@ def _unpacked(studio: Studio, root: Path, archive: Path, name: str, task: Task) 
         with studio.writing:
             added = _moved(root, staging, stored)
         files = find(root)
-        images = [each for each in images_of(files) if each in added]
+        images = [each for each in images_of(root, files) if each in added]
         for done, image in enumerate(images):
             task.at(done, len(images))
             add_image(root, image, files[image])

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,6 +37,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._killed: asyncio.subprocess.Process | None = None  # may not have ended yet
         self._turn: asyncio.Lock | None = None
+        self._closed = False
         self._log = folder / f".{module.rpartition('.')[2]}.log"
 
     @property
@@ -47,10 +48,12 @@ class Worker:
     async def ask(
         self,
         request: dict[str, Any],
-        progress: Callable[[dict[str, Any]], None] = lambda _: None,
+        progress: Callable[[dict[str, Any]], Awaitable[None] | None] = lambda _: None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """The answer to a request, the first line with `answer`; other lines go to `progress`.
+
+        What `progress` returns is awaited before the next line is read.
 
         One request after another. Raises `WorkerEnded`.
         """
@@ -69,7 +72,8 @@ class Worker:
                     if "answer" in found:
                         answer: dict[str, Any] = found["answer"]
                         return answer
-                    progress(found)
+                    if (waiting := progress(found)) is not None:
+                        await waiting
             except (OSError, ValueError) as error:
                 self.kill()
                 raise WorkerEnded(f"its answer cannot be read ({error})") from None
@@ -92,8 +96,9 @@ class Worker:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def stop(self) -> None:
-        """Ends the process and waits for its end."""
+    async def stop(self, for_good: bool = False) -> None:
+        """Ends the process and waits for it. `for_good`: requests that wait do not start it."""
+        self._closed = for_good
         self.kill()
         if self._process is not None:
             if self._process.stdin is not None:
@@ -101,6 +106,8 @@ class Worker:
             await self._process.wait()
 
     async def _started(self) -> asyncio.subprocess.Process:
+        if self._closed:
+            raise WorkerEnded("the studio is ending")
         if self._process is not None and self._process is self._killed:
             await self._process.wait()
         if self.runs and self._process is not None:

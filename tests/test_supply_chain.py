@@ -20,7 +20,16 @@ from families.repository import MissingModel
 
 SHIPPED = sorted(
     file
-    for room in ("families", "adapters", "inference", "trainer", "serving", "miniature", "demo")
+    for room in (
+        "families",
+        "adapters",
+        "inference",
+        "trainer",
+        "serving",
+        "miniature",
+        "demo",
+        "charts",
+    )
     for file in (ROOT / room).rglob("*.py")
 ) + [ROOT / "train.py", ROOT / "predict.py"]
 

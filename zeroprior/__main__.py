@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "generate": Command("Generate", "generate images", "inference.__main__:main"),
     "serve": Command("Generate", "start an HTTP server (Cog's interface)", "serving.__main__:main"),
-    "adapters": Command("Other", "inspect, convert, merge, resize LoRAs", "adapters.__main__:main"),
+    "adapters": Command("Other", "inspect, convert, merge, bake LoRAs", "adapters.__main__:main"),
     "studio": Command("Other", "open a web page for all of this", "studio.__main__:main"),
     "demo": Command("Other", "train and generate with a small model, no GPU", "demo.__main__:main"),
     "download": Command("Other", "download base models", "families.download:main"),

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,22 +49,71 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        part = Path(name)
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        with naming_full_disk(path):
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            os.close(handle)
+            part = Path(name)
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: yields an empty one, which replaces `path` when the context ends.
+
+    A folder at `path` is removed. Files and the folder are readable for all, as with `atomic_file`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    try:
+        with naming_full_disk(path):
+            yield part
+            for each in part.rglob("*"):
+                if each.is_file():
+                    with each.open("rb") as written:
+                        os.fsync(written.fileno())
+                each.chmod(0o644 if each.is_file() else 0o755)
+            part.chmod(0o755)
+            if path.is_dir():
+                path.rename(old := part.with_suffix(".old"))
+                part.rename(path)
+                shutil.rmtree(old)
+            else:
+                part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Adds `path` and what to do to errors of a full disk."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in FULL or error.filename == str(path):
             raise
         reason = f"no space to write it ({error.strerror}); free some, or write to another disk"
         raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of a file or folder that does not exist yet has too little space.
+
+    needed: bytes.
+    """
+    folder = next(each for each in path.absolute().parents if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, f"{reason}; free some, or write to another disk", str(path))
 
 
 def content_hash(path: str | PathLike[str]) -> str:

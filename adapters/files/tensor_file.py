@@ -64,11 +64,18 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of an open safetensors file by name; each access reads the tensor again.
 
     The caller keeps the file open and closes it. `look` is called before the dtypes and sizes of
-    the tensors are checked. Raises `BrokenTensors` for a header that is damaged or beyond the
-    limits, and on access for a truncated tensor.
+    the tensors are checked. `most_float32_bytes` replaces the limit, for a
+    file whose tensors are not kept together. Raises `BrokenTensors` for a header that is damaged
+    or beyond the limits, and on access for a truncated tensor.
     """
 
-    def __init__(self, file: IO[bytes], size: int, look: Look | None = None) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        size: int,
+        look: Look | None = None,
+        most_float32_bytes: float | None = None,
+    ) -> None:
         self._file = file
         file.seek(0)
         length = int.from_bytes(_exactly(file, 8), "little")
@@ -110,10 +117,9 @@ class TensorFile(Mapping[str, Tensor]):
                 f"is not a whole safetensors file (it has {size:,} bytes, its header says {end:,})"
             )
         kept = 4 * sum(math.prod(place.shape) for place in self._places.values())
-        if kept > MAX_FLOAT32_BYTES:
-            raise BrokenTensors(
-                f"takes {kept:,} bytes in float32; {MAX_FLOAT32_BYTES:,} is the limit"
-            )
+        most = MAX_FLOAT32_BYTES if most_float32_bytes is None else most_float32_bytes
+        if kept > most:
+            raise BrokenTensors(f"takes {kept:,} bytes in float32; {most:,} is the limit")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -123,11 +129,29 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        if place.start == place.stop:
-            return torch.empty(place.shape, dtype=place.dtype)
-        self._file.seek(place.start)
-        data = _exactly(self._file, place.stop - place.start)
-        return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+        return self._read(place, place.start, place.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor, without reading the others."""
+        place = self._places[name]
+        shape = (stop - start, *place.shape[1:])
+        row = math.prod(place.shape[1:]) * place.dtype.itemsize
+        return self._read(place, place.start + start * row, shape)
+
+    def _read(self, place: _Place, start: int, shape: tuple[int, ...]) -> Tensor:
+        size = math.prod(shape) * place.dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=place.dtype)
+        self._file.seek(start)
+        return torch.frombuffer(_exactly(self._file, size), dtype=place.dtype).reshape(shape)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors by the header."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor by the header."""
+        return self._places[name].dtype
 
     def planned(self) -> dict[str, Tensor]:
         """The tensors by the header, on the meta device: dtypes and shapes without values."""

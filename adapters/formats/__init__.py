@@ -4,13 +4,14 @@ from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
 from adapters.formats.idle import completed, family_of_layers, without_idle
-from adapters.formats.layout import BIAS, Layout, is_linear
+from adapters.formats.layer_names import OTHER_COMPONENTS, without_fronts, without_wrappers
+from adapters.formats.layout import BIAS, Layout, is_linear, spellings
 from adapters.formats.lora_file import (
     MAX_BYTES,
     BrokenLora,
     StoredLayer,
     as_written,
-    lora_bytes,
+    lora_size,
     open_lora,
     open_tensors,
     parse_lora,
@@ -19,6 +20,7 @@ from adapters.formats.lora_file import (
     read_tensors,
     refuse_other_kinds,
     stored_layers,
+    write_lora,
 )
 from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, UP, split_key
 from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES, titles
@@ -42,6 +44,7 @@ __all__ = [
     "MAGNITUDE",
     "MAX_BYTES",
     "MAX_CONFIG_BYTES",
+    "OTHER_COMPONENTS",
     "PROGRAMS",
     "Program",
     "Shapes",
@@ -58,7 +61,7 @@ __all__ = [
     "family_of_layers",
     "is_linear",
     "is_zero",
-    "lora_bytes",
+    "lora_size",
     "open_lora",
     "open_tensors",
     "parse_lora",
@@ -68,9 +71,13 @@ __all__ = [
     "read_tensors",
     "refuse_other_kinds",
     "shown",
+    "spellings",
     "split_key",
     "stored_layers",
     "titles",
     "verdict",
+    "without_fronts",
     "without_idle",
+    "without_wrappers",
+    "write_lora",
 ]

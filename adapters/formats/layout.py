@@ -5,7 +5,7 @@ Nothing is skipped.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,15 +43,34 @@ class Layout:
         for name, module in modules.items():
             if name.rpartition(".")[0] not in wrapped:
                 shapes |= _shapes(name, module)
+        return cls._named(base_name, shapes, original_names)
+
+    @classmethod
+    def of_parameters(
+        cls,
+        parameters: Mapping[str, tuple[int, ...]],
+        base_name: str,
+        original_names: OriginalNames | None = None,
+    ) -> "Layout":
+        """The same from the shapes of the model's parameters by name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in parameters.items():
+            layer = name.removesuffix(".weight")
+            if layer != name:
+                shapes[layer] = shape
+                if (bias := parameters.get(f"{layer}{BIAS}")) is not None:
+                    shapes[f"{layer}{BIAS}"] = bias
+        return cls._named(base_name, shapes, original_names)
+
+    @classmethod
+    def _named(
+        cls,
+        base_name: str,
+        shapes: dict[str, tuple[int, ...]],
+        original_names: OriginalNames | None,
+    ) -> "Layout":
         layers = [name for name in shapes if not name.endswith(BIAS)]
-        dotted: dict[str, tuple[str, ...]] = {name: (name,) for name in layers}
-        for written, parts in (original_names or {}).items():
-            for name in layers:
-                if f".{parts[0]}." in f".{name}.":
-                    targets = tuple(_renamed(name, parts[0], part) for part in parts)
-                    if all(target in shapes for target in targets):
-                        dotted.setdefault(_renamed(name, parts[0], written), targets)
-        return cls(base_name, shapes, Names(dotted))
+        return cls(base_name, shapes, Names(spellings(layers, original_names or {})))
 
     def find(self, written: str) -> Targets | None:
         """The layers that a name in a file refers to; several for a fused layer.
@@ -140,6 +159,22 @@ class Layout:
         if layer.endswith(BIAS) and self.names.meant(name):
             return f"{shown([name])} has no bias"
         return shown([self.names.obstacle(name)])
+
+
+def spellings(names: Iterable[str], original_names: OriginalNames) -> dict[str, Targets]:
+    """Each name that a file may use, and the model's names that it means.
+
+    `names` are dotted names of layers or parameters.
+    """
+    known = dict.fromkeys(names)
+    found: dict[str, Targets] = {name: (name,) for name in known}
+    for written, parts in original_names.items():
+        for name in known:
+            if f".{parts[0]}." in f".{name}.":
+                targets = tuple(_renamed(name, parts[0], part) for part in parts)
+                if all(target in known for target in targets):
+                    found.setdefault(_renamed(name, parts[0], written), targets)
+    return found
 
 
 def is_linear(module: object) -> bool:

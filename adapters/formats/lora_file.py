@@ -9,7 +9,7 @@ Any other tensor is an error that names it; nothing is skipped.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
 from adapters.files.tensor_file import BrokenTensors, Look, TensorFile
+from adapters.files.tensor_writer import Planned, write_tensors
 from adapters.formats.deltas import Delta, Deltas
 from adapters.formats.factors import Factors, rank_of, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes, other_format, other_kind
@@ -31,6 +31,7 @@ from adapters.formats.lora_header import BadHeader
 from adapters.formats.lora_strength import Strength
 
 _WRITTEN = torch.bfloat16
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
 
 
@@ -46,27 +47,46 @@ def as_written(factors: Factors) -> Factors:
     }
 
 
-def lora_bytes(factors: Factors, metadata: Mapping[str, str]) -> bytes:
-    """The content of a LoRA's safetensors file.
+def lora_size(factors: Factors) -> int:
+    """Bytes of the tensors that `write_lora` writes."""
+    return sum(each.nbytes for each in _planned(completed(factors)).values())
+
+
+def write_lora(file: IO[bytes], factors: Factors, metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA's safetensors file, tensor by tensor.
 
     Layers of a lower rank are padded with zeros to the largest, and zero pairs are added for idle
     layers (`adapters.formats.idle`); neither changes dW.
     """
-    rank = rank_of(factors)
-    family = family_of_layers(factors)
-    prefix = "transformer" if family is None else family.lora_prefix
-    tensors = {}
     factors = completed(factors)
-    for layer, (down, up) in factors.items():
-        more = rank - len(down)
-        down, up = pad(down, (0, 0, 0, more)), pad(up, (0, more))
-        tensors[f"{prefix}.{layer}.lora_A.weight"] = down.to(_WRITTEN).contiguous()
-        tensors[f"{prefix}.{layer}.lora_B.weight"] = up.to(_WRITTEN).contiguous()
+    rank = rank_of(factors)
     # PEFT's settings; diffusers requires the layers in them.
     settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
     peft = {f"transformer.{name}": value for name, value in settings.items()}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(peft), **metadata}
-    return save(tensors, metadata=header)
+    planned = _planned(factors)
+
+    def values() -> Iterator[tuple[str, Tensor]]:
+        for name in planned:
+            layer, down = name.removesuffix(_UP).removesuffix(_DOWN), name.endswith(_DOWN)
+            tensor = factors[layer.partition(".")[2]][0 if down else 1]
+            more = rank - tensor.shape[0 if down else 1]
+            tensor = pad(tensor, (0, 0, 0, more) if down else (0, more)) if more else tensor
+            yield name, tensor.detach().cpu().to(_WRITTEN)
+
+    write_tensors(file, planned, values(), header)
+
+
+def _planned(factors: Factors) -> dict[str, Planned]:
+    """The tensors of a file, in its order."""
+    rank = rank_of(factors)
+    family = family_of_layers(factors)
+    prefix = "transformer" if family is None else family.lora_prefix
+    planned = {}
+    for layer, (down, up) in factors.items():
+        planned[f"{prefix}.{layer}{_DOWN}"] = Planned(_WRITTEN, (rank, down.shape[1]))
+        planned[f"{prefix}.{layer}{_UP}"] = Planned(_WRITTEN, (up.shape[0], rank))
+    return dict(sorted(planned.items()))
 
 
 def open_tensors(file: IO[bytes], size: int, source: str, look: Look | None = None) -> TensorFile:

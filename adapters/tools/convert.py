@@ -56,7 +56,7 @@ def convert(opened: Opened, program_name: str) -> Converted:
     """The same LoRA for another program. Raises `ToolError` for a kind that it does not read."""
     program, reader = _program(program_name, opened)
     style = reader.writes
-    layers = opened.layers
+    layers = opened.stored.layers
     pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
     tensors: dict[str, Tensor] = {}
     for written, layer in layers.items():

@@ -27,7 +27,7 @@ _TRAINED = re.compile(r"ss_(?:base_model_version|network_module|num_epochs|steps
 
 def inspect(opened: Opened) -> dict[str, Any]:
     """All facts of a LoRA, for people (`shown`) and as JSON."""
-    layers = opened.layers
+    layers = opened.stored.layers
     ranks = Counter(len(each.parts[DOWN]) for each in layers.values() if DOWN in each.parts)
     scales = Counter(round(each.scale, 6) for each in layers.values())
     archive = opened.archive
@@ -42,13 +42,13 @@ def inspect(opened: Opened) -> dict[str, Any]:
         "zero_layers": sum(is_zero(each) for each in opened.deltas.values()),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "alpha_over_rank": {f"{scale:g}": count for scale, count in sorted(scales.items())},
-        "dtypes": dict(Counter(opened.dtypes.values())),
+        "dtypes": dict(Counter(opened.stored.dtypes.values())),
         "norms": norms(opened),
         "tokens": [
             {"token": each.token, "vectors": len(each.vectors), "norm": round(each.norm(), 4)}
             for each in archive.placeholders
         ],
-        "training": _training(archive.meta, opened.metadata),
+        "training": _training(archive.meta, opened.stored.metadata),
         "read_by": read_by(opened),
         "sha256_of_tensors": archive.lora_sha256,
     }
@@ -74,8 +74,10 @@ def by_block(norms: Mapping[str, float | None]) -> dict[str, float]:
 
 def read_by(opened: Opened) -> dict[str, str]:
     """By program, whether it reads the file as it is, and why not."""
-    layers = opened.layers
-    names = [key for key in opened.dtypes if (split := split_key(key)) and split.part != ALPHA]
+    layers = opened.stored.layers
+    names = [
+        key for key in opened.stored.dtypes if (split := split_key(key)) and split.part != ALPHA
+    ]
     fitting = [style for style, form in _STYLES if all(form.fullmatch(key) for key in names)]
     other = {kind_of(each) for each in layers.values()} - {"LoRA"}
     scaled = [

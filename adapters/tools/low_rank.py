@@ -1,6 +1,7 @@
 """Exact linear algebra on low-rank matrices B @ A, without multiplying them out."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,11 @@ from torch import Tensor
 
 from adapters.formats import Delta, Dora, as_delta
 from adapters.tools.opened import ToolError
+
+_EXACT = 256  # smaller side of a matrix whose decomposition takes less than 0.1 s
+_OVERSAMPLE = 8
+_PRODUCTS = 8  # at most
+_GAIN = 1e-3
 
 
 class Singular(NamedTuple):
@@ -55,23 +61,52 @@ def singular_of(name: str, delta: Delta) -> Singular:
     return Singular(u, s, vh)
 
 
-def approximate_singular(
-    matrix: Tensor, rank: int, seed: int = 0, oversample: int = 8, iterations: int = 2
-) -> Singular:
-    """The first `rank` singular values and vectors of a matrix [out, in].
+def leading_singular(matrix: Tensor, rank: int) -> Singular:
+    """The first `rank` singular values and vectors of a matrix [out, in] in float32.
 
-    Randomized subspace iteration (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm
-    4.4): the error is within a few per cent of the best possible one.
+    Exact for small matrices. Otherwise by randomized subspace iteration (Halko, Martinsson and
+    Tropp 2011, arXiv 0909.4061, algorithm 4.4), until a further product explains less than
+    `_GAIN` of the squared norm more. The same matrix always gives the same result.
     """
-    generator = torch.Generator().manual_seed(seed)
-    width = min(rank + oversample, *matrix.shape)
-    basis = matrix @ torch.randn(matrix.shape[1], width, generator=generator)
-    for _ in range(iterations):
-        basis = torch.linalg.qr(basis).Q
-        basis = matrix @ torch.linalg.qr(matrix.T @ basis).Q
-    basis = torch.linalg.qr(basis).Q
-    u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return Singular((basis @ u)[:, :rank], s[:rank], vh[:rank])
+    width = min(rank + _OVERSAMPLE, *matrix.shape)
+    if min(matrix.shape) <= max(_EXACT, 2 * width):
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return Singular(u[:, :rank], s[:rank], vh[:rank])
+    generator = torch.Generator().manual_seed(0)
+    start = matrix @ torch.randn(matrix.shape[1], width, generator=generator)
+    basis = torch.linalg.qr(start).Q
+    sides = matrix.T, matrix
+    enough = _GAIN * float(matrix.norm()) ** 2
+    explained = 0.0
+    for number in range(_PRODUCTS):
+        product = sides[number % 2] @ basis
+        gain = float(product.norm()) ** 2 - explained
+        explained += gain
+        if gain < enough:
+            break
+        if number + 1 < _PRODUCTS:
+            basis = torch.linalg.qr(product).Q
+    # product = side @ basis with an orthonormal basis: the other factor of the approximation.
+    u, s, vh = torch.linalg.svd(product, full_matrices=False)
+    inner = basis @ vh.T
+    if number % 2:  # side is the matrix
+        return Singular(u[:, :rank], s[:rank], inner.T[:rank])
+    return Singular(inner[:, :rank], s[:rank], u.T[:rank])
+
+
+def shares(values: Tensor, total: float | None = None) -> list[float]:
+    """For each rank, the share of the squared norm that the first singular values have.
+
+    total: the squared norm; by default that of the values.
+    """
+    squares = values.double() ** 2
+    whole = float(squares.sum()) if total is None else total
+    return (squares.cumsum(0) / max(whole, 1e-300)).tolist()
+
+
+def rank_for(shares: Sequence[float], energy: float) -> int:
+    """The lowest rank with this share; the highest one if none has it."""
+    return min(1 + sum(each < energy * (1 - 1e-9) for each in shares), len(shares))
 
 
 def norm(down: Tensor, up: Tensor) -> float:

@@ -1,13 +1,14 @@
 """Merges LoRAs into one, and puts a training adapter into a LoRA or takes it out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adapters.archive import Archive
-from adapters.formats import Factors, as_written
+from adapters.formats import Factors
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_distinct
 from adapters.tools.low_rank import distance, norm, singular
@@ -31,6 +32,10 @@ class Changed:
 
     archive: Archive
     layers: tuple[LayerError, ...]
+    # By layer, for each rank the share of the squared norm that the first singular values have;
+    # empty if they were not computed.
+    energies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -38,7 +43,9 @@ class Changed:
         return max((each.error for each in self.layers), default=0.0)
 
 
+Pair = tuple[Tensor, Tensor]
 Scaled = tuple[Factors, float]  # a LoRA's pairs, and the scale that it gets
+Exchanged = tuple[str, Pair, Pair]  # a layer, its exact change, and what takes its place
 
 
 def merge(loras: Sequence[tuple[Opened, float]], rank: int | None = None) -> Changed:
@@ -55,15 +62,14 @@ def merge(loras: Sequence[tuple[Opened, float]], rank: int | None = None) -> Cha
                 f"{first.name} is for {first.base.name}, {each.name} for {each.base.name}: LoRAs "
                 "of different models cannot be merged"
             )
-    merged = joined([(each.factors("merge"), scale) for each, scale in loras])
+    merged = joined([(each.factors("merge"), scale) for each, scale in loras], rank)
     placeholders = _tokens([each for each, scale in loras if scale != 0])
     facts = [
         {"name": each.name, "scale": scale, "sha256": each.archive.lora_sha256}
         for each, scale in loras
     ]
     meta = {"base_model": first.base.hub_id, **first.base.license_facts, "merged": facts}
-    meta |= named(placeholders)
-    return changed(merged, rank, placeholders, meta)
+    return measured(merged, placeholders, meta | named(placeholders))
 
 
 def with_training_adapter(opened: Opened, scale: float, version: str = "") -> Changed:
@@ -84,52 +90,37 @@ def with_training_adapter(opened: Opened, scale: float, version: str = "") -> Ch
         )
     adapter = TurboAdapter.read(adapter_path(base.training_adapters[version]))
     opened.layout.fit(adapter.factors, adapter.name)  # raises for another model's
-    merged = joined([(opened.factors("this"), 1.0), (adapter.factors, scale)])
+    merged = joined([(opened.factors("this"), 1.0), (adapter.factors, scale)], None)
     facts = {"name": adapter.name, "scale": scale}
     meta = {**meta_of(opened), "base_model": base.hub_id, "training_adapter_added": facts}
-    return changed(merged, None, opened.archive.placeholders, meta)
+    return measured(merged, opened.archive.placeholders, meta)
 
 
-def joined(loras: Sequence[Scaled]) -> Factors:
-    """sum of scale * B @ A by layer, with joined factors."""
+def joined(loras: Sequence[Scaled], rank: int | None) -> Iterator[Exchanged]:
+    """sum of scale * B @ A by layer with joined factors, and the same at a rank if one is given."""
     layers = dict.fromkeys(name for factors, _ in loras for name in factors)
-    result: Factors = {}
     for name in layers:
         pairs = [(factors[name], scale) for factors, scale in loras if name in factors]
         downs = [down.float() for (down, _), _ in pairs]
         ups = [up.float() * scale for (_, up), scale in pairs]
-        result[name] = torch.cat(downs), torch.cat(ups, dim=1)
-    return result
-
-
-def changed(
-    exact: Factors,
-    rank: int | None,
-    placeholders: Sequence[Placeholder],
-    meta: dict[str, Any],
-) -> Changed:
-    """`exact`, at a rank if one is given, and what rounding and truncation cost."""
-    result = exact
-    if rank is not None:
-        result = {
-            name: singular(*pair).factors(rank) if len(pair[0]) > rank else pair
-            for name, pair in exact.items()
-        }
-    return measured(exact, result, placeholders, meta)
+        exact = torch.cat(downs), torch.cat(ups, dim=1)
+        lower = rank is not None and len(exact[0]) > rank
+        yield name, exact, singular(*exact).factors(rank) if lower and rank else exact
 
 
 def measured(
-    exact: Factors, result: Factors, placeholders: Sequence[Placeholder], meta: dict[str, Any]
+    layers: Iterable[Exchanged], placeholders: Sequence[Placeholder], meta: dict[str, Any]
 ) -> Changed:
-    """A result with its error against the exact change."""
+    """The results with their errors against the exact changes. Keeps only what is written."""
     rows = []
-    for name, pair in exact.items():
-        whole = norm(*pair)
-        written = as_written({name: result[name]})[name]
-        error = distance(pair, written) / whole if whole else 0.0
-        rows.append(LayerError(name, len(result[name][0]), error))
-    facts = {**meta, "rank": max(len(down) for down, _ in result.values())}
-    return Changed(Archive(result, tuple(placeholders), facts), tuple(rows))
+    kept: Factors = {}
+    for name, exact, (down, up) in layers:
+        kept[name] = pair = down.bfloat16(), up.bfloat16()
+        whole = norm(*exact)
+        error = distance(exact, (pair[0].float(), pair[1].float())) / whole if whole else 0.0
+        rows.append(LayerError(name, len(down), error))
+    facts = {**meta, "rank": max(each.rank for each in rows)}
+    return Changed(Archive(kept, tuple(placeholders), facts), tuple(rows))
 
 
 def meta_of(opened: Opened) -> dict[str, Any]:

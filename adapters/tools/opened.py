@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from adapters.archive import Archive, read_archive
 from adapters.archive_opening import open_archive
 from adapters.formats import Delta, Layout, LoraMismatch, StoredLayer, stored_layers
 from families.base import Base
+from families.parameters import transformer_parameters
 from families.registry import (
     BASES,
     FAMILIES,
@@ -35,9 +37,11 @@ class Opened:
     why: str  # the reason for `base`
     layout: Layout
     deltas: Mapping[str, Delta]  # by the base's layer names; alpha is multiplied in
-    layers: Mapping[str, StoredLayer]  # as stored, by the file's layer names
-    dtypes: Mapping[str, str]  # of each tensor, by its name in the file
-    metadata: Mapping[str, str]  # of the file's header
+
+    @cached_property
+    def stored(self) -> "Stored":
+        """The file's tensors as they are; only some tools need them."""
+        return Stored.read(self.path)
 
     @property
     def name(self) -> str:
@@ -56,6 +60,25 @@ class Opened:
         return {name: each for name, each in self.deltas.items() if isinstance(each, tuple)}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The layers of a LoRA file as they are stored."""
+
+    layers: Mapping[str, StoredLayer]  # by the file's layer names
+    dtypes: Mapping[str, str]  # of each tensor, by its name in the file
+    metadata: Mapping[str, str]  # of the file's header
+
+    @classmethod
+    def read(cls, path: Path) -> "Stored":
+        """Raises `BrokenArchive`."""
+        with open_archive(path) as file:
+            layers = stored_layers(file.tensors, file.source, file.config)
+            planned = file.tensors.planned()
+            metadata = dict(file.tensors.metadata)
+        dtypes = {key: str(each.dtype).removeprefix("torch.") for key, each in planned.items()}
+        return cls(layers, dtypes, metadata)
+
+
 def open_lora(path: Path, base_name: str = "") -> Opened:
     """Reads a LoRA and finds its base model: the named one, the file's own, or the first that fits.
 
@@ -67,25 +90,13 @@ def open_lora(path: Path, base_name: str = "") -> Opened:
     base, layout = (named, layout_of(named)) if named else _first_that_fits(archive, path.name)
     deltas = layout.fit(archive.deltas, path.name)
     why = why or f"all {len(deltas)} layers fit"
-    return Opened(path, archive, base, why, layout, deltas, *stored(path))
-
-
-def stored(path: Path) -> tuple[dict[str, StoredLayer], dict[str, str], dict[str, str]]:
-    """The layers of a LoRA file as they are stored, the dtype of each tensor, and the metadata."""
-    with open_archive(path) as file:
-        layers = stored_layers(file.tensors, file.source, file.config)
-        planned = file.tensors.planned()
-        metadata = dict(file.tensors.metadata)
-    dtypes = {key: str(each.dtype).removeprefix("torch.") for key, each in planned.items()}
-    return layers, dtypes, metadata
+    return Opened(path, archive, base, why, layout, deltas)
 
 
 def layout_of(base: Base) -> Layout:
     """The layers of a base's transformer; nothing is downloaded for a published one."""
-    from families.without_weights import transformer_without_weights
-
-    transformer = transformer_without_weights(base)
-    return Layout.of(transformer, base.name, family_of(base).original_names)
+    parameters = transformer_parameters(base)
+    return Layout.of_parameters(parameters, base.name, family_of(base).original_names)
 
 
 def _named_base(archive: Archive, named: str) -> tuple[Base | None, str]:

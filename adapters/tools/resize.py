@@ -2,11 +2,11 @@
 
 import heapq
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from adapters.formats import Factors, rank_of
-from adapters.tools.low_rank import Singular, singular_of
-from adapters.tools.merge import Changed, measured, meta_of
+from adapters.tools.low_rank import Singular, rank_for, shares, singular_of
+from adapters.tools.merge import Changed, Exchanged, measured, meta_of
 from adapters.tools.opened import Opened, ToolError
 
 _BYTES = 2  # of a bfloat16 number
@@ -38,18 +38,21 @@ def resize(opened: Opened, goal: Goal) -> Changed:
     Also of LoKr and LoHa, which become plain LoRAs. Raises `ToolError` for a size that not even
     rank 1 reaches, and for changes that have no rank (biases, norms, DoRA).
     """
-    exact: Factors = {}
-    parts: dict[str, Singular] = {}
-    for name, delta in opened.deltas.items():
-        parts[name] = found = singular_of(name, delta)
-        exact[name] = delta if isinstance(delta, tuple) else found.factors(len(found.s))
+    parts = {name: singular_of(name, delta) for name, delta in opened.deltas.items()}
+    energies = {name: shares(each.s) for name, each in parts.items()}
     ranks = _ranks(parts, goal)
-    result = {
-        name: exact[name] if ranks[name] >= len(exact[name][0]) else found.factors(ranks[name])
-        for name, found in parts.items()
-    }
-    facts = {"resized": {"name": opened.name, "rank_before": rank_of(exact)}}
-    return measured(exact, result, opened.archive.placeholders, {**meta_of(opened), **facts})
+
+    def layers() -> Iterator[Exchanged]:
+        for name, delta in opened.deltas.items():
+            found = parts.pop(name)
+            exact = delta if isinstance(delta, tuple) else found.factors(len(found.s))
+            keep = ranks[name] >= len(exact[0])
+            yield name, exact, exact if keep else found.factors(ranks[name])
+
+    before = max(map(len, energies.values()))
+    facts = {"resized": {"name": opened.name, "rank_before": before}}
+    changed = measured(layers(), opened.archive.placeholders, {**meta_of(opened), **facts})
+    return replace(changed, energies=energies)
 
 
 def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
@@ -62,9 +65,7 @@ def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
 
 
 def _rank_for(part: Singular, energy: float) -> int:
-    squares = part.s.double() ** 2
-    kept = squares.cumsum(0) / squares.sum().clamp_min(1e-300)
-    return 1 + int((kept < energy * (1 - 1e-9)).sum())
+    return rank_for(shares(part.s), energy)
 
 
 def _ranks_for_size(parts: dict[str, Singular], size: float) -> dict[str, int]:

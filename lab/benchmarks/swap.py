@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from adapters.archive import Archive, read_archive
 from adapters.formats.deltas import Delta
 from adapters.formats.layout import Layout
-from adapters.formats.lora_file import lora_bytes
+from adapters.formats.lora_file import write_lora
 from adapters.merging import LoraMerger
 from families.registry import FAMILIES
 from lab.benchmarks.models import MODELS, PUBLISHED_BLOCKS, block_linears
@@ -161,7 +161,8 @@ def _lora(targets: dict[str, nn.Linear], seed: int, folder: Path) -> Path:
         for name, each in targets.items()
     }
     file = folder / f"{len(targets)}-{seed}.safetensors"
-    file.write_bytes(lora_bytes(factors, {}))
+    with file.open("wb") as opened:
+        write_lora(opened, factors, {})
     return file
 
 

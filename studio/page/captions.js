@@ -4,6 +4,7 @@ import { api, debounced, path } from "./core.js";
 import { button, fill, h, icon, toast, withTokens } from "./dom.js";
 
 const WAIT = 500; // ms after the last key
+const NEAR = 0.8; // of the limit of tokens, from where on the length is shown
 const kept = new Map(); // "dataset/image": {text, version}, texts that the server does not have yet; also of screens that are gone
 addEventListener("beforeunload", (event) => { if (kept.size) event.preventDefault(); });
 
@@ -48,10 +49,11 @@ export function editor(image, state, on) {
     const url = `${path("api/datasets", state.name, "thumbs")}/${encodeURIComponent(image.name)}?v=${encodeURIComponent(image.version)}`;
     if (broken) fill(thumb, icon("warning"));
     else if (thumb.firstChild?.getAttribute("src") !== url) fill(thumb, h("img", { loading: "lazy", decoding: "async", alt: "", src: url }));
-    const { bucket } = image;
+    const { bucket, length } = image;
     const cut = bucket?.cut >= 0.005 ? `, cuts ${Math.round(100 * bucket.cut)} %` : "";
-    info.textContent = [image.name, bucket && `→ ${bucket.width}×${bucket.height}${cut}`, image.tokens && `${image.tokens} tokens`].filter(Boolean).join(" · ");
-    fill(marks, image.marks.map((each) => h("p", { class: each.kind === "problem" ? "mark bad" : "mark warn" }, icon("warning"), h("span", null, each.text))));
+    info.textContent = [image.name, bucket && `→ ${bucket.width}×${bucket.height}${cut}`, image.caption_source && `caption from ${image.caption_source}`, length && length.tokens > NEAR * length.most && `${length.tokens} of ${length.most} tokens`].filter(Boolean).join(" · ");
+    const long = length?.lost ? [{ kind: "warning", text: `longer than the limit of ${length.most} tokens; cut off from “${length.lost}”` }] : [];
+    fill(marks, [...image.marks, ...long].map((each) => h("p", { class: each.kind === "problem" ? "mark bad" : "mark warn" }, icon("warning"), h("span", null, each.text))));
     if (!editing) drawText();
   }
 
@@ -125,7 +127,7 @@ export function editor(image, state, on) {
       const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?token=${encodeURIComponent(state.token)}`;
       try {
         const found = await api("PUT", url, wanted, { headers: { "If-Match": entry.version }, keepalive: wanted.length < 15000 });
-        Object.assign(image, found, { tokens: found.tokens ?? null, marks: [...found.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !found.marks.some((one) => one.text === each.text))] });
+        Object.assign(image, found, { length: null, marks: [...found.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !found.marks.some((one) => one.text === each.text))] });
         saved();
       } catch (error) {
         if (error.status === 412 && error.content.theirs.trim() === wanted.trim()) { take(error.content); saved(); return; } // by an earlier request
@@ -147,7 +149,7 @@ export function editor(image, state, on) {
   }
 
   function take({ theirs, caption_version: version }) {
-    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, default_caption: !theirs.trim() });
+    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, caption_source: null, default_caption: !theirs.trim() });
     savedAt = performance.now();
   }
 
@@ -185,7 +187,7 @@ export function editor(image, state, on) {
     get busy() { return Boolean(editing) || unsaved !== null || open > 0; },
     /** Takes what the server says now, except for a text that is being written, or was saved after `asked`. */
     update(found, asked = Infinity) {
-      if (this.busy || asked < savedAt) for (const name of ["caption", "caption_version", "default_caption"]) found[name] = image[name];
+      if (this.busy || asked < savedAt) for (const name of ["caption", "caption_version", "caption_source", "default_caption"]) found[name] = image[name];
       image = found;
       draw();
     },

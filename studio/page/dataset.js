@@ -4,6 +4,7 @@ import { api, bytes, count, debounced, onStatus, path, schema, stored } from "./
 import { button, empty, field, fill, h, heading, icon, linkButton, menu, toast } from "./dom.js";
 import { ask } from "./asking.js";
 import { editor, forget } from "./captions.js";
+import { captionStatus, writeCaptions } from "./captioning.js";
 import { removeDataset, rename, restore, tokenOf } from "./datasets.js";
 import { inspector } from "./inspector.js";
 import { keys, title } from "./main.js";
@@ -31,6 +32,7 @@ class Dataset {
     this.views = h("div", { class: "segmented", role: "group", "aria-label": "Which images" });
     this.side = h("aside", { class: "side", "aria-label": "Selected image" });
     this.large = inspector(this.side, this.state, { load: () => this.load(), remove: (each) => this.remove(each), loaded: (undo) => this.loaded(undo) });
+    this.captions = captionStatus(this.state, (wait) => { this.soon ??= setTimeout(() => { this.soon = null; this.load({ quiet: true }).catch(() => {}); }, wait); });
     this.later = debounced(() => this.load({ quiet: true }).catch(() => {}), 1500);
     signal.addEventListener("abort", () => this.later.cancel());
     this.draw(root);
@@ -42,6 +44,7 @@ class Dataset {
 
   draw(root) {
     const search = h("input", { type: "search", placeholder: "Filter", "aria-label": "Filter by caption or name", oninput: () => { this.words = search.value.toLowerCase(); this.arrange(true); } });
+    this.writer = button("Write captions", () => writeCaptions(this.state), { iconName: "edit", disabled: true });
     const train = linkButton("Train", `#/train/${encodeURIComponent(this.name)}`, { kind: "primary", iconName: "play" });
     fill(
       root,
@@ -53,6 +56,7 @@ class Dataset {
             { text: "Images and captions", detail: "files; a zip or tar too", onclick: () => this.choose() },
             { text: "A folder", onclick: () => this.choose({ folder: true }) },
           ], { iconName: "plus" }),
+          this.writer,
           menu("More", [
             { text: "Find and replace", detail: "in captions, shown before it is done", onclick: () => this.replace() },
             { text: "Word for the subject", detail: "what TOK becomes", onclick: () => this.changeToken() },
@@ -64,7 +68,7 @@ class Dataset {
           train,
         ),
         this.summary),
-      this.problems,
+      this.captions.node, this.problems,
       h("div", { class: "split" }, h("section", { class: "stack", "aria-label": "Images" }, h("div", { class: "row between toolbar" }, this.views, h("div", { class: "search" }, search)), this.list), this.side),
     );
   }
@@ -77,7 +81,8 @@ class Dataset {
     addEventListener("keydown", (event) => this.key(event), { signal });
     let before = null; // the server's tasks: an archive is unpacked, images are checked
     onStatus((status) => {
-      const mine = status.tasks.filter((task) => task.name === this.name || task.name.startsWith(`${this.name}/`));
+      this.captions.update(status.tasks);
+      const mine = status.tasks.filter((task) => task.kind !== "captions" && (task.name === this.name || task.name.startsWith(`${this.name}/`)));
       const ended = mine.filter((task) => ["done", "failed"].includes(task.state)).map((task) => task.id);
       const busy = mine.find((task) => task.state === "running");
       this.busy = busy ? `checking ${busy.done} of ${busy.of}` : "";
@@ -102,8 +107,8 @@ class Dataset {
     const mine = (this.asked = (this.asked ?? 0) + 1), asked = performance.now();
     const found = await api("GET", `${this.url()}?${query}`, undefined, { signal: this.signal });
     if (mine !== this.asked || this.signal.aborted) return;
-    const tokens = new Map(state.images.map((each) => [each.caption, each.tokens]));
-    for (const each of found.images) each.tokens ??= tokens.get(each.caption) ?? null;
+    const known = new Map(state.images.map((each) => [each.caption, each.length]));
+    for (const each of found.images) each.length = known.get(each.caption) ?? null;
     state.images = found.images;
     for (const each of found.images) this.rows.get(each.name)?.update(each, asked);
     fill(this.problems, found.problems.filter((each) => !each.image).map((each) => h("p", { class: `note ${each.kind === "problem" ? "bad" : "warn"}` }, icon("warning"), each.text)));
@@ -114,13 +119,13 @@ class Dataset {
   /** Texts and lengths; the server's tokenizer may need a while, or be missing. */
   async countTokens() {
     const { state } = this;
-    const texts = [...new Set(state.images.filter((each) => each.tokens === null).map((each) => each.caption))].slice(0, 2000);
+    const texts = [...new Set(state.images.filter((each) => !each.length).map((each) => each.caption))].slice(0, 2000);
     if (!texts.length || !state.base || this.noTokens) return;
     try {
-      const { tokens } = await api("POST", "/api/tokens", { base: state.base, texts: texts.map((each) => each.replaceAll(/\bTOK\b/g, state.token)) }, { signal: this.signal });
+      const { tokens, lost, most } = await api("POST", "/api/tokens", { base: state.base, token: state.token, texts: texts.map((each) => each.replaceAll(/\bTOK\b/g, state.token)) }, { signal: this.signal });
       if (!tokens || tokens[0] === null) { this.noTokens = true; return; }
-      const known = new Map(texts.map((each, index) => [each, tokens[index]]));
-      for (const each of state.images) if (known.has(each.caption)) { each.tokens = known.get(each.caption); this.rows.get(each.name)?.update(each); }
+      const known = new Map(texts.map((each, index) => [each, { tokens: tokens[index], lost: lost[index], most }]));
+      for (const each of state.images) if (known.has(each.caption)) { each.length = known.get(each.caption); this.rows.get(each.name)?.update(each); }
     } catch { this.noTokens = true; }
   }
 
@@ -128,6 +133,7 @@ class Dataset {
 
   tell() {
     const { images } = this.state;
+    this.writer.disabled = !images.length;
     const problems = images.filter(hasProblem).length;
     this.summary.textContent = images.length ? [
       count(images.length, "image"), count(images.filter((each) => !each.default_caption).length, "caption"),

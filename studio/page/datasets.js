@@ -38,8 +38,8 @@ async function showList(root, signal) {
 
   let ended = null; // tasks of the server: an archive is unpacked, images are checked
   onStatus((status) => {
-    const now = status.tasks.filter((each) => ["done", "failed"].includes(each.state)).length;
-    if (ended !== null && now > ended) load().catch(() => {});
+    const now = status.tasks.filter((each) => ["done", "failed", "canceled"].includes(each.state)).map((each) => each.id).join();
+    if (ended !== null && now !== ended) load().catch(() => {});
     ended = now;
   }, signal);
   await load();

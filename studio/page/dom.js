@@ -140,9 +140,11 @@ export function showModal(box, closed, signal) {
   let pressed = null; // a text that is selected from inside to the backdrop does not close it
   box.addEventListener("pointerdown", (event) => { pressed = event.target; });
   box.addEventListener("click", (event) => { if (event.target === box && pressed === box) box.close(); });
-  box.addEventListener("close", () => { box.remove(); closed?.(); });
+  const toasts = document.getElementById("toasts"), outside = toasts.parentNode;
+  box.addEventListener("close", () => { if (box.contains(toasts)) (outside.isConnected ? outside : document.body).append(toasts); box.remove(); closed?.(); });
   signal?.addEventListener("abort", () => box.close());
   document.body.append(box);
+  box.append(toasts); // what is outside of a modal dialog can be neither seen nor used
   box.showModal();
 }
 

@@ -102,6 +102,20 @@ export function gallery(signal, on) {
     } catch (error) { toast(error.message, { bad: true }); }
   }
 
+  /** Moves one image to the trash; with the last one, its job. The focus goes to the next image. */
+  async function removeOne({ job, image }, focus = false) {
+    const pictures = [...list.querySelectorAll(".picture")], now = pictures.findIndex((each) => each.dataset.key === keyOf({ job, image }));
+    if (job.images.length === 1) await remove(job);
+    else try {
+      const { trash } = await api("DELETE", image.file.split("?")[0]);
+      await refresh(job.id);
+      toast("Image moved to the trash", { action: ["Undo", async () => {
+        try { await api("POST", path("api/trash", trash, "restore")); await refresh(job.id); } catch (error) { toast(error.message, { bad: true }); }
+      }] });
+    } catch (error) { toast(error.message, { bad: true }); }
+    if (focus) (pictures.slice(now + 1).find((each) => each.isConnected) ?? pictures.slice(0, now + 1).findLast((each) => each.isConnected))?.focus();
+  }
+
   /** Back to its place between the others. */
   function restore(job) {
     const rest = [...cards.values()].map((card) => card.job);
@@ -116,7 +130,7 @@ export function gallery(signal, on) {
 
   /** All images that are there, in the order of the gallery. */
   const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image, base: on.baseOf(image.settings) })));
-  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, withoutLora, choose, choice });
+  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, removeOne, withoutLora, choose, choice });
 
   // ---- Side by side ----
 
@@ -160,10 +174,8 @@ export function gallery(signal, on) {
     let drawn = "", drawnState = "";
     const places = new Map(); // by row and column, or number
 
-    function plate(job, settings) {
-      const one = h("div", { class: "plate waiting", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` } });
-      return h("div", { class: "place" }, one);
-    }
+    const blank = (settings) => h("div", { class: "plate waiting", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` } });
+    const plate = (job, settings) => h("div", { class: "place" }, blank(settings));
     function layout(job) {
       const settings = job.settings;
       places.clear();
@@ -185,16 +197,22 @@ export function gallery(signal, on) {
     function update(job) {
       card.job = job;
       if (!places.size) layout(job);
+      const live = LIVE.includes(job.state), there = new Set(job.images.map((each) => each.number));
+      card.node.classList.toggle("live", live);
+      for (const [number, place] of places) { // what is in the trash leaves a gap only in a grid
+        if (!there.has(number) && place.querySelector("img")) fill(place, blank(job.settings));
+        place.hidden = job.state === "done" && !job.axes.length && !there.has(number);
+      }
       for (const image of job.images) {
         const place = places.get(image.number);
         if (!place || place.querySelector("img")) continue;
         const { settings } = image, axes = [job.axes[0] && axisLabel(job.axes[0].name, job.axes[0].values[image.column]), job.axes[1] && axisLabel(job.axes[1].name, job.axes[1].values[image.row])].filter(Boolean).join(", ");
         const picture = h("img", { src: image.file, alt: `${settings.prompt}${axes ? `, ${axes}` : ""}, seed ${image.seed}`, loading: "lazy", "data-small": Number(settings.width) < 200 });
         const key = keyOf({ job, image }), pick = h("input", { type: "checkbox", value: key, ...choice(key), "aria-label": `Select to compare: image ${image.number}`, onchange: () => choose(key) });
-        fill(place, h("label", { class: "pick", title: "Select to compare" }, pick), h("button", { type: "button", class: "plate picture", style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
+        const show = () => ({ job: card.job, image }), bin = button("", () => removeOne(show(), true), { kind: "small bin", iconName: "trash", label: `Move image ${image.number} to the trash` });
+        fill(place, h("label", { class: "pick", title: "Select to compare" }, pick), bin, h("button", { type: "button", class: "plate picture", dataset: { key }, onkeydown: (event) => { if (event.key === "Delete" && !LIVE.includes(card.job.state)) { event.preventDefault(); removeOne(show(), true); } }, style: { "aspect-ratio": `${settings.width || 1} / ${settings.height || 1}` }, onclick: () => open(card.job, image) }, picture));
       }
-      const ended = !LIVE.includes(job.state);
-      if (ended) for (const place of places.values()) place.querySelector(".waiting")?.classList.add("never");
+      if (!live) for (const place of places.values()) place.querySelector(".waiting")?.classList.add("never");
       const weights = (job.settings.weights ?? []).map((one) => `${partsOf(one.id).text}${Number(one.scale) === 1 ? "" : ` × ${one.scale}`}`).join(" + ") || "base model alone";
       const line = [weights, job.settings.width && `${job.settings.width}×${job.settings.height}`, ago(job.created), job.run && `by ${partsOf(`runs/${job.run}/final`).text.replace(/, final$/, "")}`].filter(Boolean).join(" · ");
       if (line !== drawn) { drawn = line; facts.textContent = line; }
@@ -206,7 +224,7 @@ export function gallery(signal, on) {
       fill(note, job.error && job.state === "failed" && h("p", { class: "note bad" }, icon("warning"), job.error));
       fill(actions,
         button("Use again", () => on.again({ ...job.settings, seed: null }, false), { kind: "quiet small", iconName: "again" }),
-        ended ? button("", () => remove(card.job), { kind: "quiet small", iconName: "trash", label: "Move to the trash" }) : button("Cancel", (event) => { event.currentTarget.disabled = true; cancel(job); }, { kind: "small" }));
+        !live ? button("", () => remove(card.job), { kind: "quiet small", iconName: "trash", label: "Move to the trash" }) : button("Cancel", (event) => { event.currentTarget.disabled = true; cancel(job); }, { kind: "small" }));
     }
     return card;
   }

@@ -152,7 +152,7 @@ export async function show(root, parts, signal) {
     const choices = !run && !busy ? [] : [
       !busy && ["now", "Now, beside it", "there is no GPU to share; both become slower"],
       by && ["by_run", `By ${name} itself`, "between two steps, with its weights of that moment; its own size and steps, your prompt and seed"],
-      busy && ["wait", "Wait", run ? `until ${name} has ended${left}` : "until the other program has ended"],
+      busy && ["wait", "Wait", run ? `until ${name} has ended${left}` : "until the GPU is free"],
       busy && run?.allowed.includes("free") && ["pause", `Pause ${name}`, "saves a checkpoint, generates, and goes on by itself"],
     ].filter(Boolean);
     const key = JSON.stringify([choices.map((each) => each[0]), name, left]);
@@ -161,7 +161,7 @@ export async function show(root, parts, signal) {
     drawnWhen = key;
     when.hidden = !choices.length;
     if (!choices.some(([value]) => value === form.when)) form.when = choices[0]?.[0] ?? "";
-    fill(when, h("legend", null, busy ? (run ? `The GPU trains ${name}` : "Another program uses the GPU") : `${name ?? ""} ${run?.state === "paused" ? "is paused" : "is training"}`),
+    fill(when, h("legend", null, busy ? (run ? `The GPU trains ${name}` : `The GPU is used by ${owner.id ?? "another program"}`) : `${name ?? ""} ${run?.state === "paused" ? "is paused" : "is training"}`),
       h("div", { class: "stack tight" }, choices.map(([value, text, small]) => h("label", { class: "choice" }, h("input", { type: "radio", name: "when", value, checked: value === form.when, onchange: () => { form.when = value; save(); } }), h("span", null, text, h("small", null, small))))), h("p", { class: "error" }));
     if (focused) when.querySelector(`[value="${focused}"]`)?.focus();
   }
@@ -239,7 +239,7 @@ export async function show(root, parts, signal) {
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
     promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));
-  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"]];
+  keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"], ["Delete", "Move the image to the trash"]];
   onStatus((status) => { drawWhen(status); if (!drawn) { drawn = true; drawAll(); } }, signal);
   if (!live.status) drawAll();
   await pictures.load();

@@ -4,7 +4,8 @@ import { bytes, duration, live, onStatus, schema, start, stored } from "./core.j
 import { button, dialog, fill, h, icon } from "./dom.js";
 
 const SCREENS = {
-  datasets: { title: "Datasets", key: "d", load: () => import("./datasets.js") },
+  // All at once: each names the next one only when it is there.
+  datasets: { title: "Datasets", key: "d", load: () => Promise.all([import("./datasets.js"), import("./dataset.js"), import("./captioning.js")]).then(([module]) => module) },
   train: { title: "Train", key: "t", load: () => import("./train.js") },
   runs: { title: "Runs", key: "r", load: () => import("./runs.js") },
   generate: { title: "Generate", key: "e", load: () => import("./generate.js") },

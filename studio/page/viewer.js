@@ -14,12 +14,12 @@ export function factsOf({ job, base, image: { seed, settings } }) {
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
 }
 
-/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, withoutLora, choose(key), choice(key): {checked, disabled}}. */
+/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, removeOne, withoutLora, choose(key), choice(key): {checked, disabled}}. */
 export function viewer(all, key, signal, on) {
   const image = h("img", null), prompt = h("p", null), place = h("small", { role: "status" }), facts = h("dl", { class: "facts" }), actions = h("div", { class: "row tight" });
   const step = (by) => { const now = at(); key = keyOf(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
   const back = button("", () => step(-1), { kind: "quiet", iconName: "left", label: "Image before" }), next = button("", () => step(1), { kind: "quiet", iconName: "right", label: "Next image" });
-  const box = h("dialog", { class: "picture-viewer", "aria-label": "Image" });
+  const box = h("dialog", { class: "picture-viewer", "aria-label": "Image", tabindex: -1 });
   fill(box,
     h("div", { class: "picture-head" }, back, next, place, h("span", { class: "row right" }, zoomable(box), closer(() => box.close()))),
     h("div", { class: "picture-split" }, h("div", { class: "plate picture-plate" }, image), h("div", { class: "picture-side stack" }, prompt, facts, actions)));
@@ -49,15 +49,29 @@ export function viewer(all, key, signal, on) {
       button("Use these again", () => { box.close(); on.again({ ...settings, seed: one.seed }, true); }, { kind: "primary", iconName: "again" }),
       linkButton("Download", one.file, { iconName: "download", download: `${job.id}-${one.number}.png` }), choose,
       settings.weights?.length > 0 && button("Same without LoRA", () => { box.close(); on.withoutLora(images[now]); }, { iconName: "grid", title: "Generate the same image without the LoRA, to compare them" }),
-      !["waiting", "running"].includes(job.state) && button(job.done > 1 ? `Trash all ${job.done}` : "Trash", () => { box.close(); on.remove(job); }, { kind: "danger", iconName: "trash" }));
+      !isLive(job) && [button("Trash", bin, { kind: "danger", iconName: "trash", title: "Move this image to the trash (Delete)" }),
+        job.done > 1 && button(`Trash all ${job.done}`, () => { box.close(); on.remove(job); }, { kind: "danger", iconName: "trash" })]);
+  }
+  /** Moves the image that is shown to the trash, and shows the next one. */
+  async function bin() {
+    const now = at(), shown = all()[now];
+    if (isLive(shown.job)) return;
+    await on.removeOne(shown);
+    const left = all();
+    if (left.length) key = keyOf(left[Math.min(left.some((each) => keyOf(each) === keyOf(shown)) ? at() : now, left.length - 1)]);
+    show();
+    if (!box.contains(document.activeElement)) box.focus();
   }
   box.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (event.key === "Delete") { event.preventDefault(); bin(); }
     if (by && !event.shiftKey) { event.preventDefault(); step(by); }
   });
   show();
   showModal(box, null, signal);
 }
+
+const isLive = (job) => ["waiting", "running"].includes(job.state);
 
 /** What names an image in the gallery. */
 export const keyOf = ({ job, image }) => `${job.id} ${image.number}`;

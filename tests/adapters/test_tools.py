@@ -17,7 +17,7 @@ from adapters.placeholder import Placeholder
 from adapters.tools.convert import convert, write
 from adapters.tools.inspection import inspect
 from adapters.tools.merge import merge, with_training_adapter
-from adapters.tools.opened import Opened, ToolError, open_lora, stored
+from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
 from families.base import LORA_STYLES
 from families.registry import BASES, FAMILIES
@@ -47,7 +47,7 @@ def opened(path: Path, name: str, layout: Layout) -> Opened:
     archive = read_archive(path)
     base = next(base for base in FAMILY[name].bases if base.training_resolution > 64)
     deltas = layout.fit(archive.deltas, path.name)
-    return Opened(path, archive, base, "", layout, deltas, *stored(path))
+    return Opened(path, archive, base, "", layout, deltas)
 
 
 def dense(opened: Opened) -> dict[str, Tensor]:

@@ -59,17 +59,21 @@ class Answer(Exception):
         self.status, self.content = status, content
 
 
+def program(small: bool) -> list[str]:
+    """Python's arguments that start the studio. `small`: without models, but their processes."""
+    if not small:
+        return ["-m", "studio"]
+    trainer = str(HERE / "small_trainer.py")
+    code = "import small_gpu\nfor each in small_gpu.replaced(): setattr(*each)\n"
+    code += f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
+    return ["-c", code + "from studio.__main__ import main; main()"]
+
+
 class Server:
     """`python -m studio` in a folder; `kill` is kill -9. `small`: its trainer has no model."""
 
     def __init__(self, folder: Path, small: bool = False) -> None:
-        self.folder = folder
-        self._program = ["-m", "studio"]
-        if small:
-            trainer = str(HERE / "small_trainer.py")
-            code = "import small_gpu\nfor each in small_gpu.replaced(): setattr(*each)\n"
-            code += f"from studio import processes; processes.TRAINER = ({trainer!r},)\n"
-            self._program = ["-c", code + "from studio.__main__ import main; main()"]
+        self.folder, self._program = folder, program(small)
         self.start()
 
     def start(self) -> None:

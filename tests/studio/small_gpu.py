@@ -23,11 +23,12 @@ def own(kind: str, identity: str) -> None:
 
 def replaced() -> list[tuple[Any, str, Any]]:
     """What a server of the tests has to replace: module, name and value."""
-    from studio import generator, gpu, worker  # late, as trainers do not need it
+    from studio import captioner, generator, gpu, worker  # late, as trainers do not need it
 
-    class SmallGenerator(worker.Worker):
-        def __init__(self, _: str, folder: Path) -> None:
-            super().__init__("small_generator", folder)
+    class SmallWorker(worker.Worker):
+        def __init__(self, module: str, folder: Path) -> None:
+            name = module.removeprefix("studio.").removesuffix("_process")
+            super().__init__(f"small_{name}", folder)
 
     def owned() -> dict[str, Any] | None:
         if "SMALL_GPU" not in os.environ:
@@ -39,7 +40,8 @@ def replaced() -> list[tuple[Any, str, Any]]:
         return "SMALL_GPU" not in os.environ or gpu_lock.owner(UUID) is None
 
     return [
-        (generator, "Worker", SmallGenerator),
+        (generator, "Worker", SmallWorker),
+        (captioner, "Worker", SmallWorker),
         (gpu, "gpu", owned),
         (gpu, "is_free", is_free),
     ]

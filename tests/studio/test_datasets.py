@@ -181,6 +181,48 @@ def test_images_in_folders_and_of_the_user_are_found(robot: TestClient, studio: 
     assert (place / "1.txt").read_text() == "TOK sits"
 
 
+def test_images_without_a_suffix_and_captions_of_tables_are_what_training_reads(
+    robot: TestClient, studio: Studio
+) -> None:
+    place = studio.datasets / "robot"
+    for name in ("photo", "b.png", "c.png", "d.png"):
+        (place / name).write_bytes(picture())
+    (place / "README").write_text("not an image")
+    table = "".join(
+        json.dumps({"file_name": name, "text": f"TOK, {name}"}) + "\n"
+        for name in ("photo", "b.png")
+    )
+    (place / "metadata.jsonl").write_text(table)
+    (place / "c.caption").write_text("TOK, of another program")
+    (place / "d.txt").write_text(" ")
+    found = rows(robot)
+    assert {n: (r["caption"], r["caption_source"]) for n, r in found.items()} == {
+        "b.png": ("TOK, b.png", "metadata.jsonl"),
+        "c.png": ("TOK, of another program", "c.caption"),
+        "d.png": ("a photo of TOK", None),
+        "photo": ("TOK, photo", "metadata.jsonl"),
+    }
+    (listed,) = robot.get("/api/datasets").json()["datasets"]
+    assert (listed["images"], listed["captions"]) == (4, 3)
+    until_done(studio)
+    for kind in ("thumbs", "images"):
+        answer = robot.get(f"/api/datasets/robot/{kind}/photo")
+        assert answer.headers["content-type"] == "image/webp"
+    assert robot.get("/api/datasets/robot/thumbs/README").status_code == 422
+    assert robot.delete("/api/datasets/robot/images/README").status_code == 415
+    assert put(robot, "more", picture()).status_code == 201
+    assert put(robot, "notes", b"text").status_code == 415
+
+    # The first edit writes a file, which counts more; without it, the table counts again.
+    assert caption(robot, "photo", "TOK, edited", "none").json()["caption_source"] is None
+    assert (place / "photo.txt").read_text() == "TOK, edited"
+    assert rows(robot)["photo"]["caption"] == "TOK, edited"
+    again = caption(robot, "photo", "").json()
+    assert (again["caption"], again["default_caption"]) == ("TOK, photo", False)
+    robot.delete("/api/datasets/robot/images/c.png")
+    assert not (place / "c.caption").exists()
+
+
 def test_names_of_images_are_text(robot: TestClient) -> None:
     name = "<img src=x>&'.png"
     assert put(robot, name.replace("<", "%3C").replace(">", "%3E")).status_code == 201

@@ -82,8 +82,11 @@ def test_the_planner_starts_again_and_ends_with_the_server(tmp_path: Path) -> No
     try:
         body: dict[str, Any] = {"datasets": [{"name": DATASET, "token": "<zwx>"}]}
         first = server.post("/api/plan", settings=SHORT, **body)
-        counts = server.post("/api/tokens", base="miniature-turbo", texts=["a dog", ""])
+        texts = ["a dog", "", "<zwx>", "dog " * 600]
+        counts = server.post("/api/tokens", base="miniature-turbo", token="<zwx>", texts=texts)
         assert counts["tokens"][0] > counts["tokens"][1] and counts["most"] > 100
+        assert counts["tokens"][2] == counts["tokens"][1] + 1 and counts["tokens"][3] > 600
+        assert counts["lost"][:3] == [None] * 3 and counts["lost"][3].startswith("dog dog")
         [pid] = children(server)
         os.kill(pid, 9)
         second = server.post("/api/plan", settings=SHORT | {"rank": 4}, **body)

@@ -1,6 +1,6 @@
 """Writes captions with a vision-language model, without what is the same in all images."""
 
-from trainer.captions.captioning import caption_dataset, captions_of_run
+from trainer.captions.captioning import caption_dataset, captions_of_run, doubtful
 from trainer.captions.questions import STYLE_SET, SUBJECT_SET, Identity
 from trainer.captions.writing import Captioned, Wishes
 
@@ -12,4 +12,5 @@ __all__ = [
     "Wishes",
     "caption_dataset",
     "captions_of_run",
+    "doubtful",
 ]

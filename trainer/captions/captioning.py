@@ -10,8 +10,8 @@ from families.captioners import Captioner, captioner_of, find_captioner
 from families.registry import default_base, default_base_without_gpu
 from families.tokens import SUBJECT
 from trainer.captions.log import Log
-from trainer.captions.places import place_for
-from trainer.captions.writing import Captioned, Model, Wishes, Writer
+from trainer.captions.places import Folder, Save, place_for
+from trainer.captions.writing import Captioned, Model, Wishes, Writer, doubt
 from trainer.data import Example, caption_checks, members_of_any, own_captions, read_dataset
 from trainer.run_files import CAPTIONS
 
@@ -27,6 +27,7 @@ def caption_dataset(
     model: str | None = None,
     output: Path | None = None,
     progress: Progress = lambda *_: None,
+    save: Save | None = None,
 ) -> tuple[Path, Captioned]:
     """Writes captions for the images of a dataset that have none.
 
@@ -37,6 +38,7 @@ def caption_dataset(
     model: another captioner: a name, a Hub id or a folder.
     output: the new zip. Default: NAME-captioned.zip next to the dataset.
     progress: is called with the number of captions written, and of all to write.
+    save: is called with the name of an image and its caption, instead of writing it.
 
     Returns the folder or zip with the captions, and what was written. What is done already is not
     done again. Raises `DatasetError`, `UnknownCaptioner`, `MissingModel`, `CaptionerTooLarge`, and
@@ -47,11 +49,24 @@ def caption_dataset(
     examples = own_captions(read_dataset(dataset, default_caption="", opened=members_of_any))
     log_file = Log(place.log)
     writer = _writer(log_file, captioner, wishes or Wishes(), progress)
-    with place.opened(examples) as (known, save):
-        found = writer.write(known, save)
+    with place.opened(examples) as (known, write):
+        found = writer.write(known, save or write)
     for each in caption_checks(found.captions, (SUBJECT,)):  # a run checks its whole dataset
         log.log(each.level, "%s", each.text)
     return place.path, found
+
+
+def doubtful(folder: Path, captions: Mapping[str, str]) -> dict[str, str]:
+    """What to look at in a folder of images: those whose answer was wrong twice, with the words.
+
+    captions: by image, on one line, empty if it has none. An edited one is not named.
+    """
+    rows = Log(Folder(folder).log).rows
+    return {
+        name: doubt(rows[name].faults)
+        for name, text in captions.items()
+        if name in rows and rows[name].faults and rows[name].caption == text
+    }
 
 
 def captions_of_run(

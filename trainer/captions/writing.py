@@ -46,6 +46,7 @@ class Wishes:
     kind: str = ""  # the user's word for the subject
     avoid: tuple[str, ...] = ()  # words that captions must not contain; empty: found by pass 1
     replace: bool = False  # also captions of this program that were made with another question
+    overwrite: bool = False  # also all other captions
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Writer:
         self._loaded: tuple[Model, int] | None = None
 
     def write(self, examples: Sequence[Example], save: Callable[[str, str], None]) -> Captioned:
-        """Writes the captions that are missing, and with `replace` renews old ones.
+        """Writes the captions that are missing; renews others as the wishes say.
 
         examples: with their own captions, empty if they have none.
         save: is called with the name of an image and its caption, as soon as it is known.
@@ -86,8 +87,8 @@ class Writer:
         own = {each.name: each.caption for each in examples}
         wanted, kept, stems = list[Example](), list[str](), set[str]()
         for each in examples:
-            theirs = own[each.name] and not self._is_ours(each)
-            renewed = own[each.name] and not theirs and self._wishes.replace
+            ours = self._wishes.replace and self._is_ours(each)
+            renewed = ours or self._wishes.overwrite
             if own[each.name] and not renewed:
                 kept.append(each.name)
             elif stem_of(each.name) not in stems:  # a.jpg and a.png share a.txt
@@ -218,6 +219,9 @@ def _report(
 ) -> None:
     log.info("%d captions written, %d left as they were", len(captions), len(kept))
     for name, found in marked.items():
-        log.warning(
-            "%s: look at its caption; the answer was wrong twice: %s", name, "; ".join(found)
-        )
+        log.warning("%s: %s", name, doubt(found))
+
+
+def doubt(faults: Sequence[str]) -> str:
+    """What to do about a caption whose answer was wrong."""
+    return f"look at its caption; the answer was wrong twice: {'; '.join(faults)}"

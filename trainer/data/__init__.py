@@ -21,12 +21,15 @@ from trainer.data.mapped_file import MappedFile
 from trainer.data.measures import Measures, measure
 from trainer.data.members import (
     CAPTION_SUFFIXES,
+    HEAD_BYTES,
     IMAGE_SUFFIXES,
     MAX_CAPTION_BYTES,
     MAX_MEMBER_BYTES,
     MAX_TABLE_BYTES,
     TABLE_SUFFIXES,
     Unusable,
+    can_be_image,
+    is_image,
     listed,
     members_of,
     read_members,
@@ -39,6 +42,7 @@ from trainer.data.trigger import name_trigger
 
 __all__ = [
     "CAPTION_SUFFIXES",
+    "HEAD_BYTES",
     "IMAGE_SUFFIXES",
     "LIST_SUFFIXES",
     "MAX_CAPTION_BYTES",
@@ -58,6 +62,7 @@ __all__ = [
     "Unusable",
     "alike",
     "bucket_sizes",
+    "can_be_image",
     "caption_checks",
     "check",
     "check_dataset",
@@ -67,6 +72,7 @@ __all__ = [
     "crop",
     "examine",
     "in_threads",
+    "is_image",
     "listed",
     "local_dataset",
     "log_checks",

@@ -155,10 +155,14 @@ def read_members(
 def is_image(name: str, head: Content) -> bool:
     """Whether a file is read as an image: by its suffix, or by its first bytes if its suffix has no
     other meaning."""
-    suffix = suffix_of(name)
-    return suffix in IMAGE_SUFFIXES or (
-        suffix not in _NO_IMAGES and format_of(bytes(head[:HEAD_BYTES])) is not None
+    return suffix_of(name) in IMAGE_SUFFIXES or (
+        can_be_image(name) and format_of(bytes(head[:HEAD_BYTES])) is not None
     )
+
+
+def can_be_image(name: str) -> bool:
+    """Whether a file is read as an image if its content is one."""
+    return suffix_of(name) not in _NO_IMAGES
 
 
 _NO_IMAGES = {

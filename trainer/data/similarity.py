@@ -19,6 +19,7 @@ NEARLY_THE_SAME = 10  # differing bits of 64
 ALIKE = 16
 CORRELATION = 0.9  # of the thumbnails, at the best shift
 SHIFT = 1  # pixels of the thumbnail, a sixteenth of the side
+_SHIFTS, _SIDE = 2 * SHIFT + 1, THUMBNAIL - 2 * SHIFT
 
 BORDER = 2  # pixels of the thumbnail around it
 SAME_COLOR = 16  # of 255, the largest difference of a channel, in half of the border's pixels
@@ -41,9 +42,12 @@ def alike(pixels: NDArray[np.uint8]) -> Likeness:
     """The groups among thumbnails [N, 16, 16, 3]."""
     colors = pixels.astype(np.float32)
     hashes, mirrored = _hashes(colors)
+    lengths = _lengths(colors)
+    # Images of one color have equal hashes, but resemble nothing.
+    known = np.flatnonzero(lengths.any(axis=(1, 2)))
     same, similar = np.arange(len(pixels)), np.arange(len(pixels))  # the group of each
-    for one in range(len(pixels) - 1):
-        others = np.arange(one + 1, len(pixels))
+    for place, one in enumerate(known, start=1):
+        others = known[place:]
         bits = np.minimum(
             np.bitwise_count(hashes[one] ^ hashes[others]),
             np.bitwise_count(mirrored[one] ^ hashes[others]),
@@ -54,7 +58,7 @@ def alike(pixels: NDArray[np.uint8]) -> Likeness:
         others, bits = others[new], bits[new]
         if not len(others):
             continue
-        agree = _correlation(colors[one], colors[others]) >= CORRELATION
+        agree = _correlation(colors[one], colors[others], lengths[others]) >= CORRELATION
         for other in others[agree]:
             similar[similar == similar[other]] = similar[one]
         for other in others[agree & (bits <= NEARLY_THE_SAME)]:
@@ -93,26 +97,39 @@ def _bits(low: NDArray[np.float64]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(packed).view(np.uint64)[:, 0]
 
 
-def _correlation(one: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+def _lengths(colors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The length of each thumbnail without its mean color, at each shift: [N, 3, 3]. Zero for
+    images of one color."""
+    exact = colors.astype(np.float64)
+    squares = _sums(exact**2).sum(axis=3) - (_sums(exact) ** 2).sum(axis=3) / _SIDE**2
+    return np.where(squares > 1, np.sqrt(np.maximum(squares, 0)), 0).astype(np.float32)
+
+
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums over the part of each thumbnail at each shift: [N, 3, 3, 3]."""
+    to = np.pad(values.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0), (0, 0)))
+    cut = slice(-_SIDE)
+    return to[:, _SIDE:, _SIDE:] - to[:, cut, _SIDE:] - to[:, _SIDE:, cut] + to[:, cut, cut]
+
+
+def _correlation(
+    one: NDArray[np.float32], others: NDArray[np.float32], lengths: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """The best correlation of a thumbnail with each of the others [N, 16, 16, 3], which may be
-    mirrored and shifted by a pixel."""
-    best = np.full(len(others), -1, dtype=np.float32)
-    inner = slice(SHIFT, THUMBNAIL - SHIFT)
-    mine = _normalized(one[None, inner, inner])
-    for each in (others, others[:, :, ::-1]):
-        for down in range(2 * SHIFT + 1):
-            for right in range(2 * SHIFT + 1):
-                side = THUMBNAIL - 2 * SHIFT
-                part = each[:, down : down + side, right : right + side]
-                best = np.maximum(best, _normalized(part) @ mine[0])
-    return best
-
-
-def _normalized(part: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of length 1 without the mean color; zeros for images of one color."""
-    flat = (part - part.mean(axis=(1, 2), keepdims=True)).reshape(len(part), -1)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.divide(flat, length, out=np.zeros_like(flat), where=length > 1)
+    mirrored and shifted by a pixel. lengths: of the others."""
+    mine = one[SHIFT:-SHIFT, SHIFT:-SHIFT]
+    mine = mine - mine.mean(axis=(0, 1))
+    mine /= max(float(np.linalg.norm(mine)), 1)
+    # Its mean color is zero, so that of the others does not matter: all are products with `mine`
+    # at its 18 places in a thumbnail.
+    places = np.zeros((2, _SHIFTS, _SHIFTS, *one.shape), dtype=np.float32)
+    for down in range(_SHIFTS):
+        for right in range(_SHIFTS):
+            places[0, down, right, down : down + _SIDE, right : right + _SIDE] = mine
+    places[1] = places[0, :, :, :, ::-1]
+    products = others.reshape(len(others), -1) @ places.reshape(-1, one.size).T
+    both = np.stack((lengths, lengths[:, :, ::-1]), axis=1).reshape(products.shape)
+    return np.divide(products, both, out=np.zeros_like(products), where=both > 0).max(axis=1)
 
 
 def _groups(labels: NDArray[np.int64]) -> list[list[int]]:

@@ -23,7 +23,8 @@ class Plans:
     """Plans runs. What memory depends on is counted once; other changes use it again."""
 
     def __init__(self) -> None:
-        self._figures: dict[object, Figures] = {}
+        # With the number of images of preservation, which needs no other count.
+        self._figures: dict[object, tuple[Figures, int]] = {}
 
     def plan(self, settings: Settings) -> dict[str, Any]:
         """Memory in each mode, time of a step and disk space, in JSON types.
@@ -68,6 +69,8 @@ class Plans:
         }
 
     def _counted(self, settings: Settings) -> Figures:
+        extent = extent_of(settings) if settings.preserve else None
+        images = extent.images + extent.subject_images if extent is not None else 0
         key = (
             settings.base.name,
             settings.lora_targets,
@@ -79,13 +82,17 @@ class Plans:
             settings.ema_decay > 0,
             settings.gradient_accumulation > 1,
             preview_size(settings) if settings.sample_prompts else None,
-            extent_of(settings) if settings.preserve else None,
+            extent and replace(extent, images=0, subject_images=0),
         )
         if key not in self._figures:
             while len(self._figures) >= KEPT:
                 self._figures.pop(next(iter(self._figures)))
-            self._figures[key] = count(settings)
-        return self._figures[key]
+            self._figures[key] = count(settings), images
+        figures, counted = self._figures[key]
+        if images == counted:
+            return figures
+        load = figures.preservation
+        return replace(figures, preservation=replace(load, images=load.images // counted * images))
 
 
 def _with(mode: Mode) -> Iterator[Mode]:

@@ -102,7 +102,7 @@ def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> tuple[Lo
             return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
 
         recompute(family, float(recomputed))
-        numbers = _by_depth(transformer, family.trunk, counted) if alike else counted()
+        numbers = _by_depth(transformer, family.trunk, counted, True) if alike else counted()
         recompute(family, 0.0)
         early, late, flops, in_blocks = numbers
         compiled = max(early - round((1 - family.compiled_share) * in_blocks), late)
@@ -294,15 +294,19 @@ def decode_load(family: Family, shape: Shape) -> Load:
 
 
 def _by_depth(
-    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]]
+    model: nn.Module, trunk: str, count: Callable[[], tuple[int, ...]], has_tables: bool = False
 ) -> tuple[int, ...]:
-    """Extrapolates counts with two and with three blocks of the trunk to the full depth."""
+    """Extrapolates counts with two and with three blocks of the trunk to the full depth.
+
+    has_tables: tables that the model caches exist; otherwise the first call makes them.
+    """
     blocks = model.get_submodule(trunk)
     assert isinstance(blocks, nn.ModuleList)
     if len(blocks) <= 3:
         return count()
     setattr(model, trunk, blocks[:2])
-    count()  # the first call creates cached tables
+    if not has_tables:
+        count()
     two = count()
     setattr(model, trunk, blocks[:3])
     three = count()

@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image
 
 from adapters.files.atomic import atomic_file
+from charts import Line, chart, smoothed, thinned
 from families.tokens import mentions
 from trainer.data import Example
 from trainer.monitor import Curves, step_label, thumbnail
-from trainer.result.charts import Line, chart, smoothed, thinned
 from trainer.result.meta import tokens_in
 from trainer.result.result_checks import DOUBTFUL, FAILED, INFORMATION, PASSED, SKIPPED, CheckResult
 from trainer.result.verdict import BROKEN, GOOD, verdict

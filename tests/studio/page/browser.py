@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pages
+from pages import program
 from root import ROOT
 
 SECONDS = 60
@@ -26,8 +28,9 @@ def chromium() -> str | None:
 class Server:
     """`python -m studio` in a folder, at a port that stays the same after a restart."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, small: bool = False, **environment: str) -> None:
+        """small: see `pages.program`."""
+        self.folder, self._program, self._environment = folder, program(small), environment
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port = found.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
@@ -36,11 +39,13 @@ class Server:
     def start(self) -> None:
         # Its output in a file: runs inherit it, and a pipe would keep the tests waiting for them.
         with (self.folder / "server.txt").open("ab") as output:
-            words = ["-m", "studio", "--folder", str(self.folder), "--port", str(self.port)]
+            words = [*self._program, "--folder", str(self.folder), "--port", str(self.port)]
+            path = os.pathsep.join((str(ROOT), str(Path(pages.__file__).parent)))
+            own = {"OMP_NUM_THREADS": "1", "BASE_MODEL": "miniature-turbo", "PYTHONPATH": path}
             self._process = subprocess.Popen(
                 [sys.executable, *words],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "BASE_MODEL": "miniature-turbo"},
+                env={**os.environ, **own, **self._environment},
                 stdout=output,
                 stderr=output,
             )
@@ -60,8 +65,8 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
+def serving(folder: Path, small: bool = False, **environment: str) -> Iterator[Server]:
+    server = Server(folder, small, **environment)
     server.start()
     try:
         yield server

@@ -9,6 +9,8 @@ import pytest
 from browser import Server, chromium, serving
 from root import ROOT
 
+from families.captioners import ON_CPU
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 pytestmark = pytest.mark.skipif(
@@ -21,7 +23,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("studio")
     with zipfile.ZipFile(ROOT / "demo/subject.zip") as archive:
         archive.extractall(folder / "datasets/robot")
-    with serving(folder) as started:
+    (folder / "models").mkdir()
+    captioner = {"MODEL_VAULT": str(folder / "models"), "SMALL_CAPTIONER": str(folder)}
+    with serving(folder, small=True, **captioner) as started:
         yield started
 
 
@@ -155,3 +159,49 @@ def test_a_refused_setting_is_said_at_its_field_and_the_form_survives_a_reload(
     expect(page.get_by_role("button", name="Start now")).to_be_disabled()
     page.reload()
     expect(page.locator("#field-steps")).to_have_value("abc")
+
+
+def test_captions_are_written_by_a_model_and_undone(
+    page: "sync_api.Page", captions: Path, server: Server
+) -> None:
+    (captions / "01.txt").unlink()
+    page.reload()
+    write = page.get_by_role("button", name="Write captions")
+    box = page.get_by_role("dialog", name="Write captions")
+    write.click()  # without a model
+    expect(box).to_contain_text("qwen3-vl-2b, which writes the captions for miniature-turbo, is")
+    expect(box.locator("pre")).to_have_text("python -m families.download qwen3-vl-2b")
+    expect(box.get_by_role("button", name="Write captions")).to_be_disabled()
+    page.keyboard.press("Escape")
+
+    (server.folder / "models" / ON_CPU.hub_id).mkdir(parents=True)
+    (server.folder / "slow").touch()
+    write.focus()
+    page.keyboard.press("Enter")
+    expect(box.get_by_text("Only those without a caption: 1")).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    expect(box).to_contain_text("15 captions will be replaced, also those that you have written.")
+    page.evaluate((Path(__file__).parent / "axe.min.js").read_text())
+    found = page.evaluate("() => axe.run(document.querySelector('dialog'))")
+    assert [each["id"] for each in found["violations"]] == []
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(re.compile(r"^Writing captions: [1-9]\d* of 16"))).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    said = page.get_by_text(re.compile(r"^Canceled. \d+ captions? written by qwen3-vl-2b"))
+    expect(said).to_be_visible()
+    expect(caption(page)).to_contain_text("lamps")
+
+    (server.folder / "slow").unlink()
+    write.click()
+    box.get_by_label("All: 16").check()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert box.evaluate("(each) => each.scrollWidth <= each.clientWidth && each.clientWidth < 360")
+    box.get_by_role("button", name="Write captions").click()
+    expect(page.get_by_text(re.compile("They leave out: robot, red, round head"))).to_be_visible()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 1280, "height": 900})
+    expect(page.locator(".caption", has_text="lamps")).to_have_count(16)
+    mark = page.locator(".marks .mark").first.bounding_box()
+    assert mark is not None and mark["width"] > 300
+    page.get_by_role("button", name="Undo all").click()
+    expect(page.locator(".caption", has_text="lamps")).not_to_have_count(16)

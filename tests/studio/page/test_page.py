@@ -170,26 +170,28 @@ def test_the_way_from_images_to_a_generated_image(
     assert zipfile.is_zipfile(download.value.path())
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page: "Page", server: Server, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+def test_screens_are_accessible_in_light_and_dark_and_fit_a_phone(
+    page: "Page", server: Server
+) -> None:
+    page.emulate_media(reduced_motion="reduce")
     page.goto(server.address)
     page.evaluate((Path(__file__).parent / "axe.min.js").read_text())
-    run = run_of(server)
-    serious = []
+    run, found, wide = run_of(server), [], []
     for place in (*PLACES, "datasets/robot", f"runs/{run}", f"weights/runs%2F{run}%2Ffinal"):
         page.evaluate("(place) => { location.hash = `#/${place}`; }", place)
         expect(page.locator(f".screen.{place.split('/')[0]} h1").first).to_be_visible()
-        page.wait_for_timeout(400)
-        rules = "{}" if scheme == "light" else "{ runOnly: ['color-contrast'] }"  # colours differ
-        found = page.evaluate(f"() => axe.run({rules})")
-        serious += [
-            (place, each["id"], node["html"][:140])
-            for each in found["violations"]
-            for node in each["nodes"][:2]
-            if each["impact"] in ("serious", "critical")
-        ]
-    assert serious == []
+        page.wait_for_load_state("networkidle")
+        for scheme, rules in (("light", "{}"), ("dark", "{ runOnly: ['color-contrast'] }")):
+            page.emulate_media(color_scheme=scheme)
+            for each in page.evaluate(f"() => axe.run({rules})")["violations"]:
+                if each["impact"] in ("serious", "critical"):
+                    nodes = [node["html"][:140] for node in each["nodes"][:2]]
+                    found.append((place, scheme, each["id"], nodes))
+        page.set_viewport_size({"width": 360, "height": 740})
+        if page.evaluate("() => document.documentElement.scrollWidth") > 360:
+            wide.append(place)
+        page.set_viewport_size({"width": 1280, "height": 900})
+    assert (found, wide) == ([], [])
 
 
 def run_of(server: Server) -> str:
@@ -229,14 +231,3 @@ def test_the_policy_of_the_page_is_active(page: "Page", server: Server, wrong: l
     assert page.get_by_role("main").locator("img[onerror]").count() == 0
     expected = ("TrustedHTML", "Failed to load resource", "there is no run")
     wrong[:] = [each for each in wrong if not any(words in each for words in expected)]
-
-
-def test_nothing_is_wider_than_a_phone(page: "Page", server: Server) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
-    wide = []
-    for place in (*PLACES, "datasets/robot"):
-        go(page, server, place)
-        page.wait_for_timeout(200)
-        if page.evaluate("() => document.documentElement.scrollWidth") > 360:
-            wide.append(place)
-    assert wide == []

@@ -27,7 +27,7 @@ LONG = 10_000
 def write_run(folder: Path, name: str, events: list[dict[str, Any]], **used: Any) -> None:
     """A run's folder with settings and events; without events it is queued."""
     place = folder / "outputs" / name
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     used = {"steps": 20, "base": "miniature-turbo", "learning_rate": 1e-3, "rank": 8} | used
     record = {"program": PROGRAM, "settings": {"given": {"steps": used["steps"]}, "used": used}}
     (place / "run.json").write_text(json.dumps(record))
@@ -46,6 +46,17 @@ def validation(step: int, mean: float) -> dict[str, Any]:
     return {"type": "validation", "step": step, "kind": "validation", "mean": mean} | {
         "sigmas": [0.3, 0.7],
         "loss": [mean - 0.1, mean + 0.1],
+    }
+
+
+def preview(folder: Path, run: str, step: int) -> dict[str, Any]:
+    """A preview image of a run, and its event."""
+    name = f"samples/{step}.png"
+    path = folder / "outputs" / run / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((64, 64), 80).save(path)
+    return {"type": "preview", "step": step, "number": 1, "prompt": "a fox", "seed": 1} | {
+        "file": name
     }
 
 
@@ -75,8 +86,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     losses: list[float | None] = [1 - 0.04 * k for k in range(10)]
     lost = [*losses[:4], None, *losses[5:]]
     resumed = [steps(1, lost), {"type": "resumed", "step": 8}, steps(9, [0.5, 0.4])]
-    write_run(folder, "resumed", [*begun, *resumed, validation(10, 0.5)])
-    write_run(folder, "other", [*begun, steps(1, losses), validation(10, 0.75)], rank=16)
+    shown = [preview(folder, "resumed", 0), preview(folder, "resumed", 10)]
+    write_run(folder, "resumed", [*begun, *resumed, validation(10, 0.5), *shown])
+    shown = [preview(folder, "other", 0), preview(folder, "other", 10)]
+    write_run(folder, "other", [*begun, steps(1, losses), validation(10, 0.75), *shown], rank=16)
     error = {"type": "error", "text": "no memory is left on the GPU"}
     write_run(folder, "broken", [*begun, steps(1, losses), error])
     each = [steps(k, [0.4 + 0.01 * (k % 7)] * 10) for k in range(1, LONG, 10)]
@@ -193,6 +206,41 @@ def test_a_comparison_shows_only_the_settings_that_differ(page: "Page") -> None:
     expect(page.locator(".plot canvas")).to_have_count(2)
 
 
+def test_compared_runs_zoom_together(page: "Page") -> None:
+    page.goto(page.url.partition("#")[0] + "#/runs/compare/resumed/other")
+    plots = page.locator(".plot canvas")
+    expect(plots).to_have_count(2)
+    before = [each.screenshot() for each in plots.all()]
+    place = page.locator(".plot .u-over").first.bounding_box()
+    assert place is not None
+    middle = place["y"] + place["height"] / 2
+    page.mouse.move(place["x"] + 0.3 * place["width"], middle)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 0.6 * place["width"], middle, steps=4)
+    page.mouse.up()
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(200)
+    assert all(a != each.screenshot() for a, each in zip(before, plots.all(), strict=True))
+    page.locator(".plot .u-over").last.dblclick()
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(200)
+    assert before == [each.screenshot() for each in plots.all()]
+
+    # Previews of two runs, as large as the window.
+    page.goto(page.url.partition("#")[0] + "#/runs/resumed")
+    choice = page.get_by_label("Compare the previews with another run")
+    choice.select_option(label="other")
+    page.locator("tr.other").get_by_role("button").first.click()
+    box = page.get_by_role("dialog", name="Preview")
+    expect(box.get_by_role("img")).to_have_count(2)
+    page.keyboard.press("+")
+    page.keyboard.press("Shift+ArrowLeft")
+    moved = "(all) => all.map((each) => getComputedStyle(each).transform)"
+    first, second = box.get_by_role("img").evaluate_all(moved)
+    assert first == second and first.startswith("matrix(1.5, 0, 0, 1.5, ")
+    page.keyboard.press("Escape")
+
+
 def test_images_side_by_side_show_what_differs_and_zoom_together(page: "Page") -> None:
     page.goto(page.url.partition("#")[0] + "#/generate")
     boxes = page.get_by_role("checkbox", name=re.compile("^Select to compare"))
@@ -220,6 +268,41 @@ def test_images_side_by_side_show_what_differs_and_zoom_together(page: "Page") -
     page.set_viewport_size({"width": 1280, "height": 900})
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Compare", exact=True)).to_be_focused()
+
+
+def test_one_image_goes_to_the_trash_by_its_corner_by_key_and_in_the_large_view(
+    page: "Page", server: Server
+) -> None:
+    page.goto(page.url.partition("#")[0] + "#/runs")
+    page.goto(page.url.partition("#")[0] + "#/generate")
+    job = page.locator(".job-card", has_text="other")
+    pictures, undo = job.locator(".picture"), page.get_by_role("button", name="Undo")
+    expect(pictures).to_have_count(2)
+    job.get_by_role("button", name="Move image 1 to the trash").click()
+    expect(pictures).to_have_count(1)
+    expect(pictures).to_be_focused()
+    assert not (server.folder / "outputs/images/2026-11-27/001/0001.png").exists()
+    undo.click()
+    expect(pictures).to_have_count(2)
+    pictures.first.press("Delete")
+    expect(job.get_by_role("img", name=re.compile("seed 7"))).to_have_count(0)
+    undo.click()
+    expect(pictures).to_have_count(2)
+
+    pictures.first.press("Enter")
+    box = page.get_by_role("dialog", name="Image", exact=True)
+    seeds = box.get_by_role("img")
+    before = seeds.get_attribute("alt")
+    box.get_by_role("button", name="Trash", exact=True).click()
+    expect(seeds).not_to_have_attribute("alt", before or "")
+    page.keyboard.press("Delete")
+    expect(job).to_have_count(0)  # with the last image
+    box.get_by_role("button", name="Undo").last.click()  # above the large view
+    expect(job).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(undo).to_be_visible()  # the toasts go on
+    undo.click()
+    expect(pictures).to_have_count(2)
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from charts import Line, chart, smoothed, thinned, ticks
 from trainer.data.dataset import Example
 from trainer.monitor.validation import Curves
-from trainer.result.charts import Line, chart, smoothed, thinned, ticks
 from trainer.result.report import FRAMES, IMAGES, ReportData, page
 from trainer.result.result_checks import FAILED, PASSED, CheckResult
 

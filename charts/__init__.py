@@ -1,15 +1,24 @@
-"""Line charts as inline SVG. Colours are set by the page's style sheet, for light and dark mode."""
+"""Line charts as SVG: inline, with the colours of the page's style sheet, or as a file."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.templating import TEMPLATES
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 WIDTH, HEIGHT = 500, 270  # of the SVG, in its units; about pixels
 LEFT, RIGHT, TOP, BOTTOM = 56, 60, 12, 30  # margins for the labels
+TITLE = 34  # height of a chart's title in a file
 LABEL_GAP = 15  # between the labels at the ends of the lines
 MAX_POINTS = 400  # per line; longer lines are averaged
 
@@ -57,7 +66,7 @@ def chart(
     labelled = [(place(*line.points[-1])[1], line) for line in shown if line.label]
     ends = _apart([down for down, _ in labelled])
     return Markup(
-        TEMPLATES.get_template("chart.svg").render(
+        _TEMPLATES.get_template("chart.svg").render(
             **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
             **{"bottom": HEIGHT - BOTTOM + 18, "title": title, "x_name": x_name},
             rows=[(place(start, y)[1], y == 0 and low < 0, _number(y, percent)) for y in y_ticks],
@@ -67,6 +76,14 @@ def chart(
             top=TOP,
             names=[(down, line) for down, (_, line) in zip(ends, labelled, strict=True)],
         )
+    )
+
+
+def file_of(charts: Sequence[tuple[str, Markup]]) -> str:
+    """An SVG file with titled charts below each other."""
+    shown = [(title, chart) for title, chart in charts if chart]
+    return _TEMPLATES.get_template("file.svg").render(
+        charts=shown, width=WIDTH, height=HEIGHT, row=HEIGHT + TITLE
     )
 
 

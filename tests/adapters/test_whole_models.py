@@ -1,0 +1,314 @@
+"""A LoRA baked into a whole transformer, and a LoRA extracted from one."""
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.__main__ import main
+from adapters.archive import Archive, read_archive, write_archive
+from adapters.files import atomic
+from adapters.files.tensor_writer import write_tensors
+from adapters.formats import as_delta
+from adapters.formats.layout import Layout
+from adapters.merging import LoraMerger
+from adapters.placeholder import Placeholder
+from adapters.tools.bake import _IN_BLOCK, bake
+from adapters.tools.checkpoint import open_checkpoint
+from adapters.tools.extract import extract
+from adapters.tools.low_rank import leading_singular
+from adapters.tools.opened import Opened, ToolError, layout_of, open_lora
+from families.parameters import FILE, published, transformer_parameters
+from families.quantization import block_linears
+from families.registry import BASES, FAMILIES, family_of, find_base_or_folder
+from families.repository import transformer_source
+from families.without_weights import transformer_without_weights
+from inference.engine import Engine
+from inference.fetch.sources import Sources
+from inference.inputs import GenerationInputs
+from inference.request import Request
+
+TURBO = BASES["miniature-turbo"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the miniature with a token; it changes linear layers in blocks and outside."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = {name: s for name, s in layout_of(TURBO).shapes.items() if len(s) == 2}
+    factors = {
+        name: (
+            torch.randn(4, columns, generator=draw) / columns**0.5,
+            torch.randn(rows, 4, generator=draw) / 100,
+        )
+        for name, (rows, columns) in shapes.items()
+        if "to_k" not in name  # so that a fused layer has changed and unchanged rows
+    }
+    token = Placeholder("<zwx>", torch.randn(1, 128, generator=draw))
+    meta = {"base_model": TURBO.hub_id, "placeholder_token": "<zwx>"}
+    path = tmp_path_factory.mktemp("lora") / "lora.zip"
+    return write_archive(Archive(factors, (token,), meta), path)
+
+
+@pytest.fixture(scope="module")
+def baked(lora: Path) -> Path:
+    bake(open_lora(lora), lora.with_name("my-model"), scale=0.9)
+    return lora.with_name("my-model")
+
+
+def merged(opened: Opened, scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights that generation has."""
+    model: Any = family_of(TURBO).model_class("transformer")
+    transformer = model.from_pretrained(transformer_source(TURBO), torch_dtype=dtype)
+    LoraMerger(transformer).apply([(opened.deltas, scale)])
+    return transformer.state_dict()
+
+
+def test_a_baked_base_has_the_weights_and_images_of_the_base_with_the_lora(
+    lora: Path, baked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = family_of(TURBO).model_class("transformer")
+    loaded = model.from_pretrained(baked, subfolder="transformer", torch_dtype=torch.bfloat16)
+    wanted = merged(open_lora(lora), 0.9, torch.bfloat16)
+    assert all(torch.equal(each, wanted[name]) for name, each in loaded.state_dict().items())
+
+    base = find_base_or_folder(str(baked))
+    assert base.distilled and base.inference_steps == TURBO.inference_steps
+    assert base.completed_by == TURBO
+    archive = read_archive(lora)
+    images = []
+    for name, scale in ((TURBO.name, 0.9), (str(baked), 0.0)):
+        inputs = GenerationInputs(prompt="a <zwx> in the desert", lora_scale=scale, seed=3)
+        engine = Engine(CPU, torch.bfloat16, Sources())
+        images += engine.generate(Request.of(inputs, None), archive, base_model=name)
+    one, other = map(numpy.asarray, images)
+    assert one.std() > 10
+    assert numpy.array_equal(one, other)
+
+
+def test_a_comfyui_file_is_read_by_the_converters_of_its_names(
+    lora: Path, baked: Path, tmp_path: Path
+) -> None:
+    """Theirs is diffusers' reader of the original layout; ours reads it as a tuned model."""
+    file = tmp_path / "model.safetensors"
+    done = bake(open_lora(lora), file, scale=0.9, layout="comfyui")
+    written = load_file(file)
+    assert "layers.0.attention.qkv.weight" in written and "x_embedder.weight" in written
+    assert [each.name for each in done.files] == ["model.safetensors", "zwx.safetensors"]
+    assert done.error == pytest.approx(2**-9.2, rel=0.2)  # bfloat16 has 8 bits
+    convert: Any = SINGLE_FILE_LOADABLE_CLASSES["ZImageTransformer2DModel"]
+    theirs = convert["checkpoint_mapping_fn"](checkpoint=dict(written))
+    wanted = load_file(baked / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert theirs.keys() == wanted.keys()
+    assert all(torch.equal(theirs[name], wanted[name]) for name in wanted)
+    prefixed = {f"model.diffusion_model.{name}": each for name, each in written.items()}
+    save_file(prefixed | {"vae.decoder.conv_in.weight": torch.ones(2)}, file)
+    with open_checkpoint(file, TURBO) as again:
+        assert again.unused == ("vae.decoder.conv_in.weight",)
+        assert all(torch.equal(again.read(name), wanted[name]) for name in wanted)
+
+
+def test_fp8_weights_times_their_scale_are_the_merged_weights(lora: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    done = bake(open_lora(lora), file, scale=0.9, dtype="fp8", layout="comfyui")
+    written = load_file(file)
+    assert written["scaled_fp8"].dtype == torch.float8_e4m3fn and len(written["scaled_fp8"]) == 2
+    exact = merged(open_lora(lora), 0.9, torch.float32)
+    for name in ("layers.0.feed_forward.w1", "layers.1.attention.out"):
+        wanted = exact[f"{name.replace('.out', '.to_out.0')}.weight"]
+        found = written[f"{name}.weight"].float() * written[f"{name}.scale_weight"]
+        assert (found - wanted).norm() < 0.03 * wanted.norm()
+        assert found.abs().max() == pytest.approx(float(wanted.abs().max()), rel=1e-3)
+    assert done.error == pytest.approx(0.026, rel=0.1)
+    quantized = {name for name, each in written.items() if each.dtype == torch.float8_e4m3fn}
+    linears = list(block_linears(transformer_without_weights(TURBO)))
+    assert len(quantized - {"scaled_fp8"}) == len(linears) - 2 * 7  # q, k and v of 7 blocks are one
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_shapes_and_names_of_the_published_models(family: Any) -> None:
+    """The table of shapes is that of the classes, and fp8 quantizes what generation quantizes."""
+    base = family.bases[0]
+    model = transformer_without_weights(base)
+    parameters = transformer_parameters(base)
+    assert list(parameters) == list(model.state_dict())
+    found = Layout.of_parameters(parameters, base.name, family.original_names)
+    wanted = Layout.of(model, base.name, family.original_names)
+    assert found.shapes == wanted.shapes
+    assert found.names.spellings == wanted.names.spellings
+    quantized = {n for n, s in parameters.items() if len(s) == 2 and _IN_BLOCK.fullmatch(n)}
+    assert quantized == {f"{name}.weight" for name in block_linears(model)}
+    assert json.loads(FILE.read_text()) == published()
+
+
+def test_an_extracted_lora_is_the_one_that_was_baked(
+    lora: Path, baked: Path, tmp_path: Path
+) -> None:
+    found = extract(baked, TURBO, rank=8)
+    source, again = open_lora(lora), open_lora(_saved(found.changed.archive, tmp_path))
+    assert again.deltas.keys() == source.deltas.keys()
+    assert found.equal == 7  # the to_k of all blocks
+    for name, delta in source.deltas.items():
+        one, other = (torch.zeros(as_delta(delta).shape) for _ in range(2))
+        as_delta(delta).add_to(one, one, 0.9)
+        as_delta(again.deltas[name]).add_to(other, other, 1.0)
+        assert (one - other).norm() < 0.2 * one.norm()  # weights were rounded to bfloat16
+    assert 0.97 < found.explained < 1
+    small = extract(baked, TURBO, rank=8, energy=0.5)
+    assert max(each.rank for each in small.changed.layers) < 4
+    assert 0.5 < small.explained < found.explained
+
+
+def _saved(archive: Archive, folder: Path) -> Path:
+    return write_archive(archive, folder / "extracted.zip")
+
+
+def test_an_extraction_names_what_no_lora_can_contain(baked: Path, tmp_path: Path) -> None:
+    source = transformer_source(TURBO) / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(source)
+    tensors["layers.0.attention_norm1.weight"] += 1
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    with pytest.raises(ToolError, match="does not differ from miniature-turbo"):
+        extract(tmp_path / "tuned.safetensors", TURBO, rank=2)
+    tensors["layers.0.attention.to_q.weight"] += torch.eye(192)
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    found = extract(tmp_path / "tuned.safetensors", TURBO, rank=48)
+    assert [each.layer for each in found.changed.layers] == ["layers.0.attention.to_q"]
+    assert found.explained == pytest.approx(48 / 192, abs=0.01)  # all singular values are 1
+    assert "layers.0.attention_norm1.weight" in found.changed.notes[0]
+
+
+def test_the_fast_decomposition_is_within_a_hundredth_of_the_best() -> None:
+    draw = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(400, 400, generator=draw)).Q
+    right = torch.linalg.qr(torch.randn(900, 400, generator=draw)).Q
+    for decay in (0.5, 1.0):
+        values = torch.arange(1, 401) ** -decay
+        matrix = (left * values) @ right.T
+        best = float(values[32:].norm())
+        for each in (matrix, matrix.T):
+            down, up = leading_singular(each, 32).factors(32)
+            assert best * 0.999 < float((each - up @ down).norm()) < 1.01 * best
+
+
+def with_entry(key: str, dtype: str, shape: list[int], data: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        entry = {key: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}
+        text = json.dumps(entry).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+    return write
+
+
+def changed_source(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        tensors = load_file(transformer_source(TURBO) / "diffusion_pytorch_model.safetensors")
+        change(tensors)
+        save_file(tensors, path)
+
+    return write
+
+
+TO_Q = "layers.0.attention.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: path.write_bytes(b"\0" * 100), "header"),
+        (with_entry(TO_Q, "BF16", [1 << 40, 1 << 40], b""), "too large ones"),
+        (with_entry(TO_Q, "BF16", [2, 2], bytes(8)), "another size in miniature-turbo"),
+        (with_entry("x" * 2000, "BF16", [1], bytes(2)), "a name of 2,000 characters"),
+        (with_entry("x.scale_weight", "F32", [], bytes(4)), "is a quantized model"),
+        (with_entry("x", "I64", [], bytes(8)), "is a quantized model"),
+        (changed_source(lambda t: t.pop(TO_Q)), f"1 of 118 weights .*{TO_Q}"),
+        (changed_source(lambda t: t[TO_Q].fill_(float("nan"))), f"{TO_Q} contains NaN"),
+        (changed_source(lambda t: t.update({f"model.{TO_Q}": t[TO_Q].clone()})), "the second"),
+    ],
+)
+def test_a_hostile_model_is_refused(write: Any, reason: str, tmp_path: Path) -> None:
+    write(tmp_path / "tuned.safetensors")
+    with pytest.raises(ToolError, match=reason):
+        extract(tmp_path / "tuned.safetensors", TURBO, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ({"weight_map": {"x": "../../etc/passwd"}}, "outside of its folder"),
+        ({"weight_map": {"x": "missing.safetensors"}}, "lacks missing.safetensors"),
+        ({"weight_map": [[]]}, "not the index of a model"),
+        ([{}] * 100, "not the index of a model"),
+    ],
+)
+def test_a_hostile_index_is_refused(index: Any, reason: str, tmp_path: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    (tmp_path / name).write_text(json.dumps(index))
+    with pytest.raises(ToolError, match=reason):
+        extract(tmp_path, TURBO, rank=2)
+
+
+def test_a_bake_leaves_all_or_nothing(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, output = open_lora(lora), tmp_path / "model"
+
+    def interrupted(*given: Any) -> None:
+        write_tensors(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[bake.__module__], "write_tensors", interrupted)
+        for layout, path in (("diffusers", output), ("comfyui", tmp_path / "m.safetensors")):
+            with pytest.raises(KeyboardInterrupt):
+                bake(opened, path, layout=layout)
+        assert list(tmp_path.iterdir()) == []
+        patch.setattr(atomic.shutil, "disk_usage", lambda _: type("", (), {"free": 1000})())
+        with pytest.raises(OSError, match="0.01 GB are needed"):
+            bake(opened, output)
+    monkeypatch.setattr(sys.modules[bake.__module__], "_SHARD", 4_000_000)
+    bake(opened, output)
+    shards = {each.name for each in (output / "transformer").glob("*.safetensors")}
+    assert len(shards) == 3
+    with open_checkpoint(output, TURBO) as again:
+        assert len(again.places) == 118
+    with pytest.raises(ToolError, match="exists already"):
+        bake(opened, output)
+    bake(opened, output, overwrite=True)
+    (output / "mine.txt").touch()
+    with pytest.raises(ToolError, match="also contains mine.txt"):
+        bake(opened, output, overwrite=True)
+
+
+def test_the_command_bakes_and_extracts(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["bake", f"{lora}:0.5", "-o", "model"])
+    said = capsys.readouterr().out
+    assert "Rounding to bf16" in said and "base_model model, and lora.zip with lora_scale 0" in said
+    words = ["extract", "model", "--base", TURBO.name, "--rank", "4"]
+    main([*words, "-o", "e.zip", "--chart", "e.svg"])
+    assert "of the squared difference is explained" in capsys.readouterr().out
+    assert (tmp_path / "e.svg").read_text().count("<svg class") == 2
+    assert read_archive("e.zip").meta["extracted"]["explained_by_layer"]
+    main(["inspect", "e.zip", "--chart", "norms.svg", "--json"])
+    assert json.loads(capsys.readouterr().out)["base_model"] == TURBO.name
+    for wrong, reason in (
+        (["bake", str(lora), "-o", "model"], "exists already"),
+        (["bake", str(lora), "--dtype", "fp8"], "add --layout comfyui"),
+        (["extract", "model", "--rank", "4"], "name the model that it was tuned from"),
+        ([*words, "-o", "e2.zip", "--chart", "e.svg"], "e.svg exists already"),
+    ):
+        with pytest.raises(SystemExit, match=reason):
+            main(wrong)

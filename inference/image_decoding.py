@@ -117,11 +117,14 @@ def upright_srgb(image: Image.Image, background: str = "white") -> tuple[Image.I
     if image.mode != "CMYK":
         image = _in_mode(image, "L" if image.mode in ("1", "L", "LA") else "RGB")
     image, bad_profile = _srgb(image, profile)
-    if alpha is not None:
-        whole = Image.new("RGB", image.size, background)
-        whole.paste(image, mask=alpha)
-        image = whole
-    return image, bad_profile
+    return image if alpha is None else over(image, alpha, background), bad_profile
+
+
+def over(image: Image.Image, alpha: Image.Image, background: str = "white") -> Image.Image:
+    """The RGB image over a color; `alpha` is 255 where it is opaque."""
+    whole = Image.new("RGB", image.size, background)
+    whole.paste(image, mask=alpha)
+    return whole
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:

@@ -29,6 +29,7 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
         "train_placeholder_token": settings.train_placeholder_token,
         "rank": settings.rank,
         "steps": settings.steps,
+        **settings.base.license_facts,
     }
     if settings.subject is not None:
         meta["placeholder_token"] = settings.subject

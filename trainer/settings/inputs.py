@@ -94,7 +94,7 @@ class TrainingInputs(Inputs):
     placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
-    turbo_adapter: Annotated[str, Input("Training adapter for distilled models: merged during training, not used at inference. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
+    turbo_adapter: Annotated[str, Input("Training adapter: merged during training, not used at inference, so that a distilled model stays fast. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
 
     # Optimization.
     preset: Annotated[str | None, Input("What the images are for: other defaults for the settings below. quick_test: a fifth of the steps. Default: the model's own settings.", OPTIMIZATION, choices=tuple(PRESETS))] = None

@@ -54,6 +54,8 @@ from adapters.formats import (
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
 
+_IN_HEADER = ("base_model", "training_mode", "placeholder_token", "steps")  # of the LoRA's file
+_LICENSE = ("license", "license_notice", "license_url")  # `Base.license_facts`
 MAX_WRITTEN_META_BYTES = 8 << 20  # all our readers accept this size
 
 
@@ -108,11 +110,7 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     """
     path = Path(path)
     meta = {"format_version": FORMAT_VERSION, **archive.meta}
-    header = {
-        f"zeroprior.{key}": str(meta[key])
-        for key in ("base_model", "training_mode", "placeholder_token", "steps")
-        if key in meta
-    }
+    header = {f"zeroprior.{key}": str(meta[key]) for key in (*_IN_HEADER, *_LICENSE) if key in meta}
     text = json.dumps(meta, indent=2, sort_keys=True, ensure_ascii=False)
     content = text.encode(errors="backslashreplace")  # lone surrogates, as JSON escapes them
     if len(content) > MAX_WRITTEN_META_BYTES:

@@ -31,6 +31,16 @@ class Steps:
     most: int
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a license that is not free asks of users, and of LoRAs that are trained on the model."""
+
+    # In words for users: shown at the download and in plans, written into LoRAs and model cards.
+    notice: str
+    url: str  # the license's text
+    hub_name: str  # its name in a model card's metadata
+
+
 @dataclass(frozen=True, kw_only=True)
 class Base:
     """One base model: where its files are, and its default settings."""
@@ -41,17 +51,25 @@ class Base:
     completed_by: "Base | None" = None  # supplies the components that this repository lacks
     included: Path | None = None  # its folder, where this project includes it
     folder: Path | None = None  # a folder that the user named, in place of all others
-    license: str = ""  # of the weights, as an SPDX name; empty: not known here
+    license: str = ""  # of the weights, as an SPDX name or a title; empty: not known here
+    terms: Terms | None = None  # of a license that is not free
     download: float | None = None  # GB of the repository's files that are used; None: not known
     distilled: bool = False  # for few steps without guidance; plain training destroys that
     # Training adapters (LoRAs that undo the distillation, applied while training) by version; the
     # last is the default.
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
+    # LoRAs for this base are trained on that one, and are used here unchanged.
+    train_on: "Base | None" = None
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
     guidance_scale: float
+    # A fixed schedule of the model, from 1 down, without the last 0; empty: by the scheduler.
+    # `sample_sigmas` in model_index.json.
+    sample_sigmas: tuple[float, ...] = ()
     default_resolution: int  # pixels, edge of the square image it generates best
+    # The same of the largest image that its card recommends, if that is larger.
+    recommended_up_to: int = 0
     # Pixels, edge of the square with as many pixels as the largest image that is accepted, for
     # training and for generation. Published models: twice their default edge. Larger images repeat
     # the subject, and decoding takes more than 29 GB.
@@ -91,6 +109,14 @@ class Base:
     preview_prompt: str = "a photo of TOK on a beach"
     preview_prompt_without_subject: str = "a photo of a dog on a beach"
 
+    @property
+    def license_facts(self) -> dict[str, str]:
+        """What the license asks for in the metadata of a LoRA for this base; empty if nothing."""
+        if self.terms is None:
+            return {}
+        facts = {"license_notice": self.terms.notice, "license_url": self.terms.url}
+        return {"license": self.license, **facts} if self.license else facts
+
 
 @dataclass(frozen=True)
 class ModelClasses:
@@ -113,6 +139,7 @@ class CardCode:
     features: str
     guidance: str  # the pipeline's argument for classifier-free guidance
     guidance_off: int  # the value of that argument which is guidance 1 here
+    tokenizer: str = "pipeline.tokenizer"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Captioner:
     def tokenizer_folder(self) -> Path:
         """The folder of the tokenizer, downloaded if needed. Raises `MissingModel`."""
         if self.base is not None:
-            return component_folder(self.base, "tokenizer")
+            return component_folder(self.base, family_of(self.base).tokenizer_folder)
         return self.model_folder()
 
     def local_folder(self) -> Path | None:

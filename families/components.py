@@ -32,10 +32,8 @@ def load_scheduler(base: Base) -> Any:
     return FlowMatchEulerDiscreteScheduler.from_pretrained(component_folder(base, "scheduler"))
 
 
-def load_tokenizer(base: Base) -> Any:
-    return AutoTokenizer.from_pretrained(
-        component_folder(base, "tokenizer"), trust_remote_code=False
-    )
+def load_tokenizer(base: Base, folder: str) -> Any:
+    return AutoTokenizer.from_pretrained(component_folder(base, folder), trust_remote_code=False)
 
 
 def text_width(base: Base) -> int:

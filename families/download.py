@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from families.captioners import CAPTIONERS
-from families.registry import BASES, UnknownBase, by_hub_id, find_base
+from families.registry import BASES, UnknownBase, by_hub_id, family_of, find_base
 from families.repository import (
     COMPONENTS,
     MODEL_PATTERNS,
@@ -77,6 +77,8 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
     known = captioner or row
     size = f" ({known.download:g} GB)" if known is not None and known.download else ""
     print(f"{hub_id}{size} -> {folder}")
+    if row is not None and row.terms is not None:
+        print(f"{row.license}: {row.terms.notice} {row.terms.url}")
     try:
         snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=patterns)
     except Exception as error:
@@ -92,7 +94,7 @@ def fetch(hub_id: str, model_folder: Path) -> Path:
         return folder
     base = replace(row, hub_id=str(folder), folder=folder)
     transformer_source(base)
-    for component in () if base.completed_by else COMPONENTS:
+    for component in () if base.completed_by else (*COMPONENTS, family_of(base).tokenizer_folder):
         component_folder(base, component)
     return folder
 

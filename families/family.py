@@ -67,6 +67,7 @@ class Family(ABC):
     # a plain one (tests/trainer/memory/test_compiled_share.py).
     compiled_share: ClassVar[float] = 1.0
     text_trunk: ClassVar[str] = "layers"  # the same of the text encoder
+    tokenizer_folder: ClassVar[str] = "tokenizer"  # in the repository
     # The text encoder is a whole vision-language model, which also writes captions.
     sees_images: ClassVar[bool] = False
     max_text_tokens: ClassVar[int] = 512  # the pipelines' limit
@@ -170,7 +171,7 @@ class Family(ABC):
         """The tokenizer inside the family's chat template."""
         from families import components
 
-        tokenizer = components.load_tokenizer(self.base)
+        tokenizer = components.load_tokenizer(self.base, self.tokenizer_folder)
         return PromptTokenizer(tokenizer, self._template(tokenizer))
 
     @cached_property
@@ -238,12 +239,15 @@ class Family(ABC):
     def sigmas(self, steps: int, width: int, height: int, shift: float | None = None) -> Tensor:
         """steps + 1 sigmas from 1 to 0: the pipeline's schedule, by the base's scheduler.
 
-        With `shift`, the static shift at every size, without a terminal shift.
+        A base with a fixed schedule has it at every size; for other numbers of steps than its own
+        it is interpolated. With `shift`, the static shift at every size, without a terminal shift.
         """
         from families import flow
 
         if shift is not None:
             return flow.shifted_sigmas(steps, shift)
+        if self.base.sample_sigmas:
+            return flow.resampled_sigmas(self.base.sample_sigmas, steps)
         rows, columns = self.latent_size(width, height)
         return flow.scheduled_sigmas(self.scheduler, steps, rows * columns // self.patch_size**2)
 
@@ -273,12 +277,13 @@ class Family(ABC):
     def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normalized latents, each BCHW float32.
 
-        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`.
+        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`. A VAE with an
+        alpha channel gets opaque images.
         """
 
     @abstractmethod
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pixels B3PP float32, nominally in [-1, 1]."""
+        """Pixels B3PP float32, nominally in [-1, 1]; B4PP if the VAE has an alpha channel."""
 
     @abstractmethod
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:

@@ -32,6 +32,17 @@ def shifted_sigmas(steps: int, shift: float) -> Tensor:
     return torch.cat([shifted, torch.zeros(1)]).float()
 
 
+def resampled_sigmas(fixed: Sequence[float], steps: int) -> Tensor:
+    """steps + 1 sigmas from a model's fixed schedule to 0, exactly that one for its own steps.
+
+    For others it is interpolated linearly by the share of the steps.
+    """
+    known = torch.tensor([*fixed, 0.0], dtype=torch.float64)
+    places = torch.arange(steps + 1, dtype=torch.float64) * len(fixed) / steps
+    before = places.floor().long().clamp(max=len(fixed) - 1)
+    return torch.lerp(known[before], known[before + 1], places - before).float()
+
+
 def scheduled_sigmas(scheduler: Any, steps: int, tokens: int) -> Tensor:
     """steps + 1 sigmas from 1 to 0: the pipelines' schedule, by a base's scheduler.
 

@@ -87,8 +87,8 @@ def find_base_or_folder(name: str) -> Base:
 
     A folder gets the defaults of the published model whose name it has (`…/Z-Image-Turbo`), or
     that its model_index.json names as its origin (`_name_or_path`, as diffusers writes it); any
-    other folder those of its family's undistilled model. Components that it lacks are taken from
-    its origin. Raises `UnknownBase`.
+    other folder those of its family's undistilled model, or of the one with a fixed schedule if it
+    has one. Components that it lacks are taken from its origin. Raises `UnknownBase`.
     """
     known = BASES.get(name) or by_hub_id(name)
     if known is not None:
@@ -103,14 +103,19 @@ def find_base_or_folder(name: str) -> Base:
             f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
             f"model_index.json{_hint(name)}"
         ) from None
-    family, origin = _read_index(text, f"{_shown(name)}: model_index.json")
+    family, origin, sigmas = _read_index(text, f"{_shown(name)}: model_index.json")
     by_folder_name = {base.hub_id.split("/")[1]: base for base in BASES.values()}
     published = by_folder_name.get(folder.name)
     if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
+    like = origin or undistilled(family)
+    if sigmas:
+        like = next((base for base in (like, *family.bases) if base.sample_sigmas), like)
+        like = replace(like, sample_sigmas=sigmas, inference_steps=len(sigmas))
     # Only the name, not the path, since it is written into files that users share.
-    like = replace(origin or undistilled(family), name=folder.name, hub_id=folder.name)
-    if origin is not None and not all((folder / each).is_dir() for each in COMPONENTS):
+    like = replace(like, name=folder.name, hub_id=folder.name)
+    components = (*COMPONENTS, family.tokenizer_folder)
+    if origin is not None and not all((folder / each).is_dir() for each in components):
         like = replace(like, completed_by=origin)
     return replace(like, folder=folder, license="", download=None)
 
@@ -158,8 +163,9 @@ def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
         ) from error
 
 
-def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None]:
-    """The family whose pipeline class a model_index.json names, and the base it was made from."""
+def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None, tuple[float, ...]]:
+    """The family whose pipeline class a model_index.json names, the base it was made from, and its
+    fixed schedule."""
     try:
         content = json.loads(index)
     except (ValueError, RecursionError) as error:
@@ -171,7 +177,11 @@ def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None]:
         raise UnknownBase(f"{source}: pipeline {_shown(pipeline)} is not one of {known}")
     family, named = by_pipeline[pipeline], content.get("_name_or_path")
     origin = by_hub_id(named) if isinstance(named, str) else None
-    return family, origin if origin in family.bases else None
+    sigmas = content.get("sample_sigmas") or []
+    numbers = isinstance(sigmas, list) and all(isinstance(each, int | float) for each in sigmas)
+    if not numbers or sigmas != sorted({s for s in sigmas if 0 < s <= 1}, reverse=True):
+        raise UnknownBase(f"{source}: sample_sigmas must be falling numbers from 1 to above 0")
+    return family, origin if origin in family.bases else None, tuple(sigmas)
 
 
 def _shown(value: object) -> str:

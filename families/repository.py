@@ -5,27 +5,35 @@ is not on this machine. `$MODEL_VAULT` is the model folder: downloaded models as
 """
 
 import json
+import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from families.base import AdapterFile, Base
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "vae")  # beside the transformer
+log = logging.getLogger(__name__)
+
+COMPONENTS = ("scheduler", "text_encoder", "vae")  # beside the transformer and the tokenizer
+TOKENIZERS = ("tokenizer", "processor")  # folders that may contain it (`Family.tokenizer_folder`)
 
 # The files of a base's repository that are used; sample images and other formats are not
 # downloaded.
 VAULT_PATTERNS = [
     "model_index.json",
     "*.safetensors",
-    *(f"{part}/*" for part in (*COMPONENTS, "transformer")),
+    *(f"{part}/*" for part in (*COMPONENTS, *TOKENIZERS, "transformer")),
 ]
 
 # The same of a repository with a single model.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
 
 # A component's config file; the others have a config.json.
-_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+_CONFIGS = {
+    "scheduler": "scheduler_config.json",
+    **dict.fromkeys(TOKENIZERS, "tokenizer_config.json"),
+}
 
 
 class MissingModel(RuntimeError):
@@ -53,7 +61,7 @@ def component_folder(base: Base, component: str) -> Path:
     own = _local(base)
     completes = base.completed_by
     if own is None and (completes is None or component == "transformer"):
-        own = download(base.hub_id, [f"{component}/*"])
+        own = _from_hub(base, [f"{component}/*"])
     if own is not None and (own / component).is_dir():
         return whole_folder(own / component, weights=component in ("text_encoder", "vae"))
     if completes is not None:
@@ -69,7 +77,7 @@ def transformer_source(base: Base) -> Path:
     """
     own = _local(base)
     if own is None:
-        own = download(base.hub_id, ["transformer/*", "*.safetensors"])
+        own = _from_hub(base, ["transformer/*", "*.safetensors"])
     if (own / "transformer").is_dir():
         return whole_folder(own / "transformer", weights=True)
     files = sorted(own.glob("*.safetensors"))
@@ -149,6 +157,18 @@ def _local(base: Base) -> Path | None:
             return base.included
         raise MissingModel(f"{base.name}: folder {base.included} does not exist")
     return None
+
+
+def _from_hub(base: Base, patterns: list[str]) -> Path:
+    """`download` of a base's files; logs what its license asks for, once."""
+    if base.terms is not None:
+        _log_terms(f"{base.license}: {base.terms.notice} {base.terms.url}")
+    return download(base.hub_id, patterns)
+
+
+@cache
+def _log_terms(text: str) -> None:
+    log.info("%s", text)
 
 
 def download(hub_id: str, patterns: list[str], revision: str | None = None) -> Path:

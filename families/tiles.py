@@ -116,7 +116,7 @@ def group_norms(layers: Sequence[nn.Module]) -> list[nn.GroupNorm]:
     return [each for each in every if isinstance(each, nn.GroupNorm)]
 
 
-def through(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
+def through(layers: Sequence[Callable[..., Tensor]], values: Tensor) -> Tensor:
     """Applies the layers one after another."""
     for layer in layers:
         values = layer(values, None) if isinstance(layer, ResnetBlock2D) else layer(values)
@@ -130,14 +130,16 @@ def in_tiles(
     *,
     cell: int,
     scale: float,
+    halo: int = HALO_CELLS,
 ) -> Tensor:
     """`work(x)`, tile by tile; `norms` are the group norms in it.
 
     `x` has `cell` rows and columns per cell, and the result `scale` times as many. `work` may
-    consist of convolutions, resampling by 2, norms over channels and group norms.
+    consist of convolutions, resampling by 2, norms over channels and group norms. `halo` is the
+    number of surrounding cells that a cell depends on, or more.
     """
     rows, columns = (side // cell for side in x.shape[-2:])
-    tiles = list(_tiles(rows, columns))
+    tiles = list(_tiles(rows, columns, halo))
 
     def run(tile: _Tile) -> Tensor:
         high, wide = (slice(each.start * cell, each.stop * cell) for each in tile.around)
@@ -166,11 +168,11 @@ def in_tiles(
     return result
 
 
-def _tiles(rows: int, columns: int) -> Iterator[_Tile]:
+def _tiles(rows: int, columns: int, halo: int) -> Iterator[_Tile]:
     for row in _cuts(rows):
         for column in _cuts(columns):
             around = [
-                slice(max(0, each.start - HALO_CELLS), min(size, each.stop + HALO_CELLS))
+                slice(max(0, each.start - halo), min(size, each.stop + halo))
                 for each, size in ((row, rows), (column, columns))
             ]
             yield _Tile(row, column, (around[0], around[1]))

@@ -168,7 +168,8 @@ def _batch(
         read = lru_cache(maxsize=4)(_archive)
         seen = set()
         for item in items:
-            files = item.inputs.replicate_weights, item.inputs.extra_lora, item.inputs.image
+            each = item.inputs
+            files = each.replicate_weights, each.extra_lora, each.image, each.mask
             if files not in seen:
                 seen.add(files)
                 _read(item.inputs, token, read)
@@ -203,7 +204,7 @@ def _read(
     if inputs.base_model != "auto":
         find_base_or_folder(inputs.base_model)
     archive = archive or _archive
-    request = Request.of(inputs, _image(inputs.image))
+    request = Request.of(inputs, _image(inputs.image), _image(inputs.mask))
     return request, archive(inputs.replicate_weights, token), archive(inputs.extra_lora, None)
 
 

@@ -124,11 +124,12 @@ class Engine:
         check_length("hf_api_token", token or "", SECRET_LENGTH)
         if token and not (token.isascii() and token.isprintable() and " " not in token):
             raise ValueError("hf_api_token contains characters that no token has; copy it again")
-        image = None
-        if inputs.image:
-            with of_input("image"):
-                image = read_image(self.sources.file(inputs.image, None, any_file))
-        asked = Request.of(inputs, image)
+        read_images: dict[str, Image.Image] = {}
+        for name in ("image", "mask"):
+            if source := getattr(inputs, name):
+                with of_input(name):
+                    read_images[name] = read_image(self.sources.file(source, None, any_file))
+        asked = Request.of(inputs, **read_images)
         folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
         main = "replicate_weights" if inputs.replicate_weights else "lora_weights"
@@ -222,7 +223,9 @@ class Engine:
                 log.info("%s", family.tokenize(resolved.prompt, vectors).explain())
             images = acceleration.with_fallback(
                 family.transformer,
-                lambda: generate(family, resolved, vectors, request.image, self._texts),
+                lambda: generate(
+                    family, resolved, vectors, request.image, self._texts, request.mask
+                ),
             )
         described = [each.described() for each in weights]
         for image, seed in zip(images, resolved.seeds, strict=True):

@@ -6,12 +6,13 @@ from dataclasses import fields
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from families.base import Base
 from families.family import Family
-from inference.images import to_images, to_pixels
+from inference.images import to_images, to_mask, to_pixels
 from inference.request import ResolvedRequest
-from inference.sampling import FAST_GUIDED_SHARE, add_noise, sample
+from inference.sampling import FAST_GUIDED_SHARE, Kept, add_noise, sample
 from inference.text_cache import TextCache
 
 
@@ -21,11 +22,13 @@ def generate(
     vectors: Mapping[str, Tensor] | None = None,
     image: Image.Image | None = None,
     texts: TextCache | None = None,
+    mask: Image.Image | None = None,
 ) -> list[Image.Image]:
     """Generates the images of a resolved request, one after another.
 
     Each image depends only on its seed, not on the number of images. With an `image`, the first
-    steps are skipped, and the others start from the image with noise added.
+    steps are skipped, and the others start from the image with noise added. With a `mask`, only
+    its white part is generated, in whole latents; the others are the image's.
     """
     texts = texts or TextCache()
     text = [texts.encode(family, resolved.prompt, vectors or {})]
@@ -36,16 +39,22 @@ def generate(
     sigmas = family.sigmas(resolved.steps, resolved.width, resolved.height, resolved.shift)
     sigmas = sigmas[resolved.first_step :]
     share = FAST_GUIDED_SHARE if resolved.go_fast else 1.0
-    clean_BCHW = None
+    clean_BCHW = mask_11HW = None
     if image is not None and resolved.prompt_strength is not None:
-        clean_BCHW, _ = family.encode_images(to_pixels(image, resolved.width, resolved.height))
+        size = resolved.width, resolved.height
+        clean_BCHW, _ = family.encode_images(to_pixels(image, *size))
+        if mask is not None:
+            mask_11HW = F.max_pool2d(to_mask(mask, *size), family.vae_factor)
     images = []
     for seed in resolved.seeds:
-        start_BCHW = family.initial_noise([seed], resolved.width, resolved.height)
+        start_BCHW, kept = family.initial_noise([seed], resolved.width, resolved.height), None
         if clean_BCHW is not None:
-            start_BCHW = add_noise(clean_BCHW.to(start_BCHW), start_BCHW, sigmas[0])
+            clean_BCHW = clean_BCHW.to(start_BCHW)
+            if mask_11HW is not None:
+                kept = Kept(clean_BCHW, start_BCHW, mask_11HW.to(start_BCHW))
+            start_BCHW = add_noise(clean_BCHW, start_BCHW, sigmas[0])
         latents_BCHW = sample(
-            family, start_BCHW, sigmas, text, negative, resolved.guidance_scale, share
+            family, start_BCHW, sigmas, text, negative, resolved.guidance_scale, share, kept
         )
         images += to_images(family.decode(latents_BCHW))
     return images

@@ -78,16 +78,32 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned in (5, 6, 7, 8) else image.size
 
 
-def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Converts an image to upright 8-bit sRGB; also returns whether its color profile was invalid.
-
-    Transparency is composed over white; of an animation, the first frame is used. `image` itself
-    is turned upright. Pillow may raise any exception on malformed images: catch `Exception`.
-    """
+def _turn_upright(image: Image.Image) -> None:
+    """Decodes an image and turns it upright, in place, so that no copy is made."""
     image.load()
     if image.format != "HEIF":  # turned by its own property; EXIF's does not count then
         with suppress(Exception):  # broken EXIF: the pixels are still valid
-            ImageOps.exif_transpose(image, in_place=True)  # in place, so that no copy is made
+            ImageOps.exif_transpose(image, in_place=True)
+
+
+def upright_alpha(image: Image.Image) -> Image.Image | None:
+    """The opacity of an image, in mode L and upright; None if it has no transparency.
+
+    `image` itself is turned upright. Raises as `upright_srgb` does.
+    """
+    _turn_upright(image)
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return None
+    return image.convert("RGBA").getchannel("A")
+
+
+def upright_srgb(image: Image.Image, background: str = "white") -> tuple[Image.Image, bool]:
+    """Converts an image to upright 8-bit sRGB; also returns whether its color profile was invalid.
+
+    Transparency is composed over the background; of an animation, the first frame is used. `image`
+    itself is turned upright. Pillow may raise any exception on malformed images: catch `Exception`.
+    """
+    _turn_upright(image)
     profile = image.info.get("icc_profile")
 
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
@@ -101,11 +117,14 @@ def upright_srgb(image: Image.Image) -> tuple[Image.Image, bool]:
     if image.mode != "CMYK":
         image = _in_mode(image, "L" if image.mode in ("1", "L", "LA") else "RGB")
     image, bad_profile = _srgb(image, profile)
-    if alpha is not None:
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=alpha)
-        image = white
-    return image, bad_profile
+    return image if alpha is None else over(image, alpha, background), bad_profile
+
+
+def over(image: Image.Image, alpha: Image.Image, background: str = "white") -> Image.Image:
+    """The RGB image over a color; `alpha` is 255 where it is opaque."""
+    whole = Image.new("RGB", image.size, background)
+    whole.paste(image, mask=alpha)
+    return whole
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bool]:

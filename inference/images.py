@@ -23,7 +23,7 @@ from adapters.files.atomic import atomic_file, temporary_space
 from adapters.files.containers import printable
 from families.redact import safe_name
 from inference import image_metadata
-from inference.image_decoding import READABLE, open_image, upright_srgb
+from inference.image_decoding import READABLE, open_image, over, upright_srgb
 from inference.image_limits import ImageLimit
 from inference.inputs import FORMATS, QUALITY
 
@@ -85,9 +85,25 @@ def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:
     return (levels.float() / 127.5 - 1).unsqueeze(0)
 
 
-def to_images(pixels_B3PP: Tensor) -> list[Image.Image]:
-    """8-bit images of pixels in [-1, 1], with the rounding of diffusers' pipelines."""
-    levels = ((pixels_B3PP / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+def to_mask(mask: Image.Image, width: int, height: int) -> Tensor:
+    """11PP: 1 where the mask is white (lighter than half), else 0; scaled and cropped like images.
+
+    Raises ValueError for a mask that is black everywhere.
+    """
+    white = to_pixels(mask.convert("RGB"), width, height).mean(dim=1, keepdim=True) > 0
+    if not white.any():
+        raise ValueError(
+            "mask is black everywhere, so nothing would be generated; paint that part white"
+        )
+    return white.float()
+
+
+def to_images(pixels_BCPP: Tensor) -> list[Image.Image]:
+    """8-bit images of pixels in [-1, 1], with the rounding of diffusers' pipelines.
+
+    Three channels are RGB; four are RGB and alpha, where 1 is opaque.
+    """
+    levels = ((pixels_BCPP / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     return [Image.fromarray(each.numpy()) for each in levels.permute(0, 2, 3, 1)]
 
 
@@ -101,8 +117,9 @@ def save_images(
     """Writes `image-0.webp`, … into the folder, numbered after existing files.
 
     No file is overwritten, also not one of a concurrent process. `file_format` is webp, jpg or png;
-    `quality`, from 1 to 100, is for the first two. With `metadata`, prompt and settings are written
-    into the files (`inference.image_metadata`).
+    `quality`, from 1 to 100, is for the first two. Only png keeps an image's alpha channel; in the
+    others, the image is over white. With `metadata`, prompt and settings are written into the files
+    (`inference.image_metadata`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -129,6 +146,8 @@ def write_image(
             if key in image.info
         }
         options |= image_metadata.options(texts, file_format)
+    if image.mode == "RGBA" and file_format != "png":
+        image = over(image.convert("RGB"), image.getchannel("A"))
     # Into memory first: on a full disk Pillow only reports "encoder error".
     content = io.BytesIO()
     image.save(content, format="jpeg" if file_format == "jpg" else file_format, **options)

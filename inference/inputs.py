@@ -76,6 +76,8 @@ class SharedInputs(Inputs):
             raise ValueError("aspect_ratio custom needs width and height")
         if self.prompt_strength is not None and not getattr(self, "image", None):
             raise ValueError("prompt_strength needs an image")
+        if getattr(self, "mask", None) and not getattr(self, "image", None):
+            raise ValueError("mask needs an image")
         return self
 
 
@@ -92,6 +94,7 @@ class GenerationInputs(SharedInputs):
     extra_lora: Annotated[Path | str | None, Input("A second LoRA that is combined with the first; the same spellings.", WEIGHTS, max_length=UPLOAD)] = None
     apply_lora: ApplyLora = WITH_TOKEN
     image: Annotated[Path | str | None, Input("Image to start from; see prompt_strength.", IMAGE)] = None
+    mask: Annotated[Path | str | None, Input("Inpainting: an image of the same size as image. Only its white part is generated; the rest stays as in image.", IMAGE)] = None
     output_format: Annotated[str, Input("File format of the images.", OUTPUT, choices=FORMATS)] = FORMATS[0]
     output_quality: Annotated[int, Input("Quality of webp and jpg files, from 1 to 100.", OUTPUT, ge=1, le=100)] = QUALITY
     output_metadata: Annotated[bool, Input("Write prompt, seed, settings and the weights' hashes into the files.", OUTPUT)] = True

@@ -4,9 +4,10 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from PIL import Image
-from pydantic import InstanceOf
+from pydantic import InstanceOf, model_validator
 
 from families.base import Base
 from families.few_steps import FewStepLora
@@ -26,12 +27,25 @@ class Request(SharedInputs):
 
     apply_lora: ApplyLora = WITH_TOKEN
     image: InstanceOf[Image.Image] | None = None  # to start from
+    mask: InstanceOf[Image.Image] | None = None  # of the image; its white part is generated
+
+    @model_validator(mode="after")
+    def _of_one_size(self) -> Self:
+        if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
+            mask, image = ("x".join(map(str, each.size)) for each in (self.mask, self.image))
+            raise ValueError(f"mask is {mask}, but image is {image}; make both the same size")
+        return self
 
     @classmethod
-    def of(cls, inputs: GenerationInputs, image: Image.Image | None = None) -> "Request":
-        """The request of these inputs, with their image already read."""
+    def of(
+        cls,
+        inputs: GenerationInputs,
+        image: Image.Image | None = None,
+        mask: Image.Image | None = None,
+    ) -> "Request":
+        """The request of these inputs, with their image and mask already read."""
         shared = {name: getattr(inputs, name) for name in SharedInputs.model_fields}
-        return cls(**shared, apply_lora=inputs.apply_lora, image=image)
+        return cls(**shared, apply_lora=inputs.apply_lora, image=image, mask=mask)
 
 
 def check_size(request: Request, base: Base) -> None:
@@ -85,6 +99,7 @@ class ResolvedRequest:
     seeds: tuple[int, ...]  # one per image
     go_fast: bool = False
     prompt_strength: float | None = None  # None: without an image
+    masked: bool = False  # only a part of the image is generated
     shift: float | None = None  # of `Family.sigmas`; None: the model's own schedule
 
     @property
@@ -137,6 +152,7 @@ def resolve(
         seeds=tuple(seed + number for number in range(request.num_outputs)),
         go_fast=request.go_fast and guidance > 1,
         prompt_strength=strength,
+        masked=request.mask is not None,
         shift=shift,
     )
 
@@ -188,8 +204,14 @@ def _warn_of_settings(
             "few-step LoRA is loaded",
             *(steps, base.name, base.inference_steps),
         )
-    share = size[0] * size[1] / base.default_resolution**2
-    if not 1 / 4 <= share <= 9 / 4:
+    scheduled = few_steps is None and shift is None and len(base.sample_sigmas)
+    if scheduled and steps != scheduled:
+        log.warning(
+            "num_inference_steps %d: %s has a fixed schedule of %d steps, which is interpolated",
+            *(steps, base.name, scheduled),
+        )
+    pixels, usual = size[0] * size[1], base.default_resolution**2
+    if not usual / 4 <= pixels <= max(usual * 9 / 4, base.recommended_up_to**2):
         log.warning(
             "%dx%d is far from the %dx%d pixels that %s is made for; expect repeated or missing "
             "parts",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,20 @@ from inference.progress import Progress
 FAST_GUIDED_SHARE = 0.5
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The part of an image that is not generated (inpainting)."""
+
+    clean_BCHW: Tensor  # the image's latents
+    noise_BCHW: Tensor
+    mask_11HW: Tensor  # 1 where latents are generated, 0 where they are kept
+
+    def put(self, latents_BCHW: Tensor, sigma: Tensor) -> Tensor:
+        """The latents with the kept ones in place, at this sigma."""
+        kept_BCHW = add_noise(self.clean_BCHW, self.noise_BCHW, sigma)
+        return torch.where(self.mask_11HW > 0, latents_BCHW, kept_BCHW)
+
+
 def sample(
     family: Family,
     noise_BCHW: Tensor,
@@ -22,11 +37,13 @@ def sample(
     negative_text: Sequence[Tensor] | None = None,
     guidance_scale: float = 1.0,
     guided_share: float = 1.0,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Samples latents BCHW float32, from `noise_BCHW` at sigmas[0] down to sigmas[-1].
 
     `text` and `negative_text` are one text_LD per image. The latter is used only if
     `guidance_scale` is above 1, in the first `guided_share` of the steps: two passes per step.
+    `kept` is put back after each step, with the noise of the next sigma; after the last, without.
     """
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
@@ -40,6 +57,8 @@ def sample(
             velocity_BCHW = family.guide(velocity_BCHW, away_BCHW, guidance_scale)
         # Euler step.
         latents_BCHW = latents_BCHW + (sigmas[step + 1] - sigmas[step]) * velocity_BCHW
+        if kept is not None:
+            latents_BCHW = kept.put(latents_BCHW, sigmas[step + 1])
     return latents_BCHW
 
 

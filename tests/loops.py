@@ -30,7 +30,9 @@ def make_loop(
     named = settings.named_subjects if with_placeholder else ()
     subject = None if named else next(iter(tokens), None)
     caption = settings.default_caption
-    examples = read_dataset(settings.dataset, caption, subject, subjects=named)[:pictures]
+    masks = settings.masks
+    examples = read_dataset(settings.dataset, caption, subject, subjects=named, masks=masks)
+    examples = examples[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
     trained: Lora | FullWeights | None = None

@@ -34,7 +34,7 @@ from trainer.settings.inputs import INPUTS, RANGES, TrainingInputs
 from trainer.settings.presets import PRESETS, defaults_of, find_preset
 
 UPLOAD = 100 << 20  # Cog's limit of a request: the length of a data URL
-FILES = {"dataset", "resume_from", "image"}  # in Cog an upload, elsewhere a path
+FILES = {"dataset", "resume_from", "image", "mask"}  # in Cog an upload, elsewhere a path
 TRAIN_SECRETS, PREDICT_SECRETS = {"wandb_api_key", "hf_token"}, {"hf_api_token"}
 # Where Cog differs, each with the reason.
 VERSIONS = {version for base in BASES.values() for version in base.training_adapters}
@@ -340,7 +340,14 @@ def test_the_documented_inputs_are_those_of_predict() -> None:
     assert documented.keys() == PREDICT.keys()
     for name, each in GenerationInputs.inputs().items():
         given, limits, *_ = documented[name]
-        described = {"base_model", "image", "replicate_weights", "lora_weights", "extra_lora"}
+        described = {
+            "base_model",
+            "image",
+            "mask",
+            "replicate_weights",
+            "lora_weights",
+            "extra_lora",
+        }
         assert limits == bounds(each) or name in described, name
         if shown := default(GenerationInputs.default(name)):
             assert given == shown, name

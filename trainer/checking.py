@@ -81,7 +81,9 @@ def summary(settings: Settings) -> str:
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
     more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""
-    images = f"{len(found.findings.examples):,} images"
-    if settings.epochs and found.findings.examples:
-        images += f", {with_steps(settings, found.findings.examples).steps:,} steps"
+    examples = found.findings.examples
+    masks = sum(bool(each.mask_file) for each in examples)
+    images = f"{len(examples):,} images" + f", {masks:,} masks are used" * bool(masks)
+    if settings.epochs and examples:
+        images += f", {with_steps(settings, examples).steps:,} steps"
     return clean(f"{dataset_name(settings.dataset)}: {', '.join([images, *parts])}{more}")

@@ -15,7 +15,6 @@ _OTHER_MODELS = tuple(
         ("HiDream", r"(?:double|single)_stream_blocks[._]\d"),
         ("FLUX", r"single_transformer_blocks[._]\d|(?:double|single)_blocks[._]\d"),
         ("Stable Diffusion 3", r"joint_blocks[._]\d"),
-        ("Qwen-Image-2.1", r"img_mlp[._](?:gate_layer|gate_up)\b"),
     )
 )
 _AMBIGUOUS = tuple(
@@ -36,7 +35,10 @@ _AMBIGUOUS = tuple(
         ("LTX-Video, PixArt or Sana", r"transformer_blocks[._]\d+[._]attn[12][._]"),
         ("Cosmos", r"blocks[._]\d+[._](?:self_attn|cross_attn)[._](?:[qkv]_proj|output_proj)"),
         ("Wan", r"blocks[._]\d+[._](?:self_attn|cross_attn|attn[12])[._]"),
-        ("Qwen-Image, FLUX or Stable Diffusion 3", r"transformer_blocks[._]\d+[._]attn[._]"),
+        (
+            "Qwen-Image, Qwen-Image-2.1, FLUX or Stable Diffusion 3",
+            r"transformer_blocks[._]\d+[._]attn[._]",
+        ),
     )
 )
 _TEXT_ENCODER = re.compile(

@@ -17,9 +17,18 @@ from families.registry import FAMILIES
 
 def family_of_layers(layers: Iterable[str]) -> type[Family] | None:
     """The family whose transformer's blocks have these layer names, or None."""
-    trunks = {name.partition(".")[0] for name in layers}
+    names = list(layers)
+    trunks = {name.partition(".")[0] for name in names}
     found = [family for family in FAMILIES.values() if family.trunk in trunks]
+    if len(found) > 1:
+        found = [family for family in found if _has_its_own(names, family)]
     return found[0] if len(found) == 1 else None
+
+
+def _has_its_own(layers: list[str], family: type[Family]) -> bool:
+    """Whether a layer has a name that no other family with the same trunk uses."""
+    own = re.compile(family.layer_names or "$^")
+    return any(own.search(name) or name.endswith(family.idle_in_last_block) for name in layers)
 
 
 def completed(factors: Factors) -> Factors:

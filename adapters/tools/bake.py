@@ -128,7 +128,7 @@ def bake(
         baker = _Baker(base, opened, scale)
         if layout == "comfyui":
             with atomic_file(output) as file:
-                _write(file, outputs, baker)
+                _write(file, outputs, baker, opened.base)
             for path, data in embeddings.items():
                 with atomic_file(path) as file:
                     file.write(data)
@@ -233,7 +233,7 @@ class _Baker:
             raise ToolError(f"{output.name} is NaN or infinite in the base with the LoRA")
 
 
-def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker) -> None:
+def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker, base: Base) -> None:
     planned = {name: each for output in outputs for name, each in output.planned().items()}
     marker: dict[str, Planned] = {}
     if any(output.fp8 for output in outputs):
@@ -245,7 +245,8 @@ def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker) -> None:
         if marker:
             yield "scaled_fp8", torch.zeros(2, dtype=_FP8)
 
-    write_tensors(file, planned | marker, values(), {"format": "pt"})
+    facts = {f"zeroprior.{key}": value for key, value in base.license_facts.items()}
+    write_tensors(file, planned | marker, values(), {"format": "pt", **facts})
 
 
 def _write_folder(folder: Path, outputs: list[_Output], baker: _Baker, base: Base) -> None:
@@ -262,7 +263,7 @@ def _write_folder(folder: Path, outputs: list[_Output], baker: _Baker, base: Bas
     names = [stem + end] if len(shards) == 1 else names
     for name, shard in zip(names, shards, strict=True):
         with (inner / name).open("wb") as file:
-            _write(file, shard, baker)
+            _write(file, shard, baker, base)
     if len(shards) > 1:
         contents = [[each.name for each in shard] for shard in shards]
         total = sum(each.nbytes for each in outputs)
@@ -274,6 +275,7 @@ def _write_folder(folder: Path, outputs: list[_Output], baker: _Baker, base: Bas
         "_class_name": classes.pipeline,
         "_name_or_path": _origin(base),
         "transformer": ["diffusers", classes.transformer],
+        **({"sample_sigmas": base.sample_sigmas} if base.sample_sigmas else {}),
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -296,7 +298,8 @@ def _embeddings(opened: Opened, output: Path) -> dict[Path, bytes]:
 def _notes(
     opened: Opened, base: Checkpoint, output: Path, layout: str, embeddings: list[str]
 ) -> tuple[str, ...]:
-    notes = []
+    terms = opened.base.terms
+    notes = [f"{terms.notice} {terms.url}"] if terms is not None else []
     if base.unused:
         notes.append(f"not in the model, so not written: {shown(base.unused)}")
     tokens = " ".join(opened.archive.tokens)

@@ -172,7 +172,8 @@ def kind_of(layer: StoredLayer) -> str:
 def _metadata(
     opened: Opened, style: str, ranks: set[int], pairs: Mapping[str, object]
 ) -> dict[str, str]:
-    facts = {"zeroprior.base_model": opened.base.hub_id}
+    facts = {"base_model": opened.base.hub_id, **opened.base.license_facts}
+    facts = {f"zeroprior.{key}": value for key, value in facts.items()}
     if opened.archive.tokens:
         facts["zeroprior.placeholder_token"] = " ".join(opened.archive.tokens)
     if style == TRANSFORMER and len(ranks) == 1:  # diffusers requires the layers in it

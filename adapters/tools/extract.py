@@ -72,6 +72,7 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
     }
     meta = {
         "base_model": base.hub_id,
+        **base.license_facts,
         "extracted": facts,
         "rank": max(each.rank for each in rows),
     }

@@ -68,8 +68,8 @@ def merge(loras: Sequence[tuple[Opened, float]], rank: int | None = None) -> Cha
         {"name": each.name, "scale": scale, "sha256": each.archive.lora_sha256}
         for each, scale in loras
     ]
-    meta = {"base_model": first.base.hub_id, **named(placeholders), "merged": facts}
-    return measured(merged, placeholders, meta)
+    meta = {"base_model": first.base.hub_id, **first.base.license_facts, "merged": facts}
+    return measured(merged, placeholders, meta | named(placeholders))
 
 
 def with_training_adapter(opened: Opened, scale: float, version: str = "") -> Changed:
@@ -127,7 +127,8 @@ def meta_of(opened: Opened) -> dict[str, Any]:
     """The meta.json of a LoRA made from another: what stays true of it."""
     kept = ("training_mode", "default_caption", "zero_prior", "zero_priors")
     known = {key: opened.archive.meta[key] for key in kept if key in opened.archive.meta}
-    return {"base_model": opened.base.hub_id, **known, **named(opened.archive.placeholders)}
+    known |= {"base_model": opened.base.hub_id, **opened.base.license_facts}
+    return known | named(opened.archive.placeholders)
 
 
 def named(placeholders: Sequence[Placeholder]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class QwenImage(Family):
     idle_in_last_block = (
         *("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
-    layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)[._]"
+    layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp[._]net|mod)[._]"
     few_step_loras = (
         # Qwen-Image-Lightning and -2512-Lightning: the scheduler of the card of
         # lightx2v/Qwen-Image-Lightning, base_shift = max_shift = ln 3 and shift_terminal None (also

@@ -56,7 +56,7 @@ class Layer:
 
 
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0", "_proj", ".to_add_out")
-FEED_FORWARD = (".w1", ".w2", ".w3", ".net.0.proj", ".net.2")
+FEED_FORWARD = (".w1", ".w2", ".w3", ".net.0.proj", ".net.2", ".gate_layer", "img_mlp.proj", ".out")
 
 
 def attention(name: str) -> bool:
@@ -309,6 +309,31 @@ def fused(
             scale = 0.5 if alpha else 1.0
             deltas |= {name: scale * (up.double() @ down.double()) for name, up in split.items()}
         return LoraFile(tensors, after(weights, deltas))
+
+    return write
+
+
+def fused_gate(
+    spell: str, parts: tuple[str, str], alpha: bool = True
+) -> Callable[[Weights], LoraFile]:
+    """Qwen-Image-2.1's gate_layer and proj as one layer, beside the attention."""
+
+    def write(weights: Weights) -> LoraFile:
+        draw = torch.Generator().manual_seed(9)
+        scale = 0.5 if alpha else 1.0
+        file = low_rank(spell, parts, alpha=scale, alpha_tensor=alpha)(weights)
+        deltas: dict[str, Tensor] = {}
+        for name in (n for n in weights if n.endswith(".gate_layer")):
+            rows, columns = weights[name].shape
+            down = torch.randn(4, columns, generator=draw) / 8
+            up = torch.randn(2 * rows, 4, generator=draw) / 8
+            key = spelled(spell, name.replace("gate_layer", "gate_up"))
+            file.tensors.update({f"{key}.{parts[0]}": down, f"{key}.{parts[1]}": up})
+            if alpha:
+                file.tensors[f"{key}.alpha"] = torch.tensor(2.0)
+            whole = scale * (up.double() @ down.double())
+            deltas |= {name: whole[:rows], name.replace("gate_layer", "proj"): whole[rows:]}
+        return LoraFile(file.tensors, file.after | after(weights, deltas))
 
     return write
 
@@ -606,6 +631,18 @@ CASES = (
         only="Z-Image",
     ),
     Case("`final_layer`, `x_embedder`", "ComfyUI layout", ends, only="Z-Image"),
+    Case(
+        "fused gate_up: A/B without alpha",
+        "ai-toolkit",
+        fused_gate("diffusion_model.{}", AB, alpha=False),
+        only="Qwen-Image-2.1",
+    ),
+    Case(
+        "… `lora_unet_` down/up with `.alpha`",
+        "ComfyUI layout",
+        fused_gate("lora_unet_{_}", DOWN_UP),
+        only="Qwen-Image-2.1",
+    ),
 )
 BROKEN = (
     Case(

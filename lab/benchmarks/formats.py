@@ -102,8 +102,10 @@ def theirs(name: str, case: Case) -> str:
     family = next(each for each in FAMILIES.values() if each.title == name)
     pipeline_class = getattr(diffusers, family.classes.pipeline)
     transformer = MODELS[name]()
-    parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
-    pipeline: Any = pipeline_class(transformer=transformer, **parts)
+    pipeline: Any = pipeline_class.__new__(pipeline_class)  # some read their tokenizer at once
+    diffusers.DiffusionPipeline.__init__(pipeline)
+    parts = dict.fromkeys(("scheduler", "vae", "text_encoder", family.tokenizer_folder))
+    pipeline.register_modules(transformer=transformer, **parts)
     before = _weights(transformer)
     file = case.write(before)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,13 +3,17 @@
 from typing import Any
 
 import torch
-from diffusers import QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    QwenImage21Transformer2DModel,
+    QwenImageTransformer2DModel,
+    ZImageTransformer2DModel,
+)
 from torch import nn
 
 from families.registry import FAMILIES
 
 # Blocks of the published models, whose linear layers a LoRA touches.
-PUBLISHED_BLOCKS = {"Z-Image": 30, "Qwen-Image": 60}
+PUBLISHED_BLOCKS = {"Z-Image": 30, "Qwen-Image": 60, "Qwen-Image-2.1": 32}
 
 
 def z_image(blocks: int = 2, seed: int = 0) -> Any:
@@ -41,7 +45,22 @@ def qwen_image(blocks: int = 2, seed: int = 0) -> Any:
     )
 
 
-MODELS = {"Z-Image": z_image, "Qwen-Image": qwen_image}
+def qwen_image_21(blocks: int = 2, seed: int = 0) -> Any:
+    """Qwen-Image-2.1 at a width of 64."""
+    return _made(
+        QwenImage21Transformer2DModel,
+        seed,
+        in_channels=16,
+        out_channels=16,
+        num_layers=blocks,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        context_in_dim=64,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+MODELS = {"Z-Image": z_image, "Qwen-Image": qwen_image, "Qwen-Image-2.1": qwen_image_21}
 
 
 def linears(transformer: nn.Module) -> dict[str, nn.Linear]:
@@ -50,7 +69,8 @@ def linears(transformer: nn.Module) -> dict[str, nn.Linear]:
 
 
 def block_linears(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks: 8 in each of Z-Image's, 14 in each of Qwen-Image's."""
+    """The linear layers of the blocks: 8 in each of Z-Image's, 14 in each of Qwen-Image's, 7 in
+    each of Qwen-Image-2.1's."""
     blocks = tuple(f"{family.trunk}." for family in FAMILIES.values())
     return {name: each for name, each in linears(transformer).items() if name.startswith(blocks)}
 

@@ -37,7 +37,11 @@ SCHEDULERS: dict[str, dict[str, Any]] = {  # as published
         "time_shift_type": "exponential",
     },
 }
-BLOCKS = {"z_image": "n_layers", "qwen_image": "num_layers"}  # the field of the config
+SCHEDULERS["qwen_image_21"] = SCHEDULERS["qwen_image"]
+BLOCKS = {  # the field of the config
+    "z_image": "n_layers",
+    **dict.fromkeys(("qwen_image", "qwen_image_21"), "num_layers"),
+}
 TEXT_LAYERS = "num_hidden_layers"
 
 _ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
@@ -73,6 +77,26 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
         "vae": {"base_dim": 8},
     },
+    "qwen_image_21": {
+        "transformer": {
+            **{"num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2},
+            **{"context_in_dim": 64, "axes_dims_rope": (8, 12, 12)},
+        },
+        "text_encoder": {
+            "text_config": {
+                **{"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128},
+                **{"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+                "head_dim": 32,
+                "rope_parameters": _ROPE | {"mrope_section": [6, 5, 5], "mrope_interleaved": True},
+            },
+            "vision_config": {
+                **{"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
+                **{"out_hidden_size": 64, "deepstack_visual_indexes": [0]},
+            },
+            "tie_word_embeddings": False,
+        },
+        "vae": {"base_dim": 8, "decoder_base_dim": 8},
+    },
 }
 
 
@@ -98,17 +122,19 @@ def write_random_base(
         if component == "text_encoder" and text_layers is not None:
             config.get("text_config", config)[TEXT_LAYERS] = text_layers
         if "vision_config" in config:  # never run
-            config["vision_config"] |= {"depth": 1, "fullatt_block_indexes": [0]}
+            first = dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), [0])
+            config["vision_config"] |= {"depth": 1, **first}
         model = _filled(_made(family, component, config), device, dtype)
         model.save_pretrained(folder / component)
         if component == "transformer" and base.training_adapters:
-            _write_adapters(vault, base, model)
+            _write_adapters(vault, base, model, family.trunk)
         del model
     scheduler: Any = FlowMatchEulerDiscreteScheduler(1000, **SCHEDULERS[family.name])
     scheduler.save_pretrained(folder / "scheduler")
     included = find_base("miniature-turbo").included
     assert included is not None
-    shutil.copytree(included / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    tokenizer = folder / family.tokenizer_folder
+    shutil.copytree(included / "tokenizer", tokenizer, dirs_exist_ok=True)
     index = {"_class_name": family.classes.pipeline}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
@@ -170,12 +196,12 @@ def _filled(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return model.eval().to(device)
 
 
-def _write_adapters(vault: Path, base: Base, transformer: nn.Module) -> None:
+def _write_adapters(vault: Path, base: Base, transformer: nn.Module, trunk: str) -> None:
     """Random training adapters of rank 4 under the published names."""
     layers = {
         name: each
         for name, each in transformer.named_modules()
-        if isinstance(each, nn.Linear) and name.startswith("layers.")
+        if isinstance(each, nn.Linear) and name.startswith(f"{trunk}.")
     }
     tensors = {}
     for name, layer in layers.items():

@@ -89,7 +89,7 @@ def loop_of(
     settings = resolve(TrainingInputs(dataset=Path("unread.zip"), **given))
     family = random_family(settings, mode, device)
     family.storage = WeightStorage()
-    tokenizer = load_tokenizer(find_base("miniature-turbo"))
+    tokenizer = load_tokenizer(find_base("miniature-turbo"), "tokenizer")
     prompts = PromptTokenizer(tokenizer, family._template(tokenizer))
     width = family.text_encoder.get_input_embeddings().weight.shape[1]
     vars(family).update(prompts=prompts, text_width=width)

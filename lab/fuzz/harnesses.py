@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 from transformers import Qwen2Tokenizer
@@ -40,6 +41,7 @@ from lab.fuzz.seeds import (
 from trainer.data.caption_files import one_line
 from trainer.data.caption_tables import Names, NoCaptions, read_json, read_table
 from trainer.data.dataset import DatasetError, Example, name_subject, read_dataset
+from trainer.data.example import decode_mask
 from trainer.data.images import check, probe
 from trainer.data.members import Unusable
 from trainer.learning.checkpoint import BrokenCheckpoint, is_finite, read_checkpoint, tensors_of
@@ -69,9 +71,12 @@ def dataset(data: bytes) -> bool:
         rest = zip_file(
             {"3_TOK a/a.png": picture_file(), "b.png": picture_file(), "metadata.jsonl": rest}
         )
+    elif where == b"\5":
+        rest = zip_file({"a.png": picture_file(), "a.mask.png": rest})
+    options: dict[str, Any] = {"skip_bad_images": True, "masks": "auto"}
     with _file(rest) as path:
         try:
-            for example in read_dataset(path, "a photo of TOK", "<zwx>", skip_bad_images=True):
+            for example in read_dataset(path, "a photo of TOK", "<zwx>", **options):
                 assert example.name.isprintable() and "\n" not in example.caption
                 assert example.image().size == (example.width, example.height)
         except DatasetError:
@@ -88,6 +93,8 @@ def picture(data: bytes) -> bool:
         return False
     image = Example("a", "", found.width, found.height, data).image()
     assert image.mode == "RGB" and image.size == (found.width, found.height)
+    for transparency in (False, True):
+        assert decode_mask(data, transparency).size == image.size
     return True
 
 

@@ -84,7 +84,7 @@ def test_an_engine_does_not_change_its_mind_when_its_base_takes_memory(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen-image", "z-image-turbo"])
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-image-2.1", "z-image-turbo"])
 def test_the_tables_memory_is_the_plans(name: str) -> None:
     base = BASES[name]
     settings = resolve(TrainingInputs(dataset="x", base_model=name, seed=1, sample_prompts="x"))

@@ -18,7 +18,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
+    QwenImage21Transformer2DModel,
     QwenImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
@@ -42,6 +44,8 @@ Z_IMAGE_DE_TURBO = "ostris/Z-Image-De-Turbo"
 TURBO_ADAPTER = "ostris/zimage_turbo_training_adapter"
 QWEN_IMAGE = "Qwen/Qwen-Image"
 QWEN_IMAGE_2512 = "Qwen/Qwen-Image-2512"
+QWEN_IMAGE_21 = "Qwen/Qwen-Image-2.1"
+QWEN_IMAGE_21_TURBO = "Qwen/Qwen-Image-2.1-Turbo"
 QWEN3_VL = "Qwen/Qwen3-VL-2B-Instruct"
 
 DE_TURBO_FILE = "z_image_de_turbo_v1_bf16.safetensors"
@@ -87,6 +91,27 @@ def write_vault(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0)
         _link(qwen / part, folder / QWEN_IMAGE_2512 / part)
     for number, version in enumerate(("v1", "v2")):
         write_turbo_adapter(folder / TURBO_ADAPTER, version, seed + number)
+    return folder
+
+
+def write_qwen_image_21(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Writes Qwen-Image-2.1 and its Turbo below `folder`, a `$MODEL_VAULT`; returns it.
+
+    Their tokenizer is in `processor`, and Turbo's schedule in its `model_index.json`.
+    """
+    base, turbo = folder / QWEN_IMAGE_21, folder / QWEN_IMAGE_21_TURBO
+    with torch.random.fork_rng(devices=[]):
+        qwen3_vl(dtype, seed).save_pretrained(base / "text_encoder")
+        qwen_image_21_vae(dtype, seed).save_pretrained(base / "vae")
+        shutil.copytree(qwen3_folder(), base / "processor")
+        for place, name in ((base, QWEN_IMAGE_21), (turbo, QWEN_IMAGE_21_TURBO)):
+            qwen_image_21_transformer(name, dtype, seed).save_pretrained(place / "transformer")
+    qwen_image_scheduler().save_pretrained(base / "scheduler")
+    FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(turbo / "scheduler")
+    for part in ("text_encoder", "processor", "vae"):
+        _link(base / part, turbo / part)
+    _write_index(base, QWEN_IMAGE_21_COMPONENTS)
+    _write_index(turbo, QWEN_IMAGE_21_COMPONENTS | {"sample_sigmas": QWEN_IMAGE_21_SIGMAS})
     return folder
 
 
@@ -226,6 +251,20 @@ def qwen_image_transformer(name: str, dtype: torch.dtype, seed: int) -> Diffuser
     return _randomised(model, f"{name}/transformer", dtype, seed)
 
 
+def qwen_image_21_transformer(name: str, dtype: torch.dtype, seed: int) -> DiffusersModel:
+    """A Qwen-Image-2.1 transformer of 2 blocks; `name` tells siblings' weights apart."""
+    model = QwenImage21Transformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        context_in_dim=TEXT_WIDTH,
+        axes_dims_rope=(8, 12, 12),
+    )
+    return _randomised(model, f"{name}/transformer", dtype, seed)
+
+
 def qwen3_text_encoder(dtype: torch.dtype, seed: int) -> Qwen3ForCausalLM:
     """Z-Image's text encoder: 3 layers, Qwen3-4B's 151,936 rows, output tied to input."""
     config = Qwen3Config(
@@ -333,6 +372,20 @@ def qwen_image_vae(dtype: torch.dtype, seed: int) -> DiffusersModel:
     return _randomised(AutoencoderKLQwenImage(base_dim=8), "qwen-image-vae", dtype, seed)
 
 
+def qwen_image_21_vae(dtype: torch.dtype, seed: int) -> DiffusersModel:
+    """Qwen-Image-2.1's VAE: RGB and alpha, a factor of 16 to 8 channels, narrow."""
+    model = AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=8,
+        dim_mult=[1, 2, 2, 2, 2],
+        num_res_blocks=2,
+        latents_mean=[0.1 * k for k in range(8)],
+        latents_std=[2.0 + 0.1 * k for k in range(8)],
+    )
+    return _randomised(model, "qwen-image-21-vae", dtype, seed)
+
+
 def z_image_scheduler(shift: float) -> DiffusersModel:
     """The scheduler of Z-Image as published: one shift for all sizes."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
@@ -370,6 +423,18 @@ QWEN_IMAGE_COMPONENTS = {
     "transformer": ["diffusers", "QwenImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
+QWEN_IMAGE_21_COMPONENTS = {
+    "_class_name": "QwenImage21Pipeline",
+    "processor": ["transformers", "Qwen3VLProcessor"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+    "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage21"],
+}
+QWEN_IMAGE_21_SIGMAS = [
+    *(1.0, 0.978453, 0.95418, 0.926626),
+    *(0.89508, 0.845148, 0.704534, 0.414568),
+]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
 from trainer.data.mapped_file import MappedFile
+from trainer.data.masks import BLACK, OUTSIDE
 from trainer.data.measures import Measures, measure
 from trainer.data.members import (
     CAPTION_SUFFIXES,
@@ -41,6 +42,7 @@ from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
 
 __all__ = [
+    "BLACK",
     "CAPTION_SUFFIXES",
     "HEAD_BYTES",
     "IMAGE_SUFFIXES",
@@ -48,6 +50,7 @@ __all__ = [
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",
+    "OUTSIDE",
     "TABLE_SUFFIXES",
     "Bucket",
     "Checked",

@@ -96,7 +96,7 @@ class Group:
     used: bool = False  # trained on, since they have captions
 
     def __str__(self) -> str:
-        unused = "; masks are not used in training" if self.kind == MASKS else ""
+        other = ", not training images" if self.kind == MASKS else ""
         count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
         if self.used:
             return (
@@ -106,11 +106,11 @@ class Group:
         if self.folder:
             return (
                 f"{self.folder}/ is ignored ({count}): by its name it contains "
-                f"{self.kind}{unused}. To train on them, rename the folder"
+                f"{self.kind}{other}. To train on them, rename the folder"
             )
         return (
             f"{listed(list(self.names))}: ignored ({count}): by their names these are {self.kind} "
-            f"of other images{unused}. To train on them, rename the files"
+            f"of other images{other}. To train on them, rename the files"
         )
 
 
@@ -192,8 +192,24 @@ def _derived(name: str, beside: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
+# In the name of a mask or of its folder, if white is not the subject: the background, only a part
+# of it, or a label.
+_OTHER_WHITE = re.compile(
+    r"(?:^|[\W_])(?:inv(?:ert(?:ed)?)?|bg|background|face|head|hair|trimaps?|"
+    r"seg(?:mentations?)?)(?:$|[\W_])",
+    re.IGNORECASE,
+)
+
+
+def _is_other(mask: str) -> bool:
+    return _OTHER_WHITE.search(PurePosixPath(mask).name) is not None
+
+
 def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, str]:
-    """The mask of each image that has one: `NAME.mask.png`, `masks/NAME.png`."""
+    """The mask of each image that has one: `NAME.mask.png`, `masks/NAME.png`.
+
+    Without masks that are white elsewhere than on the subject, as far as their names say so.
+    """
     by_stem: dict[str, list[str]] = {}
     by_last: dict[str, list[str]] = {}
     for name in images:
@@ -202,7 +218,7 @@ def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, st
             by_last.setdefault(PurePosixPath(own).name, []).append(name)
     masks: dict[str, str] = {}
     for group in groups:
-        if group.kind != MASKS or group.used:
+        if group.kind != MASKS or group.used or _is_other(group.folder):
             continue
         for mask in group.names:
             derived = _derived(mask, by_stem)
@@ -222,7 +238,9 @@ def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, st
                     ),
                 )
             for image in meant:
-                masks.setdefault(image, mask)
+                # Without the image's own name, which may contain such a word.
+                if not _is_other(stem_of(mask).replace(PurePosixPath(stem_of(image)).name, "", 1)):
+                    masks.setdefault(image, mask)
     return masks
 
 

@@ -78,3 +78,13 @@ def folder_caption(files: Mapping[str, Content], image: str, stems: set[str]) ->
     folder = image.rpartition("/")[0]
     name = f"{folder}/default.txt" if folder else "default.txt"
     return name if name in files and stem_of(name) not in stems else None
+
+
+def files_of(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:
+    """The caption files of captions by image; a file that an image has keeps its name."""
+    sidecars = Sidecars(files, [])
+    own = {name: next(iter(sidecars.of(name)), "") for name in captions}
+    return {
+        own[name] if suffix_of(own[name]) == ".txt" else f"{stem_of(name)}.txt": text.encode()
+        for name, text in captions.items()
+    }

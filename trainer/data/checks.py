@@ -6,6 +6,7 @@ the web page.
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Purpose:
     prefix: str = ""  # of every caption
     suffix: str = ""
     token_limit: int | None = None  # of the text encoder; None: counted elsewhere
+    mirrored: bool = False  # images are trained on as mirror images, too
 
     @classmethod
     def of(cls, settings: Settings, token_limit: int | None = None) -> "Purpose":
@@ -57,6 +59,7 @@ class Purpose:
             prefix=settings.caption_prefix,
             suffix=settings.caption_suffix,
             token_limit=token_limit,
+            mirrored=settings.horizontal_flip,
         )
 
 
@@ -67,6 +70,7 @@ def check_examples(examples: Sequence[Example], purpose: Purpose) -> list[Findin
         *_number(len(examples), purpose),
         *image_checks(examples, purpose.resolution, purpose.multiple),
         *caption_checks(own, purpose.words, purpose.token_limit),
+        *(_mirrored(examples) if purpose.mirrored else ()),
     ]
 
 
@@ -106,6 +110,21 @@ def _number(count: int, purpose: Purpose) -> Iterator[Finding]:
             check="many-images",
             level=logging.INFO,
         )
+
+
+_SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
+
+
+def _mirrored(examples: Sequence[Example]) -> Iterator[Finding]:
+    yield Finding(
+        "horizontal_flip also trains on mirror images: text is then learned as mirror writing, and "
+        "both sides of a face or a logo are mixed",
+        check="mirrored",
+    )
+    sided = [each.name for each in examples if _SIDES.search(each.caption)]
+    if sided:
+        text = "captions with left or right, which are wrong for their mirror images"
+        yield Finding.of_all(text, sided, check="mirrored")
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,7 @@ class DatasetCheck:
             "name": example.name,
             "caption": example.caption,
             "caption_file": example.caption_file or None,
+            "mask": example.mask_file or None,
             "width": example.width,
             "height": example.height,
             "bucket": [bucket.width, bucket.height],

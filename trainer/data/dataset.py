@@ -13,8 +13,8 @@ from pathlib import Path
 
 from families.tokens import SUBJECT, mentions, name_subject
 from inference.progress import Progress
-from trainer.data.auxiliary_images import Group, auxiliary, masks_of
-from trainer.data.caption_files import Sidecars, one_line
+from trainer.data.auxiliary_images import MASKS, Group, auxiliary, masks_of
+from trainer.data.caption_files import Sidecars, files_of, one_line
 from trainer.data.captions import Caption, choose_captions, repeats_of
 from trainer.data.example import Example
 from trainer.data.findings import (
@@ -24,9 +24,10 @@ from trainer.data.findings import (
     foreign_findings,
     repeat_findings,
 )
-from trainer.data.images import Checked, check, probe
+from trainer.data.images import MAX_TOTAL_PIXELS, Checked, check, probe
 from trainer.data.mapped_file import Content
-from trainer.data.members import Opener, Unusable, is_image, listed, read_files, stem_of, suffix_of
+from trainer.data.masks import unused, with_masks
+from trainer.data.members import Opener, Unusable, is_image, listed, read_files
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
@@ -35,8 +36,6 @@ from trainer.dataset_names import dataset_name
 from trainer.settings import TRIGGER_MARK, Subject
 
 log = logging.getLogger(__name__)
-
-MAX_TOTAL_PIXELS = 30_000_000_000  # 1,250 photos of 24 megapixels; minutes of decoding
 
 
 class DatasetError(ValueError):
@@ -51,6 +50,7 @@ def read_dataset(
     suffix: str = "",
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
+    masks: str = "off",
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
     opened: Opener | None = None,
 ) -> list[Example]:
@@ -68,6 +68,7 @@ def read_dataset(
         are still errors.
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
+    masks: what is used as masks: `auto`, `alpha` or `off` (`trainer.data.masks`).
     opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
         datasets from requests.
     write: gets the examples with their own captions as written, empty without one, and returns
@@ -90,7 +91,7 @@ def read_dataset(
     if write is not None and not problems:
         bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
         _refuse(path, bare)
-        files |= _caption_files(files, write(own_captions(bare.examples)))
+        files |= files_of(files, write(own_captions(bare.examples)))
     found = examine(
         files,
         default_caption,
@@ -99,6 +100,7 @@ def read_dataset(
         suffix,
         skip_bad_images,
         subjects,
+        masks,
         check_images=check_images,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if skip_bad_images else [],
@@ -118,16 +120,6 @@ def own_captions(examples: Sequence[Example]) -> list[Example]:
         else replace(each, caption="", others=())
         for each in examples
     ]
-
-
-def _caption_files(files: Mapping[str, Content], captions: Mapping[str, str]) -> dict[str, bytes]:
-    """The caption files of captions by image; a file that an image has keeps its name."""
-    sidecars = Sidecars(files, [])
-    own = {name: next(iter(sidecars.of(name)), "") for name in captions}
-    return {
-        own[name] if suffix_of(own[name]) == ".txt" else f"{stem_of(name)}.txt": text.encode()
-        for name, text in captions.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -157,6 +149,7 @@ def examine(
     suffix: str = "",
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
+    masks: str = "off",
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
     problems: Sequence[Finding] = (),
@@ -179,7 +172,7 @@ def examine(
     images = {name: files[name] for name in every if name not in besides}
     if not images and not problems and not bad:
         problems += why_empty(files, every, groups)
-    masks = masks_of(groups, images)
+    own_masks = masks_of(groups, images)
 
     def mentioned(text: str) -> bool:
         return TRIGGER_MARK in text or any(mentions(text, each) for each in (SUBJECT, *tokens))
@@ -237,10 +230,13 @@ def examine(
             unmanaged.append(name)
         if found.described:
             described.append(name)
-        size, mask = (found.width, found.height), masks.get(name, "")
+        size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
         own = replace(own, measures=found.measures, others=texts[1:])
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
+
+    examples, wrong_masks, about_masks = with_masks(examples, masks)
+    problems += wrong_masks
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
@@ -262,7 +258,11 @@ def examine(
         lines = "\n".join(each.text for each in bad)
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
-    warnings += [Finding(str(group), group.names, str(group)) for group in groups]
+    used = {each.mask_file for each in examples}
+    shown = [group for group in groups if used.isdisjoint(group.names)]
+    warnings += [Finding(str(group), group.names, str(group)) for group in shown]
+    of_masks = [name for each in groups if each.kind == MASKS for name in each.names]
+    warnings += [*about_masks, *unused(of_masks, examples)]
     rest = {name: data for name, data in files.items() if not is_beside(name, groups)}
     warnings += map(Finding, unread_captions(rest, every, found_captions))
     warnings += left_out(rest, every)

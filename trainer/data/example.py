@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from inference.image_decoding import open_image, upright_srgb
+from inference.image_decoding import open_image, upright_alpha, upright_srgb
 from trainer.data.mapped_file import Content
 from trainer.data.measures import Measures
 
@@ -20,7 +20,8 @@ class Example:
     data: Content = field(repr=False)  # the encoded file
     caption_file: str = ""  # its name, or its folder's with a slash; empty for default_caption
     repeats: int = 1  # how often it is used, relative to others: 10 in a folder `10_robot`
-    mask_file: str = ""  # the name of its mask: white is the subject; empty if there is none
+    # The name of the mask that is used: its own for its transparency, empty if there is none.
+    mask_file: str = ""
     mask: Content = field(default=b"", repr=False)  # the encoded file
     measures: Measures | None = None  # of its pixels; None: not decoded yet
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
@@ -41,3 +42,20 @@ class Example:
                 rotated = image.size != (self.width, self.height)
                 image.draft(None, at_least[::-1] if rotated else at_least)
             return upright_srgb(image)[0]
+
+    def mask_image(self) -> Image.Image:
+        """The decoded mask, in mode L: white is trained on. Only if there is one."""
+        return decode_mask(self.mask, transparency=self.mask_file == self.name)
+
+
+def decode_mask(data: Content, transparency: bool) -> Image.Image:
+    """A mask, upright, in mode L: the luminance of an image file, over black, or its transparency.
+
+    An image without transparency is opaque: white. Pillow may raise any exception on malformed
+    images: catch `Exception`.
+    """
+    with open_image(bytes(data)) as image:
+        if not transparency:
+            return upright_srgb(image, "black")[0].convert("L")
+        alpha = upright_alpha(image)
+        return Image.new("L", image.size, 255) if alpha is None else alpha

@@ -13,6 +13,7 @@ from trainer.data.members import Unusable, what_is
 
 # Limits.
 MAX_IMAGE_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb
+MAX_TOTAL_PIXELS = 30_000_000_000  # 1,250 photos of 24 megapixels; minutes of decoding
 MIN_SIDE = 8  # pixels; less is an icon or a tracking pixel
 MAX_ASPECT_RATIO = 8  # long / short; a square crop would show only an eighth of the image
 

@@ -6,10 +6,17 @@ from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
 from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
-from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, Sample, encode_images
+from trainer.learning.features import (
+    BATCH_PIXELS,
+    BATCH_TOKENS,
+    Captions,
+    Sample,
+    encode_images,
+    weights_of,
+)
 from trainer.learning.history import History, Trained
 from trainer.learning.loop import Loop
-from trainer.learning.loss import draw_noise, flow_loss, noisy
+from trainer.learning.loss import draw_noise, flow_loss, noisy, weighted
 from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
@@ -57,6 +64,8 @@ __all__ = [
     "read_resume",
     "same_for_all",
     "warn_repeats",
+    "weighted",
+    "weights_of",
     "why_ended",
     "with_seed",
     "stopped_by_signals",

@@ -98,7 +98,8 @@ def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) ->
         if len(group) < batch_size:
             few = f"only {len(group)}"
             size = f"{shape[2] * vae_factor}x{shape[1] * vae_factor}"
-            images = listed([samples[index].name for index in group])
+            found = [samples[index] for index in group]
+            images = listed([each.name + " (mirrored)" * each.mirrored for each in found])
             share = f"1 batch in {len(samples) / len(group):.3g}"
             lines.append(f"{few} at {size}: {images} ({share})")
     if lines:

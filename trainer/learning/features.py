@@ -9,8 +9,8 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
-from trainer.data import Bucket, Example, crop, in_threads, nearest_bucket
+from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads, nearest_bucket
+from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
 from trainer.settings import Settings
 
@@ -45,11 +46,31 @@ class Sample:
     std_CHW: Tensor
     repeats: int = 1  # how often it is used, relative to others
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
+    mirrored: bool = False
+    weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
 
     @property
     def captions(self) -> tuple[str, ...]:
         """All captions."""
         return self.caption, *self.others
+
+
+def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None:
+    """weights_B1HW of a batch, whose samples all have some or none."""
+    known = [each.weights_1HW for each in samples if each.weights_1HW is not None]
+    return onto(device, torch.stack(known)) if known else None
+
+
+class Fitted(NamedTuple):
+    """An image in its bucket."""
+
+    pixels_3PP: Tensor
+    weights_1HW: Tensor | None
+
+    def mirrored(self) -> "Fitted":
+        """The mirror image."""
+        weights = self.weights_1HW
+        return Fitted(self.pixels_3PP.flip(-1), None if weights is None else weights.flip(-1))
 
 
 @torch.no_grad()
@@ -61,22 +82,32 @@ def encode_images(
 ) -> list[Sample]:
     """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
 
-    Threads decode images ahead; batches contain images of one bucket. `advance` is called with
-    the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is full.
+    With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
+    latents. Threads decode images ahead; batches contain images of one bucket. `advance` is called
+    with the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is
+    full, and `DatasetError` if a mask is black in the part of an image that its bucket shows.
     """
-    multiple = family.resolution_multiple
+    multiple, masked = family.resolution_multiple, any(each.mask_file for each in examples)
 
-    def fitted(example: Example) -> list[Tensor]:
+    def fitted(example: Example) -> list[Fitted]:
         width, height = example.width, example.height
         buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
         cover = max(max(each.width / width, each.height / height) for each in buckets)
         spare = min(1.0, DECODED_SPARE * cover)
         image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
-        return [fit(image, bucket) for bucket in buckets]
+        found = []
+        for bucket in buckets:
+            size = family.latent_size(bucket.width, bucket.height)
+            weights = loss_weights(fit_mask(example, bucket, size)) if masked else None
+            found.append(Fitted(fit(image, bucket), weights))
+        return found + [each.mirrored() for each in found if settings.horizontal_flip]
 
     latents = Tensors[int]("latents")  # mean and deviation, by index
+    weights = Tensors[int]("loss weights")  # by index
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-    count = len(examples) * len(settings.resolutions)
+    sides = (False, True) if settings.horizontal_flip else (False,)  # whether mirrored
+    variants = [each for each in sides for _ in settings.resolutions]  # of an image, in order
+    count = len(examples) * len(variants)
 
     def encode(shape: torch.Size) -> None:
         places, pixels = zip(*waiting.pop(shape), strict=True)
@@ -86,7 +117,9 @@ def encode_images(
 
     with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
-        for place, pixels_3PP in enumerate(fits):
+        for place, (pixels_3PP, weights_1HW) in enumerate(fits):
+            if weights_1HW is not None:
+                weights.add(place, weights_1HW)
             same = waiting.setdefault(pixels_3PP.shape, [])
             same.append((place, pixels_3PP))
             if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
@@ -98,11 +131,14 @@ def encode_images(
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
     family.release("vae")
-    kept, sizes = latents.mapped(), len(settings.resolutions)
+    kept, kept_weights = latents.mapped(), weights.mapped()
+    places = product(examples, variants)
     return [
-        Sample(each.name, each.caption, mean_CHW, std_CHW, each.repeats, each.others)
-        for number, each in enumerate(examples)
-        for mean_CHW, std_CHW in (kept[number * sizes + size] for size in range(sizes))
+        Sample(
+            *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
+            *(mirrored, kept_weights.get(place)),
+        )
+        for place, (each, mirrored) in enumerate(places)
     ]
 
 
@@ -220,3 +256,26 @@ def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
     )
     pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
     return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:
+    """The mask of the part of an image that its bucket shows, in [0, 1]; ones without a mask.
+
+    size: rows and columns of the latents, each the mean of its area. Returns float32 [1, H, W].
+    Raises `DatasetError` if all of it is black.
+    """
+    rows, columns = size
+    if not example.mask_file:
+        return torch.ones(1, rows, columns)
+    mask = example.mask_image()
+    left, top, right, bottom = crop(example.width, example.height, bucket)
+    across, down = mask.width / example.width, mask.height / example.height
+    box = left * across, top * down, right * across, bottom * down
+    fitted = np.array(mask.resize((columns, rows), Image.Resampling.BOX, box=box))
+    if fitted.max() <= BLACK:
+        raise DatasetError(
+            f"{example.mask_file}: is black in the part of {example.name} that fits into "
+            f"{bucket.width}x{bucket.height}, so nothing of it would be learned; crop the image "
+            "around the subject"
+        )
+    return torch.from_numpy(fitted.astype(np.float32) / 255)[None]

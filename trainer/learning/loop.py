@@ -25,7 +25,7 @@ from trainer.learning.best_weights import Best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
-from trainer.learning.features import Captions, Sample
+from trainer.learning.features import Captions, Sample, weights_of
 from trainer.learning.fused import FusedOptimizer
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
@@ -48,8 +48,7 @@ GRADIENT_STEPS = 5
 class Loop:
     """One training run: the frozen family, the trainable LoRA and placeholders, and the data.
 
-    In a full training, some or all of the transformer's own parameters in place of a LoRA.
-
+    In a full training, the transformer's own parameters take the place of a LoRA.
     Callbacks (`run(after_step=…)`) are called after every optimizer step with the loop: `done` is
     the number of steps, `history` has the losses, `final_weights()` returns copies of the weights
     that would be saved now, and within `averaged()` the model uses those weights.
@@ -85,8 +84,7 @@ class Loop:
         self.processes = processes()
         # One batch for all processes; this one uses the rows from `first_row`.
         rows = settings.batch_size * self.processes.num_processes
-        repeats = [sample.repeats for sample in samples]
-        self.batches = Batches(shapes, rows, settings.seed, repeats)
+        self.batches = Batches(shapes, rows, settings.seed, [each.repeats for each in samples])
         self.first_row = settings.batch_size * self.processes.process_index
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
@@ -122,10 +120,8 @@ class Loop:
         Batches are counted over the whole run, `gradient_accumulation` of them per step.
         """
         settings, device = self.settings, self.family.device
-        indices = self.batches.at(number)
         latents, noises, sigmas, captions = [], [], [], []
-        for row in range(self.first_row, self.first_row + settings.batch_size):
-            sample = self.samples[indices[row]]
+        for row, sample in self._rows_of(number):
             shape = sample.mean_CHW.shape
             posterior = draw_noise(shape, settings.seed, "posterior", number, row)
             latents.append(sample.mean_CHW + sample.std_CHW * posterior)
@@ -136,6 +132,11 @@ class Loop:
         stacked = torch.stack(latents), torch.stack(noises), torch.tensor(sigmas)
         latents_BCHW, noise_BCHW, sigma_B = (onto(device, each) for each in stacked)
         return latents_BCHW, noise_BCHW, sigma_B, captions
+
+    def _rows_of(self, number: int) -> list[tuple[int, Sample]]:
+        """The rows of a batch that this process uses, and their samples."""
+        indices, end = self.batches.at(number), self.first_row + self.settings.batch_size
+        return [(row, self.samples[indices[row]]) for row in range(self.first_row, end)]
 
     def _caption(self, number: int, row: int) -> str:
         """The caption of a row of a batch; the empty prompt by caption dropout."""
@@ -206,7 +207,9 @@ class Loop:
                 self.fused.begin(number)
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             text = self.captions.features(captions)
-            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text) / len(numbers)
+            weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
+            loss = loss / len(numbers)
             losses.append(loss.detach())
             preserve = number, self.first_row, len(numbers), self.named
             if self.fused is not None and self.preservation is not None:
@@ -214,8 +217,7 @@ class Loop:
                 loss = loss if rows is None else loss + rows
             if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
-            if self.fused is None and self.preservation is not None:
-                # After the batch: memory for the larger of both.
+            if self.fused is None and self.preservation is not None:  # after: less memory
                 self.preservation.add_gradients(*preserve)
         return torch.stack(losses).sum()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from families.family import Family
+from trainer.data import OUTSIDE
 from trainer.learning.randomness import generator
 
 
@@ -24,10 +25,27 @@ def flow_loss(
     noise_BCHW: Tensor,
     sigma_B: Tensor,
     text: Sequence[Tensor],
+    weights_B1HW: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error between the predicted velocity and noise - x0, float32."""
     velocity_BCHW = family.velocity(noisy(latents_BCHW, noise_BCHW, sigma_B), sigma_B, text)
-    return (velocity_BCHW - (noise_BCHW - latents_BCHW)).square().mean()
+    errors_BCHW = (velocity_BCHW - (noise_BCHW - latents_BCHW)).square()
+    return weighted(errors_BCHW, weights_B1HW).mean()
+
+
+def loss_weights(mask_1HW: Tensor) -> Tensor:
+    """The weights of an image's squared errors, with a mean of 1.
+
+    mask_1HW: in [0, 1], not black everywhere. What is black has `OUTSIDE` of the weight that it has
+    without a mask; what that leaves is spread over the mask. So an image's share of the loss and of
+    the gradient depends neither on the size of its subject nor on the other images of its batch.
+    """
+    return OUTSIDE + (1 - OUTSIDE) * mask_1HW / mask_1HW.mean()
+
+
+def weighted(errors_BCHW: Tensor, weights_B1HW: Tensor | None) -> Tensor:
+    """The errors times their weights; None leaves them as they are."""
+    return errors_BCHW if weights_B1HW is None else errors_BCHW * weights_B1HW
 
 
 def draw_noise(shape: torch.Size, seed: int, purpose: str, step: int, row: int) -> Tensor:

@@ -113,11 +113,14 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """Hashes of each image and its caption, by the image's name."""
+    """Hashes of each image, its caption, and its mask if one is used, by the image's name."""
     return {
         _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
-            for content in (each.data, "\0".join(each.captions).encode())
+            for content in (
+                *(each.data, "\0".join(each.captions).encode()),
+                *([each.mask] if each.mask_file else []),
+            )
         ]
         for each in examples
     }
@@ -178,10 +181,12 @@ def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Pat
             f"resume_from: {path} was trained on other images, and this dataset contains none of "
             "them; pass the dataset of that run, or continue its weights.zip"
         )
-    captions = sum(1 for name, hashes in now.items() if name in then and then[name][1] != hashes[1])
+    both = [(then[name], hashes) for name, hashes in now.items() if name in then]
+    captions, masks = (sum(a[k:end] != b[k:end] for a, b in both) for k, end in ((1, 2), (2, 3)))
     log.warning(
-        "resuming with a changed dataset: %d images added, %d removed, %d captions changed",
+        "resuming with a changed dataset: %d images added, %d removed, %d captions changed%s",
         *(len(images - before), len(before - images), captions),
+        f", {masks} masks changed" if masks else "",
     )
 
 
@@ -200,6 +205,7 @@ def exactness(settings: Settings) -> dict[str, object]:
         "training_shift",
         "timestep_sampling",
         "gradient_accumulation",
+        "horizontal_flip",
         "ema_decay",
         "quantize",
         "turbo_adapter",

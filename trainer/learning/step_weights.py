@@ -32,6 +32,7 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
         "train_placeholder_token": settings.train_placeholder_token,
         **({"trained": settings.training} if settings.full else {"rank": settings.rank}),
         "steps": settings.steps,
+        **settings.base.license_facts,
     }
     if settings.subject is not None:
         meta["placeholder_token"] = settings.subject

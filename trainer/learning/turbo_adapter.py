@@ -15,16 +15,23 @@ log = logging.getLogger(__name__)
 
 
 def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
-    """Returns the training adapter, or None, with a warning if the base is distilled."""
+    """Returns the training adapter, or None, with a warning if the base is distilled.
+
+    Raises `LoraMismatch` for an adapter with layers that the base lacks.
+    """
     wanted, base = settings.turbo_adapter, settings.base
     if wanted == "auto" and base.training_adapters:
         wanted = list(base.training_adapters)[-1]
     if wanted in ("auto", "none"):
         if base.distilled:
+            why, other = "turbo_adapter is off", base.train_on
+            if not base.training_adapters:
+                why = "no training adapter for it is known"
             log.warning(
-                "%s is distilled to %d steps, and turbo_adapter is off: training destroys the "
-                "distillation, and %d-step images will become blurry",
-                *(base.name, base.inference_steps, base.inference_steps),
+                "%s is distilled to %d steps, and %s: training destroys the distillation, and "
+                "%d-step images will become blurry%s",
+                *(base.name, base.inference_steps, why, base.inference_steps),
+                f". Train on {other.name}: its LoRAs work on {base.name}, too" if other else "",
             )
         return None
     file = base.training_adapters.get(wanted)
@@ -35,7 +42,9 @@ def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
             "Train without it and load it when generating",
             *(Path(wanted).name, few_steps.name),
         )
-    return TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
+    adapter = TurboAdapter.read(adapter_path(file) if file else Path(wanted).expanduser())
+    adapter.merging(transformer_without_weights(base), base.name)  # refuses another model's
+    return adapter
 
 
 def transformer_with(adapter: TurboAdapter | None, family: Family) -> Any:

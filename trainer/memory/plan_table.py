@@ -1,6 +1,7 @@
 """`python -m trainer plan CONFIG.yaml`: memory and time of a run as a table, without a GPU."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def plan_data(settings: Settings) -> dict[str, Any]:
         here = choose(counted, free_memory(device), wishes, usable(device))
     return {
         "base_model": settings.base.name,
+        "license": settings.base.license or None,
+        "license_notice": settings.base.terms.notice if settings.base.terms else None,
         "token": settings.subject,
         "rank": settings.rank,
         "optimizer": settings.optimizer,
@@ -148,11 +151,16 @@ def _heading(settings: Settings) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
     what = "full training" if settings.full else f"LoRA of rank {settings.rank}"
-    return (
+    heading = (
         f"{settings.base.name} ({settings.base.hub_id}), {subject}: {what},\n"
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens"
     )
+    terms = settings.base.terms
+    if terms is None:
+        return heading
+    notice = fill(f"{settings.base.license}: {terms.notice}", 100)
+    return f"{heading}\n\n{notice}\n{terms.url}"
 
 
 def _parts(counted: Figures) -> str:

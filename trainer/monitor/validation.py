@@ -32,6 +32,8 @@ from trainer.learning import (
     generator,
     keep_best,
     noisy,
+    weighted,
+    weights_of,
     why_ended,
 )
 from trainer.settings import Settings, SettingsError
@@ -172,7 +174,7 @@ class Validation:
         self.every = max(1, -(-steps // MEASUREMENTS)) if every is None else every
         samples = held_out or loop.samples
         sigmas = _quantiles(loop.noise_levels, samples[0].mean_CHW.shape)
-        images = list({sample.name: sample for sample in samples}.values())
+        images = list({each.name: each for each in samples if not each.mirrored}.values())
         # Images alternate between the sigmas, so that few measurements use many images.
         self._items: Batch = [
             (level, images[(turn * len(sigmas) + level) % len(images)], turn)
@@ -245,7 +247,9 @@ class Validation:
                 self.family.transformer,
                 partial(self.family.velocity, noisy(*here), here[2], text),
             )
-            errors = (velocity_BCHW - (here[1] - here[0])).square().mean(dim=(1, 2, 3))
+            weights_B1HW = weights_of([sample for _, sample, _ in batch], self.family.device)
+            errors_BCHW = weighted((velocity_BCHW - (here[1] - here[0])).square(), weights_B1HW)
+            errors = errors_BCHW.mean(dim=(1, 2, 3))
             measured.append((batch, errors))
         totals = [0.0] * len(self.curves.sigmas)
         for batch, errors in measured:  # now: reading waits for the device

@@ -47,6 +47,7 @@ class DatasetFile:
                 "own": sum(bool(each.caption_file) for each in examples),
                 "default": sum(not each.caption_file for each in examples),
             },
+            "masks": sum(bool(each.mask_file) for each in examples),  # that are used
             "pictures": [
                 {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
                 for each in examples
@@ -77,7 +78,7 @@ def describe_run(
         "dataset": {
             "path": settings.dataset.absolute(),
             "sha256": dataset["sha256"],
-            "images": data_identity(examples),  # by name: hashes of the image and of its caption
+            "images": data_identity(examples),  # by name: hashes of image, caption and used mask
         },
         "versions": versions(),
     }

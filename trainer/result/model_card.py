@@ -31,7 +31,8 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     """README.md for the Hub: front matter, samples, code, settings.
 
     `meta` is the archive's; `samples` are prompts and the paths of their images in the repository.
-    The code repeats the first sample. No licence is stated, since only the author can choose one.
+    The code repeats the first sample. No license is stated, since only the author can choose one,
+    unless the base model's asks for it (`Base.terms`).
     """
     base, settings, tokens = _base(meta), meta["settings"], tokens_in(meta)
     family = family_of(base)
@@ -86,6 +87,9 @@ def _front_matter(base: Base, tokens: Sequence[str], samples: Sequence[tuple[str
     front: dict[str, Any] = {}
     if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
         front |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
+    if base.terms is not None:
+        front |= {"license": "other", "license_name": base.terms.hub_name}
+        front["license_link"] = base.terms.url
     front |= {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",

@@ -41,6 +41,7 @@ class Settings(TrainingInputs):
 
     resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
     caption_dropout: float
+    masks: str
     rank: int
     lora_targets: str
     steps: int  # 0: by the number of images (`for_images`)
@@ -74,7 +75,7 @@ class Settings(TrainingInputs):
         return read_subjects(self.subjects)
 
     @property
-    def caption_rules(self) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...]]:
+    def caption_rules(self) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -83,6 +84,7 @@ class Settings(TrainingInputs):
             self.caption_suffix,
             self.skip_bad_images,
             self.named_subjects,
+            self.masks,
         )
 
     @property
@@ -214,6 +216,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         timestep_sampling=sampling,
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
+        masks=_either(inputs.masks, defaults.masks),
         subjects=tuple(map(str, subjects)),
         placeholder_token=token,
         preserve=preserve,

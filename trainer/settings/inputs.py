@@ -13,6 +13,7 @@ from families.tokens import check_unicode
 from inference.input_fields import Input, Inputs, Interface
 from trainer.settings.choices import (
     LR_SCHEDULERS,
+    MASKS,
     MAX_STEPS,
     OPTIMIZERS,
     QUANTIZATIONS,
@@ -80,6 +81,8 @@ class TrainingInputs(Inputs):
     caption_dropout: Annotated[float | None, Input("Share of samples that see an empty caption. Default: depends on the model.", DATA, ge=0, le=1)] = None
     trigger_word: Annotated[str | None, Input("Only without a placeholder token: ordinary text that replaces TOK in captions, and is put before captions that do not contain it.", DATA, max_length=1_000)] = None
     skip_bad_images: Annotated[bool, Input("Skip images that cannot be used, with a warning that names them. Off: refuse the dataset and name them all.", DATA)] = False
+    masks: Annotated[str | None, Input("Train on the white part of each image's mask; what is black has a tenth of its usual weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", DATA, choices=MASKS)] = None
+    horizontal_flip: Annotated[bool, Input("Train on each image and its mirror image. Not for text, faces and subjects whose sides differ.", DATA)] = False
     resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
     log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False
     foreign_captions: Annotated[bool, Input("Captions of a job file: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False
@@ -93,7 +96,7 @@ class TrainingInputs(Inputs):
     training: Annotated[str, Input("What is trained: a LoRA, or the model's own weights (full), which needs much more memory; the result is then a folder, model, with the whole transformer.", MODEL, choices=TRAININGS, on=Interface.LOCAL)] = "lora"
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
-    turbo_adapter: Annotated[str, Input("Training adapter for distilled models: merged during training, not used at inference. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
+    turbo_adapter: Annotated[str, Input("Training adapter: merged during training, not used at inference, so that a distilled model stays fast. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
 
     # Optimization.
     preset: Annotated[str | None, Input("What the images are for: other defaults for the settings below. quick_test: a fifth of the steps. Default: the model's own settings.", OPTIMIZATION, choices=tuple(PRESETS))] = None
@@ -161,6 +164,11 @@ class TrainingInputs(Inputs):
                 f"validation_images is {value!r}; it must be auto or a number of images"
             )
         return value
+
+    @field_validator("masks", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads `off` as false
 
     @field_validator("preserve", mode="before")
     @classmethod

@@ -21,6 +21,7 @@ class Preset:
     timestep_sampling: str | None = None
     caption_dropout: float | None = None
     ema_decay: float = 0.0
+    masks: str = "auto"
     # Usual numbers of images, for the checks of a dataset: least, most. Common practice as well.
     images: tuple[int, int] = (8, 100)
 
@@ -44,6 +45,7 @@ PRESETS: dict[str, Preset] = {
         timestep_sampling="shift",  # palette and composition are decided at high noise
         caption_dropout=0.1,  # so that the style also works without a matching prompt
         ema_decay=0.99,  # averages over the last hundred steps, so that single images matter less
+        masks="off",  # a style is in the whole image
         images=(15, 500),  # few images also teach what is on them
     ),
     "concept": Preset(
@@ -72,6 +74,7 @@ class Defaults:
     timestep_sampling: str
     caption_dropout: float
     ema_decay: float
+    masks: str
 
 
 def defaults_of(base: Base, preset: Preset) -> Defaults:
@@ -89,6 +92,7 @@ def defaults_of(base: Base, preset: Preset) -> Defaults:
             base.caption_dropout if preset.caption_dropout is None else preset.caption_dropout
         ),
         ema_decay=preset.ema_decay,
+        masks=preset.masks,
     )
 
 

@@ -81,6 +81,7 @@ def _preview_passes(settings: Settings) -> list[float]:
 def too_many(settings: Settings, images: int) -> str | None:
     """Why a dataset of `images` images is too large for one request to a server, or None."""
     each = sum(edge**2 for edge in settings.resolutions) / settings.base.training_resolution**2
+    each *= 1 + settings.horizontal_flip
     if images * each <= MOST_ENCODED:
         return None
     edges = ", ".join(map(str, settings.resolutions))

@@ -225,8 +225,8 @@ def test_unknown_parts_in_front_of_a_block_s_layer_mean_the_whole_model() -> Non
         ),
         (["single_transformer_blocks.3.attn.to_q"], "made for another model: FLUX"),
         (["lora_unet_double_blocks_0_img_attn_qkv"], "made for another model: FLUX"),
-        (["transformer_blocks.0.attn.to_q"], "another model: Qwen-Image, FLUX or Stable"),
-        (["transformer_blocks.0.img_mlp.net.2"], "made for another model: Qwen-Image"),
+        (["transformer_blocks.0.attn.to_q"], "another model: Qwen-Image, Qwen-Image-2.1, FLUX or"),
+        (["transformer_blocks.0.img_mlp.net.2"], "made for another model: Qwen-Image$"),
         (["blocks.0.self_attn.q"], "made for another model: Wan"),
         (
             ["lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"],

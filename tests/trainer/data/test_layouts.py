@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dataset_files import make_zip, picture, problems_of
 
+from trainer.data.auxiliary_images import auxiliary, masks_of
 from trainer.data.dataset import Example, read_dataset
 
 JPEG, PNG = picture(8, 8, format="JPEG"), picture(8, 8)
@@ -257,14 +258,11 @@ def test_a_table_in_windows_1252_is_read_and_said(
         (["fox_masks/01.png", "fox_masks/02.png"], "fox/"),
     ],
 )
-def test_masks_belong_to_their_images(tmp_path: Path, masks: list[str], folder: str) -> None:
-    images = {f"{folder}0{number}.jpg": JPEG for number in (1, 2, 3)}
-    captions = {f"{folder}0{number}.txt": "TOK" for number in (1, 2, 3)}
-    found = read(tmp_path, images | captions | dict.fromkeys(masks, PNG))
-    assert {name: each.mask_file for name, each in found.items()} == dict(
-        zip(images, [*masks, ""], strict=True)
-    )
-    assert [bytes(each.mask) for each in found.values()] == [PNG, PNG, b""]
+def test_masks_belong_to_their_images(masks: list[str], folder: str) -> None:
+    images = [f"{folder}0{number}.jpg" for number in (1, 2, 3)]
+    captions = [f"{folder}0{number}.txt" for number in (1, 2, 3)]
+    groups = auxiliary([*images, *captions, *masks], [*images, *masks], images)
+    assert masks_of(groups, images) == dict(zip(images, masks, strict=False))
 
 
 def test_leftovers_of_other_programs_are_not_trained_on(

@@ -75,13 +75,13 @@ def second_block(family: Family) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [16, 64])
-@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "qwen-image-2.1"])
 def test_a_compiled_block_keeps_the_familys_share(name: str, rank: int, published: None) -> None:
     family = family_without_weights(find_base(name))
     block = second_block(family)
     inside = {each for each, _ in family.transformer.named_modules()}
     Lora(family.transformer, [n for n in family.lora_targets() if n in inside], rank, 0)
-    latents = torch.zeros(1, family.latent_channels, 128, 128, device="meta")
+    latents = torch.zeros(1, family.latent_channels, *family.latent_size(1024, 1024), device="meta")
     text = list(_embeddings(family, 1, 64).unbind())
 
     def forward() -> Tensor:
@@ -108,7 +108,7 @@ def test_a_compiled_block_keeps_the_familys_share(name: str, rank: int, publishe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "qwen-image-2.1"])
 def test_compiled_blocks_that_are_recomputed_share_the_graphs_and_save_what_is_planned(
     name: str, published: None
 ) -> None:
@@ -120,7 +120,7 @@ def test_compiled_blocks_that_are_recomputed_share_the_graphs_and_save_what_is_p
     Lora(family.transformer, family.lora_targets(), shape.rank, 0)
     partitioner = Partitioner()
     compile_blocks(family.transformer, backend=partitioner.backend)
-    latents = torch.zeros(1, family.latent_channels, 128, 128, device="meta")
+    latents = torch.zeros(1, family.latent_channels, *family.latent_size(1024, 1024), device="meta")
     text = list(_embeddings(family, 1, text_tokens).unbind())
     graphs = []
     for recomputed in range(5):

@@ -335,6 +335,8 @@ def test_free_memory_is_some_of_the_machines() -> None:
 
 # What is shown.
 
+CONFIGS = ("z_image_turbo", "qwen_image", "qwen_image_21")
+
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, str]:
@@ -346,13 +348,13 @@ def shown() -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MODEL_VAULT", raising=False)
         patch.delenv("COMPILE", raising=False)
-        for name in ("z_image_turbo", "qwen_image"):
+        for name in CONFIGS:
             settings = read_config(ROOT / "configs" / f"{name}.yaml", dataset="imgs.zip")
             plans[name] = table(settings, count(settings))
     return plans
 
 
-@pytest.mark.parametrize("name", ["z_image_turbo", "qwen_image"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_document_shows_what_the_command_prints(name: str, shown: dict[str, str]) -> None:
     document = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     assert f"```text\n{shown[name]}\n```" in document, f"python -m trainer plan configs/{name}.yaml"

@@ -531,7 +531,10 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model__arch": "flux"}, "model.arch is 'flux'; supported: qwen_image, zimage"),
+        (
+            {"model__arch": "flux"},
+            "model.arch is 'flux'; supported: qwen_image, qwen_image_2, zimage",
+        ),
         (
             {"model__arch": "qwen_image"},
             "is z-image-turbo, but this is a job for Qwen-Image",

@@ -85,8 +85,8 @@ def turbo_adapter(found: Translation, key: str, path: Any, difference: str = "")
 
 
 def no_turbo_adapter(found: Translation, key: str) -> None:
-    """Reports that the base is distilled and the job has no training adapter."""
-    if base_of(found).distilled:
+    """Reports that the base has a training adapter and the job has none."""
+    if base_of(found).training_adapters:
         found.differs(key, "the model's own training adapter is used")
 
 

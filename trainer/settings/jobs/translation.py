@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "foreign_captions": True,
     "default_caption": "",
     "caption_dropout": 0.0,
+    "masks": "off",  # they use them by a key of their own
     "preserve": "off",
     "validation_images": 0,  # all images are trained on
     "sample_prompts": (),

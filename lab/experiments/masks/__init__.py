@@ -1,0 +1,1 @@
+"""What masks change if all images of a subject have the same background."""

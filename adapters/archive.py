@@ -68,6 +68,8 @@ class Archive:
     meta: dict[str, Any]
     lora_sha256: str | None = None  # `tensor_file.tensors_hash` of its file
     names: tuple[str, ...] = ()  # of the LoRA: file name, and titles in its header
+    # The folder of a whole transformer (`adapters.trained_model`), in place of a LoRA.
+    model: Path | None = None
 
     @property
     def factors(self) -> Factors:
@@ -195,14 +197,14 @@ def read_loose(lora: str | PathLike[str], token: str) -> Archive:
                 "weights.zip, which contains it"
             )
         source = str(first)
-        archive = replace(archive, placeholders=_loose_placeholders(first))
+        archive = replace(archive, placeholders=read_loose_placeholders(first))
     if token not in archive.tokens:
         found = " and ".join(map(repr, archive.tokens))
         raise BrokenArchive(f"{source} contains the placeholder {found}, not {token!r}")
     return archive
 
 
-def _loose_placeholders(first: Path) -> tuple[Placeholder, ...]:
+def read_loose_placeholders(first: Path) -> tuple[Placeholder, ...]:
     """The placeholder in a file, and those in the numbered files next to it."""
     names = (Path(placeholder_name(number)).name for number in range(MAX_TOKENS))
     files = takewhile(Path.is_file, (first.with_name(name) for name in names))

@@ -35,7 +35,8 @@ class Merge(NamedTuple):
 
 def fuses(weight: Tensor) -> bool:
     """Whether LoRAs are merged into this weight here."""
-    return weight.device.type != "cpu" and weight.dtype == torch.bfloat16 and weight.dim() == 2
+    plain = weight.device.type in ("cpu", "mps")  # Apple's products may not add in float32
+    return not plain and weight.dtype == torch.bfloat16 and weight.dim() == 2
 
 
 def merge_all(merges: Sequence[Merge]) -> None:

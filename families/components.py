@@ -52,15 +52,8 @@ def load_transformer(family: "Family", change: Change | None) -> Any:
     weight is in CPU memory in addition to the quantized ones.
     """
     storage, device, dtype = family.storage, family.device, family.dtype
-    model_class = family.model_class("transformer")
     in_place = storage.quantize == "none" and not storage.offload
-    first = device if in_place else torch.device("cpu")  # straight from the files
-    source = transformer_source(family.base)
-    if source.is_file():
-        model = from_one_file(model_class, source, _transformer_config(family.base), dtype)
-    else:
-        model = whole(model_class, source, dtype, device_map={"": first})
-    model = _frozen(model, first)
+    model = _from_files(family, family.base, device if in_place else torch.device("cpu"))
     if storage.quantize != "none":
         where = torch.device("cpu") if storage.offload else device
         model = quantize_transformer(model, storage.quantize, where, dtype, change)
@@ -71,6 +64,25 @@ def load_transformer(family: "Family", change: Change | None) -> Any:
     if not in_place:
         model = apply_storage(model, storage, device)
     return model.eval().requires_grad_(False)
+
+
+def original_transformer(family: "Family", base: Base | None = None) -> nn.Module:
+    """The transformer as in its files, in CPU memory, beside the one in use.
+
+    base: another one of the family; default: the family's.
+    """
+    return _from_files(family, base or family.base, torch.device("cpu"))
+
+
+def _from_files(family: "Family", base: Base, device: torch.device) -> nn.Module:
+    """The unquantized transformer, straight from the files to a device."""
+    model_class, dtype = family.model_class("transformer"), family.dtype
+    source = transformer_source(base)
+    if source.is_file():
+        model = from_one_file(model_class, source, _transformer_config(base), dtype)
+    else:
+        model = whole(model_class, source, dtype, device_map={"": device})
+    return _frozen(model, device)
 
 
 def load_vae(family: "Family") -> nn.Module:

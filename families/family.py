@@ -158,12 +158,11 @@ class Family(ABC):
 
     def release(self, *names: str) -> None:
         """Frees loaded models (`transformer`, `vae`, `text_encoder`)."""
-        import torch
+        from families.device import empty_cache
 
         for name in names:
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.device)
 
     # Text.
 

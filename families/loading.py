@@ -12,16 +12,21 @@ from families.registry import family_of
 
 log = logging.getLogger(__name__)
 
+_DEVICES = ("cuda", "mps", "cpu")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def default_device() -> torch.device:
-    """The GPU, or the CPU. Sets the GPU's float32 precision (TF32).
+    """An NVIDIA or AMD GPU, else Apple's, else the CPU; or the kind that `$DEVICE` names.
 
-    Of several GPUs the first, or that of this process (`$LOCAL_RANK`, set by launchers).
+    Sets the GPU's float32 precision (TF32). Of several GPUs the first, or that of this process
+    (`$LOCAL_RANK`, set by launchers).
     """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+    kind = os.environ.get("DEVICE") or _kind_here()
+    if kind not in _DEVICES:
+        raise ValueError(f"$DEVICE is {kind!r}; set it to {', '.join(_DEVICES)}, or unset it")
+    if kind != "cuda":
+        return torch.device(kind)
     if rank := os.environ.get("LOCAL_RANK"):
         torch.cuda.set_device(int(rank))
     # LoRAs are merged by float32 products, which TF32 would round to 10 bits of mantissa. The
@@ -31,11 +36,18 @@ def default_device() -> torch.device:
     return torch.device("cuda")
 
 
+def _kind_here() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU and float32 on a CPU, or the one that `$DTYPE` names.
 
-    float32 on a GPU without bfloat16 (before NVIDIA's Ampere), with a warning. Not float16: in it
-    these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image, issues 14 and 15).
+    float32 on a GPU without bfloat16 (before NVIDIA's Ampere, with a warning; before macOS 14). Not
+    float16: in it these models overflow, and images are black (github.com/Tongyi-MAI/Z-Image,
+    issues 14 and 15).
 
     Few CPUs multiply in bfloat16. One that does (AVX-512 BF16) is faster with it for all models
     but the miniature: 1.65 times for 94 M parameters.
@@ -48,6 +60,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 @functools.cache
 def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)  # earlier systems have no bfloat16
     if device.type != "cuda":
         return False
     if not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -26,6 +26,9 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
+    if device.type == "mps":  # the GPU's share of the memory that it has in common with the CPU
+        most, used = torch.mps.recommended_max_memory(), torch.mps.driver_allocated_memory()
+        return min(most - used, psutil.virtual_memory().available), most
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
     for limit, used in _containers():

@@ -3,6 +3,7 @@
 import torch
 
 from families.base import Base
+from families.loading import default_device
 from families.without_weights import transformer_without_weights
 
 LARGE = 1e9  # parameters of a transformer; one step of the smallest published base takes minutes
@@ -17,8 +18,7 @@ def why_too_slow(base: Base, device: torch.device | None = None) -> str | None:
 
     Counts parameters from the model's config, or the published one, without its weights.
     """
-    has_gpu = torch.cuda.is_available() if device is None else device.type != "cpu"
-    if has_gpu:
+    if (device or default_device()).type != "cpu":
         return None
     size = sum(each.numel() for each in transformer_without_weights(base).parameters())
     if size < LARGE:

@@ -123,6 +123,11 @@ def check_available(name: str, device: torch.device) -> None:
         raise QuantizationUnavailable(
             f"quantize {name} needs a GPU, and this machine has none; choose {can} or none"
         )
+    if device.type == "mps":
+        raise QuantizationUnavailable(
+            f"quantize {name} was not made for Apple's GPUs; set it to none, and "
+            "gradient_checkpointing to true for less memory"
+        )
     if importlib.util.find_spec(quantization.package) is None:
         raise QuantizationUnavailable(
             f"quantize {name} needs the package {quantization.package}: "

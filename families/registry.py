@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from families import models
 from families.base import Base
@@ -28,6 +29,7 @@ class UnknownBase(ValueError):
 FAMILIES: dict[str, type[Family]] = {}  # by `Family.name`
 BASES: dict[str, Base] = {}  # by `Base.name`
 _MAX_INDEX_BYTES = 1 << 20
+_MAX_META_BYTES = 16 << 20
 
 
 def register(family: type[Family]) -> None:
@@ -80,7 +82,8 @@ def find_base(name: str) -> Base:
 
 
 def find_base_or_folder(name: str) -> Base:
-    """The base that a user names: as `find_base`, or a local folder in the Hub's layout.
+    """The base that a user names: as `find_base`, or a local folder in the Hub's layout, or one
+    that a full training wrote.
 
     A folder gets the defaults of the published model whose name it has (`…/Z-Image-Turbo`), or
     that its model_index.json names as its origin (`_name_or_path`, as diffusers writes it); any
@@ -92,6 +95,8 @@ def find_base_or_folder(name: str) -> Base:
         return known
     try:
         folder = Path(name).expanduser().absolute()
+        if (meta := meta_of_full_training(folder)) is not None:
+            return _of_full_training(folder, meta)
         text = (folder / "model_index.json").read_bytes()[:_MAX_INDEX_BYTES]
     except (OSError, ValueError, RuntimeError):  # not found, not a path, "~" of an unknown user
         raise UnknownBase(
@@ -113,6 +118,49 @@ def find_base_or_folder(name: str) -> Base:
     if origin is not None and not all((folder / each).is_dir() for each in components):
         like = replace(like, completed_by=origin)
     return replace(like, folder=folder, license="", download=None)
+
+
+def meta_of_full_training(folder: Path) -> dict[str, Any] | None:
+    """The meta.json of a folder that a full training wrote; None for any other folder."""
+    try:
+        with (folder / "meta.json").open("rb") as file:
+            meta = json.loads(file.read(_MAX_META_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return meta if isinstance(meta, dict) and meta.get("trained") == "full" else None
+
+
+def with_transformer(base: Base, folder: Path) -> Base:
+    """The base with the transformer in a folder of a full training, and its own other parts."""
+    folder = folder.absolute()
+    name = folder.parent.name if folder.name == "model" else folder.name  # RUN/model
+    changed = replace(base, name=name, hub_id=name, folder=folder, completed_by=base)
+    return replace(changed, download=None)
+
+
+def trained_from(base: Base) -> Base:
+    """The base that supplies the other parts of a full training's result; else the base itself."""
+    if base.folder is None or meta_of_full_training(base.folder) is None:
+        return base
+    assert base.completed_by is not None
+    return base.completed_by
+
+
+def tokens_of_full_training(base: Base) -> list[str]:
+    """The tokens that a base has as the result of a full training; none of any other."""
+    meta = None if base.folder is None else meta_of_full_training(base.folder)
+    several, one = (meta or {}).get("placeholder_tokens"), (meta or {}).get("placeholder_token")
+    return [each for each in (several or [one]) if isinstance(each, str)]
+
+
+def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
+    try:
+        return with_transformer(find_base(str(meta.get("base_model"))), folder)
+    except UnknownBase as error:
+        raise UnknownBase(
+            f"{_shown(folder.name)} was trained on {_shown(meta.get('base_model'))}, which is not "
+            "a known base model: give that model's folder as base_model, and this one as weights"
+        ) from error
 
 
 def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None, tuple[float, ...]]:
@@ -182,13 +230,16 @@ def _without_gpu() -> Base:
 
 
 def _by_memory(purpose: str) -> tuple[Base, str]:
-    import torch  # takes a second; not needed for settings
-
+    # These import PyTorch, which takes a second; not needed for settings.
+    from families.loading import default_device
     from families.memory import RESERVE, free_memory
 
-    if not torch.cuda.is_available():
+    device = default_device()
+    if device.type == "cpu":
         return _without_gpu(), "no GPU"
-    return largest_that_fits(purpose, free_memory(torch.device("cuda")) * (1 - RESERVE))
+    if device.type == "mps":  # no quantization, so training needs about as much as generation
+        purpose = "generation"
+    return largest_that_fits(purpose, free_memory(device) * (1 - RESERVE))
 
 
 def default_base_without_gpu() -> Base:

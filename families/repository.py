@@ -121,11 +121,13 @@ def local_model_folder(hub_id: str) -> Path | None:
 
 def local_config(base: Base, component: str) -> dict[str, Any] | None:
     """A component's config if it is on this machine; None if it would be downloaded."""
-    for owner in filter(None, (base, base.completed_by)):
+    owner: Base | None = base
+    while owner is not None:
         folder = _local(owner)
         file = folder / component / "config.json" if folder is not None else None
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
+        owner = owner.completed_by
     return None
 
 

@@ -18,6 +18,8 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from families.device import widest
+
 # A cell is the square of pixels that corresponds to one pixel where tiling begins or ends: 4 x 4
 # pixels if two blocks that change the size are tiled.
 TILE_CELLS = 128
@@ -74,8 +76,9 @@ class _WholeNorm:
     def _measure(self, x_BCHW: Tensor) -> None:
         assert self.tile is not None
         groups = self.tile.inside(x_BCHW).unflatten(1, (self.norm.num_groups, -1)).flatten(2)
-        norms = torch.linalg.vector_norm(groups, dim=-1, dtype=torch.float64)
-        sums = groups.sum(-1, dtype=torch.float64), norms.square()
+        wide = widest(groups.device)
+        norms = torch.linalg.vector_norm(groups, dim=-1, dtype=wide)
+        sums = groups.sum(-1, dtype=wide), norms.square()
         if self._sums is not None:
             sums = sums[0] + self._sums[0], sums[1] + self._sums[1]
         self._sums, self._count = sums, self._count + groups.shape[-1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
 from families.captioners import Answer, Captioner, Question, UnknownCaptioner
+from families.device import empty_cache
 from families.loading import default_dtype
 from families.memory import RESERVE, free_memory
 from families.out_of_memory import is_out_of_memory
@@ -115,7 +116,7 @@ class VisionLanguageModel:
             if len(questions) == 1 or not is_out_of_memory(error):
                 raise
         log.warning("out of memory with %d images at once; now one by one", len(questions))
-        torch.cuda.empty_cache()
+        empty_cache(self._device)
         return [self._answers([each], most_tokens)[0] for each in questions]
 
     def _answers(self, questions: Sequence[Question], most_tokens: int) -> list[Answer]:

@@ -232,14 +232,15 @@ def _archive(source: str | Path | None, token: str | None) -> "Archive | None":
     """
     if not source:
         return None
-    from adapters.archive import read_archive, read_loose
+    from adapters.archive import read_loose
+    from adapters.trained_model import read_weights
     from inference.fetch import Sources, named
 
     if token:
         return read_loose(source, token)
     sources, secret = Sources(), os.environ.get("HF_TOKEN")
     file, config = sources.file(source, secret), sources.config(source, secret)
-    archive = read_archive(file, config=config)
+    archive = read_weights(file, config)
     return named(archive, source)
 
 

@@ -18,7 +18,9 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 from torch._dynamo.exc import TorchDynamoException
 
+from families.device import empty_cache
 from families.family import Family
+from families.loading import default_device
 from families.out_of_memory import free_frames, is_out_of_memory
 from inference.generation import generate_once
 
@@ -64,7 +66,7 @@ def accelerate(family: Family) -> None:
             "takes longer, and large images may not fit",
             said,
         )
-        _empty_cache()
+        empty_cache(default_device())
 
 
 def _accelerate(family: Family) -> None:
@@ -157,7 +159,7 @@ def with_fallback(
         first = error
     free_frames(first)
     if full := is_out_of_memory(first):
-        _empty_cache()
+        empty_cache(default_device())
     compiled = {block: call for each in models for block, call in _without_acceleration(each)}
     if reset is not None:
         reset()
@@ -199,11 +201,6 @@ def _in_compilation(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _empty_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _without_acceleration(model: Any) -> list[tuple[Any, Any]]:

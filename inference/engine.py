@@ -16,6 +16,7 @@ from adapters.archive import Archive, Check
 from adapters.cache import AdapterCache
 from adapters.formats import Delta, Layout, LoraMismatch, is_zero
 from adapters.merging import LoraMerger
+from adapters.trained_model import read_trained_model
 from families.base import Base
 from families.family import Family
 from families.loading import default_device, default_dtype, load_family
@@ -53,6 +54,7 @@ from inference.weights import (
     warn_of_no_effect,
     warn_of_other_base,
     warn_of_untrained_placeholder,
+    with_own_tokens,
 )
 
 log = logging.getLogger(__name__)
@@ -176,6 +178,8 @@ class Engine:
     ) -> Archive:
         """The archive of a source, with the source's name among its names."""
         file = self.sources.file(source, token, any_file)
+        if file.is_dir():  # the result of a full training
+            return read_trained_model(file)
         return named(self.read(file, check, self.sources.config(source, token)), source)
 
     def generate(
@@ -198,6 +202,7 @@ class Engine:
         with self._lock, torch.inference_mode():
             base = choose_base(base_model, weights, self._automatic)
             warn_of_other_base(base, weights)
+            weights = with_own_tokens(weights, base)
             check_size(request, base)
             few_steps = few_step_lora(weights, base)
             if from_request:
@@ -299,6 +304,7 @@ class Engine:
 
         LoRAs that are not applied must fit too, so that an error does not depend on the prompt.
         """
+        weights = [each for each in weights if each.archive.model is None]
         if self._merging is None and not weights:
             return
         merger, layout = self._prepared(family)

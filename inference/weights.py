@@ -10,10 +10,17 @@ from torch import Tensor
 from adapters.archive import Archive
 from adapters.files.containers import printable
 from adapters.formats import LoraMismatch
+from adapters.trained_model import is_trained_model, read_trained_model
 from families.base import Base
 from families.family import Family
 from families.few_steps import FewStepLora, find_few_step_lora
-from families.registry import UnknownBase, default_base, find_base, find_base_or_folder
+from families.registry import (
+    UnknownBase,
+    default_base,
+    find_base,
+    find_base_or_folder,
+    with_transformer,
+)
 from families.tokens import split_words
 from inference.image_metadata import RequestedWeights
 from inference.inputs import ALWAYS
@@ -67,8 +74,10 @@ def select(weights: Sequence[Weights], texts: Iterable[str], apply_lora: str) ->
     selected = []
     for each in weights:
         missing = bool(each.tokens) and not present.intersection(each.tokens)
-        few_steps = find_few_step_lora(each.archive.names) is not None
-        wanted = apply_lora == ALWAYS or few_steps or not missing
+        if each.archive.model and each.scale != 1:
+            log.warning("the %s are a whole model, so their scale has no effect", each.name)
+        always = find_few_step_lora(each.archive.names) or each.archive.model  # part of the base
+        wanted = apply_lora == ALWAYS or bool(always) or not missing
         if missing and each.scale != 0:
             named = " or ".join(each.tokens)
             if wanted:
@@ -147,7 +156,8 @@ def choose_base(
 ) -> Base:
     """The base for a request: `base_model`, else the weights' base, else the default.
 
-    Raises `LoraMismatch` for weights of another family than that base.
+    With weights of a full training, their transformer replaces that base's. Raises `LoraMismatch`
+    for weights of another family than that base, and for two transformers.
     """
     asked = None if base_model == "auto" else find_base_or_folder(base_model)
     base = asked
@@ -162,7 +172,33 @@ def choose_base(
                 f"the {each.name} were trained on {trained_on.name} and cannot be applied to "
                 f"{base.name}; {hint}"
             )
-    return base or default()
+        if each.archive.model and trained_on.name not in (base.name, base.hub_id):
+            own = base.completed_by is not None and base.folder == each.archive.model.absolute()
+            if not own:
+                raise LoraMismatch(
+                    f"the {each.name} are the whole transformer of {trained_on.name}, and cannot "
+                    f"replace that of {base.name}; set base_model to auto"
+                )
+    base = base or default()
+    models = [each.archive.model for each in weights if each.archive.model is not None]
+    models += [base.folder] if base.folder is not None and is_trained_model(base.folder) else []
+    if len(different := {each.absolute() for each in models}) > 1:
+        raise LoraMismatch(
+            f"{' and '.join(sorted(map(str, different)))} are results of full trainings: each is a "
+            "whole model, so use one of them"
+        )
+    if not models or models[0].absolute() == base.folder:
+        return base
+    return with_transformer(base, models[0])
+
+
+def with_own_tokens(weights: Sequence[Weights], base: Base) -> list[Weights]:
+    """The weights, and the tokens of a base model that is the result of a full training."""
+    if base.folder is None or not is_trained_model(base.folder):
+        return [*weights]
+    if any(each.archive.model is not None for each in weights):
+        return [*weights]
+    return [Weights(read_trained_model(base.folder), 1.0, "base model"), *weights]
 
 
 def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
@@ -172,7 +208,7 @@ def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
     """
     usual = {base.name, base.train_on.name if base.train_on else base.name}
     for each in weights:
-        trained_on = _trained_on(each, base)
+        trained_on = None if each.archive.model else _trained_on(each, base)
         if trained_on is not None and trained_on.name not in usual:
             log.warning(
                 "%s trained on %s are used on %s: expect a weaker likeness",

@@ -32,6 +32,7 @@ DATASET = "dataset"  # in the run's folder
 NOT_OFFERED = frozenset(
     ("dataset", "output_dir", "resume_from", "name", "hf_repo_id", "allow_failed_checks")
     + ("wandb_project", "wandb_run", "wandb_entity", "log_prompt_ids", "subjects")
+    + ("training",)  # full: the page shows no result without weights.zip
 )
 OFFERED = tuple(
     name

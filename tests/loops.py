@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
@@ -34,7 +35,8 @@ def make_loop(
     examples = examples[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
-    lora, start = None, (family.text_width, settings.placeholder_init_std)
+    trained: Lora | FullWeights | None = None
+    start = family.text_width, settings.placeholder_init_std
     placeholders = [
         Placeholder.create(token, *start, settings.seed + number, family.device)
         for number, token in enumerate(tokens)
@@ -42,10 +44,13 @@ def make_loop(
     vectors = {each.token: each.vectors for each in placeholders}
     texts = [text for sample in samples for text in sample.captions]
     captions = Captions(family, texts, vectors)
-    if with_lora:
+    if settings.full:
+        names = trained_names(family, settings.lora_targets)
+        trained = FullWeights(family, names)
+    elif with_lora:
         targets = family.lora_targets(settings.lora_targets)
-        lora = Lora(family.transformer, targets, settings.rank, settings.seed)
-    return Loop(family, settings, samples, captions, lora, placeholders)
+        trained = Lora(family.transformer, targets, settings.rank, settings.seed)
+    return Loop(family, settings, samples, captions, trained, placeholders)
 
 
 def make_checkpoint(

@@ -7,6 +7,7 @@
       log.txt       the log of the run and the libraries
       commands/     commands to the run (`trainer.inbox`)
       checkpoints/  samples/  saved/  trackers/  weights.zip  report.html  record.json
+      model/        in place of weights.zip, of a full training
     outputs/latest -> 2026-11-26-robot-01      the last run whose weights.zip is complete
 
 A run never deletes or overwrites files of another run or of the user (`trainer.run_files`).
@@ -38,6 +39,7 @@ from trainer.run_files import (
     DESCRIPTIONS,
     EVENTS,
     LOG,
+    MODEL,
     PLACES,
     PROGRAM,
     RECORD,
@@ -92,6 +94,11 @@ class Run:
     def weights(self) -> Path:
         """The path of the result, which exists once it is complete."""
         return self.folder / WEIGHTS
+
+    @property
+    def model(self) -> Path:
+        """The path of the result of a full training: a folder."""
+        return self.folder / MODEL
 
     @property
     def checkpoints(self) -> Path:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from families.device import device_name
 from families.family import Family
 from families.gpu_lock import own_gpu
+from families.loading import default_device
 from families.tokens import ids_wanted
 from inference.console import clean, log_to_file
 from trainer.data import Example
@@ -42,7 +44,7 @@ def recorded(run: Run, settings: Settings, secrets: Secrets) -> Iterator[Control
     events.emit(
         "started",
         **_process(),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        device=device_name(default_device()),
         base=settings.base.name,
         versions=versions(),
     )

@@ -5,11 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
+from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
+from families.loading import default_device
 from families.no_gpu import why_too_slow
 from families.recomputation import recompute
 from inference import acceleration
@@ -46,6 +46,7 @@ from trainer.learning import (
 from trainer.memory import RanOut, TooLarge, fit, free_memory, memory_freed, running_out
 from trainer.monitor import (
     InferenceWeights,
+    OwnWeights,
     Previews,
     SecondBase,
     Trackers,
@@ -146,9 +147,13 @@ def train_and_check(
     check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
+    if settings.full and processes().num_processes > 1:
+        raise SettingsError(
+            "training is full, which runs in one process; start it without launcher"
+        )
     settings = with_seed(settings)
     settings = settings.replace(seed=same_for_all(settings.seed))
-    if torch.cuda.is_available():
+    if default_device().type != "cpu":
         free_memory()  # of earlier runs, before the free memory is measured
     where = settings.dataset, settings.output_dir, settings.resume_from, settings.name
     with by_main(lambda: open_run(*where, served=secrets.from_request)) as run:
@@ -195,7 +200,7 @@ def _train_in(
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but a later step failed (%s)", path, said)
     if outcome is not None and found is not None:
-        files = [each for each in (path, run.report) if each.is_file()]
+        files = [each for each in (path, run.report) if each.exists()]
         emit_done(control, found, files, outcome.record)
     return Result(path, found)
 
@@ -233,7 +238,9 @@ def _train(
     memory = fit(settings, family, [text for example in examples for text in example.captions])
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
-    saver = Saver(run.checkpoints, run.weights, step_weights=not secrets.from_request)
+    path = run.model if settings.full else run.weights
+    step_weights = not (secrets.from_request or settings.full)
+    saver = Saver(run.checkpoints, path, step_weights)
     until_written.callback(saver.release)
     until_written.enter_context(
         running_out(settings, family.dtype, family.device, memory.mode, saver)
@@ -266,19 +273,25 @@ def _train(
         settings, quantized=memory.mode.quantize != "none"
     )
     copies = bool(settings.sample_prompts) and previewed
-    inference_weights = (
-        SecondBase(family)
-        if memory.mode.quantize != "none"
-        else InferenceWeights(family, adapter, copies)
-    )
+    if settings.full:
+        inference_weights: InferenceWeights = OwnWeights(family)
+    elif memory.mode.quantize != "none":
+        inference_weights = SecondBase(family)
+    else:
+        inference_weights = InferenceWeights(family, adapter, copies)
     transformer = transformer_with(adapter, family)
     recompute(family, memory.mode.checkpointing)
     preservation = None
     left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
     if preserved.others and left:
         preservation = Preservation(family, settings, captions, preserved, control)
-    lora = Lora(transformer, targets, settings.rank, settings.seed)
-    log.info("LoRA of rank %d on %d layers", settings.rank, len(lora.layers))
+    weights: Lora | FullWeights
+    if settings.full:
+        weights = FullWeights(family, trained_names(family, settings.lora_targets))
+        log.info("full training of %d layers, %.3g values", len(weights.layers()), weights.values())
+    else:
+        weights = Lora(transformer, targets, settings.rank, settings.seed)
+        log.info("LoRA of rank %d on %d layers", settings.rank, len(weights.layers))
     if acceleration.wanted_in_training(family.device):
         log.info("compiling; the first steps take longer")
         captions.compile()
@@ -286,12 +299,12 @@ def _train(
             sizes = {sample.mean_CHW.shape for sample in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity(examples)
-    parts = trained_on, captions, lora, placeholders, data, control, preservation
+    parts = trained_on, captions, weights, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
     if isinstance(resume, Checkpoint):
         loop.restore(resume)
-    elif resume is not None:
-        continue_weights(resume, lora, placeholders)
+    elif resume is not None and loop.lora is not None:
+        continue_weights(resume, loop.lora, placeholders)
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
@@ -310,8 +323,8 @@ def _train(
 
     # Verify and write. The checkpoint of the last step exists by now.
     if not loop.processes.is_main_process:
-        return run.weights, None
-    with keep_weights_on_error(loop, run.weights, saver):
+        return path, None
+    with keep_weights_on_error(loop, path, saver):
         curves = replace(validation.curves, shipped=load_best(loop))
         with loop.averaged():
             zero_priors = proof.results(trained.row_norms) if proof is not None else []
@@ -321,5 +334,5 @@ def _train(
         facts = loop.settings, dataset, trained, zero_priors, adapter, curves
         images = previews.preview_images
         record = TrainingRecord.of(*facts)
-        outcome = write_weights(loop, record, examples, images, run.weights, saver)
-    return run.weights, replace(outcome, family=inference_weights.restored(lora))
+        outcome = write_weights(loop, record, examples, images, path, saver)
+    return path, replace(outcome, family=inference_weights.restored(loop.lora))

@@ -20,7 +20,9 @@ RECORD, EVENTS, LOG = "run.json", "events.jsonl", "log.txt"
 WEIGHTS, REPORT, RESULT = "weights.zip", "report.html", "record.json"
 CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD = "checkpoints", "samples", "trackers", "hub-upload"
 COMMANDS, SAVED, GENERATED = "commands", "saved", "generated"
-PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED, GENERATED)
+MODEL = "model"  # the folder that is the result of a full training, in place of WEIGHTS
+MODELS = (MODEL, "model-unchecked", "model-failed")
+PLACES = (CHECKPOINTS, SAMPLES, TRACKERS, UPLOAD, COMMANDS, SAVED, GENERATED, *MODELS)
 SHEET = "sheet.png"
 CAPTIONS = "captions.jsonl"  # written by `autocaption`; they alone do not make a folder a run's
 PROGRAM = "zeroprior"  # in run.json: marks the folder as a run's
@@ -122,7 +124,7 @@ def remove_descriptions(folder: Path, names: Collection[str] = DESCRIPTIONS) -> 
 
 def found_in(folder: Path, besides: Collection[str] = ()) -> str | None:
     """The name of a file that a run has written in the folder, or None."""
-    for name in (*RESULTS, UPLOAD):
+    for name in (*RESULTS, UPLOAD, *MODELS):
         if name not in besides and os.path.lexists(folder / name):
             return name
     for place, names in (
@@ -145,13 +147,17 @@ def remove_parts(folder: Path) -> None:
     for file in list(files_of(folder)):
         if _PART.fullmatch(file.name):
             file.unlink(missing_ok=True)
+    for each in listed(folder):
+        part = _PART.fullmatch(each.name)
+        if part and part["name"] in MODELS and each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
 
 
 def remove_run(folder: Path) -> None:
     """Removes a run's files, and its folder if it is empty. The caller must hold the lock."""
     for file in list(files_of(folder)):
         file.unlink(missing_ok=True)
-    for name in (TRACKERS, UPLOAD):  # removed whole: libraries choose the file names
+    for name in (TRACKERS, UPLOAD, *MODELS):  # removed whole: libraries choose the file names
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
     ours = (folder / name for name in (CHECKPOINTS, SAMPLES, COMMANDS, SAVED, GENERATED))
@@ -177,6 +183,11 @@ def files_of(folder: Path) -> Iterator[Path]:
     yield from _in_place(folder, COMMANDS, COMMAND)
     for each in _preview_folders(folder):
         yield from _ours(each, PREVIEW)
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """The files of a full training's result in a run's folder."""
+    return sorted(filter(Path.is_file, (folder / MODEL).rglob("*")))
 
 
 def _in_place(folder: Path, place: str, names: re.Pattern[str]) -> list[Path]:

@@ -82,12 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                         os.fsync(written.fileno())
                 each.chmod(0o644 if each.is_file() else 0o755)
             part.chmod(0o755)
-            if path.is_dir():
-                path.rename(old := part.with_suffix(".old"))
-                part.rename(path)
-                shutil.rmtree(old)
-            else:
-                part.rename(path)
+            replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -114,6 +109,16 @@ def check_space(path: Path, needed: int) -> None:
     if free < needed:
         reason = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
         raise OSError(errno.ENOSPC, f"{reason}; free some, or write to another disk", str(path))
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Renames a folder, which takes the place of an earlier one: two renames, so not atomic."""
+    if path.is_dir():
+        path.rename(old := part.with_suffix(".old"))
+        part.rename(path)
+        shutil.rmtree(old)
+    else:
+        part.rename(path)
 
 
 def content_hash(path: str | PathLike[str]) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from adapters.files.containers import printable
 from families.redact import looks_like_address, safe_name
+from families.registry import meta_of_full_training
 from inference.fetch.disk_cache import DiskCache
 from inference.fetch.download import Downloader, DownloadError, checked_url
 
@@ -291,15 +292,18 @@ def data_content(source: str) -> bytes:
 
 
 def _local(source: str) -> Path:
-    """A file on this machine, named by a trusted user."""
+    """A file on this machine, named by a trusted user; or the folder of a full training."""
     try:
         path = Path(source).expanduser()
+        if meta_of_full_training(path) is not None:
+            return path
         found, folder = path.is_file(), path.is_dir()
-        weights = folder and (path / "weights.zip").is_file()  # a run's folder
+        results = [path / name for name in ("weights.zip", "model")]  # in a run's folder
+        result = next((each for each in results if folder and each.exists()), None)
     except (OSError, ValueError, RuntimeError):  # too long, or "~" of an unknown user
-        found = folder = weights = False
+        found, folder, result = False, False, None
     if folder:
-        hint = f"did you mean {_shown(str(path / 'weights.zip'))}?" if weights else "pass a file"
+        hint = f"did you mean {_shown(str(result))}?" if result else "pass a file"
         raise SourceError(f"{_shown(source)} is a folder; {hint}")
     if not found:
         raise SourceError(

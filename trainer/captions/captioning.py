@@ -108,6 +108,6 @@ def _writer(log_file: Log, captioner: Captioner, wishes: Wishes, progress: Progr
 
 
 def _has_gpu() -> bool:
-    import torch  # takes a second; not needed for --help
+    from families.loading import default_device  # imports PyTorch; not needed for --help
 
-    return torch.cuda.is_available()
+    return default_device().type != "cpu"

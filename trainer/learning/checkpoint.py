@@ -43,7 +43,7 @@ class Checkpoint:
 
     step: int
     identity: dict[str, Any]  # must be equal in a resumed run: base, rank, placeholder, …
-    parameters: dict[str, Tensor]  # by name, float32
+    parameters: dict[str, Tensor]  # by name, float32; of a full training also bfloat16
     optimizers: dict[str, dict[str, Any]]  # state_dicts, by group of parameters
     history: dict[str, Any]  # losses etc., JSON types
     averages: dict[str, Tensor]  # EMA weights, by name; empty without EMA
@@ -300,7 +300,9 @@ def _check_parameters(parameters: Any, copies: dict[str, Any], check: _Check) ->
         for name, value in values.items():
             where = f"{part} {_shown(name)}"
             right = isinstance(name, str) and isinstance(value, Tensor)
-            check(right and value.dtype == torch.float32, where, "is not a float32 tensor")
+            own = right and name.startswith("transformer.")  # in the base model's dtype
+            right = right and value.dtype in (_FLOATS if own else (torch.float32,))
+            check(right, where, "is not a float32 tensor")
             check(is_finite(value), where, "contains NaN or infinity")
     check(len(parameters) > 0, "parameters", "contains no tensors")
     for part, values in copies.items():

@@ -12,6 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from adapters.formats import Factors
+from adapters.full_weights import FullWeights
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.family import Family
@@ -20,16 +21,18 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.batches import Batches
-from trainer.learning.best_weights import Best, restore_best
+from trainer.learning.best_weights import Best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
 from trainer.learning.features import Captions, Sample, weights_of
+from trainer.learning.fused import FusedOptimizer
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
-from trainer.learning.optimizers import make_optimizer, rate_at, rows_optimizer
+from trainer.learning.optimizers import make_optimizers, rate_at
 from trainer.learning.preservation import Preservation
 from trainer.learning.randomness import generator
+from trainer.learning.restoring import restore
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.step_report import Report, StepReport
 from trainer.learning.timesteps import NoiseLevels
@@ -45,6 +48,7 @@ GRADIENT_STEPS = 5
 class Loop:
     """One training run: the frozen family, the trainable LoRA and placeholders, and the data.
 
+    In a full training, the transformer's own parameters take the place of a LoRA.
     Callbacks (`run(after_step=…)`) are called after every optimizer step with the loop: `done` is
     the number of steps, `history` has the losses, `final_weights()` returns copies of the weights
     that would be saved now, and within `averaged()` the model uses those weights.
@@ -60,7 +64,7 @@ class Loop:
         settings: Settings,
         samples: Sequence[Sample],
         captions: Captions,
-        lora: Lora | None,
+        trained: Lora | FullWeights | None,
         placeholders: Sequence[Placeholder],
         data: Mapping[str, Any] | None = None,
         control: Control | None = None,
@@ -72,7 +76,9 @@ class Loop:
         self.events = self.control.events
         self.family, self.settings = family, settings
         self.samples, self.captions = samples, captions
-        self.lora, self.placeholders = lora, tuple(placeholders)
+        self.lora = trained if isinstance(trained, Lora) else None
+        self.full = trained if isinstance(trained, FullWeights) else None
+        self.placeholders = tuple(placeholders)
         shapes = [sample.mean_CHW.shape for sample in samples]
         self.data = dict(data or {})
         self.processes = processes()
@@ -83,21 +89,20 @@ class Loop:
         self.noise_levels = NoiseLevels(family, settings.timestep_sampling, settings.training_shift)
 
         # Separate optimizers: the gradient of a near-zero embedding is hundreds of times larger.
-        self.lora_parameters = list(lora.parameters()) if lora is not None else []
+        self.lora_parameters = list(self.lora.parameters()) if self.lora is not None else []
         self.rows = [cast(nn.Parameter, each.vectors) for each in self.placeholders]
-        self.parameters = [*self.lora_parameters, *self.rows]
-        self.named = {f"lora.{k}": value for k, value in enumerate(self.lora_parameters)}
-        self.named |= {f"placeholder.{k}": value for k, value in enumerate(self.rows)}
         groups = {
-            "lora": (self.lora_parameters, settings.learning_rate, settings.weight_decay),
-            "placeholder": (self.rows, settings.placeholder_learning_rate, 0.0),
+            "transformer": self.full.parameters() if self.full is not None else [],
+            "lora": self.lora_parameters,
+            "placeholder": self.rows,
         }
-        self._full_rates = {name: rate for name, (trained, rate, _) in groups.items() if trained}
-        kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
-        self.optimizer_kinds = {name: kinds[name] for name in self._full_rates}
-        self.optimizers = {
-            name: make_optimizer(kind, *groups[name]) for name, kind in self.optimizer_kinds.items()
-        }
+        self.parameters = [each for group in groups.values() for each in group]
+        self.named = {f"{name}.{k}": each for name, g in groups.items() for k, each in enumerate(g)}
+        optimizers = make_optimizers(groups, settings)
+        self.optimizers, self.optimizer_kinds = optimizers.of, optimizers.kinds
+        self._full_rates = optimizers.rates
+        found = self.optimizers.get("transformer")
+        self.fused = found if isinstance(found, FusedOptimizer) else None
         decay = settings.ema_decay
         self.ema = EMAModel(self.parameters, decay, foreach=True) if decay > 0 else None
 
@@ -147,6 +152,9 @@ class Loop:
         parts = self.settings.gradient_accumulation
         numbers = range(step * parts, (step + 1) * parts)
         reset, text_encoders = self._drop_gradients, self.captions.text_encoders
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._full_rates[name] * self._share_of_rate(step)
+        self._stepping = self.fused is not None  # its backward pass changes the weights
         loss = with_fallback(
             self.family.transformer, lambda: self._gradients(numbers), reset, text_encoders
         )
@@ -162,13 +170,13 @@ class Loop:
 
         limit = self.settings.max_grad_norm
         row_norms = [nn.utils.clip_grad_norm_([row], limit) for row in self.rows]
+        clipped = nn.utils.clip_grad_norm_(self.lora_parameters, limit)
         self.norms = {
-            "lora": nn.utils.clip_grad_norm_(self.lora_parameters, limit),
+            **({"lora": clipped} if self.fused is None else {"transformer": self.fused.norm()}),
             "placeholder": reduce(torch.maximum, row_norms) if row_norms else torch.zeros(()),
         }
         self._stepping = True
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self._full_rates[name] * self._share_of_rate(step)
+        for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -195,16 +203,22 @@ class Loop:
         """Accumulates the gradients of these batches; returns their mean loss."""
         losses = []
         for number in numbers:
+            if self.fused is not None:
+                self.fused.begin(number)
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             text = self.captions.features(captions)
             weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
             loss = loss / len(numbers)
+            losses.append(loss.detach())
+            preserve = number, self.first_row, len(numbers), self.named
+            if self.fused is not None and self.preservation is not None:
+                rows = self.preservation.weighted_loss(*preserve)  # one pass: it is the step
+                loss = loss if rows is None else loss + rows
             if loss.requires_grad:  # False if only the placeholder is trained and was dropped
                 loss.backward()
-            losses.append(loss.detach())
-            if self.preservation is not None:  # after the batch: memory for the larger of both
-                self.preservation.add_gradients(number, self.first_row, len(numbers), self.named)
+            if self.fused is None and self.preservation is not None:  # after: less memory
+                self.preservation.add_gradients(*preserve)
         return torch.stack(losses).sum()
 
     def _drop_gradients(self) -> None:
@@ -236,7 +250,7 @@ class Loop:
             self.ema.restore(self.parameters)
 
     def final_weights(self) -> tuple[Factors, tuple[Placeholder, ...]]:
-        """Copies on the CPU of the weights that would be saved now."""
+        """Copies on the CPU of the LoRA and placeholders that would be saved now."""
         with self.averaged():
             factors = self.lora.factors() if self.lora is not None else {}
             return factors, tuple(each.detached() for each in self.placeholders)
@@ -321,7 +335,7 @@ class Loop:
         return all(bool(value.isfinite().all()) for value in self.named.values())
 
     def _save_on_error(self, saver: Saver) -> None:
-        if self._stepping:
+        if self._stepping and (self.fused is None or self.fused.begun):
             log.warning(
                 "stopped within an optimizer step; the last checkpoint is %s",
                 saver.newest,
@@ -331,20 +345,6 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)  # frees memory for copies
         saver.stopped(self)
 
-    @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Loads the state of a checkpoint; `run` then runs the remaining steps."""
-        if self.preservation is not None:
-            self.preservation.restore(checkpoint.subject_weights, self.named)
-        for name, parameter in self.named.items():
-            parameter.copy_(checkpoint.parameters[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(checkpoint.optimizers[name])
-        if self.ema is not None:  # without EMA weights in the checkpoint, starts here
-            kept = checkpoint.averages or self.named
-            for name, average in zip(self.named, self.ema.shadow_params, strict=True):
-                average.copy_(kept[name])
-            self.ema.optimization_step = checkpoint.averaged_steps
-        self.done = checkpoint.step
-        self.history = History.of(checkpoint.history, len(self.placeholders))
-        restore_best(self, checkpoint)
+        restore(self, checkpoint)

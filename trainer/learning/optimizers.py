@@ -1,15 +1,17 @@
 """Optimizers and learning rate schedules."""
 
 import math
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from trainer.settings import OPTIMIZERS
+from trainer.learning.fused import FusedOptimizer
+from trainer.settings import OPTIMIZERS, Settings
 
 
 def _adamw8bit(groups: list[dict[str, Any]]) -> Optimizer:
@@ -48,9 +50,39 @@ _MAKERS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
 def make_optimizer(
     name: str, parameters: list[nn.Parameter], rate: float, weight_decay: float
 ) -> Optimizer:
-    """The optimizer of one group of parameters; LoRA and placeholder have one each."""
+    """The optimizer of one group of parameters; LoRA and placeholder have one each.
+
+    A full training has one for each parameter (`trainer.learning.fused`).
+    """
     group = {"params": parameters, "lr": rate, "weight_decay": weight_decay}
     return _MAKERS[name]([group])
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """The optimizers of a run by group of parameters."""
+
+    of: dict[str, Optimizer | FusedOptimizer]
+    kinds: dict[str, str]  # names
+    rates: dict[str, float]  # learning rates without a schedule
+
+
+def make_optimizers(groups: Mapping[str, list[nn.Parameter]], settings: Settings) -> Optimizers:
+    """The optimizers of `transformer` (a full training), `lora` and `placeholder`, if not empty."""
+    kinds, rates = {}, {}
+    of: dict[str, Optimizer | FusedOptimizer] = {}
+    for name, parameters in groups.items():
+        if not parameters:
+            continue
+        rows = name == "placeholder"
+        kind = rows_optimizer(settings.optimizer) if rows else settings.optimizer
+        rate = settings.placeholder_learning_rate if rows else settings.learning_rate
+        decay = 0.0 if rows else settings.weight_decay
+        kinds[name], rates[name] = kind, rate
+        make = partial(make_optimizer, kind, rate=rate, weight_decay=decay)
+        fused = name == "transformer"
+        of[name] = FusedOptimizer(make, parameters, settings.seed) if fused else make(parameters)
+    return Optimizers(of, kinds, rates)
 
 
 def rows_optimizer(name: str) -> str:

@@ -171,21 +171,29 @@ class Preservation:
     def add_gradients(
         self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
     ) -> None:
-        """Adds the gradients of the rows beside batch `number`, if it has any.
+        """Adds the gradients of the rows beside batch `number`, if it has any."""
+        loss = self.weighted_loss(number, first_row, batches, weights)
+        if loss is not None:
+            loss.backward()
+
+    def weighted_loss(
+        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """The loss of the rows beside batch `number`, times its weight; None if it has no rows.
 
         `first_row` is the process's first row in the batch, so that processes use different
         targets. The loss is divided by `batches`, the number of batches in the step. `weights` are
         the trained ones.
         """
         if number < self.first_batch:
-            return
+            return None
         if self.prompts.subject and not self.subject:
             self.generate_subject(weights)
         if number % self.extent.every:
-            return
+            return None
         loss = self.loss(number, first_row)
-        (loss * (self.settings.preserve * self.extent.every / batches)).backward()
         self.last = loss.detach()
+        return loss * (self.settings.preserve * self.extent.every / batches)
 
     def loss(self, number: int, first_row: int = 0) -> Tensor:
         """Mean squared difference to the wanted velocities in the rows of a batch, float32."""

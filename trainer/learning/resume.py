@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 NAME_LETTERS = 120  # of an image's name in a checkpoint
 SUBJECTS = "subjects"  # in the identity of runs with several
+TRAINING = "training"  # in the identity of full trainings
 
 
 def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint | Archive | None:
@@ -55,6 +56,11 @@ def read_resume(settings: Settings, examples: Sequence[Example]) -> Checkpoint |
             _check_data(checkpoint.identity.get("data", {}), data_identity(examples), path)
             log.info("resuming from %s, after %d steps", path, checkpoint.step)
             return checkpoint
+        if settings.full:
+            raise SettingsError(
+                f"resume_from: {path} is not a checkpoint; a full training resumes from one. To "
+                "train the result of another further, name its folder in base_model"
+            )
         archive = read_archive(path)
         _check_archive(archive, settings, path)
         few_steps = find_few_step_lora(archive.names)
@@ -98,7 +104,7 @@ def identity(settings: Settings) -> dict[str, object]:
     """The settings that must be equal to resume a run."""
     facts: dict[str, object] = {
         "base_model": settings.base.hub_id,
-        "rank": settings.rank,
+        **({TRAINING: settings.training} if settings.full else {"rank": settings.rank}),
         "placeholder_token": settings.subject,
         "lora_targets": settings.lora_targets,
         "optimizer": settings.optimizer,
@@ -137,7 +143,7 @@ def continue_weights(archive: Archive, lora: Lora, placeholders: Sequence[Placeh
 
 
 def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    for name, wanted in ({SUBJECTS: None} | identity(settings)).items():
+    for name, wanted in ({SUBJECTS: None, TRAINING: None} | identity(settings)).items():
         found = checkpoint.identity.get(name)
         if found != wanted:
             remedy = f"remove {name}" if found is None else f"set {name} to {found!r}"

@@ -1,11 +1,12 @@
 """The shapes of trained weights and optimizer states, which a checkpoint must have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from adapters.full_weights import trained_names
 from families.without_weights import family_without_weights
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.optimizers import fresh_state, rows_optimizer
@@ -18,11 +19,18 @@ class Shapes:
 
     lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in order
     rows: tuple[int, int]  # of a placeholder
+    full: list[tuple[int, ...]] = field(default_factory=list)  # of a full training's, in order
 
 
 def trained_shapes(settings: Settings) -> Shapes:
     """By the model's structure only. Raises `SettingsError` for wrong `lora_targets`."""
     family = family_without_weights(settings.base)
+    width = family.text_encoder.get_input_embeddings().weight.shape[1]
+    if settings.full:
+        parameters = map(
+            family.transformer.get_parameter, trained_names(family, settings.lora_targets)
+        )
+        return Shapes([], (1, width), [tuple(each.shape) for each in parameters])
     try:
         targets = set(family.lora_targets(settings.lora_targets))
     except ValueError as error:
@@ -32,7 +40,6 @@ def trained_shapes(settings: Settings) -> Shapes:
         for name, module in family.transformer.named_modules()
         if name in targets
     ]
-    width = family.text_encoder.get_input_embeddings().weight.shape[1]
     return Shapes(lora, (1, width))
 
 
@@ -42,6 +49,7 @@ def check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for number, (_, pair) in enumerate(shapes.lora):
         wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
+    wanted |= {f"transformer.{number}": shape for number, shape in enumerate(shapes.full)}
     wanted |= {f"placeholder.{number}": shapes.rows for number in range(len(settings.tokens))}
     found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}
     for name in sorted(found.keys() | wanted.keys()):
@@ -51,7 +59,8 @@ def check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
                 f"resume_from: {path} is of another model: parameters {name} has shape {shape}, "
                 f"and {settings.base.name} needs {wanted.get(name, 'nothing')}"
             )
-    kinds = {"lora": settings.optimizer, "placeholder": rows_optimizer(settings.optimizer)}
+    kinds = dict.fromkeys(("lora", "transformer"), settings.optimizer)
+    kinds["placeholder"] = rows_optimizer(settings.optimizer)
     for name, state in checkpoint.optimizers.items():
         options = state["param_groups"][0] | {"params": []}
         right = fresh_state(kinds[name], shapes.rows)["param_groups"][0] | {"params": []}

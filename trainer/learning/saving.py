@@ -248,6 +248,7 @@ def _on_the_cpu(value: Any) -> Any:
 def checkpoint_bytes(loop: "Loop") -> int:
     """The size of a checkpoint of this run, rounded up."""
     groups = {"lora": loop.lora_parameters, "placeholder": loop.rows}
+    groups |= {} if loop.full is None else {"transformer": loop.full.parameters()}
     copies = 1 + (loop.ema is not None) + loop.settings.keep_best
     copies += loop.preservation is not None  # `subject_weights`
     total = 0
@@ -263,9 +264,12 @@ def checkpoint_bytes(loop: "Loop") -> int:
 
 
 def weights_bytes(loop: "Loop") -> int:
-    """The size of weights.zip, rounded up."""
+    """The size of weights.zip, or of the folder of a full training, rounded up."""
+    model = 0
+    if loop.full is not None:
+        model = sum(each.nbytes + 400 for each in loop.full.transformer.parameters())
     lora = sum(each.numel() * 2 + 400 for each in loop.lora_parameters)  # bfloat16
     rows = sum(each.nbytes for each in loop.rows)
     texts = {sample.name: sample.caption for sample in loop.samples}
     captions = sum(len(text.encode()) + len(name.encode()) for name, text in texts.items())
-    return lora + rows + 2 * captions + 100 * len(texts) + 65_536
+    return model + lora + rows + 2 * captions + 100 * len(texts) + 65_536

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.archive import Archive, write_archive
+from families.registry import trained_from
 from trainer.run_files import CHECKPOINT, STEP_WEIGHTS, files_by_step
 from trainer.settings import Settings
 
@@ -22,12 +23,14 @@ KEPT = 10  # in addition to those next to a checkpoint: one for each tenth of a 
 
 def describe_weights(settings: Settings) -> dict[str, Any]:
     """The metadata that generation needs."""
+    # The result of a full training replaces the transformer of the one that it began with.
+    base = trained_from(settings.base) if settings.full else settings.base
     meta: dict[str, Any] = {
-        "base_model": settings.base.hub_id,
+        "base_model": base.hub_id,
         "base_family": settings.base.family,  # for a base that is a local folder
         "training_mode": settings.training_mode,
         "train_placeholder_token": settings.train_placeholder_token,
-        "rank": settings.rank,
+        **({"trained": settings.training} if settings.full else {"rank": settings.rank}),
         "steps": settings.steps,
         **settings.base.license_facts,
     }

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from adapters.full_weights import trained_names
 from families.base import Base
 from families.family import Family
 from families.quantization import block_linears, block_values
@@ -40,16 +41,23 @@ def figures(
     preservation: Extent | None = None,
     dtype: torch.dtype = torch.bfloat16,
     compiled: bool = False,
+    full: bool = False,
+    kept_copies: int = 0,
 ) -> Figures:
     """The figures of a run on a base, counted without its weights.
 
     `shape` is that of a step; `images` are batches of the VAE, by default one image of that shape;
-    `captions` is the batch size of the text encoder; `preview` is the largest preview image.
+    `captions` is the batch size of the text encoder; `preview` is the largest preview image. With
+    `full`, the targets' own weights are trained, not a LoRA; `kept_copies` as in `Figures`.
     """
     family = family_without_weights(base, dtype)
-    targets = family.lora_targets(lora_targets)
     linears = dict(family.transformer.named_modules())
-    lora_values = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
+    if full:
+        targets = trained_names(family, lora_targets)
+        trained = _count(map(family.transformer.get_parameter, targets))
+    else:
+        targets = family.lora_targets(lora_targets)
+        trained = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
     block, other = _split(family.transformer)
     text_block, text_other = _split(family.text_encoder)
     return Figures(
@@ -59,13 +67,13 @@ def figures(
         text_other_weights=text_other,
         vae_weights=_count(family.vae.parameters()),
         lora_modules=len(targets),
-        lora_values=lora_values,
+        lora_values=trained,
         bytes_per_value=dtype.itemsize,
         optimizer=optimizer,
         ema=ema,
         accumulates=accumulates,
         placeholder=placeholder,
-        steps=step_loads(family, targets, shape),
+        steps=step_loads(family, targets, shape, full),
         placeholder_pass=placeholder_load(family, shape) if placeholder else NOTHING,
         image=max(
             (image_load(family, each) for each in images or [replace(shape, batch_size=1)]),
@@ -77,8 +85,10 @@ def figures(
             family.transformer.get_parameter(f"{name}.weight").numel()
             for name in block_linears(family.transformer)
         ),
-        preservation=preservation_load(family, targets, shape, preservation),
+        preservation=preservation_load(family, targets, shape, preservation, full),
         compiled=compiled,
+        full=full,
+        kept_copies=kept_copies,
     )
 
 

@@ -88,7 +88,10 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
     counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype, compiled)
     # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
-    choice = choose(counted, free, wishes_of(settings), usable(family.device))
+    wishes = wishes_of(settings)
+    if family.device.type == "mps" and wishes.offload is None:
+        wishes = replace(wishes, offload=False)  # its memory is the CPU's
+    choice = choose(counted, free, wishes, usable(family.device))
     choice = _with_host(settings, counted, choice)
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
     if choice.no_previews:
@@ -206,7 +209,10 @@ def figures_of(
         preview=preview,
         preservation=extent_of(settings) if settings.preserve else None,
         dtype=dtype,
-        compiled=compiled,
+        # The share that compiled blocks keep was measured with frozen weights.
+        compiled=compiled and not settings.full,
+        full=settings.full,
+        kept_copies=settings.keep_best + bool(settings.preserve),
     )
 
 
@@ -222,11 +228,11 @@ def _rounded(side: float) -> int:
 
 
 def wishes_of(settings: Settings) -> Wishes:
-    """The modes that the settings allow."""
+    """The modes that the settings allow; weights that are trained are in 16 bits on the GPU."""
     return Wishes(
-        settings.quantize,
+        "none" if settings.full else settings.quantize,
         settings.gradient_checkpointing,
-        settings.low_memory,
+        False if settings.full else settings.low_memory,
         previews=bool(
             settings.sample_prompts and settings.sample_every and not settings.sample_defaults
         ),

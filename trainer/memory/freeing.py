@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from families.device import empty_cache
+from families.loading import default_device
 from families.out_of_memory import free_frames
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,9 @@ def free_memory() -> None:
     hundreds of MB with the miniature.
     """
     gc.collect()
-    if torch.cuda.is_available():
+    if (device := default_device()).type != "cpu":
         try:
-            torch.cuda.empty_cache()
+            empty_cache(device)
             getattr(torch._C, "_host_emptyCache", lambda: None)()  # pinned CPU memory
         except RuntimeError as error:  # after some errors every call to the GPU fails
             log.warning("the GPU's memory cannot be freed: %s", error)

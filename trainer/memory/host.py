@@ -15,7 +15,7 @@ _MERGING = 3 * 4 + 2
 
 def host_parts(figures: Figures, mode: Mode) -> dict[str, int]:
     """The CPU memory that a run needs on a GPU, without preview images."""
-    parts = {"checkpoints": figures.trained()}
+    parts = {"checkpoints": figures.checkpoint()}
     if mode.quantize != "none":
         parts["loading"] = _MERGING * figures.largest_linear
     if mode.offload:
@@ -31,7 +31,7 @@ def host_previews(figures: Figures, mode: Mode, merged: bool) -> int:
     A quantized base has a second one, offloaded. Otherwise it is a copy of the weights that the
     LoRA changes, and with a training adapter (`merged`) one of the weights before its merge.
     """
-    if not figures.preview.bytes:
+    if not figures.preview.bytes or figures.full:  # then they use the weights that are trained
         return 0
     copies = 2 if merged and mode.quantize == "none" else 1
     return copies * figures.bytes_per_value * figures.block_weights

@@ -31,6 +31,11 @@ class Mode:
         return ", ".join([base, *filter(None, extra)])
 
     @property
+    def quantized(self) -> bool:
+        """Whether the base is quantized."""
+        return self.quantize != "none"
+
+    @property
     def whole(self) -> bool:
         """Whether all blocks are recomputed, or none."""
         return self.checkpointing in (0, 1)
@@ -53,8 +58,8 @@ class Figures:
     text_block_weights: int
     text_other_weights: int
     vae_weights: int
-    lora_modules: int
-    lora_values: int
+    lora_modules: int  # of a full training: parameters
+    lora_values: int  # trained ones, also of a full training
     bytes_per_value: int  # of the unquantized base
     optimizer: str
     ema: bool
@@ -68,6 +73,8 @@ class Figures:
     largest_linear: int = 0  # values of the largest block linear
     preservation: PreservationLoad = NO_PRESERVATION
     compiled: bool = False  # blocks are compiled, unless their weights are offloaded
+    full: bool = False  # the transformer's own weights are trained, not a LoRA
+    kept_copies: int = 0  # of the trained weights in CPU memory, in a full training
 
     @property
     def blocks(self) -> int:
@@ -80,8 +87,8 @@ class Figures:
 
     @property
     def lora_file(self) -> int:
-        """Bytes of the LoRA on disk, bfloat16."""
-        return 2 * self.lora_values
+        """Bytes of the result on disk: the LoRA in bfloat16, or the whole transformer."""
+        return self.weights("none") if self.full else 2 * self.lora_values
 
     def weights(self, quantize: str, offload: bool = False) -> int:
         """The transformer's weights on the device."""
@@ -94,16 +101,28 @@ class Figures:
         return blocks + self.bytes_per_value * self.text_other_weights
 
     def trained(self) -> int:
-        """Float32 weights of the LoRA, gradients, EMA and optimizer state between two steps."""
+        """Float32 weights of the LoRA, gradients, EMA and optimizer state between two steps.
+
+        Of a full training only the state: the weights are the transformer's, and each gradient is
+        freed in the backward pass.
+        """
+        facts = OPTIMIZERS[self.optimizer]
+        if self.full:
+            return round((facts.full_state_bytes or facts.state_bytes) * self.lora_values)
         copies = 4 * (1 + self.ema + self.accumulates)
-        return round((copies + OPTIMIZERS[self.optimizer].state_bytes) * self.lora_values)
+        return round((copies + facts.state_bytes) * self.lora_values)
+
+    def checkpoint(self) -> int:
+        """A copy of the trained weights and the optimizer's state."""
+        own = self.bytes_per_value * self.lora_values * (1 + self.kept_copies) if self.full else 0
+        return self.trained() + own
 
     def parts(self, mode: Mode) -> dict[str, int]:
         """The memory on the device at the peak of a step."""
         parts = {
             "transformer": self.weights(mode.quantize, mode.offload),
-            "LoRA and optimizer": self.trained(),
-            "activations": max(self._step(self.steps, mode), self._rows(mode)),
+            "optimizer" if self.full else "LoRA and optimizer": self.trained(),
+            "activations": self._activations(mode),
         }
         if self.placeholder:
             parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
@@ -111,6 +130,13 @@ class Figures:
 
     def _step(self, loads: Sequence[Load], mode: Mode) -> int:
         return at_share(loads, mode.checkpointing).held(self.compiled and not mode.offload)
+
+    def _activations(self, mode: Mode) -> int:
+        """Of the batch and the rows of preservation: a full training has both at once."""
+        batch = self._step(self.steps, mode)
+        if self.full:
+            return batch + self._step(self.preservation.rows, mode)
+        return max(batch, self._rows(mode))
 
     def _rows(self, mode: Mode) -> int:
         """Preservation's pass, which begins with the batch's gradients still in memory."""
@@ -208,6 +234,11 @@ def _ladder(blocks: int, kinds: Sequence[str], offloaded: Sequence[str]) -> list
 # recomputed all or not at all; a choice may be between.
 OFFLOADED = ("int8", "none")
 LADDER: tuple[Mode, ...] = tuple(_ladder(1, KINDS, OFFLOADED))
+
+
+def ladder_of(figures: Figures) -> Sequence[Mode]:
+    """The modes of a run: a full training needs all weights in 16 bits on the GPU."""
+    return [each for each in LADDER if not figures.full or not (each.offload or each.quantized)]
 
 
 def choose(

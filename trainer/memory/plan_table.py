@@ -14,7 +14,7 @@ from families.vision_language import batch_on, bytes_needed
 from inference.acceleration import wanted_in_training
 from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, wishes_of
 from trainer.memory.host import host_parts, host_previews
-from trainer.memory.plan import KINDS, LADDER, Choice, Figures, Mode, Wishes, choose
+from trainer.memory.plan import KINDS, Choice, Figures, Mode, Wishes, choose, ladder_of
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
 from trainer.settings import BEGINS, Settings, extent_of, missing_here
 
@@ -22,6 +22,9 @@ _NOTES = """\
 Bits are those of the frozen block weights; fp8 takes as much memory as int8. With checkpointing,
 activations are recomputed in the backward pass, here in all blocks; a share of them is chosen
 if it fits. Offloaded weights are in CPU memory."""
+_FULL_NOTES = """\
+Weights are trained in 16 bits, and each gradient is applied and freed in the backward pass. Blocks
+are compiled; activations are counted for plain blocks."""
 _COMPILED = (
     "\nBlocks are compiled, unless their weights are offloaded: then they keep more activations."
 )
@@ -68,7 +71,7 @@ def plan_data(settings: Settings) -> dict[str, Any]:
             Mode(each).label: host_previews(counted, Mode(each), is_merged(settings))
             for each in KINDS
         },
-        "modes": [_mode_data(counted, mode) for mode in LADDER],
+        "modes": [_mode_data(counted, mode) for mode in ladder_of(counted)],
         "gpus": {
             name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(counted, choice)}
             for name, choice in chosen.items()
@@ -147,8 +150,9 @@ def this_machine(settings: Settings, counted: Figures) -> str:
 def _heading(settings: Settings) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
+    what = "full training" if settings.full else f"LoRA of rank {settings.rank}"
     heading = (
-        f"{settings.base.name} ({settings.base.hub_id}), {subject}: LoRA of rank {settings.rank},\n"
+        f"{settings.base.name} ({settings.base.hub_id}), {subject}: {what},\n"
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens"
     )
@@ -168,9 +172,13 @@ def _parts(counted: Figures) -> str:
         ["text encoder", _billions(text), f"{_gb(counted.text_weights('none'))} GB"],
         ["VAE (float32)", _billions(counted.vae_weights), f"{_gb(4 * counted.vae_weights)} GB"],
         [
-            f"LoRA ({counted.lora_modules} modules)",
+            f"trained ({counted.lora_modules} tensors)"
+            if counted.full
+            else f"LoRA ({counted.lora_modules} modules)",
             _billions(counted.lora_values),
-            f"{counted.lora_file / 1e6:.0f} MB on disk",
+            f"{_gb(counted.lora_file)} GB on disk"
+            if counted.full
+            else f"{counted.lora_file / 1e6:.0f} MB on disk",
         ],
     ]
     return _aligned(rows)
@@ -179,7 +187,7 @@ def _parts(counted: Figures) -> str:
 def _memory(counted: Figures) -> str:
     parts = list(counted.parts(Mode()))
     rows = [["peak GB of a step", *parts, "total"]]
-    for mode in LADDER:
+    for mode in ladder_of(counted):
         held = counted.parts(mode)
         rows.append([mode.label, *(_gb(held[part]) for part in parts), _gb(sum(held.values()))])
     before = (
@@ -191,13 +199,17 @@ def _memory(counted: Figures) -> str:
             f" ({_gb(counted.captions('int8'))} in int8, {_gb(counted.captions('nf4'))} in nf4)"
         )
     if counted.preview.bytes:
-        needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in KINDS)
+        kinds = KINDS[:1] if counted.full else KINDS
+        needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in kinds)
         before += f".\nA preview image during training needs {', '.join(needs)}"
-    return f"{_aligned(rows)}\n\n{before}.\n{_NOTES}{_COMPILED * counted.compiled}"
+    notes = _FULL_NOTES if counted.full else f"{_NOTES}{_COMPILED * counted.compiled}"
+    return f"{_aligned(rows)}\n\n{before}.\n{notes}"
 
 
 def _host(counted: Figures, merged: bool) -> str:
     """The CPU memory of modes with and without offloading, and of previews."""
+    if counted.full:
+        return f"CPU memory of a run on a GPU: {_gb(sum(host_parts(counted, Mode()).values()))} GB."
     plain, *others = (
         (_gb(sum(host_parts(counted, mode).values())), mode.label)
         for mode in (Mode(), Mode("int8"), Mode("int8", offload=True), Mode(offload=True))
@@ -212,7 +224,7 @@ def _host(counted: Figures, merged: bool) -> str:
 
 def _seconds(counted: Figures) -> str:
     rows = [["seconds per step", *GPUS], ["", *(f"{gpu.memory:g} GB" for gpu in GPUS.values())]]
-    for mode in LADDER:
+    for mode in ladder_of(counted):
         cells = []
         for gpu in GPUS.values():
             seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))

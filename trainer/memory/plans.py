@@ -1,16 +1,15 @@
 """Plans of many runs in one process, as a page asks for while settings change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from families.device import device_name
 from families.loading import default_device
-from families.memory import RESERVE
+from families.memory import RESERVE, free_and_total
 from families.quantization import usable
 from trainer.memory.fitting import preview_size, wishes_of
-from trainer.memory.plan import LADDER, Figures, Mode, choose
+from trainer.memory.plan import Figures, Mode, choose, ladder_of
 from trainer.memory.plan_table import count
 from trainer.memory.speed import GPUS, step_seconds
 from trainer.settings import Settings, extent_of, missing_here
@@ -40,11 +39,11 @@ class Plans:
             peak = counted.peak(mode)
         else:
             # The whole GPU: what is in use now may be free when the run starts.
-            gpu_bytes = torch.cuda.get_device_properties(device).total_memory
+            gpu_bytes = free_and_total(device)[1]
             choice = choose(counted, gpu_bytes, wishes, usable(device))
             mode, fits, peak = choice.mode, choice.fits, choice.peak
             room = gpu_bytes * (1 - RESERVE)
-            name = torch.cuda.get_device_name(device)
+            name = device_name(device)
             known = next((gpu for each, gpu in GPUS.items() if each in name), None)
             flops = counted.flops(mode), counted.fetched(mode)
             seconds = step_seconds(known, *flops) if known else None
@@ -57,14 +56,16 @@ class Plans:
                     "peak_bytes": counted.peak(each),
                     "fits": None if room is None else counted.peak(each) <= room,
                 }
-                for each in _with(mode)
+                for each in _with(mode, ladder_of(counted))
             ],
             "parts": [{"name": k, "bytes": v} for k, v in counted.parts(mode).items()],
             "peak_bytes": peak,
             "gpu_bytes": gpu_bytes,
             "seconds_per_step": seconds,
             # Two checkpoints, the weights of ten steps, and weights.zip.
-            "disk_bytes": 2 * counted.trained() + 12 * counted.lora_file + BASE_BYTES,
+            "disk_bytes": 2 * counted.checkpoint()
+            + (1 if counted.full else 12) * counted.lora_file
+            + BASE_BYTES,
             "missing": missing_here(settings),
         }
 
@@ -73,6 +74,7 @@ class Plans:
         images = extent.images + extent.subject_images if extent is not None else 0
         key = (
             settings.base.name,
+            settings.training,
             settings.lora_targets,
             settings.rank,
             settings.batch_size,
@@ -80,6 +82,7 @@ class Plans:
             settings.subject is None,
             settings.optimizer,
             settings.ema_decay > 0,
+            settings.keep_best,
             settings.gradient_accumulation > 1,
             preview_size(settings) if settings.sample_prompts else None,
             extent and replace(extent, images=0, subject_images=0),
@@ -95,9 +98,9 @@ class Plans:
         return replace(figures, preservation=replace(load, images=load.images // counted * images))
 
 
-def _with(mode: Mode) -> Iterator[Mode]:
+def _with(mode: Mode, ladder: Sequence[Mode]) -> Iterator[Mode]:
     """The ladder, and in its place a mode that recomputes a part of the blocks."""
-    for each in LADDER:
+    for each in ladder:
         if not mode.whole and each == replace(mode, checkpointing=1.0):
             yield mode
         yield each

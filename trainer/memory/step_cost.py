@@ -5,7 +5,7 @@ loss and backward, and every tensor is counted from its allocation to its releas
 tensors on a CPU gives the same number of bytes (`tests/trainer/memory/test_plan.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from adapters.lora import Lora
 from families.family import Family
 from families.recomputation import recompute
 from trainer.learning import flow_loss
+from trainer.memory.full_step import trained_in_full
 from trainer.memory.meter import Meter, fused_attention
 from trainer.settings import BEGINS, Extent
 
@@ -69,15 +70,18 @@ class Shape:
     text_tokens: int
 
 
-def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> tuple[Load, ...]:
+def step_loads(
+    family: Family, targets: Sequence[str], shape: Shape, full: bool = False
+) -> tuple[Load, ...]:
     """The loads of a step by the number of blocks that are recomputed (`recompute`), from none.
 
-    `targets` may be in any of the model's blocks, or in none. If all blocks of the trunk have the
-    same targets, only two and three blocks are counted and the result is extrapolated: in the
-    backward pass each block frees its activations and adds its gradients, so the peak is at the
-    beginning or at the end of that pass, and both grow linearly with the number of blocks.
-    Otherwise all blocks are counted. Compiled blocks keep `Family.compiled_share` of the bytes;
-    if all are recomputed, only one block's activations are kept, so these are not counted.
+    `targets` are layers of a LoRA, or with `full` parameters of a full training. They may be in
+    any of the model's blocks, or in none. If all blocks of the trunk have the same targets,
+    only two and three blocks are counted and the result is extrapolated: in the backward pass
+    each block frees its activations and adds its gradients, so the peak is at the beginning or
+    at the end of that pass, and both grow linearly with the number of blocks. Otherwise all
+    blocks are counted. Compiled blocks keep `Family.compiled_share` of the bytes; if all are
+    recomputed, only one block's activations are kept, so these are not counted.
 
     Steps without and with recomputation of all blocks are counted; those between follow. When the
     forward pass is through the first n blocks, the two differ by what recomputing these saves. The
@@ -94,11 +98,20 @@ def step_loads(family: Family, targets: Sequence[str], shape: Shape) -> tuple[Lo
     def count(recomputed: bool) -> tuple[Load, list[tuple[int, int]]]:
         last: list[Meter] = []
 
-        def counted() -> tuple[int, ...]:
+        def lora_step() -> Meter:
             inside = {each for each, _ in transformer.named_modules()}
             lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
-            last[:] = [meter := _step(family, lora, shape)]
+            meter = _step(family, lora.parameters(), shape)
             lora.remove()
+            return meter
+
+        def counted() -> tuple[int, ...]:
+            if full:
+                with trained_in_full(family, targets) as parameters:
+                    meter = _step(family, parameters, shape)
+            else:
+                meter = lora_step()
+            last[:] = [meter]
             return meter.early or 0, meter.peak, meter.flops, meter.in_blocks
 
         recompute(family, float(recomputed))
@@ -158,11 +171,11 @@ def _make_tables(family: Family, shape: Shape) -> None:
 
 def step_load(family: Family, lora: Lora, shape: Shape) -> Load:
     """The load of one step of the transformer and its LoRA, with or without weights."""
-    meter = _step(family, lora, shape)
+    meter = _step(family, lora.parameters(), shape)
     return Load(max(meter.early or 0, meter.peak), meter.flops)
 
 
-def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
+def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Meter:
     """The meter of one step, marked when the backward pass has reached the middle of the trunk.
 
     It is not marked if no gradient gets there.
@@ -188,7 +201,7 @@ def _step(family: Family, lora: Lora, shape: Shape) -> Meter:
         flow_loss(family, latents, noise, sigma, text).backward()
     for each in hooks:
         each.remove()
-    for parameter in lora.parameters():
+    for parameter in trained:
         parameter.grad = None
     return meter
 
@@ -271,7 +284,7 @@ def velocity_load(family: Family, shape: Shape) -> Load:
 
 
 def preservation_load(
-    family: Family, targets: Sequence[str], step: Shape, extent: Extent | None
+    family: Family, targets: Sequence[str], step: Shape, extent: Extent | None, full: bool = False
 ) -> PreservationLoad:
     """The load of preservation beside steps of that shape; None is off."""
     if extent is None:
@@ -280,7 +293,7 @@ def preservation_load(
     count = extent.images + extent.subject_images
     images = count * extent.steps * velocity_load(family, row).flops
     share = (1 - BEGINS) / extent.every
-    return PreservationLoad(step_loads(family, targets, row), share, images)
+    return PreservationLoad(step_loads(family, targets, row, full), share, images)
 
 
 @torch.no_grad()

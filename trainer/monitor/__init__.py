@@ -2,7 +2,12 @@
 
 from trainer.monitor.contact_sheet import thumbnail
 from trainer.monitor.default_previews import previews_while_training, with_default_previews
-from trainer.monitor.inference_weights import InferenceWeights, SecondBase, check_originals_fit
+from trainer.monitor.inference_weights import (
+    InferenceWeights,
+    OwnWeights,
+    SecondBase,
+    check_originals_fit,
+)
 from trainer.monitor.preview_images import FOLDER, PreviewImages, step_label
 from trainer.monitor.previews import Previews, preview_requests, prompt_features, sample_scale
 from trainer.monitor.trackers import Trackers, check_trackers
@@ -21,6 +26,7 @@ __all__ = [
     "Curves",
     "FOLDER",
     "Previews",
+    "OwnWeights",
     "SecondBase",
     "InferenceWeights",
     "Trackers",

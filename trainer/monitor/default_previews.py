@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from families.loading import default_device, default_dtype
 from families.memory import free_memory
 from families.tokens import mentions, name_subject
 from families.without_weights import transformer_without_weights
@@ -108,7 +109,7 @@ def previews_while_training(settings: Settings, quantized: bool) -> bool:
     """
     if not settings.sample_defaults:
         return True
-    width = 2 if torch.cuda.is_available() else 4  # bytes per weight
+    width = default_dtype(default_device()).itemsize
     transformer = transformer_without_weights(settings.base)
     needed = 2 * width * sum(each.numel() for each in transformer.parameters())
     free = free_memory(torch.device("cpu"))

@@ -69,11 +69,12 @@ class InferenceWeights:
         self.complete = True
 
     @torch.no_grad()
-    def restored(self, lora: Lora) -> Family | None:
+    def restored(self, lora: Lora | None) -> Family | None:
         """The family with the unchanged base and without the LoRA, at the end of a run.
 
         None if it must be loaded again. It equals a newly loaded one bit for bit.
         """
+        assert lora is not None
         lora.remove()
         if not self.complete:
             return None
@@ -83,8 +84,9 @@ class InferenceWeights:
         return self.family
 
     @contextmanager
-    def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
         """Context in which the transformer is the original base plus scale * `factors`."""
+        assert lora is not None
         loaded = _PARTS & set(vars(self.family))
         with torch.no_grad(), torch.random.fork_rng(), lora.lifted():
             training = self._copies([*self._original, *factors])
@@ -103,6 +105,24 @@ class InferenceWeights:
         """Copies the layers' current weights to CPU memory."""
         layers = dict(self.family.transformer.named_modules())
         return {name: layers[name].weight.to("cpu", copy=True) for name in dict.fromkeys(names)}
+
+
+class OwnWeights(InferenceWeights):
+    """`InferenceWeights` of a full training: inference uses the weights that are trained."""
+
+    def restored(self, lora: Lora | None) -> Family | None:
+        """None: the base model's weights are not in memory."""
+        return None
+
+    @contextmanager
+    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+        """Context in which nothing changes but parts of the model that are loaded meanwhile."""
+        loaded = _PARTS & set(vars(self.family))
+        with torch.no_grad(), torch.random.fork_rng():
+            try:
+                yield
+            finally:
+                self.family.release(*(_PARTS - loaded))
 
 
 @contextmanager
@@ -136,8 +156,9 @@ class SecondBase(InferenceWeights):
         if self._transformer is None:
             check_originals_fit(self.family)
 
-    def restored(self, lora: Lora) -> Family | None:
+    def restored(self, lora: Lora | None) -> Family | None:
         """The family with the second base in place of the quantized one; None without previews."""
+        assert lora is not None
         lora.remove()
         if self._merger is None:
             return None
@@ -149,7 +170,7 @@ class SecondBase(InferenceWeights):
         return self.family
 
     @contextmanager
-    def applied(self, lora: Lora, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
         """Context in which the transformer is the original base plus scale * `factors`."""
         family, training, storage = self.family, self.family.transformer, self.family.storage
         loaded = _PARTS & set(vars(family))

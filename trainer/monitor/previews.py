@@ -148,7 +148,6 @@ class Previews:
 
     def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
         """The images of each request, with the weights that would be saved now."""
-        assert loop.lora is not None
         factors, placeholders = loop.final_weights()
         vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
         with self.inference_weights.applied(

@@ -286,10 +286,18 @@ def measure_fit(loop: Loop) -> Curves:
 
 @contextmanager
 def untrained(loop: Loop) -> Iterator[None]:
-    """Context in which all trained parameters are zero, so the model is the base."""
+    """Context in which the model is the base: LoRA and tokens are zero.
+
+    A full training's parameters have the base model's values, and are in CPU memory meanwhile.
+    """
+    own = [] if loop.full is None else loop.full.parameters()
     with torch.no_grad():
-        trained = [(each, each.clone()) for each in loop.named.values()]
-        for parameter, _ in trained:
+        trained = [(each, each.to("cpu", copy=True)) for each in own]
+        trained += [(each, each.clone()) for each in loop.parameters[len(own) :]]
+        if loop.full is not None:
+            for parameter, original in zip(own, loop.full.originals(), strict=True):
+                parameter.copy_(original)
+        for parameter in loop.parameters[len(own) :]:
             parameter.zero_()
         try:
             yield

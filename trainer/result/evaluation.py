@@ -10,8 +10,8 @@ or not uploaded.
 """
 
 import logging
-import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,11 +19,14 @@ from pathlib import Path
 
 import torch
 
-from adapters.archive import Archive, read_archive, write_archive
+from adapters.archive import Archive, write_archive
+from adapters.files.atomic import replace_folder
 from adapters.merging import LoraMerger
+from adapters.trained_model import read_weights, write_meta, write_trained_model
 from families.family import Family, WeightStorage
 from families.loading import load_family
 from families.out_of_memory import free_frames, is_out_of_memory
+from families.registry import with_transformer
 from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
@@ -37,7 +40,7 @@ from trainer.monitor import (
     preview_requests,
     sample_scale,
 )
-from trainer.result import report, result_checks
+from trainer.result import full_checks, report, result_checks
 from trainer.result.drift import drift_prompts, velocity_drift
 from trainer.result.record import TrainingRecord
 from trainer.result.report import ReportData
@@ -76,30 +79,42 @@ def write_weights(
 
     Raises `Worthless` if they are not, and saves them as `…-failed.zip`, with a report.
     """
-    archive = Archive(*loop.final_weights(), record.meta())
-    unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
-    found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
+    archive, full = Archive(*loop.final_weights(), record.meta()), loop.full
+    if full is None:
+        unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
+        found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
+    else:
+        archive = replace(archive, model=path)
+        written = full.transformer, archive.placeholders, archive.meta, _unchecked(path)
+        unchecked = saver.with_reserve(lambda: write_trained_model(*written))
+        changes = full.changes()
+        found = [full_checks.learned_in_full(full, changes)]
+        found.append(full_checks.reloads_in_full(full, archive, unchecked, loop.family))
     for token, facts in zip(archive.tokens, record.zero_priors, strict=True):
         found.append(result_checks.token_moved(token, facts))
     found.append(result_checks.loss_fell(record.curves))
     if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
-        os.replace(unchecked, failed)
+        replace_folder(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
         with _warn_on_error(f"{page} is not written"):
             checked = replace(record, checks=found)
             report.write_report(_report_data(checked, examples, preview_images), page)
         reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
-    os.replace(unchecked, path)
-    log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    replace_folder(unchecked, path)
+    log.info("wrote %s (%.1f MB)", path, _bytes(path) / 1e6)
     if record.curves.held_out:  # else it is the check above
         found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))
-    assert loop.lora is not None
-    norms, prompts = loop.lora.base_norms, drift_prompts(loop.settings)
-    found += _check(
-        result_checks.UPDATE, lambda: result_checks.update_size(archive.factors, norms())
-    )
+    prompts = drift_prompts(loop.settings)
+
+    def update() -> CheckResult:
+        if full is not None:
+            return full_checks.update_in_full(changes)
+        assert loop.lora is not None
+        return result_checks.update_size(archive.factors, loop.lora.base_norms())
+
+    found += _check(result_checks.UPDATE, update)
     found += _check(
         result_checks.DRIFT,
         lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompts), len(prompts)),
@@ -115,6 +130,12 @@ def write_weights(
         Kernels.of(loop.family),
         needs_offload=loop.family.storage != WeightStorage(),
     )
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,)
+    return sum(each.stat().st_size for each in files)
 
 
 def _report_data(
@@ -157,7 +178,8 @@ def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None
     except (Worthless, Diverged):
         raise
     except Exception as error:
-        if not is_out_of_memory(error):  # else the run will be resumed
+        # Out of memory: the run will be resumed. A full training has them in its last checkpoint.
+        if not is_out_of_memory(error) and loop.full is None:
             with _warn_on_error("the trained weights cannot be saved"):
                 _unchecked(path).unlink(missing_ok=True)
                 failed = path.with_stem(f"{path.stem}-failed")
@@ -167,6 +189,8 @@ def keep_weights_on_error(loop: Loop, path: Path, saver: Saver) -> Iterator[None
         raise
     finally:
         with suppress(OSError):
+            if _unchecked(path).is_dir():
+                shutil.rmtree(_unchecked(path))
             _unchecked(path).unlink(missing_ok=True)
 
 
@@ -182,7 +206,10 @@ def evaluate(outcome: Outcome) -> Verdict:
         outcome.events.emit("check", **check.plain())
     outcome.events.phase("writing")
     with _warn_on_error(f"{outcome.path} lacks the check results"):
-        write_archive(replace(outcome.archive, meta=record.meta()), outcome.path)
+        if outcome.archive.model is not None:
+            write_meta(record.meta(), outcome.path)
+        else:
+            write_archive(replace(outcome.archive, meta=record.meta()), outcome.path)
     page = outcome.path.with_name(report.NAME)
     with _warn_on_error(f"{page} is not written"):
         report.write_report(_report_data(record, outcome.examples, outcome.preview_images), page)
@@ -244,14 +271,22 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     settings, preview_images = outcome.settings, outcome.preview_images
     shipped = outcome.record.curves.shipped
     step = settings.steps if shipped is None else shipped
-    archive = read_archive(outcome.path)
+    archive = read_weights(outcome.path)
     family = outcome.family
     if family is None:
         family = load_family(settings.base)
         if outcome.needs_offload:
             check_originals_fit(family)
             family.set_storage(WeightStorage(offload=True))
-    merger = LoraMerger(family.transformer)
+    merger = None if archive.model is not None else LoraMerger(family.transformer)
+
+    def apply(scale: float) -> None:
+        if merger is not None:
+            merger.apply([(archive.factors, scale)])
+        elif family.base.folder != outcome.path.absolute():
+            family.release("transformer")
+            family.base = with_transformer(family.base, outcome.path)
+
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)
     first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
@@ -259,10 +294,11 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
 
     # First the base, then with the LoRA.
     base = generate(family, neutral)[0]
-    merger.apply([(archive.factors, 1.0)])
+    apply(1.0)
     adapted = generate(family, neutral)[0]
-    found.append(result_checks.drift_of_images(base, adapted, neutral.prompt))
-    merger.apply([(archive.factors, sample_scale(settings))])
+    pair = base, adapted, neutral.prompt
+    found.append(result_checks.drift_of_images(*pair, lora=archive.model is None))
+    apply(sample_scale(settings))
     # The last previews are of the weights of the last step.
     if step == settings.steps and step in preview_images.thumbnails and preview_images.last:
         generated, kernels = generate(family, first, vectors)[0], Kernels.of(family)

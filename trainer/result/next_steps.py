@@ -17,10 +17,12 @@ def describe_next_steps(weights: Path, token: str | None) -> str:
     """
     prompt = shlex.quote(f"a photo of {token}" if token else "a photo")
     here, folder = weights.absolute(), Path.cwd()
-    size = weights.stat().st_size
     shown = here.relative_to(folder) if here.is_relative_to(folder) else here
     lines = ["to generate:"]
     lines.append(f"  {typed()['generate']} --weights {shlex.quote(str(shown))} --prompt {prompt}")
+    if weights.is_dir():  # of a full training, which Cog does not read
+        return "\n".join(lines)
+    size = weights.stat().st_size
     if size <= MAX_UPLOAD:
         source = shlex.quote(f"replicate_weights=@{shown}")
         lines.append(f"  cog run -i {source} -i prompt={prompt}")

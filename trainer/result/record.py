@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapters.files.atomic import atomic_file
 from adapters.turbo import TurboAdapter
+from families.device import device_name, peak_bytes
+from families.loading import default_device
 from trainer.events import as_json
 from trainer.learning import Trained, describe_weights
 from trainer.monitor import Curves
 from trainer.result.meta import bounded, versions
 from trainer.result.result_checks import CheckResult
 from trainer.result.verdict import Verdict, verdict
-from trainer.run_files import PROGRAM, RESULT, files_of
+from trainer.run_files import PROGRAM, RESULT, files_of, files_of_model
 from trainer.settings import Settings
 
 
@@ -57,17 +57,16 @@ class TrainingRecord:
         curves: Curves,
     ) -> "TrainingRecord":
         """The record of a run after its last step, on this machine."""
-        cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else None
+        device = default_device()
         return cls(
             settings,
             dataset,
             trained.losses,
             curves,
-            Timings(round(trained.steps_per_second, 4), peak),
+            Timings(round(trained.steps_per_second, 4), peak_bytes(device)),
             {"name": adapter.name, "sha256": adapter.sha256} if adapter else None,
             zero_priors,
-            torch.cuda.get_device_name() if cuda else "cpu",
+            device_name(device),
             versions(),
             trained.preservation,
             trained.ended_early,
@@ -92,7 +91,7 @@ class TrainingRecord:
     def write(self, folder: Path) -> Path:
         """Writes record.json, including the run's files and their sizes."""
         path = folder / RESULT
-        files = sorted(files_of(folder))
+        files = [*sorted(files_of(folder)), *files_of_model(folder)]
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
         content = {"program": PROGRAM, **self.plain(), "files": sizes}
         with atomic_file(path) as file:

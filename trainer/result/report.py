@@ -61,6 +61,8 @@ def page(data: ReportData) -> str:
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
         tokens=tokens,
+        lora=(lora := "rank" in data.meta),
+        kind="A LoRA" if lora else "A fully trained model",
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
         without_token=[
@@ -84,7 +86,8 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     """The numbers at the top, by name."""
     training, curves = data.meta["training"], data.curves
     figures = [("Images", f"{len(data.examples)}"), ("Steps", f"{data.meta['steps']:,}")]
-    figures.append(("Rank", f"{data.meta['rank']}"))
+    if "rank" in data.meta:  # of a LoRA
+        figures.append(("Rank", f"{data.meta['rank']}"))
     if captions := data.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:

@@ -106,21 +106,26 @@ def learned(factors: Factors) -> CheckResult:
 
     `value` is the share of layers that have.
     """
-    name, rounded = "every layer was trained", as_written(factors)
-    norms = {layer: update_norm(down, up) for layer, (down, up) in rounded.items()}
+    rounded = as_written(factors)
+    return all_changed({layer: update_norm(*pair) for layer, pair in rounded.items()})
+
+
+def all_changed(norms: Mapping[str, float], what: str = "LoRA layers") -> CheckResult:
+    """`learned` by the norms of the updates, of layers that are called `what`."""
+    name = "every layer was trained"
     broken = [layer for layer, norm in norms.items() if not math.isfinite(norm)]
     unchanged = [layer for layer, norm in norms.items() if norm == 0]
     share = 1 - (len(broken) + len(unchanged)) / max(1, len(norms))
     if broken:
-        sentence = f"{_listed(broken, norms)} contain NaN or infinity; lower learning_rate"
+        sentence = f"{_listed(broken, norms, what)} contain NaN or infinity; lower learning_rate"
         return CheckResult(name, FAILED, sentence, share, worthless=True)
     if len(unchanged) == len(norms):
-        sentence = f"none of {len(norms)} LoRA layers has an effect; raise learning_rate or steps"
+        sentence = f"none of {len(norms)} {what} has an effect; raise learning_rate or steps"
         return CheckResult(name, FAILED, sentence, share, worthless=True)
     if unchanged:
-        return CheckResult(name, FAILED, f"{_listed(unchanged, norms)} have no effect", share)
+        return CheckResult(name, FAILED, f"{_listed(unchanged, norms, what)} have no effect", share)
     total = math.sqrt(sum(norm**2 for norm in norms.values()))
-    sentence = f"all {len(norms)} LoRA layers change their weights; total |dW| = {total:.4g}"
+    sentence = f"all {len(norms)} {what} change their weights; total |dW| = {total:.4g}"
     return CheckResult(name, PASSED, sentence, share)
 
 
@@ -136,7 +141,11 @@ def update_size(factors: Factors, norms: Mapping[str, float]) -> CheckResult:
 
     `norms` are those of the base model's weights, by layer. `value` is |dW| / |W| over all layers.
     """
-    updates = {layer: update_norm(*pair) for layer, pair in factors.items()}
+    return update_share({layer: update_norm(*pair) for layer, pair in factors.items()}, norms)
+
+
+def update_share(updates: Mapping[str, float], norms: Mapping[str, float]) -> CheckResult:
+    """`update_size` by the norms of the updates."""
     total = math.sqrt(sum(norm**2 for norm in updates.values()))
     base = math.sqrt(sum(norms[layer] ** 2 for layer in updates))
     share = total / base if base > 0 else math.nan
@@ -234,11 +243,12 @@ def previews_match(
     largest = float(max(high for _, high in difference.getextrema()))  # type: ignore[misc]
     mean = sum(ImageStat.Stat(difference).mean) / 3
     if largest == 0:
-        sentence = "the last preview equals the image generated with weights.zip exactly"
+        sentence = "the last preview equals the image of the written weights exactly"
         return CheckResult(name, PASSED, sentence, largest)
     exact = preview_kernels == kernels and kernels.device == "cpu"
     sentence = (
-        f"the preview and the image from weights.zip differ by {mean:.3f} levels of 255 on average"
+        f"the preview and the image of the written weights differ by {mean:.3f} levels of 255 on "
+        "average"
     )
     if exact:
         sentence += f"; both used the same kernels ({kernels}), so they must be equal"
@@ -250,7 +260,9 @@ def previews_match(
     return CheckResult(name, PASSED if mean < PREVIEW_LIMIT else FAILED, sentence, largest)
 
 
-def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> CheckResult:
+def drift_of_images(
+    base: Image.Image, adapted: Image.Image, prompt: str, lora: bool = True
+) -> CheckResult:
     """How much an image without the subject changes. `value` is the PSNR in dB; None if equal.
 
     PSNR = 20 log10(255 / RMS difference). It has no limit, since a slight change of brightness and
@@ -263,9 +275,9 @@ def drift_of_images(base: Image.Image, adapted: Image.Image, prompt: str) -> Che
     if rms == 0:
         return CheckResult(name, INFORMATION, f"the image of {prompt!r} equals the base model's")
     psnr = 20 * math.log10(255 / rms)
+    applied = "with the LoRA applied (apply_lora: always), " * lora
     sentence = (
-        f"with the LoRA applied (apply_lora: always), the image of {prompt!r} differs from the "
-        f"base model's by {rms:.1f} levels of 255"
+        f"{applied}the image of {prompt!r} differs from the base model's by {rms:.1f} levels of 255"
     )
     return CheckResult(name, INFORMATION, f"{sentence} (RMS): PSNR {psnr:.1f} dB", psnr)
 
@@ -306,6 +318,6 @@ def loss_fell(curves: Curves) -> CheckResult:
     return CheckResult(name, FAILED, sentence, ratio if math.isfinite(ratio) else None)
 
 
-def _listed(layers: Sequence[str], of: Factors | dict[str, float]) -> str:
+def _listed(layers: Sequence[str], of: Mapping[str, Any], what: str = "LoRA layers") -> str:
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-    return f"{len(layers)} of {len(of)} LoRA layers ({', '.join(layers[:3])}{more})"
+    return f"{len(layers)} of {len(of)} {what} ({', '.join(layers[:3])}{more})"

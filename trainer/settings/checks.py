@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from families.registry import tokens_of_full_training
 from inference.request import Request, check_size
-from trainer.settings.choices import OPTIMIZERS, SCHEDULED, is_installed
+from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
+from trainer.settings.full_training import unlike_full
 from trainer.settings.preservation import wrong_prompts
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def faults(settings: "Settings") -> list[str]:
         *_too_large(settings),
         *_unknown_adapter(settings),
         *_conflicts(settings),
+        *(unlike_full(settings) if settings.full else ()),
     ]
 
 
@@ -112,6 +115,12 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
             "itself and uses this as a factor; remove it for the default of 1"
         )
+    taken = set(tokens_of_full_training(settings.base)) & {*settings.tokens}
+    if taken and not settings.full:
+        yield (
+            f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "
+            "and the new one could not be used beside it; choose another placeholder_token"
+        )
     warmup, steps = settings.lr_warmup_steps, settings.steps
     if warmup is not None and 0 < steps < warmup:
         yield f"lr_warmup_steps is {warmup}, more than the {steps} steps of the run"
@@ -143,6 +152,7 @@ def high_rates(settings: "Settings") -> list[str]:
     found = []
     for name in ("learning_rate", "placeholder_learning_rate"):
         rate, default = getattr(settings, name), getattr(settings.base, name)
+        default *= FULL_RATE if settings.full and name == "learning_rate" else 1
         trained = name == "learning_rate" or settings.subject is not None
         # For optimizers that find the rate, it is a factor.
         is_factor = name == "learning_rate" and OPTIMIZERS[settings.optimizer].finds_rate
@@ -159,13 +169,11 @@ def missing_here(settings: "Settings") -> list[str]:
 
     Checked before a run, not for a plan, which may be for another machine.
     """
-    # PyTorch takes a second to import; other mistakes are reported before.
-    import torch
-
+    # These import PyTorch, which takes a second; other mistakes are reported before.
     from families.loading import default_device
     from families.quantization import QuantizationUnavailable, check_available
 
-    lacking = missing_for_optimizer(settings.optimizer, torch.cuda.is_available())
+    lacking = missing_for_optimizer(settings.optimizer, default_device().type == "cuda")
     if settings.quantize != "auto":
         try:
             check_available(settings.quantize, default_device())

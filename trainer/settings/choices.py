@@ -15,7 +15,8 @@ class OptimizerFacts:
     """Facts about an optimizer for settings, memory plan and checks."""
 
     package: str
-    state_bytes: float  # per trained value, between two steps
+    state_bytes: float  # per trained value of a LoRA, between two steps
+    full_state_bytes: float | None = None  # of a full training, whose matrices are larger
     finds_rate: bool = False  # estimates the learning rate: the setting is a factor, no warmup
     for_rows: str | None = None  # another optimizer for the placeholder token
     needs_gpu: bool = False
@@ -30,8 +31,13 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     # the miniature the rate stayed at 3e-6 instead of 2e-2. It stores two moments, the initial
     # weights and the distance from them.
     "prodigy": OptimizerFacts("prodigyopt", 16.0, finds_rate=True, for_rows="adamw"),
-    "adafactor": OptimizerFacts("transformers", 0.1),  # sums of rows and columns only
+    "adafactor": OptimizerFacts("transformers", 0.1, 0.01),  # sums of rows and columns only
 }
+TRAININGS = ("lora", FULL := "full")
+# The learning rate of a full training, as a share of a LoRA's: 1e-5 for the published models, as in
+# OneTrainer's presets (musubi-tuner: 1e-6). Measured on the miniature (docs/training.md).
+FULL_RATE = 0.1
+FULL_OPTIMIZER = "adafactor"  # its default: hardly any state
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 SCHEDULED = "shift"  # every timestep of the base's inference schedule equally
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", SCHEDULED)

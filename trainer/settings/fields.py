@@ -12,7 +12,7 @@ from families.base import Base
 from families.registry import default_base, find_base_or_folder
 from inference.input_fields import parts_of
 from trainer.settings.checks import faults
-from trainer.settings.choices import OPTIMIZERS
+from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 from trainer.settings.preservation import weight_of
@@ -46,6 +46,7 @@ class Settings(TrainingInputs):
     lora_targets: str
     steps: int  # 0: by the number of images (`for_images`)
     batch_size: int
+    optimizer: str
     learning_rate: float
     placeholder_learning_rate: float
     lr_scheduler: str
@@ -99,6 +100,11 @@ class Settings(TrainingInputs):
         if self.tokens:
             return f"token{'s' * (len(self.tokens) > 1)} {', '.join(self.tokens)}"
         return f"no token; trigger word: {self.trigger_word or 'none'}"
+
+    @property
+    def full(self) -> bool:
+        """Whether the transformer's own weights are trained, not a LoRA."""
+        return self.training == FULL
 
     @property
     def training_mode(self) -> str:
@@ -156,9 +162,14 @@ def resolve(inputs: TrainingInputs) -> Settings:
         raise SettingsError(conflict)
 
     # Defaults that depend on other settings.
+    full = inputs.training == FULL
+    optimizer = inputs.optimizer
+    if full and "optimizer" not in inputs.model_fields_set:
+        optimizer = FULL_OPTIMIZER
     rate = inputs.learning_rate
     if rate is None:
-        rate = 1.0 if OPTIMIZERS[inputs.optimizer].finds_rate else defaults.learning_rate
+        rate = defaults.learning_rate * (FULL_RATE if full else 1.0)
+        rate = 1.0 if OPTIMIZERS[optimizer].finds_rate else rate
     sampling = _either(inputs.timestep_sampling, defaults.timestep_sampling)
     # The base's default shift is for its default sampling.
     shift = base.training_shift if sampling == base.timestep_sampling else 1.0
@@ -196,6 +207,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         lora_targets=_text(inputs.lora_targets),
         steps=_either(inputs.steps, 0),
         batch_size=_either(inputs.batch_size, defaults.batch_size),
+        optimizer=optimizer,
         learning_rate=rate,
         placeholder_learning_rate=_either(
             inputs.placeholder_learning_rate, defaults.placeholder_learning_rate

@@ -19,6 +19,7 @@ from trainer.settings.choices import (
     QUANTIZATIONS,
     TIMESTEP_SAMPLINGS,
     TRACKERS,
+    TRAININGS,
 )
 from trainer.settings.names import fault_of_name
 from trainer.settings.presets import PRESETS
@@ -92,6 +93,7 @@ class TrainingInputs(Inputs):
     placeholder_token: Annotated[str, Input("The token, to be used in prompts later.", MODEL, max_length=MAX_LENGTH)] = "<zwx>"
     subjects: Annotated[str | Sequence[str] | None, Input("Several subjects in one LoRA: their tokens with commas, <zwx>,<kul>. TOKEN=FOLDER names the folder of its images in the dataset; default: one with the token's name. Other captions must contain the tokens.", MODEL, max_length=1_000, separator=",", one="subject")] = None
     placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
+    training: Annotated[str, Input("What is trained: a LoRA, or the model's own weights (full), which needs much more memory; the result is then a folder, model, with the whole transformer.", MODEL, choices=TRAININGS, on=Interface.LOCAL)] = "lora"
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
     turbo_adapter: Annotated[str, Input("Training adapter: merged during training, not used at inference, so that a distilled model stays fast. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"

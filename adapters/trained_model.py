@@ -1,0 +1,125 @@
+"""Writes and reads the result of a full training: a folder with the whole transformer.
+
+    transformer/                        as diffusers writes it: config.json, safetensors in shards
+    embeddings/placeholder.safetensors  as in weights.zip (`adapters.archive`), with a token only
+    meta.json                           base model, settings and results of the run
+
+Generation reads it as weights, or as a base model whose other parts are those of the base model
+that it was trained on (`families.registry.with_transformer`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapters.archive import Archive, read_archive, read_loose_placeholders
+from adapters.archive_members import (
+    FORMAT_VERSION,
+    META,
+    PLACEHOLDER,
+    BrokenArchive,
+    placeholder_name,
+)
+from adapters.files.atomic import atomic_file, atomic_folder
+from adapters.placeholder import Placeholder
+from families.registry import meta_of_full_training
+
+TRANSFORMER = "transformer"
+SHARD = "5GB"  # as published models; a file system may have a limit
+_FILES = "diffusion_pytorch_model{suffix}.safetensors"
+_ALIGNMENT = 64  # bytes
+
+
+def write_trained_model(
+    transformer: Any, placeholders: Sequence[Placeholder], meta: Mapping[str, Any], path: Path
+) -> Path:
+    """Writes the folder atomically; an earlier one of that name is replaced at the end.
+
+    `transformer` is a model of diffusers. Weights keep their dtype.
+    """
+    with atomic_folder(path) as folder:
+        _write_transformer(transformer, folder / TRANSFORMER)
+        for number, each in enumerate(placeholders):
+            file = folder / placeholder_name(number)
+            file.parent.mkdir(exist_ok=True)
+            save_file({each.token: each.vectors.detach().float().cpu().contiguous()}, file)
+        write_meta(meta, folder)
+    return path
+
+
+def write_meta(meta: Mapping[str, Any], folder: Path) -> None:
+    """Writes or replaces the meta.json of a folder."""
+    content = {"format_version": FORMAT_VERSION, **meta}
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    with atomic_file(folder / META) as file:
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def is_trained_model(path: Path) -> bool:
+    """Whether this is a folder that a full training wrote."""
+    return path.is_dir() and meta_of_full_training(path) is not None
+
+
+def read_trained_model(folder: Path) -> Archive:
+    """The folder as weights: tokens and meta.json; `Archive.model` is the folder, no LoRA is in it.
+
+    Raises `BrokenArchive` if it is not one that a full training wrote.
+    """
+    meta = meta_of_full_training(folder)
+    if meta is None or not (folder / TRANSFORMER).is_dir():
+        raise BrokenArchive(
+            f"{folder} is not the result of a full training: it has no {META} with trained: full, "
+            f"or no folder {TRANSFORMER}"
+        )
+    first = folder / PLACEHOLDER
+    placeholders = read_loose_placeholders(first) if first.is_file() else ()
+    return Archive({}, placeholders, meta, model=folder)
+
+
+def read_weights(path: Path, config: Path | None = None) -> Archive:
+    """Weights of any kind: the folder of a full training, or what `read_archive` reads."""
+    return read_trained_model(path) if path.is_dir() else read_archive(path, config=config)
+
+
+def _write_transformer(transformer: Any, folder: Path) -> None:
+    """As `save_pretrained` of diffusers, with aligned files and without the base model's path."""
+    transformer.save_config(folder)
+    config = folder / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = transformer.state_dict()
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern=_FILES, max_shard_size=SHARD
+    )
+    for name, inside in split.filename_to_tensors.items():
+        _save_aligned({each: tensors[each].detach() for each in inside}, folder / name)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (folder / f"{_FILES.format(suffix='')}.index.json").write_text(text, encoding="utf-8")
+
+
+def _save_aligned(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Writes a safetensors file whose values start at a multiple of 64 bytes.
+
+    Files are memory-mapped, and a CPU's kernels for other addresses add in another order: images of
+    the written weights would differ from the previews in the last bit. The header is filled up by
+    its metadata.
+    """
+    offsets, start = {}, 0
+    # In the library's order: by size of a value, then by name.
+    for name, each in sorted(tensors.items(), key=lambda row: (-row[1].itemsize, row[0])):
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[each.dtype]
+        place = [start, start := start + each.nbytes]
+        offsets[name] = {"dtype": dtype, "shape": list(each.shape), "data_offsets": place}
+    metadata = {"format": "pt", "fill": ""}
+    header = json.dumps({"__metadata__": metadata, **offsets}, separators=(",", ":"))
+    metadata["fill"] = " " * (-(8 + len(header)) % _ALIGNMENT)
+    save_file({name: each.contiguous() for name, each in tensors.items()}, file, metadata)

@@ -1,0 +1,92 @@
+"""python -m lab.benchmarks.full_training: a full training beside a LoRA, on the miniature.
+
+Each row is a whole run with the demo's images: the run's defaults, or what its name says. The base
+is the undistilled miniature. `likeness` is that of 48 new scenes to the subject (0 to 1; renderings
+of it score 0.73 and more), `right` the share of 96 other prompts' images in which everything asked
+for is seen, `bleed` the share of these that look like the subject (docs/preservation.md). Seconds
+are the processor's, for the whole training; megabytes those of the result.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from adapters.archive import Archive
+from adapters.trained_model import read_weights
+from families.components import original_transformer
+from families.registry import BASES, with_transformer
+from lab.benchmarks.machine import machine
+from lab.experiments.drawing import Drawer, Way
+from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.prompts import free_prompts, subject_prompts
+from trainer.run import train
+from trainer.settings.fields import resolve
+from trainer.settings.inputs import TrainingInputs
+
+BASE, WORD, SUBJECT = "miniature", "<zwx>", "robot"
+DATASET = Path("demo/subject.zip")
+BLEED = 0.6  # likeness above which an image shows the subject
+FULL: dict[str, Any] = {"training": "full"}
+ROWS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "LoRA, preserve: off": {"preserve": "off"},
+    "full": FULL,
+    "full, preserve: off": FULL | {"preserve": "off"},
+    "full, learning_rate: 2e-4": FULL | {"learning_rate": 2e-4},
+    "full, learning_rate: 2e-3": FULL | {"learning_rate": 2e-3},
+    "full, optimizer: adamw": FULL | {"optimizer": "adamw"},
+    "full, lora_targets: attention": FULL | {"lora_targets": "attention"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", default=list(ROWS), help="names of rows; default: all")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    print(machine())
+    way = Way("the base's", BASES[BASE].inference_steps, BASES[BASE].guidance_scale - 1)
+    prompts, free = subject_prompts(SUBJECT, WORD, 48), free_prompts(96)
+    for row in given.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = resolve(TrainingInputs(
+                dataset=DATASET, base_model=BASE, seed=given.seed, output_dir=Path(folder),
+                sample_prompts=(), checkpoint_every=0, validation_every=0, **ROWS[row],
+            ))  # fmt: skip
+            start = time.process_time()
+            result = train(settings)
+            seconds = time.process_time() - start
+            archive, size = read_weights(result), _bytes(result)
+            drawer = _drawer(archive)
+        images = drawer.draw(archive, prompts, way)
+        likeness = fmean(subject_scores(images, prompts, SUBJECT))
+        others = drawer.draw(archive, free, way)
+        scores, bleed = adherence(others, free), subject_scores(others, free, SUBJECT)
+        right = fmean(a == b for a, b in zip(scores["right"], scores["asked"], strict=True))
+        print(
+            f"| {row} | {likeness:.2f} | {right:.0%} | {fmean(each > BLEED for each in bleed):.0%} "
+            f"| {seconds:.0f} s | {size / 1e6:.1f} MB |",
+            flush=True,
+        )
+
+
+def _drawer(archive: Archive) -> Drawer:
+    """One with the archive's transformer, if it has one."""
+    drawer = Drawer(BASE)
+    if archive.model is not None:
+        base = with_transformer(BASES[BASE], archive.model)
+        trained = original_transformer(drawer.family, base)
+        drawer.family.transformer.load_state_dict(trained.state_dict())
+    return drawer
+
+
+def _bytes(path: Path) -> int:
+    files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,)
+    return sum(each.stat().st_size for each in files)
+
+
+if __name__ == "__main__":
+    main()

@@ -267,8 +267,11 @@ def test_a_bake_leaves_all_or_nothing(
         write_tensors(*given)
         raise KeyboardInterrupt
 
+    modules = sys.modules[bake.__module__], sys.modules[write_tensors.__module__]
+
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[bake.__module__], "write_tensors", interrupted)
+        for module in modules:
+            patch.setattr(module, "write_tensors", interrupted)
         for layout, path in (("diffusers", output), ("comfyui", tmp_path / "m.safetensors")):
             with pytest.raises(KeyboardInterrupt):
                 bake(opened, path, layout=layout)
@@ -276,10 +279,12 @@ def test_a_bake_leaves_all_or_nothing(
         patch.setattr(atomic.shutil, "disk_usage", lambda _: type("", (), {"free": 1000})())
         with pytest.raises(OSError, match="0.01 GB are needed"):
             bake(opened, output)
-    monkeypatch.setattr(sys.modules[bake.__module__], "_SHARD", 4_000_000)
+    monkeypatch.setattr(modules[1], "MAX_SHARD_BYTES", 4_000_000)
     bake(opened, output)
-    shards = {each.name for each in (output / "transformer").glob("*.safetensors")}
+    shards = list((output / "transformer").glob("*.safetensors"))
     assert len(shards) == 3
+    headers = [8 + int.from_bytes(each.read_bytes()[:8], "little") for each in shards]
+    assert [each % 64 for each in headers] == [0, 0, 0]
     with open_checkpoint(output, TURBO) as again:
         assert len(again.places) == 118
     with pytest.raises(ToolError, match="exists already"):

@@ -113,7 +113,7 @@ def _member(name: str, file: Path, written: str) -> Member:
     refusal = None
     if not file.is_file():
         refusal = f"is not a file ({_shown(written)}); correct or remove its row"
-    return Member(name, 0 if refusal else file.stat().st_size, refusal, partial(file.open, "rb"))
+    return Member(name, 0 if refusal else file.stat().st_size, refusal, partial(open, file, "rb"))
 
 
 def _shown(written: str) -> str:

@@ -132,6 +132,30 @@ def alpha_is_rank(found: Translation, key: str, rank: float, default: float) -> 
         )
 
 
+def precision(found: Translation, key: str, default: str) -> None:
+    """The number type of the frozen base model in training."""
+    given = str(found.get(key, default))
+    there = given if key in found.keys else f"{given} in {found.program}"
+    if given.lower() in ("bf16", "bfloat16", "bfloat_16"):
+        found.same(key, f"{there}, as always here on a GPU")
+    else:
+        found.differs(key, f"{there}; here the base is bfloat16 on a GPU")
+
+
+def bucketing(found: Translation, key: str, default: bool, off: str) -> None:
+    """Buckets by aspect ratio; `off` is what the program does without them."""
+    if found.get(key, default):
+        found.same(key, "as always here")
+    else:
+        found.differs(key, f"off: {off} there, here the nearest aspect ratio")
+
+
+def swapped_blocks(found: Translation) -> None:
+    """Blocks in CPU memory."""
+    if swapped := found.get("blocks_to_swap"):
+        found.differs("blocks_to_swap", f"{swapped} blocks", low_memory=True)
+
+
 def optimizer(
     found: Translation,
     key: str,

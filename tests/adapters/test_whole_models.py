@@ -295,6 +295,23 @@ def test_a_bake_leaves_all_or_nothing(
         bake(opened, output, overwrite=True)
 
 
+def test_a_result_takes_the_place_of_an_earlier_one_whatever_a_killed_run_left(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model"
+    for number in range(3):
+        part = tmp_path / "model-unchecked"
+        part.mkdir()
+        (part / str(number)).touch()
+        atomic.replace(part, path)
+        assert [each.name for each in path.iterdir()] == [str(number)]
+        (tmp_path / ".model.abcdefgh.part").mkdir(exist_ok=True)
+    (tmp_path / "new.zip").write_bytes(b"2")
+    (tmp_path / "weights.zip").write_bytes(b"1")
+    atomic.replace(tmp_path / "new.zip", tmp_path / "weights.zip")
+    assert (tmp_path / "weights.zip").read_bytes() == b"2"
+
+
 def test_the_command_bakes_and_extracts(
     lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from families.registry import tokens_of_full_training
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
-from trainer.settings.full_training import unlike_full
+from trainer.settings.full_training import conflicts_with_full
 from trainer.settings.preservation import wrong_prompts
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def faults(settings: "Settings") -> list[str]:
         *_too_large(settings),
         *_unknown_adapter(settings),
         *_conflicts(settings),
-        *(unlike_full(settings) if settings.full else ()),
+        *(conflicts_with_full(settings) if settings.full else ()),
     ]
 
 

@@ -104,8 +104,10 @@ def joined(loras: Sequence[Scaled], rank: int | None = None) -> Iterator[Exchang
         downs = [down.float() for (down, _), _ in pairs]
         ups = [up.float() * scale for (_, up), scale in pairs]
         exact = torch.cat(downs), torch.cat(ups, dim=1)
-        lower = rank is not None and len(exact[0]) > rank
-        yield name, exact, singular(*exact).factors(rank) if lower else exact
+        if rank is not None and len(exact[0]) > rank:
+            yield name, exact, singular(*exact).factors(rank)
+        else:
+            yield name, exact, exact
 
 
 def measured(

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -113,7 +112,8 @@ def _member(name: str, file: Path, written: str) -> Member:
     refusal = None
     if not file.is_file():
         refusal = f"is not a file ({_shown(written)}); correct or remove its row"
-    return Member(name, 0 if refusal else file.stat().st_size, refusal, partial(open, file, "rb"))
+    size = 0 if refusal else file.stat().st_size
+    return Member(name, size, refusal, lambda: file.open("rb"))
 
 
 def _shown(written: str) -> str:

@@ -280,7 +280,7 @@ def _claimed(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-        if path.exists():  # else the next process takes this lock, not a new one beside it
+        if path.exists():  # else the next process takes this lock instead of a new one
             lock.unlink(missing_ok=True)
 
 

@@ -119,7 +119,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
     if taken and not settings.full:
         yield (
             f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "
-            "and the new one could not be used beside it; choose another placeholder_token"
+            "and the new one could not be used together with it; choose another placeholder_token"
         )
     warmup, steps = settings.lr_warmup_steps, settings.steps
     if warmup is not None and 0 < steps < warmup:

@@ -40,7 +40,7 @@ def base_named(found: Translation, key: str, name: str, family: type[Family]) ->
 
     A file's name is all that is known of it, so one that is not just the family's undistilled base
     model is reported as a difference. Raises `SettingsError` for an unknown name, unless
-    `base_model` is given beside the job.
+    `base_model` is given with the job.
     """
     if other := found.given.get("base_model"):
         found.no_effect(key, "base_model is given")

@@ -347,11 +347,11 @@ def test_options_replace_values_of_a_job(
         settings = read_config(job, steps=7, output_dir="here")
     assert (settings.for_images(5, [3, 2]).steps, settings.output_dir) == (7, Path("here"))
     assert "is a job of musubi-tuner, read as in its version 30c658c" in caplog.text
-    (tmp_path / "prompts.txt").write_text("# the harbour\na boat --w 64 --d 3\n")
+    (tmp_path / "prompts.txt").write_text("# the harbour\na boat --w 64 --h 96 --d 3\n")
     job.write_text(job.read_text().strip() + " --sample_prompts prompts.txt")
     settings = read_config(job)
     assert settings.sample_prompts == ("a boat",)
-    assert settings.sample_overrides == ({"width": 64, "seed": 3},)
+    assert settings.sample_overrides == ({"width": 64, "height": 96, "seed": 3},)
 
 
 def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:

@@ -26,6 +26,13 @@ from inference.progress import Progress
 if TYPE_CHECKING:
     from PIL import Image
 
+    from adapters.archive import Archive
+    from inference.request import Request
+
+    Read = Callable[[GenerationInputs], tuple[Request, Archive | None, Archive | None]]
+
+log = logging.getLogger(__name__)
+
 RECORDS = "images.jsonl"
 MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
@@ -177,6 +184,39 @@ def _hash_of(given: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def generate_batch(items: Sequence[Item], folder: Path, read: "Read", cpu: bool) -> Path:
+    """Generates the images that the folder lacks; returns its `images.jsonl`.
+
+    `read` reads the files of inputs: it is called for all of them before the first image. `cpu`:
+    whether a large model may run without a GPU. Raises ValueError that names refused images.
+    """
+    seen = set()
+    for item in items:
+        files = tuple(getattr(item.inputs, name) for name in ("base_model", *_PATHS))
+        if files not in seen:
+            seen.add(files)
+            read(item.inputs)
+
+    # The model libraries take seconds to import; errors in the inputs are reported before.
+    from inference.engine import Engine
+    from inference.images import writable_folder
+
+    folder = writable_folder(folder)
+    there = len(items) - len(missing(items, folder))
+    log.info("%d images, %d of them are already in %s/", len(items), there, folder)
+    engine = Engine(cpu=cpu)
+
+    def generate(inputs: GenerationInputs) -> "Image.Image":
+        request, archive, second = read(inputs)
+        return engine.generate(request, archive, inputs.base_model, second)[0]
+
+    with each_warning_once():
+        refused = make(items, folder, generate)
+    if refused:
+        raise ValueError(f"{len(refused)} images were refused: " + "\n".join(refused[:_SHOWN]))
+    return folder / RECORDS
+
+
 def missing(items: Sequence[Item], folder: Path) -> list[Item]:
     """The images that are not in the folder."""
     there = {entry.name for entry in os.scandir(folder)}
@@ -240,13 +280,13 @@ def _claimed(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-        if path.exists():  # else the next process takes this lock, not a new one beside it
+        if path.exists():  # else the next process takes this lock instead of a new one
             lock.unlink(missing_ok=True)
 
 
 @contextmanager
 def each_warning_once() -> Iterator[None]:
-    """Hides warnings that were shown, and what the engine tells about every image."""
+    """Hides warnings that were shown, and what the engine logs for every image."""
     shown: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:

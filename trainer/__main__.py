@@ -180,7 +180,7 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     """The first line of output: the run's main settings. Errors in the file are reported later."""
     asked = dict(given)
     try:
-        content = parse(Path(config or ""))
+        content = parse(Path(config or ""), quiet=True)
         if program := program_of(content):
             return f"{'plan of' if planning else 'train'} {config}, a job of {program.name}"
         asked = {k: v for k, v in content.items() if isinstance(v, str)} | asked

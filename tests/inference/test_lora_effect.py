@@ -3,7 +3,6 @@
 import json
 import logging
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,6 @@ from inference.inputs import GenerationInputs
 from inference.request import Request
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bases(vault: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODEL_VAULT", str(vault))
-        patch.setenv("BASE_MODEL", "z-image-turbo")
-        yield
-
-
-@pytest.fixture(scope="module")
-def turbo(bases: None) -> Family:
-    return load_family(BASES["z-image-turbo"], CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")

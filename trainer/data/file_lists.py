@@ -9,11 +9,10 @@ own files. So readers take them only with `members_of_any`, and servers use `mem
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from families.redact import bare_address, looks_like_address
 from trainer.data.caption_tables import NoCaptions, image_rows
@@ -29,8 +28,8 @@ from trainer.data.members import (
     safe_parts,
     within,
 )
+from trainer.dataset_names import LIST_SUFFIXES
 
-LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
 
 
@@ -113,8 +112,8 @@ def _member(name: str, file: Path, written: str) -> Member:
     refusal = None
     if not file.is_file():
         refusal = f"is not a file ({_shown(written)}); correct or remove its row"
-    open_file: Callable[[], IO[bytes]] = lambda: file.open("rb")  # noqa: E731
-    return Member(name, 0 if refusal else file.stat().st_size, refusal, open_file)
+    size = 0 if refusal else file.stat().st_size
+    return Member(name, size, refusal, lambda: file.open("rb"))
 
 
 def _shown(written: str) -> str:

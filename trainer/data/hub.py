@@ -19,13 +19,12 @@ from trainer.data.members import (
     listed,
     suffix_of,
 )
-from trainer.dataset_names import HubDataset, hub_dataset
+from trainer.dataset_names import PACKED_SUFFIXES, HubDataset, hub_dataset
 from trainer.settings import Secret, hidden
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)  # also where only warnings are shown: a download may take minutes
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz")
 _PARQUET = (".parquet", ".arrow")
 _USED = (*sorted(IMAGE_SUFFIXES), *CAPTION_SUFFIXES, *TABLE_SUFFIXES)
 
@@ -87,7 +86,7 @@ def _download(wanted: HubDataset) -> Path:
     )
     suffixes = dict.fromkeys(map(suffix_of, used))
     folder = Path(snapshot_download(**asked, allow_patterns=_patterns(suffixes)))
-    archive = [name for name in used if suffix_of(name) in _ARCHIVES]
+    archive = [name for name in used if suffix_of(name) in PACKED_SUFFIXES]
     return folder / archive[0] if archive else folder
 
 
@@ -96,7 +95,7 @@ def _used(wanted: HubDataset, sizes: Mapping[str, int]) -> Sequence[str]:
 
     A repository of archives may have a sample image for its page, for example.
     """
-    kinds = [IMAGE_SUFFIXES, _ARCHIVES, _PARQUET]
+    kinds = [IMAGE_SUFFIXES, PACKED_SUFFIXES, _PARQUET]
     found = [[name for name in sorted(sizes) if suffix_of(name) in kind] for kind in kinds]
     images, archives, parquet = found
     most = max(found, key=lambda names: sum(sizes[name] for name in names))

@@ -96,7 +96,7 @@ SIGNATURES = (
 
 
 def read_files(
-    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
+    path: Path, problems: list[str], bad: list[str], opened: Opener | None = None
 ) -> dict[str, Content]:
     """The files of an archive or folder by printable names, without system files.
 
@@ -118,7 +118,7 @@ def read_files(
 
 
 def read_members(
-    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
+    path: Path, problems: list[str], bad: list[str], opened: Opener | None = None
 ) -> Generator[tuple[str, bytes], None, None]:
     """Yields the files of `read_files` one at a time, each with its content."""
     seen = set()

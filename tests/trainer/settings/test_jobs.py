@@ -244,6 +244,8 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
         ("musubi-qwen-image/command.txt", {"--network_alpha 24": "--network_args x=1"},
          "network_args: x=1"),
         ("musubi-qwen-image/command.txt", {"qwen_shift": "logsnr"}, "timestep_sampling: logsnr"),
+        ("musubi-qwen-image/command.txt", {"--seed 31": "--sample_prompts dataset.toml"},
+         "sample_prompts: dataset.toml (only a text file is supported)"),
         ("simpletuner-z-image/config.json", {'"constant_with_warmup"': '"cosine"'},
          "lr_scheduler: cosine: a wave whose length is lr_warmup_steps"),
         ("simpletuner-z-image/config.json", {'"standard"': '"lycoris"'}, "lora_type: lycoris"),
@@ -345,6 +347,11 @@ def test_options_replace_values_of_a_job(
         settings = read_config(job, steps=7, output_dir="here")
     assert (settings.for_images(5, [3, 2]).steps, settings.output_dir) == (7, Path("here"))
     assert "is a job of musubi-tuner, read as in its version 30c658c" in caplog.text
+    (tmp_path / "prompts.txt").write_text("# the harbour\na boat --w 64 --h 96 --d 3\n")
+    job.write_text(job.read_text().strip() + " --sample_prompts prompts.txt")
+    settings = read_config(job)
+    assert settings.sample_prompts == ("a boat",)
+    assert settings.sample_overrides == ({"width": 64, "height": 96, "seed": 3},)
 
 
 def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:

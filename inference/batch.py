@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ RECORDS = "images.jsonl"
 MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
+_NOT_READ = (".json", ".csv", ".tsv", ".yaml", ".yml", ".toml")  # not prompts, line by line
 _PATHS = ("replicate_weights", "extra_lora", "image", "mask")
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
@@ -66,9 +68,10 @@ def read_batch(
     if len(axes) < len(grid):
         raise ValueError("--grid has an input twice; put all its values into one --grid")
     lines = [(None, dict(given))] if prompts is None else [*_lines(prompts, given)]
-    count = len(lines) * len(cells := [*itertools.product(*axes.values())])
+    count = len(lines) * math.prod(map(len, axes.values()))
     if count > MOST:
         raise ValueError(f"{count:,} images; at most {MOST:,} can be in one batch")
+    cells = [*itertools.product(*axes.values())]
     items: dict[str, Item] = {}
     faults: list[str] = []
     for number, line in lines:
@@ -96,7 +99,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     """The name and the values of `NAME=VALUES`."""
     name, mark, values = text.partition("=")
     name = {"weights": "replicate_weights"}.get(name, name.replace("-", "_"))
-    if not mark or not values:
+    if not mark or not values.strip(", "):
         raise ValueError(f"--grid {text!r} must be NAME=VALUES, such as seed=0-99")
     if name not in GenerationInputs.model_fields:
         unknown: dict[str, Any] = {name: values}
@@ -122,7 +125,13 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and inputs of a file of prompts. Raises ValueError with all faults."""
     if not path.is_file():
-        raise ValueError(f"--prompts {path}: no such file")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"--prompts {path} {what}; give a text file with a prompt per line")
+    if path.suffix.lower() in _NOT_READ:
+        raise ValueError(
+            f"--prompts {path} must be a text file with a prompt per line, or a .jsonl file with a "
+            "JSON object per line"
+        )
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"--prompts {path} has more than {_MOST_BYTES:,} bytes; divide it")
     try:
@@ -130,10 +139,11 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} is not UTF-8 text ({error.reason})") from None
     faults: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which also divides at characters that JSON allows in a text, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        if path.suffix.lower() != ".jsonl":
+        if path.suffix.lower() not in (".jsonl", ".ndjson"):
             yield number, dict(given) | {"prompt": line.strip()}
             continue
         try:
@@ -145,24 +155,33 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
             faults.append(f'line {number} is not an object such as {{"prompt": "…"}}')
             continue
         if "weights" in values:
+            if "replicate_weights" in values:
+                faults.append(f"line {number} has weights and replicate_weights; give one of them")
             values["replicate_weights"] = values.pop("weights")
         for name in _PATHS:
             if isinstance(values.get(name), str):
                 beside = path.parent / values[name]
-                values[name] = str(beside) if beside.is_file() else values[name]
+                values[name] = str(beside) if _exists(beside) else values[name]
         yield number, dict(given) | values
     if faults:
         raise ValueError(f"--prompts {path}: {'; '.join(faults[:_SHOWN])}")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a URL that is too long for a file name
+        return False
+
+
 def _item(values: Mapping[str, Any]) -> Item:
     """Raises ValueError for invalid inputs."""
-    inputs = GenerationInputs(**{"seed": 0} | dict(values))
+    inputs = GenerationInputs(**{"seed": 0} | {k: v for k, v in values.items() if v is not None})
     if inputs.num_outputs != 1:
         raise ValueError("num_outputs must be 1 in a batch; use --grid seed=0-3")
     given = inputs.model_dump(mode="json", exclude_defaults=True)
     for name in _PATHS:
-        if name in given and (path := Path(str(given[name]))).is_file():
+        if name in given and _exists(path := Path(str(given[name]))) and path.is_file():
             given[name] = _content_hash(path)  # a changed file is another image
     return Item(inputs, given)
 

@@ -79,6 +79,10 @@ def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
         ('{"prompt": "a"}', ["lora_scale=9"], r"line 1: lora_scale is 9; it must be between"),
         ('{"prompt": "a"}', ["seed=1", "seed=2"], "put all its values into one --grid"),
         ('{"prompt": "a"}', ["seed=0-999999", "shift=1,2"], "2,000,000 images; at most 1,000,000"),
+        # Counted without listing the combinations.
+        ('{"prompt": "a"}', ["seed=0-999999"] + ["width=0-999999"], "1,000,000,000,000 images"),
+        ('{"prompt": "a"}', ["seed=,"], "must be NAME=VALUES"),
+        ('{"prompt": "a", "weights": "a", "replicate_weights": "b"}', (), "line 1 has weights and"),
     ],
 )
 def test_faults_name_their_line(
@@ -88,6 +92,20 @@ def test_faults_name_their_line(
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_batch({}, file, grid)
+
+
+def test_a_line_ends_at_a_line_feed_only_and_null_is_not_given(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\u2028b", "seed": null, "weights": "' + "x" * 300 + '"}\r\n')
+    (item,) = read_batch({}, file)
+    assert (item.inputs.prompt, item.inputs.seed) == ("a\u2028b", 0)
+
+
+def test_a_file_of_another_kind_is_not_read_as_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('[\n{"prompt": "a"}\n]\n')
+    with pytest.raises(ValueError, match=r"prompts.json must be .* a .jsonl file"):
+        read_batch({}, file)
 
 
 def make_one(inputs: GenerationInputs) -> Image.Image:

@@ -201,7 +201,7 @@ def give_command(arguments: Sequence[str]) -> None:
 
     try:
         settings = command_line(arguments)
-    except CommandRefused as error:
+    except (CommandRefused, OSError) as error:
         sys.exit(f"error: {error}")
     if settings is not None:
         if IS_MAIN:

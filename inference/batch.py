@@ -140,7 +140,7 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
         raise ValueError(f"--prompts {path} is not UTF-8 text ({error.reason})") from None
     faults: list[str] = []
     # Not splitlines(), which also divides at characters that JSON allows in a text, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
         if not line.strip():
             continue
         if path.suffix.lower() not in (".jsonl", ".ndjson"):

@@ -309,6 +309,7 @@ def test_the_command_bakes_and_extracts(
         (["bake", str(lora), "--dtype", "fp8"], "add --layout comfyui"),
         (["extract", "model", "--rank", "4"], "name the model that it was tuned from"),
         ([*words, "-o", "e2.zip", "--chart", "e.svg"], "e.svg exists already"),
+        ([*words, "-o", "e2.zip", "--chart", "e2.zip"], "e2.zip: a chart is a .svg file"),
     ):
         with pytest.raises(SystemExit, match=reason):
             main(wrong)

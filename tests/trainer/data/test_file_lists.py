@@ -49,6 +49,9 @@ def test_absolute_and_relative_paths_with_their_captions(photos: Path, tmp_path:
     table.write_text("file_name,text\nD:\\old\\3.jpg,TOK moved\n")  # of another machine
     make_folder(tmp_path, {"moved/3.jpg": picture()})
     assert [each.caption for each in read(table).values()] == ["<zwx> moved"]
+    # A caption may contain a line separator, which JSON allows in a text.
+    table.write_text("file_name,text\nmoved/3.jpg,TOK moved\u2028away\n", encoding="utf-8")
+    assert [each.caption for each in read(table).values()] == ["<zwx> moved away"]
     # Its captions go into a new zip: other programs may use the same files.
     assert place_for(table, None).path == tmp_path / "list-captioned.zip"
 

@@ -32,6 +32,7 @@ MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
 _NOT_READ = (".json", ".csv", ".tsv", ".yaml", ".yml", ".toml")  # not prompts, line by line
+_WEIGHTS = ("weights", "lora_weights")  # other names of `replicate_weights`
 _PATHS = ("replicate_weights", "extra_lora", "image", "mask")
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
@@ -98,7 +99,7 @@ def _slow(item: Item) -> tuple[str, ...]:
 def _axis(text: str) -> tuple[str, list[Any]]:
     """The name and the values of `NAME=VALUES`."""
     name, mark, values = text.partition("=")
-    name = {"weights": "replicate_weights"}.get(name, name.replace("-", "_"))
+    name = "replicate_weights" if name in _WEIGHTS else name.replace("-", "_")
     if not mark or not values.strip(", "):
         raise ValueError(f"--grid {text!r} must be NAME=VALUES, such as seed=0-99")
     if name not in GenerationInputs.model_fields:
@@ -154,10 +155,11 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
         if not isinstance(values, dict):
             faults.append(f'line {number} is not an object such as {{"prompt": "…"}}')
             continue
-        if "weights" in values:
-            if "replicate_weights" in values:
-                faults.append(f"line {number} has weights and replicate_weights; give one of them")
-            values["replicate_weights"] = values.pop("weights")
+        named = [name for name in (*_WEIGHTS, "replicate_weights") if name in values]
+        if len(named) > 1:
+            faults.append(f"line {number} has {' and '.join(named)}; give one of them")
+        for name in named:
+            values["replicate_weights"] = values.pop(name)
         for name in _PATHS:
             if isinstance(values.get(name), str):
                 beside = path.parent / values[name]
@@ -181,8 +183,11 @@ def _item(values: Mapping[str, Any]) -> Item:
         raise ValueError("num_outputs must be 1 in a batch; use --grid seed=0-3")
     given = inputs.model_dump(mode="json", exclude_defaults=True)
     for name in _PATHS:
-        if name in given and _exists(path := Path(str(given[name]))) and path.is_file():
-            given[name] = _content_hash(path)  # a changed file is another image
+        if name in given and _exists(path := Path(str(given[name]))):
+            # The folder of a full training has a file that differs for each run.
+            path = path / "meta.json" if path.is_dir() else path
+            if path.is_file():
+                given[name] = _content_hash(path)  # a changed file is another image
     return Item(inputs, given)
 
 

@@ -47,14 +47,26 @@ def test_a_line_has_its_own_inputs_and_files_beside_it_and_weights_stay_together
 
 
 def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
-    names = []
-    for content in (b"1", b"2"):
-        folder = tmp_path / content.decode()
-        folder.mkdir()
-        (folder / "cat.zip").write_bytes(content)
-        [item] = read_batch({"prompt": "a", "replicate_weights": str(folder / "cat.zip")})
-        names.append(item.file)
-    assert names[0] != names[1]
+    # Weights are a file, or the folder of a full training.
+    for weights, inside in (("cat.zip", "cat.zip"), ("model", "model/meta.json")):
+        names = []
+        for content in (b"1", b"2"):
+            file = tmp_path / content.decode() / inside
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            given = {"prompt": "a", "replicate_weights": str(tmp_path / content.decode() / weights)}
+            names.append(read_batch(given)[0].file)
+        assert names[0] != names[1]
+
+
+def test_the_other_name_of_weights_counts_too(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "lora_weights": "cat.zip"}')
+    (tmp_path / "cat.zip").write_bytes(b"1")
+    [line] = read_batch({}, file)
+    [cell] = read_batch({"prompt": "a"}, None, [f"lora_weights={tmp_path / 'cat.zip'}"])
+    assert line.inputs.replicate_weights == str(tmp_path / "cat.zip")
+    assert cell.file == line.file
 
 
 @pytest.mark.parametrize(

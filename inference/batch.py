@@ -308,13 +308,21 @@ def _add_missing_records(items: Sequence[Item], folder: Path) -> None:
 
     from inference import image_metadata
 
-    recorded = {json.loads(line)["file"] for line in whole.splitlines()}
+    recorded = set(map(_recorded, whole.split(b"\n")))
     lost = []
     for item in items:
         if item.file not in recorded and (path := folder / item.file).is_file():
             with Image.open(path) as image:
                 lost.append(_settings(item, image_metadata.read(image).get(image_metadata.JSON)))
     _record(folder, lost)
+
+
+def _recorded(line: bytes) -> str | None:
+    """The file of a line; None for a line that was damaged or edited."""
+    try:
+        return str(json.loads(line)["file"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _record(folder: Path, settings: Sequence[Mapping[str, Any]]) -> None:

@@ -169,7 +169,7 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
 
 def with_local_dataset(settings: Settings) -> Settings:
     """The settings with the dataset on this machine; one of the Hub is downloaded."""
-    if hub_dataset(settings.dataset) is None:
+    if hub_dataset(settings.dataset) is None and not str(settings.dataset).startswith("hub:"):
         return settings
     from trainer.data import local_dataset
 

@@ -60,6 +60,7 @@ def test_absolute_and_relative_paths_with_their_captions(photos: Path, tmp_path:
     ("text", "complaint"),
     [
         ('{"image_path": "no.jpg", "caption": "TOK"}', r"no.jpg: is not a file \(no.jpg\)"),
+        (f'{{"image_path": "{"x" * 300}.jpg"}}', rf"is not a file \({'x' * 200}\); correct"),
         ('{"image_path": "https://u:p@x.org/1.jpg?k=s"}', r"https://x.org/1.jpg is a URL, which"),
         ('{"caption": "TOK"}', "has no row with the path of an image; write a line for each"),
         ("a.jpg\nb.jpg", "is not a list of images: it is not valid JSON"),

@@ -209,7 +209,8 @@ def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
     usual = {base.name, base.train_on.name if base.train_on else base.name}
     for each in weights:
         trained_on = None if each.archive.model else _trained_on(each, base)
-        if trained_on is not None and trained_on.name not in usual:
+        # At scale 0 they supply the token only, as to a base that has the LoRA baked in.
+        if each.scale != 0 and trained_on is not None and trained_on.name not in usual:
             log.warning(
                 "%s trained on %s are used on %s: expect a weaker likeness",
                 *(each.name, trained_on.name, base.name),

@@ -172,7 +172,10 @@ def _batch(
             files = each.replicate_weights, each.extra_lora, each.image, each.mask
             if files not in seen:
                 seen.add(files)
-                _read(item.inputs, token, read)
+                try:
+                    _read(each, token, read)
+                except ValueError as error:
+                    raise ValueError(f"the image of {each.prompt[:80]!r}: {error}") from error
 
     from families.repository import MissingModel
     from inference.engine import Engine

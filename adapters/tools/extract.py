@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.archive import Archive
+from adapters.archive import Archive, read_loose_placeholders
+from adapters.archive_members import PLACEHOLDER
 from adapters.formats import as_written, shown
 from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import leading_singular, rank_for, shares
 from adapters.tools.merge import Changed, LayerError, named
 from adapters.tools.opened import ToolError
-from adapters.trained_model import is_trained_model, read_trained_model
 from families.base import Base
+from families.registry import meta_of_full_training
 from families.repository import transformer_source
 
 MAX_RANK = 1024  # that readers accept
@@ -78,7 +79,9 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
         "extracted": facts,
         "rank": max(each.rank for each in rows),
     }
-    tokens = read_trained_model(tuned).placeholders if is_trained_model(tuned) else ()
+    embeddings = tuned / PLACEHOLDER
+    is_full = meta_of_full_training(tuned) is not None and embeddings.is_file()
+    tokens = read_loose_placeholders(embeddings) if is_full else ()
     archive = Archive(factors, tokens, meta | named(tokens))
     changed = Changed(archive, tuple(rows), energies, tuple(_notes(other, unused)))
     return Extracted(changed, equal, 1 - rest / whole)

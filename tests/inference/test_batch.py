@@ -189,6 +189,9 @@ def test_the_command_makes_a_batch_equal_to_single_images(
     assert [(each["prompt"], each["seed"]) for each in lines] == [
         (prompt, seed) for prompt in ("a red circle", "a blue square") for seed in (1, 2)
     ]
+    Path("wrong.jsonl").write_text('{"prompt": "a cube", "image": "no.png"}')
+    with pytest.raises(SystemExit, match="the image of 'a cube': .*no.png"):
+        main([*SMALL, "--prompts", "wrong.jsonl"])
     one = ["--prompt", "a blue square", "--seed", "2", "--output-dir", "one"]
     main([*SMALL, *one, "--output-format", "png"])
     assert Path("many", lines[3]["file"]).read_bytes() == Path("one/image-0.png").read_bytes()

@@ -244,7 +244,7 @@ def one_message(debug: bool, shown: bool = True, *expected: type[Exception]) -> 
 
 @contextmanager
 def stopped_quietly(debug: bool) -> Iterator[None]:
-    """Ends the program without a traceback on Ctrl-C; the exit code is 128 + SIGINT, as in shells."""
+    """Ends the program without a traceback on Ctrl-C, with exit code 128 + SIGINT as in shells."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """python -m inference --prompt …: generates images from the command line."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from families.redact import safe_name
 from families.registry import find_base_or_folder
-from inference.console import begin, log_to_console, one_message
+from inference.console import begin, log_to_console, one_message, stopped_quietly
 from inference.flags import Parser, add, add_inputs, typed
 from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs
 from inference.request import Request
@@ -201,4 +202,5 @@ def _archive(source: str | Path | None, token: str | None) -> "Archive | None":
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_quietly("--debug" in sys.argv):
+        main()

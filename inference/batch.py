@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ RECORDS = "images.jsonl"
 MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
+_NOT_READ = (".json", ".csv", ".tsv", ".yaml", ".yml", ".toml")  # not prompts, line by line
+_WEIGHTS = ("weights", "lora_weights")  # other names of `replicate_weights`
 _PATHS = ("replicate_weights", "extra_lora", "image", "mask")
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
@@ -73,9 +76,10 @@ def read_batch(
     if len(axes) < len(grid):
         raise ValueError("--grid has an input twice; put all its values into one --grid")
     lines = [(None, dict(given))] if prompts is None else [*_lines(prompts, given)]
-    count = len(lines) * len(cells := [*itertools.product(*axes.values())])
+    count = len(lines) * math.prod(map(len, axes.values()))
     if count > MOST:
         raise ValueError(f"{count:,} images; at most {MOST:,} can be in one batch")
+    cells = [*itertools.product(*axes.values())]
     items: dict[str, Item] = {}
     faults: list[str] = []
     for number, line in lines:
@@ -102,8 +106,8 @@ def _slow(item: Item) -> tuple[str, ...]:
 def _axis(text: str) -> tuple[str, list[Any]]:
     """The name and the values of `NAME=VALUES`."""
     name, mark, values = text.partition("=")
-    name = {"weights": "replicate_weights"}.get(name, name.replace("-", "_"))
-    if not mark or not values:
+    name = "replicate_weights" if name in _WEIGHTS else name.replace("-", "_")
+    if not mark or not values.strip(", "):
         raise ValueError(f"--grid {text!r} must be NAME=VALUES, such as seed=0-99")
     if name not in GenerationInputs.model_fields:
         unknown: dict[str, Any] = {name: values}
@@ -129,7 +133,13 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and inputs of a file of prompts. Raises ValueError with all faults."""
     if not path.is_file():
-        raise ValueError(f"--prompts {path}: no such file")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"--prompts {path} {what}; give a text file with a prompt per line")
+    if path.suffix.lower() in _NOT_READ:
+        raise ValueError(
+            f"--prompts {path} must be a text file with a prompt per line, or a .jsonl file with a "
+            "JSON object per line"
+        )
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"--prompts {path} has more than {_MOST_BYTES:,} bytes; divide it")
     try:
@@ -137,10 +147,11 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} is not UTF-8 text ({error.reason})") from None
     faults: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which also divides at characters that JSON allows in a text, such as U+2028.
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
         if not line.strip():
             continue
-        if path.suffix.lower() != ".jsonl":
+        if path.suffix.lower() not in (".jsonl", ".ndjson"):
             yield number, dict(given) | {"prompt": line.strip()}
             continue
         try:
@@ -151,26 +162,39 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
         if not isinstance(values, dict):
             faults.append(f'line {number} is not an object such as {{"prompt": "…"}}')
             continue
-        if "weights" in values:
-            values["replicate_weights"] = values.pop("weights")
+        named = [name for name in (*_WEIGHTS, "replicate_weights") if name in values]
+        if len(named) > 1:
+            faults.append(f"line {number} has {' and '.join(named)}; give one of them")
+        for name in named:
+            values["replicate_weights"] = values.pop(name)
         for name in _PATHS:
             if isinstance(values.get(name), str):
                 beside = path.parent / values[name]
-                values[name] = str(beside) if beside.is_file() else values[name]
+                values[name] = str(beside) if _exists(beside) else values[name]
         yield number, dict(given) | values
     if faults:
         raise ValueError(f"--prompts {path}: {'; '.join(faults[:_SHOWN])}")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a URL that is too long for a file name
+        return False
+
+
 def _item(values: Mapping[str, Any]) -> Item:
     """Raises ValueError for invalid inputs."""
-    inputs = GenerationInputs(**{"seed": 0} | dict(values))
+    inputs = GenerationInputs(**{"seed": 0} | {k: v for k, v in values.items() if v is not None})
     if inputs.num_outputs != 1:
         raise ValueError("num_outputs must be 1 in a batch; use --grid seed=0-3")
     given = inputs.model_dump(mode="json", exclude_defaults=True)
     for name in _PATHS:
-        if name in given and (path := Path(str(given[name]))).is_file():
-            given[name] = _content_hash(path)  # a changed file is another image
+        if name in given and _exists(path := Path(str(given[name]))):
+            # The folder of a full training has a file that differs for each run.
+            path = path / "meta.json" if path.is_dir() else path
+            if path.is_file():
+                given[name] = _content_hash(path)  # a changed file is another image
     return Item(inputs, given)
 
 
@@ -191,11 +215,17 @@ def generate_batch(items: Sequence[Item], folder: Path, read: "Read", cpu: bool)
     whether a large model may run without a GPU. Raises ValueError that names refused images.
     """
     seen = set()
+    faults = []
     for item in items:
         files = tuple(getattr(item.inputs, name) for name in ("base_model", *_PATHS))
         if files not in seen:
             seen.add(files)
-            read(item.inputs)
+            try:
+                read(item.inputs)
+            except ValueError as error:
+                faults.append(f"the image of {item.inputs.prompt[:80]!r}: {error}")
+    if faults:
+        raise ValueError("; ".join(faults[:_SHOWN]))
 
     # The model libraries take seconds to import; errors in the inputs are reported before.
     from inference.engine import Engine
@@ -324,13 +354,21 @@ def _add_missing_records(items: Sequence[Item], folder: Path) -> None:
 
     from inference import image_metadata
 
-    recorded = {json.loads(line)["file"] for line in whole.splitlines()}
+    recorded = set(map(_recorded, whole.split(b"\n")))
     lost = []
     for item in items:
         if item.file not in recorded and (path := folder / item.file).is_file():
             with Image.open(path) as image:
                 lost.append(_settings(item, image_metadata.read(image).get(image_metadata.JSON)))
     _record(folder, lost)
+
+
+def _recorded(line: bytes) -> str | None:
+    """The file of a line; None for a line that was damaged or edited."""
+    try:
+        return str(json.loads(line)["file"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _record(folder: Path, settings: Sequence[Mapping[str, Any]]) -> None:

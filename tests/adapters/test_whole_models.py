@@ -326,11 +326,19 @@ def test_the_command_bakes_and_extracts(
     assert read_archive("e.zip").meta["extracted"]["explained_by_layer"]
     main(["inspect", "e.zip", "--chart", "norms.svg", "--json"])
     assert json.loads(capsys.readouterr().out)["base_model"] == TURBO.name
+    # Of a full training, which is such a folder too, the LoRA gets the tokens.
+    (tmp_path / "model/meta.json").write_text('{"trained": "full"}')
+    (tmp_path / "model/embeddings").mkdir()
+    save_file({"<new>": torch.ones(1, 8)}, tmp_path / "model/embeddings/placeholder.safetensors")
+    main([*words, "-o", "tokens.zip"])
+    assert read_archive("tokens.zip").tokens == ("<new>",)
     for wrong, reason in (
         (["bake", str(lora), "-o", "model"], "exists already"),
         (["bake", str(lora), "--dtype", "fp8"], "add --layout comfyui"),
         (["extract", "model", "--rank", "4"], "name the model that it was tuned from"),
         ([*words, "-o", "e2.zip", "--chart", "e.svg"], "e.svg exists already"),
+        ([*words, "-o", "e2.zip", "--chart", "e2.zip"], "e2.zip: a chart is a .svg file"),
+        (["inspect", "model"], "model: is a folder; give a weights.zip"),
     ):
         with pytest.raises(SystemExit, match=reason):
             main(wrong)

@@ -36,7 +36,7 @@ _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has non
 @contextmanager
 def members_of_any(path: Path) -> Iterator[Iterator[Member]]:
     """`members_of`, and the images of a table with their captions. Raises `Unusable`."""
-    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+    if path.suffix.lower() in LIST_SUFFIXES and os.path.isfile(path):
         yield within(_listed_members(path), LIMITS)
         return
     with members_of(path) as members:
@@ -75,7 +75,7 @@ def _listed_members(table: Path) -> Iterator[Member]:
         else:
             beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
     for file in beside:
-        if file.is_file():
+        if os.path.isfile(file):
             yield _member(file.relative_to(top).as_posix(), file, file.name)
     if captions:
         text = _as_jsonl(captions)
@@ -110,7 +110,7 @@ class _Finder:
 
 def _member(name: str, file: Path, written: str) -> Member:
     refusal = None
-    if not file.is_file():
+    if not os.path.isfile(file):
         refusal = f"is not a file ({_shown(written)}); correct or remove its row"
     size = 0 if refusal else file.stat().st_size
     return Member(name, size, refusal, lambda: file.open("rb"))

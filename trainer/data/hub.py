@@ -5,6 +5,7 @@ nothing is downloaded twice, and an interrupted download is continued.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.data.members import (
     MAX_TOTAL_BYTES,
     TABLE_SUFFIXES,
     listed,
+    printable,
     suffix_of,
 )
 from trainer.dataset_names import PACKED_SUFFIXES, HubDataset, hub_dataset
@@ -40,6 +42,11 @@ def local_dataset(given: Path) -> Path:
     """
     wanted = hub_dataset(given)
     if wanted is None:
+        if str(given).startswith("hub:") and not os.path.exists(given):
+            raise DatasetError(
+                f"{printable(str(given)[:200])} is not the name of a dataset on the Hub; write "
+                "hub:owner/name, or hub:owner/name@revision"
+            )
         return given
     from huggingface_hub import get_token
 

@@ -211,10 +211,10 @@ def _head(member: Member) -> bytes:
 @contextmanager
 def members_of(path: Path) -> Iterator[Iterator[Member]]:
     """The members of an archive or folder, within the limits. Raises `Unusable`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         yield within(_folder_members(path), LIMITS)
         return
-    if not path.exists():
+    if not os.path.exists(path):  # also a name that is too long for a file system
         raise Unusable("does not exist; pass the path of a zip or tar file, or of a folder")
     if not path.is_file():
         raise Unusable("is not a file; pass the path of a zip or tar file, or of a folder")

@@ -64,9 +64,12 @@ def companion(job: Path, key: str, name: Any) -> Path:
 
     Raises `SettingsError` if there is none.
     """
-    for path in (Path(str(name)).expanduser(), job.parent / str(name)):
-        if path.is_file():
-            return path
+    try:
+        for path in (Path(str(name)).expanduser(), job.parent / str(name)):
+            if path.is_file():
+                return path
+    except (OSError, RuntimeError) as error:  # too long for a file system; "~" of an unknown user
+        raise SettingsError(f"{key}: {str(name)[:80]} is not a path ({error})"[:300]) from error
     raise SettingsError(f"{key}: there is no file {name}, neither here nor in {job.parent}")
 
 

@@ -118,6 +118,13 @@ def test_four_repeats_of_simpletuner_are_five_passes(tmp_path: Path) -> None:
     assert read_config(job).for_images(5, [3, 2]).steps == 3 * 5
 
 
+@pytest.mark.parametrize("epochs", ["-1", "NaN", "1e308"])
+def test_epochs_that_cannot_be_counted_are_refused(epochs: str, tmp_path: Path) -> None:
+    job = copied(tmp_path, "onetrainer-qwen.json", **{'"epochs": 30': f'"epochs": {epochs}'})
+    with pytest.raises(SettingsError, match=r"steps is counted in epochs, .* between 0 and"):
+        read_config(job)
+
+
 def test_images_that_fill_no_batch_are_an_error_with_the_way_out() -> None:
     inputs = TrainingInputs(
         dataset=Path("x"),
@@ -194,6 +201,8 @@ def copied(tmp_path: Path, case: str, **changes: str) -> Path:
          "concepts must list exactly one dataset"),
         ("run.txt", "qwen_image_train_network.py --dataset_config no.toml",
          "dataset_config: there is no file no.toml, neither here nor in"),
+        ("run.txt", f"qwen_image_train_network.py --dataset_config {'x' * 300}",
+         f"dataset_config: {'x' * 80} is not a path"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_says_why(

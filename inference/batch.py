@@ -31,6 +31,7 @@ MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
 _PATHS = ("replicate_weights", "extra_lora", "image", "mask")
+_LIST = "reference_images"  # a list of paths
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
 _RANGE = re.compile(r"(-?\d+)-(\d+)")
@@ -150,6 +151,9 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
             if isinstance(values.get(name), str):
                 beside = path.parent / values[name]
                 values[name] = str(beside) if beside.is_file() else values[name]
+        if isinstance(values.get(_LIST), list):
+            beside_each = [(path.parent / str(each), each) for each in values[_LIST]]
+            values[_LIST] = [str(there) if there.is_file() else e for there, e in beside_each]
         yield number, dict(given) | values
     if faults:
         raise ValueError(f"--prompts {path}: {'; '.join(faults[:_SHOWN])}")
@@ -164,6 +168,9 @@ def _item(values: Mapping[str, Any]) -> Item:
     for name in _PATHS:
         if name in given and (path := Path(str(given[name]))).is_file():
             given[name] = _content_hash(path)  # a changed file is another image
+    if _LIST in given:
+        paths = map(Path, given[_LIST])
+        given[_LIST] = [_content_hash(each) if each.is_file() else str(each) for each in paths]
     return Item(inputs, given)
 
 

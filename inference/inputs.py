@@ -1,5 +1,6 @@
 """The inputs for generation, one per line as in predict.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -94,6 +95,7 @@ class GenerationInputs(SharedInputs):
     extra_lora: Annotated[Path | str | None, Input("A second LoRA that is combined with the first; the same spellings.", WEIGHTS, max_length=UPLOAD)] = None
     apply_lora: ApplyLora = WITH_TOKEN
     image: Annotated[Path | str | None, Input("Image to start from; see prompt_strength.", IMAGE)] = None
+    reference_images: Annotated[Sequence[Path | str], Input("Images to edit or to take things from, for editing models: 1 to 3. Call them Picture 1, Picture 2 and Picture 3 in the prompt.", IMAGE)] = []
     mask: Annotated[Path | str | None, Input("Inpainting: an image of the same size as image. Only its white part is generated; the rest stays as in image.", IMAGE)] = None
     output_format: Annotated[str, Input("File format of the images.", OUTPUT, choices=FORMATS)] = FORMATS[0]
     output_quality: Annotated[int, Input("Quality of webp and jpg files, from 1 to 100.", OUTPUT, ge=1, le=100)] = QUALITY

@@ -18,7 +18,7 @@ from root import ROOT
 
 import predict as predict_module
 import train as train_module
-from families.registry import BASES
+from families.registry import BASES, trainable
 from inference.__main__ import arguments_parser as inference_parser
 from inference.engine import Engine
 from inference.flags import Parser
@@ -93,7 +93,10 @@ def test_cog_describes_and_bounds_every_input_as_the_record_does(
         assert shown.description == each.description, name
         bounds = COG_BOUNDS.get(name, (each.ge, each.le))
         assert (shown.ge, shown.le) == bounds, name
-        assert set(shown.choices or ()) == COG_CHOICES.get(name, listed(each)), name
+        choices = COG_CHOICES.get(name, listed(each))
+        if name == "base_model" and model is TrainingInputs:
+            choices = {"auto", *trainable()}
+        assert set(shown.choices or ()) == choices, name
         if not shown.choices:
             most = UPLOAD if name in FILES else each.max_length
             assert shown.max_length == most, name
@@ -138,7 +141,7 @@ def test_yaml_has_every_input_of_a_training_run() -> None:
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", trainable())
 def test_a_run_has_the_same_defaults_everywhere(
     base: str, preset: str | None, tmp_path: Path
 ) -> None:
@@ -344,6 +347,7 @@ def test_the_documented_inputs_are_those_of_predict() -> None:
             "base_model",
             "image",
             "mask",
+            "reference_images",
             "replicate_weights",
             "lora_weights",
             "extra_lora",

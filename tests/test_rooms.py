@@ -55,7 +55,7 @@ INNER: dict[str, dict[str, set[str]]] = {
         | {"placeholder", "placeholder_token", "turbo"},
     },
     # One file for each base model. All else asks `families.registry`.
-    "families": {"models": {"base", "family", "tiles", "tokens", "transfer"}},
+    "families": {"models": {"base", "family", "references", "tiles", "tokens", "transfer"}},
 }
 OPEN = {"adapters.files"}  # without a face: four files that everything above uses directly
 

@@ -18,15 +18,7 @@ from safetensors.torch import save_file
 
 from adapters.archive import Archive, read_archive
 from families.few_steps import find_few_step_lora
-from families.registry import (
-    BASES,
-    FAMILIES,
-    UnknownBase,
-    find_base,
-    find_base_or_folder,
-    register,
-    trainable,
-)
+from families.registry import BASES, FAMILIES, UnknownBase, find_base, find_base_or_folder, register
 from families.without_weights import transformer_without_weights
 from inference.engine import Engine
 from inference.request import Request
@@ -185,7 +177,7 @@ def lacking(entry_point: str) -> list[str]:
             listed = ast.literal_eval(node.value)
             return [
                 f'{entry_point}:{node.end_lineno}: add "{name}" to BASE_MODELS'
-                for name in (trainable() if entry_point == "train.py" else BASES)
+                for name in BASES
                 if name not in listed
             ]
     return [f"{entry_point} has no list BASE_MODELS"]

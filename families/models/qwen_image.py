@@ -76,6 +76,7 @@ QWEN_IMAGE_EDIT_2511 = replace(
     inference_steps=40,
     default_resolution=1024,
     size_multiple=32,  # as the pipeline rounds its default sizes
+    generation_memory=58.4,  # with three reference images
 )
 QWEN_IMAGE_EDIT_2509 = replace(
     QWEN_IMAGE_EDIT_2511, name="qwen-image-edit-2509", hub_id="Qwen/Qwen-Image-Edit-2509"

@@ -294,7 +294,7 @@ class Family(ABC):
     # Editing models (`Base.most_references`).
 
     def encode_references(self, images: Sequence[Image.Image]) -> References:
-        """Upright RGB images, encoded once for all passes."""
+        """Upright images, encoded once for all passes."""
         from families.references import encode_references
 
         return encode_references(self, images)

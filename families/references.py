@@ -45,6 +45,7 @@ class References:
 
 def encode_references(family: "Family", images: Sequence[Image.Image]) -> References:
     """As `Family.encode_references`."""
+    images = [each.convert("RGB") for each in images]
     found = [_see(family, each) for each in images]
     digest = hashlib.sha256()
     for each in images:

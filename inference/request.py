@@ -31,7 +31,7 @@ class Request(SharedInputs):
 
     apply_lora: ApplyLora = WITH_TOKEN
     image: InstanceOf[Image.Image] | None = None  # to start from
-    reference_images: tuple[InstanceOf[Image.Image], ...] = ()  # of an editing model
+    reference_images: Sequence[InstanceOf[Image.Image]] = ()  # of an editing model
     mask: InstanceOf[Image.Image] | None = None  # of the image; its white part is generated
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ from inference.engine import Engine
 from inference.generation import generate
 from inference.inputs import GenerationInputs
 from inference.request import Request, check_work, resolve
+from trainer.memory.step_cost import Meter, _tensors, fused_attention
 from trainer.settings import SettingsError, TrainingInputs
 from trainer.settings.fields import resolve as resolve_settings
 
@@ -264,8 +265,14 @@ def test_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [sum(each.numel() for each in part.parameters()) for part in parts]
     assert counts == [20_430_401_088, 7_747_169_280]
     latents = torch.zeros(1, 16, 128, 128, device="meta")
-    text_LD = torch.zeros(800, 3584, dtype=torch.bfloat16, device="meta")
-    encoded = references.References((latents, latents[..., :96]), (), (), "")
-    with torch.no_grad():
+    text_LD = torch.zeros(700, 3584, dtype=torch.bfloat16, device="meta")
+    encoded = references.References((latents,) * 3, (), (), "")
+    family.transformer.transformer_blocks = family.transformer.transformer_blocks[:2]
+    known = [*_tensors(family.transformer), latents, text_LD]
+    with torch.no_grad(), fused_attention(), Meter(known) as meter:
         sigma = torch.ones(1, device="meta")
-        assert family.edit_velocity(latents, sigma, [text_LD], encoded).shape == latents.shape
+        velocity = family.edit_velocity(latents, sigma, [text_LD], encoded)
+    assert velocity.shape == latents.shape
+    vae = sum(each.numel() for each in family.vae.parameters())
+    needed = 2 * sum(counts) + 4 * vae + meter.peak  # in inference each block frees its own
+    assert family.base.generation_memory == pytest.approx(needed / 1e9, rel=0.01)

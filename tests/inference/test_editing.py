@@ -202,7 +202,7 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
             ([], "qwen-image-edit-2511", "edits images: give 1 to 3 in reference_images"),
             (paths * 2, "qwen-image-edit-2509", "4 reference_images; .*-2509 takes at most 3"),
             (paths, "qwen-image", "takes no reference_images; .* qwen-image-edit-2511, qwen"),
-            ([tmp_path / "none.png"], "qwen-image-edit-2511", "reference_images: .*no such file"),
+            ([tmp_path / "none.png"], "qwen-image-edit-2511", "image .*none.png: no such file"),
         ):
             with pytest.raises(ValueError, match=said):
                 predict(files, base)

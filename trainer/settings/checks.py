@@ -35,11 +35,12 @@ def faults(settings: "Settings") -> list[str]:
 
 
 def _editing(settings: "Settings") -> Iterator[str]:
-    if settings.base.most_references:
+    base = settings.base
+    if base.most_references:
+        others = [name for name, each in trainable().items() if each.family == base.family]
         yield (
-            f"{settings.base.name} is an editing model, and training on pairs of images is not "
-            f"supported; train on one of {', '.join(trainable())}: LoRAs for qwen-image and "
-            "qwen-image-2512 also work on the editing models"
+            f"{base.name} is an editing model, and training on pairs of images is not supported; "
+            f"train on {' or '.join(others)}: those LoRAs work on {base.name}, too"
         )
 
 

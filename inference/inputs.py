@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import field_validator, model_validator
 
+from families.registry import BASES
 from inference.input_fields import Input, Inputs, digits
 
 PROMPT, WEIGHTS, IMAGE, SAMPLING, OUTPUT = GROUPS = (
@@ -21,6 +22,7 @@ FORMATS = ("webp", "jpg", "png")  # of image files; the first is the default
 QUALITY = 90  # of webp and jpg files
 IMAGES = Path("outputs/images")  # in the working directory; never cleaned
 UPLOAD = 100 << 20  # characters of a data URL: Cog's limit of a request
+MOST_REFERENCES = max(each.most_references for each in BASES.values())
 SECRET_LENGTH = 1_000  # characters of a key or token
 
 
@@ -108,6 +110,11 @@ class GenerationInputs(SharedInputs):
             raise ValueError(
                 "replicate_weights and lora_weights are the same input; set only one of them, and "
                 "pass a second LoRA as extra_lora"
+            )
+        if len(self.reference_images) > MOST_REFERENCES:
+            raise ValueError(
+                f"reference_images has {len(self.reference_images)} images; no model takes more "
+                f"than {MOST_REFERENCES}"
             )
         if self.extra_lora_scale is not None and not self.extra_lora:
             raise ValueError("extra_lora_scale needs extra_lora; set both or neither")

@@ -200,7 +200,7 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
         patch.setattr(engine, "_load", lambda base: pytest.fail("loaded"))
         for files, base, said in (
             ([], "qwen-image-edit-2511", "edits images: give 1 to 3 in reference_images"),
-            (paths * 2, "qwen-image-edit-2509", "4 reference_images; .*-2509 takes at most 3"),
+            (paths * 2, "auto", "has 4 images; no model takes more than 3"),
             (paths, "qwen-image", "takes no reference_images; .* qwen-image-edit-2511, qwen"),
             ([tmp_path / "none.png"], "qwen-image-edit-2511", "image .*none.png: no such file"),
         ):
@@ -209,6 +209,9 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
         thin = Request(prompt="x", reference_images=(Image.new("RGB", (330, 20)),))
         with pytest.raises(ValueError, match="reference image 1 is 330x20; crop it"):
             engine.generate(thin, base_model="qwen-image-edit-2511")
+        four = Request(prompt="x", reference_images=IMAGES * 2)
+        with pytest.raises(ValueError, match="4 reference_images; .*-2509 takes at most 3"):
+            engine.generate(four, base_model="qwen-image-edit-2509")
     size = {"width": 64, "height": 64}
     one = predict(paths[:1], **size)
     assert one.shape == (64, 64, 3)

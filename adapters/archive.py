@@ -16,7 +16,7 @@ Members are not compressed: weights hardly shrink, and compressing them takes se
 import json
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from os import PathLike
@@ -54,7 +54,7 @@ from adapters.formats import (
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import MAX_TOKENS
 
-_IN_HEADER = ("base_model", "training_mode", "placeholder_token", "steps")  # of the LoRA's file
+_IN_HEADER = ("base_model", "training_mode", "placeholder_token", "steps")  # of the weights' file
 _LICENSE = ("license", "license_notice", "license_url")  # `Base.license_facts`
 MAX_WRITTEN_META_BYTES = 8 << 20  # all our readers accept this size
 
@@ -103,6 +103,11 @@ class Archive:
 Check = Callable[[Archive], None]
 
 
+def header_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a file of weights says, of what is in meta.json."""
+    return {f"zeroprior.{key}": str(meta[key]) for key in (*_IN_HEADER, *_LICENSE) if key in meta}
+
+
 def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     """Writes weights.zip atomically: on an error, an existing file is unchanged.
 
@@ -110,7 +115,6 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
     """
     path = Path(path)
     meta = {"format_version": FORMAT_VERSION, **archive.meta}
-    header = {f"zeroprior.{key}": str(meta[key]) for key in (*_IN_HEADER, *_LICENSE) if key in meta}
     text = json.dumps(meta, indent=2, sort_keys=True, ensure_ascii=False)
     content = text.encode(errors="backslashreplace")  # lone surrogates, as JSON escapes them
     if len(content) > MAX_WRITTEN_META_BYTES:
@@ -122,7 +126,7 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         info = zipfile.ZipInfo(LORA, time.localtime()[:6])
         info.file_size = lora_size(factors)  # a large one needs another header
         with zipped.open(info, "w") as lora:
-            write_lora(lora, factors, header)
+            write_lora(lora, factors, header_of(meta))
         for number, each in enumerate(archive.placeholders):
             tensor = each.vectors.detach().float().cpu().contiguous()
             zipped.writestr(placeholder_name(number), save({each.token: tensor}))

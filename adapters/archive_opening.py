@@ -83,7 +83,8 @@ def open_archive(path: str | PathLike[str], config: Path | None = None) -> Itera
     """
     path = Path(path)
     if not path.is_file():
-        raise BrokenArchive(f"{path}: no such file")
+        folder = "is a folder; give a weights.zip or a LoRA .safetensors"
+        raise BrokenArchive(f"{path}: {folder if path.is_dir() else 'no such file'}")
     try:
         with _opened(path, config) as opened:
             yield opened

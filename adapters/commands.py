@@ -131,6 +131,8 @@ def _output(arguments: argparse.Namespace, default: str) -> Path:
 
 def _check_chart(arguments: argparse.Namespace) -> None:
     if arguments.chart is not None:
+        if arguments.chart.suffix.lower() != ".svg":
+            raise ToolError(f"{arguments.chart}: a chart is a .svg file; name it so")
         refuse_existing([arguments.chart], getattr(arguments, "overwrite", False))
 
 

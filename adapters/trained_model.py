@@ -13,12 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
 
-from adapters.archive import Archive, read_archive, read_loose_placeholders
+from adapters.archive import Archive, header_of, read_archive, read_loose_placeholders
 from adapters.archive_members import (
     FORMAT_VERSION,
     META,
@@ -27,13 +24,11 @@ from adapters.archive_members import (
     placeholder_name,
 )
 from adapters.files.atomic import atomic_file, atomic_folder
+from adapters.files.tensor_writer import Planned, write_shards
 from adapters.placeholder import Placeholder
 from families.registry import meta_of_full_training
 
 TRANSFORMER = "transformer"
-SHARD = "5GB"  # as published models; a file system may have a limit
-_FILES = "diffusion_pytorch_model{suffix}.safetensors"
-_ALIGNMENT = 64  # bytes
 
 
 def write_trained_model(
@@ -44,7 +39,7 @@ def write_trained_model(
     `transformer` is a model of diffusers. Weights keep their dtype.
     """
     with atomic_folder(path) as folder:
-        _write_transformer(transformer, folder / TRANSFORMER)
+        _write_transformer(transformer, folder / TRANSFORMER, header_of(meta))
         for number, each in enumerate(placeholders):
             file = folder / placeholder_name(number)
             file.parent.mkdir(exist_ok=True)
@@ -63,7 +58,7 @@ def write_meta(meta: Mapping[str, Any], folder: Path) -> None:
 
 def is_trained_model(path: Path) -> bool:
     """Whether this is a folder that a full training wrote."""
-    return path.is_dir() and meta_of_full_training(path) is not None
+    return meta_of_full_training(path) is not None
 
 
 def read_trained_model(folder: Path) -> Archive:
@@ -87,39 +82,15 @@ def read_weights(path: Path, config: Path | None = None) -> Archive:
     return read_trained_model(path) if path.is_dir() else read_archive(path, config=config)
 
 
-def _write_transformer(transformer: Any, folder: Path) -> None:
-    """As `save_pretrained` of diffusers, with aligned files and without the base model's path."""
+def _write_transformer(transformer: Any, folder: Path, header: Mapping[str, str]) -> None:
+    """As `save_pretrained` of diffusers, but without the base model's path."""
     transformer.save_config(folder)
     config = folder / "config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = transformer.state_dict()
-    split = split_torch_state_dict_into_shards(
-        tensors, filename_pattern=_FILES, max_shard_size=SHARD
-    )
-    for name, inside in split.filename_to_tensors.items():
-        _save_aligned({each: tensors[each].detach() for each in inside}, folder / name)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        text = json.dumps(index, indent=2, sort_keys=True)
-        (folder / f"{_FILES.format(suffix='')}.index.json").write_text(text, encoding="utf-8")
-
-
-def _save_aligned(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Writes a safetensors file whose values start at a multiple of 64 bytes.
-
-    Files are memory-mapped, and a CPU's kernels for other addresses add in another order: images of
-    the written weights would differ from the previews in the last bit. The header is filled up by
-    its metadata.
-    """
-    offsets, start = {}, 0
-    # In the library's order: by size of a value, then by name.
-    for name, each in sorted(tensors.items(), key=lambda row: (-row[1].itemsize, row[0])):
-        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[each.dtype]
-        place = [start, start := start + each.nbytes]
-        offsets[name] = {"dtype": dtype, "shape": list(each.shape), "data_offsets": place}
-    metadata = {"format": "pt", "fill": ""}
-    header = json.dumps({"__metadata__": metadata, **offsets}, separators=(",", ":"))
-    metadata["fill"] = " " * (-(8 + len(header)) % _ALIGNMENT)
-    save_file({name: each.contiguous() for name, each in tensors.items()}, file, metadata)
+    # Large values first, so that all begin at multiples of their size.
+    tensors = sorted(transformer.state_dict().items(), key=lambda row: -row[1].itemsize)
+    planned = {name: Planned(each.dtype, tuple(each.shape)) for name, each in tensors}
+    values = ((name, each.detach().cpu()) for name, each in tensors)
+    write_shards(folder, planned, values, {"format": "pt", **header})

@@ -67,7 +67,7 @@ def load_transformer(family: "Family", change: Change | None) -> Any:
 
 
 def original_transformer(family: "Family", base: Base | None = None) -> nn.Module:
-    """The transformer as in its files, in CPU memory, beside the one in use.
+    """The transformer as in its files, in CPU memory, in addition to the one in use.
 
     base: another one of the family; default: the family's.
     """

@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def visible() -> str | None:
-    """The first GPU of CUDA_VISIBLE_DEVICES; empty: none is visible; None: all are."""
+    """The first GPU of CUDA_VISIBLE_DEVICES; empty: none is used; None: all are visible."""
+    if os.environ.get("DEVICE") not in (None, "", "cuda"):
+        return ""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return value if value is None else value.split(",")[0].strip()
 
@@ -62,10 +64,13 @@ class GpuLock:
 
 
 def own_gpu(kind: str, identity: str) -> GpuLock | None:
-    """Takes the lock of PyTorch's GPU, with a warning if it is taken; None without a GPU."""
+    """Takes the lock of this process's GPU, with a warning if it is taken; None without a GPU, and
+    for one that has no lock (Apple's)."""
     import torch
 
-    if not torch.cuda.is_available():
+    from families.loading import default_device
+
+    if default_device().type != "cuda":
         return None
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     lock = GpuLock(uuid, kind, identity)

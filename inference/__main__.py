@@ -1,15 +1,15 @@
 """python -m inference --prompt …: generates images from the command line."""
 
-import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from families.redact import safe_name
 from families.registry import find_base_or_folder
-from inference.console import begin, log_to_console, one_message
+from inference.console import begin, log_to_console, one_message, stopped_quietly
 from inference.flags import Parser, add, add_inputs, typed
 from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs
 from inference.request import Request, check_references
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapters.archive import Archive
-
-log = logging.getLogger(__name__)
 
 EPILOG = """\
 Examples:
@@ -125,7 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log_to_console(debug=debug)
     given["replicate_weights"] = weights or lora
     if prompts or grid:
-        _batch(given, prompts, grid, folder, token, cpu, debug)
+        from families.repository import MissingModel
+        from inference.batch import generate_batch, read_batch
+
+        archive_of = lru_cache(maxsize=4)(_archive)
+        with one_message(debug, True, MissingModel, OSError, ValueError):
+            items = read_batch(given, prompts, grid)
+            print(generate_batch(items, folder, lambda each: _read(each, token, archive_of), cpu))
         return
     with one_message(debug, True, ValueError):
         inputs = GenerationInputs(**given)
@@ -149,56 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             inputs.output_metadata,
         )
     print(*paths, sep="\n")
-
-
-def _batch(
-    given: dict[str, Any],
-    prompts: Path | None,
-    grid: Sequence[str],
-    folder: Path,
-    token: str | None,
-    cpu: bool,
-    debug: bool,
-) -> None:
-    """Generates the images of a file of prompts and a grid that the folder lacks."""
-    from inference import batch
-
-    with one_message(debug, True, ValueError, OSError):
-        items = batch.read_batch(given, prompts, grid)
-        # Files and bases that do not exist are found before the first image, not at the last.
-        for base in {item.inputs.base_model for item in items} - {"auto"}:
-            find_base_or_folder(base)
-        read = lru_cache(maxsize=4)(_archive)
-        seen = set()
-        for item in items:
-            each = item.inputs
-            files = (
-                *(each.replicate_weights, each.extra_lora, each.image, each.mask),
-                *each.reference_images,
-            )
-            if files not in seen:
-                seen.add(files)
-                _read(item.inputs, token, read)
-
-    from families.repository import MissingModel
-    from inference.engine import Engine
-    from inference.images import writable_folder
-
-    with one_message(debug, True, MissingModel, OSError, ValueError):
-        folder = writable_folder(folder)
-        todo = len(batch.missing(items, folder))
-        log.info("%d images, %d of them are already in %s/", len(items), len(items) - todo, folder)
-        engine = Engine(cpu=cpu)
-
-        def generate(inputs: GenerationInputs) -> "Image":
-            request, archive, second = _read(inputs, token, read)
-            return engine.generate(request, archive, inputs.base_model, second)[0]
-
-        with batch.each_warning_once():
-            refused = batch.make(items, folder, generate)
-        if refused:
-            raise ValueError(f"{len(refused)} images were refused: " + "\n".join(refused[:10]))
-    print(folder / batch.RECORDS)
 
 
 def _read(
@@ -249,4 +203,5 @@ def _archive(source: str | Path | None, token: str | None) -> "Archive | None":
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_quietly("--debug" in sys.argv):
+        main()

@@ -66,7 +66,7 @@ def accelerate(family: Family) -> None:
             "takes longer, and large images may not fit",
             said,
         )
-        empty_cache(default_device())
+        empty_cache(family.device)
 
 
 def _accelerate(family: Family) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +27,20 @@ from inference.progress import Progress
 if TYPE_CHECKING:
     from PIL import Image
 
+    from adapters.archive import Archive
+    from inference.request import Request
+
+    Read = Callable[[GenerationInputs], tuple[Request, Archive | None, Archive | None]]
+
+log = logging.getLogger(__name__)
+
 RECORDS = "images.jsonl"
 MOST = 1_000_000  # images of one batch
 _SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
-_PATHS = ("replicate_weights", "extra_lora", "image", "mask")
-_LIST = "reference_images"  # a list of paths
+_NOT_READ = (".json", ".csv", ".tsv", ".yaml", ".yml", ".toml")  # not prompts, line by line
+_WEIGHTS = ("weights", "lora_weights")  # other names of `replicate_weights`
+_PATHS = ("replicate_weights", "extra_lora", "image", "mask", "reference_images")
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
 _RANGE = re.compile(r"(-?\d+)-(\d+)")
@@ -67,9 +76,10 @@ def read_batch(
     if len(axes) < len(grid):
         raise ValueError("--grid has an input twice; put all its values into one --grid")
     lines = [(None, dict(given))] if prompts is None else [*_lines(prompts, given)]
-    count = len(lines) * len(cells := [*itertools.product(*axes.values())])
+    count = len(lines) * math.prod(map(len, axes.values()))
     if count > MOST:
         raise ValueError(f"{count:,} images; at most {MOST:,} can be in one batch")
+    cells = [*itertools.product(*axes.values())]
     items: dict[str, Item] = {}
     faults: list[str] = []
     for number, line in lines:
@@ -96,8 +106,8 @@ def _slow(item: Item) -> tuple[str, ...]:
 def _axis(text: str) -> tuple[str, list[Any]]:
     """The name and the values of `NAME=VALUES`."""
     name, mark, values = text.partition("=")
-    name = {"weights": "replicate_weights"}.get(name, name.replace("-", "_"))
-    if not mark or not values:
+    name = "replicate_weights" if name in _WEIGHTS else name.replace("-", "_")
+    if not mark or not values.strip(", "):
         raise ValueError(f"--grid {text!r} must be NAME=VALUES, such as seed=0-99")
     if name not in GenerationInputs.model_fields:
         unknown: dict[str, Any] = {name: values}
@@ -123,7 +133,13 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and inputs of a file of prompts. Raises ValueError with all faults."""
     if not path.is_file():
-        raise ValueError(f"--prompts {path}: no such file")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"--prompts {path} {what}; give a text file with a prompt per line")
+    if path.suffix.lower() in _NOT_READ:
+        raise ValueError(
+            f"--prompts {path} must be a text file with a prompt per line, or a .jsonl file with a "
+            "JSON object per line"
+        )
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"--prompts {path} has more than {_MOST_BYTES:,} bytes; divide it")
     try:
@@ -131,10 +147,11 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} is not UTF-8 text ({error.reason})") from None
     faults: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(), which also divides at characters that JSON allows in a text, such as U+2028.
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
         if not line.strip():
             continue
-        if path.suffix.lower() != ".jsonl":
+        if path.suffix.lower() not in (".jsonl", ".ndjson"):
             yield number, dict(given) | {"prompt": line.strip()}
             continue
         try:
@@ -145,33 +162,56 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
         if not isinstance(values, dict):
             faults.append(f'line {number} is not an object such as {{"prompt": "…"}}')
             continue
-        if "weights" in values:
-            values["replicate_weights"] = values.pop("weights")
+        named = [name for name in (*_WEIGHTS, "replicate_weights") if name in values]
+        if len(named) > 1:
+            faults.append(f"line {number} has {' and '.join(named)}; give one of them")
+        for name in named:
+            values["replicate_weights"] = values.pop(name)
         for name in _PATHS:
-            if isinstance(values.get(name), str):
-                beside = path.parent / values[name]
-                values[name] = str(beside) if beside.is_file() else values[name]
-        if isinstance(values.get(_LIST), list):
-            beside_each = [(path.parent / str(each), each) for each in values[_LIST]]
-            values[_LIST] = [str(there) if there.is_file() else e for there, e in beside_each]
+            if name in values:
+                values[name] = _beside(path.parent, values[name])
         yield number, dict(given) | values
     if faults:
         raise ValueError(f"--prompts {path}: {'; '.join(faults[:_SHOWN])}")
 
 
+def _beside(folder: Path, value: Any) -> Any:
+    """A path, or each of a list, relative to the folder if there is such a file."""
+    if isinstance(value, list):
+        return [_beside(folder, each) for each in value]
+    if isinstance(value, str) and _exists(folder / value):
+        return str(folder / value)
+    return value
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a URL that is too long for a file name
+        return False
+
+
 def _item(values: Mapping[str, Any]) -> Item:
     """Raises ValueError for invalid inputs."""
-    inputs = GenerationInputs(**{"seed": 0} | dict(values))
+    inputs = GenerationInputs(**{"seed": 0} | {k: v for k, v in values.items() if v is not None})
     if inputs.num_outputs != 1:
         raise ValueError("num_outputs must be 1 in a batch; use --grid seed=0-3")
     given = inputs.model_dump(mode="json", exclude_defaults=True)
     for name in _PATHS:
-        if name in given and (path := Path(str(given[name]))).is_file():
-            given[name] = _content_hash(path)  # a changed file is another image
-    if _LIST in given:
-        paths = map(Path, given[_LIST])
-        given[_LIST] = [_content_hash(each) if each.is_file() else str(each) for each in paths]
+        if name in given:
+            given[name] = _hashed(given[name])  # a changed file is another image
     return Item(inputs, given)
+
+
+def _hashed(value: Any) -> Any:
+    """The hash of a file's content, or of each in a list; other values as they are."""
+    if isinstance(value, list):
+        return [_hashed(each) for each in value]
+    if not _exists(path := Path(str(value))):
+        return value
+    # The folder of a full training has a file that differs for each run.
+    path = path / "meta.json" if path.is_dir() else path
+    return _content_hash(path) if path.is_file() else value
 
 
 @cache
@@ -182,6 +222,45 @@ def _content_hash(path: Path) -> str:
 
 def _hash_of(given: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def generate_batch(items: Sequence[Item], folder: Path, read: "Read", cpu: bool) -> Path:
+    """Generates the images that the folder lacks; returns its `images.jsonl`.
+
+    `read` reads the files of inputs: it is called for all of them before the first image. `cpu`:
+    whether a large model may run without a GPU. Raises ValueError that names refused images.
+    """
+    seen = set()
+    faults = []
+    for item in items:
+        files = tuple(str(getattr(item.inputs, name)) for name in ("base_model", *_PATHS))
+        if files not in seen:
+            seen.add(files)
+            try:
+                read(item.inputs)
+            except ValueError as error:
+                faults.append(f"the image of {item.inputs.prompt[:80]!r}: {error}")
+    if faults:
+        raise ValueError("; ".join(faults[:_SHOWN]))
+
+    # The model libraries take seconds to import; errors in the inputs are reported before.
+    from inference.engine import Engine
+    from inference.images import writable_folder
+
+    folder = writable_folder(folder)
+    there = len(items) - len(missing(items, folder))
+    log.info("%d images, %d of them are already in %s/", len(items), there, folder)
+    engine = Engine(cpu=cpu)
+
+    def generate(inputs: GenerationInputs) -> "Image.Image":
+        request, archive, second = read(inputs)
+        return engine.generate(request, archive, inputs.base_model, second)[0]
+
+    with each_warning_once():
+        refused = make(items, folder, generate)
+    if refused:
+        raise ValueError(f"{len(refused)} images were refused: " + "\n".join(refused[:_SHOWN]))
+    return folder / RECORDS
 
 
 def missing(items: Sequence[Item], folder: Path) -> list[Item]:
@@ -247,13 +326,13 @@ def _claimed(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-        if path.exists():  # else the next process takes this lock, not a new one beside it
+        if path.exists():  # else the next process takes this lock instead of a new one
             lock.unlink(missing_ok=True)
 
 
 @contextmanager
 def each_warning_once() -> Iterator[None]:
-    """Hides warnings that were shown, and what the engine tells about every image."""
+    """Hides warnings that were shown, and what the engine logs for every image."""
     shown: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -291,13 +370,21 @@ def _add_missing_records(items: Sequence[Item], folder: Path) -> None:
 
     from inference import image_metadata
 
-    recorded = {json.loads(line)["file"] for line in whole.splitlines()}
+    recorded = set(map(_recorded, whole.split(b"\n")))
     lost = []
     for item in items:
         if item.file not in recorded and (path := folder / item.file).is_file():
             with Image.open(path) as image:
                 lost.append(_settings(item, image_metadata.read(image).get(image_metadata.JSON)))
     _record(folder, lost)
+
+
+def _recorded(line: bytes) -> str | None:
+    """The file of a line; None for a line that was damaged or edited."""
+    try:
+        return str(json.loads(line)["file"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _record(folder: Path, settings: Sequence[Mapping[str, Any]]) -> None:

@@ -240,3 +240,15 @@ def one_message(debug: bool, shown: bool = True, *expected: type[Exception]) -> 
         kind = "" if expected else f"{type(error).__name__}: "
         hint = "" if expected else " (--debug shows where)"
         sys.exit(f"error: {clean(f'{kind}{error}{hint}')}" if shown else 1)
+
+
+@contextmanager
+def stopped_quietly(debug: bool) -> Iterator[None]:
+    """Ends the program without a traceback on Ctrl-C, with exit code 128 + SIGINT as in shells."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)

@@ -26,6 +26,7 @@ from inference import image_metadata
 from inference.image_decoding import READABLE, open_image, over, upright_srgb
 from inference.image_limits import ImageLimit
 from inference.inputs import FORMATS, QUALITY
+from inference.request import BLACK_MASK
 
 MAX_BYTES = 256 << 20  # as in a dataset
 _NUMBER = re.compile("[0-9]{1,18}")
@@ -92,9 +93,7 @@ def to_mask(mask: Image.Image, width: int, height: int) -> Tensor:
     """
     white = to_pixels(mask.convert("RGB"), width, height).mean(dim=1, keepdim=True) > 0
     if not white.any():
-        raise ValueError(
-            "mask is black everywhere, so nothing would be generated; paint that part white"
-        )
+        raise ValueError(BLACK_MASK)
     return white.float()
 
 

@@ -11,6 +11,7 @@ or tested against it.
 """
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from pydantic_core import CoreSchema, ErrorDetails, core_schema
 from families.tokens import check_unicode
 
 _SHOWN = 80  # characters of a value that a message repeats
+_DIGITS = re.compile(r"[+-]?[0-9]{1,40}")
 
 
 class Interface(Flag):
@@ -189,6 +191,9 @@ def number_of(value: Any, wanted: Sequence[type]) -> int | float | None:
     for kind in (int, float):
         if kind in wanted:
             try:
+                # Not through a float, which changes numbers of more than 53 bits.
+                if kind is int and (type(value) is int or _DIGITS.fullmatch(str(value).strip())):
+                    return int(value)
                 if kind(float(value)) == float(value):
                     return kind(float(value))
             except (TypeError, ValueError, OverflowError):

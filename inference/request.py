@@ -18,6 +18,7 @@ from inference.inputs import WITH_TOKEN, ApplyLora, GenerationInputs, SharedInpu
 log = logging.getLogger(__name__)
 
 REFERENCES = "reference_images"  # the input's name
+BLACK_MASK = "mask is black everywhere, so nothing would be generated; paint that part white"
 LONGEST = 3.0  # most extreme aspect ratio that is taken from an input image
 MOST_STRETCHED = 16  # and of a reference image
 DEFAULT_STRENGTH = 0.8
@@ -39,6 +40,10 @@ class Request(SharedInputs):
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
             mask, image = ("x".join(map(str, each.size)) for each in (self.mask, self.image))
             raise ValueError(f"mask is {mask}, but image is {image}; make both the same size")
+        if self.mask is not None:  # what the crop cuts off is known with the base's sizes only
+            levels = self.mask.convert("RGB").getextrema()
+            if max(high for _, high in levels) < 128:  # type: ignore[misc, has-type]
+                raise ValueError(BLACK_MASK)
         return self
 
     @classmethod

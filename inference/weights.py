@@ -202,14 +202,21 @@ def with_own_tokens(weights: Sequence[Weights], base: Base) -> list[Weights]:
 
 
 def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
-    """Warns of weights that were trained on another base of the same family.
+    """Warns of weights that were trained on another base of the same family, and of a scale for a
+    whole model, which has none.
 
     Not if LoRAs for this base are trained on that one (`Base.train_on`).
     """
     usual = {base.name, base.train_on.name if base.train_on else base.name}
     for each in weights:
+        if each.archive.model is not None and each.scale != 1:
+            log.warning(
+                "the scale %g has no effect: the %s are a whole model, not a LoRA",
+                *(each.scale, each.name),
+            )
         trained_on = None if each.archive.model else _trained_on(each, base)
-        if trained_on is not None and trained_on.name not in usual:
+        # At scale 0 they supply the token only, as to a base that has the LoRA baked in.
+        if each.scale != 0 and trained_on is not None and trained_on.name not in usual:
             log.warning(
                 "%s trained on %s are used on %s: expect a weaker likeness",
                 *(each.name, trained_on.name, base.name),

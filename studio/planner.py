@@ -95,9 +95,8 @@ def warm(studio: Studio) -> None:
 async def work(studio: Studio) -> None:
     """Ends the planner's process with the server."""
     try:
-        while (
-            not studio.ending.is_set()
-        ):  # the server waits for requests, and these for the process
+        # The server waits for requests, and these for the process.
+        while not studio.ending.is_set():
             await asyncio.sleep(0.1)
     finally:
         await planner_of(studio).worker.stop(for_good=True)

@@ -65,7 +65,7 @@ class CogServer:
         self._session.trust_env = False
 
     def __enter__(self) -> "CogServer":
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory(prefix="cog-server-")
         self._log_file = Path(self._folder.name) / "server.log"
@@ -243,7 +243,8 @@ class Webhooks:
         return next((body for body in reversed(self.bodies) if body["status"] in over), None)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -52,7 +52,7 @@ INNER: dict[str, dict[str, set[str]]] = {
         "files": set(),
         "formats": {"files"},
         "tools": {"files", "formats", "archive", "archive_opening", "comfyui"}
-        | {"placeholder", "placeholder_token", "turbo"},
+        | {"archive_members", "placeholder", "placeholder_token", "turbo"},
     },
     # One file for each base model. All else asks `families.registry`.
     "families": {"models": {"base", "family", "references", "tiles", "tokens", "transfer"}},

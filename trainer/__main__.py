@@ -169,7 +169,7 @@ def take_files(given: dict[str, Any], parser: Parser) -> str | None:
 
 def with_local_dataset(settings: Settings) -> Settings:
     """The settings with the dataset on this machine; one of the Hub is downloaded."""
-    if hub_dataset(settings.dataset) is None:
+    if hub_dataset(settings.dataset) is None and not str(settings.dataset).startswith("hub:"):
         return settings
     from trainer.data import local_dataset
 
@@ -180,7 +180,7 @@ def first_line(config: str | None, given: Mapping[str, Any], planning: bool) -> 
     """The first line of output: the run's main settings. Errors in the file are reported later."""
     asked = dict(given)
     try:
-        content = parse(Path(config or ""))
+        content = parse(Path(config or ""), quiet=True)
         if program := program_of(content):
             return f"{'plan of' if planning else 'train'} {config}, a job of {program.name}"
         asked = {k: v for k, v in content.items() if isinstance(v, str)} | asked
@@ -201,7 +201,7 @@ def give_command(arguments: Sequence[str]) -> None:
 
     try:
         settings = command_line(arguments)
-    except CommandRefused as error:
+    except (CommandRefused, OSError) as error:
         sys.exit(f"error: {error}")
     if settings is not None:
         if IS_MAIN:

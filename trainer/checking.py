@@ -11,7 +11,7 @@ from typing import Any
 from families.registry import usual_base
 from inference.console import clean
 from inference.flags import typed
-from trainer.dataset_names import dataset_name
+from trainer.dataset_names import bare_name, dataset_name
 from trainer.outputs import OUTPUTS
 from trainer.settings import Settings
 
@@ -57,8 +57,7 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
         if not found.problems + found.warnings + found.suggestions:
             print("nothing to correct")
     if found.findings.examples and (sheet or not as_json):
-        named = dataset_name(Path(os.path.abspath(settings.dataset)))  # also of a folder given as .
-        name = Path(named.replace("/", "--")).stem
+        name = bare_name(Path(os.path.abspath(settings.dataset)))  # also of a folder given as .
         path = Path(sheet) if sheet else OUTPUTS / _FOLDER / f"{name}.html"
         write_sheet(found, path)
         if not as_json:

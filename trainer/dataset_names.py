@@ -1,4 +1,4 @@
-"""Names of datasets: ids of the Hub's datasets, and what a dataset is called in messages."""
+"""Names of datasets: ids of the Hub's datasets, suffixes of files, and names in messages."""
 
 import os
 import re
@@ -11,8 +11,10 @@ _HUB = re.compile(
     r"(?P<prefix>hub:)?(?P<id>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96})"
     r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{0,200}))?"
 )
+PACKED_SUFFIXES = (".zip", ".tar", ".tgz", ".gz")  # of archives that are read
+LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")  # of lists of images (`data.file_lists`)
 # Of files; a name like cats/imgs.zip is a path.
-_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")
+_SUFFIXES = (*PACKED_SUFFIXES, *LIST_SUFFIXES, ".json", ".txt")
 _CACHED = re.compile(r"datasets--(?P<owner>.+?)--(?P<name>.+)")
 
 
@@ -61,3 +63,11 @@ def dataset_name(path: Path) -> str:
         if folder == "snapshots" and (match := _CACHED.fullmatch(part)):
             return f"{match['owner']}/{match['name']}"
     return path.name
+
+
+def bare_name(path: Path) -> str:
+    """A dataset's name without the suffixes of archives and lists, for names of other files."""
+    name = dataset_name(path).replace("/", "--")
+    while Path(name).suffix.lower() in (*PACKED_SUFFIXES, *LIST_SUFFIXES):
+        name = Path(name).stem
+    return name

@@ -5,6 +5,7 @@ program of the user's decodes the video, ffmpeg: the wheels that contain decoder
 and training needs none.
 """
 
+import glob
 import logging
 import os
 import shutil
@@ -60,7 +61,7 @@ def write_frames(video: Path, folder: Path, every: float) -> list[Path]:
 
     if not video.is_file():
         raise FramesError(f"{video} is not a file; give a video")
-    if old := sorted(folder.glob(f"{_escaped(video.stem)}-*s.jpg")):
+    if old := sorted(folder.glob(f"{glob.escape(video.stem)}-*s.jpg")):
         raise FramesError(f"{folder} has frames of this video ({old[0].name}); remove them first")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -151,11 +152,6 @@ def _read_ppm(output: IO[bytes], seconds: float) -> Frame | None:
     if len(rgb) < 3 * width * height:
         return None
     return Frame(seconds, Image.frombytes("RGB", (width, height), rgb))
-
-
-def _escaped(name: str) -> str:
-    """A name as a pattern of `glob` that matches only itself."""
-    return "".join(f"[{each}]" if each in "*?[" else each for each in name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

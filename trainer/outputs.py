@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.files.atomic import atomic_file
-from trainer.dataset_names import dataset_name
+from trainer.dataset_names import bare_name
 from trainer.events import Events
 from trainer.lock import FolderRefused, Lock
 from trainer.old_runs import remove_old_runs
@@ -62,7 +62,6 @@ log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs")  # in the working folder
 LATEST = "latest"
 
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".jsonl", ".ndjson", ".csv", ".tsv")
 _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}(file)?")  # a data URL, saved by Cog
 
 
@@ -303,9 +302,7 @@ def _make(folder: Path) -> list[Path]:
 
 def name_of(dataset: Path) -> str:
     """The dataset's name in ASCII letters, digits and hyphens; `run` if nothing is left."""
-    name = dataset_name(Path(os.path.abspath(dataset)))
-    while Path(name).suffix.lower() in _ARCHIVES:
-        name = Path(name).stem
+    name = bare_name(Path(os.path.abspath(dataset)))
     if _TEMPORARY.fullmatch(name):
         name = ""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()

@@ -7,13 +7,13 @@ from families.family import Family
 from families.loading import load_family
 from trainer.captions import captions_of_run
 from trainer.data import (
-    LIST_SUFFIXES,
     Example,
     bucket_sizes,
     members_of_any,
     name_trigger,
     read_dataset,
 )
+from trainer.dataset_names import LIST_SUFFIXES
 from trainer.learning import Control, by_main, find_turbo_adapter, processes
 from trainer.memory import free_memory
 from trainer.outputs import Run

@@ -195,7 +195,7 @@ def _train_in(
                 withhold(path, settings.hf_repo_id, secrets.from_request)
         if outcome is not None:
             subject = " and ".join(settings.tokens) or settings.trigger_word
-            log.info("%s", describe_next_steps(path, subject))
+            log.info("%s", describe_next_steps(path, subject, settings.base))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but a later step failed (%s)", path, said)

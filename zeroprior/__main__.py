@@ -79,12 +79,13 @@ def main() -> None:
 def call(command: Command, arguments: Sequence[str]) -> None:
     """Imports the command's function and calls it with the arguments.
 
-    An error is one message; with `--debug`, its traceback is shown.
+    An error is one message, and Ctrl-C none; with `--debug`, the traceback is shown.
     """
-    from inference.console import one_message
+    from inference.console import one_message, stopped_quietly
 
     module, function = command.function.split(":")
-    with one_message("--debug" in arguments):
+    debug = "--debug" in arguments
+    with one_message(debug), stopped_quietly(debug):
         getattr(importlib.import_module(module), function)([*command.first, *arguments])
 
 

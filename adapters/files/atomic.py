@@ -82,7 +82,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                         os.fsync(written.fileno())
                 each.chmod(0o644 if each.is_file() else 0o755)
             part.chmod(0o755)
-            replace_folder(part, path)
+            replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -111,14 +111,19 @@ def check_space(path: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{reason}; free some, or write to another disk", str(path))
 
 
-def replace_folder(part: Path, path: Path) -> None:
-    """Renames a folder, which takes the place of an earlier one: two renames, so not atomic."""
-    if path.is_dir():
-        path.rename(old := part.with_suffix(".old"))
-        part.rename(path)
-        shutil.rmtree(old)
-    else:
-        part.rename(path)
+def replace(part: Path, path: Path) -> None:
+    """Renames a file or folder, which takes the place of an earlier one.
+
+    Of a folder these are two renames, so not atomic: a killed process can leave the earlier folder
+    under a name of temporary files.
+    """
+    if not path.is_dir():
+        part.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    path.replace(old)  # an empty folder is replaced
+    part.replace(path)
+    shutil.rmtree(old)
 
 
 def content_hash(path: str | PathLike[str]) -> str:

@@ -10,30 +10,28 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
 
 from adapters.comfyui import embedding_files, how_to_write
 from adapters.files.atomic import atomic_file, atomic_folder, check_space
-from adapters.files.tensor_writer import Planned, write_tensors
+from adapters.files.tensor_writer import Planned, write_shards, write_tensors
 from adapters.formats import BIAS, Delta, as_delta, shown, spellings
-from adapters.tools.checkpoint import INDEX, Checkpoint, open_checkpoint, write_index
+from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
 from families.base import Base
 from families.registry import by_hub_id, family_of
 from families.repository import component_folder, transformer_source
 
-_SHARD = 5_000_000_000  # bytes; a single tensor is never larger
 _HEADER = 4 << 20  # bytes; more than the header and the small files take
 _ROWS = 32  # that fit in a processor's cache
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
+_MARKER = "scaled_fp8"
 # Weights of the linear layers of the repeated blocks: what `families.quantization` quantizes.
 _IN_BLOCK = re.compile(r"[^.]+\.\d+\.[^.]+\..*weight")
-
 
 Targets = tuple[str, ...]  # parameters
 
@@ -126,15 +124,19 @@ def bake(
         needed = sum(each.nbytes for each in outputs)
         check_space(output, needed + _HEADER)
         baker = _Baker(base, opened, scale)
+        facts = {f"zeroprior.{key}": value for key, value in opened.base.license_facts.items()}
+        given = _planned(outputs), _values(outputs, baker), {"format": "pt", **facts}
         if layout == "comfyui":
             with atomic_file(output) as file:
-                _write(file, outputs, baker, opened.base)
+                write_tensors(file, *given)
             for path, data in embeddings.items():
                 with atomic_file(path) as file:
                     file.write(data)
         else:
             with atomic_folder(output) as folder:
-                _write_folder(folder, outputs, baker, opened.base)
+                (folder / "transformer").mkdir()
+                write_shards(folder / "transformer", *given)
+                _write_settings(folder, opened.base)
         notes = _notes(opened, base, output, layout, [path.name for path in embeddings])
         result = baker.result()
         return replace(result, files=(output, *embeddings), nbytes=needed, notes=notes)
@@ -233,43 +235,26 @@ class _Baker:
             raise ToolError(f"{output.name} is NaN or infinite in the base with the LoRA")
 
 
-def _write(file: IO[bytes], outputs: list[_Output], baker: _Baker, base: Base) -> None:
+def _planned(outputs: list[_Output]) -> dict[str, Planned]:
+    """The tensors of the result in their order; `scaled_fp8` says that there are fp8 weights."""
     planned = {name: each for output in outputs for name, each in output.planned().items()}
-    marker: dict[str, Planned] = {}
     if any(output.fp8 for output in outputs):
-        marker = {"scaled_fp8": Planned(_FP8, (2,))}  # of two: products in 16 bits
-
-    def values() -> Iterator[tuple[str, Tensor]]:
-        for output in outputs:
-            yield from baker.tensors(output)
-        if marker:
-            yield "scaled_fp8", torch.zeros(2, dtype=_FP8)
-
-    facts = {f"zeroprior.{key}": value for key, value in base.license_facts.items()}
-    write_tensors(file, planned | marker, values(), {"format": "pt", **facts})
+        planned[_MARKER] = Planned(_FP8, (2,))  # of two: products in 16 bits
+    return planned
 
 
-def _write_folder(folder: Path, outputs: list[_Output], baker: _Baker, base: Base) -> None:
-    """The folder of a base model: its index, and the transformer as diffusers saves it."""
-    inner = folder / "transformer"
-    inner.mkdir()
-    shards: list[list[_Output]] = [[]]
+def _values(outputs: list[_Output], baker: _Baker) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `_planned`."""
     for output in outputs:
-        if sum(each.nbytes for each in shards[-1]) + output.nbytes > _SHARD:
-            shards.append([])
-        shards[-1].append(output)
-    stem, end = "diffusion_pytorch_model", ".safetensors"
-    names = [f"{stem}-{n:05}-of-{len(shards):05}{end}" for n in range(1, len(shards) + 1)]
-    names = [stem + end] if len(shards) == 1 else names
-    for name, shard in zip(names, shards, strict=True):
-        with (inner / name).open("wb") as file:
-            _write(file, shard, baker, base)
-    if len(shards) > 1:
-        contents = [[each.name for each in shard] for shard in shards]
-        total = sum(each.nbytes for each in outputs)
-        write_index(inner / INDEX, dict(zip(names, contents, strict=True)), total)
+        yield from baker.tensors(output)
+    if any(output.fp8 for output in outputs):
+        yield _MARKER, torch.zeros(2, dtype=_FP8)
+
+
+def _write_settings(folder: Path, base: Base) -> None:
+    """The files of a base model's folder besides its weights."""
     config = component_folder(base, "transformer") / "config.json"
-    (inner / "config.json").write_bytes(config.read_bytes())
+    (folder / "transformer" / "config.json").write_bytes(config.read_bytes())
     classes = family_of(base).classes
     index = {
         "_class_name": classes.pipeline,

@@ -4,7 +4,6 @@ A folder in diffusers' layout, or one safetensors file in diffusers' or the orig
 without a prefix such as `model.diffusion_model.`. Names are the model's own (diffusers').
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from adapters.files import bounded_json
 from adapters.files.tensor_file import MAX_TENSORS, BrokenTensors, TensorFile
+from adapters.files.tensor_writer import INDEX
 from adapters.formats import shown, spellings, without_fronts, without_wrappers
 from adapters.tools.opened import ToolError
 from families.base import Base
 from families.parameters import transformer_parameters
 from families.registry import family_of
 
-INDEX = "diffusion_pytorch_model.safetensors.index.json"
 _MAX_INDEX_BYTES = 16 << 20
 # Ends of names that only a quantized model has.
 _QUANTIZED = (
@@ -184,13 +183,6 @@ def _refuse_quantized(tensors: TensorFile, path: Path) -> None:
             f"{path} is a quantized model ({shown(quantized[:1])}), whose weights are rounded too "
             "coarsely for this; pass the one in 16 or 32 bits"
         )
-
-
-def write_index(file: Path, files: Mapping[str, list[str]], total: int) -> None:
-    """Writes the index of shards: `files` has the names of the tensors in each."""
-    weight_map = {name: shard for shard, names in files.items() for name in names}
-    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _times(shape: Shape) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.archive import Archive
+from adapters.archive import Archive, read_loose_placeholders
+from adapters.archive_members import PLACEHOLDER
 from adapters.formats import as_written, shown
 from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import leading_singular, rank_for, shares
-from adapters.tools.merge import Changed, LayerError
+from adapters.tools.merge import Changed, LayerError, named
 from adapters.tools.opened import ToolError
 from families.base import Base
+from families.registry import meta_of_full_training
 from families.repository import transformer_source
 
 MAX_RANK = 1024  # that readers accept
@@ -34,8 +36,9 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
 
     With `energy`, a share from 0 to 1, a layer gets the lowest rank up to `rank` that explains this
     share of its squared difference. `tuned` is a transformer's folder or file in diffusers' or the
-    original layout. Raises `ToolError` for files that cannot be read, values that are NaN, and a
-    model that does not differ; and `MissingModel` for a base that cannot be found.
+    original layout, or the folder of a full training, whose tokens the LoRA gets. Raises
+    `ToolError` for files that cannot be read, values that are NaN, and a model that does not
+    differ; and `MissingModel` for a base that cannot be found.
     """
     if not 1 <= rank <= MAX_RANK:
         raise ToolError(f"--rank must be between 1 and {MAX_RANK:,}")
@@ -76,7 +79,10 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
         "extracted": facts,
         "rank": max(each.rank for each in rows),
     }
-    archive = Archive(factors, (), meta)
+    embeddings = tuned / PLACEHOLDER
+    is_full = meta_of_full_training(tuned) is not None and embeddings.is_file()
+    tokens = read_loose_placeholders(embeddings) if is_full else ()
+    archive = Archive(factors, tokens, meta | named(tokens))
     changed = Changed(archive, tuple(rows), energies, tuple(_notes(other, unused)))
     return Extracted(changed, equal, 1 - rest / whole)
 

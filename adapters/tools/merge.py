@@ -90,13 +90,13 @@ def with_training_adapter(opened: Opened, scale: float, version: str = "") -> Ch
         )
     adapter = TurboAdapter.read(adapter_path(base.training_adapters[version]))
     opened.layout.fit(adapter.factors, adapter.name)  # raises for another model's
-    merged = joined([(opened.factors("this"), 1.0), (adapter.factors, scale)], None)
+    merged = joined([(opened.factors("this"), 1.0), (adapter.factors, scale)])
     facts = {"name": adapter.name, "scale": scale}
     meta = {**meta_of(opened), "base_model": base.hub_id, "training_adapter_added": facts}
     return measured(merged, opened.archive.placeholders, meta)
 
 
-def joined(loras: Sequence[Scaled], rank: int | None) -> Iterator[Exchanged]:
+def joined(loras: Sequence[Scaled], rank: int | None = None) -> Iterator[Exchanged]:
     """sum of scale * B @ A by layer with joined factors, and the same at a rank if one is given."""
     layers = dict.fromkeys(name for factors, _ in loras for name in factors)
     for name in layers:
@@ -104,8 +104,10 @@ def joined(loras: Sequence[Scaled], rank: int | None) -> Iterator[Exchanged]:
         downs = [down.float() for (down, _), _ in pairs]
         ups = [up.float() * scale for (_, up), scale in pairs]
         exact = torch.cat(downs), torch.cat(ups, dim=1)
-        lower = rank is not None and len(exact[0]) > rank
-        yield name, exact, singular(*exact).factors(rank) if lower and rank else exact
+        if rank is not None and len(exact[0]) > rank:
+            yield name, exact, singular(*exact).factors(rank)
+        else:
+            yield name, exact, exact
 
 
 def measured(

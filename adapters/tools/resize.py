@@ -59,13 +59,9 @@ def _ranks(parts: dict[str, Singular], goal: Goal) -> dict[str, int]:
     if goal.rank is not None:
         return dict.fromkeys(parts, goal.rank)
     if goal.energy is not None:
-        return {name: _rank_for(each, goal.energy) for name, each in parts.items()}
+        return {name: rank_for(shares(each.s), goal.energy) for name, each in parts.items()}
     assert goal.megabytes is not None
     return _ranks_for_size(parts, goal.megabytes * 1e6)
-
-
-def _rank_for(part: Singular, energy: float) -> int:
-    return rank_for(shares(part.s), energy)
 
 
 def _ranks_for_size(parts: dict[str, Singular], size: float) -> dict[str, int]:

@@ -266,8 +266,11 @@ def test_a_bake_leaves_all_or_nothing(
         write_tensors(*given)
         raise KeyboardInterrupt
 
+    modules = sys.modules[bake.__module__], sys.modules[write_tensors.__module__]
+
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[bake.__module__], "write_tensors", interrupted)
+        for module in modules:
+            patch.setattr(module, "write_tensors", interrupted)
         for layout, path in (("diffusers", output), ("comfyui", tmp_path / "m.safetensors")):
             with pytest.raises(KeyboardInterrupt):
                 bake(opened, path, layout=layout)
@@ -275,10 +278,12 @@ def test_a_bake_leaves_all_or_nothing(
         patch.setattr(atomic.shutil, "disk_usage", lambda _: type("", (), {"free": 1000})())
         with pytest.raises(OSError, match="0.01 GB are needed"):
             bake(opened, output)
-    monkeypatch.setattr(sys.modules[bake.__module__], "_SHARD", 4_000_000)
+    monkeypatch.setattr(modules[1], "MAX_SHARD_BYTES", 4_000_000)
     bake(opened, output)
-    shards = {each.name for each in (output / "transformer").glob("*.safetensors")}
+    shards = list((output / "transformer").glob("*.safetensors"))
     assert len(shards) == 3
+    headers = [8 + int.from_bytes(each.read_bytes()[:8], "little") for each in shards]
+    assert [each % 64 for each in headers] == [0, 0, 0]
     with open_checkpoint(output, TURBO) as again:
         assert len(again.places) == 118
     with pytest.raises(ToolError, match="exists already"):
@@ -287,6 +292,23 @@ def test_a_bake_leaves_all_or_nothing(
     (output / "mine.txt").touch()
     with pytest.raises(ToolError, match="also contains mine.txt"):
         bake(opened, output, overwrite=True)
+
+
+def test_a_result_takes_the_place_of_an_earlier_one_whatever_a_killed_run_left(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model"
+    for number in range(3):
+        part = tmp_path / "model-unchecked"
+        part.mkdir()
+        (part / str(number)).touch()
+        atomic.replace(part, path)
+        assert [each.name for each in path.iterdir()] == [str(number)]
+        (tmp_path / ".model.abcdefgh.part").mkdir(exist_ok=True)
+    (tmp_path / "new.zip").write_bytes(b"2")
+    (tmp_path / "weights.zip").write_bytes(b"1")
+    atomic.replace(tmp_path / "new.zip", tmp_path / "weights.zip")
+    assert (tmp_path / "weights.zip").read_bytes() == b"2"
 
 
 def test_the_command_bakes_and_extracts(
@@ -303,11 +325,19 @@ def test_the_command_bakes_and_extracts(
     assert read_archive("e.zip").meta["extracted"]["explained_by_layer"]
     main(["inspect", "e.zip", "--chart", "norms.svg", "--json"])
     assert json.loads(capsys.readouterr().out)["base_model"] == TURBO.name
+    # Of a full training, which is such a folder too, the LoRA gets the tokens.
+    (tmp_path / "model/meta.json").write_text('{"trained": "full"}')
+    (tmp_path / "model/embeddings").mkdir()
+    save_file({"<new>": torch.ones(1, 8)}, tmp_path / "model/embeddings/placeholder.safetensors")
+    main([*words, "-o", "tokens.zip"])
+    assert read_archive("tokens.zip").tokens == ("<new>",)
     for wrong, reason in (
         (["bake", str(lora), "-o", "model"], "exists already"),
         (["bake", str(lora), "--dtype", "fp8"], "add --layout comfyui"),
         (["extract", "model", "--rank", "4"], "name the model that it was tuned from"),
         ([*words, "-o", "e2.zip", "--chart", "e.svg"], "e.svg exists already"),
+        ([*words, "-o", "e2.zip", "--chart", "e2.zip"], "e2.zip: a chart is a .svg file"),
+        (["inspect", "model"], "model: is a folder; give a weights.zip"),
     ):
         with pytest.raises(SystemExit, match=reason):
             main(wrong)

@@ -21,8 +21,6 @@ from trainer.memory.fitting import fit
 from trainer.settings import missing_here
 from trainer.settings.fields import Settings
 
-MPS = torch.device("mps")
-
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from root import ROOT
 
-from families.gpu_lock import GpuLock, owner, path_of
+from families.gpu_lock import GpuLock, own_gpu, owner, path_of, visible
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,12 @@ def test_one_owner_at_a_time_and_everybody_can_ask_who() -> None:
     first.release()
     assert owner("GPU-1") is None and second.take()
     second.release()
+
+
+def test_another_device_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("DEVICE", "cpu")
+    assert own_gpu("run", "one") is None and visible() == ""
 
 
 def test_a_killed_owner_is_none() -> None:

@@ -1,8 +1,6 @@
 """`apply_lora`: a LoRA with a token changes only the images of prompts that contain it."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,16 +23,8 @@ CAT = "a photo of a cat"
 
 
 @pytest.fixture(scope="module")
-def engine(vault: Path) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODEL_VAULT", str(vault))
-        patch.setenv("BASE_MODEL", "z-image-turbo")
-        yield Engine(CPU, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def turbo(engine: Engine) -> Family:
-    return load_family(BASES["z-image-turbo"], CPU, torch.float32)
+def engine(bases: None) -> Engine:
+    return Engine(CPU, torch.float32)
 
 
 def archive(turbo: Family, token: str | None, seed: int, **more: Any) -> Archive:

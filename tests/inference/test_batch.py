@@ -47,14 +47,26 @@ def test_a_line_has_its_own_inputs_and_files_beside_it_and_weights_stay_together
 
 
 def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
-    names = []
-    for content in (b"1", b"2"):
-        folder = tmp_path / content.decode()
-        folder.mkdir()
-        (folder / "cat.zip").write_bytes(content)
-        [item] = read_batch({"prompt": "a", "replicate_weights": str(folder / "cat.zip")})
-        names.append(item.file)
-    assert names[0] != names[1]
+    # Weights are a file, or the folder of a full training.
+    for weights, inside in (("cat.zip", "cat.zip"), ("model", "model/meta.json")):
+        names = []
+        for content in (b"1", b"2"):
+            file = tmp_path / content.decode() / inside
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            given = {"prompt": "a", "replicate_weights": str(tmp_path / content.decode() / weights)}
+            names.append(read_batch(given)[0].file)
+        assert names[0] != names[1]
+
+
+def test_the_other_name_of_weights_counts_too(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "lora_weights": "cat.zip"}')
+    (tmp_path / "cat.zip").write_bytes(b"1")
+    [line] = read_batch({}, file)
+    [cell] = read_batch({"prompt": "a"}, None, [f"lora_weights={tmp_path / 'cat.zip'}"])
+    assert line.inputs.replicate_weights == str(tmp_path / "cat.zip")
+    assert cell.file == line.file
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,10 @@ def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
         ('{"prompt": "a"}', ["lora_scale=9"], r"line 1: lora_scale is 9; it must be between"),
         ('{"prompt": "a"}', ["seed=1", "seed=2"], "put all its values into one --grid"),
         ('{"prompt": "a"}', ["seed=0-999999", "shift=1,2"], "2,000,000 images; at most 1,000,000"),
+        # Counted without listing the combinations.
+        ('{"prompt": "a"}', ["seed=0-999999"] + ["width=0-999999"], "1,000,000,000,000 images"),
+        ('{"prompt": "a"}', ["seed=,"], "must be NAME=VALUES"),
+        ('{"prompt": "a", "weights": "a", "replicate_weights": "b"}', (), "line 1 has weights and"),
     ],
 )
 def test_faults_name_their_line(
@@ -90,6 +106,20 @@ def test_faults_name_their_line(
         read_batch({}, file, grid)
 
 
+def test_a_line_ends_at_a_line_feed_only_and_null_is_not_given(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\u2028b", "seed": null, "weights": "' + "x" * 300 + '"}\r\n')
+    (item,) = read_batch({}, file)
+    assert (item.inputs.prompt, item.inputs.seed) == ("a\u2028b", 0)
+
+
+def test_a_file_of_another_kind_is_not_read_as_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('[\n{"prompt": "a"}\n]\n')
+    with pytest.raises(ValueError, match=r"prompts.json must be .* a .jsonl file"):
+        read_batch({}, file)
+
+
 def make_one(inputs: GenerationInputs) -> Image.Image:
     if inputs.prompt == "too large":
         raise ValueError("4000x4000 is too large")
@@ -98,15 +128,15 @@ def make_one(inputs: GenerationInputs) -> Image.Image:
 
 def records(folder: Path) -> list[str]:
     lines = (folder / batch.RECORDS).read_text().splitlines()
-    return sorted(json.loads(line)["file"] for line in lines)
+    return sorted(json.loads(line)["file"] for line in lines if line.startswith("{"))
 
 
 def test_what_is_there_stays_and_what_was_lost_is_recorded(tmp_path: Path) -> None:
     items = read_batch({"prompt": "a", "output_format": "png"}, None, ["seed=0-4"])
     assert batch.make(items[:3], tmp_path, make_one) == []
-    # A process was killed while it wrote the last line.
+    # A process was killed while it wrote the last line; a user has edited another.
     file = tmp_path / batch.RECORDS
-    file.write_bytes(file.read_bytes()[:-7])
+    file.write_bytes(b"note\n[]\n" + file.read_bytes()[:-7])
     made = []
 
     def generate(inputs: GenerationInputs) -> Image.Image:
@@ -159,6 +189,9 @@ def test_the_command_makes_a_batch_equal_to_single_images(
     assert [(each["prompt"], each["seed"]) for each in lines] == [
         (prompt, seed) for prompt in ("a red circle", "a blue square") for seed in (1, 2)
     ]
+    Path("wrong.jsonl").write_text('{"prompt": "a cube", "image": "no.png"}')
+    with pytest.raises(SystemExit, match="the image of 'a cube': .*no.png"):
+        main([*SMALL, "--prompts", "wrong.jsonl"])
     one = ["--prompt", "a blue square", "--seed", "2", "--output-dir", "one"]
     main([*SMALL, *one, "--output-format", "png"])
     assert Path("many", lines[3]["file"]).read_bytes() == Path("one/image-0.png").read_bytes()

@@ -16,6 +16,7 @@ from inference.console import (
     log_to_file,
     of_a_library,
     one_message,
+    stopped_quietly,
     texts,
 )
 from serving.inputs import reason
@@ -217,3 +218,14 @@ def test_an_error_is_one_message_and_has_its_traceback_only_for_debugging() -> N
             raise OSError("no such file")
     with pytest.raises(OSError), one_message(True, True, OSError):
         raise OSError("no such file")
+
+
+def test_ctrl_c_has_no_traceback_and_the_exit_code_of_shells(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended, one_message(False), stopped_quietly(False):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+    with pytest.raises(KeyboardInterrupt), stopped_quietly(True):
+        raise KeyboardInterrupt

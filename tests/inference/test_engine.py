@@ -36,23 +36,9 @@ TURBO, QWEN = "Tongyi-MAI/Z-Image-Turbo", "Qwen/Qwen-Image"
 
 
 @pytest.fixture(scope="module")
-def bases(vault: Path) -> Iterator[None]:
-    """The vault for the whole file, with Turbo as the default base."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODEL_VAULT", str(vault))
-        patch.setenv("BASE_MODEL", "z-image-turbo")
-        yield
-
-
-@pytest.fixture(scope="module")
 def shared(bases: None) -> Engine:
     """One engine for all tests: none may leave a trace in it."""
     return Engine(CPU, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def turbo(bases: None) -> Family:
-    return load_family(BASES["z-image-turbo"], CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,12 @@ def test_a_value_that_an_input_does_not_take_is_named(given: dict[str, Any], sai
         inputs(**given)
 
 
+def test_large_whole_numbers_stay_exact() -> None:
+    given = ["--seed", str(2**63 - 1)]
+    for parser in (arguments_parser(), trainer_parser()):
+        assert inputs(seed=parser.read(given)["seed"]).seed == 2**63 - 1
+
+
 def test_none_is_what_was_not_given() -> None:
     assert inputs(rank=None, optimizer=None) == inputs()
     given = inputs(rank=None, steps=5).model_dump(exclude_unset=True)

@@ -3,7 +3,6 @@
 import json
 import logging
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,9 @@ from inference.fetch.sources import Sources
 from inference.image_metadata import JSON, read
 from inference.inputs import GenerationInputs
 from inference.request import Request
+from inference.weights import Weights, warn_of_other_base
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bases(vault: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODEL_VAULT", str(vault))
-        patch.setenv("BASE_MODEL", "z-image-turbo")
-        yield
-
-
-@pytest.fixture(scope="module")
-def turbo(bases: None) -> Family:
-    return load_family(BASES["z-image-turbo"], CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +252,11 @@ def test_the_config_in_a_repository_of_the_hub_is_read(
         large = Sources(web.downloader(most=1 << 30), DiskCache(tmp_path))
         with pytest.raises(DownloadError, match="bytes; 4,194,304 is the limit"):
             large.config(f"hf:a/e/{file}")
+
+
+def test_a_scale_of_a_whole_model_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    whole = Archive({}, (), {"base_model": "miniature"}, model=Path("model"))
+    warn_of_other_base(BASES["miniature"], [Weights(whole, 1.0)])
+    assert not caplog.text
+    warn_of_other_base(BASES["miniature"], [Weights(whole, 0.5)])
+    assert "the scale 0.5 has no effect: the weights are a whole model" in caplog.text

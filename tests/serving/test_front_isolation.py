@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from cog_server import PREFER_ASYNC, CogServer, Webhooks
+from cog_server import PREFER_ASYNC, CogServer, Webhooks, free_port
 from local_web import LocalHost, page
 from toy_server import (  # noqa: F401
     PREDICT,
@@ -301,7 +301,7 @@ def test_the_health_shows_no_path(server: CogServer, code: Path) -> None:
 def test_in_the_bare_container_a_failure_is_one_line_without_paths(
     code: Path, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {"PORT": str(port), "COG_PREDICT_TYPE_STUB": "predict.py:Predictor", "PATH": path}
     command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
@@ -327,9 +327,3 @@ def _status(url: str) -> str:
         return requests.get(f"{url}/health-check", timeout=5).json()["status"]
     except requests.ConnectionError:
         return "not listening"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

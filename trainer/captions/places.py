@@ -10,7 +10,6 @@ from pathlib import Path
 from adapters.files.atomic import atomic_file, atomic_path
 from adapters.files.containers import Unusable, is_junk, printable, safe_parts
 from trainer.data import (
-    LIST_SUFFIXES,
     DatasetError,
     Example,
     members_of_any,
@@ -19,11 +18,10 @@ from trainer.data import (
     stem_of,
     suffix_of,
 )
-from trainer.dataset_names import dataset_name
+from trainer.dataset_names import bare_name, dataset_name
 from trainer.run_files import CAPTIONS
 
 Save = Callable[[str, str], None]  # name of an image, its caption
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", *LIST_SUFFIXES)
 _CHUNK = 1 << 20
 
 
@@ -128,10 +126,7 @@ def place_for(dataset: Path, output: Path | None) -> Folder | NewZip:
     if not dataset.exists():
         raise DatasetError(f"{dataset} does not exist; give a folder, a zip or a tar of images")
     if output is None:
-        name = dataset_name(dataset).replace("/", "--")
-        while Path(name).suffix.lower() in _ARCHIVES:
-            name = Path(name).stem
-        name = f"{name}-captioned.zip"
+        name = f"{bare_name(dataset)}-captioned.zip"
         output = Path(name) if from_hub else dataset.with_name(name)
     if output.suffix.lower() != ".zip":
         raise DatasetError(f"{output} is not the name of a zip; end it with .zip")

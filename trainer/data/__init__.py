@@ -13,7 +13,7 @@ from trainer.data.dataset import (
     own_captions,
     read_dataset,
 )
-from trainer.data.file_lists import LIST_SUFFIXES, members_of_any
+from trainer.data.file_lists import members_of_any
 from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
@@ -46,7 +46,6 @@ __all__ = [
     "CAPTION_SUFFIXES",
     "HEAD_BYTES",
     "IMAGE_SUFFIXES",
-    "LIST_SUFFIXES",
     "MAX_CAPTION_BYTES",
     "MAX_MEMBER_BYTES",
     "MAX_TABLE_BYTES",

@@ -163,6 +163,9 @@ def auxiliary(
         own = name in captioned and suffix_of(name) not in _MASK_SUFFIXES
         if kind is not None and not own:
             by_name.setdefault(kind, []).append(name)
+    if masks := by_name.get(MASKS):
+        others = set(images) - left_out - {name for names in by_name.values() for name in names}
+        masks += _of_removed(masks, others - set(captioned), beside)
     return groups + [Group(kind, "", tuple(names)) for kind, names in by_name.items()]
 
 
@@ -190,6 +193,28 @@ def _derived(name: str, beside: Collection[str]) -> tuple[str, str] | None:
         if match is not None and str(path.with_name(match["name"])) in beside:
             return kind, str(path.with_name(match["name"]))
     return None
+
+
+def _of_removed(masks: Iterable[str], others: Iterable[str], beside: Collection[str]) -> list[str]:
+    """The masks of images that were removed: among the others, those named as the masks are."""
+    meant: set[str] = set()
+    around: set[tuple[str, str]] = set()  # the image's name
+    for mask in masks:
+        if (found := _derived(mask, beside)) is not None and suffix_of(mask) in _IMAGES:
+            meant.add(found[1])
+            own, image = _stem(mask), PurePosixPath(found[1]).name
+            first = own.startswith(image)
+            around.add(("", own[len(image) :]) if first else (own[: -len(image)], ""))
+    return [
+        name
+        for name in sorted(others)
+        if stem_of(name) not in meant  # it has a mask of its own
+        and any(re.fullmatch(f"{re.escape(a)}.+{re.escape(b)}", _stem(name)) for a, b in around)
+    ]
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
 
 
 # In the name of a mask or of its folder, if white is not the subject: the background, only a part

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -119,7 +120,9 @@ def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, lis
 def _lines(text: str) -> Iterator[Any]:
     """The values of JSONL. Raises `NoCaptions` if the first is not valid, and `Unusable` if only a
     later one is: a table with captions."""
-    lines = ((k, line) for k, line in enumerate(text.splitlines(), start=1) if line.strip())
+    # Not splitlines(), which also divides at characters that JSON allows in a text, such as U+2028.
+    whole = re.split("\r\n?|\n", text)
+    lines = ((k, line) for k, line in enumerate(whole, start=1) if line.strip())
     for count, (number, line) in enumerate(lines):
         try:
             value = _parsed(line)

@@ -97,7 +97,7 @@ def _own_text(caption: str, purpose: Purpose) -> str:
 
 def _number(count: int, purpose: Purpose) -> Iterator[Finding]:
     least, most = purpose.images or (count, count)
-    if count < least:
+    if 0 < count < least:  # none at all is a problem of its own
         yield Finding(
             f"{count} image{'s' * (count != 1)}, fewer than the usual {least} to {most}, so the "
             "images themselves may be memorized; add some",

@@ -9,11 +9,10 @@ own files. So readers take them only with `members_of_any`, and servers use `mem
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from families.redact import bare_address, looks_like_address
 from trainer.data.caption_tables import NoCaptions, image_rows
@@ -29,15 +28,15 @@ from trainer.data.members import (
     safe_parts,
     within,
 )
+from trainer.dataset_names import LIST_SUFFIXES
 
-LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
 
 
 @contextmanager
 def members_of_any(path: Path) -> Iterator[Iterator[Member]]:
     """`members_of`, and the images of a table with their captions. Raises `Unusable`."""
-    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+    if path.suffix.lower() in LIST_SUFFIXES and os.path.isfile(path):
         yield within(_listed_members(path), LIMITS)
         return
     with members_of(path) as members:
@@ -76,7 +75,7 @@ def _listed_members(table: Path) -> Iterator[Member]:
         else:
             beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
     for file in beside:
-        if file.is_file():
+        if os.path.isfile(file):
             yield _member(file.relative_to(top).as_posix(), file, file.name)
     if captions:
         text = _as_jsonl(captions)
@@ -111,10 +110,10 @@ class _Finder:
 
 def _member(name: str, file: Path, written: str) -> Member:
     refusal = None
-    if not file.is_file():
+    if not os.path.isfile(file):
         refusal = f"is not a file ({_shown(written)}); correct or remove its row"
-    open_file: Callable[[], IO[bytes]] = lambda: file.open("rb")  # noqa: E731
-    return Member(name, 0 if refusal else file.stat().st_size, refusal, open_file)
+    size = 0 if refusal else file.stat().st_size
+    return Member(name, size, refusal, lambda: file.open("rb"))
 
 
 def _shown(written: str) -> str:

@@ -5,6 +5,7 @@ nothing is downloaded twice, and an interrupted download is continued.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from trainer.data.members import (
     MAX_TOTAL_BYTES,
     TABLE_SUFFIXES,
     listed,
+    printable,
     suffix_of,
 )
-from trainer.dataset_names import HubDataset, hub_dataset
+from trainer.dataset_names import PACKED_SUFFIXES, HubDataset, hub_dataset
 from trainer.settings import Secret, hidden
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)  # also where only warnings are shown: a download may take minutes
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz")
 _PARQUET = (".parquet", ".arrow")
 _USED = (*sorted(IMAGE_SUFFIXES), *CAPTION_SUFFIXES, *TABLE_SUFFIXES)
 
@@ -41,6 +42,11 @@ def local_dataset(given: Path) -> Path:
     """
     wanted = hub_dataset(given)
     if wanted is None:
+        if str(given).startswith("hub:") and not os.path.exists(given):
+            raise DatasetError(
+                f"{printable(str(given)[:200])} is not the name of a dataset on the Hub; write "
+                "hub:owner/name, or hub:owner/name@revision"
+            )
         return given
     from huggingface_hub import get_token
 
@@ -87,7 +93,7 @@ def _download(wanted: HubDataset) -> Path:
     )
     suffixes = dict.fromkeys(map(suffix_of, used))
     folder = Path(snapshot_download(**asked, allow_patterns=_patterns(suffixes)))
-    archive = [name for name in used if suffix_of(name) in _ARCHIVES]
+    archive = [name for name in used if suffix_of(name) in PACKED_SUFFIXES]
     return folder / archive[0] if archive else folder
 
 
@@ -96,7 +102,7 @@ def _used(wanted: HubDataset, sizes: Mapping[str, int]) -> Sequence[str]:
 
     A repository of archives may have a sample image for its page, for example.
     """
-    kinds = [IMAGE_SUFFIXES, _ARCHIVES, _PARQUET]
+    kinds = [IMAGE_SUFFIXES, PACKED_SUFFIXES, _PARQUET]
     found = [[name for name in sorted(sizes) if suffix_of(name) in kind] for kind in kinds]
     images, archives, parquet = found
     most = max(found, key=lambda names: sum(sizes[name] for name in names))

@@ -96,7 +96,7 @@ SIGNATURES = (
 
 
 def read_files(
-    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
+    path: Path, problems: list[str], bad: list[str], opened: Opener | None = None
 ) -> dict[str, Content]:
     """The files of an archive or folder by printable names, without system files.
 
@@ -118,7 +118,7 @@ def read_files(
 
 
 def read_members(
-    path: Path, problems: list[str], bad: list[str], opened: "Opener | None" = None
+    path: Path, problems: list[str], bad: list[str], opened: Opener | None = None
 ) -> Generator[tuple[str, bytes], None, None]:
     """Yields the files of `read_files` one at a time, each with its content."""
     seen = set()
@@ -211,10 +211,10 @@ def _head(member: Member) -> bytes:
 @contextmanager
 def members_of(path: Path) -> Iterator[Iterator[Member]]:
     """The members of an archive or folder, within the limits. Raises `Unusable`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         yield within(_folder_members(path), LIMITS)
         return
-    if not path.exists():
+    if not os.path.exists(path):  # also a name that is too long for a file system
         raise Unusable("does not exist; pass the path of a zip or tar file, or of a folder")
     if not path.is_file():
         raise Unusable("is not a file; pass the path of a zip or tar file, or of a folder")

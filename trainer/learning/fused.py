@@ -107,12 +107,8 @@ class FusedOptimizer:
         state = {number: each[0] for number, each in enumerate(found) if each}
         options = self._optimizers[0].state_dict()["param_groups"][0]
         group = options | {"lr": self.param_groups[0]["lr"]}
-        return {"state": state, "param_groups": [group | {"params": list(range(self.count))}]}
-
-    @property
-    def count(self) -> int:
-        """The number of parameters."""
-        return len(self._parameters)
+        numbers = list(range(len(self._parameters)))
+        return {"state": state, "param_groups": [group | {"params": numbers}]}
 
     def load_state_dict(self, found: dict[str, Any]) -> None:
         """Loads what `state_dict` returned."""

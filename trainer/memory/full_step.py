@@ -1,4 +1,4 @@
-"""Stands for the optimizer of a full training where its memory is counted."""
+"""A full training's optimizer step as the memory plan counts it: memory without values."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -31,11 +31,6 @@ class Mode:
         return ", ".join([base, *filter(None, extra)])
 
     @property
-    def quantized(self) -> bool:
-        """Whether the base is quantized."""
-        return self.quantize != "none"
-
-    @property
     def whole(self) -> bool:
         """Whether all blocks are recomputed, or none."""
         return self.checkpointing in (0, 1)
@@ -238,7 +233,9 @@ LADDER: tuple[Mode, ...] = tuple(_ladder(1, KINDS, OFFLOADED))
 
 def ladder_of(figures: Figures) -> Sequence[Mode]:
     """The modes of a run: a full training needs all weights in 16 bits on the GPU."""
-    return [each for each in LADDER if not figures.full or not (each.offload or each.quantized)]
+    if not figures.full:
+        return LADDER
+    return [each for each in LADDER if each.quantize == "none" and not each.offload]
 
 
 def choose(

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from adapters.archive import Archive, write_archive
-from adapters.files.atomic import replace_folder
+from adapters.files import atomic
 from adapters.merging import LoraMerger
 from adapters.trained_model import read_weights, write_meta, write_trained_model
 from families.family import Family, WeightStorage
@@ -95,14 +95,14 @@ def write_weights(
     found.append(result_checks.loss_fell(record.curves))
     if any(check.worthless for check in found):
         failed = path.with_stem(f"{path.stem}-failed")
-        replace_folder(unchecked, failed)
+        atomic.replace(unchecked, failed)
         page = path.with_name(report.NAME.replace(".", "-failed."))
         with _warn_on_error(f"{page} is not written"):
             checked = replace(record, checks=found)
             report.write_report(_report_data(checked, examples, preview_images), page)
         reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
-    replace_folder(unchecked, path)
+    atomic.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, _bytes(path) / 1e6)
     if record.curves.held_out:  # else it is the check above
         found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))

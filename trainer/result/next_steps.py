@@ -3,24 +3,30 @@
 import shlex
 from pathlib import Path
 
+from families.base import Base
+from families.registry import by_hub_id
 from inference.flags import typed
 
 MAX_UPLOAD = 74_000_000  # bytes of a file that Cog's `@` can send: 100 MiB, encoded as base64
 CONTAINER = "/src"  # where Cog mounts the project's folder
 
 
-def describe_next_steps(weights: Path, token: str | None) -> str:
+def describe_next_steps(weights: Path, token: str | None, base: Base | None = None) -> str:
     """The commands, with the form of `replicate_weights` for the file's size and location.
 
     `@` uploads the file, but only a small one. A path inside the project folder works for any size,
-    if the server may read that folder.
+    if the server may read that folder. A base that is a folder of the user must be named again:
+    the weights contain its name, not its path.
     """
     prompt = shlex.quote(f"a photo of {token}" if token else "a photo")
     here, folder = weights.absolute(), Path.cwd()
     shown = here.relative_to(folder) if here.is_relative_to(folder) else here
     lines = ["to generate:"]
-    lines.append(f"  {typed()['generate']} --weights {shlex.quote(str(shown))} --prompt {prompt}")
-    if weights.is_dir():  # of a full training, which Cog does not read
+    own = base.folder if base is not None and by_hub_id(base.hub_id) is None else None
+    named = f" --base-model {shlex.quote(str(own))}" if own is not None else ""
+    words = f"--weights {shlex.quote(str(shown))}{named} --prompt {prompt}"
+    lines.append(f"  {typed()['generate']} {words}")
+    if weights.is_dir() or own is not None:  # which Cog does not read
         return "\n".join(lines)
     size = weights.stat().st_size
     if size <= MAX_UPLOAD:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from families.registry import tokens_of_full_training, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
-from trainer.settings.full_training import unlike_full
+from trainer.settings.full_training import conflicts_with_full
 from trainer.settings.preservation import wrong_prompts
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def faults(settings: "Settings") -> list[str]:
         *_too_large(settings),
         *_unknown_adapter(settings),
         *_conflicts(settings),
-        *(unlike_full(settings) if settings.full else ()),
+        *(conflicts_with_full(settings) if settings.full else ()),
     ]
 
 
@@ -130,7 +130,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
     if taken and not settings.full:
         yield (
             f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "
-            "and the new one could not be used beside it; choose another placeholder_token"
+            "and the new one could not be used together with it; choose another placeholder_token"
         )
     warmup, steps = settings.lr_warmup_steps, settings.steps
     if warmup is not None and 0 < steps < warmup:

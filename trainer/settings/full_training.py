@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from trainer.settings.fields import Settings
 
 
-def unlike_full(settings: "Settings") -> Iterator[str]:
+def conflicts_with_full(settings: "Settings") -> Iterator[str]:
     """One line for each setting that conflicts with a full training."""
     base = settings.base
     for name, why in _conflicts(settings):

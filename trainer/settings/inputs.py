@@ -165,6 +165,17 @@ class TrainingInputs(Inputs):
             )
         return value
 
+    @field_validator("epochs")
+    @classmethod
+    def _counted(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, number in value.items():
+            if not 0 <= number <= MAX_STEPS:  # also of NaN
+                raise ValueError(
+                    f"{name} is counted in epochs, and one number for it is {number:g}; it must be "
+                    f"between 0 and {MAX_STEPS:,}"
+                )
+        return value
+
     @field_validator("masks", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:

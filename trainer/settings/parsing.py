@@ -19,8 +19,11 @@ JOB_SUFFIXES = (".toml", *_COMMANDS)  # of job files of other programs only
 MAX_VALUES = 10_000
 
 
-def parse(path: Path) -> Any:
-    """The content of a file; a command line is its text. Raises `SettingsError` naming the file."""
+def parse(path: Path, quiet: bool = False) -> Any:
+    """The content of a file; a command line is its text. Raises `SettingsError` naming the file.
+
+    Warns of an encoding that was guessed, unless `quiet`.
+    """
     suffix = path.suffix.lower()
     kind = {".toml": "TOML", ".json": "JSON"}.get(suffix, "YAML")
     try:
@@ -43,7 +46,7 @@ def parse(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{path} is not a {kind} file: {reason}") from error
-    if guess is not None:
+    if guess is not None and not quiet:
         beyond = [line.strip() for line in text.splitlines() if not line.isascii()]
         log.warning(
             "%s is not UTF-8 and is read as %s; if these lines are wrong, save it as UTF-8: %s",
@@ -61,9 +64,12 @@ def companion(job: Path, key: str, name: Any) -> Path:
 
     Raises `SettingsError` if there is none.
     """
-    for path in (Path(str(name)).expanduser(), job.parent / str(name)):
-        if path.is_file():
-            return path
+    try:
+        for path in (Path(str(name)).expanduser(), job.parent / str(name)):
+            if path.is_file():
+                return path
+    except (OSError, RuntimeError) as error:  # too long for a file system; "~" of an unknown user
+        raise SettingsError(f"{key}: {str(name)[:80]} is not a path ({error})"[:300]) from error
     raise SettingsError(f"{key}: there is no file {name}, neither here nor in {job.parent}")
 
 

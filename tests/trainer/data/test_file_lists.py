@@ -49,6 +49,9 @@ def test_absolute_and_relative_paths_with_their_captions(photos: Path, tmp_path:
     table.write_text("file_name,text\nD:\\old\\3.jpg,TOK moved\n")  # of another machine
     make_folder(tmp_path, {"moved/3.jpg": picture()})
     assert [each.caption for each in read(table).values()] == ["<zwx> moved"]
+    # A caption may contain a line separator, which JSON allows in a text.
+    table.write_text("file_name,text\nmoved/3.jpg,TOK moved\u2028away\n", encoding="utf-8")
+    assert [each.caption for each in read(table).values()] == ["<zwx> moved away"]
     # Its captions go into a new zip: other programs may use the same files.
     assert place_for(table, None).path == tmp_path / "list-captioned.zip"
 
@@ -57,6 +60,7 @@ def test_absolute_and_relative_paths_with_their_captions(photos: Path, tmp_path:
     ("text", "complaint"),
     [
         ('{"image_path": "no.jpg", "caption": "TOK"}', r"no.jpg: is not a file \(no.jpg\)"),
+        (f'{{"image_path": "{"x" * 300}.jpg"}}', rf"is not a file \({'x' * 200}\); correct"),
         ('{"image_path": "https://u:p@x.org/1.jpg?k=s"}', r"https://x.org/1.jpg is a URL, which"),
         ('{"caption": "TOK"}', "has no row with the path of an image; write a line for each"),
         ("a.jpg\nb.jpg", "is not a list of images: it is not valid JSON"),

@@ -12,6 +12,7 @@ from watched import watched
 from adapters.placeholder_token import PlaceholderError, check_token
 from families.tokens import PromptTokenizer
 from inference.request import Request
+from trainer.__main__ import first_line
 from trainer.data.dataset import name_subject, read_dataset
 from trainer.settings.config import read_config
 from trainer.settings.fields import SettingsError, resolve
@@ -133,6 +134,10 @@ def test_a_configuration_file_is_read_by_the_rules_of_captions(
         assert read_config(path).dataset == Path("größe.zip")
         said = f"{path} is not UTF-8 and is read as Windows-1252" in caplog.text
         assert said == (encoding == "cp1252")
+        caplog.clear()
+        first_line(str(path), {}, planning=True)  # reads it before, and says nothing
+        assert caplog.text == ""
+        read_config(path)
     assert "dataset: größe.zip" in caplog.text
     path.write_bytes(text.replace("größe", "красный автомобиль").encode("cp1251"))
     with pytest.raises(SettingsError, match="run.yaml: is not UTF-8 .it looks like Windows-1251"):

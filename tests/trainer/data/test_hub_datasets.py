@@ -100,6 +100,7 @@ def test_a_single_archive_is_the_dataset(server: Hub, tmp_path: Path) -> None:
     [
         ("me/cats", None, "me/cats does not exist here, and as a dataset of the Hub .*not found"),
         ("hub:me/robot@v2", None, "there is no revision v2"),
+        ("hub:me/robot/data", None, "hub:me/robot/data is not the name of a dataset on the Hub"),
         ("hub:me/x", {"data/0.parquet": bytes(99), "a.png": b"1"}, "in Parquet files, which are"),
         ("hub:me/x", {"0.tar": b"1", "1.tar": b"1"}, "2 archives: 0.tar, 1.tar; download one"),
         ("hub:me/x", {"README.md": b""}, r"contains no images \(README.md\)"),

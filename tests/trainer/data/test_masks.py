@@ -56,6 +56,19 @@ def test_masks_of_all_images_are_used_and_said(
     assert summary(resolve(given)).startswith("set.zip: 2 images, 2 masks are used")
 
 
+def test_the_mask_of_a_removed_image_is_not_trained_on(
+    tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    files = dict.fromkeys(("a.png", "b gas_mask.png"), picture(*SIZE))
+    masks = ("a_mask.png", "b gas_mask_mask.png", "removed_mask.png")
+    found = read(tmp_path, files | dict.fromkeys(masks, half()))
+    assert {name: each.mask_file for name, each in found.items()} == {
+        "a.png": "a_mask.png",
+        "b gas_mask.png": "b gas_mask_mask.png",
+    }
+    assert "removed_mask.png" in said.text
+
+
 @pytest.mark.parametrize(
     ("files", "masks", "line"),
     [

@@ -1,10 +1,12 @@
 """The last lines of a run are commands that work with the file just written."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from families.registry import BASES
 from inference.__main__ import arguments_parser
 from inference.fetch.sources import allowed_file
 from trainer.result.next_steps import MAX_UPLOAD, describe_next_steps
@@ -58,3 +60,13 @@ def test_a_large_file_outside_of_the_project_has_to_be_copied(
     (python,), text = commands(tmp_path / "elsewhere" / "weights.zip", MAX_UPLOAD + 1)
     assert str(tmp_path / "elsewhere" / "weights.zip") in python
     assert text.endswith("; for Cog, copy it into this folder)")
+
+
+def test_a_base_in_a_folder_is_named_again() -> None:
+    weights, base = Path("weights.zip"), BASES["miniature-turbo"]
+    weights.write_bytes(b"1")
+    assert "--base-model" not in describe_next_steps(weights, "<zwx>", base)
+    mine = replace(base, name="my base", hub_id="my base", folder=Path("/models/my base"))
+    text = describe_next_steps(weights, "<zwx>", mine)
+    assert "--base-model '/models/my base' --prompt" in text
+    assert "cog run" not in text

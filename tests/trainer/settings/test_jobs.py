@@ -118,6 +118,13 @@ def test_four_repeats_of_simpletuner_are_five_passes(tmp_path: Path) -> None:
     assert read_config(job).for_images(5, [3, 2]).steps == 3 * 5
 
 
+@pytest.mark.parametrize("epochs", ["-1", "NaN", "1e308"])
+def test_epochs_that_cannot_be_counted_are_refused(epochs: str, tmp_path: Path) -> None:
+    job = copied(tmp_path, "onetrainer-qwen.json", **{'"epochs": 30': f'"epochs": {epochs}'})
+    with pytest.raises(SettingsError, match=r"steps is counted in epochs, .* between 0 and"):
+        read_config(job)
+
+
 def test_images_that_fill_no_batch_are_an_error_with_the_way_out() -> None:
     inputs = TrainingInputs(
         dataset=Path("x"),
@@ -194,6 +201,8 @@ def copied(tmp_path: Path, case: str, **changes: str) -> Path:
          "concepts must list exactly one dataset"),
         ("run.txt", "qwen_image_train_network.py --dataset_config no.toml",
          "dataset_config: there is no file no.toml, neither here nor in"),
+        ("run.txt", f"qwen_image_train_network.py --dataset_config {'x' * 300}",
+         f"dataset_config: {'x' * 80} is not a path"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_says_why(
@@ -244,6 +253,8 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
         ("musubi-qwen-image/command.txt", {"--network_alpha 24": "--network_args x=1"},
          "network_args: x=1"),
         ("musubi-qwen-image/command.txt", {"qwen_shift": "logsnr"}, "timestep_sampling: logsnr"),
+        ("musubi-qwen-image/command.txt", {"--seed 31": "--sample_prompts dataset.toml"},
+         "sample_prompts: dataset.toml (only a text file is supported)"),
         ("simpletuner-z-image/config.json", {'"constant_with_warmup"': '"cosine"'},
          "lr_scheduler: cosine: a wave whose length is lr_warmup_steps"),
         ("simpletuner-z-image/config.json", {'"standard"': '"lycoris"'}, "lora_type: lycoris"),
@@ -345,6 +356,11 @@ def test_options_replace_values_of_a_job(
         settings = read_config(job, steps=7, output_dir="here")
     assert (settings.for_images(5, [3, 2]).steps, settings.output_dir) == (7, Path("here"))
     assert "is a job of musubi-tuner, read as in its version 30c658c" in caplog.text
+    (tmp_path / "prompts.txt").write_text("# the harbour\na boat --w 64 --h 96 --d 3\n")
+    job.write_text(job.read_text().strip() + " --sample_prompts prompts.txt")
+    settings = read_config(job)
+    assert settings.sample_prompts == ("a boat",)
+    assert settings.sample_overrides == ({"width": 64, "height": 96, "seed": 3},)
 
 
 def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from trainer.settings.jobs.rules import (
     learning_rate,
     no_turbo_adapter,
     optimizer,
+    precision,
     turbo_adapter,
 )
 from trainer.settings.jobs.translation import UNCLIPPED, Rule, Translation
@@ -156,26 +157,23 @@ def lora_targets(found: Translation) -> None:
         found.no_effect(prefix.strip("."), "empty")
 
 
-def dtype(found: Translation) -> None:
-    given = found.get("train.dtype")
-    if given in ("bf16", "bfloat16"):
-        found.same("train.dtype", f"{given}, as always here on a GPU")
+def rate(found: Translation, key: str, default: float, ours: str) -> None:
+    """The learning rate of our optimizer; prodigy gets 1 in place of a low one."""
+    given = found.get(key, default)
+    low = isinstance(given, int | float) and given < PRODIGY_LEAST
+    if OPTIMIZERS[ours].finds_rate and low:
+        found.differs(key, f"{given:g} becomes 1.0, as in ai-toolkit", learning_rate=1.0)
     else:
-        there = given or "float32 in ai-toolkit"
-        found.differs("train.dtype", f"{there}; here the base is bfloat16 on a GPU")
+        learning_rate(found, key, default)
 
 
 def learning(found: Translation) -> None:
-    """Optimizer, learning rate and clipping."""
+    """Number type, optimizer, learning rate and clipping."""
+    precision(found, "train.dtype", "float32")
     decay = "train.optimizer_params.weight_decay"
     ours = optimizer(found, "train.optimizer", "adamw", OPTIMIZERS_THERE, decay, found.get(decay))
     key = "train.unet_lr" if "train.unet_lr" in found.keys else "train.lr"
-    rate = found.get(key, 1e-6)
-    if OPTIMIZERS[ours].finds_rate and isinstance(rate, int | float) and rate < PRODIGY_LEAST:
-        found.settings["learning_rate"] = 1.0
-        found.differs(key, f"{rate:g} becomes 1.0, as in ai-toolkit")
-    else:
-        learning_rate(found, key, 1e-6)
+    rate(found, key, 1e-6, ours)
     if key == "train.unet_lr" and "train.lr" in found.keys:
         found.no_effect("train.lr", "unet_lr is given")
     norm = found.get("train.max_grad_norm", 1.0)
@@ -253,6 +251,6 @@ def wandb(found: Translation) -> None:
 
 
 RULES: tuple[Rule, ...] = (
-    *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets, dtype),
+    *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
     *(learning, lr_scheduler, accumulation, wandb),
 )

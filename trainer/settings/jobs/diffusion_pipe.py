@@ -13,6 +13,7 @@ from trainer.settings.inputs import SettingsError
 from trainer.settings.jobs.rules import (
     base_named,
     base_of,
+    bucketing,
     clipping,
     count,
     epoch,
@@ -22,6 +23,7 @@ from trainer.settings.jobs.rules import (
     optimizer,
     repeats,
     shift_of_size,
+    swapped_blocks,
 )
 from trainer.settings.jobs.translation import Program, Translation, flat
 from trainer.settings.parsing import companion, parse
@@ -127,8 +129,7 @@ def _memory(found: Translation) -> None:
     found.choose(key, "quantize", "", _DTYPES)
     on = bool(found.get("activation_checkpointing"))
     found.same("activation_checkpointing", gradient_checkpointing=on)
-    if swapped := found.get("blocks_to_swap"):
-        found.differs("blocks_to_swap", f"{swapped} blocks", low_memory=True)
+    swapped_blocks(found)
 
 
 def _dataset(found: Translation) -> None:
@@ -140,12 +141,11 @@ def _dataset(found: Translation) -> None:
     if found.get("size_buckets"):
         found.refuse("size_buckets", "use resolutions")
     found.same("resolutions", resolution=",".join(map(str, edges)))
+    bucketing(found, "enable_ar_bucket", False, "squares")
     keys = "min_ar, max_ar, num_ar_buckets"
     if found.get("enable_ar_bucket"):
-        found.same("enable_ar_bucket", "as always here")
         found.differs(keys, "the buckets are ours")
     else:
-        found.differs("enable_ar_bucket", "off: squares there, here the nearest aspect ratio")
         found.no_effect(keys)
     if prefix := found.keys.get("caption_prefix"):
         found.same("caption_prefix", caption_prefix=str(prefix))
@@ -154,10 +154,8 @@ def _dataset(found: Translation) -> None:
 
 
 def _steps(found: Translation) -> None:
-    batch, every = (
-        found.get("micro_batch_size_per_gpu", 1),
-        found.get("gradient_accumulation_steps", 1),
-    )
+    batch = found.get("micro_batch_size_per_gpu", 1)
+    every = found.get("gradient_accumulation_steps", 1)
     if not isinstance(batch, int):
         found.refuse("micro_batch_size_per_gpu", f"{batch} (only one size is supported)")
         batch = 1

@@ -15,6 +15,7 @@ from trainer.settings.inputs import SettingsError
 from trainer.settings.jobs.rules import (
     alpha_is_rank,
     base_named,
+    bucketing,
     clipping,
     count,
     epoch,
@@ -24,8 +25,10 @@ from trainer.settings.jobs.rules import (
     only_dataset,
     optimizer,
     pairs,
+    precision,
     repeats,
     shift_of_size,
+    swapped_blocks,
     trackers,
     turbo_adapter,
 )
@@ -159,10 +162,7 @@ def _dataset(found: Translation) -> None:
     else:
         text = f"{width} x {height} is an area, that of a square with this edge"
         found.differs("resolution", text, resolution=str(edge))
-    if found.get("enable_bucket"):
-        found.same("enable_bucket", "as always here")
-    else:
-        found.differs("enable_bucket", "off: one size there, here the nearest aspect ratio")
+    bucketing(found, "enable_bucket", False, "one size")
     found.same("batch_size", batch_size=found.get("batch_size", 1))
 
 
@@ -212,12 +212,8 @@ def _memory(found: Translation) -> None:
         "gradient_checkpointing",
         gradient_checkpointing=bool(found.get("gradient_checkpointing")),
     )
-    if swapped := found.get("blocks_to_swap"):
-        found.differs("blocks_to_swap", f"{swapped} blocks", low_memory=True)
-    if (precision := found.get("mixed_precision", "float32")) == "bf16":
-        found.same("mixed_precision", "bf16, as always here on a GPU")
-    else:
-        found.differs("mixed_precision", f"{precision}; here the base is bfloat16 on a GPU")
+    swapped_blocks(found)
+    precision(found, "mixed_precision", "float32")
 
 
 def _steps(found: Translation) -> None:
@@ -242,10 +238,14 @@ def _steps(found: Translation) -> None:
 
 
 def _samples(found: Translation) -> None:
-    name = found.get("sample_prompts")
-    if not name:
+    path = found.get("sample_prompts")
+    if not path:
         return
-    lines = Path(name).read_text(encoding="utf-8", errors="replace").splitlines()
+    content = parse(path)
+    if not isinstance(content, str):
+        found.refuse("sample_prompts", f"{path.name} (only a text file is supported)")
+        return
+    lines = content.splitlines()
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     found.same("sample_prompts", f"{len(prompts)} prompts")
     found.settings["sample_prompts"] = tuple(prompts)

@@ -13,6 +13,7 @@ from trainer.settings.jobs.rules import (
     alpha_is_rank,
     base_named,
     base_of,
+    bucketing,
     clipping,
     count,
     epoch,
@@ -20,6 +21,7 @@ from trainer.settings.jobs.rules import (
     learning_rate,
     only_dataset,
     optimizer,
+    precision,
 )
 from trainer.settings.jobs.translation import Program, Translation, edges, flat
 from trainer.settings.parsing import companion, parse
@@ -140,6 +142,7 @@ def _timesteps(found: Translation) -> None:
 
 def _memory(found: Translation) -> None:
     found.choose("transformer.weight_dtype", "quantize", "float_32", _QUANTIZATIONS)
+    precision(found, "train_dtype", "FLOAT_16")
     old = found.keys.get("gradient_checkpointing")
     on = old not in ("OFF", False) and found.get("transformer.gradient_checkpointing", True)
     found.same(
@@ -159,10 +162,7 @@ def _dataset(found: Translation) -> None:
     found.same("concepts.include_subdirectories", text)
     if found.get("concepts.image.enable_crop_jitter", True):
         found.differs("concepts.image.enable_crop_jitter", "crops are not moved here")
-    if found.get("aspect_ratio_bucketing", True):
-        found.same("aspect_ratio_bucketing", "as always here")
-    else:
-        found.differs("aspect_ratio_bucketing", "off: squares there, here the nearest aspect ratio")
+    bucketing(found, "aspect_ratio_bucketing", True, "squares")
     found.same("batch_size", batch_size=found.get("batch_size", 1))
     dropout = found.get("text_encoder.dropout_probability", 0.0)
     found.same("text_encoder.dropout_probability", caption_dropout=float(dropout))
@@ -214,11 +214,6 @@ def _captions(found: Translation) -> None:
         found.same("concepts.text.prompt_source", "sample: NAME.txt")
     else:
         found.refuse("concepts.text.prompt_source", f"{source} (write captions into NAME.txt)")
-    precision = found.get("train_dtype", "FLOAT_16")
-    if precision == "BFLOAT_16":
-        found.same("train_dtype", "as always here on a GPU")
-    else:
-        found.differs("train_dtype", f"{precision}; here bfloat16 on a GPU")
 
 
 PROGRAM = Program(
@@ -228,10 +223,7 @@ PROGRAM = Program(
     keys_of=_keys,
     defaults={},
     settings={},
-    rules=(
-        *(_base, _layers, _learning, _timesteps, _memory, _dataset, _steps, _samples),
-        _captions,
-    ),
+    rules=(_base, _layers, _learning, _timesteps, _memory, _dataset, _captions, _steps, _samples),
     only={
         "training_method": ("LORA",),
         "peft_type": ("LORA",),
@@ -260,13 +252,7 @@ PROGRAM = Program(
     },
     no_effect=(
         *("__version", "debug_*", "workspace_dir", "cache_dir", "huggingface_*", "offline_mode"),
-        *(
-            "tensorboard*",
-            "validat*",
-            "continue_last_backup",
-            "prevent_overwrites",
-            "include_train*",
-        ),
+        *("tensorboard*", "validat*", "continue_last_backup", "prevent_overwrites"),
         *("multi_gpu", "device_indexes", "gradient_reduce_*", "fused_gradient_*", "async_*"),
         *("output_*", "weight_dtype", "compile", "concept_file_name", "latent_caching"),
         *("clear_cache_*", "ema_*", "dataloader_threads", "train_device", "temp_device"),
@@ -288,6 +274,6 @@ PROGRAM = Program(
         *("save_skip_first", "save_filename_prefix", "secrets*", "concepts.name", "concepts.seed"),
         *("concepts.image_variations", "concepts.text_variations", "concepts.concept_stats*"),
         *("concepts.image.resolution_override", "concepts.image.*_max_*", "concepts.text.*_mode"),
-        *("concepts.text.keep_tags_count", "enable_activation_offloading"),
+        *("include_train*", "concepts.text.keep_tags_count", "enable_activation_offloading"),
     ),
 )

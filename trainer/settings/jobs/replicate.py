@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from families.registry import FAMILIES, undistilled
-from trainer.settings.choices import OPTIMIZERS
-from trainer.settings.jobs.ai_toolkit_rules import PRODIGY_LEAST
-from trainer.settings.jobs.rules import learning_rate, optimizer
+from trainer.settings.jobs.ai_toolkit_rules import rate
+from trainer.settings.jobs.rules import optimizer
 from trainer.settings.jobs.translation import Program, Translation
 
 _OPTIMIZERS = {
@@ -44,12 +43,7 @@ def _rules(found: Translation) -> None:
     text = f"{steps}: its job updates every second step, so {steps // 2} updates"
     found.differs("steps", text, steps=steps // 2)
     ours = optimizer(found, "optimizer", "adamw", _OPTIMIZERS, "weight_decay")
-    rate = found.get("learning_rate", 2e-4)
-    if OPTIMIZERS[ours].finds_rate and rate < PRODIGY_LEAST:
-        text = f"{rate:g} becomes 1.0, as ai-toolkit does for {ours}"
-        found.differs("learning_rate", text, learning_rate=1.0)
-    else:
-        learning_rate(found, "learning_rate", 2e-4)
+    rate(found, "learning_rate", 2e-4, ours)
     found.same("seed", seed=found.get("seed") or 42)
 
 

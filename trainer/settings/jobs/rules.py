@@ -40,7 +40,7 @@ def base_named(found: Translation, key: str, name: str, family: type[Family]) ->
 
     A file's name is all that is known of it, so one that is not just the family's undistilled base
     model is reported as a difference. Raises `SettingsError` for an unknown name, unless
-    `base_model` is given beside the job.
+    `base_model` is given with the job.
     """
     if other := found.given.get("base_model"):
         found.no_effect(key, "base_model is given")
@@ -130,6 +130,30 @@ def alpha_is_rank(found: Translation, key: str, rank: float, default: float) -> 
             f"{alpha} in {found.program}, so the LoRA counts {alpha}/{rank:g}; here alpha is the "
             f"rank (set {key} to {rank:g})",
         )
+
+
+def precision(found: Translation, key: str, default: str) -> None:
+    """The number type of the frozen base model in training."""
+    given = str(found.get(key, default))
+    there = given if key in found.keys else f"{given} in {found.program}"
+    if given.lower() in ("bf16", "bfloat16", "bfloat_16"):
+        found.same(key, f"{there}, as always here on a GPU")
+    else:
+        found.differs(key, f"{there}; here the base is bfloat16 on a GPU")
+
+
+def bucketing(found: Translation, key: str, default: bool, off: str) -> None:
+    """Buckets by aspect ratio; `off` is what the program does without them."""
+    if found.get(key, default):
+        found.same(key, "as always here")
+    else:
+        found.differs(key, f"off: {off} there, here the nearest aspect ratio")
+
+
+def swapped_blocks(found: Translation) -> None:
+    """Blocks in CPU memory."""
+    if swapped := found.get("blocks_to_swap"):
+        found.differs("blocks_to_swap", f"{swapped} blocks", low_memory=True)
 
 
 def optimizer(

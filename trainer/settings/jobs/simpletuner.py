@@ -24,6 +24,7 @@ from trainer.settings.jobs.rules import (
     only_dataset,
     optimizer,
     pairs,
+    precision,
     repeats,
     trackers,
 )
@@ -56,9 +57,7 @@ _QUANTIZATIONS = {
 
 
 def _is_job(content: Any) -> bool:
-    return (
-        isinstance(content, dict) and {"model_family", "--model_family"} & content.keys() != set()
-    )
+    return isinstance(content, dict) and bool({"model_family", "--model_family"} & content.keys())
 
 
 def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -108,10 +107,8 @@ def _base(found: Translation) -> None:
 def _learning(found: Translation) -> None:
     args = pairs(found, "optimizer_config")
     decay = args.pop("weight_decay", None) or found.get("adam_weight_decay")
-    key = "adam_weight_decay"
-    optimizer(
-        found, "optimizer", "adamw_bf16", _OPTIMIZERS, key, None if decay is None else float(decay)
-    )
+    decay = None if decay is None else float(decay)
+    optimizer(found, "optimizer", "adamw_bf16", _OPTIMIZERS, "adam_weight_decay", decay)
     only_arguments(found, "optimizer_config", args, _OPTIMIZER_ARGS)
     learning_rate(found, "learning_rate", 4e-7)
     clipping(found, "max_grad_norm", 2.0)
@@ -143,10 +140,7 @@ def _memory(found: Translation) -> None:
     for key in ("musubi_blocks_to_swap", "enable_group_offload", "ramtorch"):
         if found.get(key):
             found.differs(key, str(found.get(key)), low_memory=True)
-    if (precision := found.get("mixed_precision", "bf16")) == "bf16":
-        found.same("mixed_precision", "bf16, as always here on a GPU")
-    else:
-        found.differs("mixed_precision", f"{precision}; here the base is bfloat16 on a GPU")
+    precision(found, "mixed_precision", "bf16")
 
 
 def _dataset(found: Translation) -> None:
@@ -266,16 +260,10 @@ PROGRAM = Program(
         *("validation_*", "num_eval_images", "eval_*", "user_prompt_library", "hub_*", "dynamo_*"),
         *("attention_mechanism", "quantize_via", "sdnq_*", "base_model_default_dtype", "num_*"),
         *("gradient_checkpointing_*", "ramtorch_*", "group_offload_*", "musubi_block_swap_*"),
-        *(
-            "offload_during_*",
-            "accelerator_cache_*",
-            "disable_tf32",
-            "set_grads_to_none",
-            "debug_*",
-        ),
+        *("offload_during_*", "accelerator_cache_*", "disable_tf32", "set_grads_to_none"),
         *("print_*", "strict_epoch_limit", "minimum_image_size", "resolution_type", "lr_end"),
         *("i_know_what_i_am_doing", "keep_vae_loaded", "ignore_missing_files", "revision"),
-        *("lr_power", "lr_num_cycles", "lycoris_config", "instance_prompt", "ema_*"),
+        *("debug_*", "lr_power", "lr_num_cycles", "lycoris_config", "instance_prompt", "ema_*"),
         *("seed_for_each_device", "disable_segmented_timestep_sampling", "enable_watermark"),
     ),
 )

@@ -155,7 +155,7 @@ def _place(key: str, value: Any, program: Program, found: Translation) -> None:
     value = value if name and _is_text(name) else number(value)
     switch = program.switches.get(key)
     if switch is not None and not found.get(switch):
-        found.no_effect(f"{key}", f"while {switch} is off")
+        found.no_effect(key, f"while {switch} is off")
     elif name is not None:
         if value is None or value == [] or (value is False and name not in _SWITCHES):
             found.no_effect(key, "not given")

@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given["replicate_weights"] = weights or lora
     if prompts or grid:
         from families.repository import MissingModel
-        from inference.batch import generate_batch, read_batch
+        from inference.batch import generate_batch
+        from inference.batch_items import read_batch
 
         archive_of = lru_cache(maxsize=4)(_archive)
         with one_message(debug, True, MissingModel, OSError, ValueError):

@@ -16,7 +16,7 @@ from root import ROOT
 
 from inference import batch
 from inference.__main__ import main
-from inference.batch import read_batch
+from inference.batch_items import read_batch
 from inference.inputs import GenerationInputs
 
 SMALL = ["--base", "miniature-turbo", "--width", "32", "--height", "32"]

@@ -14,6 +14,8 @@ BASE_MODELS = [
     "auto",
     "qwen-image",
     "qwen-image-2512",
+    "qwen-image-edit-2511",
+    "qwen-image-edit-2509",
     "qwen-image-2.1",
     "qwen-image-2.1-turbo",
     "z-image-turbo",

@@ -60,6 +60,8 @@ class Base:
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
     # LoRAs for this base are trained on that one, and are used here unchanged.
     train_on: "Base | None" = None
+    # Reference images that an editing model takes; it needs at least one. 0: not an editing model.
+    most_references: int = 0
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
@@ -123,6 +125,7 @@ class ModelClasses:
     """Names of the classes in a repository's model_index.json."""
 
     pipeline: str  # diffusers
+    editing_pipeline: str = field(default="", kw_only=True)  # of the family's editing models
     transformer: str  # diffusers
     vae: str  # diffusers
     text_encoder: str  # transformers

@@ -30,9 +30,11 @@ from families.tokens import PromptTokenizer, TokenizedPrompt
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from families.prefix import Prefix
+    from families.references import References
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,32 @@ class Family(ABC):
     @abstractmethod
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The transformer's noise - x0 for noisy latents, BCHW float32; `text` as encoded."""
+
+    # Editing models (`Base.most_references`).
+
+    def encode_references(self, images: Sequence[Image.Image]) -> References:
+        """Upright images, encoded once for all passes."""
+        from families.references import encode_references
+
+        return encode_references(self, images)
+
+    def encode_edit(
+        self, prompt: str, references: References, vectors: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """text_LD of a prompt beside its reference images; `vectors` as in `encode_prompts`."""
+        from families.references import encode_edit
+
+        return encode_edit(self, prompt, references, vectors)
+
+    def edit_velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        text: Sequence[Tensor],
+        references: References,
+    ) -> Tensor:
+        """`velocity` beside reference images, the same for the whole batch; of editing models."""
+        raise NotImplementedError(f"{self.base.name} is not an editing model")
 
     # LoRA targets.
 

@@ -68,6 +68,16 @@ def undistilled(family: type[Family]) -> Base:
     return next(base for base in family.bases if not base.distilled)
 
 
+def trainable() -> dict[str, Base]:
+    """The bases that can be trained: all but editing models."""
+    return {name: base for name, base in BASES.items() if not base.most_references}
+
+
+def editing() -> dict[str, Base]:
+    """The editing models, which take reference images."""
+    return {name: base for name, base in BASES.items() if base.most_references}
+
+
 def find_base(name: str) -> Base:
     """The base of a short name or a Hub id. Raises `UnknownBase`.
 
@@ -103,12 +113,14 @@ def find_base_or_folder(name: str) -> Base:
             f"base_model {_shown(name)} is neither one of {', '.join(BASES)} nor a folder with a "
             f"model_index.json{_hint(name)}"
         ) from None
-    family, origin, sigmas = _read_index(text, f"{_shown(name)}: model_index.json")
+    family, editing_model, origin, sigmas = _read_index(text, f"{_shown(name)}: model_index.json")
     by_folder_name = {base.hub_id.split("/")[1]: base for base in BASES.values()}
     published = by_folder_name.get(folder.name)
     if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
     like = origin or undistilled(family)
+    if editing_model and not like.most_references:
+        like = next(base for base in family.bases if base.most_references)
     if sigmas:
         like = next((base for base in (like, *family.bases) if base.sample_sigmas), like)
         like = replace(like, sample_sigmas=sigmas, inference_steps=len(sigmas))
@@ -163,14 +175,21 @@ def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
         ) from error
 
 
-def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None, tuple[float, ...]]:
-    """The family whose pipeline class a model_index.json names, the base it was made from, and its
-    fixed schedule."""
+def _read_index(
+    index: bytes, source: str
+) -> tuple[type[Family], bool, Base | None, tuple[float, ...]]:
+    """The family whose pipeline class a model_index.json names, whether it is an editing model,
+    the base it was made from, and its fixed schedule."""
     try:
         content = json.loads(index)
     except (ValueError, RecursionError) as error:
         raise UnknownBase(f"{source} is not JSON; download the model again") from error
-    by_pipeline = {family.classes.pipeline: family for family in FAMILIES.values()}
+    by_pipeline = {
+        name: family
+        for family in FAMILIES.values()
+        for name in (family.classes.pipeline, family.classes.editing_pipeline)
+        if name
+    }
     pipeline = content.get("_class_name") if isinstance(content, dict) else None
     if not isinstance(pipeline, str) or pipeline not in by_pipeline:
         known = ", ".join(by_pipeline)
@@ -181,7 +200,8 @@ def _read_index(index: bytes, source: str) -> tuple[type[Family], Base | None, t
     numbers = isinstance(sigmas, list) and all(isinstance(each, int | float) for each in sigmas)
     if not numbers or sigmas != sorted({s for s in sigmas if 0 < s <= 1}, reverse=True):
         raise UnknownBase(f"{source}: sample_sigmas must be falling numbers from 1 to above 0")
-    return family, origin if origin in family.bases else None, tuple(sigmas)
+    origin = origin if origin in family.bases else None
+    return family, pipeline == family.classes.editing_pipeline, origin, tuple(sigmas)
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ from families.registry import find_base_or_folder
 from inference.console import begin, log_to_console, one_message, stopped_quietly
 from inference.flags import Parser, add, add_inputs, typed
 from inference.inputs import GROUPS, IMAGES, OUTPUT, WEIGHTS, GenerationInputs
-from inference.request import Request
+from inference.request import Request, check_references
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +30,9 @@ Examples:
       --weights outputs/latest/weights.zip --output-dir outputs/many
   {generate} --prompt "a red fox as an oil painting" --image fox.jpg \\
       --prompt-strength 0.6 --weights hf:owner/name/oil.safetensors
+  {generate} --base qwen-image-edit-2511 \\
+      --prompt "put the cup of Picture 2 on the table of Picture 1" \\
+      --reference-images table.jpg cup.jpg
 
 Quote the prompt: the shell interprets < and >. For private repositories on Hugging Face, set
 $HF_TOKEN.
@@ -160,9 +163,9 @@ def _read(
 ) -> "tuple[Request, Archive | None, Archive | None]":
     """The request, the weights and the second LoRA of these inputs, from their files."""
     if inputs.base_model != "auto":
-        find_base_or_folder(inputs.base_model)
+        check_references(len(inputs.reference_images), find_base_or_folder(inputs.base_model))
     archive = archive or _archive
-    request = Request.of(inputs, _image(inputs.image), _image(inputs.mask))
+    request = Request.of(inputs, _image)
     return request, archive(inputs.replicate_weights, token), archive(inputs.extra_lora, None)
 
 
@@ -175,9 +178,7 @@ def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> st
     return f"generate: base model {model}{source}, images in {folder}/"
 
 
-def _image(path: Path | str | None) -> "Image | None":
-    if not path:
-        return None
+def _image(name: str, path: Path | str) -> "Image":
     from inference.images import read_image
 
     return read_image(Path(path))

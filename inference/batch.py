@@ -40,7 +40,7 @@ def generate_batch(items: Sequence[Item], folder: Path, read: "Read", cpu: bool)
     seen = set()
     faults = []
     for item in items:
-        files = tuple(getattr(item.inputs, name) for name in ("base_model", *PATHS))
+        files = tuple(str(getattr(item.inputs, name)) for name in ("base_model", *PATHS))
         if files not in seen:
             seen.add(files)
             try:

@@ -22,7 +22,7 @@ SHOWN = 10  # errors of a file that a message lists
 _MOST_BYTES = 256 << 20  # of a file of prompts
 _NOT_READ = (".json", ".csv", ".tsv", ".yaml", ".yml", ".toml")  # not prompts, line by line
 _WEIGHTS = ("weights", "lora_weights")  # other names of `replicate_weights`
-PATHS = ("replicate_weights", "extra_lora", "image", "mask")
+PATHS = ("replicate_weights", "extra_lora", "image", "mask", "reference_images")
 # The order of images: weights and base change as seldom as possible.
 _SLOW = ("base_model", "replicate_weights", "extra_lora")
 _RANGE = re.compile(r"(-?\d+)-(\d+)")
@@ -150,12 +150,20 @@ def _lines(path: Path, given: Mapping[str, Any]) -> Iterator[tuple[int, dict[str
         for name in named:
             values["replicate_weights"] = values.pop(name)
         for name in PATHS:
-            if isinstance(values.get(name), str):
-                beside = path.parent / values[name]
-                values[name] = str(beside) if _exists(beside) else values[name]
+            if name in values:
+                values[name] = _beside(path.parent, values[name])
         yield number, dict(given) | values
     if faults:
         raise ValueError(f"--prompts {path}: {'; '.join(faults[:SHOWN])}")
+
+
+def _beside(folder: Path, value: Any) -> Any:
+    """A path, or each of a list, relative to the folder if there is such a file."""
+    if isinstance(value, list):
+        return [_beside(folder, each) for each in value]
+    if isinstance(value, str) and _exists(folder / value):
+        return str(folder / value)
+    return value
 
 
 def _exists(path: Path) -> bool:
@@ -172,12 +180,20 @@ def _item(values: Mapping[str, Any]) -> Item:
         raise ValueError("num_outputs must be 1 in a batch; use --grid seed=0-3")
     given = inputs.model_dump(mode="json", exclude_defaults=True)
     for name in PATHS:
-        if name in given and _exists(path := Path(str(given[name]))):
-            # The folder of a full training has a file that differs for each run.
-            path = path / "meta.json" if path.is_dir() else path
-            if path.is_file():
-                given[name] = _content_hash(path)  # a changed file is another image
+        if name in given:
+            given[name] = _hashed(given[name])  # a changed file is another image
     return Item(inputs, given)
+
+
+def _hashed(value: Any) -> Any:
+    """The hash of a file's content, or of each in a list; other values as they are."""
+    if isinstance(value, list):
+        return [_hashed(each) for each in value]
+    if not _exists(path := Path(str(value))):
+        return value
+    # The folder of a full training has a file that differs for each run.
+    path = path / "meta.json" if path.is_dir() else path
+    return _content_hash(path) if path.is_file() else value
 
 
 @cache

@@ -22,7 +22,13 @@ from families.family import Family
 from families.loading import default_device, default_dtype, load_family
 from families.no_gpu import NoGpu, how_to_run_anyway, why_too_slow
 from families.out_of_memory import without_locals
-from families.registry import UnknownBase, default_base, family_of, find_base
+from families.registry import (
+    UnknownBase,
+    default_base,
+    family_of,
+    find_base,
+    find_base_or_folder,
+)
 from families.repository import transformer_source
 from families.tokens import ids_wanted
 from families.without_weights import transformer_without_weights
@@ -40,7 +46,7 @@ from inference.input_fields import check_length
 from inference.inputs import IMAGES, SECRET_LENGTH, GenerationInputs
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
-from inference.request import Request, check_size, check_work, resolve
+from inference.request import Request, check_images, check_references, check_work, resolve
 from inference.residence import choose_storage
 from inference.secret import GivenSecret, revealed
 from inference.text_cache import TextCache
@@ -118,18 +124,19 @@ class Engine:
         the metric `seconds_per_image`.
         """
         base_model, extra_lora = inputs.base_model, inputs.extra_lora
-        if base_model != "auto" and not any_file:
-            find_base(base_model)  # refuses folders, which are paths too
+        if base_model != "auto":
+            find = find_base_or_folder if any_file else find_base  # folders are paths too
+            check_references(len(inputs.reference_images), find(base_model))
         token = revealed(hf_api_token)
         check_length("hf_api_token", token or "", SECRET_LENGTH)
         if token and not (token.isascii() and token.isprintable() and " " not in token):
             raise ValueError("hf_api_token contains characters that no token has; copy it again")
-        read_images: dict[str, Image.Image] = {}
-        for name in ("image", "mask"):
-            if source := getattr(inputs, name):
-                with of_input(name):
-                    read_images[name] = read_image(self.sources.file(source, None, any_file))
-        asked = Request.of(inputs, **read_images)
+
+        def read_input(name: str, source: Source) -> Image.Image:
+            with of_input(name):
+                return read_image(self.sources.file(source, None, any_file))
+
+        asked = Request.of(inputs, read_input)
         folder = None if output_dir is None else writable_folder(output_dir)
         start = time.perf_counter()
         main = "replicate_weights" if inputs.replicate_weights else "lora_weights"
@@ -203,7 +210,7 @@ class Engine:
             base = choose_base(base_model, weights, self._automatic)
             warn_of_other_base(base, weights)
             weights = with_own_tokens(weights, base)
-            check_size(request, base)
+            check_images(request, base)
             few_steps = few_step_lora(weights, base)
             if from_request:
                 check_work(request, base, few_steps)
@@ -224,7 +231,13 @@ class Engine:
             images = acceleration.with_fallback(
                 family.transformer,
                 lambda: generate(
-                    family, resolved, vectors, request.image, self._texts, request.mask
+                    family,
+                    resolved,
+                    vectors,
+                    request.image,
+                    self._texts,
+                    request.mask,
+                    request.reference_images,
                 ),
             )
         described = [each.described() for each in weights]

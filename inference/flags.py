@@ -91,6 +91,8 @@ def add(section: "argparse._ActionsContainer", name: str, help: str, **options: 
 def _options(types: Sequence[type], each: Input) -> dict[str, Any]:
     if types == (bool,):
         return {"action": argparse.BooleanOptionalAction}
+    if types == (Sequence,):
+        return {"nargs": "+", "metavar": "FILE"}
     read = str if str in types else lambda text: _value(text, types)
     return {"type": read, "metavar": _metavar(types, each)}
 
@@ -111,6 +113,6 @@ def _help(each: Input, default: object) -> str:
     text, mark, words = each.description.partition(" Default: ")
     if each.ge is not None and each.le is not None and each.le < 2**62:
         text += f" From {each.ge:g} to {each.le:g} {each.unit}".rstrip() + "."
-    if not mark and not isinstance(default, bool) and default not in (None, ""):
+    if not mark and not isinstance(default, bool) and default not in (None, "", []):
         mark, words = " Default: ", f"{default:g}." if isinstance(default, float) else f"{default}."
     return f"{text}{mark}{words}".replace("%", "%%")

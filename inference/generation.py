@@ -1,6 +1,6 @@
 """Generates the images of a resolved request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import torch
@@ -23,19 +23,22 @@ def generate(
     image: Image.Image | None = None,
     texts: TextCache | None = None,
     mask: Image.Image | None = None,
+    reference_images: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
     """Generates the images of a resolved request, one after another.
 
     Each image depends only on its seed, not on the number of images. With an `image`, the first
     steps are skipped, and the others start from the image with noise added. With a `mask`, only
-    its white part is generated, in whole latents; the others are the image's.
+    its white part is generated, in whole latents; the others are the image's. `reference_images`
+    are an editing model's.
     """
     texts = texts or TextCache()
-    text = [texts.encode(family, resolved.prompt, vectors or {})]
+    references = family.encode_references(reference_images) if reference_images else None
+    text = [texts.encode(family, resolved.prompt, vectors or {}, references)]
     negative = None
     if resolved.guidance_scale > 1:
         without = resolved.negative_prompt or family.empty_prompt
-        negative = [texts.encode(family, without, vectors or {})]
+        negative = [texts.encode(family, without, vectors or {}, references)]
     sigmas = family.sigmas(resolved.steps, resolved.width, resolved.height, resolved.shift)
     sigmas = sigmas[resolved.first_step :]
     share = FAST_GUIDED_SHARE if resolved.go_fast else 1.0
@@ -54,7 +57,15 @@ def generate(
                 kept = Kept(clean_BCHW, start_BCHW, mask_11HW.to(start_BCHW))
             start_BCHW = add_noise(clean_BCHW, start_BCHW, sigmas[0])
         latents_BCHW = sample(
-            family, start_BCHW, sigmas, text, negative, resolved.guidance_scale, share, kept
+            family,
+            start_BCHW,
+            sigmas,
+            text,
+            negative,
+            resolved.guidance_scale,
+            share,
+            kept,
+            references,
         )
         images += to_images(family.decode(latents_BCHW))
     return images

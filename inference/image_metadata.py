@@ -64,6 +64,8 @@ def image_texts(
         facts["shift"] = resolved.shift
     if resolved.prompt_strength is not None:
         facts["prompt_strength"] = resolved.prompt_strength
+    if resolved.references:
+        facts["reference_images"] = resolved.references
     if resolved.masked:
         facts["masked"] = True
     return {TEXT: _a1111_text(facts, base), JSON: json.dumps(facts)}

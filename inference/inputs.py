@@ -1,10 +1,12 @@
 """The inputs for generation, one per line as in predict.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import field_validator, model_validator
 
+from families.registry import BASES
 from inference.input_fields import Input, Inputs, digits
 
 PROMPT, WEIGHTS, IMAGE, SAMPLING, OUTPUT = GROUPS = (
@@ -20,6 +22,7 @@ FORMATS = ("webp", "jpg", "png")  # of image files; the first is the default
 QUALITY = 90  # of webp and jpg files
 IMAGES = Path("outputs/images")  # in the working directory; never cleaned
 UPLOAD = 100 << 20  # characters of a data URL: Cog's limit of a request
+MOST_REFERENCES = max(each.most_references for each in BASES.values())
 SECRET_LENGTH = 1_000  # characters of a key or token
 
 
@@ -94,6 +97,7 @@ class GenerationInputs(SharedInputs):
     extra_lora: Annotated[Path | str | None, Input("A second LoRA that is combined with the first; the same spellings.", WEIGHTS, max_length=UPLOAD)] = None
     apply_lora: ApplyLora = WITH_TOKEN
     image: Annotated[Path | str | None, Input("Image to start from; see prompt_strength.", IMAGE)] = None
+    reference_images: Annotated[Sequence[Path | str], Input("Images to edit or to take things from, for editing models: 1 to 3. Call them Picture 1, Picture 2 and Picture 3 in the prompt.", IMAGE)] = []
     mask: Annotated[Path | str | None, Input("Inpainting: an image of the same size as image. Only its white part is generated; the rest stays as in image.", IMAGE)] = None
     output_format: Annotated[str, Input("File format of the images.", OUTPUT, choices=FORMATS)] = FORMATS[0]
     output_quality: Annotated[int, Input("Quality of webp and jpg files, from 1 to 100.", OUTPUT, ge=1, le=100)] = QUALITY
@@ -106,6 +110,11 @@ class GenerationInputs(SharedInputs):
             raise ValueError(
                 "replicate_weights and lora_weights are the same input; set only one of them, and "
                 "pass a second LoRA as extra_lora"
+            )
+        if len(self.reference_images) > MOST_REFERENCES:
+            raise ValueError(
+                f"reference_images has {len(self.reference_images)} images; no model takes more "
+                f"than {MOST_REFERENCES}"
             )
         if self.extra_lora_scale is not None and not self.extra_lora:
             raise ValueError("extra_lora_scale needs extra_lora; set both or neither")

@@ -2,22 +2,25 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from PIL import Image
 from pydantic import InstanceOf, model_validator
 
 from families.base import Base
 from families.few_steps import FewStepLora
+from families.registry import editing
 from inference.inputs import WITH_TOKEN, ApplyLora, GenerationInputs, SharedInputs
 
 log = logging.getLogger(__name__)
 
+REFERENCES = "reference_images"  # the input's name
 BLACK_MASK = "mask is black everywhere, so nothing would be generated; paint that part white"
-
 LONGEST = 3.0  # most extreme aspect ratio that is taken from an input image
+MOST_STRETCHED = 16  # and of a reference image
 DEFAULT_STRENGTH = 0.8
 # Most compute of one request to a server, in transformer passes of one image of the base's default
 # resolution. 8 images of 50 guided steps are 800: 2 minutes of Qwen-Image on an H100.
@@ -29,6 +32,7 @@ class Request(SharedInputs):
 
     apply_lora: ApplyLora = WITH_TOKEN
     image: InstanceOf[Image.Image] | None = None  # to start from
+    reference_images: Sequence[InstanceOf[Image.Image]] = ()  # of an editing model
     mask: InstanceOf[Image.Image] | None = None  # of the image; its white part is generated
 
     @model_validator(mode="after")
@@ -44,14 +48,47 @@ class Request(SharedInputs):
 
     @classmethod
     def of(
-        cls,
-        inputs: GenerationInputs,
-        image: Image.Image | None = None,
-        mask: Image.Image | None = None,
+        cls, inputs: GenerationInputs, read: Callable[[str, Path | str], Image.Image]
     ) -> "Request":
-        """The request of these inputs, with their image and mask already read."""
+        """The request of these inputs. `read` reads an image, by its input's name and source."""
         shared = {name: getattr(inputs, name) for name in SharedInputs.model_fields}
-        return cls(**shared, apply_lora=inputs.apply_lora, image=image, mask=mask)
+        images: dict[str, Any] = {
+            name: read(name, source)
+            for name in ("image", "mask")
+            if (source := getattr(inputs, name))
+        }
+        references = tuple(read(REFERENCES, each) for each in inputs.reference_images)
+        return cls(**shared, apply_lora=inputs.apply_lora, reference_images=references, **images)
+
+
+def check_images(request: Request, base: Base) -> None:
+    """Raises ValueError for an image that is too large for the base, and for reference images
+    that it does not take."""
+    check_references(len(request.reference_images), base)
+    check_size(request, base)
+    for number, each in enumerate(request.reference_images, start=1):
+        if max(each.size) > MOST_STRETCHED * min(each.size):
+            raise ValueError(
+                f"reference image {number} is {each.width}x{each.height}; crop it, so that its "
+                f"longer side is at most {MOST_STRETCHED} times the shorter one"
+            )
+
+
+def check_references(count: int, base: Base) -> None:
+    """Raises ValueError for a number of reference images that the base does not take."""
+    if count and not base.most_references:
+        raise ValueError(
+            f"{base.name} takes no reference_images; set base_model to an editing model: "
+            f"{', '.join(editing())}"
+        )
+    if base.most_references and not count:
+        raise ValueError(
+            f"{base.name} edits images: give 1 to {base.most_references} in reference_images"
+        )
+    if count > base.most_references:
+        raise ValueError(
+            f"{count} reference_images; {base.name} takes at most {base.most_references}"
+        )
 
 
 def check_size(request: Request, base: Base) -> None:
@@ -66,9 +103,13 @@ def check_size(request: Request, base: Base) -> None:
 
 
 def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
-    """Compute of a request, in passes of an image of the base's default resolution."""
+    """Compute of a request, in passes of an image of the base's default resolution.
+
+    Each reference image takes as many tokens as one.
+    """
     width, height = map(round, wanted_size(request, base.default_resolution))
-    return _passes(request, base, few_steps) * width * height / base.default_resolution**2
+    pixels = width * height / base.default_resolution**2 + len(request.reference_images)
+    return _passes(request, base, few_steps) * pixels
 
 
 def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:
@@ -83,10 +124,12 @@ def check_work(request: Request, base: Base, few_steps: FewStepLora | None = Non
         width, height = map(round, wanted_size(request, base.default_resolution))
         steps, guidance = _steps_and_guidance(request, base, few_steps)
         passes = _passes(request, base, few_steps)
+        count = len(request.reference_images)
+        beside = f" beside {count} reference images" if count else ""
         raise ValueError(
             f"{request.num_outputs} images of {width}x{height} in {steps} steps"
-            f"{' with guidance, which doubles them,' if guidance > 1 else ''} are too much for one "
-            f"request: {passes:,} steps; the limit of {base.name} at this size is "
+            f"{' with guidance, which doubles them,' if guidance > 1 else ''}{beside} are too much "
+            f"for one request: {passes:,} steps; the limit of {base.name} at this size is "
             f"{int(MOST_PASSES * passes / cost):,}; lower num_outputs, num_inference_steps or the "
             "size"
         )
@@ -105,6 +148,7 @@ class ResolvedRequest:
     seeds: tuple[int, ...]  # one per image
     go_fast: bool = False
     prompt_strength: float | None = None  # None: without an image
+    references: int = 0  # number of reference images
     masked: bool = False  # only a part of the image is generated
     shift: float | None = None  # of `Family.sigmas`; None: the model's own schedule
 
@@ -158,6 +202,7 @@ def resolve(
         seeds=tuple(seed + number for number in range(request.num_outputs)),
         go_fast=request.go_fast and guidance > 1,
         prompt_strength=strength,
+        references=len(request.reference_images),
         masked=request.mask is not None,
         shift=shift,
     )
@@ -236,8 +281,9 @@ def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
     if request.aspect_ratio is not None:
         across, down = map(int, request.aspect_ratio.split(":"))
         ratio = across / down
-    elif request.image is not None:
-        ratio = request.image.width / request.image.height
+    elif request.image is not None or request.reference_images:
+        image = request.image or request.reference_images[-1]  # the last, as in the pipeline
+        ratio = image.width / image.height
         ratio = min(max(ratio, 1 / LONGEST), LONGEST)
     else:
         ratio = 1.0

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from families.family import Family
+from families.references import References
 from inference.progress import Progress
 
 # The share of guided steps with `go_fast`: guidance matters most in early steps (Castillo et al.
@@ -38,22 +40,27 @@ def sample(
     guidance_scale: float = 1.0,
     guided_share: float = 1.0,
     kept: Kept | None = None,
+    references: References | None = None,
 ) -> Tensor:
     """Samples latents BCHW float32, from `noise_BCHW` at sigmas[0] down to sigmas[-1].
 
     `text` and `negative_text` are one text_LD per image. The latter is used only if
     `guidance_scale` is above 1, in the first `guided_share` of the steps: two passes per step.
     `kept` is put back after each step, with the noise of the next sigma; after the last, without.
+    `references` are an editing model's.
     """
+    velocity = family.velocity
+    if references is not None:
+        velocity = partial(family.edit_velocity, references=references)
     latents_BCHW = noise_BCHW
     sigmas = sigmas.to(noise_BCHW)
     guided_steps = math.ceil((len(sigmas) - 1) * guided_share)
     for step in Progress(range(len(sigmas) - 1), desc="generating", unit="step"):
         # Velocity with guidance.
         sigma_B = sigmas[step].expand(len(latents_BCHW))
-        velocity_BCHW = family.velocity(latents_BCHW, sigma_B, text)
+        velocity_BCHW = velocity(latents_BCHW, sigma_B, text)
         if guidance_scale > 1 and negative_text is not None and step < guided_steps:
-            away_BCHW = family.velocity(latents_BCHW, sigma_B, negative_text)
+            away_BCHW = velocity(latents_BCHW, sigma_B, negative_text)
             velocity_BCHW = family.guide(velocity_BCHW, away_BCHW, guidance_scale)
         # Euler step.
         latents_BCHW = latents_BCHW + (sigmas[step + 1] - sigmas[step]) * velocity_BCHW

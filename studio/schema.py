@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.base import Base
-from families.registry import BASES
+from families.registry import trainable
 from families.repository import is_on_disk
 from inference.input_fields import Inputs
 from inference.inputs import SharedInputs
@@ -41,7 +41,7 @@ def fields(inputs: type[Inputs], names: Iterable[str]) -> list[dict[str, Any]]:
         if name == "trackers":
             choices = list(TRACKERS)
         if name == "base_model":
-            choices = ["auto", *BASES]
+            choices = ["auto", *trainable()]
         found.append(
             {
                 "name": name,
@@ -100,7 +100,7 @@ async def _schema(request: Request) -> Response:
         {
             "fields": fields(TrainingInputs, OFFERED),
             "groups": [{"name": name, "title": _TITLES[name]} for name in GROUPS],
-            "bases": [base(each, memory) for each in BASES.values()],
+            "bases": [base(each, memory) for each in trainable().values()],
             "automatic": gpu.automatic_base().name,
             "presets": [{"name": k, "purpose": each.purpose} for k, each in PRESETS.items()],
             "generation": fields(SharedInputs, SharedInputs.inputs()),

@@ -2,12 +2,12 @@
 
 The transformer takes time sigma and returns noise - x0 on latents packed into 2x2 patches. Text
 features are the encoder's last hidden states without those of the system prompt (diffusers,
-`pipelines/qwenimage`).
+`pipelines/qwenimage`). Qwen-Image-Edit-2509 and -2511 are the same models with another system
+prompt; reference images stand in the prompt and in the sequence (`families.references`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,16 +22,18 @@ from families.base import (
     TRANSFORMER,
     Base,
     CardCode,
-    FewStepRow,
     JobNames,
     LoraReader,
     ModelClasses,
 )
 from families.family import Family
+from families.models.qwen_image_few_steps import FEW_STEP_LORAS
 from families.tokens import TokenizedPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from families.references import References
 
 # Images of more pixels go through the VAE in tiles, which is nearly as fast for this VAE.
 WHOLE_PIXELS = 640 * 640
@@ -40,6 +42,14 @@ WHOLE_PIXELS = 640 * 640
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+# That of QwenImageEditPlusPipeline.
+EDIT_TEMPLATE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
+    "texture, objects, background), then explain how the user's text instruction should alter or "
+    "modify the image. Generate a new image that meets the user's requirements while maintaining "
+    "consistency with the original input where appropriate.<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 
@@ -58,17 +68,31 @@ QWEN_IMAGE = Base(
     training_shift=2.2,
 )
 QWEN_IMAGE_2512 = replace(QWEN_IMAGE, name="qwen-image-2512", hub_id="Qwen/Qwen-Image-2512")
+QWEN_IMAGE_EDIT_2511 = replace(
+    QWEN_IMAGE,
+    name="qwen-image-edit-2511",
+    hub_id="Qwen/Qwen-Image-Edit-2511",
+    most_references=3,  # as on the cards
+    inference_steps=40,
+    default_resolution=1024,
+    size_multiple=32,  # as the pipeline rounds its default sizes
+    generation_memory=58.4,  # with three reference images
+)
+QWEN_IMAGE_EDIT_2509 = replace(
+    QWEN_IMAGE_EDIT_2511, name="qwen-image-edit-2509", hub_id="Qwen/Qwen-Image-Edit-2509"
+)
 
 
 class QwenImage(Family):
-    """Qwen-Image and Qwen-Image-2512."""
+    """Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit-2511 and -2509."""
 
     name = "qwen_image"
     title = "Qwen-Image"
-    bases = (QWEN_IMAGE, QWEN_IMAGE_2512)
+    bases = (QWEN_IMAGE, QWEN_IMAGE_2512, QWEN_IMAGE_EDIT_2511, QWEN_IMAGE_EDIT_2509)
     auto_on_gpu = QWEN_IMAGE
     classes = ModelClasses(
         pipeline="QwenImagePipeline",
+        editing_pipeline="QwenImageEditPlusPipeline",
         transformer="QwenImageTransformer2DModel",
         vae="AutoencoderKLQwenImage",
         # Only the full class reads every key layout of the published checkpoints.
@@ -131,29 +155,7 @@ class QwenImage(Family):
         *("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp[._]net|mod)[._]"
-    few_step_loras = (
-        # Qwen-Image-Lightning and -2512-Lightning: the scheduler of the card of
-        # lightx2v/Qwen-Image-Lightning, base_shift = max_shift = ln 3 and shift_terminal None (also
-        # diffusers PR #12119).
-        FewStepRow(
-            "Qwen-Image-Lightning",
-            re.compile(
-                r"^(?!.*qwen-image-2-1)"  # another model, with other sigmas
-                r".*(?:qwen-image(?:-edit)?(?:-\d{4})?-lightning"
-                r"|qwen.*lightning.*\d-?steps?|lightning.*qwen.*\d-?steps?"
-                r"|lightning.*\d-?steps?.*qwen)"
-            ),
-            steps=8,
-            shift=3.0,
-        ),
-        # Wuli-art/Qwen-Image-2512-Turbo-LoRA, whose ComfyUI workflow has shift 3 and cfg 1.
-        FewStepRow(
-            "Qwen-Image-2512-Turbo-LoRA",
-            re.compile(r"qwen-image-2512-turbo"),
-            steps=4,
-            shift=3.0,
-        ),
-    )
+    few_step_loras = FEW_STEP_LORAS
     job_names = {
         "ai-toolkit": JobNames(("qwen_image",)),
         "musubi-tuner": JobNames(("qwen_image",)),
@@ -192,11 +194,18 @@ class QwenImage(Family):
     def latent_channels(self) -> int:  # type: ignore[override]
         return self.transformer_config["in_channels"] // self.patch_size**2
 
+    @property
+    def resolution_multiple(self) -> int:
+        return max(self.base.size_multiple, super().resolution_multiple)
+
     def _template(self, tokenizer: Any) -> str:
-        return TEMPLATE
+        return EDIT_TEMPLATE if self.base.most_references else TEMPLATE
 
     def _reading_part(self, model: Any) -> nn.Module:
-        return model.model.language_model  # vision tower and vocabulary head are never run
+        reader = model.model.language_model  # the vocabulary head is never run
+        if self.base.most_references:
+            reader.visual = model.model.visual
+        return reader
 
     def _first_feature(self, prompt: TokenizedPrompt) -> int:
         return prompt.template_length
@@ -257,24 +266,41 @@ class QwenImage(Family):
         return mean, std
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
+        return self._velocity([latents_BCHW], sigma_B, text)
+
+    def edit_velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        text: Sequence[Tensor],
+        references: References,
+    ) -> Tensor:
+        beside = [each.expand(len(text), -1, -1, -1) for each in references.latents]
+        return self._velocity([latents_BCHW, *beside], sigma_B, text)
+
+    def _velocity(
+        self, images: Sequence[Tensor], sigma_B: Tensor, text: Sequence[Tensor]
+    ) -> Tensor:
+        """The velocity of the first image's latents beside those of the others, each BCHW."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
         from families.transfer import onto
 
-        rows, columns = (side // self.patch_size for side in latents_BCHW.shape[-2:])
+        shapes = [tuple(side // self.patch_size for side in each.shape[-2:]) for each in images]
+        rows, columns = shapes[0]
         lengths = onto(self.device, torch.tensor([len(each) for each in text]))
         text_BLD = pad_sequence(list(text), batch_first=True)
         mask_BL = torch.arange(text_BLD.shape[1], device=self.device) < lengths[:, None]
         packed = self.transformer(
-            hidden_states=self._pack(latents_BCHW).to(self.dtype),
+            hidden_states=torch.cat([self._pack(each) for each in images], 1).to(self.dtype),
             timestep=sigma_B.to(self.dtype),
             encoder_hidden_states=text_BLD,
             encoder_hidden_states_mask=None if len(set(map(len, text))) == 1 else mask_BL,
-            img_shapes=[[(1, rows, columns)]] * len(text),
+            img_shapes=[[(1, *shape) for shape in shapes]] * len(text),
             return_dict=False,
         )[0]
-        return self._unpack(packed.float(), rows, columns)
+        return self._unpack(packed[:, : rows * columns].float(), rows, columns)
 
     def guide(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Guidance, rescaled so that each token keeps the norm it has without guidance."""

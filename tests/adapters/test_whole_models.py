@@ -34,7 +34,6 @@ from families.repository import transformer_source
 from families.without_weights import transformer_without_weights
 from inference.engine import Engine
 from inference.fetch.sources import Sources
-from inference.inputs import GenerationInputs
 from inference.request import Request
 
 TURBO = BASES["miniature-turbo"]
@@ -88,9 +87,9 @@ def test_a_baked_base_has_the_weights_and_images_of_the_base_with_the_lora(
     archive = read_archive(lora)
     images = []
     for name, scale in ((TURBO.name, 0.9), (str(baked), 0.0)):
-        inputs = GenerationInputs(prompt="a <zwx> in the desert", lora_scale=scale, seed=3)
+        request = Request(prompt="a <zwx> in the desert", lora_scale=scale, seed=3)
         engine = Engine(CPU, torch.bfloat16, Sources())
-        images += engine.generate(Request.of(inputs, None), archive, base_model=name)
+        images += engine.generate(request, archive, base_model=name)
     one, other = map(numpy.asarray, images)
     assert one.std() > 10
     assert numpy.array_equal(one, other)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pages import DATASET, SHORT, Answer, Page, Server, until, with_dataset
 
+from families.registry import trainable
 from studio import planner
 from studio.new_runs import NOT_OFFERED
 from trainer.settings import TrainingInputs
@@ -46,6 +47,7 @@ def test_the_form_has_every_field_that_may_be_set_here(
     bases = {each["name"]: each for each in schema["bases"]}
     facts = [(bases[name]["license"], bases[name]["bytes"]) for name in ("qwen-image", "z-image")]
     assert facts == [("Apache-2.0", 55 * 10**9), ("Apache-2.0", 20 * 10**9)]
+    assert set(bases) == set(trainable())  # the page has no reference images
     assert bases["z-image-de-turbo"]["bytes"] is None  # not known
     assert bases["miniature-turbo"]["here"] and schema["automatic"] == "miniature-turbo"
 

@@ -44,6 +44,8 @@ Z_IMAGE_DE_TURBO = "ostris/Z-Image-De-Turbo"
 TURBO_ADAPTER = "ostris/zimage_turbo_training_adapter"
 QWEN_IMAGE = "Qwen/Qwen-Image"
 QWEN_IMAGE_2512 = "Qwen/Qwen-Image-2512"
+QWEN_IMAGE_EDIT_2511 = "Qwen/Qwen-Image-Edit-2511"
+QWEN_IMAGE_EDIT_2509 = "Qwen/Qwen-Image-Edit-2509"
 QWEN_IMAGE_21 = "Qwen/Qwen-Image-2.1"
 QWEN_IMAGE_21_TURBO = "Qwen/Qwen-Image-2.1-Turbo"
 QWEN3_VL = "Qwen/Qwen3-VL-2B-Instruct"
@@ -91,6 +93,29 @@ def write_vault(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0)
         _link(qwen / part, folder / QWEN_IMAGE_2512 / part)
     for number, version in enumerate(("v1", "v2")):
         write_turbo_adapter(folder / TURBO_ADAPTER, version, seed + number)
+    return folder
+
+
+def write_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
+    """Writes both editing models below `folder`, a `$MODEL_VAULT`, in float32; returns it."""
+    first, other = folder / QWEN_IMAGE_EDIT_2511, folder / QWEN_IMAGE_EDIT_2509
+    with torch.random.fork_rng(devices=[]):
+        qwen25_text_encoder(torch.float32, seed).save_pretrained(first / "text_encoder")
+        qwen_image_vae(torch.float32, seed).save_pretrained(first / "vae")
+        shutil.copytree(qwen25_folder(), first / "tokenizer")
+        for place, zero_cond_t in ((first, True), (other, False)):
+            name = f"{place.parent.name}/{place.name}"
+            transformer = qwen_image_transformer(name, torch.float32, seed, zero_cond_t)
+            transformer.save_pretrained(place / "transformer")
+            qwen_image_scheduler().save_pretrained(place / "scheduler")
+            _write_index(
+                place,
+                QWEN_IMAGE_COMPONENTS
+                | {"_class_name": "QwenImageEditPlusPipeline"}
+                | {"processor": ["transformers", "Qwen2VLProcessor"]},
+            )
+    for part in SHARED:
+        _link(first / part, other / part)
     return folder
 
 
@@ -239,7 +264,9 @@ def z_image_transformer(name: str, dtype: torch.dtype, seed: int) -> DiffusersMo
     return _randomised(model, f"{name}/transformer", dtype, seed)
 
 
-def qwen_image_transformer(name: str, dtype: torch.dtype, seed: int) -> DiffusersModel:
+def qwen_image_transformer(
+    name: str, dtype: torch.dtype, seed: int, zero_cond_t: bool = False
+) -> DiffusersModel:
     """A Qwen-Image transformer of 2 blocks; `name` tells siblings' weights apart."""
     model = QwenImageTransformer2DModel(
         num_layers=2,
@@ -247,6 +274,7 @@ def qwen_image_transformer(name: str, dtype: torch.dtype, seed: int) -> Diffuser
         num_attention_heads=2,
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
+        zero_cond_t=zero_cond_t,
     )
     return _randomised(model, f"{name}/transformer", dtype, seed)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.registry import tokens_of_full_training
+from families.registry import tokens_of_full_training, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -24,6 +24,7 @@ MOST_RESOLUTIONS = 8  # all images are encoded at each of them
 def faults(settings: "Settings") -> list[str]:
     """One line for each setting that conflicts with another one or with the base model."""
     return [
+        *_editing(settings),
         *_wrong_prompts(settings),
         *wrong_prompts(settings),
         *_too_large(settings),
@@ -31,6 +32,16 @@ def faults(settings: "Settings") -> list[str]:
         *_conflicts(settings),
         *(conflicts_with_full(settings) if settings.full else ()),
     ]
+
+
+def _editing(settings: "Settings") -> Iterator[str]:
+    base = settings.base
+    if base.most_references:
+        others = [name for name, each in trainable().items() if each.family == base.family]
+        yield (
+            f"{base.name} is an editing model, and training on pairs of images is not supported; "
+            f"train on {' or '.join(others)}: those LoRAs work on {base.name}, too"
+        )
 
 
 def _wrong_prompts(settings: "Settings") -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from families.registry import BASES
+from families.registry import BASES, trainable
 from lab.experiments.document import rewrite, table
 from lab.experiments.preservation.ways import (
     BASE,
@@ -234,10 +234,10 @@ def loss_forms(screen: Table) -> str:
     return table("miniature-turbo, robot, seed 1", header, rows)
 
 
-def costs(bases: Iterable[str] = BASES) -> str:
+def costs(bases: Iterable[str] | None = None) -> str:
     """What `preserve: auto` adds to a run of 20 images, by FLOPs."""
     rows = []
-    for name in bases:
+    for name in bases or trainable():
         base = BASES[name]
         steps = steps_for(base, find_preset(None), images=20)
         inputs = TrainingInputs(dataset=Path("images.zip"), base_model=name, steps=steps)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from families.registry import BASES
+from families.registry import BASES, trainable
 from inference.inputs import LENGTHS as PROMPT_LENGTHS
 from inference.inputs import SECRET_LENGTH
 from trainer.settings.fields import Settings, SettingsError
@@ -33,7 +33,7 @@ def test_steps_that_are_given_stay(small: Callable[..., Settings]) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", trainable())
 def test_every_preset_suits_every_base_and_yields_to_what_is_given(
     base: str, preset: str, small: Callable[..., Settings]
 ) -> None:
@@ -271,7 +271,7 @@ def test_no_text_of_a_request_leads_out_of_its_folder(
 # ---- Costs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", trainable())
 def test_the_largest_resolution_is_accepted_and_the_next_is_not(
     base: str, small: Callable[..., Settings]
 ) -> None:
@@ -354,7 +354,7 @@ def test_the_product_of_what_a_request_enlarges_is_bounded(
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", trainable())
 def test_usual_trainings_are_far_below_the_bounds(
     base: str, preset: str | None, small: Callable[..., Settings]
 ) -> None:

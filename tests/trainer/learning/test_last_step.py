@@ -143,7 +143,7 @@ def test_out_of_memory_after_the_last_step_does_no_step_again(
 
 def redrawn_no_more(patch: pytest.MonkeyPatch) -> None:
     error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    patch.setattr(evaluation, "load_family", raising(error))
+    patch.setattr(evaluation, "generate", raising(error))
 
 
 def gpu_is_gone(patch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = {"os.mkdir", "os.rename", "os.symlink", "os.link", "os.chmod", "os.truncate"}
 _written: list[str] | None = None  # None while nobody watches
 _installed = False
+_collected: str | None = None  # the test of the last full collection
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -43,12 +44,16 @@ def watched(own: Path) -> Iterator[None]:
     `own` becomes the folder for temporary files meanwhile. More memory or a larger file than
     allowed is a MemoryError or an OSError to the code within.
     """
-    global _installed, _written
+    global _installed, _written, _collected
     if not _installed:
         sys.addaudithook(_hook)
         _installed = True
     own.mkdir(exist_ok=True)
-    gc.collect()  # else garbage of earlier tests may be freed within, and make room
+    # Else garbage of earlier tests may be freed within, and make room. A full collection takes up
+    # to half a second, so a test that watches many times has one.
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    gc.collect(1 if test and test == _collected else 2)
+    _collected = test
     before, tempfile.tempdir = tempfile.tempdir, str(own)
     bounds = {resource.RLIMIT_FSIZE: MOST_FILE, resource.RLIMIT_AS: _address_space() + MOST_MEMORY}
     limits = {each: resource.getrlimit(each) for each in bounds}

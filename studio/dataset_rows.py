@@ -67,7 +67,15 @@ def described(
         others = {name: _from_header(root, name) for name in names if name not in checked}
         return checked | others  # images by their content, which the page does not show
 
-    found = examine(contents, DEFAULT_CAPTION, token, check_images=check_images)
+    # Masks as training uses them by default; a new run checks their content.
+    found = examine(
+        contents,
+        DEFAULT_CAPTION,
+        token,
+        masks="auto",
+        check_images=check_images,
+        check_masks=False,
+    )
     all_found = [("problem", each) for each in found.problems]
     all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
     purpose = Purpose((token,), *(size or (None, MULTIPLE)))

@@ -159,6 +159,19 @@ def test_what_the_trainer_says_is_beside_the_image(robot: TestClient, studio: St
     assert 0 <= left < right <= 100 and (top, bottom) == (0, 60) or (left, right) == (0, 100)
 
 
+def test_masks_that_training_uses_are_not_called_ignored(robot: TestClient) -> None:
+    def said() -> str:
+        found = robot.get("/api/datasets/robot").json()
+        marks = [mark for row in found["images"] for mark in row["marks"]]
+        return " ".join(each["text"] for each in [*marks, *found["problems"]])
+
+    for name in ("a.png", "b.png", "a_mask.png"):
+        put(robot, name)
+    assert "masks are not used: 1 of 2 images have a mask" in said()
+    put(robot, "b_mask.png")
+    assert "mask" not in said()
+
+
 def test_buckets_of_a_base_have_its_multiple(robot: TestClient) -> None:
     put(robot, "a.png", picture(400, 300))
     row = rows(robot, "?base=miniature-turbo")["a.png"]

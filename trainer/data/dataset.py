@@ -152,6 +152,7 @@ def examine(
     masks: str = "off",
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
+    check_masks: bool = True,
     problems: Sequence[Finding] = (),
     bad: Sequence[Finding] = (),
 ) -> Findings:
@@ -159,6 +160,7 @@ def examine(
 
     files: the content of captions, and of images unless `check_images` knows them: the properties
         of each image, or why it cannot be used.
+    check_masks: without it, mask files are recognized by their names only.
     problems, bad: what was found while the files were read; `bad` only with `skip_bad_images`.
     """
     problems = list(problems)
@@ -235,7 +237,7 @@ def examine(
         own = replace(own, measures=found.measures, others=texts[1:])
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
-    examples, wrong_masks, about_masks = with_masks(examples, masks)
+    examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)
     problems += wrong_masks
 
     if skip_bad_images and bad and not examples:

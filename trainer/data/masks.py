@@ -33,17 +33,18 @@ class Masked(NamedTuple):
     notes: list[Finding]
 
 
-def with_masks(examples: Sequence[Example], source: str) -> Masked:
+def with_masks(examples: Sequence[Example], source: str, check: bool = True) -> Masked:
     """Checks the masks of a dataset, and decides whether they are used.
 
     examples: with the masks that belong to them by their names.
     source: `auto`, the mask files, if all images have one; `alpha`, the images' transparency;
         `off`, none.
+    check: whether mask files are decoded, to find faults in them.
     """
     bare = [replace(each, mask_file="", mask=b"") for each in examples]
     if source == "alpha" and examples:
         return _transparency(bare)
-    missing = [each.name for each in examples if not each.mask]
+    missing = [each.name for each in examples if not each.mask_file]
     if len(missing) == len(examples):
         return Masked(bare, [], [])
     count = f"{len(examples) - len(missing)} of {len(examples)} images have a mask"
@@ -53,7 +54,7 @@ def with_masks(examples: Sequence[Example], source: str) -> Masked:
     if missing:
         text = f"masks are not used: {count}, and these have none"
         return Masked(bare, [], [Finding.of_all(text, missing, check="no-mask")])
-    problems = list(_file_problems(examples))
+    problems = list(_file_problems(examples)) if check else []
     text = f"masks are used: all {len(examples)} images have one. {_effect('What is black')}"
     return Masked([*examples], problems, [Finding(text, level=logging.INFO)])
 

@@ -17,6 +17,7 @@ from trainer.result.result_checks import (
     PASSED,
     CheckResult,
     all_changed,
+    same_vectors,
     update_share,
 )
 
@@ -54,9 +55,8 @@ def reloads_in_full(full: FullWeights, archive: Archive, path: Path, family: Fam
     other = [each for each in trained if not torch.equal(found[each], trained[each].cpu())]
     if other:
         return failed(f"{len(other)} of {len(trained)} weights differ from the trained ones")
-    given, tokens = archive.vectors, read.vectors
-    if list(given) != list(tokens) or not all(map(torch.equal, given.values(), tokens.values())):
+    if not same_vectors(archive, read):
         return failed("the placeholder differs from the trained one")
-    also = "".join(f" and {token}" for token in given)
+    also = "".join(f" and {token}" for token in archive.vectors)
     sentence = f"{len(trained)} weights{also} in the folder equal the trained ones exactly"
     return CheckResult(name, PASSED, sentence)

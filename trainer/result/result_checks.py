@@ -197,12 +197,17 @@ def reloads(archive: Archive, path: Path) -> CheckResult:
     ]
     if changed:
         return failed(f"{_listed(changed, wanted)} differ from the trained weights")
-    given, found = archive.vectors, read.vectors
-    if list(given) != list(found) or not all(map(torch.equal, given.values(), found.values())):
+    if not same_vectors(archive, read):
         return failed("the placeholder differs from the trained one")
-    tokens = "".join(f" and {token}" for token in given)
+    tokens = "".join(f" and {token}" for token in archive.vectors)
     sentence = f"{len(wanted)} layers{tokens} in the file equal the trained weights exactly"
     return CheckResult(name, PASSED, sentence)
+
+
+def same_vectors(one: Archive, other: Archive) -> bool:
+    """Whether both have exactly the same tokens in the same order."""
+    given, found = one.vectors, other.vectors
+    return list(given) == list(found) and all(map(torch.equal, given.values(), found.values()))
 
 
 @dataclass(frozen=True)

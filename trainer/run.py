@@ -9,6 +9,7 @@ from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
+from families.components import original_transformer
 from families.loading import default_device
 from families.no_gpu import why_too_slow
 from families.recomputation import recompute
@@ -290,8 +291,10 @@ def _train(
         weights = FullWeights(family, trained_names(family, settings.lora_targets))
         log.info("full training of %d layers, %.3g values", len(weights.layers()), weights.values())
     else:
-        weights = Lora(transformer, targets, settings.rank, settings.seed)
-        log.info("LoRA of rank %d on %d layers", settings.rank, len(weights.layers))
+        changed = adapter is not None or memory.mode.quantize != "none"
+        original = original_transformer(family) if changed and settings.form.needs_base else None
+        weights = Lora(transformer, targets, settings.form, settings.seed, original)
+        log.info("%s on %d layers", settings.form, len(weights.layers))
     if acceleration.wanted_in_training(family.device):
         log.info("compiling; the first steps take longer")
         captions.compile()

@@ -76,7 +76,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
             loop.step(step)
         rate = (milestone - first) / (time.perf_counter() - begun)
         meta = {"base_model": base.hub_id, "rank": settings.rank, "steps": milestone}
-        factors = lora.factors() if lora is not None else {}
+        factors = lora.deltas() if lora is not None else {}
         words = (placeholder.detached(),) if placeholder is not None else ()
         yield Milestone(milestone, Archive(factors, words, meta), rate)
 

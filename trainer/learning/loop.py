@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from adapters.formats import Factors
+from adapters.formats import Deltas
 from adapters.full_weights import FullWeights
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
@@ -249,11 +249,11 @@ class Loop:
         finally:
             self.ema.restore(self.parameters)
 
-    def final_weights(self) -> tuple[Factors, tuple[Placeholder, ...]]:
+    def final_weights(self) -> tuple[Deltas, tuple[Placeholder, ...]]:
         """Copies on the CPU of the LoRA and placeholders that would be saved now."""
         with self.averaged():
-            factors = self.lora.factors() if self.lora is not None else {}
-            return factors, tuple(each.detached() for each in self.placeholders)
+            deltas = self.lora.deltas() if self.lora is not None else {}
+            return deltas, tuple(each.detached() for each in self.placeholders)
 
     def run(
         self,

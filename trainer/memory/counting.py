@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from adapters.forms import as_form
 from adapters.full_weights import trained_names
 from families.base import Base
 from families.family import Family
@@ -57,7 +58,7 @@ def figures(
         trained = _count(map(family.transformer.get_parameter, targets))
     else:
         targets = family.lora_targets(lora_targets)
-        trained = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
+        trained = as_form(shape.form).values(linears[name].weight.shape for name in targets)
     block, other = _split(family.transformer)
     text_block, text_other = _split(family.text_encoder)
     return Figures(

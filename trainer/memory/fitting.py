@@ -187,19 +187,19 @@ def figures_of(
     settings: Settings, text_tokens: int, dtype: torch.dtype, compiled: bool = False
 ) -> Figures:
     """The figures of a run at its largest resolution, with or without compiled blocks."""
-    rank, edge = settings.rank, max(settings.resolutions)
+    form, edge = settings.form, max(settings.resolutions)
     images = [
-        Shape(rank, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
+        Shape(form, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
         for side in settings.resolutions
     ]
     preview = None
     if settings.sample_prompts:
         width, height = preview_size(settings)
-        preview = Shape(rank, 1, width, height, text_tokens)
+        preview = Shape(form, 1, width, height, text_tokens)
     return figures(
         settings.base,
         settings.lora_targets,
-        Shape(rank, settings.batch_size, edge, edge, text_tokens),
+        Shape(form, settings.batch_size, edge, edge, text_tokens),
         placeholder=settings.subject is not None,
         optimizer=settings.optimizer,
         ema=settings.ema_decay > 0,

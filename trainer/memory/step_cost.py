@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from adapters.forms import Form
 from adapters.lora import Lora
 from families.family import Family
 from families.recomputation import recompute
@@ -63,7 +64,7 @@ NO_PRESERVATION = PreservationLoad((NOTHING,), 0.0, 0)
 class Shape:
     """Sizes of one step."""
 
-    rank: int
+    form: Form | int  # of the trained layers; a number is the rank of a plain LoRA
     batch_size: int
     width: int  # pixels
     height: int
@@ -100,7 +101,7 @@ def step_loads(
 
         def lora_step() -> Meter:
             inside = {each for each, _ in transformer.named_modules()}
-            lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
+            lora = Lora(transformer, [each for each in targets if each in inside], shape.form, 0)
             meter = _step(family, lora.parameters(), shape)
             lora.remove()
             return meter

@@ -148,10 +148,10 @@ class Previews:
 
     def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
         """The images of each request, with the weights that would be saved now."""
-        factors, placeholders = loop.final_weights()
+        deltas, placeholders = loop.final_weights()
         vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
         with self.inference_weights.applied(
-            loop.lora, as_written(factors), sample_scale(self.settings)
+            loop.lora, as_written(deltas), sample_scale(self.settings)
         ):
             return [
                 with_fallback(

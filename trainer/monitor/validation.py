@@ -286,7 +286,7 @@ def measure_fit(loop: Loop) -> Curves:
 
 @contextmanager
 def untrained(loop: Loop) -> Iterator[None]:
-    """Context in which the model is the base: LoRA and tokens are zero.
+    """Context in which the model is the base: the LoRA changes nothing, tokens are zero.
 
     A full training's parameters have the base model's values, and are in CPU memory meanwhile.
     """
@@ -297,8 +297,10 @@ def untrained(loop: Loop) -> Iterator[None]:
         if loop.full is not None:
             for parameter, original in zip(own, loop.full.originals(), strict=True):
                 parameter.copy_(original)
-        for parameter in loop.parameters[len(own) :]:
-            parameter.zero_()
+        if loop.lora is not None:
+            loop.lora.undo()
+        for row in loop.rows:
+            row.zero_()
         try:
             yield
         finally:

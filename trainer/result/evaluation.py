@@ -82,7 +82,7 @@ def write_weights(
     archive, full = Archive(*loop.final_weights(), record.meta()), loop.full
     if full is None:
         unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
-        found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
+        found = [result_checks.learned(archive.deltas), result_checks.reloads(archive, unchecked)]
     else:
         archive = replace(archive, model=path)
         written = full.transformer, archive.placeholders, archive.meta, _unchecked(path)
@@ -110,9 +110,10 @@ def write_weights(
 
     def update() -> CheckResult:
         if full is not None:
-            return full_checks.update_in_full(changes)
+            return result_checks.update_size(changes)
         assert loop.lora is not None
-        return result_checks.update_size(archive.factors, loop.lora.base_norms())
+        with loop.averaged():
+            return result_checks.update_size(loop.lora.changes())
 
     found += _check(result_checks.UPDATE, update)
     found += _check(
@@ -282,7 +283,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
 
     def apply(scale: float) -> None:
         if merger is not None:
-            merger.apply([(archive.factors, scale)])
+            merger.apply([(archive.deltas, scale)])
         elif family.base.folder != outcome.path.absolute():
             family.release("transformer")
             family.base = with_transformer(family.base, outcome.path)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from adapters.archive_members import placeholder_name
+from adapters.forms import Form
 from families.base import Base
 from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
 from trainer.result.headline import headlines
@@ -119,7 +120,7 @@ def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
         "images": len(meta.get("dataset", {}).get("pictures", [])) or None,
         # A | would end the table cell.
         f"placeholder token{'s' * (len(tokens) > 1)}": shown or None,
-        "LoRA rank": meta.get("rank"),
+        "adapter": str(Form.of(meta)),
         "steps": meta.get("steps"),
         "step of these weights": meta.get("shipped_step"),
         "ended early": meta.get("ended_early"),

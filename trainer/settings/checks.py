@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.forms import FACTOR, MOST_RANK
 from families.registry import tokens_of_full_training, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
@@ -29,6 +30,7 @@ def faults(settings: "Settings") -> list[str]:
         *wrong_prompts(settings),
         *_too_large(settings),
         *_unknown_adapter(settings),
+        *_form(settings),
         *_conflicts(settings),
         *(conflicts_with_full(settings) if settings.full else ()),
     ]
@@ -105,6 +107,24 @@ def _is_file(path: str) -> bool:
         return Path(path).expanduser().is_file()
     except (OSError, RuntimeError):  # too long for a file system, or "~" of an unknown user
         return False
+
+
+def _form(settings: "Settings") -> Iterator[str]:
+    """The form of the LoRA and its size."""
+    kind, title = settings.adapter, settings.form.title
+    if kind != "lokr" and settings.lokr_factor != FACTOR:
+        yield f"lokr_factor is {settings.lokr_factor}, and adapter {kind} has none; remove it"
+    if kind == "loha" and settings.rank > MOST_RANK:
+        yield (
+            f"rank is {settings.rank}, and a {title}'s change has up to the square of it; at most "
+            f"{MOST_RANK} is accepted"
+        )
+    if kind in ("lokr", "loha") and settings.hf_repo_id:
+        yield (
+            f"hf_repo_id is {settings.hf_repo_id}, but the model card says how to use the LoRA in "
+            f"diffusers, which does not read every {title}; remove it, and upload weights.zip with "
+            "`hf upload`"
+        )
 
 
 def _conflicts(settings: "Settings") -> Iterator[str]:

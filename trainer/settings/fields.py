@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, InstanceOf
 
+from adapters.forms import Form
 from adapters.placeholder_token import check_token
 from families.base import Base
 from families.registry import default_base, find_base_or_folder
@@ -42,7 +43,7 @@ class Settings(TrainingInputs):
     resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
     caption_dropout: float
     masks: str
-    rank: int
+    rank: int  # 0: LoKr without one
     lora_targets: str
     steps: int  # 0: by the number of images (`for_images`)
     batch_size: int
@@ -105,6 +106,11 @@ class Settings(TrainingInputs):
     def full(self) -> bool:
         """Whether the transformer's own weights are trained, not a LoRA."""
         return self.training == FULL
+
+    @property
+    def form(self) -> Form:
+        """The form of the LoRA."""
+        return Form(self.adapter, self.rank, self.lokr_factor)
 
     @property
     def training_mode(self) -> str:
@@ -203,7 +209,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         resolution=",".join(map(str, resolutions)),
         resolutions=resolutions,
         caption_dropout=_either(inputs.caption_dropout, defaults.caption_dropout),
-        rank=_either(inputs.rank, defaults.rank),
+        rank=_either(inputs.rank, 0 if inputs.adapter == "lokr" else defaults.rank),
         lora_targets=_text(inputs.lora_targets),
         steps=_either(inputs.steps, 0),
         batch_size=_either(inputs.batch_size, defaults.batch_size),

@@ -1,4 +1,4 @@
-"""python -m lab.benchmarks.full_training: a full training beside a LoRA, on the miniature.
+"""python -m lab.benchmarks.full_training: a full training and forms of LoRA, on the miniature.
 
 Each row is a whole run with the demo's images: the run's defaults, or what its name says. The base
 is the undistilled miniature. `likeness` is that of 48 new scenes to the subject (0 to 1; renderings
@@ -33,6 +33,10 @@ FULL: dict[str, Any] = {"training": "full"}
 ROWS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "LoRA, preserve: off": {"preserve": "off"},
+    "DoRA": {"adapter": "dora"},
+    "LoKr": {"adapter": "lokr"},
+    "LoKr, lokr_factor: 3": {"adapter": "lokr", "lokr_factor": 3},
+    "LoHa": {"adapter": "loha"},
     "full": FULL,
     "full, preserve: off": FULL | {"preserve": "off"},
     "full, learning_rate: 2e-4": FULL | {"learning_rate": 2e-4},

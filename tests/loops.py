@@ -49,7 +49,7 @@ def make_loop(
         trained = FullWeights(family, names)
     elif with_lora:
         targets = family.lora_targets(settings.lora_targets)
-        trained = Lora(family.transformer, targets, settings.rank, settings.seed)
+        trained = Lora(family.transformer, targets, settings.form, settings.seed)
     return Loop(family, settings, samples, captions, trained, placeholders)
 
 
@@ -81,6 +81,6 @@ def loop_on_meta(settings: Settings) -> Loop:
     assert captions._prefix is not None
     ids = captions._prefix.ids
     captions._prefix = read_prefix(family.text_encoder, ids)
-    lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
+    lora = Lora(family.transformer, family.lora_targets(), settings.form, settings.seed)
     loop = Loop(family, settings, samples, captions, lora, [placeholder])
     return loop

@@ -38,7 +38,7 @@ from adapters.formats.lora_file import (
 from adapters.formats.lora_formats import ALPHA, split_key
 from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES, titles
 from adapters.formats.peft_config import config_beside, config_member, config_text
-from adapters.formats.programs import PROGRAMS, Found, Program, verdict
+from adapters.formats.programs import DORA, PEFT_DORA, PROGRAMS, Found, Program, verdict
 
 __all__ = [
     "ALPHA",
@@ -46,6 +46,7 @@ __all__ = [
     "BrokenLora",
     "CHECKPOINT_HEADER",
     "CONFIG",
+    "DORA",
     "DOWN",
     "Delta",
     "Deltas",
@@ -60,6 +61,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_CONFIG_BYTES",
     "OTHER_COMPONENTS",
+    "PEFT_DORA",
     "PROGRAMS",
     "Program",
     "Shapes",

@@ -65,7 +65,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
         log.info("%s: merged %d, |dW|/|W| = %.4g", adapter.name, len(adapter.factors), share)
     lora = None
     if recipe.train_lora:
-        lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
+        lora = Lora(family.transformer, family.lora_targets(), settings.form, settings.seed)
     trained = [placeholder] if placeholder is not None and recipe.train_placeholder else []
     loop = Loop(family, settings, samples, captions, lora, trained)
     if recipe.clip_together:

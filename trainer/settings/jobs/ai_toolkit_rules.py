@@ -6,9 +6,11 @@ from typing import Any
 
 from trainer.settings.choices import OPTIMIZERS
 from trainer.settings.jobs.rules import (
+    UNLIMITED,
     base_named,
     family_named,
     learning_rate,
+    lokr,
     no_turbo_adapter,
     optimizer,
     precision,
@@ -48,6 +50,27 @@ def base(found: Translation) -> None:
         )
     folder = Path(str(found.keys.get("training_folder", "output"))) / str(found.keys["config.name"])
     found.same("training_folder, config.name", output_dir=str(folder))
+
+
+def network(found: Translation) -> None:
+    """The form of the LoRA and its size. lokr_full_rank: both factors of LoKr are whole."""
+    rank_key = "network.rank" if "network.rank" in found.keys else "network.linear"
+    kind, rank = found.get("network.type", "lora"), found.get(rank_key)
+    full, factor = "network.lokr_full_rank", "network.lokr_factor"
+    if kind == "lokr":
+        whole = found.get(full, False)
+        size = UNLIMITED if whole or rank is None else rank
+        lokr(found, rank_key, size, factor, found.get(factor, -1))
+        found.same(full, str(whole))
+    else:
+        if rank is not None:
+            found.same(rank_key, rank=rank)
+        for key in {full, factor} & found.keys.keys():
+            found.no_effect(key, "only with lokr")
+    if kind not in ("lora", "lokr"):
+        found.refuse("network.type", f"{kind} (supported: lora, lokr)")
+    elif "network.type" in found.keys:
+        found.same("network.type", kind)
 
 
 def sample_prompts(found: Translation) -> None:
@@ -251,6 +274,6 @@ def wandb(found: Translation) -> None:
 
 
 RULES: tuple[Rule, ...] = (
-    *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
+    *(base, network, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
     *(learning, lr_scheduler, accumulation, wandb),
 )

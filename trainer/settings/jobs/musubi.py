@@ -21,6 +21,7 @@ from trainer.settings.jobs.rules import (
     epoch,
     family_named,
     learning_rate,
+    lokr,
     only_arguments,
     only_dataset,
     optimizer,
@@ -129,7 +130,10 @@ def _listed(value: Any) -> list[Any]:
 
 def _base(found: Translation) -> None:
     module = str(found.get("network_module", ""))
-    name = module.rpartition(".lora_")[2] or str(found.get("script", ""))
+    kind = module.rpartition(".")[2]
+    other = kind in ("lokr", "loha")  # which say no model; the script does
+    name = "" if other else module.rpartition(".lora_")[2]
+    name = name or str(found.get("script", "")) or module
     family, names = family_named(found, "network_module", name)
     found.same("network_module", module, lora_targets=names.lora_targets)
     base = base_named(found, "dit", str(found.get("dit", "")), family)
@@ -147,8 +151,18 @@ def _base(found: Translation) -> None:
     elif base.distilled:
         found.same("base_weights", "no training adapter, as there", turbo_adapter="none")
     rank = found.get("network_dim", _RANK)
-    found.same("network_dim", rank=rank)
-    alpha_is_rank(found, "network_alpha", rank, 1)
+    if kind == "lokr":
+        args = pairs(found, "network_args")
+        factor = number(args.pop("factor", -1))
+        ranked = lokr(found, "network_dim", rank, "network_args", factor)
+        only_arguments(found, "network_args", args, {})
+    else:
+        ranked = True
+        found.same("network_dim", rank=rank, **({"adapter": kind} if other else {}))
+    if ranked:
+        alpha_is_rank(found, "network_alpha", rank, 1)
+    else:
+        found.no_effect("network_alpha", "both factors are whole")
 
 
 def _dataset(found: Translation) -> None:

@@ -14,10 +14,12 @@ from families.registry import (
     find_base_or_folder,
     undistilled,
 )
-from trainer.settings.inputs import SettingsError
+from trainer.settings.inputs import RANGES, SettingsError
 from trainer.settings.jobs.translation import UNCLIPPED, Translation
 
 USUAL_RATE = 1e-4
+UNLIMITED = 1_000_000  # as a rank
+LARGEST_FACTOR = int(RANGES["lokr_factor"][1])  # near the square root of all sizes
 _WEIGHTS = re.compile(r"\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$")
 _OTHER_MODELS = ("edit", "layered", "omni", "control", "2.1")  # in names of other models
 _HARMLESS = {"", "bf16", "fp16", "fp32", "fp8", "e4m3fn", "scaled", "transformer", "20b"}
@@ -130,6 +132,20 @@ def alpha_is_rank(found: Translation, key: str, rank: float, default: float) -> 
             f"{alpha} in {found.program}, so the LoRA counts {alpha}/{rank:g}; here alpha is the "
             f"rank (set {key} to {rank:g})",
         )
+
+
+def lokr(found: Translation, rank_key: str, rank: int, factor_key: str, factor: int) -> bool:
+    """LoKr with a factor as in LyCORIS, -1 for all sizes; returns whether its w2 has a rank.
+
+    A rank that is above all sizes, as is usual there, means that w2 is whole.
+    """
+    found.same(factor_key, adapter="lokr", lokr_factor=LARGEST_FACTOR if factor == -1 else factor)
+    ranked = rank <= RANGES["rank"][1]
+    if ranked:
+        found.same(rank_key, rank=rank)
+    else:
+        found.same(rank_key, "both factors are whole")
+    return ranked
 
 
 def precision(found: Translation, key: str, default: str) -> None:

@@ -100,6 +100,8 @@ def _base(found: Translation) -> None:
     rank = found.get("lora_rank", 16)
     found.same("lora_rank", rank=rank)
     alpha_is_rank(found, "lora_alpha", rank, rank)
+    if found.get("use_dora"):
+        found.same("use_dora", adapter="dora")
     if dropout := found.get("lora_dropout", 0.1):
         found.differs("lora_dropout", f"{dropout:g} in SimpleTuner; there is none here")
 

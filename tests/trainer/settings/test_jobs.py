@@ -381,7 +381,8 @@ def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:
         ("musubi-qwen-image/command.txt", {"networks.lora_qwen_image": "networks.loha"},
          Form("loha", 24)),
         ("musubi-qwen-image/command.txt",
-         {"networks.lora_qwen_image": "networks.lokr --network_args factor=4"}, Form("lokr", 24, 4)),
+         {"networks.lora_qwen_image": "networks.lokr --network_args factor=4"},
+         Form("lokr", 24, 4)),
         ("onetrainer-qwen.json", {'"lora_rank": 32': '"lora_decompose": true, "lora_rank": 32'},
          Form("dora", 32)),
         ("onetrainer-qwen.json", {'"lora_rank": 32': '"peft_type": "LOHA", "lora_rank": 32'},
@@ -390,7 +391,7 @@ def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:
          {'"lora_rank": 32': '"peft_type": "LOKR", "lokr_dim": 10000, "lora_rank": 32'},
          Form("lokr", 0, 256)),
         ("simpletuner-z-image/config.json", {'"lora_type"': '"use_dora": true, "lora_type"'},
-         Form("dora", 16)),
+         Form("dora", 20)),
     ],
 )  # fmt: skip
 def test_other_forms_of_lora_are_translated(

@@ -1,8 +1,9 @@
 """Linear layers with a trained change of their weight, one class for each form.
 
 Parameters are float32 and named as in files; products are computed in the dtype of the input.
-PEFT's layers of LoKr, LoHa and DoRA multiply dW out, which takes the memory of a second
-transformer; here only the factors are multiplied with the input. The tests compare the results.
+PEFT's layers of LoKr, LoHa and DoRA multiply dW out in each pass, and autograd keeps it for LoKr
+and LoHa: the memory of a second transformer. Here the factors are multiplied with the input, where
+that is less. Tests compare the results with PEFT's.
 """
 
 from typing import Any, cast

@@ -37,6 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "LoRA, preserve: off": {"preserve": "off"},
     "DoRA, preserve: off": {"adapter": "dora", "preserve": "off"},
     "LoKr, preserve: off": {"adapter": "lokr", "preserve": "off"},
+    "LoKr, lokr_factor: 2, preserve: off": {"adapter": "lokr", "lokr_factor": 2, "preserve": "off"},
     "LoHa, preserve: off": {"adapter": "loha", "preserve": "off"},
     "full": FULL,
     "full, preserve: off": FULL | {"preserve": "off"},

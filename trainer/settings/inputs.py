@@ -97,7 +97,7 @@ class TrainingInputs(Inputs):
     training: Annotated[str, Input("What is trained: a LoRA, or the model's own weights (full), which needs much more memory; the result is then a folder, model, with the whole transformer.", MODEL, choices=TRAININGS, on=Interface.LOCAL)] = "lora"
     adapter: Annotated[str, Input("The form of the LoRA: lora, or dora (also trains the norm of each row of a weight), lokr (a Kronecker product), loha (an elementwise product of two). Fewer programs read the others.", MODEL, choices=tuple(TITLES), on=Interface.LOCAL)] = "lora"
     lokr_factor: Annotated[int, Input("Size of adapter lokr: the first factor has at most so many rows and columns. A lower one learns more and makes a larger file.", MODEL, ge=2, le=256, on=Interface.LOCAL)] = FACTOR
-    rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model; adapter lokr has none.", MODEL, ge=1, le=256)] = None
+    rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
     turbo_adapter: Annotated[str, Input("Training adapter: merged during training, not used at inference, so that a distilled model stays fast. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"
 

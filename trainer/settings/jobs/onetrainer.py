@@ -103,6 +103,7 @@ def _form(found: Translation, rank: int) -> None:
         rank = UNLIMITED if found.get("lokr_full_matrix") else found.get("lokr_dim", rank)
         factor = found.get("lokr_decompose_factor", -1)
         ranked = lokr(found, "lokr_dim", rank, "lokr_decompose_factor", factor)
+        found.no_effect("lora_rank", "LoKr has lokr_dim")
         for switch in ("lokr_decompose_both", "lokr_weight_decompose"):
             if found.get(switch):
                 found.refuse(switch, "on")

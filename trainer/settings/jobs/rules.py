@@ -144,6 +144,7 @@ def lokr(found: Translation, rank_key: str, rank: int, factor_key: str, factor: 
     if ranked:
         found.same(rank_key, rank=rank)
     else:
+        found.settings["rank"] = None
         found.same(rank_key, "both factors are whole")
     return ranked
 

@@ -62,6 +62,7 @@ class Base:
     train_on: "Base | None" = None
     # Reference images that an editing model takes; it needs at least one. 0: not an editing model.
     most_references: int = 0
+    alpha_channel: bool = False  # whether its VAE has one, so that images can be transparent
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int

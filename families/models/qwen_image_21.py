@@ -73,6 +73,7 @@ QWEN_IMAGE_21 = Base(
     default_resolution=1024,
     recommended_up_to=2048,
     size_multiple=32,
+    alpha_channel=True,
     generation_memory=33.0,
     training_memory=26.5,
     training_resolution=1024,
@@ -209,13 +210,14 @@ class QwenImage21(Family):
 
     # The VAE. Its own `encode` and `decode` fill caches for videos that images don't need.
 
-    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels_BCPP: Tensor) -> tuple[Tensor, Tensor]:
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from torch.nn import functional as F
 
-        pixels_B3PP = pixels_B3PP.to(self.device).float()
-        pixels_B4FPP = F.pad(pixels_B3PP, (0, 0, 0, 0, 0, 1), value=1.0).unsqueeze(2)  # opaque
-        whole = pixels_B3PP[0, 0].numel() <= WHOLE_PIXELS
+        pixels_BCPP = pixels_BCPP.to(self.device).float()
+        missing = 4 - pixels_BCPP.shape[1]
+        pixels_B4FPP = F.pad(pixels_BCPP, (0, 0, 0, 0, 0, missing), value=1.0).unsqueeze(2)
+        whole = pixels_BCPP[0, 0].numel() <= WHOLE_PIXELS
         encoded = self.vae.encoder(pixels_B4FPP) if whole else self._encoded_in_tiles(pixels_B4FPP)
         posterior = DiagonalGaussianDistribution(self.vae.quant_conv(encoded))
         mean_C11, std_C11 = self._statistics()

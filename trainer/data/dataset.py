@@ -234,7 +234,7 @@ def examine(
             described.append(name)
         size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
-        own = replace(own, measures=found.measures, others=texts[1:])
+        own = replace(own, measures=found.measures, others=texts[1:], transparent=found.transparent)
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)

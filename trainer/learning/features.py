@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -64,13 +65,13 @@ def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None
 class Fitted(NamedTuple):
     """An image in its bucket."""
 
-    pixels_3PP: Tensor
+    pixels_CPP: Tensor  # RGB, or RGB and alpha
     weights_1HW: Tensor | None
 
     def mirrored(self) -> "Fitted":
         """The mirror image."""
         weights = self.weights_1HW
-        return Fitted(self.pixels_3PP.flip(-1), None if weights is None else weights.flip(-1))
+        return Fitted(self.pixels_CPP.flip(-1), None if weights is None else weights.flip(-1))
 
 
 @torch.no_grad()
@@ -83,7 +84,8 @@ def encode_images(
     """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
 
     With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
-    latents. Threads decode images ahead; batches contain images of one bucket. `advance` is called
+    latents. Threads decode images ahead; batches contain images of one bucket. With
+    `keep_transparency`, transparent images have an alpha channel. `advance` is called
     with the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is
     full, and `DatasetError` if a mask is black in the part of an image that its bucket shows.
     """
@@ -94,7 +96,9 @@ def encode_images(
         buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
         cover = max(max(each.width / width, each.height / height) for each in buckets)
         spare = min(1.0, DECODED_SPARE * cover)
-        image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
+        at_least = math.ceil(width * spare), math.ceil(height * spare)
+        kept = settings.keep_transparency and example.transparent
+        image = example.image(at_least, None if kept else "white")
         found = []
         for bucket in buckets:
             size = family.latent_size(bucket.width, bucket.height)
@@ -117,13 +121,13 @@ def encode_images(
 
     with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
-        for place, (pixels_3PP, weights_1HW) in enumerate(fits):
+        for place, (pixels_CPP, weights_1HW) in enumerate(fits):
             if weights_1HW is not None:
                 weights.add(place, weights_1HW)
-            same = waiting.setdefault(pixels_3PP.shape, [])
-            same.append((place, pixels_3PP))
-            if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
-                encode(pixels_3PP.shape)
+            same = waiting.setdefault(pixels_CPP.shape, [])
+            same.append((place, pixels_CPP))
+            if (len(same) + 1) * pixels_CPP[0].numel() > BATCH_PIXELS:
+                encode(pixels_CPP.shape)
                 progress.update(len(same))
                 advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
@@ -246,16 +250,41 @@ class Captions:
 def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
     """The image scaled to cover the bucket and center-cropped.
 
-    Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
+    Returns float32 [3, bucket.height, bucket.width] in [-1, 1], of an RGBA image [4, …] with
+    straight alpha. Lanczos with antialiasing.
     """
     # Cropping in source pixels and scaling in one step keeps the exact aspect ratio: scaling first
     # would round the size to whole pixels.
     box = crop(image.width, image.height, bucket)
-    fitted = image.convert("RGB").resize(
-        (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
-    )
-    pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
+
+    def scaled(part: Image.Image) -> NDArray[np.float32]:
+        size = bucket.width, bucket.height
+        return np.array(part.resize(size, Image.Resampling.LANCZOS, box=box), dtype=np.float32)
+
+    if image.mode == "RGBA":
+        pixels_HWC = torch.from_numpy(_with_alpha(image, scaled))
+    else:
+        pixels_HWC = torch.from_numpy(scaled(image.convert("RGB")))
     return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def _with_alpha(
+    image: Image.Image, scaled: Callable[[Image.Image], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The scaled channels of an RGBA image, [height, width, 4], from 0 to 255.
+
+    Colors are weighted by their opacity, so that no hidden one gets into an edge. Not in 8 bits, as
+    Pillow does it: those of low opacity would be rounded away. Where nothing is visible, it is
+    black, so that what was cut away is not trained on.
+    """
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+    alpha = scaled(Image.fromarray(opacity)).clip(0, 1)
+    channels = []
+    for color in image.split()[:3]:
+        weighted = scaled(Image.fromarray(np.asarray(color, dtype=np.float32) * opacity))
+        visible = alpha > 0.5 / 255
+        channels.append(np.divide(weighted, alpha, np.zeros_like(alpha), where=visible))
+    return np.stack([*channels, alpha * 255], axis=-1).clip(0, 255)
 
 
 def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:

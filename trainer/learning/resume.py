@@ -206,6 +206,7 @@ def exactness(settings: Settings) -> dict[str, object]:
         "timestep_sampling",
         "gradient_accumulation",
         "horizontal_flip",
+        "keep_transparency",
         "ema_decay",
         "quantize",
         "turbo_adapter",

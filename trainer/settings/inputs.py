@@ -82,6 +82,7 @@ class TrainingInputs(Inputs):
     trigger_word: Annotated[str | None, Input("Only without a placeholder token: ordinary text that replaces TOK in captions, and is put before captions that do not contain it.", DATA, max_length=1_000)] = None
     skip_bad_images: Annotated[bool, Input("Skip images that cannot be used, with a warning that names them. Off: refuse the dataset and name them all.", DATA)] = False
     masks: Annotated[str | None, Input("Train on the white part of each image's mask; what is black has a tenth of its usual weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", DATA, choices=MASKS)] = None
+    keep_transparency: Annotated[bool, Input("Train on the transparency of images, for a base model that generates an alpha channel (Qwen-Image-2.1). Off: it becomes white.", DATA, on=Interface.LOCAL)] = False
     horizontal_flip: Annotated[bool, Input("Train on each image and its mirror image. Not for text, faces and subjects whose sides differ.", DATA)] = False
     resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
     log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False

@@ -99,3 +99,13 @@ def test_resolutions_are_read_from_text():
 def test_other_resolutions_are_refused(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_resolutions(text, 1024)
+
+
+def test_no_hidden_color_gets_into_the_edge_of_a_cut_out() -> None:
+    pixels = np.zeros((63, 63, 4), np.uint8)
+    pixels[:, :31] = 255  # white; the rest is black and transparent
+    red, green, blue, alpha = fit(Image.fromarray(pixels), Bucket(16, 16))
+    visible = alpha > -0.9
+    assert 16 * 7 <= visible.sum() < 16 * 16
+    for color in (red, green, blue):
+        assert color[visible].min() > 0.99 and color[:, -1].max() == -1

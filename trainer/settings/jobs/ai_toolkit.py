@@ -29,6 +29,7 @@ _SETTINGS = {
     "datasets.default_caption": "default_caption",
     "datasets.caption_dropout_rate": "caption_dropout",
     "datasets.resolution": "resolution",
+    "model.model_kwargs.rgba": "keep_transparency",
     "train.batch_size": "batch_size",
     "train.steps": "steps",
     "train.gradient_accumulation": "gradient_accumulation",

@@ -29,6 +29,7 @@ _SETTINGS = {
     "datasets.default_caption": "default_caption",
     "datasets.caption_dropout_rate": "caption_dropout",
     "datasets.resolution": "resolution",
+    "datasets.flip_x": "horizontal_flip",
     "model.model_kwargs.rgba": "keep_transparency",
     "train.batch_size": "batch_size",
     "train.steps": "steps",
@@ -119,8 +120,6 @@ _SWITCHES = {
     "train.target_norm_std_value": "train.target_norm_std",
     "train.paramiter_swapping_factor": "train.do_paramiter_swapping",
     "train.merge_network_on_save_strength": "train.merge_network_on_save",
-    "datasets.mask_min_value": "datasets.mask_path",
-    "datasets.invert_mask": "datasets.mask_path",
     "datasets.random_triggers_max": "datasets.random_triggers",
 }
 # Keys for video, without effect if the datasets have one frame.

@@ -207,6 +207,7 @@ def exactness(settings: Settings) -> dict[str, object]:
         "gradient_accumulation",
         "horizontal_flip",
         "keep_transparency",
+        "crop_jitter",
         "ema_decay",
         "quantize",
         "turbo_adapter",

@@ -84,6 +84,7 @@ class TrainingInputs(Inputs):
     masks: Annotated[str | None, Input("Train on the white part of each image's mask; what is black has a tenth of its usual weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", DATA, choices=MASKS)] = None
     keep_transparency: Annotated[bool, Input("Train on the transparency of images, for a base model that generates an alpha channel (Qwen-Image-2.1). Off: it becomes white.", DATA, on=Interface.LOCAL)] = False
     horizontal_flip: Annotated[bool, Input("Train on each image and its mirror image. Not for text, faces and subjects whose sides differ.", DATA)] = False
+    crop_jitter: Annotated[float, Input("Train on three crops of images that do not fit their bucket: at the center and shifted to both ends, by this share of what is cut off. 1: to the ends.", DATA, ge=0, le=1, on=Interface.LOCAL)] = 0.0
     resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
     log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False
     foreign_captions: Annotated[bool, Input("Captions of a job file: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False

@@ -317,6 +317,7 @@ def test_a_key_that_would_change_the_result_is_refused_by_its_name(
         ({"datasets__flip_x": True}, "horizontal_flip", True),
         ({"datasets__alpha_mask": True, "datasets__mask_min_value": 0.1}, "masks", "alpha"),
         ({"datasets__mask_min_value": 0.1, "datasets__alpha_mask": False}, "masks", "off"),
+        ({"datasets__random_crop": True}, "crop_jitter", 1.0),
         ({"model__model_kwargs": {"rgba": True}}, "keep_transparency", True),
         ({"sample__samples": [], "sample__prompts": "a fox"}, "sample_prompts", ("a fox",)),
         ({"sample__samples": [], "sample__prompts": [None, "a"]}, "sample_prompts", ("a",)),

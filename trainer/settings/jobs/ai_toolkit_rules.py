@@ -269,7 +269,10 @@ def masks(found: Translation) -> None:
             found.no_effect(key, "without masks")
 
 
-def flips(found: Translation) -> None:
+def crops_and_flips(found: Translation) -> None:
+    if found.get("datasets.random_crop"):
+        text = "three crops: at the center and at both ends; there, one by chance"
+        found.differs("datasets.random_crop", text, crop_jitter=1.0)
     if found.get("datasets.flip_y"):
         text = "True (images upside down; remove it, or add such images to the dataset)"
         found.refuse("datasets.flip_y", text)
@@ -282,5 +285,5 @@ def wandb(found: Translation) -> None:
 
 RULES: tuple[Rule, ...] = (
     *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
-    *(learning, lr_scheduler, accumulation, masks, flips, wandb),
+    *(learning, lr_scheduler, accumulation, masks, crops_and_flips, wandb),
 )

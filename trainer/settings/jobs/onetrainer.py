@@ -166,7 +166,8 @@ def _dataset(found: Translation) -> None:
     text = "" if subfolders else "images in subfolders are used here, too"
     found.same("concepts.include_subdirectories", text)
     if found.get("concepts.image.enable_crop_jitter", True):
-        found.differs("concepts.image.enable_crop_jitter", "crops are not moved here")
+        text = "three crops: at the center and at both ends; there, one by chance"
+        found.differs("concepts.image.enable_crop_jitter", text, crop_jitter=1.0)
     if found.get("concepts.image.enable_random_flip"):
         text = "each image and its mirror image; there, by chance one of them"
         found.differs("concepts.image.enable_random_flip", text, horizontal_flip=True)

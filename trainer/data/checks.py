@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,8 @@ def check_dataset(settings: Settings) -> DatasetCheck:
             faults.append(Finding(str(error)))
     limit = family_of(settings.base).max_text_tokens
     warnings = [*found.warnings, *check_examples(examples, Purpose.of(settings, limit))]
-    return DatasetCheck(settings, Findings(examples, faults, warnings))
+    found = replace(found, examples=examples, problems=faults, warnings=warnings)
+    return DatasetCheck(settings, found)
 
 
 def by_image(check: DatasetCheck) -> Mapping[str, list[tuple[str, Finding]]]:

@@ -17,6 +17,7 @@ from trainer.settings.choices import (
     MAX_STEPS,
     OPTIMIZERS,
     QUANTIZATIONS,
+    REGULARIZATIONS,
     TIMESTEP_SAMPLINGS,
     TRACKERS,
     TRAININGS,
@@ -117,6 +118,7 @@ class TrainingInputs(Inputs):
     training_shift: Annotated[float | None, Input("Shifts the sampled timesteps towards noise where it is above 1; not with timestep_sampling shift. Default: depends on the model.", OPTIMIZATION, ge=0.1, le=20)] = None
     ema_decay: Annotated[float | None, Input("Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", OPTIMIZATION, ge=0, le=0.99999)] = None
     preserve: Annotated[float | str | bool | None, Input("Weight of the rows that keep images of other prompts as the base model makes them: auto, off or a number. auto: by the model; off without a token and trigger word.", OPTIMIZATION, ge=1e-6, le=10, max_length=32, hint="off switches it off")] = "auto"
+    regularization: Annotated[str, Input("Images in folders such as reg: auto: preserve keeps what the base model makes of them; off: they are ignored. They are never trained on.", OPTIMIZATION, choices=REGULARIZATIONS, on=Interface.LOCAL)] = "auto"
     preserve_prompts: Annotated[str | Sequence[str] | None, Input("Prompts for preserve, one per line: various ones without the subject, and of the subject (TOK) in new places. Default: those that come with the model.", OPTIMIZATION, max_length=100_000, separator="\n", one="preservation prompt")] = None
     seed: Annotated[int | None, Input("The same seed and inputs give the same weights. Default: random, and written to meta.json.", OPTIMIZATION, ge=0, le=2**63 - 1)] = None
     resume_from: Annotated[OptionalFile, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
@@ -178,7 +180,7 @@ class TrainingInputs(Inputs):
                 )
         return value
 
-    @field_validator("masks", mode="before")
+    @field_validator("masks", "regularization", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads `off` as false

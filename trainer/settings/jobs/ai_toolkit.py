@@ -146,6 +146,14 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"config.process lists {len(processes)}; write each into a separate file"
         )
     process = dict(processes[0])
+    datasets = process.get("datasets")
+    every = datasets if isinstance(datasets, list) else ()
+    if len(every) > 1 and any(isinstance(each, dict) and each.get("is_reg") for each in every):
+        raise SettingsError(
+            "datasets with is_reg are trained on in ai-toolkit; here their images can serve "
+            "preserve: put them into a folder reg of the other dataset, remove this one, and give "
+            "--preserve auto"
+        )
     process["datasets"] = only_dataset(process.get("datasets"), "datasets")
     others = flat({key: value for key, value in content.items() if key != "config"})
     others |= flat({key: value for key, value in config.items() if key != "process"}, "config.")

@@ -295,10 +295,10 @@ class QwenImage21(VideoVaeFamily):
             return velocity(self.transformer, latents_BCHW, sigma_B, text_BLD, images, places)
         found: dict[int, Tensor] = {}
         for rows in rows_of.values():
-            given = [
+            some, sigmas, text_BLD = (
                 torch.stack([each[row] for row in rows]) for each in (latents_BCHW, sigma_B, text)
-            ]
-            answer = velocity(self.transformer, *given, images, places)
+            )
+            answer = velocity(self.transformer, some, sigmas, text_BLD, images, places)
             found |= dict(zip(rows, answer, strict=True))
         return torch.stack([found[row] for row in range(len(text))])
 

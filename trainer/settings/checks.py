@@ -36,7 +36,7 @@ def faults(settings: "Settings") -> list[str]:
 
 def _editing(settings: "Settings") -> Iterator[str]:
     base = settings.base
-    if base.most_references:
+    if base.needs_references:
         others = [name for name, each in trainable().items() if each.family == base.family]
         yield (
             f"{base.name} is an editing model, and training on pairs of images is not supported; "

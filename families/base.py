@@ -60,8 +60,8 @@ class Base:
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
     # LoRAs for this base are trained on that one, and are used here unchanged.
     train_on: "Base | None" = None
-    # Reference images that an editing model takes; it needs at least one. 0: not an editing model.
-    most_references: int = 0
+    most_references: int = 0  # reference images that it takes; 0: it is not an editing model
+    needs_references: bool = False  # it only edits, so it needs at least one
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int

@@ -69,8 +69,8 @@ def undistilled(family: type[Family]) -> Base:
 
 
 def trainable() -> dict[str, Base]:
-    """The bases that can be trained: all but editing models."""
-    return {name: base for name, base in BASES.items() if not base.most_references}
+    """The bases that can be trained on single images: all but those that only edit."""
+    return {name: base for name, base in BASES.items() if not base.needs_references}
 
 
 def editing() -> dict[str, Base]:

@@ -61,7 +61,7 @@ from trainer.monitor import (
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
-from trainer.reading import family_and_targets, read_examples, with_steps
+from trainer.reading import family_and_targets, read_examples, with_pairs, with_steps
 from trainer.recording import emit_done, introduce, recorded
 from trainer.result import (
     BROKEN,
@@ -218,7 +218,7 @@ def _train(
     file = DatasetFile(settings.dataset)
     examples = read_examples(settings, run, control, secrets.from_request)
     dataset = file.describe(examples)
-    settings = with_steps(settings, examples)
+    settings = with_steps(with_pairs(settings, examples), examples)
     log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])

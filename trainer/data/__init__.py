@@ -13,7 +13,7 @@ from trainer.data.dataset import (
     own_captions,
     read_dataset,
 )
-from trainer.data.file_lists import members_of_any
+from trainer.data.file_lists import members_of_any, opener
 from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
@@ -83,6 +83,7 @@ __all__ = [
     "members_of_any",
     "name_trigger",
     "nearest_bucket",
+    "opener",
     "own_captions",
     "probe",
     "read_dataset",

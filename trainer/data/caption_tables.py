@@ -28,6 +28,12 @@ _TAG_KEYS = (
     "environment",
 )
 _SENTENCE = "nl"
+# Columns with the images before an edit: of musubi-tuner (`control_path`, `control_path_0`),
+# DiffSynth (`edit_image`) and others. The number at the end orders them.
+_CONTROL_KEY = re.compile(
+    r"(?:control|(?:control|edit|conditioning|reference|source|input)_image)"
+    r"(?:_path|_file|_file_name)?_?([0-9]*)"
+)
 
 
 class NoCaptions(Exception):
@@ -59,6 +65,50 @@ def image_rows(name: str, data: Content) -> dict[str, list[str]]:
     Raises `NoCaptions`, and `Unusable` if it is not text.
     """
     return _merged(_rows(suffix_of(name), _text(name, data)[0], bare=True))
+
+
+def control_rows(name: str, data: Content) -> dict[str, list[str]]:
+    """The control images of each image for which a table names some, in order, as written.
+
+    Raises `NoCaptions`, and `Unusable` if it is not text.
+    """
+    suffix, text = suffix_of(name), _text(name, data)[0]
+    found: dict[str, list[str]] = {}
+    for row in _objects(suffix, text):
+        controls = _controls_of(row)
+        if controls and (key := _image_key(row)):
+            known = found.setdefault(row[key].strip(), [])
+            known += [each for each in controls if each not in known]
+    return found
+
+
+def _objects(suffix: str, text: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table that may have several columns."""
+    if suffix in (".csv", ".tsv"):
+        yield from _csv_objects(text, suffix)
+        return
+    rows = _parsed(text) if suffix == ".json" else _lines(text)
+    if isinstance(rows, dict):
+        rows = [{"file_name": name, **row} for name, row in rows.items() if isinstance(row, dict)]
+    for row in rows if not isinstance(rows, str | int | float | None) else ():
+        if isinstance(row, dict):
+            yield row
+
+
+def _controls_of(row: Mapping[str, Any]) -> list[str]:
+    """The control images in a row: of all their columns, each a name or a list of names."""
+    columns = [
+        (int(match[1] or 0), value)
+        for key, value in row.items()
+        if (match := _CONTROL_KEY.fullmatch(str(key).lower())) is not None and len(match[1]) < 4
+    ]
+    names: list[str] = []
+    for _, value in sorted(columns, key=lambda each: each[0]):
+        if isinstance(value, str) and value.lstrip().startswith("["):  # a list in CSV
+            value = _parsed(value)
+        values = value if isinstance(value, list) else [value]
+        names += [each.strip() for each in values if isinstance(each, str) and each.strip()]
+    return names
 
 
 def _merged(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
@@ -133,7 +183,7 @@ def _lines(text: str) -> Iterator[Any]:
         yield value
 
 
-def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[str]]]:
+def _csv_objects(text: str, suffix: str) -> Iterator[dict[str, str]]:
     first = text.split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
     try:
@@ -141,15 +191,19 @@ def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[st
     except csv.Error as error:
         raise NoCaptions(f"it is not a valid table ({error})") from None
     for row in rows:
-        plain = {
+        yield {
             str(key).strip().lower(): value for key, value in row.items() if isinstance(value, str)
         }
+
+
+def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[str]]]:
+    for plain in _csv_objects(text, suffix):
         key = _image_key(plain)
         if key is None:
             if not any(plain.values()):
                 continue
             raise NoCaptions("it has no column file_name")
-        others = [other for other in plain if other != key]
+        others = [each for each in plain if each != key and not _CONTROL_KEY.fullmatch(each)]
         column = next((each for each in _CAPTION_KEYS if each in plain), None)
         if column is None and len(others) == 1:
             column = others[0]  # of any name, as in the imagefolder format
@@ -161,7 +215,11 @@ def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[st
 
 def _image_key(row: Mapping[str, Any]) -> str | None:
     """The column with the name of a row's image."""
-    others = [key for key in row if str(key).endswith("_file_name")]  # of the imagefolder format
+    others = [  # of the imagefolder format
+        key
+        for key in row
+        if str(key).endswith("_file_name") and not _CONTROL_KEY.fullmatch(str(key))
+    ]
     for key in (*_IMAGE_KEYS, *others):
         if isinstance(row.get(key), str) and row[key].strip():
             return str(key)

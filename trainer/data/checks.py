@@ -19,7 +19,7 @@ from trainer.data.buckets import cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.caption_files import one_line
 from trainer.data.dataset import DatasetError, Example, Findings, examine
-from trainer.data.file_lists import members_of_any
+from trainer.data.file_lists import opener
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
 from trainer.data.members import read_files, stem_of
@@ -202,6 +202,7 @@ class DatasetCheck:
             "caption": example.caption,
             "caption_file": example.caption_file or None,
             "mask": example.mask_file or None,
+            "controls": [each.name for each in example.controls],
             "width": example.width,
             "height": example.height,
             "bucket": [bucket.width, bucket.height],
@@ -222,7 +223,7 @@ def check_dataset(settings: Settings) -> DatasetCheck:
     path = Path(os.path.abspath(settings.dataset))
     problems: list[str] = []
     bad: list[str] = [] if settings.skip_bad_images else problems
-    files = read_files(path, problems, bad, members_of_any)
+    files = read_files(path, problems, bad, opener(settings.control_folders))
     found = examine(
         files,
         *settings.caption_rules,

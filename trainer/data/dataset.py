@@ -28,6 +28,7 @@ from trainer.data.images import MAX_TOTAL_PIXELS, Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.masks import unused, with_masks
 from trainer.data.members import Opener, Unusable, is_image, listed, read_files
+from trainer.data.pairs import controls_of, find_pairs, pair_findings, pair_problems
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
@@ -51,6 +52,7 @@ def read_dataset(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    controls: tuple[int, int] = (0, 0),
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
     opened: Opener | None = None,
 ) -> list[Example]:
@@ -69,6 +71,8 @@ def read_dataset(
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
     masks: what is used as masks: `auto`, `alpha` or `off` (`trainer.data.masks`).
+    controls: control images of each image that the base model needs, and takes at most
+        (`trainer.data.pairs`); those of a base model that takes none are ignored.
     opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
         datasets from requests.
     write: gets the examples with their own captions as written, empty without one, and returns
@@ -101,6 +105,7 @@ def read_dataset(
         skip_bad_images,
         subjects,
         masks,
+        controls,
         check_images=check_images,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if skip_bad_images else [],
@@ -150,6 +155,7 @@ def examine(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    controls: tuple[int, int] = (0, 0),
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
     check_masks: bool = True,
@@ -170,7 +176,8 @@ def examine(
     sidecars = Sidecars(files, [])
     captioned = {name for name in every if sidecars.of(name)}
     groups = auxiliary(files, every, captioned, lambda folder: is_subjects(folder, subjects))
-    besides = {name for group in groups if not group.used for name in group.names}
+    pairs = find_pairs(files, every, groups, editing=controls[1] > 0)
+    besides = {name for group in groups if not group.used for name in group.names} | pairs.controls
     images = {name: files[name] for name in every if name not in besides}
     if not images and not problems and not bad:
         problems += why_empty(files, every, groups)
@@ -179,10 +186,15 @@ def examine(
     def mentioned(text: str) -> bool:
         return TRIGGER_MARK in text or any(mentions(text, each) for each in (SUBJECT, *tokens))
 
-    found_captions = choose_captions(files, [*images], besides, mentioned if tokens else None)
+    about_subject = mentioned if tokens else None
+    found_captions = choose_captions(files, [*images], besides, about_subject, pairs.roots)
     problems += found_captions.problems
+    if controls[1]:
+        problems += pair_problems(pairs, found_captions.of, default_caption, *controls)
+    paired = pairs.of if controls[1] else {}
 
-    checked = (check_images or _check)(images)
+    before = dict.fromkeys(control for name in images for control in paired.get(name, ()))
+    checked = (check_images or _check)(images | {name: files[name] for name in before})
     examples, animated, silent, unmanaged, described = [], [], [], [], []
     only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
     named: dict[str, str] = {}  # captions of each image
@@ -210,17 +222,19 @@ def examine(
             if any(with_token):
                 mentioning.add(name)
 
-        if name not in checked:
+        together = name, *paired.get(name, ())
+        if (lost := next((each for each in together if each not in checked), None)) is not None:
             problems.append(
                 Finding(
-                    f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
+                    f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {lost}; "
                     "use fewer images or scale them down"
                 )
             )
             break
         found = checked[name]
-        if isinstance(found, str):
-            bad.append(Finding.of(name, found))
+        broken = [(each, why) for each in together if isinstance(why := checked[each], str)]
+        if isinstance(found, str) or broken:
+            bad += [Finding.of(each, why) for each, why in broken]
             if skip_bad_images and name in named:
                 del named[name]
                 silent = [each for each in silent if each != name]
@@ -232,9 +246,10 @@ def examine(
             unmanaged.append(name)
         if found.described:
             described.append(name)
+        own_controls = controls_of(together[1:], checked, files)
         size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
-        own = replace(own, measures=found.measures, others=texts[1:])
+        own = replace(own, measures=found.measures, others=texts[1:], controls=own_controls)
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)
@@ -261,6 +276,8 @@ def examine(
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
     used = {each.mask_file for each in examples}
+    used |= {control.name for each in examples for control in each.controls}
+    warnings += pair_findings(pairs, examples)
     shown = [group for group in groups if used.isdisjoint(group.names)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]

@@ -10,6 +10,21 @@ from trainer.data.measures import Measures
 
 
 @dataclass(frozen=True)
+class Control:
+    """An image before the edit, checked: a reference image of an editing model."""
+
+    name: str  # member name in the archive
+    width: int  # pixels, upright
+    height: int  # pixels, upright
+    data: Content = field(repr=False)  # the encoded file
+
+    def image(self) -> Image.Image:
+        """The decoded image: upright, 8-bit sRGB, transparency over white."""
+        with open_image(bytes(self.data)) as image:
+            return upright_srgb(image)[0]
+
+
+@dataclass(frozen=True)
 class Example:
     """A checked image with its caption."""
 
@@ -25,6 +40,7 @@ class Example:
     mask: Content = field(default=b"", repr=False)  # the encoded file
     measures: Measures | None = None  # of its pixels; None: not decoded yet
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
+    controls: tuple[Control, ...] = ()  # before the edit that the caption asks for, in order
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -11,17 +11,20 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from families.redact import bare_address, looks_like_address
-from trainer.data.caption_tables import NoCaptions, image_rows
+from trainer.data.caption_tables import NoCaptions, control_rows, image_rows
 from trainer.data.members import (
     CAPTION_SUFFIXES,
     LIMITS,
     MAX_MEMBERS,
     MAX_TABLE_BYTES,
     Member,
+    Opener,
     Unusable,
     members_of,
     printable,
@@ -31,6 +34,38 @@ from trainer.data.members import (
 from trainer.dataset_names import LIST_SUFFIXES
 
 _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
+
+
+def opener(controls: Sequence[Path] = ()) -> Opener:
+    """`members_of_any`, with other folders of control images as `control_1/` and so on.
+
+    A folder in the dataset is read only as such. For the user of this machine, too.
+    """
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Iterator[Member]]:
+        inside = tuple(name for each in controls if (name := _inside(each, path)))
+        with members_of_any(path) as members:
+            own = (each for each in members if not each.name.startswith(inside))
+            yield within(chain(own, _control_members(controls)), LIMITS)
+
+    return opened if controls else members_of_any
+
+
+def _inside(folder: Path, dataset: Path) -> str:
+    """How the names of a folder's files begin in the dataset; empty if it is elsewhere."""
+    folder, dataset = Path(os.path.abspath(folder)), Path(os.path.abspath(dataset))
+    return f"{folder.relative_to(dataset).as_posix()}/" if dataset in folder.parents else ""
+
+
+def _control_members(folders: Sequence[Path]) -> Iterator[Member]:
+    for number, folder in enumerate(folders, start=1):
+        try:
+            with members_of(folder) as members:
+                for each in members:
+                    yield replace(each, name=f"control_{number}/{each.name}")
+        except Unusable as error:
+            raise Unusable(f"controls, {folder.name}: {error}") from error
 
 
 @contextmanager
@@ -49,7 +84,7 @@ def _listed_members(table: Path) -> Iterator[Member]:
     with table.open("rb") as opened:
         data = opened.read(MAX_TABLE_BYTES + 1)
     try:
-        rows = image_rows(table.name, data)
+        rows, named = image_rows(table.name, data), control_rows(table.name, data)
     except NoCaptions as error:
         raise Unusable(f"is not a list of images: {error}") from error
     if not rows:
@@ -60,25 +95,33 @@ def _listed_members(table: Path) -> Iterator[Member]:
     find = _Finder(table.parent)
     written: dict[Path, str] = {}  # each file as it is in the table
     texts: dict[Path, list[str]] = {}
+    controls: dict[Path, list[Path]] = {}
     for name, own in rows.items():
         file = find(name)
         written.setdefault(file, name)
         texts.setdefault(file, []).extend(own)
+        controls.setdefault(file, []).extend(find(each) for each in named.get(name, ()))
+    for name in dict.fromkeys(chain(*named.values())):
+        written.setdefault(find(name), name)
     top = Path(os.path.commonpath([file.parent for file in written]))
-    captions: dict[str, Sequence[str]] = {}
+    lines: list[dict[str, Any]] = []
     beside: dict[Path, None] = {}
     for file in written:
         name = file.relative_to(top).as_posix()
         yield _member(name, file, written[file])
-        if texts[file]:
-            captions["/".join(safe_parts(name))] = texts[file]
-        else:
+        known = {
+            "captions": texts.get(file),
+            "control_path": [_name(each, top) for each in controls.get(file, ())],
+        }
+        if any(known.values()):
+            lines.append({"file_name": _name(file, top), **{k: v for k, v in known.items() if v}})
+        if file in texts and not texts[file]:
             beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
     for file in beside:
         if os.path.isfile(file):
             yield _member(file.relative_to(top).as_posix(), file, file.name)
-    if captions:
-        text = _as_jsonl(captions)
+    if lines:
+        text = _as_jsonl(lines)
         yield Member(f"{table.stem}.jsonl", len(text), None, lambda: io.BytesIO(text))
 
 
@@ -122,6 +165,10 @@ def _shown(written: str) -> str:
     return printable(written[:200])
 
 
-def _as_jsonl(captions: Mapping[str, Sequence[str]]) -> bytes:
-    rows = [{"file_name": printable(name), "captions": own} for name, own in captions.items()]
+def _name(file: Path, top: Path) -> str:
+    """The name of a file's member, as it is read."""
+    return printable("/".join(safe_parts(file.relative_to(top).as_posix())))
+
+
+def _as_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()

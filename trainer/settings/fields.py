@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, InstanceOf
@@ -15,6 +16,7 @@ from trainer.settings.checks import faults
 from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
+from trainer.settings.pairs import for_pairs
 from trainer.settings.preservation import weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
@@ -40,6 +42,7 @@ class Settings(TrainingInputs):
     resolution: Annotated[str, Field(exclude=True)]
 
     resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
+    controls: tuple[str, ...]  # absolute paths of folders
     caption_dropout: float
     masks: str
     rank: int
@@ -75,7 +78,9 @@ class Settings(TrainingInputs):
         return read_subjects(self.subjects)
 
     @property
-    def caption_rules(self) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str]:
+    def caption_rules(
+        self,
+    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, tuple[int, int]]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -85,7 +90,13 @@ class Settings(TrainingInputs):
             self.skip_bad_images,
             self.named_subjects,
             self.masks,
+            (int(self.base.needs_references), self.base.most_references),
         )
+
+    @property
+    def control_folders(self) -> tuple[Path, ...]:
+        """Folders of control images outside the dataset."""
+        return tuple(map(Path, self.controls))
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -217,6 +228,9 @@ def resolve(inputs: TrainingInputs) -> Settings:
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
         masks=_either(inputs.masks, defaults.masks),
+        controls=tuple(
+            str(Path(each).expanduser().absolute()) for each in parts_of(inputs.controls, ",")
+        ),
         subjects=tuple(map(str, subjects)),
         placeholder_token=token,
         preserve=preserve,
@@ -230,6 +244,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
         trackers=parts_of(inputs.trackers, ","),
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
+    if base.needs_references:
+        settings = for_pairs(settings)
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))
     return settings

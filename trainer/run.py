@@ -31,12 +31,14 @@ from trainer.learning import (
     check_texts,
     continue_weights,
     data_identity,
+    edits_of,
     encode_images,
     find_turbo_adapter,
     load_best,
     preservation_prompts,
     processes,
     read_resume,
+    references_of,
     same_for_all,
     stopped_by_signals,
     transformer_with,
@@ -221,7 +223,8 @@ def _train(
     settings = with_steps(with_pairs(settings, examples), examples)
     log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
-    settings = with_default_previews(settings, [each.caption for each in examples])
+    pairs = [each for each in examples if each.controls]  # all or none
+    settings = with_default_previews(settings, [each.caption for each in examples], pairs)
     resume = read_resume(settings, examples)
     adapter = find_turbo_adapter(settings)
     run.describe(describe_run(settings, examples, dataset, secrets.from_request))
@@ -258,12 +261,17 @@ def _train(
         for known in zip(settings.tokens, proof.token_ids, proof.norms_start, strict=True):
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
-    texts = prompt_features(settings, family)
-    preserved = preservation_prompts(settings)
-    texts_of = [text for sample in samples for text in sample.captions]
-    alone = [*drift_prompts(settings), *preserved.all]
-    captions = Captions(family, texts_of, vectors, alone, control.phase)
+    references = references_of({each.name: each for each in samples if not each.mirrored}.values())
+    texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
+    preserved = preservation_prompts(settings)
+    alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
+    if pairs:
+        edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
+        captions = Captions(family, (), vectors, advance=control.phase, edits=edits)
+    else:
+        texts_of = [text for sample in samples for text in sample.captions]
+        captions = Captions(family, texts_of, vectors, alone, control.phase)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
@@ -296,7 +304,7 @@ def _train(
         log.info("compiling; the first steps take longer")
         captions.compile()
         if not memory.mode.offload:
-            sizes = {sample.mean_CHW.shape for sample in samples}
+            sizes = {each.shapes for each in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity(examples)
     parts = trained_on, captions, weights, placeholders, data, control, preservation
@@ -308,7 +316,7 @@ def _train(
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
-    place = run.folder, texts, previewed, run.events
+    place = run.folder, texts, previewed, run.events, references
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights

@@ -23,7 +23,6 @@ from trainer.settings import TrainingInputs
 
 _START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,3})")  # ROOT_end is its target
 _NUMBERED = re.compile(r"(?P<stem>.+?)[-_](?P<number>[0-9]{1,3})")
-_NUMBER = re.compile(r"[0-9]{1,3}$")
 HOW = (
     "put it into a folder control (further ones into control_2, control_3) under the name of its "
     "image"
@@ -52,34 +51,35 @@ def find_pairs(
         it, names that end with `_start` and `_end` have no meaning.
     """
     found = Pairs()
-    places: dict[str, dict[str, tuple[int, str, int]]] = {}  # of each control, by target
+    # Number and name of the folder, and number in it: by target and control image.
+    places: dict[str, dict[str, tuple[int, str, int]]] = {}
 
-    def add(target: str, control: str, *place: int | str) -> None:
-        places.setdefault(target, {}).setdefault(control, place)  # type: ignore[arg-type]
+    def add(target: str, control: str, number: int, of_folder: int = 0, folder: str = "") -> None:
+        places.setdefault(target, {}).setdefault(control, (of_folder, folder, number))
         found.controls.add(control)
 
-    for target, control, number in _in_tables(files, images, found):
-        add(target, control, 0, "", number)
+    for name, control, number in _in_tables(files, images, found):
+        add(name, control, number)
         found.named.add(control)
     if editing:
         ends = {stem_of(name): name for name in images if stem_of(name).endswith("_end")}
         for name in images:
             match = _START.fullmatch(stem_of(name))
             if match is not None and (target := ends.get(f"{match['root']}_end")):
-                add(target, name, 0, "", int(match["number"] or 1))
+                add(target, name, int(match["number"] or 1))
                 found.roots[target] = match["root"]
     besides = {name for group in groups if not group.used for name in group.names}
     targets = _Targets(name for name in images if name not in besides | found.controls)
     for group in groups:
         if group.kind != CONTROL or group.used:
             continue
-        number = _NUMBER.search(group.folder)
+        of_folder = _number(group.folder)
         for control in group.names:
             if control not in images or control in found.controls:
                 continue
             meant, own = targets.find(control, group.folder)
             for target in meant:
-                add(target, control, int(number[0]) if number else 0, group.folder, own)
+                add(target, control, own, of_folder, group.folder)
             if not meant:
                 found.alone.append(control)
         found.controls |= set(group.names)
@@ -132,10 +132,9 @@ class _Targets:
         stem = stem_of(control)
         if not folder:
             parent, _, own = stem.rpartition("/")
-            number = _NUMBER.search(own)
             for part in _parts(own):
                 if meant := self._by_stem.get(f"{parent}/{part}" if parent else part):
-                    return meant, int(number[0]) if number else 0
+                    return meant, _number(own)
             return [], 0
         inside = stem.removeprefix(f"{folder}/")
         numbered = _NUMBERED.fullmatch(inside)
@@ -147,6 +146,12 @@ class _Targets:
                 if len({stem_of(each) for each in meant}) == 1:
                     return meant, number_of
         return [], 0
+
+
+def _number(name: str) -> int:
+    """The number at the end of a name; 0 without one."""
+    match = re.search(r"[0-9]{1,3}$", name)
+    return int(match[0]) if match else 0
 
 
 def _parts(name: str) -> list[str]:

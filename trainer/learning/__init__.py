@@ -11,7 +11,9 @@ from trainer.learning.features import (
     BATCH_TOKENS,
     Captions,
     Sample,
+    edits_of,
     encode_images,
+    references_of,
     weights_of,
 )
 from trainer.learning.history import History, Trained
@@ -19,6 +21,7 @@ from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy, weighted
 from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
+from trainer.learning.references import on_device, velocity
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.signals import stopped_by_signals
@@ -52,6 +55,7 @@ __all__ = [
     "data_identity",
     "describe_weights",
     "draw_noise",
+    "edits_of",
     "encode_images",
     "flow_loss",
     "generator",
@@ -59,10 +63,13 @@ __all__ = [
     "load_best",
     "least_of_all",
     "noisy",
+    "on_device",
     "preservation_prompts",
     "processes",
     "read_resume",
+    "references_of",
     "same_for_all",
+    "velocity",
     "warn_repeats",
     "weighted",
     "weights_of",

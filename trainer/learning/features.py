@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
+from families.references import References
 from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
@@ -26,6 +28,7 @@ from inference.progress import Progress
 from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads, nearest_bucket
 from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
+from trainer.learning.references import controls_in, encode_controls, on_device
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,17 +51,43 @@ class Sample:
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
     mirrored: bool = False
     weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
+    references: References | None = None  # of a pair: its control images, memory-mapped
 
     @property
     def captions(self) -> tuple[str, ...]:
         """All captions."""
         return self.caption, *self.others
 
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of the latents, and of those of the references: each makes another sequence."""
+        latents = self.references.latents if self.references is not None else ()
+        return (self.mean_CHW.shape, *(each.shape for each in latents))
+
 
 def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None:
     """weights_B1HW of a batch, whose samples all have some or none."""
     known = [each.weights_1HW for each in samples if each.weights_1HW is not None]
     return onto(device, torch.stack(known)) if known else None
+
+
+def references_of(samples: Iterable[Sample]) -> list[References]:
+    """The references of each row of a batch of pairs; empty for single images."""
+    return [each.references for each in samples if each.references is not None]
+
+
+def edits_of(
+    samples: Sequence[Sample], others: Sequence[str], family: Family, dropout: float
+) -> list[tuple[str, References]]:
+    """The texts of pairs whose features are needed, each with its references.
+
+    `others` are with those of the first sample. Where captions are dropped, the empty prompt has
+    the references, as without an instruction at inference.
+    """
+    dropped = [family.empty_prompt] if dropout > 0 else []
+    found = [(text, each) for each in samples for text in (*each.captions, *dropped)]
+    found += [(text, samples[0]) for text in others]
+    return [(text, each.references) for text, each in found if each.references is not None]
 
 
 class Fitted(NamedTuple):
@@ -80,7 +109,8 @@ def encode_images(
     settings: Settings,
     advance: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Sample]:
-    """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
+    """Encodes every image at every resolution, in its bucket, and the control images of pairs.
+    Frees the VAE afterwards.
 
     With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
     latents. Threads decode images ahead; batches contain images of one bucket. `advance` is called
@@ -130,13 +160,14 @@ def encode_images(
             encode(shape)
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
-    family.release("vae")
+    references = encode_controls(family, examples, sides, advance)
+    family.release("vae", "vision_encoder")
     kept, kept_weights = latents.mapped(), weights.mapped()
     places = product(examples, variants)
     return [
         Sample(
             *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
-            *(mirrored, kept_weights.get(place)),
+            *(mirrored, kept_weights.get(place), controls_in(references, each, mirrored)),
         )
         for place, (each, mirrored) in enumerate(places)
     ]
@@ -156,11 +187,14 @@ class Captions:
         vectors: dict[str, Tensor] | None = None,
         others: Sequence[str] = (),
         advance: Callable[[str, int, int], None] = lambda *_: None,
+        edits: Iterable[tuple[str, References]] = (),
     ) -> None:
         """`others` without a token are encoded one by one, so that the rounding of captions, which
-        depends on their batch, does not change."""
+        depends on their batch, does not change. `edits` are captions of pairs, whose features
+        depend on the references, too."""
         self.family, self.vectors = family, vectors or {}
-        distinct = sorted({*captions, *others})
+        pairs = {(text, each.digest): each for text, each in edits}
+        distinct = sorted({*captions, *others, *(text for text, _ in pairs)})
         # A token beyond the text encoder's limit has no effect.
         self._tokens = {
             text: tokens
@@ -170,27 +204,31 @@ class Captions:
         }
         self.trained = set(self._tokens)
         constant = sorted({*captions} - self.trained)
-        kept = Tensors[str]("text features")
+        kept = Tensors[str | tuple[str, str]]("text features")
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
             alone = [
                 [text] for text in dict.fromkeys(others) if text not in {*texts, *self.trained}
             ]
-            with Progress(
-                total=len(texts) + len(alone), desc="encoding captions", unit="caption"
-            ) as progress:
+            fixed = [key for key in pairs if key[0] not in self.trained]
+            count = len(texts) + len(alone) + len(fixed)
+            with Progress(total=count, desc="encoding captions", unit="caption") as progress:
                 for batch in (*self._alike(texts), *alone):
                     encoded = family.encode_prompts(batch, self.vectors)
                     for text, features in zip(batch, encoded, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
-                    advance("encoding captions", int(progress.n), len(texts) + len(alone))
+                    advance("encoding captions", int(progress.n), count)
+                for key in fixed:
+                    kept.add(key, self._edit(key[0], pairs[key]))
+                    progress.update()
+                    advance("encoding captions", int(progress.n), count)
         self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:
             family.release("text_encoder")
-        else:
-            ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
+        elif alike := self.trained & {*captions, *others}:
+            ids = common_ids([family.tokenize(text, self.vectors) for text in alike])
             ids = ids[: family.max_text_tokens - 1]  # within the limit
             self._prefix = read_prefix(family.text_encoder, ids) if ids else None
 
@@ -213,14 +251,30 @@ class Captions:
         """The tokens in any of the captions, as far as they are encoded."""
         return {token for text in captions for token in self._tokens.get(text, ())}
 
-    def features(self, captions: Sequence[str]) -> list[Tensor]:
-        """text_LD of each caption, with a gradient for the placeholder token in it."""
+    def features(
+        self, captions: Sequence[str], references: Sequence[References] = ()
+    ) -> list[Tensor]:
+        """text_LD of each caption, with a gradient for the placeholder token in it.
+
+        references: of each caption, if these are of pairs.
+        """
+        if references:
+            return [
+                with_fallback(self.family.text_encoder, partial(self._edit, text, each))
+                if text in self.trained
+                else onto(self.family.device, self._kept[text, each.digest])
+                for text, each in zip(captions, references, strict=True)
+            ]
         trained = [text for text in captions if text in self.trained]
         encoded = iter(self._encoded(trained) if trained else ())
         return [
             next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
             for text in captions
         ]
+
+    def _edit(self, text: str, references: References) -> Tensor:
+        there = on_device(references, self.family.device)
+        return self.family.encode_edit(text, there, self.vectors)
 
     def _encoded(self, texts: Sequence[str]) -> list[Tensor]:
         family = self.family

@@ -113,13 +113,17 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """Hashes of each image, its caption, and its mask if one is used, by the image's name."""
+    """Hashes of each image, its caption, its mask and its control images, by the image's name.
+
+    Without control images and a mask only of the first two; without control images of three.
+    """
     return {
         _short(each.name): [
             hashlib.blake2b(content, digest_size=8).hexdigest()
             for content in (
                 *(each.data, "\0".join(each.captions).encode()),
-                *([each.mask] if each.mask_file else []),
+                *([each.mask] if each.mask_file or each.controls else []),
+                *(control.data for control in each.controls),
             )
         ]
         for each in examples
@@ -182,11 +186,16 @@ def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Pat
             "them; pass the dataset of that run, or continue its weights.zip"
         )
     both = [(then[name], hashes) for name, hashes in now.items() if name in then]
-    captions, masks = (sum(a[k:end] != b[k:end] for a, b in both) for k, end in ((1, 2), (2, 3)))
+    parts = {"captions": slice(1, 2), "masks": slice(2, 3), "control images": slice(3, None)}
+    changed = {what: sum(a[part] != b[part] for a, b in both) for what, part in parts.items()}
     log.warning(
-        "resuming with a changed dataset: %d images added, %d removed, %d captions changed%s",
-        *(len(images - before), len(before - images), captions),
-        f", {masks} masks changed" if masks else "",
+        "resuming with a changed dataset: %d images added, %d removed%s",
+        *(len(images - before), len(before - images)),
+        "".join(
+            f", {count} {what} changed"
+            for what, count in changed.items()
+            if count or what == "captions"
+        ),
     )
 
 

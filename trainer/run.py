@@ -38,10 +38,10 @@ from trainer.learning import (
     preservation_prompts,
     processes,
     read_resume,
-    references_of,
     same_for_all,
     stopped_by_signals,
     transformer_with,
+    uncropped_of,
     warn_repeats,
     with_seed,
 )
@@ -261,7 +261,7 @@ def _train(
         for known in zip(settings.tokens, proof.token_ids, proof.norms_start, strict=True):
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
-    references = references_of({each.name: each for each in samples if not each.mirrored}.values())
+    references = uncropped_of(samples)
     texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
     preserved = preservation_prompts(settings)

@@ -100,7 +100,7 @@ def _controls_of(row: Mapping[str, Any]) -> list[str]:
     columns = [
         (int(match[1] or 0), value)
         for key, value in row.items()
-        if (match := _CONTROL_KEY.fullmatch(str(key).lower())) is not None and len(match[1]) < 4
+        if (match := _CONTROL_KEY.fullmatch(str(key).lower())) is not None and len(match[1]) < 5
     ]
     names: list[str] = []
     for _, value in sorted(columns, key=lambda each: each[0]):

@@ -47,6 +47,8 @@ TITLES = {
     "class-word": "A word beside the token",
     "script": "Another script",
     "too-long": "Too long",
+    "no-edit": "No edit",
+    "other-ratio": "Another aspect ratio",
 }
 _GROUPS = ("near-duplicates", "alike")  # checks whose images are shown side by side
 # Classes of report.css for the kinds of findings.

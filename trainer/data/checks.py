@@ -23,12 +23,15 @@ from trainer.data.file_lists import opener
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
 from trainer.data.members import read_files, stem_of
+from trainer.data.pairs import pair_checks
 from trainer.data.trigger import name_trigger
 from trainer.dataset_names import dataset_name
 from trainer.settings import PRESETS, Preset, Settings
 
 log = logging.getLogger(__name__)
 
+# Checks of captions that should differ, of images that should be described.
+DESCRIPTIONS = ("equal-captions", "names-the-subject", "class-word")
 LOGGED = 5  # findings of one check in a run's log, such as groups of near-duplicates
 
 
@@ -66,10 +69,14 @@ class Purpose:
 def check_examples(examples: Sequence[Example], purpose: Purpose) -> list[Finding]:
     """Warnings about the examples of a dataset that has been read; suggestions have level INFO."""
     own = {each.name: _own_text(each.caption, purpose) for each in examples if each.caption_file}
+    of_captions = list(caption_checks(own, purpose.words, purpose.token_limit))
+    if any(each.controls for each in examples):  # an instruction may be the same for all pairs
+        of_captions = [each for each in of_captions if each.check not in DESCRIPTIONS]
     return [
         *_number(len(examples), purpose),
         *image_checks(examples, purpose.resolution, purpose.multiple),
-        *caption_checks(own, purpose.words, purpose.token_limit),
+        *pair_checks(examples),
+        *of_captions,
         *(_mirrored(examples) if purpose.mirrored else ()),
     ]
 

@@ -21,8 +21,8 @@ from trainer.data.mapped_file import Content
 from trainer.data.members import TABLE_SUFFIXES, Unusable, listed, stem_of, suffix_of
 from trainer.settings import TrainingInputs
 
-_START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,3})")  # ROOT_end is its target
-_NUMBERED = re.compile(r"(?P<stem>.+?)[-_](?P<number>[0-9]{1,3})")
+_START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,4})")  # ROOT_end is its target
+_NUMBERED = re.compile(r"(?P<stem>.+?)[-_](?P<number>[0-9]{1,4})")
 HOW = (
     "put it into a folder control (further ones into control_2, control_3) under the name of its "
     "image"
@@ -150,7 +150,7 @@ class _Targets:
 
 def _number(name: str) -> int:
     """The number at the end of a name; 0 without one."""
-    match = re.search(r"[0-9]{1,3}$", name)
+    match = re.search(r"[0-9]{1,4}$", name)
     return int(match[0]) if match else 0
 
 
@@ -210,6 +210,33 @@ def pair_findings(pairs: Pairs, examples: Sequence[Example]) -> Iterator[Finding
     )
     if fewer := [name for name, count in counts.items() if count < most]:
         yield Finding.of_all(f"fewer control images than the {most} of others", fewer)
+
+
+OTHER_RATIO = 0.05  # difference of aspect ratios from which an edit may move what it should keep
+
+
+def pair_checks(examples: Sequence[Example]) -> Iterator[Finding]:
+    """Warns of pairs that teach something else than the edit."""
+    same = [e.name for e in examples if any(each.data == e.data for each in e.controls)]
+    if same:
+        text = "the image and its control image are the same file, so no edit is learned"
+        yield Finding.of_all(text, same, check="no-edit")
+    other = [
+        each.name
+        for each in examples
+        if len(each.controls) == 1
+        and abs(_ratio(each.controls[0]) / _ratio(each) - 1) > OTHER_RATIO
+    ]
+    if other:
+        text = (
+            "the aspect ratio differs from the control image's, so what the edit should keep is "
+            "moved or stretched, unless it shows another scene"
+        )
+        yield Finding.of_all(text, other, check="other-ratio", level=logging.INFO)
+
+
+def _ratio(image: Example | Control) -> float:
+    return image.width / image.height
 
 
 def controls_of(

@@ -14,6 +14,7 @@ from trainer.learning.features import (
     edits_of,
     encode_images,
     references_of,
+    uncropped_of,
     weights_of,
 )
 from trainer.learning.history import History, Trained
@@ -69,6 +70,7 @@ __all__ = [
     "read_resume",
     "references_of",
     "same_for_all",
+    "uncropped_of",
     "velocity",
     "warn_repeats",
     "weighted",

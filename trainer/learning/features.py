@@ -28,7 +28,7 @@ from inference.progress import Progress
 from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads, nearest_bucket
 from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
-from trainer.learning.references import controls_in, encode_controls, on_device
+from trainer.learning.references import View, encode_controls, on_device
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Sample:
     mirrored: bool = False
     weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
     references: References | None = None  # of a pair: its control images, memory-mapped
+    uncropped: References | None = None  # the same as at inference; of pairs with a preview
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -74,6 +75,12 @@ def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None
 def references_of(samples: Iterable[Sample]) -> list[References]:
     """The references of each row of a batch of pairs; empty for single images."""
     return [each.references for each in samples if each.references is not None]
+
+
+def uncropped_of(samples: Iterable[Sample]) -> list[References]:
+    """The references of previews, by pair in the order of the dataset; empty for single images."""
+    by_name = {each.name: each.uncropped for each in samples}
+    return [each for each in by_name.values() if each is not None]
 
 
 def edits_of(
@@ -119,9 +126,12 @@ def encode_images(
     """
     multiple, masked = family.resolution_multiple, any(each.mask_file for each in examples)
 
+    def buckets_of(example: Example) -> list[Bucket]:
+        size = example.width, example.height
+        return [nearest_bucket(*size, each, multiple) for each in settings.resolutions]
+
     def fitted(example: Example) -> list[Fitted]:
-        width, height = example.width, example.height
-        buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
+        width, height, buckets = example.width, example.height, buckets_of(example)
         cover = max(max(each.width / width, each.height / height) for each in buckets)
         spare = min(1.0, DECODED_SPARE * cover)
         image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
@@ -160,14 +170,17 @@ def encode_images(
             encode(shape)
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
-    references = encode_controls(family, examples, sides, advance)
+    views = [View(e, each, side) for e in examples for side in sides for each in buckets_of(e)]
+    whole = [View(each) for each in examples[: max(1, len(settings.sample_prompts))]]
+    references = encode_controls(family, [*views, *whole], advance)
+    uncropped = dict(zip((each.example.name for each in whole), references[count:], strict=True))
     family.release("vae", "vision_encoder")
     kept, kept_weights = latents.mapped(), weights.mapped()
     places = product(examples, variants)
     return [
         Sample(
             *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
-            *(mirrored, kept_weights.get(place), controls_in(references, each, mirrored)),
+            *(mirrored, kept_weights.get(place), references[place], uncropped.get(each.name)),
         )
         for place, (each, mirrored) in enumerate(places)
     ]

@@ -4,72 +4,103 @@ Latents and features of the vision encoder are on disk, as those of images
 (`trainer.learning.features`). Shapes: B images, C latent channels, H and W latent rows and columns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from families.family import Family
 from families.references import References
 from families.transfer import onto
 from inference.progress import Progress
-from trainer.data import Example
+from trainer.data import Bucket, Example, crop
 from trainer.learning.mapped_tensors import Tensors
 
-Key = tuple[tuple[str, ...], bool]  # names of the control images, and whether they are mirrored
 WHAT = "control images"
+SAME_RATIO = 0.02  # difference of aspect ratios up to which a control image shows the same frame
+
+
+@dataclass(frozen=True)
+class View:
+    """The control images of an example as one of its training images needs them."""
+
+    example: Example
+    bucket: Bucket | None = None  # of the training image; None: the whole control images
+    mirrored: bool = False
+
+    def images(self) -> list[Image.Image]:
+        """The decoded control images."""
+        images = []
+        for control, box in zip(self.example.controls, self._boxes, strict=True):
+            image = control.image()
+            image = image if box is None else image.crop(box)
+            images.append(ImageOps.mirror(image) if self.mirrored else image)
+        return images
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal images."""
+        return tuple(each.name for each in self.example.controls), self._boxes, self.mirrored
+
+    @property
+    def _boxes(self) -> tuple[tuple[int, int, int, int] | None, ...]:
+        """The crop of each; None: the whole.
+
+        A control image with the aspect ratio of its training image is cropped as that is, so that
+        what the edit keeps stays in its place. Others show another frame and are never cropped.
+        """
+        width, height = self.example.width, self.example.height
+        boxes: list[tuple[int, int, int, int] | None] = []
+        for each in self.example.controls:
+            across, down = each.width / width, each.height / height
+            if self.bucket is None or abs(math.log(across / down)) > SAME_RATIO:
+                boxes.append(None)
+                continue
+            left, top, right, bottom = crop(width, height, self.bucket)
+            box = round(left * across), round(top * down), round(right * across)
+            whole = 0, 0, each.width, each.height
+            boxes.append(None if (found := (*box, round(bottom * down))) == whole else found)
+        return tuple(boxes)
 
 
 @torch.no_grad()
 def encode_controls(
     family: Family,
-    examples: Sequence[Example],
-    mirrored: Sequence[bool] = (False,),
+    views: Sequence[View],
     advance: Callable[[str, int, int], None] = lambda *_: None,
-) -> dict[Key, References]:
-    """The encoded control images of all examples that have some, memory-mapped on the CPU.
+) -> list[References | None]:
+    """The encoded control images of each view, memory-mapped on the CPU; None if it has none.
 
-    Each is encoded in its own aspect ratio and at the size of inference. `advance` is called with
-    the phase, the number of pairs encoded and their total. Raises `NoSpace` if the disk is full.
+    Each image keeps its aspect ratio and has the size of inference. `advance` is called with the
+    phase, the number of pairs encoded and their total. Raises `NoSpace` if the disk is full.
     """
-    controls = {_names(each): each.controls for each in examples if each.controls}
-    keys = [(names, side) for names in controls for side in mirrored]
-    tensors, found = Tensors[tuple[Key, str, int]](WHAT), dict[Key, References]()
-    with Progress(
-        total=len(keys), desc=f"encoding {WHAT}", unit="pair", disable=not keys
-    ) as progress:
-        for names, side in keys:
-            images = [each.image() for each in controls[names]]
-            images = [ImageOps.mirror(each) if side else each for each in images]
-            encoded = found[names, side] = family.encode_references(images)
+    different = {each.key: each for each in views if each.example.controls}
+    tensors, found = Tensors[tuple[Hashable, str, int]](WHAT), dict[Hashable, References]()
+    count = len(different)
+    with Progress(total=count, desc=f"encoding {WHAT}", unit="pair", disable=not count) as progress:
+        for key, view in different.items():
+            encoded = family.encode_references(view.images())
             for kind in ("latents", "features"):
                 for number, each in enumerate(getattr(encoded, kind)):
-                    tensors.add(((names, side), kind, number), each)
-            found[names, side] = replace(encoded, latents=(), features=())
+                    tensors.add((key, kind, number), each)
+            found[key] = replace(encoded, latents=(), features=())
             progress.update()
-            advance(f"encoding {WHAT}", int(progress.n), len(keys))
+            advance(f"encoding {WHAT}", int(progress.n), count)
     mapped = tensors.mapped()
 
-    def kept(key: Key, kind: str) -> tuple[Tensor, ...]:
-        return tuple(mapped[key, kind, number] for number in range(len(key[0])))
+    def kept(view: View) -> References | None:
+        if view.key not in found:
+            return None
+        latents, features = (
+            tuple(mapped[view.key, kind, number] for number in range(len(view.example.controls)))
+            for kind in ("latents", "features")
+        )
+        return replace(found[view.key], latents=latents, features=features)
 
-    return {
-        key: replace(each, latents=kept(key, "latents"), features=kept(key, "features"))
-        for key, each in found.items()
-    }
-
-
-def _names(example: Example) -> tuple[str, ...]:
-    return tuple(each.name for each in example.controls)
-
-
-def controls_in(
-    encoded: Mapping[Key, References], example: Example, mirrored: bool
-) -> References | None:
-    """The control images of an example among those of `encode_controls`; None if it has none."""
-    return encoded.get((_names(example), mirrored))
+    return [kept(each) for each in views]
 
 
 def on_device(references: References, device: torch.device) -> References:

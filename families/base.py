@@ -70,6 +70,8 @@ class Base:
     # `sample_sigmas` in model_index.json.
     sample_sigmas: tuple[float, ...] = ()
     default_resolution: int  # pixels, edge of the square image it generates best
+    # The same beside reference images, and of these images; None: `default_resolution`.
+    editing_resolution: int | None = None
     # The same of the largest image that its card recommends, if that is larger.
     recommended_up_to: int = 0
     # Pixels, edge of the square with as many pixels as the largest image that is accepted, for
@@ -110,6 +112,12 @@ class Base:
     # The default preview whose prompt is unlike the dataset; TOK is the subject.
     preview_prompt: str = "a photo of TOK on a beach"
     preview_prompt_without_subject: str = "a photo of a dog on a beach"
+
+    @property
+    def reference_resolution(self) -> int:
+        """Pixels, edge of the square with as many pixels as a reference image, and by default as
+        the edited one."""
+        return self.editing_resolution or self.default_resolution
 
     @property
     def license_facts(self) -> dict[str, str]:

@@ -25,16 +25,15 @@ from families.base import (
     LoraReader,
     ModelClasses,
 )
+from families.editing import Editing
 from families.lora_targets import chosen_layers
 from families.tokens import PromptTokenizer, TokenizedPrompt
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor, nn
 
     from families.prefix import Prefix
-    from families.references import References
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class WeightStorage:
     offload: bool = False  # the weights of the transformer's blocks are in CPU memory
 
 
-class Family(ABC):
+class Family(Editing, ABC):
     """A base model whose heavy parts are loaded when they are first used and can be released.
 
     `transformer` and `text_encoder` run in `dtype`; `vae` runs in float32, since images are encoded
@@ -159,10 +158,10 @@ class Family(ABC):
         return components.load_text_encoder(self)
 
     def release(self, *names: str) -> None:
-        """Frees loaded models (`transformer`, `vae`, `text_encoder`)."""
+        """Frees loaded models (`transformer`, `vae`, `text_encoder` with its vision part)."""
         from families.device import empty_cache
 
-        for name in names:
+        for name in (*names, *["vision_encoder"] * ("text_encoder" in names)):
             self.__dict__.pop(name, None)
         empty_cache(self.device)
 
@@ -290,32 +289,6 @@ class Family(ABC):
     @abstractmethod
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The transformer's noise - x0 for noisy latents, BCHW float32; `text` as encoded."""
-
-    # Editing models (`Base.most_references`).
-
-    def encode_references(self, images: Sequence[Image.Image]) -> References:
-        """Upright images, encoded once for all passes."""
-        from families.references import encode_references
-
-        return encode_references(self, images)
-
-    def encode_edit(
-        self, prompt: str, references: References, vectors: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """text_LD of a prompt beside its reference images; `vectors` as in `encode_prompts`."""
-        from families.references import encode_edit
-
-        return encode_edit(self, prompt, references, vectors)
-
-    def edit_velocity(
-        self,
-        latents_BCHW: Tensor,
-        sigma_B: Tensor,
-        text: Sequence[Tensor],
-        references: References,
-    ) -> Tensor:
-        """`velocity` beside reference images, the same for the whole batch; of editing models."""
-        raise NotImplementedError(f"{self.base.name} is not an editing model")
 
     # LoRA targets.
 

@@ -19,6 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 from safetensors.torch import save_file
+from stock_processor import StockProcessor
 from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 from vault.models import QWEN_IMAGE_21_SIGMAS, write_qwen_image_21
 
@@ -52,23 +53,6 @@ BASE, TURBO = (BASES[name] for name in ("qwen-image-2.1", "qwen-image-2.1-turbo"
 CPU = torch.device("cpu")
 
 
-class TextProcessor:
-    """What Qwen3VLProcessor, which needs torchvision, does without images."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        found = self.tokenizer(text, **options)
-        found["mm_token_type_ids"] = torch.zeros_like(found["input_ids"])
-        return found
-
-    def apply_chat_template(self, messages: list[Any], **_: Any) -> list[list[int]]:
-        [turn] = messages
-        text = turn["content"][0]["text"]
-        return [self.tokenizer(f"<|im_start|>{turn['role']}\n{text}<|im_end|>\n").input_ids]
-
-
 @pytest.fixture(scope="module")
 def vault21(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = write_qwen_image_21(tmp_path_factory.mktemp("vault21"))
@@ -90,7 +74,7 @@ def pair(vault21: Path) -> tuple[Family, Any]:
         scheduler=load(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
         vae=load(AutoencoderKLQwenImage21, folder / "vae"),
         text_encoder=load(Qwen3VLForConditionalGeneration, folder / "text_encoder"),
-        processor=TextProcessor(load(Qwen2Tokenizer, folder / "processor")),  # type: ignore[arg-type]
+        processor=StockProcessor(load(Qwen2Tokenizer, folder / "processor")),  # type: ignore[arg-type]
         transformer=load(QwenImage21Transformer2DModel, folder / "transformer"),
     )
     stock.set_progress_bar_config(disable=True)

@@ -197,7 +197,9 @@ def _train_in(
                 withhold(path, settings.hf_repo_id, secrets.from_request)
         if outcome is not None:
             subject = " and ".join(settings.tokens) or settings.trigger_word
-            log.info("%s", describe_next_steps(path, subject, settings.base))
+            first = outcome.examples[0]
+            instruction = first.caption if first.controls else ""
+            log.info("%s", describe_next_steps(path, subject, settings.base, instruction))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but a later step failed (%s)", path, said)
@@ -238,7 +240,8 @@ def _train(
     check_texts(examples, prompts, family, settings)
     introduce(settings, examples, family)
     control.phase("loading")
-    memory = fit(settings, family, [text for example in examples for text in example.captions])
+    texts = [text for example in examples for text in example.captions]
+    memory = fit(settings, family, texts, max(len(each.controls) for each in examples))
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     path = run.model if settings.full else run.weights
@@ -262,7 +265,7 @@ def _train(
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
     references = uncropped_of(samples)
-    texts = prompt_features(settings, family, references)
+    preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
     preserved = preservation_prompts(settings)
     alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
@@ -270,8 +273,7 @@ def _train(
         edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
         captions = Captions(family, (), vectors, advance=control.phase, edits=edits)
     else:
-        texts_of = [text for sample in samples for text in sample.captions]
-        captions = Captions(family, texts_of, vectors, alone, control.phase)
+        captions = Captions(family, texts, vectors, alone, control.phase)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
@@ -316,7 +318,7 @@ def _train(
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
-    place = run.folder, texts, previewed, run.events, references
+    place = run.folder, preview_texts, previewed, run.events, references
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights

@@ -318,7 +318,7 @@ def _train(
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
-    place = run.folder, preview_texts, previewed, run.events, references
+    place = run.folder, preview_texts, previewed, run.events, references, pairs
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights

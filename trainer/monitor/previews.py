@@ -24,6 +24,7 @@ from inference.acceleration import with_fallback
 from inference.generation import generate
 from inference.request import Request, ResolvedRequest, resolve
 from inference.text_cache import TextCache
+from trainer.data import Example
 from trainer.events import Events
 from trainer.inbox import Command
 from trainer.learning import Loop, on_device
@@ -103,16 +104,22 @@ class Previews:
         enabled: bool = True,
         events: Events | None = None,
         references: Sequence[References] = (),
+        pairs: Sequence[Example] = (),
     ) -> None:
         """`texts`: features encoded before. If not `enabled`, no image is generated.
 
-        references: of pairs, in the order of the dataset; see `pair_of`.
+        pairs: of a run on pairs, in the order of the dataset, and the `references` of the first;
+        see `pair_of`.
         """
         self.references = references
         self.family, self.settings, self.inference_weights = family, settings, inference_weights
         self.texts, self.enabled = texts or TextCache(), enabled
         self.all_resolved = preview_requests(settings, family)
-        self.preview_images = PreviewImages(output, self.all_resolved, events)
+        controls = [
+            pair_of(number, pairs).controls[-1].image()
+            for number in range(len(self.all_resolved) if pairs else 0)
+        ]
+        self.preview_images = PreviewImages(output, self.all_resolved, events, controls)
 
     @property
     def thumbnails(self) -> dict[int, list[Image.Image]]:

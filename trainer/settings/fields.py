@@ -90,8 +90,13 @@ class Settings(TrainingInputs):
             self.skip_bad_images,
             self.named_subjects,
             self.masks,
-            (int(self.base.needs_references), self.base.most_references),
+            self.control_counts,
         )
+
+    @property
+    def control_counts(self) -> tuple[int, int]:
+        """Control images of each image that the base model needs, and takes at most."""
+        return int(self.base.needs_references), self.base.most_references
 
     @property
     def control_folders(self) -> tuple[Path, ...]:

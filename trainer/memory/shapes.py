@@ -49,9 +49,10 @@ def reference_images(family: Family, shape: Shape) -> list[References]:
     edge = family.base.reference_resolution
     edge -= edge % family.resolution_multiple
     size = 1, family.latent_channels, *family.latent_size(edge, edge)
-    latents = (torch.zeros(size, device=family.device),) * shape.references
-    form = family.reference_format
-    places = tuple(range(shape.references)) if form and form.latents_in_text else ()
+    count, form = shape.references, family.reference_format
+    latents = (torch.zeros(size, device=family.device),) * count
+    places = tuple((k + 1) * shape.text_tokens // (count + 1) for k in range(count))
+    places = places if form and form.latents_in_text else ()
     return [References(latents, (), (), "", places)] * shape.batch_size
 
 

@@ -35,6 +35,7 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
 
     def write(bare: Sequence[Example]) -> Mapping[str, str]:
         check(len(bare))
+        with_pairs(settings, bare)  # refuses captions for pairs
         find_turbo_adapter(settings)  # found missing now, not after minutes of captions
         family_and_targets(settings)
         phase = partial(control.phase, "writing captions")

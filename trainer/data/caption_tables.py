@@ -10,6 +10,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -87,12 +88,10 @@ def _objects(suffix: str, text: str) -> Iterator[Mapping[str, Any]]:
     if suffix in (".csv", ".tsv"):
         yield from _csv_objects(text, suffix)
         return
-    rows = _parsed(text) if suffix == ".json" else _lines(text)
+    rows = _parsed(text) if suffix == ".json" else list(_lines(text))
     if isinstance(rows, dict):
         rows = [{"file_name": name, **row} for name, row in rows.items() if isinstance(row, dict)]
-    for row in rows if not isinstance(rows, str | int | float | None) else ():
-        if isinstance(row, dict):
-            yield row
+    yield from (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
 
 
 def _controls_of(row: Mapping[str, Any]) -> list[str]:
@@ -105,7 +104,8 @@ def _controls_of(row: Mapping[str, Any]) -> list[str]:
     names: list[str] = []
     for _, value in sorted(columns, key=lambda each: each[0]):
         if isinstance(value, str) and value.lstrip().startswith("["):  # a list in CSV
-            value = _parsed(value)
+            with suppress(NoCaptions):
+                value = _parsed(value)
         values = value if isinstance(value, list) else [value]
         names += [each.strip() for each in values if isinstance(each, str) and each.strip()]
     return names

@@ -93,7 +93,10 @@ def read_dataset(
         return checked
 
     if write is not None and not problems:
-        bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
+        skip = skip_bad_images
+        bare = examine(
+            files, "", skip_bad_images=skip, controls=controls, check_images=check_images
+        )
         _refuse(path, bare)
         files |= files_of(files, write(own_captions(bare.examples)))
     found = examine(

@@ -22,6 +22,7 @@ from trainer.data.members import TABLE_SUFFIXES, Unusable, listed, stem_of, suff
 from trainer.settings import TrainingInputs
 
 _START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,4})")  # ROOT_end is its target
+PARTS = 5  # of a name that are compared: names of untrusted archives may have hundreds
 _NUMBERED = re.compile(r"(?P<stem>.+?)[-_](?P<number>[0-9]{1,4})")
 HOW = (
     "put it into a folder control (further ones into control_2, control_3) under the name of its "
@@ -69,13 +70,14 @@ def find_pairs(
                 add(target, name, int(match["number"] or 1))
                 found.roots[target] = match["root"]
     besides = {name for group in groups if not group.used for name in group.names}
+    known = set(images)
     targets = _Targets(name for name in images if name not in besides | found.controls)
     for group in groups:
         if group.kind != CONTROL or group.used:
             continue
         of_folder = _number(group.folder)
         for control in group.names:
-            if control not in images or control in found.controls:
+            if control not in known or control in found.controls:
                 continue
             meant, own = targets.find(control, group.folder)
             for target in meant:
@@ -121,7 +123,7 @@ class _Targets:
             stem = stem_of(name)
             self._by_stem.setdefault(stem, []).append(name)
             parts = stem.split("/")
-            for count in range(1, len(parts) + 1):
+            for count in range(1, min(len(parts), PARTS) + 1):
                 self._by_end.setdefault("/".join(parts[-count:]), []).append(name)
 
     def find(self, control: str, folder: str) -> tuple[list[str], int]:
@@ -156,9 +158,9 @@ def _number(name: str) -> int:
 
 def _parts(name: str) -> list[str]:
     """The beginnings and ends of a name between its separators, longest first."""
-    parts = []
-    for match in re.finditer(r"[-_. (\[]+", name):
-        parts += [name[: match.start()], name[match.end() :]]
+    places = [match.span() for match in re.finditer(r"[-_. (\[]+", name)]
+    parts = [name[:start] for start, _ in places[-PARTS:]]
+    parts += [name[end:] for _, end in places[:PARTS]]
     return sorted(filter(None, parts), key=len, reverse=True)
 
 

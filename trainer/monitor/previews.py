@@ -170,7 +170,9 @@ class Previews:
         prompt = name_subject(command.prompt, subject) if subject else command.prompt
         options = {"seed": settings.seed, **settings.sample_options}
         options |= {} if command.seed is None else {"seed": command.seed}
-        options |= next(iter(settings.sample_overrides), {}) if self.references else {}
+        if self.references:  # the size of the first pair
+            own = next(iter(settings.sample_overrides), {})
+            options |= {name: own[name] for name in ("width", "height") if name in own}
         request = Request(prompt=prompt, **(options | {"num_outputs": 1}))
         resolved = resolve(request, settings.base, self.family.resolution_multiple)
         [[image]] = self._images(loop, [resolved])

@@ -40,7 +40,7 @@ def with_default_previews(
     have the aspect ratio of their last control image (`pair_of`), also those of given prompts.
     """
     if not settings.sample_defaults:
-        return _sized(settings, pairs, settings.base.default_resolution) if pairs else settings
+        return _sized(settings, pairs, settings.base.reference_resolution) if pairs else settings
     if pairs:
         edge = max(32, min(EDGE, *settings.resolutions))
         prompts = tuple(each.caption for each in pairs[:PAIRS])

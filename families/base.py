@@ -62,6 +62,10 @@ class Base:
     train_on: "Base | None" = None
     most_references: int = 0  # reference images that it takes; 0: it is not an editing model
     needs_references: bool = False  # it only edits, so it needs at least one
+    # Of a base that takes them: the share of attention in the FLOPs of a pass at
+    # `default_resolution`, as the limit of a request's compute counts it
+    # (tests/inference/test_editing.py).
+    attention_share: float = 0.0
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
@@ -87,6 +91,8 @@ class Base:
     # with these settings and a placeholder, in int8 with gradient checkpointing.
     generation_memory: float
     training_memory: float
+    # GB more than `generation_memory` with three reference images, of a base that can do without.
+    editing_memory: float = 0.0
 
     # Training. LoRA targets are the family's (`Family.lora_targets`): attention and feed-forward
     # of the blocks, as musubi-tuner and OneTrainer train both models. Alpha is the rank.

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -110,7 +110,7 @@ def encode_edit(
     features_KSD = torch.cat(references.features, dim=1).to(family.dtype)
     embeds_1LD = embed(family, [tokenized], [limit], vectors)
     embeds_1LD = embeds_1LD.index_put((torch.zeros_like(at_S), at_S), features_KSD[0])
-    deep = {}
+    deep: dict[str, Any] = {}
     if len(features_KSD) > 1:
         deep["visual_pos_masks"] = onto(family.device, slots_L.unsqueeze(0))
         deep["deepstack_visual_embeds"] = list(features_KSD[1:])

@@ -105,11 +105,14 @@ def check_size(request: Request, base: Base) -> None:
 def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
     """Compute of a request, in passes of an image of the base's default resolution.
 
-    Each reference image takes as many tokens as one.
+    The tokens of reference images count as those of the image: in the linear layers, and again
+    for each other one in the attention.
     """
     width, height = map(round, wanted_size(request, base))
-    pixels = width * height / base.default_resolution**2 + len(request.reference_images)
-    return _passes(request, base, few_steps) * pixels
+    pixels = width * height + len(request.reference_images) * base.reference_resolution**2
+    images = pixels / base.default_resolution**2
+    attention = base.attention_share * max(0.0, images - 1)
+    return _passes(request, base, few_steps) * images * (1 + attention)
 
 
 def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:

@@ -75,6 +75,7 @@ QWEN_IMAGE_EDIT_2511 = replace(
     hub_id="Qwen/Qwen-Image-Edit-2511",
     most_references=3,  # as on the cards
     needs_references=True,
+    attention_share=0.18,
     inference_steps=40,
     default_resolution=1024,
     size_multiple=32,  # as the pipeline rounds its default sizes

@@ -72,6 +72,7 @@ QWEN_IMAGE_21 = Base(
         )
     },
     most_references=10,
+    attention_share=0.06,
     inference_steps=40,
     guidance_scale=1.0,
     default_resolution=1024,
@@ -80,6 +81,7 @@ QWEN_IMAGE_21 = Base(
     recommended_up_to=2048,
     size_multiple=32,
     generation_memory=33.0,
+    editing_memory=1.2,
     training_memory=26.5,
     training_resolution=1024,
     training_shift=2.0,  # its own schedule at that size: e^mu = 2.0
@@ -293,10 +295,10 @@ class QwenImage21(VideoVaeFamily):
             return velocity(self.transformer, latents_BCHW, sigma_B, text_BLD, images, places)
         found: dict[int, Tensor] = {}
         for rows in rows_of.values():
-            given = [
+            some, sigmas, text_BLD = (
                 torch.stack([each[row] for row in rows]) for each in (latents_BCHW, sigma_B, text)
-            ]
-            answer = velocity(self.transformer, *given, images, places)
+            )
+            answer = velocity(self.transformer, some, sigmas, text_BLD, images, places)
             found |= dict(zip(rows, answer, strict=True))
         return torch.stack([found[row] for row in range(len(text))])
 

@@ -25,18 +25,18 @@ from vault.models import write_qwen_image_edit
 
 from adapters.archive import Archive
 from adapters.placeholder import Placeholder
-from families import references
 from families.base import Base
 from families.family import Family
 from families.loading import load_family
 from families.models.qwen_image import QwenImage
+from families.references import References, size_near
 from families.registry import BASES, find_base_or_folder
 from families.without_weights import family_without_weights
 from inference.__main__ import arguments_parser
 from inference.engine import Engine
 from inference.generation import generate
 from inference.inputs import GenerationInputs
-from inference.request import Request, check_work, resolve
+from inference.request import Request, check_work, resolve, work
 from trainer.memory.step_cost import Meter, _tensors, fused_attention
 from trainer.settings import SettingsError, TrainingInputs
 from trainer.settings.fields import resolve as resolve_settings
@@ -206,7 +206,11 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
     assert np.array_equal(one, predict(paths[:1], **size))
 
     many = Request(prompt="x", reference_images=tuple(IMAGES), num_outputs=8)
-    with pytest.raises(ValueError, match="beside 2 reference images are too much for one request"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="beside 2 reference images are too much for one request"),
+    ):
+        patch.setattr(Base, "reference_resolution", 1024)
         check_work(many.replace(num_inference_steps=60), BASES["qwen-image-edit-2511"])
 
     given = arguments_parser().read(["--prompt", "x", "--reference-images", *map(str, paths)])
@@ -238,7 +242,7 @@ def test_sizes_are_the_pipelines_and_a_folder_is_recognized(
         resolved = resolve(Request(prompt="x", reference_images=pictures), base, 32)
         wanted = stock_module.calculate_dimensions(1024 * 1024, width / height)
         assert (resolved.width, resolved.height) == wanted
-        assert references.size_near(1024 * 1024, pictures[1], 32) == wanted
+        assert size_near(1024 * 1024, pictures[1], 32) == wanted
     assert family.resolution_multiple == base.size_multiple == 32
     assert family.tokenize("").template_length == 64  # as the pipeline drops
 
@@ -255,14 +259,22 @@ def test_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [sum(each.numel() for each in part.parameters()) for part in parts]
     assert counts == [20_430_401_088, 7_070_619_136, 676_550_144]
     latents = torch.zeros(1, 16, 128, 128, device="meta")
-    text_LD = torch.zeros(700, 3584, dtype=torch.bfloat16, device="meta")
-    encoded = references.References((latents,) * 3, (), (), "")
     family.transformer.transformer_blocks = family.transformer.transformer_blocks[:2]
-    known = [*_tensors(family.transformer), latents, text_LD]
-    with torch.no_grad(), fused_attention(), Meter(known) as meter:
-        sigma = torch.ones(1, device="meta")
-        velocity = family.edit_velocity(latents, sigma, [text_LD], encoded)
-    assert velocity.shape == latents.shape
+    passes = []
+    for count in (0, 3):
+        text_LD = torch.zeros(100 + 200 * count, 3584, dtype=torch.bfloat16, device="meta")
+        encoded = References((latents,) * count, (), (), "")
+        known = [*_tensors(family.transformer), latents, text_LD]
+        with torch.no_grad(), fused_attention(), Meter(known) as meter:
+            sigma = torch.ones(1, device="meta")
+            velocity = family.edit_velocity(latents, sigma, [text_LD], encoded)
+        assert velocity.shape == latents.shape
+        passes.append(meter)
     vae = sum(each.numel() for each in family.vae.parameters())
-    needed = 2 * sum(counts) + 4 * vae + meter.peak  # in inference each block frees its own
+    needed = 2 * sum(counts) + 4 * vae + passes[1].peak  # in inference each block frees its own
     assert family.base.generation_memory == pytest.approx(needed / 1e9, rel=0.01)
+    monkeypatch.setattr(Base, "reference_resolution", 1024)
+    square = Request(prompt="x", width=1024, height=1024)
+    more = square.replace(reference_images=IMAGES[:1] * 3)
+    counted = work(more, family.base) / work(square, family.base)
+    assert counted == pytest.approx(passes[1].flops / passes[0].flops, rel=0.05)

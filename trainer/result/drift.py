@@ -40,25 +40,25 @@ PROMPTS = {
         "a dotted pink square and a black star beside it on grass",
         "a picture of a tiny white triangle at the left on sand",
     ),
-    # Of runs on pairs: other edits of the first pair's control images.
-    "edits": (
-        "turn the day into night",
-        "add falling snow",
-        "make it a pencil drawing",
-        "remove the background and put a plain grey wall there",
-        "change the season to autumn",
-        "show it from the left side",
-        "make the colors black and white",
-        "add a red balloon in the upper right corner",
-    ),
 }
+# Of runs on pairs: other edits of the first pair's control images.
+EDITS = (
+    "turn the day into night",
+    "add falling snow",
+    "make it a pencil drawing",
+    "remove the background and put a plain grey wall there",
+    "change the season to autumn",
+    "show it from the left side",
+    "make the colors black and white",
+    "add a red balloon in the upper right corner",
+)
 BATCHES = 4  # at most, so that the measurement takes as long as 11 steps of a run
 POINTS = 4  # of Euler's method without guidance: sigma 1, 0.75, 0.5 and 0.25
 
 
 def drift_prompts(settings: Settings, pairs: bool = False) -> list[str]:
     """The prompts to measure drift with: none contains the subject. pairs: of a run on pairs."""
-    prompts = PROMPTS["edits" if pairs else settings.base.preservation_prompts]
+    prompts = EDITS if pairs else PROMPTS[settings.base.preservation_prompts]
     usable, _ = sort_prompts(prompts, settings)
     return usable[: BATCHES * settings.batch_size]
 

@@ -60,6 +60,7 @@ class Base:
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
     # LoRAs for this base are trained on that one, and are used here unchanged.
     train_on: "Base | None" = None
+    alpha_channel: bool = False  # whether its VAE has one, so that images can be transparent
     most_references: int = 0  # reference images that it takes; 0: it is not an editing model
     needs_references: bool = False  # it only edits, so it needs at least one
     # Of a base that takes them: the share of attention in the FLOPs of a pass at

@@ -275,11 +275,11 @@ class Family(Editing, ABC):
         """Number of template tokens that are dropped from the start of the features."""
 
     @abstractmethod
-    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels_BCPP: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normalized latents, each BCHW float32.
 
-        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`. A VAE with an
-        alpha channel gets opaque images.
+        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`. C is 3, or with
+        `Base.alpha_channel` also 4: straight alpha, where 1 is opaque, as are images without it.
         """
 
     @abstractmethod

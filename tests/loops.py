@@ -13,8 +13,9 @@ from families.loading import load_family
 from families.prefix import read_prefix
 from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import write_checkpoint
-from trainer.learning.features import Captions, edits_of, encode_images
+from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
+from trainer.learning.samples import edits_of
 from trainer.learning.saving import state_of
 from trainer.settings.fields import Settings
 

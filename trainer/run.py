@@ -33,6 +33,7 @@ from trainer.learning import (
     data_identity,
     edits_of,
     encode_images,
+    encode_regularization,
     find_turbo_adapter,
     load_best,
     preservation_prompts,
@@ -220,14 +221,14 @@ def _train(
     """The path of the weights and, in the main process, what the checks need."""
     # Check what needs no model.
     file = DatasetFile(settings.dataset)
-    examples = read_examples(settings, run, control, secrets.from_request)
-    dataset = file.describe(examples)
+    examples, regularized = read_examples(settings, run, control, secrets.from_request)
+    pairs = [each for each in examples if each.controls]  # all or none
+    dataset = file.describe(examples, regularized := [] if pairs else regularized)
     settings = with_steps(with_pairs(settings, examples), examples)
     log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
-    pairs = [each for each in examples if each.controls]  # all or none
     settings = with_default_previews(settings, [each.caption for each in examples], pairs)
-    resume = read_resume(settings, examples)
+    resume = read_resume(settings, [*examples, *regularized])
     adapter = find_turbo_adapter(settings)
     run.describe(describe_run(settings, examples, dataset, secrets.from_request))
     trackers = until_written.enter_context(
@@ -253,6 +254,7 @@ def _train(
     )
 
     # Encode once.
+    kept = encode_regularization(family, regularized, settings)
     samples = encode_images(family, examples, settings, control.phase)
     start = family.text_width, settings.placeholder_init_std
     placeholders = [
@@ -267,7 +269,7 @@ def _train(
     references = uncropped_of(samples)
     preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
-    preserved = preservation_prompts(settings)
+    preserved = preservation_prompts(settings, kept)
     alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
     if pairs:
         edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
@@ -308,7 +310,7 @@ def _train(
         if not memory.mode.offload:
             sizes = {each.shapes for each in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
-    data = data_identity(examples)
+    data = data_identity([*examples, *regularized])
     parts = trained_on, captions, weights, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
     if isinstance(resume, Checkpoint):

@@ -80,6 +80,7 @@ QWEN_IMAGE_21 = Base(
     editing_resolution=992,
     recommended_up_to=2048,
     size_multiple=32,
+    alpha_channel=True,
     generation_memory=33.0,
     editing_memory=1.2,
     training_memory=26.5,
@@ -218,13 +219,14 @@ class QwenImage21(VideoVaeFamily):
 
     # The VAE. Its own `encode` and `decode` fill caches for videos that images don't need.
 
-    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels_BCPP: Tensor) -> tuple[Tensor, Tensor]:
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from torch.nn import functional as F
 
-        pixels_B3PP = pixels_B3PP.to(self.device).float()
-        pixels_B4FPP = F.pad(pixels_B3PP, (0, 0, 0, 0, 0, 1), value=1.0).unsqueeze(2)  # opaque
-        whole = pixels_B3PP[0, 0].numel() <= WHOLE_PIXELS
+        pixels_BCPP = pixels_BCPP.to(self.device).float()
+        missing = 4 - pixels_BCPP.shape[1]
+        pixels_B4FPP = F.pad(pixels_BCPP, (0, 0, 0, 0, 0, missing), value=1.0).unsqueeze(2)
+        whole = pixels_BCPP[0, 0].numel() <= WHOLE_PIXELS
         encoded = self.vae.encoder(pixels_B4FPP) if whole else self._encoded_in_tiles(pixels_B4FPP)
         posterior = DiagonalGaussianDistribution(self.vae.quant_conv(encoded))
         return self.normalized(posterior)

@@ -33,7 +33,7 @@ from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.data import nearest_bucket, read_dataset
 from trainer.learning.features import fit
-from trainer.learning.references import View
+from trainer.learning.references import ControlView
 from trainer.learning.resume import read_resume
 from trainer.memory.shapes import Shape, tokens_read
 from trainer.memory.step_cost import step_load, step_loads
@@ -197,11 +197,11 @@ def test_a_control_image_of_the_same_frame_is_cropped_as_its_target(tmp_path: Pa
     files |= {"control_2/a.png": encoded(target.crop((0, 0, 300, 120)))}
     [example] = read_dataset(make_folder(tmp_path / "set", files), "do", controls=(1, 3))
     bucket = nearest_bucket(300, 230, 128, 32)
-    first, second = View(example, bucket, mirrored=True).images()
+    first, second = ControlView(example, bucket, mirrored=True).images()
     assert second.size == (300, 120) and first.size != (600, 460)
     ours = fit(ImageOps.invert(ImageOps.mirror(first)), bucket)
     torch.testing.assert_close(ours, fit(example.image(), bucket), atol=0.03, rtol=0)
-    assert [each.size for each in View(example).images()] == [(600, 460), (300, 120)]
+    assert [each.size for each in ControlView(example).images()] == [(600, 460), (300, 120)]
 
 
 @pytest.mark.parametrize("name", ["qwen-image-edit-2511", "qwen-image-2.1"])

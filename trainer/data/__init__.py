@@ -1,6 +1,6 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, nearest_bucket
+from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, crop_shifts, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
@@ -10,9 +10,9 @@ from trainer.data.dataset import (
     Example,
     Findings,
     examine,
-    own_captions,
     read_dataset,
 )
+from trainer.data.example import own_captions
 from trainer.data.file_lists import members_of_any, opener
 from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
@@ -73,6 +73,7 @@ __all__ = [
     "choose_captions",
     "cover",
     "crop",
+    "crop_shifts",
     "examine",
     "in_threads",
     "is_image",

@@ -23,6 +23,7 @@ from trainer.data.members import MAX_TABLE_BYTES, stem_of, suffix_of
 # Columns, in the order in which they are looked for.
 _IMAGE_KEYS = ("file_name", "image_path", "image_file", "filename", "file", "image", "path")
 _CAPTION_KEYS = ("caption", "text", "prompt", "captions")
+_MASK_KEYS = ("mask_path", "mask_file", "mask_file_name", "mask_image", "mask")  # of lists
 # Groups of tags, in the order in which they are joined. `nl` is a sentence after them.
 _TAG_KEYS = (
     *("trigger", "quality", "count", "character", "series", "artist", "appearance", "tags"),
@@ -53,49 +54,35 @@ class Table:
 def read_table(name: str, data: Content) -> Table:
     """Reads a table. Raises `NoCaptions`, and `Unusable` if it is not text."""
     text, guess = _text(name, data)
-    rows = {image: texts for image, texts in _merged(_rows(suffix_of(name), text)).items() if texts}
-    found = Table(name, rows, guess)
+    rows = _merged(_rows(suffix_of(name), text))
+    captions = {image: row.captions for image, row in rows.items() if row.captions}
+    found = Table(name, captions, guess)
     if not found.rows:
         raise NoCaptions("it has no row with the name of an image and a caption")
     return found
 
 
-def image_rows(name: str, data: Content) -> dict[str, list[str]]:
-    """The images that a table names, in order, with their captions, maybe none.
+@dataclass
+class Row:
+    """What a table says of one image."""
+
+    captions: list[str] = field(default_factory=list)
+    mask: str = ""  # a file, as written; empty: none
+    controls: list[str] = field(default_factory=list)  # images before an edit, as written
+
+
+def image_rows(name: str, data: Content) -> dict[str, Row]:
+    """The images that a table names, in order.
 
     Raises `NoCaptions`, and `Unusable` if it is not text.
     """
     return _merged(_rows(suffix_of(name), _text(name, data)[0], bare=True))
 
 
-def control_rows(name: str, data: Content) -> dict[str, list[str]]:
-    """The control images of each image for which a table names some, in order, as written.
-
-    Raises `NoCaptions`, and `Unusable` if it is not text.
-    """
-    suffix, text = suffix_of(name), _text(name, data)[0]
-    found: dict[str, list[str]] = {}
-    for row in _objects(suffix, text):
-        controls = _controls_of(row)
-        if controls and (key := _image_key(row)):
-            known = found.setdefault(row[key].strip(), [])
-            known += [each for each in controls if each not in known]
-    return found
-
-
-def _objects(suffix: str, text: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a table that may have several columns."""
-    if suffix in (".csv", ".tsv"):
-        yield from _csv_objects(text, suffix)
-        return
-    rows = _parsed(text) if suffix == ".json" else list(_lines(text))
-    if isinstance(rows, dict):
-        rows = [{"file_name": name, **row} for name, row in rows.items() if isinstance(row, dict)]
-    yield from (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
-
-
-def _controls_of(row: Mapping[str, Any]) -> list[str]:
+def _controls_of(row: Any) -> list[str]:
     """The control images in a row: of all their columns, each a name or a list of names."""
+    if not isinstance(row, dict):
+        return []
     columns = [
         (int(match[1] or 0), value)
         for key, value in row.items()
@@ -111,13 +98,24 @@ def _controls_of(row: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _merged(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
-    """The different captions of each image; several rows may name it."""
-    found: dict[str, list[str]] = {}
-    for image, captions in rows:
-        kept = found.setdefault(image, [])
-        kept += [each for each in captions if each not in kept]
+def _merged(rows: Iterable[tuple[str, Any]]) -> dict[str, Row]:
+    """The different captions of each image, and its first mask; several rows may name it."""
+    found: dict[str, Row] = {}
+    for image, value in rows:
+        row = found.setdefault(image, Row())
+        row.captions += [each for each in _captions_of(value) if each not in row.captions]
+        row.mask = row.mask or _mask_of(value)
+        row.controls += [each for each in _controls_of(value) if each not in row.controls]
     return found
+
+
+def control_rows(name: str, data: Content) -> dict[str, list[str]]:
+    """The control images of each image for which a table names some, in order, as written.
+
+    Raises `NoCaptions`, and `Unusable` if it is not text.
+    """
+    rows = image_rows(name, data).items()
+    return {image: row.controls for image, row in rows if row.controls}
 
 
 def read_json(name: str, data: Content) -> tuple[list[str], str | None]:
@@ -145,8 +143,8 @@ def _parsed(text: str) -> Any:
         raise NoCaptions(f"it is not valid JSON ({str(error)[:80]})") from None
 
 
-def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """The name of an image and its captions, maybe none, row by row.
+def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, Any]]:
+    """The name of an image and what the table says of it, row by row.
 
     bare: a table may have no column of captions.
     """
@@ -157,14 +155,16 @@ def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, lis
         value = _parsed(text)
         rows: Iterable[Any] = value if isinstance(value, list) else ()
         if isinstance(value, dict):
-            for image, captions in value.items():
-                if found := _captions_of(captions):
-                    yield image, found
+            yield from (
+                (image, row)
+                for image, row in value.items()
+                if _captions_of(row) or _controls_of(row)
+            )
     else:
         rows = _lines(text)
     for row in rows:
         if isinstance(row, dict) and (key := _image_key(row)):
-            yield row[key].strip(), _captions_of(row)
+            yield row[key].strip(), row
 
 
 def _lines(text: str) -> Iterator[Any]:
@@ -183,7 +183,7 @@ def _lines(text: str) -> Iterator[Any]:
         yield value
 
 
-def _csv_objects(text: str, suffix: str) -> Iterator[dict[str, str]]:
+def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, Any]]:
     first = text.split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
     try:
@@ -191,39 +191,43 @@ def _csv_objects(text: str, suffix: str) -> Iterator[dict[str, str]]:
     except csv.Error as error:
         raise NoCaptions(f"it is not a valid table ({error})") from None
     for row in rows:
-        yield {
+        plain = {
             str(key).strip().lower(): value for key, value in row.items() if isinstance(value, str)
         }
-
-
-def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[str]]]:
-    for plain in _csv_objects(text, suffix):
         key = _image_key(plain)
         if key is None:
             if not any(plain.values()):
                 continue
             raise NoCaptions("it has no column file_name")
-        others = [each for each in plain if each != key and not _CONTROL_KEY.fullmatch(each)]
+        others = [other for other in plain if other != key and not _is_file_key(other)]
         column = next((each for each in _CAPTION_KEYS if each in plain), None)
         if column is None and len(others) == 1:
             column = others[0]  # of any name, as in the imagefolder format
         if column is None and not bare:
             raise NoCaptions("it has no column text, caption or prompt")
-        text = plain[column] if column is not None else ""
-        yield plain[key].strip(), [text] if text.strip() else []
+        caption = {"caption": plain[column]} if column is not None else {}
+        yield plain[key].strip(), caption | {k: plain[k] for k in plain if _is_file_key(k)}
+
+
+def _is_file_key(key: str) -> bool:
+    """Whether a column names masks or control images."""
+    return key in _MASK_KEYS or _CONTROL_KEY.fullmatch(key) is not None
 
 
 def _image_key(row: Mapping[str, Any]) -> str | None:
     """The column with the name of a row's image."""
-    others = [  # of the imagefolder format
-        key
-        for key in row
-        if str(key).endswith("_file_name") and not _CONTROL_KEY.fullmatch(str(key))
-    ]
+    # Of the imagefolder format.
+    others = [k for k in row if str(k).endswith("_file_name") and not _is_file_key(str(k))]
     for key in (*_IMAGE_KEYS, *others):
         if isinstance(row.get(key), str) and row[key].strip():
             return str(key)
     return None
+
+
+def _mask_of(row: Any) -> str:
+    """The file of the mask in a row; empty if it names none."""
+    texts = (row.get(key) for key in _MASK_KEYS) if isinstance(row, dict) else ()
+    return next((each.strip() for each in texts if isinstance(each, str) and each.strip()), "")
 
 
 def _captions_of(value: Any) -> list[str]:

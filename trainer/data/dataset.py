@@ -16,7 +16,7 @@ from inference.progress import Progress
 from trainer.data.auxiliary_images import MASKS, Group, auxiliary, masks_of
 from trainer.data.caption_files import Sidecars, files_of, one_line
 from trainer.data.captions import Caption, choose_captions, repeats_of
-from trainer.data.example import Example
+from trainer.data.example import Example, own_captions
 from trainer.data.findings import (
     Finding,
     caption_findings,
@@ -29,6 +29,7 @@ from trainer.data.mapped_file import Content
 from trainer.data.masks import unused, with_masks
 from trainer.data.members import Opener, Unusable, is_image, listed, read_files
 from trainer.data.pairs import controls_of, find_pairs, pair_findings, pair_problems
+from trainer.data.regularization import regularization
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
@@ -53,8 +54,10 @@ def read_dataset(
     subjects: Sequence[Subject] = (),
     masks: str = "off",
     controls: tuple[int, int] = (0, 0),
+    most_regularization: int = 0,
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
     opened: Opener | None = None,
+    regularized: list[Example] | None = None,
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -73,6 +76,8 @@ def read_dataset(
     masks: what is used as masks: `auto`, `alpha` or `off` (`trainer.data.masks`).
     controls: control images of each image that the base model needs, and takes at most
         (`trainer.data.pairs`); those of a base model that takes none are ignored.
+    most_regularization: the most regularization images that are used. They are added to
+        `regularized`, never returned (`trainer.data.regularization`).
     opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
         datasets from requests.
     write: gets the examples with their own captions as written, empty without one, and returns
@@ -86,17 +91,17 @@ def read_dataset(
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad, opened)
     checked: dict[str, Checked | str] = {}
+    asked = set[str]()
 
     def check_images(images: dict[str, Content]) -> Mapping[str, Checked | str]:
-        if not checked:  # only once
-            checked.update(_check(images))
+        new = {name: data for name, data in images.items() if name not in asked}
+        asked.update(new)  # each only once
+        checked.update(_check(new) if new else {})
         return checked
 
     if write is not None and not problems:
-        skip = skip_bad_images
-        bare = examine(
-            files, "", skip_bad_images=skip, controls=controls, check_images=check_images
-        )
+        rules = ("", None, "", "", skip_bad_images, (), "off", controls)
+        bare = examine(files, *rules, check_images=check_images)
         _refuse(path, bare)
         files |= files_of(files, write(own_captions(bare.examples)))
     found = examine(
@@ -109,6 +114,7 @@ def read_dataset(
         subjects,
         masks,
         controls,
+        most_regularization,
         check_images=check_images,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if skip_bad_images else [],
@@ -116,18 +122,9 @@ def read_dataset(
     _refuse(path, found)
     for each in found.warnings:
         log.log(each.level, "%s: %s", dataset_name(path), each.text)
+    if regularized is not None:
+        regularized += found.regularization
     return found.examples
-
-
-def own_captions(examples: Sequence[Example]) -> list[Example]:
-    """The examples with captions of files alone: empty instead of `default_caption` or the name of
-    a folder."""
-    return [
-        each
-        if each.caption_file and each.caption_file[-1] != "/"
-        else replace(each, caption="", others=())
-        for each in examples
-    ]
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,7 @@ class Findings:
     warnings: list[Finding]
     captions: Mapping[str, Caption] = field(default_factory=dict)  # as written, of each image
     groups: Sequence[Group] = ()  # masks, regularization images and others; not trained on
+    regularization: Sequence[Example] = ()  # those that are used
 
 
 def _refuse(path: Path, found: Findings) -> None:
@@ -159,6 +157,7 @@ def examine(
     subjects: Sequence[Subject] = (),
     masks: str = "off",
     controls: tuple[int, int] = (0, 0),
+    most_regularization: int = 0,
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
     check_masks: bool = True,
@@ -253,10 +252,13 @@ def examine(
         size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
         own = replace(own, measures=found.measures, others=texts[1:], controls=own_controls)
+        own = replace(own, transparent=found.transparent)
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)
     problems += wrong_masks
+    kept = regularization(*(files, groups, [*images], most_regularization, check_images or _check))
+    problems += kept.problems
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
@@ -278,13 +280,13 @@ def examine(
         lines = "\n".join(each.text for each in bad)
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
-    used = {each.mask_file for each in examples}
+    used = {each.mask_file for each in examples} | {each.name for each in kept.examples}
     used |= {control.name for each in examples for control in each.controls}
     warnings += pair_findings(pairs, examples)
     shown = [group for group in groups if used.isdisjoint(group.names)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]
-    warnings += [*about_masks, *unused(of_masks, examples)]
+    warnings += [*about_masks, *unused(of_masks, examples), *kept.notes]
     rest = {name: data for name, data in files.items() if not is_beside(name, groups)}
     warnings += map(Finding, unread_captions(rest, every, found_captions))
     warnings += left_out(rest, every)
@@ -314,7 +316,7 @@ def examine(
                 check="no-token",
             )
         )
-    return Findings(examples, problems, warnings, found_captions.of, groups)
+    return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples)
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

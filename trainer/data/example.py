@@ -1,6 +1,7 @@
 """One image of a dataset with its captions, checked."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -41,14 +42,17 @@ class Example:
     measures: Measures | None = None  # of its pixels; None: not decoded yet
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
     controls: tuple[Control, ...] = ()  # before the edit that the caption asks for, in order
+    transparent: bool = False  # some of its pixels are
 
     @property
     def captions(self) -> tuple[str, ...]:
         """All captions, those that count more first."""
         return self.caption, *self.others
 
-    def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """The decoded image: upright, 8-bit sRGB, transparency over white.
+    def image(
+        self, at_least: tuple[int, int] | None = None, background: str | None = "white"
+    ) -> Image.Image:
+        """The decoded image: upright, 8-bit sRGB, transparency over the background or kept (None).
 
         A JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides are still
         at least `at_least` (width and height, upright), which is much faster.
@@ -57,7 +61,7 @@ class Example:
             if at_least is not None:
                 rotated = image.size != (self.width, self.height)
                 image.draft(None, at_least[::-1] if rotated else at_least)
-            return upright_srgb(image)[0]
+            return upright_srgb(image, background)[0]
 
     def mask_image(self) -> Image.Image:
         """The decoded mask, in mode L: white is trained on. Only if there is one."""
@@ -75,3 +79,14 @@ def decode_mask(data: Content, transparency: bool) -> Image.Image:
             return upright_srgb(image, "black")[0].convert("L")
         alpha = upright_alpha(image)
         return Image.new("L", image.size, 255) if alpha is None else alpha
+
+
+def own_captions(examples: Sequence[Example]) -> list[Example]:
+    """The examples with captions of files alone: empty instead of `default_caption` or the name of
+    a folder."""
+    return [
+        each
+        if each.caption_file and each.caption_file[-1] != "/"
+        else replace(each, caption="", others=())
+        for each in examples
+    ]

@@ -8,13 +8,13 @@ features.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -25,10 +25,12 @@ from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
-from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads, nearest_bucket
+from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads
 from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
-from trainer.learning.references import View, encode_controls, on_device
+from trainer.learning.references import ControlView, encode_controls, on_device
+from trainer.learning.samples import Sample
+from trainer.learning.views import views_of
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,74 +41,16 @@ DECODED_SPARE = 2
 BATCH_TOKENS = 4096  # of a batch of the text encoder, padding included
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An encoded image at one resolution."""
-
-    name: str
-    caption: str
-    mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
-    std_CHW: Tensor
-    repeats: int = 1  # how often it is used, relative to others
-    others: tuple[str, ...] = ()  # further captions, which take turns with the first
-    mirrored: bool = False
-    weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
-    references: References | None = None  # of a pair: its control images, memory-mapped
-    uncropped: References | None = None  # the same as at inference; of pairs with a preview
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """All captions."""
-        return self.caption, *self.others
-
-    @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Of the latents, and of those of the references: each makes another sequence."""
-        latents = self.references.latents if self.references is not None else ()
-        return (self.mean_CHW.shape, *(each.shape for each in latents))
-
-
-def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None:
-    """weights_B1HW of a batch, whose samples all have some or none."""
-    known = [each.weights_1HW for each in samples if each.weights_1HW is not None]
-    return onto(device, torch.stack(known)) if known else None
-
-
-def references_of(samples: Iterable[Sample]) -> list[References]:
-    """The references of each row of a batch of pairs; empty for single images."""
-    return [each.references for each in samples if each.references is not None]
-
-
-def uncropped_of(samples: Iterable[Sample]) -> list[References]:
-    """The references of previews, by pair in the order of the dataset; empty for single images."""
-    by_name = {each.name: each.uncropped for each in samples}
-    return [each for each in by_name.values() if each is not None]
-
-
-def edits_of(
-    samples: Sequence[Sample], others: Sequence[str], family: Family, dropout: float
-) -> list[tuple[str, References]]:
-    """The texts of pairs whose features are needed, each with its references.
-
-    `others` are with those of the first sample. Where captions are dropped, the empty prompt has
-    the references, as without an instruction at inference.
-    """
-    dropped = [family.empty_prompt] if dropout > 0 else []
-    found = [(text, each) for each in samples for text in (*each.captions, *dropped)]
-    found += [(text, samples[0]) for text in others]
-    return [(text, each.references) for text, each in found if each.references is not None]
-
-
 class Fitted(NamedTuple):
     """An image in its bucket."""
 
-    pixels_3PP: Tensor
+    pixels_CPP: Tensor  # RGB, or RGB and alpha
     weights_1HW: Tensor | None
 
     def mirrored(self) -> "Fitted":
         """The mirror image."""
         weights = self.weights_1HW
-        return Fitted(self.pixels_3PP.flip(-1), None if weights is None else weights.flip(-1))
+        return Fitted(self.pixels_CPP.flip(-1), None if weights is None else weights.flip(-1))
 
 
 @torch.no_grad()
@@ -120,34 +64,35 @@ def encode_images(
     Frees the VAE afterwards.
 
     With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
-    latents. Threads decode images ahead; batches contain images of one bucket. `advance` is called
-    with the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is
-    full, and `DatasetError` if a mask is black in the part of an image that its bucket shows.
+    latents. With `crop_jitter`, most at several crops. With `keep_transparency`, transparent images
+    have an alpha channel. Threads decode images ahead; batches contain images of one bucket.
+    `advance` is called with the phase, the number of images encoded and their total. Raises
+    `NoSpace` if the disk is full, and `DatasetError` if a mask is black in the part of an image
+    that a crop shows.
     """
     multiple, masked = family.resolution_multiple, any(each.mask_file for each in examples)
 
-    def buckets_of(example: Example) -> list[Bucket]:
-        size = example.width, example.height
-        return [nearest_bucket(*size, each, multiple) for each in settings.resolutions]
-
     def fitted(example: Example) -> list[Fitted]:
-        width, height, buckets = example.width, example.height, buckets_of(example)
-        cover = max(max(each.width / width, each.height / height) for each in buckets)
+        width, height = example.width, example.height
+        plain = [each for each in views[example.name] if not each.mirrored]
+        cover = max(max(b.width / width, b.height / height) for b, *_ in plain)
         spare = min(1.0, DECODED_SPARE * cover)
-        image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
+        at_least = math.ceil(width * spare), math.ceil(height * spare)
+        kept = settings.keep_transparency and example.transparent
+        image = example.image(at_least, None if kept else "white")
         found = []
-        for bucket in buckets:
+        for bucket, shift, *_ in plain:
             size = family.latent_size(bucket.width, bucket.height)
-            weights = loss_weights(fit_mask(example, bucket, size)) if masked else None
-            found.append(Fitted(fit(image, bucket), weights))
+            weights = loss_weights(fit_mask(example, bucket, size, shift)) if masked else None
+            found.append(Fitted(fit(image, bucket, shift), weights))
         return found + [each.mirrored() for each in found if settings.horizontal_flip]
 
     latents = Tensors[int]("latents")  # mean and deviation, by index
     weights = Tensors[int]("loss weights")  # by index
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-    sides = (False, True) if settings.horizontal_flip else (False,)  # whether mirrored
-    variants = [each for each in sides for _ in settings.resolutions]  # of an image, in order
-    count = len(examples) * len(variants)
+    views = {each.name: views_of(each, settings, multiple) for each in examples}
+    encoded = [(each, view) for each in examples for view in views[each.name]]
+    count = len(encoded)
 
     def encode(shape: torch.Size) -> None:
         places, pixels = zip(*waiting.pop(shape), strict=True)
@@ -157,32 +102,32 @@ def encode_images(
 
     with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
-        for place, (pixels_3PP, weights_1HW) in enumerate(fits):
+        for place, (pixels_CPP, weights_1HW) in enumerate(fits):
             if weights_1HW is not None:
                 weights.add(place, weights_1HW)
-            same = waiting.setdefault(pixels_3PP.shape, [])
-            same.append((place, pixels_3PP))
-            if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
-                encode(pixels_3PP.shape)
+            same = waiting.setdefault(pixels_CPP.shape, [])
+            same.append((place, pixels_CPP))
+            if (len(same) + 1) * pixels_CPP[0].numel() > BATCH_PIXELS:
+                encode(pixels_CPP.shape)
                 progress.update(len(same))
                 advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
             encode(shape)
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
-    views = [View(e, each, side) for e in examples for side in sides for each in buckets_of(e)]
-    whole = [View(each) for each in examples[: max(1, len(settings.sample_prompts))]]
-    references = encode_controls(family, [*views, *whole], advance)
+    cropped = [ControlView(each, v.bucket, v.mirrored, v.shift) for each, v in encoded]
+    whole = [ControlView(each) for each in examples[: max(1, len(settings.sample_prompts))]]
+    references = encode_controls(family, [*cropped, *whole], advance)
     uncropped = dict(zip((each.example.name for each in whole), references[count:], strict=True))
     family.release("vae", "vision_encoder")
     kept, kept_weights = latents.mapped(), weights.mapped()
-    places = product(examples, variants)
     return [
         Sample(
-            *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
-            *(mirrored, kept_weights.get(place), references[place], uncropped.get(each.name)),
+            *(each.name, each.caption, kept[place][0], kept[place][1]),
+            *(each.repeats * view.repeats, each.others, view.mirrored, view.shift),
+            *(kept_weights.get(place), references[place], uncropped.get(each.name)),
         )
-        for place, (each, mirrored) in enumerate(places)
+        for place, (each, view) in enumerate(encoded)
     ]
 
 
@@ -310,22 +255,47 @@ class Captions:
         yield batch
 
 
-def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
-    """The image scaled to cover the bucket and center-cropped.
+def fit(image: Image.Image, bucket: Bucket, shift: float = 0.0) -> torch.Tensor:
+    """The image scaled to cover the bucket and cropped, at the center or shifted.
 
-    Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
+    Returns float32 [3, bucket.height, bucket.width] in [-1, 1], of an RGBA image [4, …] with
+    straight alpha. Lanczos with antialiasing.
     """
     # Cropping in source pixels and scaling in one step keeps the exact aspect ratio: scaling first
     # would round the size to whole pixels.
-    box = crop(image.width, image.height, bucket)
-    fitted = image.convert("RGB").resize(
-        (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
-    )
-    pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    box = crop(image.width, image.height, bucket, shift)
+
+    def scaled(part: Image.Image) -> NDArray[np.float32]:
+        size = bucket.width, bucket.height
+        return np.array(part.resize(size, Image.Resampling.LANCZOS, box=box), dtype=np.float32)
+
+    if image.mode == "RGBA":
+        pixels_HWC = torch.from_numpy(_with_alpha(image, scaled))
+    else:
+        pixels_HWC = torch.from_numpy(scaled(image.convert("RGB")))
     return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
-def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:
+def _with_alpha(
+    image: Image.Image, scaled: Callable[[Image.Image], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The scaled channels of an RGBA image, [height, width, 4], from 0 to 255.
+
+    Colors are weighted by their opacity, so that no hidden one gets into an edge. Not in 8 bits, as
+    Pillow does it: those of low opacity would be rounded away. Where nothing is visible, it is
+    black, so that what was cut away is not trained on.
+    """
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+    alpha = scaled(Image.fromarray(opacity)).clip(0, 1)
+    channels = []
+    for color in image.split()[:3]:
+        weighted = scaled(Image.fromarray(np.asarray(color, dtype=np.float32) * opacity))
+        visible = alpha > 0.5 / 255
+        channels.append(np.divide(weighted, alpha, np.zeros_like(alpha), where=visible))
+    return np.stack([*channels, alpha * 255], axis=-1).clip(0, 255)
+
+
+def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int], shift: float = 0.0) -> Tensor:
     """The mask of the part of an image that its bucket shows, in [0, 1]; ones without a mask.
 
     size: rows and columns of the latents, each the mean of its area. Returns float32 [1, H, W].
@@ -335,7 +305,7 @@ def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:
     if not example.mask_file:
         return torch.ones(1, rows, columns)
     mask = example.mask_image()
-    left, top, right, bottom = crop(example.width, example.height, bucket)
+    left, top, right, bottom = crop(example.width, example.height, bucket, shift)
     across, down = mask.width / example.width, mask.height / example.height
     box = left * across, top * down, right * across, bottom * down
     fitted = np.array(mask.resize((columns, rows), Image.Resampling.BOX, box=box))

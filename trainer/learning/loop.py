@@ -25,7 +25,7 @@ from trainer.learning.best_weights import Best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
-from trainer.learning.features import Captions, Sample, references_of, weights_of
+from trainer.learning.features import Captions
 from trainer.learning.fused import FusedOptimizer
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
@@ -33,6 +33,7 @@ from trainer.learning.optimizers import make_optimizers, rate_at
 from trainer.learning.preservation import Preservation
 from trainer.learning.randomness import generator
 from trainer.learning.restoring import restore
+from trainer.learning.samples import Sample, references_of, weights_of
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.step_report import Report, StepReport
 from trainer.learning.timesteps import NoiseLevels

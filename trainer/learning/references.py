@@ -24,12 +24,13 @@ SAME_RATIO = 0.02  # difference of aspect ratios up to which a control image sho
 
 
 @dataclass(frozen=True)
-class View:
+class ControlView:
     """The control images of an example as one of its training images needs them."""
 
     example: Example
     bucket: Bucket | None = None  # of the training image; None: the whole control images
     mirrored: bool = False
+    shift: float = 0.0  # of the crop
 
     def images(self) -> list[Image.Image]:
         """The decoded control images."""
@@ -59,7 +60,7 @@ class View:
             if self.bucket is None or abs(math.log(across / down)) > SAME_RATIO:
                 boxes.append(None)
                 continue
-            left, top, right, bottom = crop(width, height, self.bucket)
+            left, top, right, bottom = crop(width, height, self.bucket, self.shift)
             box = round(left * across), round(top * down), round(right * across)
             whole = 0, 0, each.width, each.height
             boxes.append(None if (found := (*box, round(bottom * down))) == whole else found)
@@ -69,7 +70,7 @@ class View:
 @torch.no_grad()
 def encode_controls(
     family: Family,
-    views: Sequence[View],
+    views: Sequence[ControlView],
     advance: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[References | None]:
     """The encoded control images of each view, memory-mapped on the CPU; None if it has none.
@@ -91,7 +92,7 @@ def encode_controls(
             advance(f"encoding {WHAT}", int(progress.n), count)
     mapped = tensors.mapped()
 
-    def kept(view: View) -> References | None:
+    def kept(view: ControlView) -> References | None:
         if view.key not in found:
             return None
         latents, features = (

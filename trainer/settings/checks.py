@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.registry import editing, tokens_of_full_training
+from families.registry import editing, tokens_of_full_training, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -147,6 +147,17 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
             f"({', '.join(settings.tokens)}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
+        )
+    if settings.keep_transparency and not settings.base.alpha_channel:
+        able = [name for name, each in trainable().items() if each.alpha_channel]
+        yield (
+            f"keep_transparency is on, but {settings.base.name} generates no alpha channel; switch "
+            f"it off, or train on {' or '.join(able)}"
+        )
+    if settings.keep_transparency and settings.masks == "alpha":
+        yield (
+            "masks is alpha, so what is transparent is hardly trained on, but keep_transparency is "
+            "on, to learn it; remove one of the two"
         )
     if settings.autocaption and not settings.tokens and settings.trigger_word is None:
         yield (

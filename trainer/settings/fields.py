@@ -17,7 +17,7 @@ from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
 from trainer.settings.pairs import for_pairs
-from trainer.settings.preservation import weight_of
+from trainer.settings.preservation import most_regularization, weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
 from trainer.settings.subjects import Subject, read_subjects, wrong_subjects
@@ -80,7 +80,7 @@ class Settings(TrainingInputs):
     @property
     def caption_rules(
         self,
-    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, tuple[int, int]]:
+    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, tuple[int, int], int]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -91,6 +91,7 @@ class Settings(TrainingInputs):
             self.named_subjects,
             self.masks,
             self.control_counts,
+            most_regularization(self),
         )
 
     @property

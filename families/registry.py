@@ -69,7 +69,7 @@ def undistilled(family: type[Family]) -> Base:
 
 
 def trainable() -> dict[str, Base]:
-    """The bases that can be trained: all but those that only edit."""
+    """The bases that can be trained on single images: all but those that only edit."""
     return {name: base for name, base in BASES.items() if not base.needs_references}
 
 

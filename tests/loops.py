@@ -15,6 +15,7 @@ from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import write_checkpoint
 from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
+from trainer.learning.samples import edits_of
 from trainer.learning.saving import state_of
 from trainer.settings.fields import Settings
 
@@ -31,8 +32,8 @@ def make_loop(
     subject = None if named else next(iter(tokens), None)
     caption = settings.default_caption
     masks = settings.masks
-    examples = read_dataset(settings.dataset, caption, subject, subjects=named, masks=masks)
-    examples = examples[:pictures]
+    given: dict[str, Any] = {"subjects": named, "masks": masks, "controls": settings.control_counts}
+    examples = read_dataset(settings.dataset, caption, subject, **given)[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
     trained: Lora | FullWeights | None = None
@@ -42,8 +43,9 @@ def make_loop(
         for number, token in enumerate(tokens)
     ]
     vectors = {each.token: each.vectors for each in placeholders}
+    edits = edits_of(samples, (), family, settings.caption_dropout)
     texts = [text for sample in samples for text in sample.captions]
-    captions = Captions(family, texts, vectors)
+    captions = Captions(family, () if edits else texts, vectors, edits=edits)
     if settings.full:
         names = trained_names(family, settings.lora_targets)
         trained = FullWeights(family, names)

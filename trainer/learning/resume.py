@@ -14,7 +14,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.few_steps import find_few_step_lora
 from families.registry import UnknownBase, find_base
-from trainer.data import Example
+from trainer.data import Content, Example
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
     Checkpoint,
@@ -114,17 +114,24 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """Hashes of each image, its caption, and its mask if one is used, by the image's name."""
-    return {
-        _short(each.name): [
-            hashlib.blake2b(content, digest_size=8).hexdigest()
-            for content in (
-                *(each.data, "\0".join(each.captions).encode()),
-                *([each.mask] if each.mask_file else []),
-            )
-        ]
-        for each in examples
-    }
+    """Hashes of each image, its caption, its mask and its control images, by the image's name.
+
+    The last only with control images, the third only with these or a mask that is used.
+    """
+    return {_short(each.name): _hashes(each) for each in examples}
+
+
+def _hashes(example: Example) -> list[str]:
+    contents = [example.data, "\0".join(example.captions).encode()]
+    if example.mask_file or example.controls:
+        contents.append(example.mask)
+    if example.controls:
+        contents.append("".join(_hash(each.data) for each in example.controls).encode())
+    return [_hash(each) for each in contents]
+
+
+def _hash(content: Content) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _short(name: str) -> str:
@@ -184,11 +191,16 @@ def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Pat
             "them; pass the dataset of that run, or continue its weights.zip"
         )
     both = [(then[name], hashes) for name, hashes in now.items() if name in then]
-    captions, masks = (sum(a[k:end] != b[k:end] for a, b in both) for k, end in ((1, 2), (2, 3)))
+    parts = {"captions": slice(1, 2), "masks": slice(2, 3), "control images": slice(3, 4)}
+    changed = {what: sum(a[part] != b[part] for a, b in both) for what, part in parts.items()}
     log.warning(
-        "resuming with a changed dataset: %d images added, %d removed, %d captions changed%s",
-        *(len(images - before), len(before - images), captions),
-        f", {masks} masks changed" if masks else "",
+        "resuming with a changed dataset: %d images added, %d removed%s",
+        *(len(images - before), len(before - images)),
+        "".join(
+            f", {count} {what} changed"
+            for what, count in changed.items()
+            if count or what == "captions"
+        ),
     )
 
 

@@ -12,10 +12,10 @@ from families.family import Family
 from families.quantization import block_linears, block_values
 from families.without_weights import family_without_weights
 from trainer.memory.plan import Figures
+from trainer.memory.shapes import Shape
 from trainer.memory.step_cost import (
     NOTHING,
     Load,
-    Shape,
     caption_load,
     decode_load,
     image_load,
@@ -67,6 +67,7 @@ def figures(
         text_block_weights=text_block,
         text_other_weights=text_other,
         vae_weights=_count(family.vae.parameters()),
+        vision_weights=_count(family.vision_encoder.parameters()) if shape.references else 0,
         lora_modules=len(targets),
         lora_values=trained,
         bytes_per_value=dtype.itemsize,

@@ -157,6 +157,9 @@ def _heading(settings: Settings) -> str:
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens"
     )
+    if settings.base.needs_references:
+        edge = settings.base.reference_resolution
+        heading += f",\neach image with one control image of {edge} x {edge}"
     terms = settings.base.terms
     if terms is None:
         return heading

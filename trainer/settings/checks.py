@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.forms import FACTOR, MOST_RANK
-from families.registry import tokens_of_full_training, trainable
+from families.registry import editing, tokens_of_full_training, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -25,7 +25,7 @@ MOST_RESOLUTIONS = 8  # all images are encoded at each of them
 def faults(settings: "Settings") -> list[str]:
     """One line for each setting that conflicts with another one or with the base model."""
     return [
-        *_editing(settings),
+        *_controls(settings),
         *_wrong_prompts(settings),
         *wrong_prompts(settings),
         *_too_large(settings),
@@ -36,14 +36,21 @@ def faults(settings: "Settings") -> list[str]:
     ]
 
 
-def _editing(settings: "Settings") -> Iterator[str]:
-    base = settings.base
-    if base.needs_references:
-        others = [name for name, each in trainable().items() if each.family == base.family]
+def _controls(settings: "Settings") -> Iterator[str]:
+    folders, dataset = settings.controls, Path(settings.dataset).absolute()
+    most = settings.base.most_references
+    if folders and not most:
         yield (
-            f"{base.name} is an editing model, and training on pairs of images is not supported; "
-            f"train on {' or '.join(others)}: those LoRAs work on {base.name}, too"
+            f"controls are given, but {settings.base.name} does not edit images; remove them, or "
+            f"set base_model to one of {', '.join(editing())}"
         )
+    elif len(folders) > most:
+        yield (
+            f"controls names {len(folders)} folders; {settings.base.name} takes at most {most} "
+            "control images"
+        )
+    if dataset in map(Path.absolute, settings.control_folders):
+        yield "controls is the dataset itself; name the folder of the images before the edit"
 
 
 def _wrong_prompts(settings: "Settings") -> Iterator[str]:

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, InstanceOf
@@ -16,6 +17,7 @@ from trainer.settings.checks import faults
 from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
+from trainer.settings.pairs import for_pairs
 from trainer.settings.preservation import most_regularization, weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
@@ -41,6 +43,7 @@ class Settings(TrainingInputs):
     resolution: Annotated[str, Field(exclude=True)]
 
     resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
+    controls: tuple[str, ...]  # absolute paths of folders
     caption_dropout: float
     masks: str
     rank: int  # 0: LoKr without one
@@ -78,7 +81,7 @@ class Settings(TrainingInputs):
     @property
     def caption_rules(
         self,
-    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, int]:
+    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, tuple[int, int], int]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -88,8 +91,19 @@ class Settings(TrainingInputs):
             self.skip_bad_images,
             self.named_subjects,
             self.masks,
+            self.control_counts,
             most_regularization(self),
         )
+
+    @property
+    def control_counts(self) -> tuple[int, int]:
+        """Control images of each image that the base model needs, and takes at most."""
+        return int(self.base.needs_references), self.base.most_references
+
+    @property
+    def control_folders(self) -> tuple[Path, ...]:
+        """Folders of control images outside the dataset."""
+        return tuple(map(Path, self.controls))
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -226,6 +240,9 @@ def resolve(inputs: TrainingInputs) -> Settings:
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
         masks=_either(inputs.masks, defaults.masks),
+        controls=tuple(
+            str(Path(each).expanduser().absolute()) for each in parts_of(inputs.controls, ",")
+        ),
         subjects=tuple(map(str, subjects)),
         placeholder_token=token,
         preserve=preserve,
@@ -239,6 +256,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
         trackers=parts_of(inputs.trackers, ","),
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
+    if base.needs_references:
+        settings = for_pairs(settings)
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))
     return settings

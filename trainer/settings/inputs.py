@@ -76,6 +76,7 @@ class TrainingInputs(Inputs):
 
     # Data.
     dataset: Annotated[File, Input("Zip or tar of 10 to 40 images (JPEG, PNG, WebP, HEIC and others), with an optional caption in NAME.txt next to each NAME.jpg.", DATA, section="", hint="give a zip or tar of images")]
+    controls: Annotated[str | Sequence[str] | None, Input("Of editing models: folders with the images before the edit, under the names of the dataset's images, with commas. Default: those in the dataset (control, control_2).", DATA, max_length=4_000, separator=",", one="folder", on=Interface.LOCAL, section="")] = None
     default_caption: Annotated[str, Input("Caption of images that have none of their own. TOK stands for your subject.", DATA, max_length=10_000)] = "a photo of TOK"
     autocaption: Annotated[str | None, Input("Before training, write captions for images that have none, with a vision-language model. subject: of everything except the subject; style: of everything except the style. Default: off.", DATA, choices=("subject", "style"))] = None
     caption_prefix: Annotated[str, Input("Put before every caption, as written; end it with a space where one belongs. TOK stands for your subject.", DATA, max_length=1_000)] = ""

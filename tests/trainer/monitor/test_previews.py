@@ -209,7 +209,7 @@ def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.monitor.previews.generate", full)

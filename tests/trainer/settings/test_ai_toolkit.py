@@ -542,7 +542,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
     [
         (
             {"model__arch": "flux"},
-            "model.arch is 'flux'; supported: qwen_image, qwen_image_2, zimage",
+            "model.arch is 'flux'; supported: qwen_image, qwen_image_2, qwen_image_edit_plus, zima",
         ),
         (
             {"model__arch": "qwen_image"},

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,9 +59,9 @@ def base_named(found: Translation, key: str, name: str, family: type[Family]) ->
         stem, file = stem.replace("_", "-"), _WEIGHTS.search(name.lower()) is not None
         bases = {each.hub_id.rpartition("/")[2].lower(): each for each in family.bases}
         fits = [tail for tail in bases if stem == tail or (file and tail in stem)]
-        if not fits or any(each in stem for each in _OTHER_MODELS):
+        tail = max(fits, key=len, default="")
+        if not fits or any(each in stem.replace(tail, "") for each in _OTHER_MODELS):
             raise SettingsError(f"{key}: {error}; or give --base-model") from error
-        tail = max(fits, key=len)
         base, others = bases[tail], set(stem.replace(tail, "").split("-"))
         plain = not file or (base == undistilled(family) and others <= _HARMLESS)
         name = f"{name}, not read" if file else name
@@ -84,6 +84,17 @@ def turbo_adapter(found: Translation, key: str, path: Any, difference: str = "")
         found.differs(key, difference, turbo_adapter=wanted)
     else:
         found.same(key, turbo_adapter=wanted)
+
+
+def control_folders(found: Translation, keys: str, folders: Sequence[Any]) -> None:
+    """The folders of the images before an edit."""
+    given, base = [str(each) for each in folders if each], base_of(found)
+    if not given:
+        return
+    if not base.most_references:
+        found.refuse(keys, f"{', '.join(given)} ({base.name} does not edit images)")
+    else:
+        found.same(keys, controls=given)
 
 
 def no_turbo_adapter(found: Translation, key: str) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.registry import tokens_of_full_training, trainable
+from adapters.baked import own_tokens
+from families.registry import trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -126,7 +127,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
             "itself and uses this as a factor; remove it for the default of 1"
         )
-    taken = set(tokens_of_full_training(settings.base)) & {*settings.tokens}
+    taken = own_tokens(settings.base) & {*settings.tokens}
     if taken and not settings.full:
         yield (
             f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "

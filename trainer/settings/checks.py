@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.baked import own_tokens
 from adapters.forms import FACTOR, MOST_RANK
-from families.registry import editing, tokens_of_full_training, trainable
+from families.registry import editing, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -153,7 +154,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
             "itself and uses this as a factor; remove it for the default of 1"
         )
-    taken = set(tokens_of_full_training(settings.base)) & {*settings.tokens}
+    taken = own_tokens(settings.base) & {*settings.tokens}
     if taken and not settings.full:
         yield (
             f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "

@@ -1,7 +1,8 @@
 """Images that others are generated from: reference images, the start image, its mask.
 
-input_images/8c4f…    each content once, named by its hash, so that the settings of an old image
-                      name the same input
+input_images/8c4f…          each content once, named by its hash, so that the settings of an old
+                            image name the same input
+input_images/8c4f….webp     its thumbnail
 """
 
 import hashlib
@@ -11,21 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference.image_decoding import open_image, upright_srgb
+from adapters.files.atomic import atomic_file
+from adapters.files.containers import printable
+from inference.image_decoding import BrokenImage, decoded, open_image
 from inference.inputs import MOST_REFERENCES
 from inference.request import REFERENCES
-from studio import thumbnails
 from studio.dataset_files import own_folder
 from studio.folder import Studio, open_file
 from studio.replies import Problem, reply, send_file
+from studio.thumbnails import SIDE
 from studio.uploads import received
-from trainer.data import MAX_MEMBER_BYTES, Unusable, check, probe
+from trainer.data import MAX_MEMBER_BYTES
 
 NAMES = (REFERENCES, "image", "mask")  # the inputs
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -70,47 +72,43 @@ def opened(paths: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: [open_image(Path(one).read_bytes()) for one in each]
         if isinstance(each, list)
-        else _decoded(Path(each))
+        else decoded(Path(each).read_bytes(), name)
         for name, each in paths.items()
     }
 
 
-def _decoded(path: Path) -> Image.Image:
-    return upright_srgb(open_image(path.read_bytes()))[0]
-
-
 async def _upload(request: Request) -> Response:
-    """PUT /api/input_images: keeps the image in the body."""
+    """PUT /api/input_images/NAME: keeps the image in the body; the name is for messages only."""
     studio: Studio = request.app.state.studio
+    name = printable(request.path_params["name"])
     folder = await run_in_threadpool(own_folder, studio.input_images, "parts")
     async with received(request, folder, MAX_MEMBER_BYTES) as part:
-        return reply({"id": await run_in_threadpool(_stored, studio, part)}, 201)
+        return reply({"id": await run_in_threadpool(_stored, studio, part, name)}, 201)
 
 
-def _stored(studio: Studio, part: Path) -> str:
+def _stored(studio: Studio, part: Path, name: str) -> str:
     data = part.read_bytes()
     try:
-        probe(data)
-        check(data)
-    except Unusable as error:
+        image = decoded(data, name)
+    except BrokenImage as error:
         raise Problem(422, str(error)) from None
     identity = hashlib.sha256(data).hexdigest()[:32]
     path = studio.input_images / identity
-    if not path.exists():
-        os.replace(part, path)
-    thumbnails.make(studio.input_images, identity, path.stat())
+    image.thumbnail((SIDE, SIDE))
+    with atomic_file(path.with_suffix(".webp")) as file:
+        image.save(file, "WEBP", quality=80)
+    os.replace(part, path)
     return identity
 
 
 def _thumbnail(request: Request) -> Response:
     studio: Studio = request.app.state.studio
-    path = Path(_file(studio, "image", request.path_params["id"]))
-    small = thumbnails.make(studio.input_images, path.name, path.stat())
+    name = Path(_file(studio, "image", request.path_params["id"])).name + ".webp"
     caching = {"Cache-Control": "private, max-age=31536000, immutable"}
-    return send_file(open_file(small.parent, [small.name]), small.name, caching)
+    return send_file(open_file(studio.input_images, [name]), name, caching)
 
 
 ROUTES = [
-    Route("/api/input_images", _upload, methods=["PUT"]),
+    Route("/api/input_images/{name}", _upload, methods=["PUT"]),
     Route("/api/input_images/{id}", _thumbnail),
 ]

@@ -47,7 +47,7 @@ export async function show(root, parts, signal) {
   promptField.append(chips);
   function drawTokens() {
     const found = tokens();
-    const missing = found.length && form.prompt.trim() && !found.some((each) => form.prompt.includes(each));
+    const missing = found.length > 0 && form.prompt.trim() && !found.some((each) => form.prompt.includes(each));
     fill(chips, found.map((each) => h("button", { type: "button", class: "chip", "aria-label": `Insert ${each}`, title: "Insert into the prompt", onclick: () => insert(prompt, each) }, h("span", { class: "token" }, each))), missing && h("small", { class: "hint" }, "The prompt does not name the subject yet."));
   }
 

@@ -43,10 +43,10 @@ export function imageList(name, legend, signal, on) {
       if (ids.length >= most) { refused.push(`${file.name}: at most ${count(most, "image")}; remove one first`); continue; }
       told.textContent = `${file.name} is added`;
       try {
-        const { id } = await api("PUT", "/api/input_images", file);
+        const { id } = await api("PUT", path("api/input_images", file.name), file);
         if (signal.aborted) return;
         change([...ids, id]);
-      } catch (error) { refused.push(`${file.name}: ${error.message}`); }
+      } catch (error) { refused.push(error.message.includes(file.name) ? error.message : `${file.name}: ${error.message}`); }
     }
     wrong.textContent = refused.join("\n");
     tell();

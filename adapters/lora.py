@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapters.formats import Factors
 from families.frozen_linear import FrozenLinear
+from families.sharding import gathered
 
 _ADAPTER = "default"
 
@@ -97,14 +98,17 @@ class Lora:
 
     @torch.no_grad()
     def base_norms(self) -> dict[str, float]:
-        """The norms of the adapted base weights by layer; quantized weights are dequantized."""
+        """The norms of the adapted base weights by layer; quantized weights are dequantized.
+
+        Of a sharded base, all processes must call this.
+        """
         norms = {}
         for name, layer in self.layers.items():
             base = layer.base_layer
             weight = cast(Tensor, base.weight)
             if isinstance(base, FrozenLinear):
                 weight = base.dequantized(torch.float32)
-            norms[name] = weight.float().norm().item()
+            norms[name] = gathered(weight).float().norm().item()
         return norms
 
     @torch.no_grad()

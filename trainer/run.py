@@ -1,7 +1,7 @@
 """One training run from settings to weights.zip: all its steps, in order."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from trainer.learning import (
     Saver,
     ZeroPriorProof,
     by_main,
+    check_launch,
     check_texts,
     continue_weights,
     data_identity,
@@ -69,6 +70,7 @@ from trainer.result import (
     Outcome,
     TrainingRecord,
     Verdict,
+    check_model,
     check_repository,
     describe_next_steps,
     describe_run,
@@ -147,10 +149,7 @@ def train_and_check(
     check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
-    if settings.full and processes().num_processes > 1:
-        raise SettingsError(
-            "training is full, which runs in one process; start it without launcher"
-        )
+    check_launch(settings)
     settings = with_seed(settings)
     settings = settings.replace(seed=same_for_all(settings.seed))
     if default_device().type != "cpu":
@@ -269,13 +268,14 @@ def _train(
     # Train.
     control.phase("loading")
 
-    previewed = not memory.no_previews and previews_while_training(
-        settings, quantized=memory.mode.quantize != "none"
+    second_base = memory.mode.second_base
+    previewed = by_main(
+        lambda: not memory.no_previews and previews_while_training(settings, second_base)
     )
     copies = bool(settings.sample_prompts) and previewed
     if settings.full:
         inference_weights: InferenceWeights = OwnWeights(family)
-    elif memory.mode.quantize != "none":
+    elif second_base:
         inference_weights = SecondBase(family)
     else:
         inference_weights = InferenceWeights(family, adapter, copies)
@@ -292,7 +292,7 @@ def _train(
     else:
         weights = Lora(transformer, targets, settings.rank, settings.seed)
         log.info("LoRA of rank %d on %d layers", settings.rank, len(weights.layers))
-    if acceleration.wanted_in_training(family.device):
+    if acceleration.wanted_in_training(family.device) and not family.storage.shard:
         log.info("compiling; the first steps take longer")
         captions.compile()
         if not memory.mode.offload:
@@ -313,8 +313,9 @@ def _train(
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights
     watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
-    if loop.processes.is_main_process:
-        watchers += [previews, tracker_updates]
+    main, together = loop.processes.is_main_process, family.storage.shard
+    watchers += [previews] if main or together else []
+    watchers += [tracker_updates] if main else []
     control.preview = previews.now
     for each in watchers:
         each.begin(loop)
@@ -322,9 +323,8 @@ def _train(
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
     # Verify and write. The checkpoint of the last step exists by now.
-    if not loop.processes.is_main_process:
-        return path, None
-    with keep_weights_on_error(loop, path, saver):
+    outcomes = []
+    with keep_weights_on_error(loop, path, saver) if main else nullcontext():
         curves = replace(validation.curves, shipped=load_best(loop))
         with loop.averaged():
             zero_priors = proof.results(trained.row_norms) if proof is not None else []
@@ -332,7 +332,12 @@ def _train(
             of = f" of {token}" if len(placeholders) > 1 else ""
             log.info("zero prior%s: %s", of, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         facts = loop.settings, dataset, trained, zero_priors, adapter, curves
-        images = previews.preview_images
-        record = TrainingRecord.of(*facts)
-        outcome = write_weights(loop, record, examples, images, path, saver)
-    return path, replace(outcome, family=inference_weights.restored(loop.lora))
+        record, images = TrainingRecord.of(*facts), previews.preview_images
+        written = loop, record, examples, images, path, saver
+        by_main(lambda: outcomes.append(write_weights(*written)))
+        checks = check_model(loop, curves) if main or together else []
+    if not main:
+        return path, None
+    record = replace(outcomes[0].record, checks=[*outcomes[0].record.checks, *checks])
+    restored = inference_weights.restored(loop.lora)
+    return path, replace(outcomes[0], record=record, family=restored)

@@ -5,7 +5,14 @@ from trainer.learning.best_weights import keep_best, load_best, why_ended
 from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
-from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
+from trainer.learning.distributed import (
+    by_main,
+    check_launch,
+    least_of_all,
+    processes,
+    same_for_all,
+    sharing,
+)
 from trainer.learning.features import (
     BATCH_PIXELS,
     BATCH_TOKENS,
@@ -47,6 +54,7 @@ __all__ = [
     "ZeroPriorBroken",
     "ZeroPriorProof",
     "by_main",
+    "check_launch",
     "check_texts",
     "continue_weights",
     "data_identity",
@@ -63,6 +71,7 @@ __all__ = [
     "processes",
     "read_resume",
     "same_for_all",
+    "sharing",
     "warn_repeats",
     "weighted",
     "weights_of",

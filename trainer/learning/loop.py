@@ -147,6 +147,10 @@ class Loop:
         random = generator(self.settings.seed, "caption", number, row)
         return texts[int(torch.randint(len(texts), (), generator=random))]
 
+    def _captions_of_all(self, number: int) -> list[str]:
+        """A batch's captions in all processes: counter-based, so nothing is communicated."""
+        return [self._caption(number, row) for row in range(len(self.batches.at(number)))]
+
     def step(self, step: int) -> None:
         """Runs one optimizer step and adds it to the history."""
         parts = self.settings.gradient_accumulation
@@ -159,10 +163,7 @@ class Loop:
             self.family.transformer, lambda: self._gradients(numbers), reset, text_encoders
         )
 
-        # Captions are counter-based: no communication is needed to know if a process had the token.
-        batch = range(self.settings.batch_size * self.processes.num_processes)
-        seen = {self._caption(number, row) for number in numbers for row in batch}
-        tokens = self.captions.tokens_in(seen)
+        tokens = self.captions.tokens_in(each for k in numbers for each in self._captions_of_all(k))
         if self.processes.num_processes > 1:
             used = tokens | (self.preservation.tokens if self.preservation is not None else set())
             rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in used]
@@ -206,7 +207,7 @@ class Loop:
             if self.fused is not None:
                 self.fused.begin(number)
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
-            text = self.captions.features(captions)
+            text = self.captions.features(captions, self._captions_of_all(number))
             weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
             loss = loss / len(numbers)
@@ -336,10 +337,7 @@ class Loop:
 
     def _save_on_error(self, saver: Saver) -> None:
         if self._stepping and (self.fused is None or self.fused.begun):
-            log.warning(
-                "stopped within an optimizer step; the last checkpoint is %s",
-                saver.newest,
-            )
+            log.warning("stopped within an optimizer step; the last checkpoint is %s", saver.newest)
             return
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)  # frees memory for copies

@@ -78,7 +78,7 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
     tmp_path: Path, photos: Path, vault: Path
 ) -> None:
     """The processes agree on a seed, which the run by one process is told."""
-    reported = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1)
+    reported = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1, shard=True)
     assert reported.count("wrote ") == 2  # weights.zip and report.html, by the main process alone
     two = state(tmp_path / "two")
     assert two.identity["settings"]["processes"] == 2

@@ -35,6 +35,7 @@ from trainer.learning import (
     encode_images,
     find_turbo_adapter,
     load_best,
+    lost_processes_named,
     preservation_prompts,
     processes,
     read_resume,
@@ -204,6 +205,7 @@ def _train_in(
     return Result(path, found)
 
 
+@lost_processes_named()
 def _train(
     settings: Settings,
     report: Report | None,

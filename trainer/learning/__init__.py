@@ -6,9 +6,11 @@ from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
 from trainer.learning.distributed import (
+    ProcessLost,
     by_main,
     check_launch,
     least_of_all,
+    lost_processes_named,
     processes,
     same_for_all,
     sharing,
@@ -46,6 +48,7 @@ __all__ = [
     "Loop",
     "NoiseLevels",
     "Preservation",
+    "ProcessLost",
     "Report",
     "Sample",
     "Saver",
@@ -66,6 +69,7 @@ __all__ = [
     "keep_best",
     "load_best",
     "least_of_all",
+    "lost_processes_named",
     "noisy",
     "preservation_prompts",
     "processes",

@@ -1,6 +1,7 @@
 """Data parallelism with several processes, if started by `accelerate launch`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +18,26 @@ Value = TypeVar("Value")
 
 # The others wait while the main process generates preview images and checks the result.
 PATIENCE = timedelta(hours=3)
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the launch has ended, or does not answer."""
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Converts errors of communication within the context to `ProcessLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own, but begin with the place in its source.
+        if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0].rpartition("] ")[2] or type(error).__name__
+        raise ProcessLost(
+            f"another process of this run has ended, or does not answer ({reason}); the launcher "
+            "names it below"
+        ) from error
 
 
 def processes() -> PartialState:

@@ -137,7 +137,9 @@ class Figures:
         return parts
 
     def _step(self, loads: Sequence[Load], mode: Mode) -> int:
-        return at_share(loads, mode.checkpointing).held(self.compiled and not mode.offload)
+        return at_share(loads, mode.checkpointing).held(
+            self.compiled and not mode.offload and mode.shards == 1
+        )
 
     def _activations(self, mode: Mode) -> int:
         """Of the batch and the rows of preservation: a full training has both at once."""

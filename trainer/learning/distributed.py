@@ -33,7 +33,7 @@ def lost_processes_named() -> Iterator[None]:
         # Gloo's errors have no class of their own, but begin with the place in its source.
         if not isinstance(error, torch.distributed.DistError) and "/gloo/" not in str(error):
             raise
-        reason = str(error).partition("\n")[0].rpartition("] ")[2] or type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]
         raise ProcessLost(
             f"another process of this run has ended, or does not answer ({reason}); the launcher "
             "names it below"

@@ -93,14 +93,15 @@ def _change(module: nn.Module, prefix: str, change: Callable[[str, Tensor], Tens
 
 @functools.cache
 def _mesh(device_type: str) -> Any:
-    """The processes of this machine."""
+    """The processes of this machine.
+
+    PEFT takes other names than `fsdp` for tensor parallelism, and would make LoRAs for a part.
+    """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
 
     here, count = processes_here(), get_world_size()
     if here == count:
-        return init_device_mesh(device_type, (here,))
-    machines = init_device_mesh(
-        device_type, (count // here, here), mesh_dim_names=("machine", "process")
-    )
-    return machines["process"]
+        return init_device_mesh(device_type, (here,), mesh_dim_names=("fsdp",))
+    shape = count // here, here
+    return init_device_mesh(device_type, shape, mesh_dim_names=("machines", "fsdp"))["fsdp"]

@@ -59,7 +59,10 @@ class Lora:
 
     @torch.no_grad()
     def changes(self) -> dict[str, tuple[float, float]]:
-        """|dW| and |W| of each layer, with the base model's W as it is in training."""
+        """|dW| and |W| of each layer, with the base model's W as it is in training.
+
+        Of a sharded base, all processes must call this.
+        """
         return {name: layer.change() for name, layer in self.layers.items()}
 
     @torch.no_grad()

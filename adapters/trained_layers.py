@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from adapters.formats import Delta, Dora, Hadamard, LowRank, delta_of
 from adapters.forms import Form
 from families.frozen_linear import FrozenLinear
+from families.sharding import gathered
 
 
 class TrainedLinear(nn.Module):
@@ -50,11 +51,11 @@ class TrainedLinear(nn.Module):
         return delta_of({name: each.detach().cpu().clone() for name, each in self.parts.items()})
 
     def base_weight(self) -> Tensor:
-        """The frozen weight in float32; a quantized one is dequantized."""
+        """The frozen weight in float32: dequantized, and gathered if it is sharded."""
         base = self.base_layer
         if isinstance(base, FrozenLinear):
             return base.dequantized(torch.float32)
-        return base.weight.float()
+        return gathered(base.weight).float()
 
     def change(self) -> tuple[float, float]:
         """|dW| and |W|, of the frozen weight."""

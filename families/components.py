@@ -15,6 +15,7 @@ from families.quantization import (
     quantize_transformer,
 )
 from families.repository import component_folder, transformer_source
+from families.sharding import shard
 from families.weights import from_one_file, whole
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ def load_transformer(family: "Family", change: Change | None) -> Any:
 
     In CPU memory, unquantized weights are memory-mapped files: clean pages that the system can
     drop. A quantized model is made from them weight by weight, so that at no time more than one
-    weight is in CPU memory in addition to the quantized ones.
+    weight is in CPU memory in addition to the quantized ones. A sharded model is quantized there,
+    whole, before it is split.
     """
     storage, device, dtype = family.storage, family.device, family.dtype
-    in_place = storage.quantize == "none" and not storage.offload
+    on_cpu = storage.offload or storage.shard  # first
+    in_place = storage.quantize == "none" and not on_cpu
     model = _from_files(family, family.base, device if in_place else torch.device("cpu"))
     if storage.quantize != "none":
-        where = torch.device("cpu") if storage.offload else device
+        where = torch.device("cpu") if on_cpu else device
         model = quantize_transformer(model, storage.quantize, where, dtype, change)
+    elif storage.shard:
+        return shard(model, device, change)
     elif change is not None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -100,6 +105,8 @@ def load_text_encoder(family: "Family") -> nn.Module:
         options["quantization_config"] = quantization.text_encoder_config(family.dtype, [])
         options["device_map"] = {"": family.device}
     model = whole(family.model_class("text_encoder"), folder, family.dtype, **options)
+    if family.storage.shard:
+        return shard(family._reading_part(model).eval(), family.device)
     return _frozen(family._reading_part(model), family.device)
 
 

@@ -43,6 +43,7 @@ class WeightStorage:
     quantize: str = "none"  # of the transformer: none, int8, fp8, nf4
     quantize_text: str = "none"  # of the text encoder
     offload: bool = False  # the weights of the transformer's blocks are in CPU memory
+    shard: bool = False  # the blocks of both are split over the processes (`families.sharding`)
 
 
 class Family(Editing, ABC):

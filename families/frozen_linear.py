@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from families.packed_weights import FLOAT8_MULTIPLE, Packing, float8_gradient, float8_product
 from families.pinned import pinned
+from families.sharding import gathered
 
 
 class FrozenLinear(nn.Linear):
@@ -49,8 +50,11 @@ class FrozenLinear(nn.Linear):
         return self.weight, *(getattr(self, name) for name in self._names)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] on `device`, which is the stored tensor if it is like that."""
-        fetched = [each.to(self.device) for each in self.parts]
+        """The weight [out, in] on `device`, which is the stored tensor if it is like that.
+
+        Of a sharded layer, all processes must call this.
+        """
+        fetched = [gathered(each).to(self.device) for each in self.parts]
         shape = self.out_features, self.in_features
         return self.packing.dequantize(shape, self.dtype, fetched).to(dtype)
 

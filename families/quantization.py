@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from families.family import WeightStorage
 from families.frozen_linear import FrozenLinear
 from families.packed_weights import FP8, INT8, NF4, PLAIN, Packing, has_float8_products
+from families.sharding import shard
 
 # Gets the name and value of a parameter and returns the value to use.
 Change = Callable[[str, Tensor], Tensor]
@@ -215,11 +216,13 @@ def quantize_transformer(
 
 
 def apply_storage(model: nn.Module, storage: WeightStorage, device: torch.device) -> nn.Module:
-    """Moves the model to `device`; linear layers of its blocks are stored as in `storage`."""
+    """Moves the model to `device`; its blocks are stored as in `storage`."""
     if storage.quantize != "none" or storage.offload:
         quantization = QUANTIZATIONS.get(storage.quantize)
         packing = PLAIN if quantization is None else quantization.packing
         replace_linears(model, packing, device)
+    if storage.shard:
+        return shard(model, device)
     for module in model.modules():
         if storage.offload and isinstance(module, FrozenLinear):
             module.offload()

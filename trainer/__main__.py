@@ -4,9 +4,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
@@ -26,6 +26,8 @@ from trainer.settings import (
     read_config,
     resolve,
 )
+
+Result = TypeVar("Result")
 
 DESCRIPTION = """\
 Train a LoRA and a placeholder token from 10 to 40 images.
@@ -67,6 +69,7 @@ MODES = ("plan", "check")  # without them: train
 STOPPED = 4  # exit code of a run that was stopped or paused by a command
 CHECKS_FAILED = 3  # exit code of a run that wrote weights.zip, but whose checks failed
 
+LAUNCHER = "TORCHELASTIC_ERROR_FILE"  # set by torchrun and accelerate
 # Whether this is the main process (rank 0); only that one logs.
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 
@@ -93,6 +96,9 @@ def arguments_parser(mode: str = "train") -> Parser:
     )
     if mode != "train":
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    if mode == "plan":
+        text = "plan for a launch with so many processes and GPUs on a machine"
+        parser.add_argument("--gpus", type=int, default=1, metavar="N", help=text)
     if mode == "check":
         text = "write the page with all images there; default: outputs/checks/NAME.html"
         parser.add_argument("--sheet", metavar="FILE", help=text)
@@ -113,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = arguments_parser(mode)
     given = parser.read(arguments[mode != "train" :])
     cpu, debug, as_json = (given.pop(name, False) for name in ("cpu", "debug", "json"))
-    sheet = given.pop("sheet", None)
+    sheet, gpus = given.pop("sheet", None), given.pop("gpus", 1)
+    if gpus < 1:
+        parser.error(f"--gpus is {gpus}; give 1 or more")
     config = take_files(given, parser)
     if as_json or mode == "check":  # nothing else on standard output
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -139,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if mode == "check":
             sys.exit(check(settings, sheet, as_json))
         if mode == "plan":
-            show_plan(settings, debug, as_json)
+            show_plan(settings, debug, as_json, gpus)
             if (has_dataset or settings.epochs) and not as_json:
                 with one_message(debug, IS_MAIN, ValueError):
                     line = summary(settings)
@@ -215,12 +223,15 @@ def give_command(arguments: Sequence[str]) -> None:
         run(settings, cpu=True)
 
 
-def show_plan(settings: Settings, debug: bool = False, as_json: bool = False) -> None:
-    """Prints the memory and time that the run would need."""
+def show_plan(
+    settings: Settings, debug: bool = False, as_json: bool = False, gpus: int = 1
+) -> None:
+    """Prints the memory and time that the run would need, with a process for each GPU."""
     from trainer.memory import describe_plan, plan_data
 
     with one_message(debug, True, ValueError):  # lora_targets that match no layer
-        print(json.dumps(plan_data(settings)) if as_json else describe_plan(settings))
+        data = json.dumps(plan_data(settings, gpus)) if as_json else describe_plan(settings, gpus)
+        print(data)
 
 
 def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
@@ -235,7 +246,7 @@ def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
     from families.quantization import QuantizationUnavailable
     from families.repository import MissingModel
     from trainer.data import DatasetError
-    from trainer.learning import Diverged, Stopped, ZeroPriorBroken
+    from trainer.learning import Diverged, ProcessLost, Stopped, ZeroPriorBroken
     from trainer.memory import TooLarge
     from trainer.result import BROKEN, Worthless
     from trainer.run import train_and_check
@@ -243,18 +254,30 @@ def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:
     user_errors = (SettingsError, DatasetError, FolderRefused, PlaceholderError, OSError)
     base = (MissingModel, QuantizationUnavailable)
     adapter = (BrokenLora, LoraMismatch, MergeFailed)
-    failures = (Diverged, TooLarge, Worthless, ZeroPriorBroken)
+    failures = (Diverged, ProcessLost, TooLarge, Worthless, ZeroPriorBroken)
     if not cpu and (slow := why_too_slow(settings.base)):
         sys.exit(f"error: {how_to_run_anyway(slow)}" if IS_MAIN else 1)
     try:
         with one_message(debug, IS_MAIN, *user_errors, *base, *adapter, *failures):
-            result = train_and_check(settings)
+            result = launched(train_and_check)(settings)
     except Stopped:
         sys.exit(STOPPED)
     except KeyboardInterrupt:  # the loop has logged the checkpoint's path
         sys.exit(130)
     if result.verdict is not None and result.verdict.result == BROKEN:
         sys.exit(CHECKS_FAILED)
+
+
+def launched(train: Callable[..., Result]) -> Callable[..., Result]:
+    """The call, whose error is written where a launcher of several processes reads it.
+
+    At the end the launcher names the process that failed first, and its error.
+    """
+    if LAUNCHER not in os.environ:
+        return train
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return cast(Callable[..., Result], record(train))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One training run from settings to weights.zip: all its steps, in order."""
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from trainer.learning import (
     Saver,
     ZeroPriorProof,
     by_main,
+    check_launch,
     check_texts,
     continue_weights,
     data_identity,
@@ -37,6 +38,7 @@ from trainer.learning import (
     encode_regularization,
     find_turbo_adapter,
     load_best,
+    lost_processes_named,
     preservation_prompts,
     processes,
     read_resume,
@@ -49,10 +51,7 @@ from trainer.learning import (
 )
 from trainer.memory import RanOut, TooLarge, fit, free_memory, memory_freed, running_out
 from trainer.monitor import (
-    InferenceWeights,
-    OwnWeights,
     Previews,
-    SecondBase,
     Trackers,
     TrackerUpdates,
     Validation,
@@ -62,6 +61,7 @@ from trainer.monitor import (
     previews_while_training,
     prompt_features,
     split,
+    weights_for_inference,
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
@@ -73,6 +73,7 @@ from trainer.result import (
     Outcome,
     TrainingRecord,
     Verdict,
+    check_model,
     check_repository,
     describe_next_steps,
     describe_run,
@@ -151,10 +152,7 @@ def train_and_check(
     check_trackers(settings.trackers, secrets)
     if settings.hf_repo_id:
         check_repository(settings.hf_repo_id, secrets.hf_token, secrets.from_request)
-    if settings.full and processes().num_processes > 1:
-        raise SettingsError(
-            "training is full, which runs in one process; start it without launcher"
-        )
+    check_launch(settings)
     settings = with_seed(settings)
     settings = settings.replace(seed=same_for_all(settings.seed))
     if default_device().type != "cpu":
@@ -211,6 +209,7 @@ def _train_in(
     return Result(path, found)
 
 
+@lost_processes_named()
 def _train(
     settings: Settings,
     report: Report | None,
@@ -281,17 +280,12 @@ def _train(
 
     # Train.
     control.phase("loading")
-
-    previewed = not memory.no_previews and previews_while_training(
-        settings, quantized=memory.mode.quantize != "none"
+    second_base = memory.mode.second_base
+    previewed = by_main(
+        lambda: not memory.no_previews and previews_while_training(settings, second_base)
     )
     copies = bool(settings.sample_prompts) and previewed
-    if settings.full:
-        inference_weights: InferenceWeights = OwnWeights(family)
-    elif memory.mode.quantize != "none":
-        inference_weights = SecondBase(family)
-    else:
-        inference_weights = InferenceWeights(family, adapter, copies)
+    inference_weights = weights_for_inference(family, settings.full, second_base, adapter, copies)
     transformer = transformer_with(adapter, family)
     recompute(family, memory.mode.checkpointing)
     preservation = None
@@ -307,7 +301,7 @@ def _train(
         original = original_transformer(family) if changed and settings.form.needs_base else None
         weights = Lora(transformer, targets, settings.form, settings.seed, original)
         log.info("%s on %d layers", settings.form, len(weights.layers))
-    if acceleration.wanted_in_training(family.device):
+    if acceleration.wanted_in_training(family.device) and not family.storage.shard:
         log.info("compiling; the first steps take longer")
         captions.compile()
         if not memory.mode.offload:
@@ -328,8 +322,8 @@ def _train(
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights
     watchers: list[Validation | Previews | TrackerUpdates] = [validation]  # in all processes
-    if loop.processes.is_main_process:
-        watchers += [previews, tracker_updates]
+    main, together = loop.processes.is_main_process, family.storage.shard
+    watchers += [*[previews] * (main or together), *[tracker_updates] * main]
     control.preview = previews.now
     for each in watchers:
         each.begin(loop)
@@ -337,9 +331,8 @@ def _train(
         trained = loop.run(report, saver, [each.after_step for each in watchers])
 
     # Verify and write. The checkpoint of the last step exists by now.
-    if not loop.processes.is_main_process:
-        return path, None
-    with keep_weights_on_error(loop, path, saver):
+    outcomes = []
+    with keep_weights_on_error(loop, path, saver) if main else nullcontext():
         curves = replace(validation.curves, shipped=load_best(loop))
         with loop.averaged():
             zero_priors = proof.results(trained.row_norms) if proof is not None else []
@@ -347,7 +340,11 @@ def _train(
             of = f" of {token}" if len(placeholders) > 1 else ""
             log.info("zero prior%s: %s", of, ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
         facts = loop.settings, dataset, trained, zero_priors, adapter, curves
-        images = previews.preview_images
-        record = TrainingRecord.of(*facts)
-        outcome = write_weights(loop, record, examples, images, path, saver)
-    return path, replace(outcome, family=inference_weights.restored(loop.lora))
+        written = loop, TrainingRecord.of(*facts), examples, previews.preview_images, path, saver
+        by_main(lambda: outcomes.append(write_weights(*written)))
+        checks = check_model(loop, curves, examples) if main or together else []
+    if not main:
+        return path, None
+    [found] = outcomes
+    record = replace(found.record, checks=[*found.record.checks, *checks])
+    return path, replace(found, record=record, family=inference_weights.restored(loop.lora))

@@ -5,7 +5,16 @@ from trainer.learning.best_weights import keep_best, load_best, why_ended
 from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
-from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
+from trainer.learning.distributed import (
+    ProcessLost,
+    by_main,
+    check_launch,
+    least_of_all,
+    lost_processes_named,
+    processes,
+    same_for_all,
+    sharing,
+)
 from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, encode_images
 from trainer.learning.history import History, Trained
 from trainer.learning.loop import Loop
@@ -35,6 +44,7 @@ __all__ = [
     "Loop",
     "NoiseLevels",
     "Preservation",
+    "ProcessLost",
     "Report",
     "Sample",
     "Saver",
@@ -43,6 +53,7 @@ __all__ = [
     "ZeroPriorBroken",
     "ZeroPriorProof",
     "by_main",
+    "check_launch",
     "check_texts",
     "continue_weights",
     "data_identity",
@@ -56,6 +67,7 @@ __all__ = [
     "keep_best",
     "load_best",
     "least_of_all",
+    "lost_processes_named",
     "noisy",
     "on_device",
     "preservation_prompts",
@@ -63,6 +75,7 @@ __all__ = [
     "read_resume",
     "references_of",
     "same_for_all",
+    "sharing",
     "uncropped_of",
     "velocity",
     "warn_repeats",

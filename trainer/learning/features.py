@@ -210,11 +210,17 @@ class Captions:
         return {token for text in captions for token in self._tokens.get(text, ())}
 
     def features(
-        self, captions: Sequence[str], references: Sequence[References] = ()
+        self,
+        captions: Sequence[str],
+        references: Sequence[References] = (),
+        of_all: Sequence[str] = (),
     ) -> list[Tensor]:
         """text_LD of each caption, with a gradient for the placeholder token in it.
 
         references: of each caption, if these are of pairs.
+
+        `of_all` are the captions of all processes in this batch. If some of them have a token, a
+        sharded text encoder must run in every process: in one without, at weight 0.
         """
         if references:
             return [
@@ -224,11 +230,16 @@ class Captions:
                 for text, each in zip(captions, references, strict=True)
             ]
         trained = [text for text in captions if text in self.trained]
-        encoded = iter(self._encoded(trained) if trained else ())
-        return [
+        others = [text for text in of_all if text in self.trained]
+        alone = self.family.storage.shard and others and not trained
+        encoded = iter(self._encoded(trained or others[:1]) if trained or alone else ())
+        found = [
             next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
             for text in captions
         ]
+        if alone:
+            found[0] = found[0] + 0 * next(encoded).sum()
+        return found
 
     def _edit(self, text: str, references: References) -> Tensor:
         there = on_device(references, self.family.device)

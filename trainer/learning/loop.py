@@ -148,6 +148,9 @@ class Loop:
         random = generator(self.settings.seed, "caption", number, row)
         return texts[int(torch.randint(len(texts), (), generator=random))]
 
+    def _captions_of_all(self, number: int) -> list[str]:  # counter-based: without communication
+        return [self._caption(number, row) for row in range(len(self.batches.at(number)))]
+
     def step(self, step: int) -> None:
         """Runs one optimizer step and adds it to the history."""
         parts = self.settings.gradient_accumulation
@@ -160,10 +163,7 @@ class Loop:
             self.family.transformer, lambda: self._gradients(numbers), reset, text_encoders
         )
 
-        # Captions are counter-based: no communication is needed to know if a process had the token.
-        batch = range(self.settings.batch_size * self.processes.num_processes)
-        seen = {self._caption(number, row) for number in numbers for row in batch}
-        tokens = self.captions.tokens_in(seen)
+        tokens = self.captions.tokens_in(each for k in numbers for each in self._captions_of_all(k))
         if self.processes.num_processes > 1:
             used = tokens | (self.preservation.tokens if self.preservation is not None else set())
             rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in used]
@@ -208,9 +208,9 @@ class Loop:
                 self.fused.begin(number)
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
             samples = [each for _, each in self._rows_of(number)]
-            references = references_of(samples)
-            text = self.captions.features(captions, references)
-            beside = text, weights_of(samples, self.family.device), references
+            refs = references_of(samples)
+            text = self.captions.features(captions, refs, self._captions_of_all(number))
+            beside = text, weights_of(samples, self.family.device), refs
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, *beside)
             loss = loss / len(numbers)
             losses.append(loss.detach())

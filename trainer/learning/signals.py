@@ -16,6 +16,10 @@ def stopped_by_signals(loop: Loop) -> Iterator[None]:
     Only the first signal counts: a second one must not interrupt saving. Use it only around the
     loop: before and after it there is nothing to save, and an interrupted library may report a
     file as broken. Other handlers of the program are kept.
+
+    With several processes, the launcher sends SIGTERM to all others when one fails. After an error
+    it is ignored, so that this process can still report what it saved; a launcher kills one that
+    does not end.
     """
     ours = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     main = threading.current_thread() is threading.main_thread()
@@ -35,6 +39,10 @@ def stopped_by_signals(loop: Loop) -> Iterator[None]:
         for each in before:
             signal.signal(each, stop)
         yield
+    except BaseException:
+        if loop.processes.num_processes > 1:
+            before = dict.fromkeys(before, signal.SIG_IGN)
+        raise
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

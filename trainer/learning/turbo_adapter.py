@@ -48,12 +48,13 @@ def find_turbo_adapter(settings: Settings) -> TurboAdapter | None:
 
 
 def transformer_with(adapter: TurboAdapter | None, family: Family) -> Any:
-    """The family's transformer with the adapter merged, before it is quantized."""
+    """The family's transformer with the adapter merged, before it is quantized or sharded."""
     base = family.base
-    quantized = family.storage.quantize != "none"
+    # Changed while it is loaded: weights cannot be changed after they are quantized or split.
+    stored = family.storage.quantize != "none" or family.storage.shard
     if adapter is None:
-        return family.load_transformer() if quantized else family.transformer
-    if quantized:
+        return family.load_transformer() if stored else family.transformer
+    if stored:
         merging = adapter.merging(transformer_without_weights(base), base.name)
         transformer, share = family.load_transformer(merging), merging.share()
     else:

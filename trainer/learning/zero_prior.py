@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adapters.placeholder import Placeholder
 from families.family import Family
+from families.sharding import local
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,9 @@ def fingerprint(module: nn.Module) -> dict[str, int]:
     """A 64-bit sum over the bits of every tensor, weighted by position.
 
     Runs on the weights' device, at memory bandwidth; any single changed bit changes it.
+    Of a sharded module, of the part in this process.
     """
-    return {name: _bit_sum(tensor) for name, tensor in module.state_dict().items()}
+    return {name: _bit_sum(local(tensor)) for name, tensor in module.state_dict().items()}
 
 
 def _bit_sum(tensor: Tensor, chunk: int = 1 << 24) -> int:

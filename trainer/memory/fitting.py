@@ -12,10 +12,11 @@ from families.family import Family
 from families.memory import free_memory
 from families.out_of_memory import is_out_of_memory
 from families.quantization import check_available, usable
+from families.sharding import processes_here
 from families.without_weights import family_without_weights
 from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
-from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all, processes
+from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, by_main, least_of_all, sharing
 from trainer.memory.counting import figures
 from trainer.memory.host import host_parts, host_previews, room_of
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, leaner
@@ -75,27 +76,42 @@ def running_out(
 def fit(settings: Settings, family: Family, captions: Sequence[str], controls: int = 0) -> Choice:
     """Chooses the memory mode of a run and logs the reason on one line.
 
+    The main process chooses for all, by the least memory that any of them has.
     controls: the most control images of one training image.
 
-    Raises `QuantizationUnavailable` if the set quantization cannot run on this machine.
+    Raises `QuantizationUnavailable` if the set quantization cannot run on this machine, and
+    `TooLarge` if CPU memory does not suffice.
     """
     if settings.quantize not in ("auto", "none"):
         check_available(settings.quantize, family.device)
+    gpus = sharing()
     if family.device.type == "cpu":
-        choice = _as_wished(settings)
-        check_cpu_memory(settings, choice.mode, family.dtype, controls)
-        return choice
+        return by_main(lambda: _on_cpu(settings, family, gpus, controls))
+    free = least_of_all(free_memory(family.device))
+    # Processes of one machine have the same CPU memory.
+    host = least_of_all(room_of(free_memory(torch.device("cpu"))) // processes_here())
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     compiled = wanted_in_training(family.device)
     tokens = min(longest, family.max_text_tokens)
     counted = figures_of(settings, tokens, family.dtype, compiled, controls)
-    # The same number in every process, so that all choose the same mode.
-    free = least_of_all(free_memory(family.device))
-    wishes = wishes_of(settings)
+    return by_main(lambda: _on_gpu(settings, family, counted, gpus, free, host, controls))
+
+
+def _on_gpu(
+    settings: Settings,
+    family: Family,
+    counted: Figures,
+    gpus: int,
+    free: int,
+    host: int,
+    controls: int,
+) -> Choice:
+    """free: bytes of a GPU; host: bytes of CPU memory for each process."""
+    wishes = wishes_of(settings, gpus, controls)
     if family.device.type == "mps" and wishes.offload is None:
         wishes = replace(wishes, offload=False)  # its memory is the CPU's
     choice = choose(counted, free, wishes, usable(family.device))
-    choice = _with_host(settings, counted, choice)
+    choice = _with_host(settings, counted, choice, host)
     (log.info if choice.fits else log.warning)("memory: %s", choice.reason)
     if choice.no_previews:
         log.warning("no preview images during training: %s", choice.no_previews)
@@ -103,14 +119,14 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
     return choice
 
 
-def _with_host(settings: Settings, counted: Figures, choice: Choice) -> Choice:
+def _with_host(settings: Settings, counted: Figures, choice: Choice, room: int) -> Choice:
     """The choice, without previews if CPU memory does not suffice for them; logs what it needs.
 
     Raises `TooLarge` if it does not suffice for the run: the system would kill the process.
     """
-    free, count = free_memory(torch.device("cpu")), processes().num_processes
+    count = processes_here()
     parts = {name: count * size for name, size in host_parts(counted, choice.mode).items()}
-    need, room = sum(parts.values()), least_of_all(room_of(free))
+    need, room = sum(parts.values()), count * room
     contents = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
     line = f"CPU memory: needs {need / 1e9:.1f} GB ({contents}) of {room / 1e9:.1f} GB"
     if need > room:
@@ -134,17 +150,23 @@ def is_merged(settings: Settings) -> bool:
     return settings.turbo_adapter != "none"
 
 
-def _as_wished(settings: Settings) -> Choice:
+def _on_cpu(settings: Settings, family: Family, gpus: int, controls: int) -> Choice:
     """The mode on a CPU, where models are small: only what the settings contain."""
-    wishes = wishes_of(settings)
-    quantize = "none" if wishes.quantize == "auto" else wishes.quantize
-    mode = Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload))
-    text = "none" if settings.subject is not None else quantize
-    reason = f"{mode} (CPU: quantization, checkpointing and offloading only if set)"
+    mode = mode_on_cpu(wishes_of(settings, gpus, controls))
+    text = "none" if settings.subject is not None or mode.shards > 1 else mode.quantize
+    reason = f"{mode} (CPU: quantization, checkpointing, offloading and sharding only if set)"
     choice = Choice(mode, text, 0, True, reason)
     log.info("memory: %s", choice.reason)
     _log_text_encoder(settings, choice)
+    check_cpu_memory(settings, mode, family.dtype, controls)
     return choice
+
+
+def mode_on_cpu(wishes: Wishes) -> Mode:
+    """The mode that contains only the wishes."""
+    quantize = "none" if wishes.quantize == "auto" else wishes.quantize
+    shards = wishes.gpus if wishes.shard else 1
+    return Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload), shards)
 
 
 def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype, controls: int = 0) -> None:
@@ -240,12 +262,19 @@ def _rounded(side: float) -> int:
     return math.ceil(side / ROUNDED_TO) * ROUNDED_TO
 
 
-def wishes_of(settings: Settings) -> Wishes:
-    """The modes that the settings allow; weights that are trained are in 16 bits on the GPU."""
+def wishes_of(settings: Settings, gpus: int = 1, controls: int = 0) -> Wishes:
+    """The modes that the settings allow on so many GPUs of a machine.
+
+    Weights that are trained are in 16 bits on each of them. The base is not sharded with pairs, nor
+    for DoRA, whose norms need the whole weights.
+    """
+    whole = settings.full or controls > 0 or settings.form.needs_base
     return Wishes(
         "none" if settings.full else settings.quantize,
         settings.gradient_checkpointing,
         False if settings.full else settings.low_memory,
+        False if whole else settings.shard if gpus > 1 else None,
+        gpus,
         previews=bool(
             settings.sample_prompts and settings.sample_every and not settings.sample_defaults
         ),

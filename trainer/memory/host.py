@@ -14,13 +14,15 @@ _MERGING = 3 * 4 + 2
 
 
 def host_parts(figures: Figures, mode: Mode) -> dict[str, int]:
-    """The CPU memory that a run needs on a GPU, without preview images."""
+    """The CPU memory that each process of a run needs on a GPU, without preview images."""
     parts = {"checkpoints": figures.checkpoint()}
-    if mode.quantize != "none":
-        parts["loading"] = _MERGING * figures.largest_linear
+    quantization = QUANTIZATIONS.get(mode.quantize)
+    each = figures.bytes_per_value if quantization is None else quantization.bytes_per_weight
+    if quantization is not None:
+        # A sharded base is quantized in CPU memory before it is split.
+        sharded = each * figures.block_weights * (mode.shards > 1)
+        parts["loading"] = _MERGING * figures.largest_linear + round(sharded)
     if mode.offload:
-        quantization = QUANTIZATIONS.get(mode.quantize)
-        each = figures.bytes_per_value if quantization is None else quantization.bytes_per_weight
         parts["offloaded weights"] = round(each * figures.block_weights)
     return parts
 
@@ -28,12 +30,12 @@ def host_parts(figures: Figures, mode: Mode) -> dict[str, int]:
 def host_previews(figures: Figures, mode: Mode, merged: bool) -> int:
     """The CPU memory that preview images need in addition; 0 without previews.
 
-    A quantized base has a second one, offloaded. Otherwise it is a copy of the weights that the
-    LoRA changes, and with a training adapter (`merged`) one of the weights before its merge.
+    A quantized or sharded base has a second one, offloaded. Otherwise it is a copy of the weights
+    that the LoRA changes, and with a training adapter (`merged`) one of those before its merge.
     """
     if not figures.preview.bytes or figures.full:  # then they use the weights that are trained
         return 0
-    copies = 2 if merged and mode.quantize == "none" else 1
+    copies = 2 if merged and not mode.second_base else 1
     return copies * figures.bytes_per_value * figures.block_weights
 
 

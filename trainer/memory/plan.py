@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from families.family import WeightStorage
 from families.memory import RESERVE
 from families.quantization import QUANTIZATIONS
+from families.sharding import GATHERED_BLOCKS
 from trainer.memory.step_cost import NO_PRESERVATION, NOTHING, Load, PreservationLoad, at_share
 from trainer.settings import OPTIMIZERS
 
@@ -20,6 +21,7 @@ class Mode:
     quantize: str = "none"
     checkpointing: float = 0.0  # share of the blocks, from the first, that are recomputed
     offload: bool = False
+    shards: int = 1  # parts that the blocks are split into, one for each GPU of a machine
 
     def __str__(self) -> str:
         base = "unquantized base" if self.quantize == "none" else f"{self.quantize} base"
@@ -27,6 +29,7 @@ class Mode:
         extra = [
             f"gradient checkpointing{part}" if self.checkpointing else "",
             "block weights in CPU memory" if self.offload else "",
+            f"sharded over {self.shards} processes" if self.shards > 1 else "",
         ]
         return ", ".join([base, *filter(None, extra)])
 
@@ -36,12 +39,17 @@ class Mode:
         return self.checkpointing in (0, 1)
 
     @property
+    def second_base(self) -> bool:
+        """Whether previews need the original weights beside those of training."""
+        return self.quantize != "none" or self.shards > 1
+
+    @property
     def label(self) -> str:
         """The mode in a table."""
         kind = "16 bits" if self.quantize == "none" else self.quantize
         part = f"{self.checkpointing:.0%} " * (self.checkpointing < 1)
         recomputed = f" + {part}checkpointing" if self.checkpointing else ""
-        return f"{kind}{recomputed}{' + offload' * self.offload}"
+        return f"{kind}{recomputed}{' + offload' * self.offload}{' + shard' * (self.shards > 1)}"
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,18 @@ class Figures:
         """Bytes of the result on disk: the LoRA in bfloat16, or the whole transformer."""
         return self.weights("none") if self.full else 2 * self.lora_values
 
-    def weights(self, quantize: str, offload: bool = False) -> int:
-        """The transformer's weights on the device."""
+    def weights(self, quantize: str, offload: bool = False, shards: int = 1) -> int:
+        """The transformer's weights on the device; with `shards`, a part and the blocks that are
+        gathered at the same time."""
         blocks = 0.0 if offload else self._each(quantize) * self.block_weights
+        if shards > 1:
+            blocks = blocks / shards + GATHERED_BLOCKS * blocks / self.blocks
         return round(blocks) + self.bytes_per_value * self.other_weights
 
-    def text_weights(self, quantize: str) -> int:
-        """The text encoder's weights."""
-        blocks = round(self._each(quantize) * self.text_block_weights)
+    def text_weights(self, quantize: str, shards: int = 1) -> int:
+        """The text encoder's weights. Its layers are smaller than the transformer's blocks, and are
+        not gathered while these are, so they are not counted again."""
+        blocks = round(self._each(quantize) * self.text_block_weights / shards)
         return blocks + self.bytes_per_value * self.text_other_weights
 
     def trained(self) -> int:
@@ -116,16 +128,19 @@ class Figures:
     def parts(self, mode: Mode) -> dict[str, int]:
         """The memory on the device at the peak of a step."""
         parts = {
-            "transformer": self.weights(mode.quantize, mode.offload),
+            "transformer": self.weights(mode.quantize, mode.offload, mode.shards),
             "optimizer" if self.full else "LoRA and optimizer": self.trained(),
             "activations": self._activations(mode),
         }
         if self.placeholder:
-            parts["text encoder"] = self.text_weights("none") + self.placeholder_pass.bytes
+            weights = self.text_weights("none", mode.shards)
+            parts["text encoder"] = weights + self.placeholder_pass.bytes
         return parts
 
     def _step(self, loads: Sequence[Load], mode: Mode) -> int:
-        return at_share(loads, mode.checkpointing).held(self.compiled and not mode.offload)
+        return at_share(loads, mode.checkpointing).held(
+            self.compiled and not mode.offload and mode.shards == 1
+        )
 
     def _activations(self, mode: Mode) -> int:
         """Of the batch and the rows of preservation: a full training has both at once."""
@@ -139,9 +154,9 @@ class Figures:
         kept = 0 if self.accumulates or not self.preservation.share else 4 * self.lora_values
         return self._step(self.preservation.rows, mode) + kept
 
-    def captions(self, quantize_text: str) -> int:
+    def captions(self, quantize_text: str, shards: int = 1) -> int:
         """The peak of encoding captions."""
-        return self.text_weights(quantize_text) + self.caption.bytes
+        return self.text_weights(quantize_text, shards) + self.caption.bytes
 
     def images(self) -> int:
         """The peak of encoding images, in float32, and control images."""
@@ -151,26 +166,27 @@ class Figures:
     def previews(self, mode: Mode, quantize_text: str = "none") -> int:
         """The peak of generating a preview image; 0 without previews.
 
-        The weights of training stay on the device. For a quantized base, previews use a second,
-        unquantized one, whose block weights are moved to the device one at a time. The text encoder
-        is needed if it is quantized or prompts contain the placeholder; else features are cached.
+        The weights of training stay on the device. For a quantized or sharded base, previews use a
+        second, unquantized one, whose block weights are moved to the device one at a time. The text
+        encoder is needed if it is quantized or prompts contain the placeholder; else features are
+        cached.
         """
         if not self.preview.bytes:
             return 0
-        size = self.weights(mode.quantize, mode.offload) + self.trained()
+        size = self.weights(mode.quantize, mode.offload, mode.shards) + self.trained()
         size += 4 * self.vae_weights + self.preview.bytes
         if self.placeholder or quantize_text != "none":
-            size += self.text_weights("none")
-        if mode.quantize != "none":
+            size += self.text_weights("none", mode.shards)
+        if mode.second_base:
             size += self.bytes_per_value * self.other_weights
-        if mode.quantize != "none" or mode.offload:
+        if mode.second_base or mode.offload:
             size += self.bytes_per_value * self.largest_linear
         return size
 
     def peak(self, mode: Mode, quantize_text: str = "none") -> int:
         """The largest peak of all phases."""
         step = sum(self.parts(mode).values())
-        return max(step, self.captions(quantize_text), self.images())
+        return max(step, self.captions(quantize_text, mode.shards), self.images())
 
     def flops(self, mode: Mode) -> int:
         """FLOPs of one step."""
@@ -179,9 +195,14 @@ class Figures:
         return step + self.placeholder_pass.flops + rows
 
     def fetched(self, mode: Mode) -> float:
-        """Bytes copied from CPU memory in one step: forward, backward, again where recomputed."""
-        passes = (2 + mode.checkpointing) * mode.offload * (1 + self.preservation.share)
-        return passes * self._each(mode.quantize) * self.block_weights
+        """Bytes copied to a GPU in one step: from CPU memory in the forward and the backward pass,
+        and again where recomputed; of a sharded base, from other GPUs in both passes."""
+        blocks = self._each(mode.quantize) * self.block_weights * (1 + self.preservation.share)
+        passes = (2 + mode.checkpointing) * mode.offload
+        if mode.shards > 1:
+            passes = 2 * (1 - 1 / mode.shards)
+            blocks += self.bytes_per_value * self.text_block_weights * self.placeholder
+        return passes * blocks
 
     def _each(self, quantize: str) -> float:
         known = QUANTIZATIONS.get(quantize)
@@ -195,6 +216,8 @@ class Wishes:
     quantize: str = "auto"
     checkpointing: bool | None = None
     offload: bool | None = None
+    shard: bool | None = None
+    gpus: int = 1  # of a machine, that a base can be split over
     previews: bool = False  # preview images during training, in a mode with enough memory for them
 
 
@@ -211,32 +234,37 @@ class Choice:
 
     @property
     def storage(self) -> WeightStorage:
-        return WeightStorage(self.mode.quantize, self.quantize_text, self.mode.offload)
+        mode = self.mode
+        return WeightStorage(mode.quantize, self.quantize_text, mode.offload, mode.shards > 1)
 
 
 KINDS = ("none", "int8", "nf4")  # of weights on the device
 
 
-def _ladder(blocks: int, kinds: Sequence[str], offloaded: Sequence[str]) -> list[Mode]:
+def _ladder(
+    blocks: int, kinds: Sequence[str], offloaded: Sequence[str], gpus: int = 1
+) -> list[Mode]:
     return [
-        Mode(quantize, recomputed / blocks, offload)
+        Mode(quantize, recomputed / blocks, offload, shards)
         for offload, each in ((False, kinds), (True, offloaded))
         for quantize in each
+        for shards in ((1,) if offload else sorted({1, gpus}))
         for recomputed in range(blocks + 1)
     ]
 
 
 # From the most exact and fastest to the smallest. Without fp8, since int8 takes as much memory with
 # a fifth of the error. Offloaded weights take no GPU memory, so nf4 would not help. Here blocks are
-# recomputed all or not at all; a choice may be between.
+# recomputed all or not at all; a choice may be between. With several GPUs, a sharded base comes
+# after a whole one and before the next quantization, since its values are exact.
 OFFLOADED = ("int8", "none")
 LADDER: tuple[Mode, ...] = tuple(_ladder(1, KINDS, OFFLOADED))
 
 
-def ladder_of(figures: Figures) -> Sequence[Mode]:
+def ladder_of(figures: Figures, gpus: int = 1) -> Sequence[Mode]:
     """The modes of a run: a full training needs all weights in 16 bits on the GPU."""
     if not figures.full:
-        return LADDER
+        return LADDER if gpus == 1 else _ladder(1, KINDS, OFFLOADED, gpus)
     return [each for each in LADDER if each.quantize == "none" and not each.offload]
 
 
@@ -254,7 +282,7 @@ def choose(
     room = round(free * (1 - RESERVE))
 
     def text_for(mode: Mode) -> str:
-        if figures.placeholder:
+        if figures.placeholder or mode.shards > 1:
             return "none"
         if wishes.quantize not in ("auto", "none"):
             return wishes.quantize
@@ -304,12 +332,13 @@ def leaner(
 def _granted(wishes: Wishes, blocks: int) -> list[Mode]:
     """The modes that agree with the user's settings, for a model of so many blocks."""
     one = (wishes.quantize,)
-    kinds = (KINDS, OFFLOADED) if wishes.quantize == "auto" else (one, one)
+    kinds, offloaded = (KINDS, OFFLOADED) if wishes.quantize == "auto" else (one, one)
     return [
         mode
-        for mode in _ladder(blocks, *kinds)
+        for mode in _ladder(blocks, kinds, offloaded, wishes.gpus)
         if wishes.checkpointing in (None, mode.checkpointing)
         and wishes.offload in (None, mode.offload)
+        and wishes.shard in (None, mode.shards > 1)
     ]
 
 

@@ -25,21 +25,27 @@ if it fits. Offloaded weights are in CPU memory."""
 _FULL_NOTES = """\
 Weights are trained in 16 bits, and each gradient is applied and freed in the backward pass. Blocks
 are compiled; activations are counted for plain blocks."""
+_SHARDED = """
+With shard, each GPU has its part of the blocks and three gathered ones; blocks are not compiled."""
 _COMPILED = (
     "\nBlocks are compiled, unless their weights are offloaded: then they keep more activations."
 )
 
 
-def describe_plan(settings: Settings) -> str:
-    """The whole text: the run's numbers, and the mode that this machine would choose."""
+def describe_plan(settings: Settings, gpus: int = 1) -> str:
+    """The whole text: the run's numbers, and the mode that this machine would choose.
+
+    gpus: of each machine, with a process for each.
+    """
     counted = count(settings)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
-    return f"{table(settings, counted)}\n\n{this_machine(settings, counted)}{lacking}"
+    here = this_machine(settings, counted, gpus)
+    return f"{table(settings, counted, gpus)}\n\n{here}{lacking}"
 
 
-def plan_data(settings: Settings) -> dict[str, Any]:
+def plan_data(settings: Settings, gpus: int = 1) -> dict[str, Any]:
     """The plan in JSON types: bytes and seconds; the time of a mode that does not fit is null."""
-    counted, wishes = count(settings), wishes_of(settings)
+    counted, wishes = count(settings), wishes_of(settings, gpus)
     chosen = {name: choose(counted, round(gpu.memory * 1e9), wishes) for name, gpu in GPUS.items()}
     device = default_device()
     here = None
@@ -72,7 +78,8 @@ def plan_data(settings: Settings) -> dict[str, Any]:
             Mode(each).label: host_previews(counted, Mode(each), is_merged(settings))
             for each in KINDS
         },
-        "modes": [_mode_data(counted, mode) for mode in ladder_of(counted)],
+        "processes": gpus,
+        "modes": [_mode_data(counted, mode) for mode in ladder_of(counted, gpus)],
         "gpus": {
             name: {"memory_bytes": round(GPUS[name].memory * 1e9), **_choice_data(counted, choice)}
             for name, choice in chosen.items()
@@ -89,6 +96,7 @@ def _mode_data(counted: Figures, mode: Mode) -> dict[str, Any]:
         "quantize": mode.quantize,
         "gradient_checkpointing": bool(mode.checkpointing),
         "low_memory": mode.offload,
+        "shard": mode.shards > 1,
         "bytes": parts,
         "peak_bytes": sum(parts.values()),
         "host_bytes": sum(host_parts(counted, mode).values()),
@@ -121,22 +129,22 @@ def count(settings: Settings) -> Figures:
     return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
 
 
-def table(settings: Settings, counted: Figures) -> str:
+def table(settings: Settings, counted: Figures, gpus: int = 1) -> str:
     """The part that does not depend on this machine."""
     return "\n\n".join(
         [
-            _heading(settings),
+            _heading(settings, gpus),
             _parts(counted),
-            f"{_memory(counted)}\n{_host(counted, is_merged(settings))}",
-            _seconds(counted),
-            _chosen(counted, wishes_of(settings)),
+            f"{_memory(counted, gpus)}\n{_host(counted, is_merged(settings), gpus)}",
+            _seconds(counted, gpus),
+            _chosen(counted, wishes_of(settings, gpus)),
             *_preservation(settings, counted),
             *_captions(settings),
         ]
     )
 
 
-def this_machine(settings: Settings, counted: Figures) -> str:
+def this_machine(settings: Settings, counted: Figures, gpus: int = 1) -> str:
     """The mode that this machine would choose, and the reason."""
     device = default_device()
     if device.type == "cpu":
@@ -144,18 +152,18 @@ def this_machine(settings: Settings, counted: Figures) -> str:
             "This machine has no GPU: it would train in float32, with gradient_checkpointing,\n"
             "quantize or low_memory only if they are set."
         )
-    choice = choose(counted, free_memory(device), wishes_of(settings), usable(device))
+    choice = choose(counted, free_memory(device), wishes_of(settings, gpus), usable(device))
     return f"This machine would train with {choice.reason} free."
 
 
-def _heading(settings: Settings) -> str:
+def _heading(settings: Settings, gpus: int) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
     what = "full training" if settings.full else str(settings.form)
     heading = (
         f"{settings.base.name} ({settings.base.hub_id}), {subject}: {what},\n"
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
-        f"{TEXT_TOKENS} tokens"
+        f"{TEXT_TOKENS} tokens{f', on each of {gpus} GPUs' * (gpus > 1)}"
     )
     if settings.base.needs_references:
         edge = settings.base.reference_resolution
@@ -188,10 +196,10 @@ def _parts(counted: Figures) -> str:
     return _aligned(rows)
 
 
-def _memory(counted: Figures) -> str:
+def _memory(counted: Figures, gpus: int) -> str:
     parts = list(counted.parts(Mode()))
     rows = [["peak GB of a step", *parts, "total"]]
-    for mode in ladder_of(counted):
+    for mode in ladder_of(counted, gpus):
         held = counted.parts(mode)
         rows.append([mode.label, *(_gb(held[part]) for part in parts), _gb(sum(held.values()))])
     before = (
@@ -203,22 +211,28 @@ def _memory(counted: Figures) -> str:
             f" ({_gb(counted.captions('int8'))} in int8, {_gb(counted.captions('nf4'))} in nf4)"
         )
     if counted.preview.bytes:
-        kinds = KINDS[:1] if counted.full else KINDS
-        needs = (f"{_gb(counted.previews(Mode(each)))} in {Mode(each).label}" for each in kinds)
+        modes = [Mode(each) for each in (KINDS[:1] if counted.full else KINDS)]
+        modes += [Mode(shards=gpus)] * (gpus > 1 and not counted.full)
+        needs = (f"{_gb(counted.previews(mode))} in {mode.label}" for mode in modes)
         before += f".\nA preview image during training needs {', '.join(needs)}"
     notes = _FULL_NOTES if counted.full else f"{_NOTES}{_COMPILED * counted.compiled}"
+    notes += _SHARDED * (gpus > 1 and not counted.full)
     return f"{_aligned(rows)}\n\n{before}.\n{notes}"
 
 
-def _host(counted: Figures, merged: bool) -> str:
+def _host(counted: Figures, merged: bool, gpus: int) -> str:
     """The CPU memory of modes with and without offloading, and of previews."""
     if counted.full:
         return f"CPU memory of a run on a GPU: {_gb(sum(host_parts(counted, Mode()).values()))} GB."
     plain, *others = (
         (_gb(sum(host_parts(counted, mode).values())), mode.label)
-        for mode in (Mode(), Mode("int8"), Mode("int8", offload=True), Mode(offload=True))
+        for mode in (
+            *(Mode(), Mode("int8"), *([Mode("int8", shards=gpus)] if gpus > 1 else [])),
+            *(Mode("int8", offload=True), Mode(offload=True)),
+        )
     )
-    text = f"CPU memory of a run on a GPU: {plain[0]} GB, "
+    whose = "each process" if gpus > 1 else "a run on a GPU"
+    text = f"CPU memory of {whose}: {plain[0]} GB, "
     text += ", ".join(f"{size} in {label}" for size, label in others)
     needs = [_gb(host_previews(counted, Mode(each), merged)) for each in ("none", "int8")]
     if counted.preview.bytes:
@@ -226,9 +240,9 @@ def _host(counted: Figures, merged: bool) -> str:
     return f"{text}."
 
 
-def _seconds(counted: Figures) -> str:
+def _seconds(counted: Figures, gpus: int) -> str:
     rows = [["seconds per step", *GPUS], ["", *(f"{gpu.memory:g} GB" for gpu in GPUS.values())]]
-    for mode in ladder_of(counted):
+    for mode in ladder_of(counted, gpus):
         cells = []
         for gpu in GPUS.values():
             seconds = step_seconds(gpu, counted.flops(mode), counted.fetched(mode))
@@ -239,12 +253,15 @@ def _seconds(counted: Figures) -> str:
         f"Times are estimates: {counted.flops(Mode()) / 1e12:.0f} TFLOP per step, "
         f"{counted.flops(Mode(checkpointing=1.0)) / 1e12:.0f} with gradient checkpointing, at an "
         f"assumed\n{UTILIZATION:.0%} of a GPU's bfloat16 peak. A dash: it does not fit."
+        + "\nWith shard, weights are gathered over PCIe, and nothing overlaps."
+        * (gpus > 1)
     )
 
 
 def _chosen(counted: Figures, wishes: Wishes) -> str:
     """The mode of each GPU, and how many of the blocks it recomputes."""
-    rows = [["chosen on an empty GPU", "mode", "blocks recomputed", "peak GB", "seconds per step"]]
+    where = "chosen on an empty GPU" if wishes.gpus == 1 else f"chosen on {wishes.gpus} GPUs"
+    rows = [[where, "mode", "blocks recomputed", "peak GB", "seconds per step"]]
     for name, gpu in GPUS.items():
         choice = choose(counted, round(gpu.memory * 1e9), wishes)
         mode = choice.mode

@@ -8,7 +8,7 @@ from families.device import device_name
 from families.loading import default_device
 from families.memory import RESERVE, free_and_total
 from families.quantization import usable
-from trainer.memory.fitting import preview_size, wishes_of
+from trainer.memory.fitting import mode_on_cpu, preview_size, wishes_of
 from trainer.memory.plan import Figures, Mode, choose, ladder_of
 from trainer.memory.plan_table import count
 from trainer.memory.speed import GPUS, step_seconds
@@ -34,8 +34,7 @@ class Plans:
         counted, device, wishes = self._counted(settings), default_device(), wishes_of(settings)
         fits, room, seconds, gpu_bytes = None, None, None, None
         if device.type == "cpu":
-            quantize = "none" if wishes.quantize == "auto" else wishes.quantize
-            mode = Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload))
+            mode = mode_on_cpu(wishes)
             peak = counted.peak(mode)
         else:
             # The whole GPU: what is in use now may be free when the run starts.

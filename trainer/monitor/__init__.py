@@ -7,10 +7,8 @@ from trainer.monitor.default_previews import (
     with_default_previews,
 )
 from trainer.monitor.inference_weights import (
-    InferenceWeights,
-    OwnWeights,
-    SecondBase,
     check_originals_fit,
+    weights_for_inference,
 )
 from trainer.monitor.preview_images import FOLDER, PreviewImages, step_label
 from trainer.monitor.previews import Previews, preview_requests, prompt_features, sample_scale
@@ -30,9 +28,7 @@ __all__ = [
     "Curves",
     "FOLDER",
     "Previews",
-    "OwnWeights",
-    "SecondBase",
-    "InferenceWeights",
+    "weights_for_inference",
     "Trackers",
     "Validation",
     "TrackerUpdates",

@@ -138,11 +138,11 @@ def cost(settings: Settings, moments: int) -> float:
     return images * passes * pixels / (BACKWARD * seen * trained)
 
 
-def previews_while_training(settings: Settings, quantized: bool) -> bool:
+def previews_while_training(settings: Settings, second_base: bool) -> bool:
     """Whether memory suffices for previews during training; else only the last step has them.
 
     Previews need the original weights: up to two copies in CPU memory, or a second base model if
-    the base is quantized. A default must not fill the memory.
+    the base is quantized or sharded. A default must not fill the memory.
     """
     if not settings.sample_defaults:
         return True
@@ -150,8 +150,8 @@ def previews_while_training(settings: Settings, quantized: bool) -> bool:
     transformer = transformer_without_weights(settings.base)
     needed = 2 * width * sum(each.numel() for each in transformer.parameters())
     free = free_memory(torch.device("cpu"))
-    if quantized:
-        why = "the base is quantized, and previews need its original weights too"
+    if second_base:
+        why = "the base is quantized or sharded, and previews need its original weights too"
     elif needed > free / 2:
         why = f"they need up to {needed / 1e9:.0f} GB of CPU memory, {free / 1e9:.0f} GB are free"
     else:

@@ -140,10 +140,11 @@ def _another_transformer(family: Family) -> Iterator[None]:
 
 
 class SecondBase(InferenceWeights):
-    """`InferenceWeights` for a quantized base: a second, unquantized one in CPU memory.
+    """`InferenceWeights` for a quantized or sharded base: a second one in CPU memory.
 
-    Inference uses the original weights, which cannot be restored from quantized ones. The second
-    base is loaded at first use; its layers are moved to the GPU one at a time.
+    Inference uses the original weights, which cannot be restored from quantized ones, and are not
+    whole in one process if they are sharded. The second base is loaded at first use; its layers are
+    moved to the GPU one at a time.
     """
 
     def __init__(self, family: Family) -> None:
@@ -157,13 +158,13 @@ class SecondBase(InferenceWeights):
             check_originals_fit(self.family)
 
     def restored(self, lora: Lora | None) -> Family | None:
-        """The family with the second base in place of the quantized one; None without previews."""
+        """The family with the second base in place of the first; None without previews."""
         assert lora is not None
         lora.remove()
         if self._merger is None:
             return None
         self._merger.restore()
-        if self.family.storage.quantize_text != "none":
+        if self.family.storage.quantize_text != "none" or self.family.storage.shard:
             self.family.release("text_encoder")
         self.family.set_storage(WeightStorage(offload=True))
         vars(self.family)["transformer"] = self._transformer
@@ -188,3 +189,12 @@ class SecondBase(InferenceWeights):
                 family.set_storage(storage)
                 vars(family)["transformer"] = training
                 family.release(*(_PARTS - loaded))
+
+
+def weights_for_inference(
+    family: Family, full: bool, second_base: bool, turbo: TurboAdapter | None, copies: bool
+) -> InferenceWeights:
+    """Those of a full training, of a second base, or of the training adapter's layers."""
+    if full:
+        return OwnWeights(family)
+    return SecondBase(family) if second_base else InferenceWeights(family, turbo, copies)

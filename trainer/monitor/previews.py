@@ -6,7 +6,8 @@ the archive. So the last preview is the image that inference with the archive ge
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapters.formats import as_written
+from adapters.placeholder import Placeholder
 from families.family import Family
 from families.out_of_memory import free_frames, is_out_of_memory
 from families.references import References
@@ -68,13 +70,18 @@ def prompt_features(
     requests = preview_requests(settings, family) if settings.sample_prompts else []
     for number, resolved in enumerate(requests):
         beside = on_device(pair_of(number, references), family.device) if references else None
-        prompts = [resolved.prompt]
-        if resolved.guidance_scale > 1:
-            prompts.append(resolved.negative_prompt or family.empty_prompt)
-        for prompt in prompts:
+        for prompt in _prompts([resolved], family):
             if not {*tokens} & {*split_words(prompt, tokens)}:
                 texts.encode(family, prompt, {}, beside)
     return texts
+
+
+def _prompts(requests: Iterable[ResolvedRequest], family: Family) -> Iterator[str]:
+    """The prompts and negative prompts that are encoded."""
+    for resolved in requests:
+        yield resolved.prompt
+        if resolved.guidance_scale > 1:
+            yield resolved.negative_prompt or family.empty_prompt
 
 
 def _generate(
@@ -89,6 +96,8 @@ def _generate(
 
 class Previews:
     """Generates the preview images before training, every `sample_every` steps, and at the end.
+
+    The main process does. With a sharded base, the others help to encode the prompts.
 
     A failed preview (out of memory, disk full) is a warning. If those of the last step are missing,
     `trainer.result.evaluation` generates them from the finished archive.
@@ -135,8 +144,9 @@ class Previews:
         """Reads the images of a resumed run, or generates those of the base model."""
         if not self.all_resolved:
             return
-        with self._guarded(loop.done):
-            self.preview_images.begin(loop.done)
+        if loop.processes.is_main_process:
+            with self._guarded(loop.done):
+                self.preview_images.begin(loop.done)
         if self.settings.sample_every and not loop.done:
             self._generate(loop)
 
@@ -150,8 +160,23 @@ class Previews:
     def _generate(self, loop: Loop) -> None:
         if not self.enabled:
             return
+        if self.family.storage.shard:
+            self.texts = self._encoded_by_all(loop)
+        if not loop.processes.is_main_process:
+            return
         with self._guarded(loop.done), loop.events.within_phase("previews"):
             self.preview_images.add(loop.done, self._images(loop, self.all_resolved))
+
+    @torch.no_grad()
+    def _encoded_by_all(self, loop: Loop) -> TextCache:
+        """The features of all prompts, by a sharded text encoder, which runs in all processes."""
+        texts, vectors = TextCache(budget=sys.maxsize), self._vectors(loop.final_weights()[1])
+        for prompt in _prompts(self.all_resolved, self.family):
+            texts.encode(self.family, prompt, vectors)
+        return texts
+
+    def _vectors(self, placeholders: Iterable[Placeholder]) -> dict[str, Tensor]:
+        return {each.token: each.vectors.to(self.family.device) for each in placeholders}
 
     def now(self, loop: Loop, command: Command) -> None:
         """Generates what a `preview` command asks for. Raises an exception with the reason."""
@@ -182,7 +207,7 @@ class Previews:
     def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
         """The images of each request, with the weights that would be saved now."""
         deltas, placeholders = loop.final_weights()
-        vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
+        vectors = self._vectors(placeholders)
         with self.inference_weights.applied(
             loop.lora, as_written(deltas), sample_scale(self.settings)
         ):

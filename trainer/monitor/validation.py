@@ -199,7 +199,7 @@ class Validation:
             self._note(int(step), losses)
         if not past:
             with untrained(loop), loop.events.within_phase(PHASE):
-                losses = by_main(self.measure)
+                losses = by_main(self.measure, self.family.storage.shard)
             self._measured(loop, 0, losses)
         if loop.done and self.curves.steps[-1] != loop.done:
             self.after_step(loop)
@@ -213,7 +213,7 @@ class Validation:
         """
         if self.every and (loop.done % self.every == 0 or loop.done == loop.settings.steps):
             with loop.averaged(), loop.events.within_phase(PHASE):
-                losses = by_main(self.measure)
+                losses = by_main(self.measure, self.family.storage.shard)
                 if self.settings.keep_best:
                     keep_best(loop, sum(losses) / len(losses))
             self._measured(loop, loop.done, losses)

@@ -3,6 +3,7 @@
 from trainer.result.drift import drift_prompts
 from trainer.result.evaluation import (
     Outcome,
+    check_model,
     evaluate,
     keep_weights_on_error,
     write_weights,
@@ -21,6 +22,7 @@ __all__ = [
     "TrainingRecord",
     "Verdict",
     "Worthless",
+    "check_model",
     "check_repository",
     "drift_prompts",
     "evaluate",

@@ -35,6 +35,7 @@ from trainer.events import Events
 from trainer.learning import Diverged, Loop, Saver, describe_weights
 from trainer.memory import free_memory
 from trainer.monitor import (
+    Curves,
     PreviewImages,
     check_originals_fit,
     measure_fit,
@@ -79,7 +80,7 @@ def write_weights(
     path: Path,
     saver: Saver,
 ) -> Outcome:
-    """Writes the loop's weights to `path`, if they are usable, and runs the quick checks.
+    """Writes the loop's weights to `path`, if they are usable, and runs the first checks.
 
     Raises `Worthless` if they are not, and saves them as `…-failed.zip`, with a report.
     """
@@ -108,22 +109,8 @@ def write_weights(
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
     atomic.replace(unchecked, path)
     log.info("wrote %s (%.1f MB)", path, _bytes(path) / 1e6)
-    if record.curves.held_out:  # else it is the check above
-        found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))
-    prompts = drift_prompts(loop.settings, pairs=any(each.controls for each in examples))
-
-    def update() -> CheckResult:
-        if full is not None:
-            return result_checks.update_size(changes)
-        assert loop.lora is not None
-        with loop.averaged():
-            return result_checks.update_size(loop.lora.changes())
-
-    found += _check(result_checks.UPDATE, update)
-    found += _check(
-        result_checks.DRIFT,
-        lambda: result_checks.drift_of_velocity(velocity_drift(loop, prompts), len(prompts)),
-    )
+    if full is not None:
+        found += _check(result_checks.UPDATE, lambda: result_checks.update_size(changes))
     return Outcome(
         loop.settings,
         archive,
@@ -135,6 +122,33 @@ def write_weights(
         Kernels.of(loop.family),
         needs_offload=loop.family.storage != WeightStorage(),
     )
+
+
+def check_model(loop: Loop, curves: Curves, examples: Sequence[Example]) -> list[CheckResult]:
+    """The checks that run the trained model: with a sharded base, all processes call this.
+
+    Raises an out-of-memory error then, since the others would wait for this process.
+    """
+    shared, lora = loop.family.storage.shard, loop.lora
+    prompts = drift_prompts(loop.settings, pairs=any(each.controls for each in examples))
+
+    def fit() -> CheckResult:
+        return result_checks.loss_fell(measure_fit(loop))
+
+    def update() -> CheckResult:
+        assert lora is not None
+        with loop.averaged():
+            return result_checks.update_size(lora.changes())
+
+    def drift() -> CheckResult:
+        return result_checks.drift_of_velocity(velocity_drift(loop, prompts), len(prompts))
+
+    checks = {
+        **({result_checks.FIT_FELL: fit} if curves.held_out else {}),  # else it is checked before
+        **({result_checks.UPDATE: update} if lora is not None else {}),  # the same
+        result_checks.DRIFT: drift,
+    }
+    return [each for name, call in checks.items() for each in _check(name, call, shared)]
 
 
 def _bytes(path: Path) -> int:
@@ -157,11 +171,13 @@ def _report_data(
     )
 
 
-def _check(name: str, check: Callable[[], CheckResult]) -> list[CheckResult]:
+def _check(name: str, check: Callable[[], CheckResult], shared: bool = False) -> list[CheckResult]:
     """The result of a check. A check that raises an exception is skipped."""
     try:
         return [check()]
     except Exception as error:
+        if shared and is_out_of_memory(error):
+            raise
         return [_skipped(name, error)]
 
 

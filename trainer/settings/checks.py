@@ -148,6 +148,11 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
                     f"{name} needs the loss on held-out images, but {other} is 0; remove {other}, "
                     f"or set {name} to false"
                 )
+    if settings.shard and settings.low_memory:
+        yield (
+            "shard and low_memory are both on: weights are either split over the GPUs or in CPU "
+            "memory; remove one of the two"
+        )
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (

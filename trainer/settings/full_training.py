@@ -41,6 +41,8 @@ def _conflicts(settings: "Settings") -> Iterator[tuple[str, str]]:
             "low_memory is on",
             "and weights that are trained cannot be offloaded; set it to false",
         )
+    if settings.shard:
+        yield "shard is on", "and only a frozen base model is split over GPUs; remove it"
     if settings.ema_decay > 0:
         preset = f" (of preset {settings.preset})" * (settings.given.ema_decay is None)
         yield (

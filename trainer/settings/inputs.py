@@ -131,6 +131,7 @@ class TrainingInputs(Inputs):
     quantize: Annotated[str, Input("Quantization of the frozen base model, to save memory. auto: chosen by the free memory.", MEMORY, choices=("auto", "none", *QUANTIZATIONS))] = "auto"
     gradient_checkpointing: Annotated[bool | None, Input("Recompute activations: slower, in less memory. Default: chosen by the free memory.", MEMORY)] = None
     low_memory: Annotated[bool | None, Input("Offload weights to CPU memory. Slower; for small GPUs. Default: chosen by the free memory.", MEMORY)] = None
+    shard: Annotated[bool | None, Input("Split the frozen base model over the GPUs of a launch with several processes. Default: if it does not fit on each of them.", MEMORY, on=Interface.LOCAL)] = None
 
     # Output.
     output_dir: Annotated[OptionalFile, Input("The folder of the run. Default: a new one, outputs/DATE-NAME-01.", OUTPUT, on=Interface.LOCAL, section="")] = None

@@ -1,9 +1,14 @@
 """Several processes under `accelerate launch` train what one would train."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +16,19 @@ import yaml
 from root import ROOT
 
 from adapters.archive import read_archive
+from trainer.learning import check_launch
 from trainer.learning.checkpoint import Checkpoint, read_checkpoint
 from trainer.outputs import open_run
+from trainer.settings import Settings, SettingsError, TrainingInputs, resolve
 
 # What `accelerate launch` runs for several GPUs; for CPUs alone it would ask for an MPI.
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+PROGRAM = "-m", "trainer"
 STEPS = 3
 
 
 def train(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: float
+    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: Any
 ) -> str:
     """What a training from a YAML file prints; `folder` is its working folder."""
     folder.mkdir()
@@ -35,7 +43,7 @@ def launch(
     photos: Path,
     vault: Path,
     *given: str,
-    **changes: float,
+    **changes: Any,
 ) -> subprocess.CompletedProcess[str]:
     train = {
         "train_placeholder_token": True,
@@ -59,32 +67,47 @@ def launch(
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        [sys.executable, *launcher, "-m", "trainer", str(folder / "run.yaml"), *given],
+        [sys.executable, *launcher, *PROGRAM, str(folder / "run.yaml"), *given],
         cwd=folder,
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
-def state(folder: Path) -> Checkpoint:
+def run_of(folder: Path) -> Path:
+    """The folder of the run of all processes."""
+    (run,) = (folder / "outputs").glob("20*")
+    return run
+
+
+def state(folder: Path, steps: int = STEPS) -> Checkpoint:
     """The float32 state after the last step."""
-    (run,) = (folder / "outputs").glob("20*")  # of all processes
-    return read_checkpoint(run / "checkpoints" / f"step-{STEPS:06d}.safetensors")
+    return read_checkpoint(run_of(folder) / "checkpoints" / f"step-{steps:06d}.safetensors")
+
+
+def shares(reported: str) -> list[tuple[float, float]]:
+    """MB of blocks in the main process, and in all, of each sharded model, as it counted them."""
+    found = re.findall(r"([0-9.]+) of ([0-9.]+) MB of its blocks are in this process", reported)
+    return [(float(here), float(whole)) for here, whole in found]
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(
     tmp_path: Path, photos: Path, vault: Path
 ) -> None:
-    """The processes agree on a seed, which the run by one process is told."""
-    reported = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1)
+    """Each has a half of the base. They agree on a seed, which the run by one process is told."""
+    reported = train(LAUNCH, tmp_path / "two", photos, vault, batch_size=1, shard=True)
     assert reported.count("wrote ") == 2  # weights.zip and report.html, by the main process alone
+    text_encoder, transformer = shares(reported)
+    for here, whole in (text_encoder, transformer):
+        assert here == pytest.approx(whole / 2, rel=0.01) and whole > 0.1
     two = state(tmp_path / "two")
     assert two.identity["settings"]["processes"] == 2
     seed = two.identity["settings"]["seed"]
     train((), tmp_path / "one", photos, vault, batch_size=2, seed=seed)
     one = state(tmp_path / "one")
+    assert one.history["losses"][0] == pytest.approx(two.history["losses"][0], rel=1e-6)
     assert one.history["losses"] == pytest.approx(two.history["losses"], rel=1e-5)
     for kind in ("parameters", "averages"):
         ours, theirs = getattr(one, kind), getattr(two, kind)
@@ -92,6 +115,135 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(
         for name, value in ours.items():
             # Adam divides by the gradient's size, so that rounding shows where it is near zero.
             assert torch.allclose(value, theirs[name], rtol=1e-4, atol=2e-5), name
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    def settings_of(**changes: Any) -> Settings:
+        given = {"dataset": "x", "base_model": "z-image", "rank": None, "quantize": "none"}
+        return resolve(TrainingInputs(**(given | changes)))
+
+    with pytest.raises(SettingsError, match="shard and low_memory are both on"):
+        settings_of(shard=True, low_memory=True)
+    with pytest.raises(SettingsError, match="training is full, but shard is on"):
+        settings_of(shard=True, training="full")
+    with pytest.raises(SettingsError, match="needs several processes on this machine"):
+        check_launch(settings_of(shard=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_sharding_changes_no_bit(tmp_path: Path, photos: Path, vault: Path, quantize: str) -> None:
+    """With a training adapter, checkpointing, preservation, previews, and held-out images."""
+    changes = {"batch_size": 1, "seed": 7, "quantize": quantize, "gradient_checkpointing": True}
+    changes |= {"preserve": "auto", "validation_every": 1, "validation_images": 2, "ema_decay": 0}
+    options = "--sample_prompts", "a <zwx> by the sea", "--sample_every", "2"
+    options += "--base_model", "miniature-turbo"
+    found = {}
+    for shard in (True, False):
+        folder = tmp_path / str(shard)
+        folder.mkdir()
+        done = launch(LAUNCH, folder, photos, vault, *options, **changes, shard=shard)
+        assert done.returncode == 0, done.stderr
+        assert bool(shares(done.stdout + done.stderr)) == shard
+        found[shard] = state(folder)
+    sharded, whole = found[True], found[False]
+    assert sharded.history["losses"] == whole.history["losses"]
+    assert sharded.history["validation"] == whole.history["validation"]
+    for name, value in whole.parameters.items():
+        assert torch.equal(sharded.parameters[name], value), name
+    images = [
+        {each.relative_to(run_of(folder)): each.read_bytes() for each in previews}
+        for folder in (tmp_path / "True", tmp_path / "False")
+        if (previews := list(run_of(folder).glob("samples/step-*/*.png")))
+    ]
+    assert images[0] == images[1] and len(images[0]) == 3
+    checks = [read_archive(run_of(tmp_path / str(k)) / "weights.zip").meta["checks"] for k in found]
+    assert checks[0] == checks[1]
+
+
+@pytest.mark.slow
+def test_two_machines_train_what_one_process_does(
+    tmp_path: Path, photos: Path, vault: Path
+) -> None:
+    """Four processes, sharded within each machine; one process takes over from their checkpoint."""
+    steps, half = 20, 10
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = {"steps": steps, "checkpoint_every": half, "seed": 11, "gradient_accumulation": 1}
+    one_of = "--nnodes", "2", "--nproc_per_node", "2", "--rdzv_backend", "c10d"
+    launcher = ("-m", "torch.distributed.run", *one_of, "--rdzv_endpoint", address)
+    folder = tmp_path / "four"
+
+    def machine(number: int) -> subprocess.CompletedProcess[str]:
+        time.sleep(number)  # both write the same run.yaml
+        folder.mkdir(exist_ok=True)
+        return launch(launcher, folder, photos, vault, **common, batch_size=1, shard=True)
+
+    with ThreadPoolExecutor() as machines:
+        done = list(machines.map(machine, range(2)))
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr + done[1].stderr
+    (here, whole), *_ = shares("".join(each.stdout + each.stderr for each in done))
+    assert here == pytest.approx(whole / 2, rel=0.01)
+    four = state(folder, steps).history["losses"]
+    train((), tmp_path / "one", photos, vault, **common, batch_size=4)
+    one = state(tmp_path / "one", steps).history["losses"]
+    assert one[0] == pytest.approx(four[0], rel=1e-6)
+    assert one == pytest.approx(four, rel=1e-4)
+    checkpoint = run_of(folder) / "checkpoints" / f"step-{half:06d}.safetensors"
+    changes = {"resume_from": str(checkpoint), "batch_size": 4}
+    reported = train((), tmp_path / "resumed", photos, vault, **common, **changes)
+    assert "processes 4 -> 1" in reported
+    resumed = state(folder, steps)  # in the folder of its run
+    assert resumed.identity["settings"]["processes"] == 1
+    assert resumed.history["losses"] == pytest.approx(four, rel=1e-4)
+
+
+# Runs `python -m trainer`, in which one process fails in its fifth step.
+FAILING = """
+import os, signal, sys
+from random import random
+from threading import Timer
+from trainer.__main__ import main
+from trainer.learning.loop import Loop
+
+step, failure = Loop.step, os.environ["FAILURE"]
+
+def failing(self, number):
+    if number == 4 and os.environ["RANK"] == failure[-1]:
+        if failure.startswith("raise"):
+            raise OSError("out of paper")
+        Timer(random() / 5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    step(self, number)
+
+Loop.step = failing
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["raise 1", "raise 0", "kill 1", "kill 0"])
+def test_the_end_of_one_process_ends_all(
+    tmp_path: Path, photos: Path, vault: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, with a checkpoint and the reason."""
+    program = tmp_path / "failing.py"
+    program.write_text(FAILING)
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", (str(program),))
+    monkeypatch.setenv("FAILURE", failure)
+    changes = {"steps": 1000, "batch_size": 1, "checkpoint_every": 2, "shard": True}
+    done = launch(LAUNCH, tmp_path, photos, vault, **changes)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    reason = "OSError: out of paper" if failure.startswith("raise") else "Signal 9 (SIGKILL)"
+    assert reason in said.partition("Root Cause")[2]
+    assert re.search(rf"rank +: {failure[-1]} ", said.partition("Root Cause")[2])
+    newest = max(run_of(tmp_path).glob("checkpoints/*.safetensors"))
+    assert read_checkpoint(newest).step >= 4
+    if failure != "kill 0":
+        assert f"to resume: {newest.relative_to(tmp_path)}" in said
+    if failure == "raise 1":
+        assert "error: another process of this run has ended" in said
 
 
 @pytest.mark.slow

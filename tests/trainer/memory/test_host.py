@@ -12,7 +12,7 @@ from families.frozen_linear import FrozenLinear
 from families.loading import load_family
 from families.registry import find_base
 from trainer.memory.fitting import TooLarge, _with_host
-from trainer.memory.host import host_parts, host_previews
+from trainer.memory.host import host_parts, host_previews, room_of
 from trainer.memory.plan import Choice, Figures, Mode
 from trainer.memory.step_cost import NOTHING, Load
 from trainer.monitor import inference_weights
@@ -47,13 +47,10 @@ def settings_of(**changes: Any) -> Settings:
     return resolve(TrainingInputs(**(values | changes)))
 
 
-def held_against(
-    mode: Mode, gigabytes: float, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> Choice:
+def held_against(mode: Mode, gigabytes: float, **changes: Any) -> Choice:
     """The choice of a mode on a machine with so much free CPU memory."""
-    monkeypatch.setattr("trainer.memory.fitting.free_memory", lambda _: round(gigabytes * GB))
-    choice = Choice(mode, "none", 0, True, "")
-    return _with_host(settings_of(), Figures(**(QWEN | changes)), choice)
+    choice, room = Choice(mode, "none", 0, True, ""), room_of(round(gigabytes * GB))
+    return _with_host(settings_of(), Figures(**(QWEN | changes)), choice, room)
 
 
 def test_offloaded_weights_are_counted_in_the_bytes_of_their_quantization() -> None:
@@ -66,6 +63,9 @@ def test_offloaded_weights_are_counted_in_the_bytes_of_their_quantization() -> N
     assert host_parts(figures, Mode(offload=True)) == checkpoint | offloaded
     int8 = host_parts(figures, Mode("int8", offload=True))
     assert int8["offloaded weights"] == pytest.approx(20 * GB, rel=0.01)
+    assert host_parts(figures, Mode(shards=4)) == checkpoint
+    sharded = host_parts(figures, Mode("int8", shards=4))  # quantized before it is split
+    assert sharded["loading"] == pytest.approx(20 * GB, rel=0.05)
 
 
 def test_previews_need_the_original_weights_and_twice_with_a_training_adapter() -> None:
@@ -76,34 +76,28 @@ def test_previews_need_the_original_weights_and_twice_with_a_training_adapter() 
     assert host_previews(Figures(**QWEN), Mode(), merged=True) == 0
 
 
-def test_a_run_that_cpu_memory_does_not_hold_is_refused_with_the_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_that_cpu_memory_does_not_hold_is_refused_with_the_numbers() -> None:
     said = (
         r"needs 42.5 GB \(checkpoints 2.5, offloaded weights 40.0\) of 30.1 GB, which is not "
         "enough with the unquantized base, block weights in CPU memory; set quantize to int8"
     )
     with pytest.raises(TooLarge, match=said):
-        held_against(Mode(offload=True), 32, monkeypatch)
+        held_against(Mode(offload=True), 32)
     with pytest.raises(TooLarge, match="; free some, or use a machine with more"):
-        held_against(Mode("int8", offload=True), 16, monkeypatch)
+        held_against(Mode("int8", offload=True), 16)
 
 
-def test_a_run_that_it_holds_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_that_it_holds_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert not held_against(Mode("int8", offload=True), 32, monkeypatch).no_previews
+    assert not held_against(Mode("int8", offload=True), 32).no_previews
     parts = "checkpoints 2.5, loading 0.8, offloaded weights 20.0"
     assert caplog.messages == [f"CPU memory: needs 23.3 GB ({parts}) of 30.1 GB"]
 
 
-def test_previews_that_it_does_not_hold_are_left_to_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_previews_that_it_does_not_hold_are_left_to_the_end() -> None:
     preview = {"preview": Load(GB, 0)}
-    assert not held_against(Mode("int8"), 64, monkeypatch, **preview).no_previews
-    choice = held_against(Mode("int8"), 32, monkeypatch, **preview)
+    assert not held_against(Mode("int8"), 64, **preview).no_previews
+    choice = held_against(Mode("int8"), 32, **preview)
     assert choice.no_previews == "an image needs 40.0 GB more CPU memory, and 26.8 GB are free"
 
 

@@ -238,6 +238,48 @@ def test_weights_wait_in_host_memory_where_four_bits_are_too_many() -> None:
     assert choice.storage.offload
 
 
+def test_a_base_is_sharded_if_it_does_not_fit_on_each_gpu() -> None:
+    blocks = {"block_weights": 20 * GB, "steps": (Load(34 * GB, 3), *[Load(2 * GB, 4)] * 60)}
+    two, four = free(24, **blocks)(gpus=2), free(24, **blocks)(gpus=4)
+    assert two.mode == Mode("int8", 1 / 60, shards=2)
+    assert four.mode == Mode("none", 1 / 60, shards=4)
+    assert four.storage.shard and four.quantize_text == "none"
+    # A quarter of the blocks in 16 bits, three gathered ones, and the rest.
+    held = counts(**blocks).parts(four.mode)["transformer"]
+    assert held == 40 * GB // 4 + 3 * 40 * GB // 60 + 2 * GB // 100
+    assert free(24, **blocks)(gpus=4, shard=False).mode.shards == 1
+    assert free(80, **blocks)(gpus=4).mode == Mode()
+    assert free(80, **blocks)(gpus=4, shard=True).mode.shards == 4
+    text = counts(**blocks, placeholder=True).parts(four.mode)["text encoder"]
+    assert text == 2 * 3 * GB // 4 + 2 * (GB // 2)
+
+
+@pytest.mark.slow
+def test_the_document_has_the_plans_of_small_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODEL_VAULT", raising=False)
+    monkeypatch.delenv("COMPILE", raising=False)
+    document = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    columns = []
+    for token in (False, True):
+        given = {"dataset": "x", "base_model": "qwen-image", "train_placeholder_token": token}
+        settings = resolve(TrainingInputs(**given, **({} if token else {"trigger_word": "robot"})))
+        counted = fitting.figures_of(settings, fitting.TEXT_TOKENS, torch.bfloat16, True)
+        columns.append(
+            [choose(counted, 24 * GB, fitting.wishes_of(settings, n)) for n in range(1, 5)]
+        )
+    for number, row in enumerate(zip(*columns, strict=True), start=1):
+        cells = []
+        for choice in row:
+            kind = "16 bits" if choice.mode.quantize == "none" else choice.mode.quantize
+            ways = (", sharded", choice.mode.shards > 1), (", offloaded", choice.mode.offload)
+            cells.append(kind + "".join(name * on for name, on in ways))
+        assert f"| {number} GPU{'s' * (number > 1)} | {' | '.join(cells)} |" in document
+    peaks = (", ".join(f"{each.peak / 1e9:.1f}" for each in column) for column in columns)
+    assert f"| {' | '.join(peaks)} |" in document
+    blocks = (", ".join(f"{60 * each.mode.checkpointing:.0f}" for each in c) for c in columns)
+    assert f"| {' | '.join(blocks)} |" in document
+
+
 @pytest.mark.parametrize("gigabytes", [4, 8, 12, 24, 80])
 @pytest.mark.parametrize(
     "wish",

@@ -115,13 +115,13 @@ def test_default_previews_do_not_fill_the_memory(
 ) -> None:
     caplog.set_level("INFO")
     settings = with_default_previews(of("miniature"), CAPTIONS)
-    assert previews_while_training(settings, quantized=False)
-    assert not previews_while_training(settings, quantized=True)
+    assert previews_while_training(settings, second_base=False)
+    assert not previews_while_training(settings, second_base=True)
     assert "preview images only at the end: the base is quantized" in caplog.text
     monkeypatch.setattr("trainer.monitor.default_previews.free_memory", lambda _: 1 << 20)
-    assert not previews_while_training(settings, quantized=False)
+    assert not previews_while_training(settings, second_base=False)
     asked = settings.replace(sample_defaults=False)  # who asks for previews gets them
-    assert previews_while_training(asked, quantized=True)
+    assert previews_while_training(asked, second_base=True)
 
 
 def test_a_run_without_prompts_has_preview_images(small: Small, monkeypatch: Any) -> None:

@@ -8,6 +8,7 @@ Ends with Ctrl-C. On a cluster that runs always, use `serve deploy` (docs/scale.
 import argparse
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -53,25 +54,28 @@ def main(words: Sequence[str] | None = None) -> None:
     from ray import serve
 
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    own = {}
+    own, folder = {}, tempfile.mkdtemp(prefix="zeroprior-ray-")
     if not os.environ.get("RAY_ADDRESS"):
         own = {
             "num_cpus": cpus,
             "object_store_memory": MEMORY,
             "include_dashboard": True,
             "resources": {"training": 1},
-            "_temp_dir": tempfile.mkdtemp(prefix="zeroprior-ray-"),
+            "_temp_dir": folder,
         }
     context = ray.init(log_to_driver=False, **own)
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which has handlers of its own
+        signal.signal(number, lambda *_: stop.set())
     try:
+        from fleet import trainings
         from fleet.app import application
 
         jobs = f"http://{context.dashboard_url}" if options["runs"] else None
         settings = FleetSettings(**options, jobs=jobs)
         serve.start(http_options={"host": host, "port": port})
         serve.run(application(settings), name="fleet")
+        if settings.runs:
+            serve.run(trainings.deployment(settings), name="trainings", route_prefix="/trainings")
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         print(f"health:  curl -s {url}/health-check")
         print(
@@ -86,6 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
     finally:
         serve.shutdown()
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

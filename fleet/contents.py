@@ -6,8 +6,9 @@ for each content, named by its SHA-256. Without a store, all replicas must be on
 
 import os
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.files.atomic import content_hash
 from inference.fetch import SourceError
@@ -40,7 +41,8 @@ class Contents:
         if self._files is not None and sha256 not in self._stored:
             target = f"{self._root}/{sha256}"
             if not self._files.exists(target):
-                write_whole(self._files, path, target)
+                with path.open("rb") as file:
+                    write_whole(self._files, file, target)
             self._stored.add(sha256)
         return sha256
 
@@ -80,8 +82,12 @@ class Contents:
         return self._hashes[key]
 
 
-def write_whole(files: Any, path: Path, target: str) -> None:
-    """Copies a local file into fsspec's `files`, where it is visible only when it is complete."""
-    files.makedirs(target.rpartition("/")[0], exist_ok=True)
-    with files.transaction, path.open("rb") as source, files.open(target, "wb") as copy:
-        shutil.copyfileobj(source, copy, 1 << 20)
+_WRITING = threading.Lock()  # a transaction belongs to the file system, which threads share
+
+
+def write_whole(files: Any, source: BinaryIO, target: str) -> None:
+    """Writes a file of fsspec's `files`, which is visible only when it is complete."""
+    with _WRITING:
+        files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        with files.transaction, files.open(target, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)

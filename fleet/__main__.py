@@ -85,6 +85,8 @@ def main(words: Sequence[str] | None = None) -> None:
         print(
             f"steps:   the same with -N -H 'Accept: text/event-stream'\nboard:   http://{context.dashboard_url}"
         )
+        for node in ray.nodes():
+            print(f"metrics: http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}")
         print("Ctrl-C ends the fleet", flush=True)
         stop.wait()
     finally:

@@ -11,7 +11,8 @@ class Content:
     """A weights file by its content."""
 
     sha256: str
-    config: str | None = None  # SHA-256 of its adapter_config.json on the Hub
+    name: str  # of the file, for messages
+    config: str | None = None  # SHA-256 of its adapter_config.json
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ray.serve.exceptions import BackPressureError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from adapters.formats import config_beside
 from fleet.ask import Ask, Content, Event
 from fleet.contents import Contents
 from fleet.replies import one, received, reply, server_sent
@@ -140,8 +141,9 @@ class Front:
 
     def _content(self, source: str, token: str | None) -> Content:
         file = self._sources.file(source, token, any_file=False)
-        config = self._sources.config(source, token)
-        return Content(self._contents.add(file), self._contents.add(config) if config else None)
+        config = self._sources.config(source, token) or config_beside(file)
+        add = self._contents.add
+        return Content(add(file), file.name, add(config) if config else None)
 
     async def _events(self, ask: Ask) -> AsyncIterator[Event]:
         """The events of a replica; of another one, if it has ended."""

@@ -46,12 +46,15 @@ class GivenContents(Sources):
     files: dict[str, Path] = field(default_factory=dict)
     configs: dict[str, Path | None] = field(default_factory=dict)
 
-    def of(self, contents: Contents, weights: dict[str, Content]) -> None:
-        """Sets the files of a request."""
+    def of(self, contents: Contents, weights: dict[str, Content], folder: Path) -> None:
+        """Sets the files of a request; links in `folder` have their original names."""
         self.files.clear()
         self.configs.clear()
-        for source, each in weights.items():
-            self.files[source] = contents.get(each.sha256)
+        for number, (source, each) in enumerate(weights.items()):
+            link = folder / f"weights-{number}" / each.name
+            link.parent.mkdir()
+            link.symlink_to(contents.get(each.sha256))
+            self.files[source] = link
             self.configs[source] = contents.get(each.config) if each.config else None
 
     def file(
@@ -157,7 +160,7 @@ class Generator:
         with tempfile.TemporaryDirectory(prefix="zeroprior-fleet-") as place:
             folder = Path(place)
             try:
-                self._sources.of(self._contents, ask.weights)
+                self._sources.of(self._contents, ask.weights, folder)
                 for name, files in ask.files.items():
                     paths = [_written(folder, name, number, *f) for number, f in enumerate(files)]
                     inputs[name] = paths if name == "reference_images" else paths[0]

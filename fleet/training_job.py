@@ -1,6 +1,6 @@
 """python -m fleet.training_job URL ID ATTEMPT: one training run, as a Ray job on any machine.
 
-Copies the run's folder from the storage, trains there with `python -m trainer resume`, and copies
+Copies the run's folder from the storage, trains there as `python -m trainer resume`, and copies
 files and events back all the time. If this machine ends, the next attempt resumes from the newest
 checkpoint in the storage. A newer attempt ends this one. Does not import Ray or PyTorch.
 """
@@ -36,6 +36,11 @@ from trainer.settings import TrainingInputs, resolve
 LOOK = 1.0  # seconds between two copies of files and events
 TRIES = 5  # at the end, if the storage does not answer
 FILES = ("dataset", "resume_from")  # inputs that are files
+# Ends with this process, whose machine or job may be ended at any time.
+TRAINER = (
+    "from serving.processes import end_with_parent; end_with_parent(); "
+    "from trainer.__main__ import main; main()"
+)
 OTHER_ATTEMPT = 75  # exit code: another attempt has taken over
 
 
@@ -70,7 +75,7 @@ def _train(storage: RunStorage, job: Job, place: Path) -> int:
     console = place / "console.txt"
     with console.open("wb") as output:
         trainer = subprocess.Popen(
-            [sys.executable, "-m", "trainer", "resume", str(folder)],
+            [sys.executable, "-c", TRAINER, "resume", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -22,7 +22,7 @@ class Ask:
     inputs: Json  # as for predict.py, without files and tokens, with a seed
     weights: dict[str, Content]  # of the sources in the inputs, the first LoRA first
     files: dict[str, list[tuple[str, bytes]]]  # suffix and content of the images, by input
-    previews: bool  # images of intermediate steps are wanted
+    streamed: bool  # steps and previews are wanted
 
 
 class Event(TypedDict, total=False):

@@ -110,7 +110,7 @@ class Front:
             event = await anext(events)
         return JSONResponse(reply(event, envelope))
 
-    async def _ask(self, inputs: Json, previews: bool) -> Ask:
+    async def _ask(self, inputs: Json, streamed: bool) -> Ask:
         """The request with all its files. Raises errors with the reason."""
         token = hub_token(inputs.get("hf_api_token"))
         inputs = {name: each for name, each in inputs.items() if name not in self._inputs.secrets}
@@ -137,7 +137,7 @@ class Front:
                 if is_data(source):  # the replica needs the content only
                     source = inputs[name] = f"data:;sha256,{found.sha256}"
                 weights[source] = found
-        return Ask(inputs, weights, files, previews)
+        return Ask(inputs, weights, files, streamed)
 
     def _content(self, source: str, token: str | None) -> Content:
         file = self._sources.file(source, token, any_file=False)

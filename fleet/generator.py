@@ -29,7 +29,7 @@ from inference.generation import Step
 from inference.inputs import GenerationInputs
 from serving.inputs import reason
 
-PREVIEWS = 3  # of each image, if they are wanted
+PREVIEWS = 3  # of each image of a streamed request
 STUCK = 900.0  # seconds without a step of a running request; then the replica is replaced
 QUALITY = 80  # of a preview's JPEG
 SECONDS = [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]  # boundaries of the histograms
@@ -121,9 +121,11 @@ class Generator:
             self._last_step = time.monotonic()
             if ended.is_set():
                 raise Cancelled
+            if not ask.streamed:
+                return
             event: Event = {"image": step.image, "done": step.done, "of": step.of}
             every = max(1, step.of // (PREVIEWS + 1))
-            if ask.previews and step.done % every == 0 and step.done < step.of:
+            if step.done % every == 0 and step.done < step.of:
                 event["preview"] = _jpeg(step)
             loop.call_soon_threadsafe(events.put_nowait, event)
 

@@ -14,7 +14,7 @@ class FleetSettings(BaseModel):
     replicas: int = Field(1, ge=1, le=1000, description="engines, each with a GPU of its own")
     max_replicas: int = Field(0, ge=0, le=1000, description="autoscaling up to this; 0: off")
     loras: int = Field(20, ge=1, le=10_000, description="LoRAs that a replica holds in CPU memory")
-    ongoing: int = Field(2, ge=1, le=100, description="requests at a replica; one is generated")
+    ongoing: int = Field(4, ge=1, le=100, description="requests at a replica; one is generated")
     queued: int = Field(64, ge=1, le=10_000, description="requests that wait; more get 429")
     gpus: float = Field(0, ge=0, le=8, description="GPUs of a replica and of a training; 0: a CPU")
     store: str | None = Field(

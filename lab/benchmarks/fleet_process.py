@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,10 @@ class Fleet:
         """The processes of running trainings: the job, and the trainer that it has started."""
         return self._processes("-m fleet.training_job", "from trainer.__main__")
 
+    def cpu_seconds(self) -> float:
+        """Processor time of all processes of the fleet so far."""
+        return cpu_seconds(self.process.pid)
+
     def _processes(self, *texts: str) -> list[psutil.Process]:
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
@@ -94,6 +98,17 @@ class Fleet:
                 name = match[1] + (f" {result[1]}" if result else "")
                 found[name] = found.get(name, 0.0) + float(match[3])
         return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of those below it that run."""
+    main = psutil.Process(pid)
+    total = 0.0
+    for each in [main, *main.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapters.files.atomic import content_hash
-from inference.fetch import SourceError
-from inference.fetch.disk_cache import DiskCache
+from inference.fetch import DiskCache, SourceError
 
 MOST_HASHES = 10_000  # of files that were hashed
 

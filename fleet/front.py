@@ -25,8 +25,15 @@ from fleet.contents import Contents
 from fleet.replies import one, received, reply, server_sent
 from fleet.rules import TRIES, may_retry, retry_after, routing_key
 from fleet.settings import FleetSettings
-from inference.fetch import Downloader, DownloadError, SourceError, Sources, is_data, of_input
-from inference.fetch.sources import default_cache
+from inference.fetch import (
+    Downloader,
+    DownloadError,
+    SourceError,
+    Sources,
+    default_cache,
+    is_data,
+    of_input,
+)
 from inference.inputs import GenerationInputs
 from inference.secret import hub_token
 from serving import runs, schema

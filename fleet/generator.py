@@ -23,8 +23,7 @@ from fleet.contents import Contents
 from fleet.settings import FleetSettings
 from inference.console import clean_for, of_a_library, texts
 from inference.engine import Engine
-from inference.fetch import Sources
-from inference.fetch.sources import default_cache
+from inference.fetch import Sources, default_cache
 from inference.generation import Step
 from inference.inputs import GenerationInputs
 from serving.inputs import reason

@@ -167,14 +167,14 @@ def cache(
 # ---- A killed replica ----------------------------------------------------------------------------
 
 
-def kill(served: Fleet, requests: int) -> tuple[int, int]:
+def kill(served: Fleet, requests: int, clients: int = 4) -> tuple[int, int]:
     """How many requests of how many are lost when a replica is killed while it generates."""
     asks = [
         {"prompt": "a blue square", "seed": seed, "num_inference_steps": 100}
         for seed in range(requests)
     ]
-    with ThreadPoolExecutor(4) as clients:
-        replies = [clients.submit(served.predict, each) for each in asks]
+    with ThreadPoolExecutor(clients) as threads:
+        replies = [threads.submit(served.predict, each) for each in asks]
         while sum(each.done() for each in replies) < requests // 4:
             time.sleep(0.05)
         served.replicas()[0].kill()

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from fleet.settings import FleetSettings
 
@@ -44,6 +45,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     options = vars(arguments_parser().parse_args(words))
     host, port, cpus = (options.pop(name) for name in ("host", "port", "cpus"))
+    for name in ("store", "runs"):  # other processes have other working folders
+        if options[name] and "://" not in options[name]:
+            options[name] = Path(options[name]).resolve().as_uri()
     if importlib.util.find_spec("ray") is None:
         sys.exit(f"ray is not installed for {sys.executable}; run `make fleet`")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

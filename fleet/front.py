@@ -6,7 +6,6 @@ import logging
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
@@ -23,9 +22,10 @@ from adapters.formats import config_beside
 from fleet.ask import Ask, Content, Event
 from fleet.contents import Contents
 from fleet.replies import one, received, reply, server_sent
-from fleet.rules import TRIES, may_retry, retry_after, routing_key
+from fleet.rules import TRIES, replica_ended, retry_after, routing_key
 from fleet.settings import FleetSettings
 from inference.fetch import (
+    DiskCache,
     Downloader,
     DownloadError,
     SourceError,
@@ -45,7 +45,7 @@ from serving.validation import Inputs, Refused, detail
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("replicate_weights", "lora_weights", "extra_lora")
-SMOOTHING = 0.9  # of the time of a request
+NEWEST = 0.1  # weight of the newest request in the smoothed time of one
 ENDED = f"the model's process ended {TRIES} times during this request, possibly out of memory"
 
 app = FastAPI(openapi_url=None)
@@ -59,8 +59,9 @@ class Front:
         self._generator, self._settings = generator, settings
         document = json.loads(schema.render())
         self._document, self._inputs = document, Inputs(document, "Input")
-        self._sources, self._downloader = Sources(), Downloader()
-        self._contents = Contents(default_cache(), settings.store)
+        cache = DiskCache(default_cache().folder, settings.disk << 30)
+        self._sources, self._downloader = Sources(cache=cache), Downloader()
+        self._contents = Contents(cache, settings.store)
         self._seconds = 1.0  # of a request at a replica, smoothed
 
     @app.get("/openapi.json")
@@ -156,25 +157,22 @@ class Front:
         """The events of a replica; of another one, if it has ended."""
         key = routing_key(each.sha256 for each in ask.weights.values())
         handle = self._generator.options(stream=True, multiplexed_model_id=key)
-        tries, start = 0, time.monotonic()
-        while True:
+        for _ in range(TRIES):
             stream = handle.generate.remote(ask)
             try:
                 async for event in stream:
+                    if seconds := event.get("metrics", {}).get("seconds_per_image"):
+                        taken = seconds * len(event["files"])
+                        self._seconds += (taken - self._seconds) * NEWEST
                     yield event
-                taken = time.monotonic() - start
-                self._seconds = SMOOTHING * self._seconds + (1 - SMOOTHING) * taken
                 return
             except Exception as error:
-                tries += 1
-                if not may_retry(error, tries):
-                    if tries < TRIES:
-                        raise
-                    yield {"status": "failed", "error": ENDED}
-                    return
+                if not replica_ended(error):
+                    raise
                 log.warning("a replica has ended; its request goes to another one")
             finally:
                 stream.cancel()
+        yield {"status": "failed", "error": ENDED}
 
     def _full(self) -> Response:
         seconds = retry_after(self._settings.queued, self._settings.replicas, self._seconds)

@@ -17,13 +17,14 @@ import torch
 from ray import serve
 from ray.serve import metrics
 
+from adapters.cache import AdapterCache
 from families.registry import default_base, find_base
 from fleet.ask import Ask, Content, Event
 from fleet.contents import Contents
 from fleet.settings import FleetSettings
 from inference.console import clean_for, of_a_library, texts
 from inference.engine import Engine
-from inference.fetch import Sources, default_cache
+from inference.fetch import DiskCache, Sources, default_cache
 from inference.generation import Step
 from inference.inputs import GenerationInputs
 from serving.inputs import reason
@@ -84,9 +85,11 @@ class Generator:
     def __init__(self, settings: FleetSettings) -> None:
         name = settings.base_model
         self._sources = GivenContents()
-        self._contents = Contents(default_cache(), settings.store)
+        cache = DiskCache(default_cache().folder, settings.disk << 30)
+        self._contents = Contents(cache, settings.store)
         only = default_base("generation") if name == "auto" else find_base(name)
-        self._engine = Engine(sources=self._sources, only=only)
+        loras = AdapterCache(settings.lora_memory << 30)
+        self._engine = Engine(sources=self._sources, only=only, adapters=loras)
         self._engine.warm_up()
         self._worker = ThreadPoolExecutor(1)
         self._log = _Lines(self._worker.submit(threading.get_ident).result())

@@ -21,14 +21,13 @@ def routing_key(contents: Iterable[str]) -> str:
     return next(iter(contents), "")
 
 
-def may_retry(error: BaseException, tries: int) -> bool:
-    """Whether a request goes to another replica after an error of its `tries`-th replica.
+def replica_ended(error: BaseException) -> bool:
+    """Whether an error means that a replica has ended, so that its request goes to another one.
 
-    Only if that replica has ended: a request depends on nothing but its inputs, and the front sets
-    a seed, so another replica makes the same images.
+    A request depends on nothing but its inputs, and the front sets a seed, so another replica makes
+    the same images.
     """
-    ended = any(kind.__name__ in REPLICA_ENDED for kind in type(error).__mro__)
-    return ended and tries < TRIES
+    return any(kind.__name__ in REPLICA_ENDED for kind in type(error).__mro__)
 
 
 def retry_after(queued: int, replicas: int, seconds: float) -> int:

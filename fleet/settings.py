@@ -14,8 +14,11 @@ class FleetSettings(BaseModel):
     replicas: int = Field(1, ge=1, le=1000, description="engines, each with a GPU of its own")
     max_replicas: int = Field(0, ge=0, le=1000, description="autoscaling up to this; 0: off")
     loras: int = Field(20, ge=1, le=10_000, description="LoRAs that a replica holds in CPU memory")
+    lora_memory: int = Field(8, ge=1, le=10_000, description="GB of CPU memory for them")
+    disk: int = Field(32, ge=1, le=100_000, description="GB of downloaded LoRAs on each machine")
     ongoing: int = Field(4, ge=1, le=100, description="requests at a replica; one is generated")
     queued: int = Field(64, ge=1, le=10_000, description="requests that wait; more get 429")
+    fronts: int = Field(1, ge=1, le=1000, description="processes that check requests")
     gpus: float = Field(0, ge=0, le=8, description="GPUs of a replica and of a training; 0: a CPU")
     store: str | None = Field(
         None, description="URL for weights, such as s3://bucket/weights; None: one machine"

@@ -66,6 +66,7 @@ class Engine:
         sources: Sources | None = None,
         cpu: bool | None = None,
         only: Base | None = None,
+        adapters: AdapterCache | None = None,
     ) -> None:
         """`cpu`: whether a large model may run without a GPU; None: with a warning.
 
@@ -80,7 +81,7 @@ class Engine:
         self._family: Family | None = None
         self._merging: tuple[LoraMerger, Layout] | None = None  # of the family's transformer
         self._auto: Base | None = None
-        self._adapters = AdapterCache()
+        self._adapters = adapters or AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests without weights
         self._layouts: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory

@@ -4,6 +4,7 @@ Needs .venv-fleet (`make fleet`).
 """
 
 import base64
+import http.client
 import json
 import os
 import time
@@ -90,6 +91,24 @@ def test_steps_and_previews_are_streamed(served: Fleet, loras: list[Path]) -> No
     done = json.loads(parts[-1].partition("data: ")[2])
     plain = served.predict(inputs | {"replicate_weights": str(loras[0])})
     assert done["output"] == plain.body["output"]
+
+
+def test_a_request_whose_client_has_gone_ends(served: Fleet) -> None:
+    body = {"input": {"prompt": "a circle", "num_inference_steps": 200, "num_outputs": 8}}
+    host, port = served.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/predictions", json.dumps(body), headers)
+    until(lambda: busiest(served) > 0.5)
+    connection.close()
+    until(lambda: busiest(served) < 0.2, 10)  # 1,600 steps would take longer
+
+
+def busiest(served: Fleet) -> float:
+    """Processor time of the replica that works most, as a share of half a second."""
+    before = {each.pid: each.cpu_times().user for each in served.replicas()}
+    time.sleep(0.5)
+    return max(each.cpu_times().user - before[each.pid] for each in served.replicas()) / 0.5
 
 
 def test_a_full_queue_says_when_to_come_back(served: Fleet) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fleet.contents import Contents
-from fleet.rules import TRIES, may_retry, retry_after, routing_key
+from fleet.rules import replica_ended, retry_after, routing_key
 from fleet.run_state import Progress, found
 from fleet.run_storage import Job, RunStorage
 from fleet.settings import FleetSettings
@@ -22,10 +22,9 @@ def test_requests_for_a_lora_have_one_key_and_requests_without_one_have_none() -
     assert routing_key([]) == ""
 
 
-def test_only_the_end_of_a_replica_is_retried_and_not_for_ever() -> None:
-    assert may_retry(ActorDiedError(), 1)
-    assert not may_retry(ActorDiedError(), TRIES)
-    assert not may_retry(ValueError("prompt is empty"), 1)
+def test_only_the_end_of_a_replica_is_retried() -> None:
+    assert replica_ended(ActorDiedError())
+    assert not replica_ended(ValueError("prompt is empty"))
 
 
 def test_a_longer_queue_asks_for_more_patience() -> None:

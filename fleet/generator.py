@@ -221,7 +221,7 @@ def deployment(settings: FleetSettings) -> Any:
         max_ongoing_requests=settings.ongoing,
         max_queued_requests=settings.queued,
         health_check_period_s=5,
-        health_check_timeout_s=30,
+        health_check_timeout_s=60,
         graceful_shutdown_timeout_s=60,
         **scaled,
     )

@@ -87,31 +87,16 @@ def _train(storage: RunStorage, job: Job, place: Path) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    while True:
-        code = trainer.poll()
-        for attempt in range(TRIES):
-            try:
-                newest = storage.job(job.id)
-                if newest is None or newest.attempt != job.attempt:
-                    trainer.kill()
-                    trainer.wait()
-                    return OTHER_ATTEMPT
-                # Read before the files are copied: an event is visible after its file.
-                events = _after(folder / EVENTS, offset)
-                storage.upload(job.id, folder, known)
-                offset = storage.append_events(job.id, offset, events)
-                for command in storage.take_commands(job.id):
-                    put(folder, command)
-                break
-            except OSError as error:
-                print(f"the storage: {error}", flush=True)
-                if code is None:
-                    break  # at the next look
-                time.sleep(2**attempt)
-        if code is not None:
-            break
+    copy = _Copy(storage, job, folder, offset, known)
+    while (code := trainer.poll()) is None:
+        if not copy.tried():
+            trainer.kill()
+            trainer.wait()
+            return OTHER_ATTEMPT
         with suppress(subprocess.TimeoutExpired):
             trainer.wait(LOOK)
+    if not copy.tried(TRIES):
+        return OTHER_ATTEMPT
     text = console.read_text(errors="replace")
     print(text[-10_000:], flush=True)
     if code > 0 and not (folder / EVENTS).exists():  # the trainer has refused it
@@ -120,12 +105,51 @@ def _train(storage: RunStorage, job: Job, place: Path) -> int:
     return code
 
 
-def _after(path: Path, offset: int) -> bytes:
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read()
+class _Copy:
+    """Copies a run's new files and events to the storage, and commands from there."""
+
+    def __init__(
+        self,
+        storage: RunStorage,
+        job: Job,
+        folder: Path,
+        offset: int,
+        known: dict[str, tuple[int, int]],
+    ) -> None:
+        self._storage, self._job, self._folder = storage, job, folder
+        self._offset, self._known = offset, known
+
+    def tried(self, times: int = 1) -> bool:
+        """Copies what is new; False if a newer attempt has taken over.
+
+        The last try raises the storage's error, unless there is only one: the next call repeats it.
+        """
+        for attempt in range(times):
+            try:
+                return self._copy()
+            except Exception as error:  # each kind of storage has errors of its own
+                if attempt + 1 == times > 1:
+                    raise
+                print(f"the storage: {type(error).__name__}: {error}", flush=True)
+                time.sleep(2**attempt - 1)
+        return True
+
+    def _copy(self) -> bool:
+        storage, name = self._storage, self._job.id
+        newest = storage.job(name)
+        if newest is None or newest.attempt != self._job.attempt:
+            return False
+        events = b""
+        if (path := self._folder / EVENTS).exists():
+            # Read before the files are copied: an event is visible after its file.
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                events = file.read()
+        storage.upload(name, self._folder, self._known)
+        self._offset = storage.append_events(name, self._offset, events)
+        for command in storage.take_commands(name):
+            put(self._folder, command)
+        return True
 
 
 def _describe(storage: RunStorage, job: Job, folder: Path, place: Path) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
     "demo": BELOW_ENTRY_POINTS | {"miniature", "train", "predict"},
     "zeroprior": BELOW_ENTRY_POINTS | {"studio"},  # its table names the other entry points as text
-    "lab": BELOW_ENTRY_POINTS | {"miniature", "demo"},
+    "lab": BELOW_ENTRY_POINTS | {"serving", "miniature", "demo"},
 }
 
 # Inner packages, and what each may import of the same package; files without an inner package

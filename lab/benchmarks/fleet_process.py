@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Reply:
     """An answer over HTTP."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: Json
 
     @property
@@ -56,13 +57,13 @@ class Fleet:
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
-                return Reply(answer.status, dict(answer.headers), json.load(answer))
+                return Reply(answer.status, answer.headers, json.load(answer))
         except urllib.error.HTTPError as error:
             text = error.read()
             try:
-                return Reply(error.code, dict(error.headers), json.loads(text))
+                return Reply(error.code, error.headers, json.loads(text))
             except ValueError:
-                return Reply(error.code, dict(error.headers), {"error": text.decode()})
+                return Reply(error.code, error.headers, {"error": text.decode()})
 
     def replicas(self) -> list[psutil.Process]:
         """The processes of the engines."""
@@ -140,8 +141,8 @@ def fleet(
         else:
             raise RuntimeError(f"the fleet has ended:\n{''.join(lines[-30:])}")
         late.cancel()
-        metrics = next(x.split()[1] for x in lines if x.startswith("metrics:"))
-        yield Fleet(process, f"http://127.0.0.1:{port}", metrics)
+        metrics = next(x.rpartition(":")[2].strip() for x in lines if x.startswith("metrics:"))
+        yield Fleet(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}")
     finally:
         process.terminate()
         process.communicate(timeout=END)

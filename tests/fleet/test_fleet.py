@@ -97,18 +97,24 @@ def test_a_request_whose_client_has_gone_ends(served: Fleet) -> None:
     body = {"input": {"prompt": "a circle", "num_inference_steps": 200, "num_outputs": 8}}
     host, port = served.url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port))
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+    begin = worked(served)
     connection.request("POST", "/predictions", json.dumps(body), headers)
-    until(lambda: busiest(served) > 0.5)
+    assert connection.getresponse().readline() == b"event: step\n"
     connection.close()
-    until(lambda: busiest(served) < 0.2, 10)  # 1,600 steps would take longer
+
+    def rests() -> bool:
+        before = worked(served)
+        time.sleep(3)
+        return worked(served) - before < 0.15
+
+    until(rests)
+    assert worked(served) - begin < 8  # seconds; 1,600 steps take 16
 
 
-def busiest(served: Fleet) -> float:
-    """Processor time of the replica that works most, as a share of half a second."""
-    before = {each.pid: each.cpu_times().user for each in served.replicas()}
-    time.sleep(0.5)
-    return max(each.cpu_times().user - before[each.pid] for each in served.replicas()) / 0.5
+def worked(served: Fleet) -> float:
+    """Processor time of the replicas so far."""
+    return sum(each.cpu_times().user for each in served.replicas())
 
 
 def test_a_full_queue_says_when_to_come_back(served: Fleet) -> None:

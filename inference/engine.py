@@ -238,7 +238,7 @@ class Engine:
                     self._texts,
                     request.mask,
                     request.reference_images,
-                    watch,
+                    watch=watch,
                 ),
             )
         described = [each.described() for each in weights]

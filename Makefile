@@ -16,6 +16,8 @@ DATA_ONLY := dashscope==2.0.2
 # Tools for one target each, installed by that target.
 FUZZER := atheris==3.0.0
 AUDITOR := pip-audit==2.10.1
+# Ray, for `make fleet` alone. It also sees the packages of $(VENV), so that PyTorch is there once.
+FLEET := .venv-fleet
 # Which torch was installed: another TORCH installs again.
 READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 
@@ -23,7 +25,7 @@ READY := $(VENV)/ready-$(subst =,-,$(firstword $(TORCH)))
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train studio clean
+.PHONY: help setup demo test test-all lint bench gpu-check fuzz soak audit serve serve-train studio fleet clean
 
 help: ## List the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -78,10 +80,14 @@ serve-train: setup ## Serve training over HTTP, like the Cog image
 studio: setup ## Open the web page to prepare images, train, watch and generate
 	@$(BIN)/python -m studio $(if $(filter-out file,$(origin PORT)),--port $(PORT))
 
+fleet: $(FLEET)/ready ## Serve predictions and trainings from several engines, with Ray Serve
+	@$(FLEET)/bin/python -m fleet --base-model miniature-turbo --replicas 2 --cpus 2 \
+	  --runs file://$(CURDIR)/outputs/fleet --host $(HOST) --port $(PORT)
+
 setup: $(READY) ## Create .venv with all packages, if it is not there
 
 clean: ## Remove .venv and caches; outputs and downloaded models stay
-	rm -rf $(VENV) .cog .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(FLEET) .cog .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The pins of requirements.txt without its torch, which is the container's. torch goes first and is
@@ -98,4 +104,12 @@ $(READY): requirements.txt requirements-dev.txt Makefile
 	@grep -v '^torch==' requirements.txt > $(VENV)/pins.txt
 	@$(PIP) $(TORCH) -r $(VENV)/pins.txt -r requirements-dev.txt
 	@$(PIP) --no-deps $(DATA_ONLY)
+	@touch $@
+
+$(FLEET)/ready: $(READY) requirements-fleet.txt
+	@test -x $(FLEET)/bin/python || { echo "making $(FLEET)"; $(BIN)/python -m venv $(FLEET); }
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(FLEET)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@echo "installing requirements-fleet.txt"
+	@$(FLEET)/bin/python -m pip install -q --disable-pip-version-check -r requirements-fleet.txt
 	@touch $@

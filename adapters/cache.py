@@ -103,6 +103,12 @@ class AdapterCache:
                 if entry.archive.deltas is archive.deltas and entry.fitted is None:
                     del self._entries[key]
 
+    def forget(self, sha256: str) -> None:
+        """Removes the archive of a file with this content."""
+        with self._lock:
+            for key in [each for each in self._entries if each.startswith(sha256)]:
+                del self._entries[key]
+
     def _entry(self, archive: Archive) -> _Entry | None:
         """The entry of an archive, also if names were added to it."""
         entries = self._entries.values()

@@ -22,33 +22,21 @@ from families.family import Family
 from families.loading import default_device, default_dtype, load_family
 from families.no_gpu import NoGpu, how_to_run_anyway, why_too_slow
 from families.out_of_memory import without_locals
-from families.registry import (
-    UnknownBase,
-    default_base,
-    family_of,
-    find_base,
-    find_base_or_folder,
-)
+from families.registry import UnknownBase, default_base, family_of, find_base, find_base_or_folder
 from families.repository import transformer_source
 from families.tokens import ids_wanted
 from families.without_weights import transformer_without_weights
 from inference import acceleration
 from inference.fetch import Sources, named, of_input
-from inference.generation import describe, generate
+from inference.generation import Watch, describe, generate
 from inference.image_metadata import image_texts
-from inference.images import (
-    fresh_folder,
-    read_image,
-    save_images,
-    writable_folder,
-)
-from inference.input_fields import check_length
-from inference.inputs import IMAGES, SECRET_LENGTH, GenerationInputs
+from inference.images import fresh_folder, read_image, save_images, writable_folder
+from inference.inputs import IMAGES, GenerationInputs
 from inference.prompts import check_length as check_text_length
 from inference.prompts import place_subject, prompts_of
 from inference.request import Request, check_images, check_references, check_work, resolve
 from inference.residence import choose_storage
-from inference.secret import GivenSecret, revealed
+from inference.secret import GivenSecret, hub_token
 from inference.text_cache import TextCache
 from inference.weights import (
     Weights,
@@ -77,9 +65,15 @@ class Engine:
         dtype: torch.dtype | None = None,
         sources: Sources | None = None,
         cpu: bool | None = None,
+        only: Base | None = None,
+        adapters: AdapterCache | None = None,
     ) -> None:
-        """`cpu`: whether a large model may run without a GPU; None: with a warning."""
-        self.cpu = cpu
+        """`cpu`: whether a large model may run without a GPU; None: with a warning.
+
+        `only`: the base; requests for another one are refused. None: any.
+        """
+        self.cpu, self._only = cpu, only
+        self._choose = functools.partial(choose_base, default=self._automatic, only=only)
         self.device = device or default_device()
         self.dtype = dtype or default_dtype(self.device)
         self.sources = sources or Sources()
@@ -87,7 +81,7 @@ class Engine:
         self._family: Family | None = None
         self._merging: tuple[LoraMerger, Layout] | None = None  # of the family's transformer
         self._auto: Base | None = None
-        self._adapters = AdapterCache()
+        self._adapters = adapters or AdapterCache()
         self._texts = TextCache()
         self._default: Archive | None = None  # for requests without weights
         self._layouts: dict[tuple[str, Path | None], Layout] = {}  # of models not in memory
@@ -102,7 +96,7 @@ class Engine:
             self._default = self._read_named(default_weights, None, any_file=True)
         with self._lock:
             weights = self._wanted(None, None, 1.0, 1.0)
-            family = self._load(choose_base("auto", weights, self._automatic))
+            family = self._load(self._choose("auto", weights))
             _ = family.prompts, family.text_encoder, family.transformer, family.vae
 
     @without_locals
@@ -114,6 +108,7 @@ class Engine:
         hf_api_token: GivenSecret = None,
         any_file: bool = False,
         output_dir: Source | None = IMAGES,
+        watch: Watch | None = None,
     ) -> list[Path]:
         """Generates the images of a request and returns their files.
 
@@ -121,16 +116,14 @@ class Engine:
         only files that `inference.fetch.sources.allowed_file` allows (untrusted users). The files
         are `image-0.webp`, … in `output_dir`, where nothing is overwritten or removed. None, on a
         server: a temporary folder, which later requests remove after an hour. `report` receives
-        the metric `seconds_per_image`.
+        the metric `seconds_per_image`. `watch` is called after each step; an exception in it ends
+        the request.
         """
         base_model, extra_lora = inputs.base_model, inputs.extra_lora
         if base_model != "auto":
             find = find_base_or_folder if any_file else find_base  # folders are paths too
             check_references(len(inputs.reference_images), find(base_model))
-        token = revealed(hf_api_token)
-        check_length("hf_api_token", token or "", SECRET_LENGTH)
-        if token and not (token.isascii() and token.isprintable() and " " not in token):
-            raise ValueError("hf_api_token contains characters that no token has; copy it again")
+        token = hub_token(hf_api_token)
 
         def read_input(name: str, source: Source) -> Image.Image:
             with of_input(name):
@@ -155,7 +148,9 @@ class Engine:
 
         first, second = read(main), read("extra_lora")
         try:
-            images = self.generate(asked, first, base_model, second, from_request=not any_file)
+            images = self.generate(
+                asked, first, base_model, second, from_request=not any_file, watch=watch
+            )
         except (LoraMismatch, UnknownBase):
             for archive in filter(None, (first, second)):
                 self._adapters.drop(archive)
@@ -180,6 +175,10 @@ class Engine:
         """
         return named(self._adapters.get(weights, check, config), weights)
 
+    def forget(self, sha256: str) -> None:
+        """Removes the archive of a weights file with this content from memory."""
+        self._adapters.forget(sha256)
+
     def _read_named(
         self, source: Source, token: str | None, any_file: bool, check: Check | None = None
     ) -> Archive:
@@ -196,6 +195,7 @@ class Engine:
         base_model: str = "auto",
         extra: Archive | None = None,
         from_request: bool = False,
+        watch: Watch | None = None,
     ) -> list[Image.Image]:
         """Generates the images of a request, with the LoRAs of the archives that its `apply_lora`
         and prompts ask for.
@@ -207,7 +207,7 @@ class Engine:
         extra_scale = 1.0 if request.extra_lora_scale is None else request.extra_lora_scale
         weights = self._wanted(archive, extra, request.lora_scale, extra_scale)
         with self._lock, torch.inference_mode():
-            base = choose_base(base_model, weights, self._automatic)
+            base = self._choose(base_model, weights)
             warn_of_other_base(base, weights)
             weights = with_own_tokens(weights, base)
             check_images(request, base)
@@ -238,6 +238,7 @@ class Engine:
                     self._texts,
                     request.mask,
                     request.reference_images,
+                    watch=watch,
                 ),
             )
         described = [each.described() for each in weights]
@@ -258,7 +259,7 @@ class Engine:
     def _automatic(self) -> Base:
         """The base for `auto`, chosen once: a loaded model would reduce the free memory."""
         if self._auto is None:
-            self._auto = default_base("generation")
+            self._auto = self._only or default_base("generation")
         return self._auto
 
     def _check(self, planned: Archive, base_model: str, extra: bool, alone: bool) -> None:
@@ -270,7 +271,7 @@ class Engine:
         first, second = (None, planned) if extra else (planned, None)
         weights = self._wanted(first, second, 1.0, 1.0)
         if alone or planned.base_model or base_model != "auto":
-            base = choose_base(base_model, weights if alone else weights[-1:], self._automatic)
+            base = self._choose(base_model, weights if alone else weights[-1:])
             self._layout_of(base).fit(planned.deltas, weights[-1].name)
 
     def _layout_of(self, base: Base) -> Layout:

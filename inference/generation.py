@@ -1,7 +1,8 @@
 """Generates the images of a resolved request."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from PIL import Image
@@ -17,6 +18,19 @@ from inference.sampling import FAST_GUIDED_SHARE, Kept, add_noise, sample
 from inference.text_cache import TextCache
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of a generation that is done."""
+
+    image: int  # number of the image, from 0
+    done: int
+    of: int
+    preview: Callable[[], Image.Image]  # decodes the image as it is predicted now
+
+
+Watch = Callable[[Step], None]
+
+
 def generate(
     family: Family,
     resolved: ResolvedRequest,
@@ -26,13 +40,15 @@ def generate(
     mask: Image.Image | None = None,
     reference_images: Sequence[Image.Image] = (),
     references: References | None = None,
+    watch: Watch | None = None,
 ) -> list[Image.Image]:
     """Generates the images of a resolved request, one after another.
 
     Each image depends only on its seed, not on the number of images. With an `image`, the first
     steps are skipped, and the others start from the image with noise added. With a `mask`, only
     its white part is generated, in whole latents; the others are the image's. `reference_images`
-    are an editing model's; `references` are such images encoded before, on the device.
+    are an editing model's; `references` are such images encoded before, on the device. `watch` is
+    called after each step; an exception in it ends the generation.
     """
     texts = texts or TextCache()
     if reference_images:
@@ -52,7 +68,7 @@ def generate(
         if mask is not None:
             mask_11HW = F.max_pool2d(to_mask(mask, *size), family.vae_factor)
     images = []
-    for seed in resolved.seeds:
+    for number, seed in enumerate(resolved.seeds):
         start_BCHW, kept = family.initial_noise([seed], resolved.width, resolved.height), None
         if clean_BCHW is not None:
             clean_BCHW = clean_BCHW.to(start_BCHW)
@@ -69,9 +85,16 @@ def generate(
             share,
             kept,
             references,
+            watch and partial(_watch, watch, family, number),
         )
         images += to_images(family.decode(latents_BCHW))
     return images
+
+
+def _watch(
+    watch: Watch, family: Family, image: int, done: int, of: int, predicted_BCHW: Tensor
+) -> None:
+    watch(Step(image, done, of, lambda: to_images(family.decode(predicted_BCHW))[0]))
 
 
 def describe(resolved: ResolvedRequest, base: Base) -> str:

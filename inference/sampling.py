@@ -1,7 +1,7 @@
 """The sampler: Euler steps along the velocity from noise to image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,13 +41,16 @@ def sample(
     guided_share: float = 1.0,
     kept: Kept | None = None,
     references: References | None = None,
+    watch: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Samples latents BCHW float32, from `noise_BCHW` at sigmas[0] down to sigmas[-1].
 
     `text` and `negative_text` are one text_LD per image. The latter is used only if
     `guidance_scale` is above 1, in the first `guided_share` of the steps: two passes per step.
     `kept` is put back after each step, with the noise of the next sigma; after the last, without.
-    `references` are an editing model's.
+    `references` are an editing model's. `watch` gets the number of steps that are done and of all
+    steps, and the clean latents that the last velocity predicts; an exception in it ends the
+    sampling.
     """
     velocity = family.velocity
     if references is not None:
@@ -66,6 +69,9 @@ def sample(
         latents_BCHW = latents_BCHW + (sigmas[step + 1] - sigmas[step]) * velocity_BCHW
         if kept is not None:
             latents_BCHW = kept.put(latents_BCHW, sigmas[step + 1])
+        if watch is not None:
+            predicted_BCHW = latents_BCHW - sigmas[step + 1] * velocity_BCHW
+            watch(step + 1, len(sigmas) - 1, predicted_BCHW)
     return latents_BCHW
 
 

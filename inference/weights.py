@@ -153,12 +153,16 @@ def warn_of_untrained_placeholder(weights: Weights) -> None:
 
 
 def choose_base(
-    base_model: str, weights: Sequence[Weights], default: Callable[[], Base] = default_base
+    base_model: str,
+    weights: Sequence[Weights],
+    default: Callable[[], Base] = default_base,
+    only: Base | None = None,
 ) -> Base:
     """The base for a request: `base_model`, else the weights' base, else the default.
 
     With weights of a full training, their transformer replaces that base's. Raises `LoraMismatch`
-    for weights of another family than that base, and for two transformers.
+    for weights of another family than that base, and for two transformers; `UnknownBase` for
+    another base than `only`.
     """
     asked = None if base_model == "auto" else find_base_or_folder(base_model)
     base = asked
@@ -181,6 +185,11 @@ def choose_base(
                     f"replace that of {base.name}; set base_model to auto"
                 )
     base = base or default()
+    if only is not None and base != only:
+        raise UnknownBase(
+            f"this server generates with {only.name}, and the request is for {base.name}; "
+            "send it to a server of that base model"
+        )
     models = [each.archive.model for each in weights if each.archive.model is not None]
     models += [base.folder] if base.folder is not None and is_trained_model(base.folder) else []
     if len(different := {each.absolute() for each in models}) > 1:

@@ -16,7 +16,7 @@ from root import ROOT
 
 from zeroprior.__main__ import COMMANDS, usage
 
-KEPT_OUT = ("lab", "tests", "docs", "outputs", ".venv", ".git", "build", "__pycache__")
+KEPT_OUT = ("lab", "tests", "docs", "outputs", ".venv*", ".git", "build", "__pycache__")
 
 
 def zeroprior(*words: str) -> subprocess.CompletedProcess[str]:

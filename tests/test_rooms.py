@@ -22,13 +22,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Loads train.py and predict.py by name, to read which inputs they declare.
     "serving": {"families", "adapters", "inference"},
     "miniature": {"families"},
+    # With Ray, in an environment of its own; nothing imports it.
+    "fleet": BELOW_ENTRY_POINTS | {"serving"},
     # Its server never imports PyTorch.
     "studio": BELOW_ENTRY_POINTS,
     "train": BELOW_ENTRY_POINTS | {"serving"},
     "predict": BELOW_ENTRY_POINTS - {"trainer"} | {"serving"},
     "demo": BELOW_ENTRY_POINTS | {"miniature", "train", "predict"},
     "zeroprior": BELOW_ENTRY_POINTS | {"studio"},  # its table names the other entry points as text
-    "lab": BELOW_ENTRY_POINTS | {"miniature", "demo"},
+    "lab": BELOW_ENTRY_POINTS | {"serving", "miniature", "demo"},
 }
 
 # Inner packages, and what each may import of the same package; files without an inner package
@@ -185,6 +187,17 @@ def test_no_file_is_too_long_to_read(package: str) -> None:
     """The benchmarks', the miniature's and the tests' tables may be longer."""
     long = {file.name: len(file.read_text().splitlines()) for file in files(package)}
     assert {name: lines for name, lines in long.items() if lines > 350} == {}
+
+
+@pytest.mark.parametrize("package", sorted(set(MAY_IMPORT) - {"fleet"}))
+def test_only_the_fleet_imports_its_packages(package: str) -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in files(package)
+        for line, name in imported(file)
+        if name.split(".")[0] in ("ray", "fastapi", "s3fs", "moto")
+    ]
+    assert wrong == []
 
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "numpy")

@@ -26,6 +26,7 @@ SHIPPED = sorted(
         "inference",
         "trainer",
         "serving",
+        "fleet",
         "miniature",
         "demo",
         "charts",
@@ -107,10 +108,13 @@ def test_the_check_finds_what_it_looks_for(source: str) -> None:
     assert [*faults(source)]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-fleet.txt"]
+)
 def test_every_package_has_its_exact_version(name: str) -> None:
     lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    wrong = [line for line in lines if line and not re.fullmatch(r"[\w.-]+==\d[\w.]*", line)]
+    exact = re.compile(r"[\w.-]+(\[\w+\])?==\d[\w.]*")
+    wrong = [line for line in lines if line and not exact.fullmatch(line)]
     assert wrong == []
 
 

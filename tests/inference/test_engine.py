@@ -577,3 +577,26 @@ def test_the_end_of_a_long_prompt_is_said_to_be_lost(
     assert "prompt is longer than the limit of 512 tokens; cut off from" in caplog.text
     engine.generate(asked(f"{long} <zwx>"), trained)
     assert "<zwx> is cut off: prompt is longer than the limit of 512 tokens" in caplog.text
+
+
+def test_a_generation_can_be_watched_and_ended(engine: Engine) -> None:
+    request, seen = asked(num_outputs=2), []
+    images = engine.generate(request, watch=seen.append)
+    assert [(each.image, each.done, each.of) for each in seen] == [
+        *((0, 1, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2))
+    ]
+    assert [each.tobytes() for each in images] == pixels(engine, request)
+    assert seen[-1].preview().tobytes() == images[-1].tobytes()  # after the last step
+    assert seen[-2].preview().tobytes() != images[-1].tobytes()
+
+    def end(_: object) -> None:
+        raise RuntimeError("the client has gone")
+
+    with pytest.raises(RuntimeError, match="the client has gone"):
+        engine.generate(request, watch=end)
+
+
+def test_an_engine_of_one_base_refuses_others(bases: None) -> None:
+    only = Engine(CPU, torch.float32, only=BASES["z-image-turbo"])
+    with pytest.raises(UnknownBase, match="this server generates with z-image-turbo"):
+        only.generate(asked(), base_model="z-image")

@@ -118,7 +118,7 @@ def test_compiled_blocks_that_are_recomputed_share_the_graphs_and_save_what_is_p
     shape = Shape(16, 1, 1024, 1024, text_tokens)
     family = of_depth(family_without_weights(find_base(name)), 4)
     planned = step_loads(family, family.lora_targets(), shape)
-    Lora(family.transformer, family.lora_targets(), shape.rank, 0)
+    Lora(family.transformer, family.lora_targets(), shape.form, 0)
     partitioner = Partitioner()
     compile_blocks(family.transformer, backend=partitioner.backend)
     latents = torch.zeros(1, family.latent_channels, *family.latent_size(1024, 1024), device="meta")

@@ -51,7 +51,7 @@ def test_a_model_without_weights_counts_the_bytes_of_a_real_step(
     generated = of_depth(family_without_weights(base, dtype), blocks)
     planned = step_loads(generated, generated.lora_targets(), shape)
     real = of_depth(load_family(base, torch.device("cpu"), dtype), blocks)
-    lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
+    lora = Lora(real.transformer, real.lora_targets(), shape.form, 0)
     step_load(real, lora, shape)  # the first time, tables are made that are kept
     for recomputed in (0, 3, blocks):
         recompute(real, recomputed / blocks)
@@ -109,7 +109,7 @@ def test_a_model_without_weights_counts_a_step_whose_lora_is_in_some_blocks_only
         isinstance(each, nn.Linear) for each in map(generated.transformer.get_submodule, targets)
     )
     real = of_depth(load_family(base, torch.device("cpu"), torch.float32), blocks)
-    lora = Lora(real.transformer, targets, shape.rank, 0)
+    lora = Lora(real.transformer, targets, shape.form, 0)
     step_load(real, lora, shape)
     for recomputed in (0, 5, blocks):
         recompute(real, recomputed / blocks)
@@ -138,7 +138,7 @@ def test_the_count_holds_against_what_autograd_says_it_keeps(name: str, use_vaul
     per_block, counted = [], []
     for blocks in (3, 5):
         real = of_depth(load_family(base, torch.device("cpu")), blocks)
-        lora = Lora(real.transformer, real.lora_targets(), shape.rank, 0)
+        lora = Lora(real.transformer, real.lora_targets(), shape.form, 0)
         per_block.append(saved_bytes(real, lora, shape))
         counted.append(step_load(real, lora, shape).bytes)
     assert counted[1] - counted[0] == pytest.approx(per_block[1] - per_block[0], rel=0.1)

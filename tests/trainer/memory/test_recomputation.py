@@ -45,7 +45,7 @@ def test_any_number_of_recomputed_blocks_gives_the_same_step_and_keeps_what_was_
     generated = of_depth(family_without_weights(base, torch.float32), BLOCKS)
     planned = step_loads(generated, generated.lora_targets(), shape)
     assert len(planned) == BLOCKS + 1
-    lora = Lora(family.transformer, family.lora_targets(), shape.rank, 0)
+    lora = Lora(family.transformer, family.lora_targets(), shape.form, 0)
     for each in lora.parameters():
         each.data.uniform_(-0.05, 0.05)
     wanted = gradients(family, lora)

@@ -345,6 +345,6 @@ def _train(
         checks = check_model(loop, curves, examples) if main or together else []
     if not main:
         return path, None
-    [found] = outcomes
-    record = replace(found.record, checks=[*found.record.checks, *checks])
-    return path, replace(found, record=record, family=inference_weights.restored(loop.lora))
+    [outcome] = outcomes
+    record = replace(outcome.record, checks=[*outcome.record.checks, *checks])
+    return path, replace(outcome, record=record, family=inference_weights.restored(loop.lora))

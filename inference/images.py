@@ -41,6 +41,9 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
         data = _bytes_of(Path(path))
     except FileNotFoundError as error:
         raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
+    except OSError as error:
+        name = printable(Path(path).name)
+        raise BrokenImage(f"image {name} cannot be read ({error.strerror or error})") from error
     return decoded(data, printable(Path(path).name))
 
 
@@ -49,12 +52,12 @@ def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise BrokenImage(
-            f"image {printable(path.name)} has more than {MAX_BYTES:,} bytes; shrink it"
-        )
-    return data
+        size = os.fstat(file.fileno()).st_size  # `read` reserves memory for what it is asked for
+        if size > MAX_BYTES:
+            raise BrokenImage(
+                f"image {printable(path.name)} has more than {MAX_BYTES:,} bytes; shrink it"
+            )
+        return file.read(size)
 
 
 def to_pixels(image: Image.Image, width: int, height: int) -> Tensor:

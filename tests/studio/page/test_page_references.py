@@ -50,7 +50,7 @@ def test_images_are_added_ordered_sent_shown_and_restored(tmp_path: Path) -> Non
         expect(place.get_by_text("image broken.png is not a")).to_be_visible()
         expect(place.get_by_role("button", name="Add images")).to_be_hidden()
 
-        # By keys: the lamp becomes the first, and the cup is removed. Names go to the prompt.
+        # By keys: the lamp becomes the first, the cup is removed, a name goes to the prompt.
         place.get_by_role("button", name="Move reference image 3 earlier").press("Enter")
         page.keyboard.press("Enter")
         expect(place.get_by_role("button", name="Move reference image 1 later")).to_be_focused()
@@ -62,12 +62,7 @@ def test_images_are_added_ordered_sent_shown_and_restored(tmp_path: Path) -> Non
         page.evaluate((Path(__file__).parent / "axe.min.js").read_text())
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            violations = page.evaluate("() => axe.run()")["violations"]
-            nodes = [
-                (each["id"], each["nodes"][0]["html"][:200], each["nodes"][0]["any"])
-                for each in violations
-            ]
-            assert nodes == []
+            assert page.evaluate("() => axe.run()")["violations"] == []
 
         # The request has the images in their order, and the size of the last one.
         generate.click()

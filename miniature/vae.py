@@ -1,4 +1,4 @@
-"""Stage 1: trains the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels and back.
+"""Stage 1: trains the autoencoder of either miniature, 64 x 64 pixels to latents and back.
 
 Without a KL term, which blurs colors at this size. Instead, noise is added to the latents, with a
 small penalty on their size, so that the decoder tolerates small errors of the transformer.
@@ -7,10 +7,13 @@ B batch, C channels, H rows, W columns.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLQwenImage21
 from torch import Tensor
 from tqdm import trange
 
@@ -31,19 +34,51 @@ class VaeSettings:
     latent_noise: float = 0.1  # standard deviation; that of the latents is near 1
     latent_pull: float = 1e-3  # weight of the latents' mean square
     collage_share: float = 0.25  # of the batch: images unlike the dataset
+    compiled: bool = False
     seed: int = 0
+
+
+# AutoencoderKL takes RGB images. AutoencoderKLQwenImage21 takes RGBA videos of one frame; its own
+# `encode` and `decode` fill caches that images don't need.
+
+
+def raw_encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
+    """Latents of RGB pixels, as the network returns them."""
+    if not isinstance(vae, AutoencoderKLQwenImage21):
+        latents_BCHW: Tensor = vae.encode(pixels_BCHW).latent_dist.mode()
+        return latents_BCHW
+    opaque = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 1), value=1.0).unsqueeze(2)
+    return vae.quant_conv(vae.encoder(opaque)).chunk(2, dim=1)[0].squeeze(2)
+
+
+def raw_decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
+    """RGB pixels of latents as `raw_encode` returns them."""
+    if not isinstance(vae, AutoencoderKLQwenImage21):
+        pixels_BCHW: Tensor = vae.decode(latents_BCHW).sample
+        return pixels_BCHW
+    values = vae.post_quant_conv(latents_BCHW.unsqueeze(2))
+    return vae.decoder(values, first_chunk=True).squeeze(2)[:, :3]
+
+
+def _shift_and_scale(vae: Vae) -> tuple[Tensor | float, Tensor | float]:
+    """What normalizes the latents, from the VAE's config: minus shift, times scale."""
+    config = vae.config
+    if not isinstance(vae, AutoencoderKLQwenImage21):
+        return config.shift_factor, config.scaling_factor
+    mean, std = torch.tensor([config.latents_mean, config.latents_std], device=vae.device)
+    return mean[:, None, None], 1 / std[:, None, None]
 
 
 def encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
     """Encodes pixels in [-1, 1] to the transformer's latents, in the VAE's dtype."""
-    latents_BCHW = vae.encode(pixels_BCHW.to(vae.dtype)).latent_dist.mode()
-    return (latents_BCHW - vae.config.shift_factor) * vae.config.scaling_factor
+    shift, scale = _shift_and_scale(vae)
+    return (raw_encode(vae, pixels_BCHW.to(vae.dtype)) - shift) * scale
 
 
 def decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
     """Decodes the transformer's latents to pixels, nominally in [-1, 1]."""
-    latents_BCHW = latents_BCHW.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-    return vae.decode(latents_BCHW).sample
+    shift, scale = _shift_and_scale(vae)
+    return raw_decode(vae, latents_BCHW.to(vae.dtype) / scale + shift)
 
 
 def _batch(step: int, settings: VaeSettings) -> Tensor:
@@ -70,14 +105,16 @@ def held_out_pixels(count: int = 200) -> Tensor:
     return to_tensor([render(sample_scene(i, "eval")) for i in range(count)])
 
 
-def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
+def train_vae(
+    work: Path, settings: VaeSettings | None = None, build: Callable[[], Vae] = build_vae
+) -> Vae:
     """A trained float32 VAE with the latents' statistics in its config.
 
     Resumes from `work/vae.pt` if it exists.
     """
     settings = settings or VaeSettings()
     torch.manual_seed(settings.seed)
-    vae = build_vae().to(DEVICE)
+    vae = build().to(DEVICE)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, weight_decay=1e-4,
                                   betas=(0.9, 0.98))  # fmt: skip
     checkpoint = Checkpoint(work / "vae.pt")
@@ -91,6 +128,7 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
         checkpoint.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(),
                          "step": step})  # fmt: skip
 
+    run = torch.compile(_round_trip, dynamic=False) if settings.compiled else _round_trip
     torch.manual_seed(settings.seed + 1 + rank())
     progress = trange(first, settings.steps, initial=first, total=settings.steps, desc="vae",
                       disable=rank() > 0)  # fmt: skip
@@ -98,10 +136,7 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * one_cycle(step / settings.steps)
         pixels_BCHW = _batch(step, settings).to(DEVICE)
-        with bfloat16_products():
-            latents_BCHW = vae.encode(pixels_BCHW).latent_dist.mode().float()
-            noisy = latents_BCHW + settings.latent_noise * torch.randn_like(latents_BCHW)
-            error = vae.decode(noisy).sample.float() - pixels_BCHW
+        latents_BCHW, error = run(vae, pixels_BCHW, settings.latent_noise)
         loss = (
             error.abs().mean()
             + error.square().mean()
@@ -124,6 +159,14 @@ def train_vae(work: Path, settings: VaeSettings | None = None) -> Vae:
     return vae
 
 
+def _round_trip(vae: Vae, pixels_BCHW: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """The latents, and the error of the pixels that are decoded from them with noise."""
+    with bfloat16_products():
+        latents_BCHW = raw_encode(vae, pixels_BCHW).float()
+        noisy = latents_BCHW + noise * torch.randn_like(latents_BCHW)
+        return latents_BCHW, raw_decode(vae, noisy).float() - pixels_BCHW
+
+
 def one_cycle(fraction: float) -> float:
     """Learning-rate factor: 5 % linear warmup, then cosine decay to zero."""
     if fraction < 0.05:
@@ -137,8 +180,13 @@ def _normalize(vae: Vae) -> None:
     latents = []
     for first in range(0, 1000, 50):
         pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
-        latents.append(vae.encode(pixels_BCHW.to(vae.device)).latent_dist.mode())
+        latents.append(raw_encode(vae, pixels_BCHW.to(vae.device)))
     stack = torch.cat(latents)
+    if isinstance(vae, AutoencoderKLQwenImage21):
+        every = stack.transpose(0, 1).flatten(1)
+        mean, std = ([round(x, 4) for x in each.tolist()] for each in (every.mean(1), every.std(1)))
+        vae.register_to_config(latents_mean=mean, latents_std=std)
+        return
     vae.register_to_config(
         shift_factor=round(float(stack.mean()), 4), scaling_factor=round(1 / float(stack.std()), 4)
     )

@@ -22,6 +22,7 @@ from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import collage, grid, render
 from miniature.images import to_images, to_tensor
 from miniature.models import Vae, build_vae
+from miniature.muon import Muon
 from miniature.parallel import average_gradients, rank, rows
 from miniature.world import sample_scene, subject_scene
 
@@ -34,6 +35,7 @@ class VaeSettings:
     latent_noise: float = 0.1  # standard deviation; that of the latents is near 1
     latent_pull: float = 1e-3  # weight of the latents' mean square
     collage_share: float = 0.25  # of the batch: images unlike the dataset
+    muon_rate: float = 0.0  # of Muon for the convolutions; 0: AdamW for all parameters
     compiled: bool = False
     seed: int = 0
 
@@ -106,35 +108,47 @@ def held_out_pixels(count: int = 200) -> Tensor:
 
 
 def train_vae(
-    work: Path, settings: VaeSettings | None = None, build: Callable[[], Vae] = build_vae
+    work: Path,
+    settings: VaeSettings | None = None,
+    build: Callable[[], Vae] = build_vae,
+    start: Vae | None = None,
 ) -> Vae:
     """A trained float32 VAE with the latents' statistics in its config.
 
-    Resumes from `work/vae.pt` if it exists.
+    Resumes from `work/vae.pt` if it exists; otherwise starts from `start`, or random weights.
     """
     settings = settings or VaeSettings()
     torch.manual_seed(settings.seed)
     vae = build().to(DEVICE)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings.learning_rate, weight_decay=1e-4,
-                                  betas=(0.9, 0.98))  # fmt: skip
+    if start is not None:
+        vae.load_state_dict(start.state_dict())
+    convolutions = [p for p in vae.parameters() if settings.muon_rate and p.shape[2:] == (3, 3)]
+    others = [p for p in vae.parameters() if all(p is not each for each in convolutions)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=settings.learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    ]
+    if convolutions:
+        optimizers.append(Muon(convolutions, lr=settings.muon_rate))
     checkpoint = Checkpoint(work / "vae.pt")
     first = 0
     if state := checkpoint.load():
         vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         first = state["step"]
 
     def save(step: int) -> None:
-        checkpoint.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(),
-                         "step": step})  # fmt: skip
+        checkpoint.save({"vae": vae.state_dict(), "step": step,
+                         "optimizers": [each.state_dict() for each in optimizers]})  # fmt: skip
 
     run = torch.compile(_round_trip, dynamic=False) if settings.compiled else _round_trip
     torch.manual_seed(settings.seed + 1 + rank())
     progress = trange(first, settings.steps, initial=first, total=settings.steps, desc="vae",
                       disable=rank() > 0)  # fmt: skip
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * one_cycle(step / settings.steps)
+        for group in (group for each in optimizers for group in each.param_groups):
+            rate = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = rate * one_cycle(step / settings.steps)
         pixels_BCHW = _batch(step, settings).to(DEVICE)
         latents_BCHW, error = run(vae, pixels_BCHW, settings.latent_noise)
         loss = (
@@ -145,8 +159,9 @@ def train_vae(
         loss.backward()
         average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0:
             deviation = latents_BCHW.detach().std()
             progress.set_postfix(loss=f"{loss.item():.4f}", std=f"{deviation:.2f}")

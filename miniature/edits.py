@@ -7,6 +7,7 @@ scenes of an edit belong to its split.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from miniature.lexicon import COLOURS, PLACES, POSITIONS, SHAPES, SIZES, TEXTURES
 from miniature.world import (
@@ -14,7 +15,6 @@ from miniature.world import (
     PAIR_COLUMNS,
     Scene,
     Split,
-    Thing,
     attributes,
     held_out,
     noun,
@@ -65,8 +65,8 @@ def _change(kind: str, scene: Scene, rng: random.Random) -> Edit | None:
         word = ("an " if word[0] in "aeiou" else "a ") + word
     else:
         template = rng.choice(("make {} {}", "turn {} {}"))
-    things = list(scene.things)
-    things[number] = replace(thing, word="", **{kind: value})
+    things, changed = list(scene.things), dict[str, Any]({kind: value, "word": ""})
+    things[number] = replace(thing, **changed)
     return _edit(kind, scene, replace(scene, things=tuple(things)), template.format(name, word))
 
 
@@ -75,7 +75,9 @@ def _position(kind: str, scene: Scene, rng: random.Random) -> Edit | None:
         return None
     [thing] = scene.things
     value = rng.choice([each for each in POSITIONS if each != scene.position])
-    word = rng.choice({"left": ("left",), "middle": ("middle", "centre"), "right": ("right",)}[value])
+    word = rng.choice(
+        {"left": ("left",), "middle": ("middle", "centre"), "right": ("right",)}[value]
+    )
     instruction = f"{rng.choice(('move', 'put'))} {_name(scene, 0, rng)} to the {word}"
     moved = replace(thing, x=thing.x - COLUMN[scene.position] + COLUMN[value])
     return _edit(kind, scene, replace(scene, things=(moved,), position=value), instruction)

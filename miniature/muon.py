@@ -34,7 +34,7 @@ def orthogonalize(matrices_NRC: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices, and convolutions as matrices of their outputs. Every process must have the same gradients."""
+    """For matrices and convolutions. Every process must have the same gradients."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01,

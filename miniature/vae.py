@@ -44,9 +44,13 @@ class VaeSettings:
 # `encode` and `decode` fill caches that images don't need.
 
 
+def _takes_alpha(vae: Vae) -> bool:
+    return isinstance(vae, AutoencoderKLQwenImage21)
+
+
 def raw_encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
     """Latents of RGB pixels, as the network returns them."""
-    if not isinstance(vae, AutoencoderKLQwenImage21):
+    if not _takes_alpha(vae):
         latents_BCHW: Tensor = vae.encode(pixels_BCHW).latent_dist.mode()
         return latents_BCHW
     opaque = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 1), value=1.0).unsqueeze(2)
@@ -55,7 +59,7 @@ def raw_encode(vae: Vae, pixels_BCHW: Tensor) -> Tensor:
 
 def raw_decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
     """RGB pixels of latents as `raw_encode` returns them."""
-    if not isinstance(vae, AutoencoderKLQwenImage21):
+    if not _takes_alpha(vae):
         pixels_BCHW: Tensor = vae.decode(latents_BCHW).sample
         return pixels_BCHW
     values = vae.post_quant_conv(latents_BCHW.unsqueeze(2))
@@ -65,7 +69,7 @@ def raw_decode(vae: Vae, latents_BCHW: Tensor) -> Tensor:
 def _shift_and_scale(vae: Vae) -> tuple[Tensor | float, Tensor | float]:
     """What normalizes the latents, from the VAE's config: minus shift, times scale."""
     config = vae.config
-    if not isinstance(vae, AutoencoderKLQwenImage21):
+    if not _takes_alpha(vae):
         return config.shift_factor, config.scaling_factor
     mean, std = torch.tensor([config.latents_mean, config.latents_std], device=vae.device)
     return mean[:, None, None], 1 / std[:, None, None]
@@ -197,7 +201,7 @@ def _normalize(vae: Vae) -> None:
         pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
         latents.append(raw_encode(vae, pixels_BCHW.to(vae.device)))
     stack = torch.cat(latents)
-    if isinstance(vae, AutoencoderKLQwenImage21):
+    if _takes_alpha(vae):
         every = stack.transpose(0, 1).flatten(1)
         mean, std = ([round(x, 4) for x in each.tolist()] for each in (every.mean(1), every.std(1)))
         vae.register_to_config(latents_mean=mean, latents_std=std)

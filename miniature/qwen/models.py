@@ -5,14 +5,12 @@ Classes of diffusers and transformers as in Qwen-Image-2.1, with under five mill
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKLQwenImage21,
-    FlowMatchEulerDiscreteScheduler,
     QwenImage21Transformer2DModel,
 )
 from diffusers import __version__ as diffusers_version
@@ -23,7 +21,15 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from miniature.models import EMBEDDING_ROWS, PIXELS, TextEncoder, Transformer, Vae
+from miniature.models import (
+    EMBEDDING_ROWS,
+    PIXELS,
+    TextEncoder,
+    Transformer,
+    Vae,
+    build_scheduler,
+    written,
+)
 from miniature.tokenizer import build_tokenizer
 
 WIDTH, HEADS, LAYERS = 160, 5, 6  # of the transformer
@@ -138,3 +144,47 @@ def build_vae() -> Vae:
         vae.decoder.conv_out.weight[3].zero_()
         vae.decoder.conv_out.bias[3] = 1.0
     return vae
+
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}"
+    "{%- else %}{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- else %}{{- part.text }}{%- endif %}"
+    "{%- endfor %}{%- endif %}"
+    "{{- '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "QwenImage21Pipeline",
+    "_diffusers_version": diffusers_version,
+    "processor": ["transformers", "Qwen3VLProcessor"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"],
+    "transformer": ["diffusers", "QwenImage21Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage21"],
+}
+
+
+def write_base(folder: Path, transformer: Transformer, text_encoder: TextEncoder, vae: Vae) -> None:
+    """Writes the base in the Hub's layout, atomically, with modules in their dtype."""
+    with written(folder, MODEL_INDEX) as scratch:
+        transformer.save_pretrained(scratch / "transformer")
+        text_encoder.save_pretrained(scratch / "text_encoder")
+        vae.save_pretrained(scratch / "vae")
+        scheduler: Any = build_scheduler()
+        scheduler.save_pretrained(scratch / "scheduler")
+        processor, tokenizer = scratch / "processor", build_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(processor)
+        images: Any = build_image_processor()
+        images.save_pretrained(processor)
+        # For Qwen3VLProcessor, which has a processor of videos too.
+        video = images.to_dict() | {"video_processor_type": "Qwen3VLVideoProcessor"}
+        video.pop("image_processor_type", None)
+        (processor / "video_preprocessor_config.json").write_text(
+            json.dumps(video, indent=2) + "\n"
+        )

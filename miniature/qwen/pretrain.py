@@ -27,8 +27,14 @@ from miniature.pretrain import AttributeProbe, PretrainSettings, fit, sample_sig
 from miniature.qwen.batched import SYSTEM, Ids, batched_forward, encode, tokenize
 from miniature.qwen.models import build_text_encoder, build_transformer
 from miniature.tokenizer import build_tokenizer
+from miniature.vae import VaeSettings
 from miniature.vae import encode as encode_pixels
 from miniature.world import Scene, attributes, caption, sample_scene
+
+VAE = VaeSettings(
+    steps=5000, learning_rate=1e-3, muon_rate=4e-3, latent_noise=0.07, collage_share=0.125,
+    compiled=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def image_cache(vae: Vae, scenes: list[Scene], work: Path) -> Images:
     """The scenes' images, cached in `work`."""
     files = work / "pixels.npy", work / "latents.pt"
     if rank() == 0 and not files[0].exists():
-        every = np.stack([np.asarray(render(scenes[i])) for i in trange(len(scenes), desc="pixels")])
+        every = np.stack(
+            [np.asarray(render(scenes[i])) for i in trange(len(scenes), desc="pixels")]
+        )
         np.save(files[0], every)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -130,8 +138,6 @@ def train_base(
     vae: Vae,
     work: Path,
     settings: QwenSettings | None = None,
-    preview: Callable[[Transformer, TextEncoder, int], None] | None = None,
-    preview_every: int = 500,
     start: tuple[Transformer, TextEncoder] | None = None,
 ) -> tuple[Transformer, TextEncoder]:
     """The EMA weights of transformer and text encoder, float32; see `miniature.pretrain.fit`."""
@@ -197,7 +203,6 @@ def train_base(
         return loss, plain
 
     warm = partial(warm_text_encoder, encoder, read, scenes, edits, images, settings)
-    show = None if preview is None else partial(preview, transformer, encoder)
     modules = {"transformer": transformer, "text_encoder": encoder}
-    fit(modules, work, settings, loss_of, warm, show, preview_every, start)
+    fit(modules, work, settings, loss_of, warm, start=start)
     return transformer, encoder

@@ -35,6 +35,7 @@ class VaeSettings:
     latent_noise: float = 0.1  # standard deviation; that of the latents is near 1
     latent_pull: float = 1e-3  # weight of the latents' mean square
     collage_share: float = 0.25  # of the batch: images unlike the dataset
+    edges: float = 0.0  # weight of the squared error of differences between neighboring pixels
     muon_rate: float = 0.0  # of Muon for the convolutions; 0: AdamW for all parameters
     compiled: bool = False
     seed: int = 0
@@ -160,6 +161,11 @@ def train_vae(
             + error.square().mean()
             + settings.latent_pull * latents_BCHW.square().mean()
         )
+        if settings.edges:
+            # The absolute error alone leaves stripes and dots out, which few of the pixels are.
+            loss = loss + settings.edges * sum(
+                error.diff(dim=axis).square().mean() for axis in (2, 3)
+            )
         loss.backward()
         average_gradients(vae.parameters())
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

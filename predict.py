@@ -54,7 +54,7 @@ class Predictor(BasePredictor):
         hf_api_token: Optional[Secret] = Input(description="Hugging Face token for private repositories in replicate_weights, lora_weights and extra_lora.", default=None, max_length=1000),
         base_model: str = Input(description="Model to generate with. auto: the one that the weights were trained on.", default="auto", choices=BASE_MODELS),
         image: Optional[Path] = Input(description="Image to start from; see prompt_strength.", default=None, max_length=104857600),
-        reference_images: List[Path] = Input(description="Images to edit or to take things from, for editing models: 1 to 3. Call them Picture 1, Picture 2 and Picture 3 in the prompt.", default=[]),
+        reference_images: List[Path] = Input(description="Images to edit or to take things from: up to 3 for qwen-image-edit models, which call them Picture 1, Picture 2, … in the prompt; up to 10 for qwen-image-2.1, which calls them <image1>, <image2>, …", default=[]),
         mask: Optional[Path] = Input(description="Inpainting: an image of the same size as image. Only its white part is generated; the rest stays as in image.", default=None, max_length=104857600),
         prompt_strength: Optional[float] = Input(description="Denoising strength: 0 keeps the image, 1 ignores it. Default: 0.8.", default=None, ge=0, le=1),
         width: Optional[int] = Input(description="Width in pixels, together with height. Default: from aspect_ratio.", default=None, ge=32, le=2048),

@@ -60,8 +60,13 @@ class Base:
     training_adapters: dict[str, AdapterFile] = field(default_factory=dict)
     # LoRAs for this base are trained on that one, and are used here unchanged.
     train_on: "Base | None" = None
-    # Reference images that an editing model takes; it needs at least one. 0: not an editing model.
-    most_references: int = 0
+    alpha_channel: bool = False  # whether its VAE has one, so that images can be transparent
+    most_references: int = 0  # reference images that it takes; 0: it is not an editing model
+    needs_references: bool = False  # it only edits, so it needs at least one
+    # Of a base that takes them: the share of attention in the FLOPs of a pass at
+    # `default_resolution`, as the limit of a request's compute counts it
+    # (tests/inference/test_editing.py).
+    attention_share: float = 0.0
 
     # Generation, as the models' own cards recommend. Guidance 1 is off.
     inference_steps: int
@@ -70,6 +75,8 @@ class Base:
     # `sample_sigmas` in model_index.json.
     sample_sigmas: tuple[float, ...] = ()
     default_resolution: int  # pixels, edge of the square image it generates best
+    # The same beside reference images, and of these images; None: `default_resolution`.
+    editing_resolution: int | None = None
     # The same of the largest image that its card recommends, if that is larger.
     recommended_up_to: int = 0
     # Pixels, edge of the square with as many pixels as the largest image that is accepted, for
@@ -85,6 +92,8 @@ class Base:
     # with these settings and a placeholder, in int8 with gradient checkpointing.
     generation_memory: float
     training_memory: float
+    # GB more than `generation_memory` with three reference images, of a base that can do without.
+    editing_memory: float = 0.0
 
     # Training. LoRA targets are the family's (`Family.lora_targets`): attention and feed-forward
     # of the blocks, as musubi-tuner and OneTrainer train both models. Alpha is the rank.
@@ -110,6 +119,12 @@ class Base:
     # The default preview whose prompt is unlike the dataset; TOK is the subject.
     preview_prompt: str = "a photo of TOK on a beach"
     preview_prompt_without_subject: str = "a photo of a dog on a beach"
+
+    @property
+    def reference_resolution(self) -> int:
+        """Pixels, edge of the square with as many pixels as a reference image, and by default as
+        the edited one."""
+        return self.editing_resolution or self.default_resolution
 
     @property
     def license_facts(self) -> dict[str, str]:

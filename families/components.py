@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from families.base import Base
 from families.quantization import (
@@ -101,6 +101,22 @@ def load_text_encoder(family: "Family") -> nn.Module:
         options["device_map"] = {"": family.device}
     model = whole(family.model_class("text_encoder"), folder, family.dtype, **options)
     return _frozen(family._reading_part(model), family.device)
+
+
+def load_vision_encoder(family: "Family") -> nn.Module:
+    """The vision part of the text encoder alone, in the family's `dtype`, never quantized."""
+    folder = component_folder(family.base, "text_encoder")
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    names = {r"^(?:model\.)?visual\.": ""}  # of its weights in the whole model's files
+    options = {"config": config.vision_config, "key_mapping": names}
+    return _frozen(whole(AutoModel, folder, family.dtype, **options), family.device)
+
+
+def load_image_processor(base: Base) -> Any:
+    """The image processor of a vision encoder, as its files in the repository say."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil.from_pretrained(component_folder(base, "processor"))
 
 
 def linear_layers(model_class: Any, config: Any) -> list[str]:

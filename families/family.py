@@ -25,16 +25,15 @@ from families.base import (
     LoraReader,
     ModelClasses,
 )
+from families.editing import Editing
 from families.lora_targets import chosen_layers
 from families.tokens import PromptTokenizer, TokenizedPrompt
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import Tensor, nn
 
     from families.prefix import Prefix
-    from families.references import References
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class WeightStorage:
     offload: bool = False  # the weights of the transformer's blocks are in CPU memory
 
 
-class Family(ABC):
+class Family(Editing, ABC):
     """A base model whose heavy parts are loaded when they are first used and can be released.
 
     `transformer` and `text_encoder` run in `dtype`; `vae` runs in float32, since images are encoded
@@ -159,10 +158,10 @@ class Family(ABC):
         return components.load_text_encoder(self)
 
     def release(self, *names: str) -> None:
-        """Frees loaded models (`transformer`, `vae`, `text_encoder`)."""
+        """Frees loaded models (`transformer`, `vae`, `text_encoder` with its vision part)."""
         from families.device import empty_cache
 
-        for name in names:
+        for name in (*names, *["vision_encoder"] * ("text_encoder" in names)):
             self.__dict__.pop(name, None)
         empty_cache(self.device)
 
@@ -276,11 +275,11 @@ class Family(ABC):
         """Number of template tokens that are dropped from the start of the features."""
 
     @abstractmethod
-    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels_BCPP: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the normalized latents, each BCHW float32.
 
-        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`. A VAE with an
-        alpha channel gets opaque images.
+        Pixels are in [-1, 1]; their sides are multiples of `resolution_multiple`. C is 3, or with
+        `Base.alpha_channel` also 4: straight alpha, where 1 is opaque, as are images without it.
         """
 
     @abstractmethod
@@ -290,32 +289,6 @@ class Family(ABC):
     @abstractmethod
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         """The transformer's noise - x0 for noisy latents, BCHW float32; `text` as encoded."""
-
-    # Editing models (`Base.most_references`).
-
-    def encode_references(self, images: Sequence[Image.Image]) -> References:
-        """Upright images, encoded once for all passes."""
-        from families.references import encode_references
-
-        return encode_references(self, images)
-
-    def encode_edit(
-        self, prompt: str, references: References, vectors: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """text_LD of a prompt beside its reference images; `vectors` as in `encode_prompts`."""
-        from families.references import encode_edit
-
-        return encode_edit(self, prompt, references, vectors)
-
-    def edit_velocity(
-        self,
-        latents_BCHW: Tensor,
-        sigma_B: Tensor,
-        text: Sequence[Tensor],
-        references: References,
-    ) -> Tensor:
-        """`velocity` beside reference images, the same for the whole batch; of editing models."""
-        raise NotImplementedError(f"{self.base.name} is not an editing model")
 
     # LoRA targets.
 

@@ -69,12 +69,12 @@ def undistilled(family: type[Family]) -> Base:
 
 
 def trainable() -> dict[str, Base]:
-    """The bases that can be trained: all but editing models."""
-    return {name: base for name, base in BASES.items() if not base.most_references}
+    """The bases that can be trained: all but those that only edit."""
+    return {name: base for name, base in BASES.items() if not base.needs_references}
 
 
 def editing() -> dict[str, Base]:
-    """The editing models, which take reference images."""
+    """The bases that take reference images."""
     return {name: base for name, base in BASES.items() if base.most_references}
 
 
@@ -119,8 +119,8 @@ def find_base_or_folder(name: str) -> Base:
     if published is not None:  # a copy of a published model: its weights.zip works anywhere
         return replace(published, folder=folder)
     like = origin or undistilled(family)
-    if editing_model and not like.most_references:
-        like = next(base for base in family.bases if base.most_references)
+    if editing_model and not like.needs_references:
+        like = next(base for base in family.bases if base.needs_references)
     if sigmas:
         like = next((base for base in (like, *family.bases) if base.sample_sigmas), like)
         like = replace(like, sample_sigmas=sigmas, inference_steps=len(sigmas))

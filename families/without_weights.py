@@ -40,6 +40,8 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
         text_encoder = text_class(text_class.config_class.from_dict(found["text_encoder"]))
     # All values, defaults included, as in a loaded config.
     family.transformer_config, family.vae_config = dict(transformer.config), dict(vae.config)
+    if base.most_references:
+        family.__dict__["vision_encoder"] = _frozen(text_encoder.model.visual, dtype)
     family.__dict__.update(
         transformer=_frozen(transformer, dtype),
         vae=_frozen(vae, torch.float32),

@@ -97,11 +97,12 @@ def upright_alpha(image: Image.Image) -> Image.Image | None:
     return image.convert("RGBA").getchannel("A")
 
 
-def upright_srgb(image: Image.Image, background: str = "white") -> tuple[Image.Image, bool]:
+def upright_srgb(image: Image.Image, background: str | None = "white") -> tuple[Image.Image, bool]:
     """Converts an image to upright 8-bit sRGB; also returns whether its color profile was invalid.
 
-    Transparency is composed over the background; of an animation, the first frame is used. `image`
-    itself is turned upright. Pillow may raise any exception on malformed images: catch `Exception`.
+    Transparency is composed over the background; None keeps it, in mode RGBA. Of an animation, the
+    first frame is used. `image` itself is turned upright. Pillow may raise any exception on
+    malformed images: catch `Exception`.
     """
     _turn_upright(image)
     profile = image.info.get("icc_profile")
@@ -117,7 +118,9 @@ def upright_srgb(image: Image.Image, background: str = "white") -> tuple[Image.I
     if image.mode != "CMYK":
         image = _in_mode(image, "L" if image.mode in ("1", "L", "LA") else "RGB")
     image, bad_profile = _srgb(image, profile)
-    return image if alpha is None else over(image, alpha, background), bad_profile
+    if alpha is not None and background is None:
+        return Image.merge("RGBA", (*image.split(), alpha)), bad_profile
+    return image if alpha is None else over(image, alpha, str(background)), bad_profile
 
 
 def over(image: Image.Image, alpha: Image.Image, background: str = "white") -> Image.Image:

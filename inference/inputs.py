@@ -97,7 +97,7 @@ class GenerationInputs(SharedInputs):
     extra_lora: Annotated[Path | str | None, Input("A second LoRA that is combined with the first; the same spellings.", WEIGHTS, max_length=UPLOAD)] = None
     apply_lora: ApplyLora = WITH_TOKEN
     image: Annotated[Path | str | None, Input("Image to start from; see prompt_strength.", IMAGE)] = None
-    reference_images: Annotated[Sequence[Path | str], Input("Images to edit or to take things from, for editing models: 1 to 3. Call them Picture 1, Picture 2 and Picture 3 in the prompt.", IMAGE)] = []
+    reference_images: Annotated[Sequence[Path | str], Input("Images to edit or to take things from: up to 3 for qwen-image-edit models, which call them Picture 1, Picture 2, … in the prompt; up to 10 for qwen-image-2.1, which calls them <image1>, <image2>, …", IMAGE)] = []
     mask: Annotated[Path | str | None, Input("Inpainting: an image of the same size as image. Only its white part is generated; the rest stays as in image.", IMAGE)] = None
     output_format: Annotated[str, Input("File format of the images.", OUTPUT, choices=FORMATS)] = FORMATS[0]
     output_quality: Annotated[int, Input("Quality of webp and jpg files, from 1 to 100.", OUTPUT, ge=1, le=100)] = QUALITY

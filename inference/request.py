@@ -81,7 +81,7 @@ def check_references(count: int, base: Base) -> None:
             f"{base.name} takes no reference_images; set base_model to an editing model: "
             f"{', '.join(editing())}"
         )
-    if base.most_references and not count:
+    if base.needs_references and not count:
         raise ValueError(
             f"{base.name} edits images: give 1 to {base.most_references} in reference_images"
         )
@@ -93,7 +93,7 @@ def check_references(count: int, base: Base) -> None:
 
 def check_size(request: Request, base: Base) -> None:
     """Raises ValueError for an image that is too large for the base."""
-    width, height = map(round, wanted_size(request, base.default_resolution))
+    width, height = map(round, wanted_size(request, base))
     most = base.largest_resolution
     if width * height > most**2:
         raise ValueError(
@@ -105,11 +105,14 @@ def check_size(request: Request, base: Base) -> None:
 def work(request: Request, base: Base, few_steps: FewStepLora | None = None) -> float:
     """Compute of a request, in passes of an image of the base's default resolution.
 
-    Each reference image takes as many tokens as one.
+    The tokens of reference images count as those of the image: in the linear layers, and again
+    for each other one in the attention.
     """
-    width, height = map(round, wanted_size(request, base.default_resolution))
-    pixels = width * height / base.default_resolution**2 + len(request.reference_images)
-    return _passes(request, base, few_steps) * pixels
+    width, height = map(round, wanted_size(request, base))
+    pixels = width * height + len(request.reference_images) * base.reference_resolution**2
+    images = pixels / base.default_resolution**2
+    attention = base.attention_share * max(0.0, images - 1)
+    return _passes(request, base, few_steps) * images * (1 + attention)
 
 
 def _passes(request: Request, base: Base, few_steps: FewStepLora | None) -> int:
@@ -121,7 +124,7 @@ def check_work(request: Request, base: Base, few_steps: FewStepLora | None = Non
     """Raises ValueError for a request that takes too much compute for a server."""
     cost = work(request, base, few_steps)
     if cost > MOST_PASSES:
-        width, height = map(round, wanted_size(request, base.default_resolution))
+        width, height = map(round, wanted_size(request, base))
         steps, guidance = _steps_and_guidance(request, base, few_steps)
         passes = _passes(request, base, few_steps)
         count = len(request.reference_images)
@@ -172,7 +175,7 @@ def resolve(
     Raises ValueError for an image that is too large for the base.
     """
     check_size(request, base)
-    width, height = wanted_size(request, base.default_resolution)
+    width, height = wanted_size(request, base)
     rounded = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
     if request.width is not None and (request.width, request.height) != tuple(rounded):
         log.warning(
@@ -274,8 +277,8 @@ def _schedule(shift: float | None) -> str:
     return "the model's own schedule" if shift is None else f"shift {shift:g}"
 
 
-def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
-    """Width and height before rounding; `resolution` is the base's default."""
+def wanted_size(request: Request, base: Base) -> tuple[float, float]:
+    """Width and height before rounding."""
     if request.width is not None and request.height is not None:
         return request.width, request.height
     if request.aspect_ratio is not None:
@@ -287,4 +290,5 @@ def wanted_size(request: Request, resolution: int) -> tuple[float, float]:
         ratio = min(max(ratio, 1 / LONGEST), LONGEST)
     else:
         ratio = 1.0
-    return resolution * ratio**0.5, resolution * (1 / ratio) ** 0.5
+    edge = base.reference_resolution if request.reference_images else base.default_resolution
+    return edge * ratio**0.5, edge * (1 / ratio) ** 0.5

@@ -1,7 +1,9 @@
 """How a base's models are stored for generation: the most exact way that fits the GPU.
 
-`Base.generation_memory` is the memory with the whole model in 16 bits. What a quantized text
-encoder or transformer saves is counted from the models' sizes. The VAE stays in float32.
+`Base.generation_memory` is the memory with the whole model in 16 bits, to which
+`Base.editing_memory` is added, since a loaded model stays as it is when reference images come. What
+a quantized text encoder or transformer saves is counted from the models' sizes. The VAE stays in
+float32.
 `$QUANTIZE` sets the transformer's quantization: in fp8, GPUs that have float8 products are faster.
 """
 
@@ -55,7 +57,8 @@ def choose_storage(base: Base, device: torch.device) -> WeightStorage:
     if device.type != "cuda":
         return ladder[0]
     room = free_memory(device) * (1 - RESERVE)
-    if ladder[0] == SIXTEEN_BITS and base.generation_memory * 1e9 <= room:
+    most = _sixteen_bits(base)
+    if ladder[0] == SIXTEEN_BITS and most <= room:
         return SIXTEEN_BITS
     needs = memory_needed(base, ladder)
     usable = [storage for storage in ladder if _usable(storage, device)]
@@ -63,7 +66,7 @@ def choose_storage(base: Base, device: torch.device) -> WeightStorage:
     chosen = (fitting or usable[-1:])[0]
     (log.info if fitting else log.warning)(
         "memory: %s with %s: needs %.1f GB of %.1f GB; 16 bits would need %.1f GB%s",
-        *(base.name, describe(chosen), needs[chosen] / 1e9, room / 1e9, base.generation_memory),
+        *(base.name, describe(chosen), needs[chosen] / 1e9, room / 1e9, most / 1e9),
         "" if fitting else "; expect an out-of-memory error",
     )
     return chosen
@@ -76,7 +79,7 @@ def memory_needed(
     family = family_without_weights(base)
     transformer, text = block_values(family.transformer), block_values(family.text_encoder)
     return {
-        storage: base.generation_memory * 1e9
+        storage: _sixteen_bits(base)
         - transformer * (_BYTES - (0.0 if storage.offload else _bytes(storage.quantize)))
         - text * (_BYTES - _bytes(storage.quantize_text))
         for storage in ladder
@@ -90,6 +93,11 @@ def describe(storage: WeightStorage) -> str:
     text = names.get(storage.quantize_text, storage.quantize_text)
     where = " in CPU memory" if storage.offload else ""
     return f"the transformer in {transformer}{where} and the text encoder in {text}"
+
+
+def _sixteen_bits(base: Base) -> float:
+    """Bytes on the GPU with the whole model in 16 bits."""
+    return (base.generation_memory + base.editing_memory) * 1e9
 
 
 def _bytes(quantize: str) -> float:

@@ -37,7 +37,7 @@ from trainer.data import (
     suffix_of,
 )
 from trainer.encodings import decode
-from trainer.settings import TrainingInputs
+from trainer.settings import MOST_REGULARIZATION, TrainingInputs
 
 DEFAULT_CAPTION: str = TrainingInputs.model_fields["default_caption"].default
 TOKEN: str = TrainingInputs.model_fields["placeholder_token"].default
@@ -67,12 +67,13 @@ def described(
         others = {name: _from_header(root, name) for name in names if name not in checked}
         return checked | others  # images by their content, which the page does not show
 
-    # Masks as training uses them by default; a new run checks their content.
+    # Masks and regularization images as training uses them by default; a new run checks masks.
     found = examine(
         contents,
         DEFAULT_CAPTION,
         token,
         masks="auto",
+        most_regularization=MOST_REGULARIZATION,
         check_images=check_images,
         check_masks=False,
     )

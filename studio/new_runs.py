@@ -39,6 +39,10 @@ OFFERED = tuple(
     for name, each in TrainingInputs.inputs().items()
     if name not in NOT_OFFERED and each.on != Interface.PYTHON
 )
+# Of a job file, which only a run of the command line has. `epochs` are steps by now.
+FROM_JOBS = frozenset(
+    name for name, each in TrainingInputs.inputs().items() if each.on == Interface.PYTHON
+) - {"epochs"}
 TRACKERS = ("tensorboard",)
 
 Chosen = Sequence[Mapping[str, Any]]  # datasets: name and token
@@ -62,8 +66,13 @@ def refused(error: Exception | str, field: str | None = None) -> Problem:
     return Problem(422, text, field or field_of(text))
 
 
-def checked_settings(studio: Studio, settings: Any, datasets: Any) -> Settings:
-    """The settings of a run on these datasets. Raises `Problem` 422 with the field."""
+def checked_settings(
+    studio: Studio, settings: Any, datasets: Any, kept: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of a run on these datasets. Raises `Problem` 422 with the field.
+
+    `kept`: settings of an earlier run that the page does not offer.
+    """
     chosen = checked_datasets(studio, datasets)
     if not isinstance(settings, dict):
         raise Problem(400, "settings must be an object")
@@ -76,7 +85,7 @@ def checked_settings(studio: Studio, settings: Any, datasets: Any) -> Settings:
     wanted = given.get("trackers")
     if wanted not in (None, "", [], *TRACKERS, [*TRACKERS]):
         raise refused("trackers: only tensorboard can be used here", "trackers")
-    given |= _subjects(chosen, given)
+    given |= _subjects(chosen, given) | dict(kept or {})
     try:
         if isinstance(base, str):
             found = find_base(str(given["base_model"]))  # a known one, never a folder
@@ -242,12 +251,16 @@ def again(studio: Studio, folder: Path, more: int | None = None) -> tuple[Settin
     """
     facts, record = facts_of(folder), record_of(folder)
     try:
-        given = {k: v for k, v in record["settings"]["given"].items() if k in OFFERED}
+        before = record["settings"]["given"]
+        given = {k: v for k, v in before.items() if k in OFFERED}
+        kept = {k: v for k, v in before.items() if k in FROM_JOBS}
         used = record["settings"]["used"]
-        epochs = record["settings"]["given"].get("epochs") or {}
+        epochs = before.get("epochs") or {}
         given |= {name: used[name] for name in epochs if name in OFFERED}  # of a job file
     except (KeyError, TypeError, AttributeError):
         raise Problem(409, f"{folder.name}/run.json does not contain the settings") from None
+    if used.get("training", usual := TrainingInputs.default("training")) != usual:
+        raise Problem(409, f"{folder.name} trained the whole model; begin it on the command line")
     given["base_model"] = used.get("base", "auto")
     if more is not None:
         given["steps"] = int(used.get("steps") or 0) + more
@@ -262,6 +275,10 @@ def again(studio: Studio, folder: Path, more: int | None = None) -> tuple[Settin
                 None,
                 "add the images as a dataset, and start a new run",
             )
-        chosen = [{"name": path.name, "token": used.get("placeholder_token")}]
-    settings = checked_settings(studio, given, chosen)
+        several = bool(before.get("subjects"))  # in the folders of one dataset
+        token = None if several else used.get("placeholder_token")
+        chosen = [{"name": path.name, "token": token}]
+    if before.get("subjects") and len(chosen) == 1:
+        kept["subjects"] = before["subjects"]
+    settings = checked_settings(studio, given, chosen, kept)
     return settings, chosen, folder / CHECKPOINTS if more is not None else None

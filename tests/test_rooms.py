@@ -55,7 +55,10 @@ INNER: dict[str, dict[str, set[str]]] = {
         | {"archive_members", "placeholder", "placeholder_token", "turbo"},
     },
     # One file for each base model. All else asks `families.registry`.
-    "families": {"models": {"base", "family", "references", "tiles", "tokens", "transfer"}},
+    "families": {
+        "models": {"base", "family", "video_vae", "editing", "references", "block_causal"}
+        | {"tiles", "tokens", "transfer"}
+    },
 }
 OPEN = {"adapters.files"}  # without a face: four files that everything above uses directly
 

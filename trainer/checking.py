@@ -83,6 +83,8 @@ def summary(settings: Settings) -> str:
     examples = found.findings.examples
     masks = sum(bool(each.mask_file) for each in examples)
     images = f"{len(examples):,} images" + f", {masks:,} masks are used" * bool(masks)
+    kept = len(found.findings.regularization)
+    images += f", {kept:,} regularization images are used" * bool(kept)
     if settings.epochs and examples:
         images += f", {with_steps(settings, examples).steps:,} steps"
     return clean(f"{dataset_name(settings.dataset)}: {', '.join([images, *parts])}{more}")

@@ -20,8 +20,10 @@ from trainer.outputs import Run
 from trainer.settings import Settings, SettingsError, too_many
 
 
-def read_examples(settings: Settings, run: Run, control: Control, served: bool) -> list[Example]:
-    """The examples of a run. served: as in `train_from_inputs`.
+def read_examples(
+    settings: Settings, run: Run, control: Control, served: bool
+) -> tuple[list[Example], list[Example]]:
+    """The examples of a run, and its regularization images. served: as in `train_from_inputs`.
 
     Raises `DatasetError`, and SettingsError if there are too many images for a request to a server.
     """
@@ -44,16 +46,18 @@ def read_examples(settings: Settings, run: Run, control: Control, served: bool) 
         free_memory()  # of the model that wrote them
         return captions
 
+    regularized: list[Example] = []
     examples = read_dataset(
         settings.dataset,
         *settings.caption_rules,
         write if settings.autocaption else None,
         None if served else members_of_any,
+        regularized,
     )
     check(len(examples))
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
-    return examples
+    return examples, regularized
 
 
 def with_steps(settings: Settings, examples: Sequence[Example]) -> Settings:

@@ -32,6 +32,7 @@ from trainer.learning import (
     continue_weights,
     data_identity,
     encode_images,
+    encode_regularization,
     find_turbo_adapter,
     load_best,
     preservation_prompts,
@@ -216,13 +217,13 @@ def _train(
     """The path of the weights and, in the main process, what the checks need."""
     # Check what needs no model.
     file = DatasetFile(settings.dataset)
-    examples = read_examples(settings, run, control, secrets.from_request)
-    dataset = file.describe(examples)
+    examples, regularized = read_examples(settings, run, control, secrets.from_request)
+    dataset = file.describe(examples, regularized)
     settings = with_steps(settings, examples)
     log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
     settings = with_default_previews(settings, [each.caption for each in examples])
-    resume = read_resume(settings, examples)
+    resume = read_resume(settings, [*examples, *regularized])
     adapter = find_turbo_adapter(settings)
     run.describe(describe_run(settings, examples, dataset, secrets.from_request))
     trackers = until_written.enter_context(
@@ -247,6 +248,7 @@ def _train(
     )
 
     # Encode once.
+    kept = encode_regularization(family, regularized, settings)
     samples = encode_images(family, examples, settings, control.phase)
     start = family.text_width, settings.placeholder_init_std
     placeholders = [
@@ -259,7 +261,7 @@ def _train(
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
     texts = prompt_features(settings, family)
-    preserved = preservation_prompts(settings)
+    preserved = preservation_prompts(settings, kept)
     texts_of = [text for sample in samples for text in sample.captions]
     alone = [*drift_prompts(settings), *preserved.all]
     captions = Captions(family, texts_of, vectors, alone, control.phase)
@@ -298,7 +300,7 @@ def _train(
         if not memory.mode.offload:
             sizes = {sample.mean_CHW.shape for sample in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
-    data = data_identity(examples)
+    data = data_identity([*examples, *regularized])
     parts = trained_on, captions, weights, placeholders, data, control, preservation
     loop = Loop(family, settings, *parts)
     if isinstance(resume, Checkpoint):

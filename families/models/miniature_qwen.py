@@ -11,6 +11,7 @@ MINIATURE_QWEN = Base(
     family="qwen_image_21",
     included=Path(__file__).resolve().parents[2] / "miniature" / "weights" / "miniature-qwen",
     license="Apache-2.0",  # this project's
+    most_references=1,  # it was trained with one
     inference_steps=25,
     guidance_scale=2.0,
     default_resolution=64,

@@ -26,9 +26,10 @@ from families.base import (
     LoraReader,
     ModelClasses,
 )
-from families.family import Family
+from families.editing import IMAGE_SLOT, ReferenceFormat
 from families.models.qwen_image_few_steps import FEW_STEP_LORAS
 from families.tokens import TokenizedPrompt
+from families.video_vae import VideoVaeFamily
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,6 +74,8 @@ QWEN_IMAGE_EDIT_2511 = replace(
     name="qwen-image-edit-2511",
     hub_id="Qwen/Qwen-Image-Edit-2511",
     most_references=3,  # as on the cards
+    needs_references=True,
+    attention_share=0.18,
     inference_steps=40,
     default_resolution=1024,
     size_multiple=32,  # as the pipeline rounds its default sizes
@@ -83,7 +86,7 @@ QWEN_IMAGE_EDIT_2509 = replace(
 )
 
 
-class QwenImage(Family):
+class QwenImage(VideoVaeFamily):
     """Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit-2511 and -2509."""
 
     name = "qwen_image"
@@ -126,6 +129,9 @@ class QwenImage(Family):
         },
         "vae": {},
     }
+    reference_format = ReferenceFormat(
+        f"Picture {{}}: <|vision_start|>{IMAGE_SLOT}<|vision_end|>", seen_pixels=384 * 384
+    )
     trunk = "transformer_blocks"
     compiled_share = 0.82
     sees_images = True
@@ -183,10 +189,6 @@ class QwenImage(Family):
     )
 
     @property
-    def vae_factor(self) -> int:  # type: ignore[override]
-        return 2 ** len(self.vae_config["temperal_downsample"])
-
-    @property
     def patch_size(self) -> int:  # type: ignore[override]
         return self.transformer_config["patch_size"]
 
@@ -199,13 +201,10 @@ class QwenImage(Family):
         return max(self.base.size_multiple, super().resolution_multiple)
 
     def _template(self, tokenizer: Any) -> str:
-        return EDIT_TEMPLATE if self.base.most_references else TEMPLATE
+        return EDIT_TEMPLATE if self.base.needs_references else TEMPLATE
 
     def _reading_part(self, model: Any) -> nn.Module:
-        reader = model.model.language_model  # the vocabulary head is never run
-        if self.base.most_references:
-            reader.visual = model.model.visual
-        return reader
+        return model.model.language_model  # vision part and vocabulary head are not run with it
 
     def _first_feature(self, prompt: TokenizedPrompt) -> int:
         return prompt.template_length
@@ -218,13 +217,10 @@ class QwenImage(Family):
             posterior = self.vae.encode(frames).latent_dist
         else:
             posterior = DiagonalGaussianDistribution(self._encoded_in_tiles(frames))
-        mean_C11, std_C11 = self._statistics()
-        mean_BCHW, std_BCHW = posterior.mean.squeeze(2), posterior.std.squeeze(2)
-        return (mean_BCHW - mean_C11) / std_C11, std_BCHW / std_C11
+        return self.normalized(posterior)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        mean_C11, std_C11 = self._statistics()
-        latents_BCFHW = (latents_BCHW.float() * std_C11 + mean_C11).unsqueeze(2)
+        latents_BCFHW = self.denormalized(latents_BCHW)
         if latents_BCHW[0, 0].numel() * self.vae_factor**2 <= WHOLE_PIXELS:
             return self.vae.decode(latents_BCFHW, return_dict=False)[0].squeeze(2)
         return self._decoded_in_tiles(latents_BCFHW).clamp_(-1, 1).squeeze(2)
@@ -254,16 +250,6 @@ class QwenImage(Family):
         values = in_tiles(partial(through, tiled), (), pixels_B3FPP, cell=cell, scale=1 / cell)
         last = [encoder.mid_block, encoder.norm_out, encoder.nonlinearity, encoder.conv_out]
         return self.vae.quant_conv(through([*rest, *last], values))
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each latent channel, from the VAE's config."""
-        import torch
-
-        mean, std = (
-            torch.tensor(self.vae_config[name], device=self.device).view(-1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return mean, std
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
         return self._velocity([latents_BCHW], sigma_B, text)

@@ -26,12 +26,15 @@ from families.base import (
     ModelClasses,
     Terms,
 )
-from families.family import Family
+from families.editing import IMAGE_SLOT, ReferenceFormat
 from families.models.miniature_qwen import MINIATURE_QWEN
 from families.tokens import TokenizedPrompt
+from families.video_vae import VideoVaeFamily
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from families.references import References
 
 # Images of more pixels go through the VAE in tiles.
 WHOLE_PIXELS = 640 * 640
@@ -69,12 +72,18 @@ QWEN_IMAGE_21 = Base(
             "pytorch_lora_weights.safetensors",
         )
     },
+    most_references=10,
+    attention_share=0.06,
     inference_steps=40,
     guidance_scale=1.0,
     default_resolution=1024,
+    # Edits of a square image at 1024 fail in all programs, at 992 not (diffusers #14824).
+    editing_resolution=992,
     recommended_up_to=2048,
     size_multiple=32,
+    alpha_channel=True,
     generation_memory=33.0,
+    editing_memory=1.2,
     training_memory=26.5,
     training_resolution=1024,
     training_shift=2.0,  # its own schedule at that size: e^mu = 2.0
@@ -95,7 +104,7 @@ QWEN_IMAGE_21_TURBO = replace(
 )
 
 
-class QwenImage21(Family):
+class QwenImage21(VideoVaeFamily):
     """Qwen-Image-2.1, its Turbo and a miniature. `auto` never chooses them: their license is not
     free."""
 
@@ -139,6 +148,11 @@ class QwenImage21(Family):
         },
         "vae": {},
     }
+    reference_format = ReferenceFormat(
+        f"<image{{}}><|vision_start|>{IMAGE_SLOT}<|vision_end|>",
+        between=" ",
+        latents_in_text=True,
+    )
     trunk = "transformer_blocks"
     compiled_share = 0.72
     tokenizer_folder = "processor"
@@ -185,10 +199,6 @@ class QwenImage21(Family):
     patch_size = 1
 
     @property
-    def vae_factor(self) -> int:  # type: ignore[override]
-        return 2 ** len(self.vae_config["temperal_downsample"])
-
-    @property
     def latent_channels(self) -> int:  # type: ignore[override]
         return self.transformer_config["in_channels"]
 
@@ -211,27 +221,24 @@ class QwenImage21(Family):
 
     # The VAE. Its own `encode` and `decode` fill caches for videos that images don't need.
 
-    def encode_images(self, pixels_B3PP: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_images(self, pixels_BCPP: Tensor) -> tuple[Tensor, Tensor]:
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
         from torch.nn import functional as F
 
-        pixels_B3PP = pixels_B3PP.to(self.device).float()
-        pixels_B4FPP = F.pad(pixels_B3PP, (0, 0, 0, 0, 0, 1), value=1.0).unsqueeze(2)  # opaque
-        whole = pixels_B3PP[0, 0].numel() <= WHOLE_PIXELS
+        pixels_BCPP = pixels_BCPP.to(self.device).float()
+        missing = 4 - pixels_BCPP.shape[1]
+        pixels_B4FPP = F.pad(pixels_BCPP, (0, 0, 0, 0, 0, missing), value=1.0).unsqueeze(2)
+        whole = pixels_BCPP[0, 0].numel() <= WHOLE_PIXELS
         encoded = self.vae.encoder(pixels_B4FPP) if whole else self._encoded_in_tiles(pixels_B4FPP)
         posterior = DiagonalGaussianDistribution(self.vae.quant_conv(encoded))
-        mean_C11, std_C11 = self._statistics()
-        mean_BCHW, std_BCHW = posterior.mean.squeeze(2), posterior.std.squeeze(2)
-        return (mean_BCHW - mean_C11) / std_C11, std_BCHW / std_C11
+        return self.normalized(posterior)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels B4PP float32, RGB and alpha, in [-1, 1]."""
         from families.tiles import SIZE_CHANGES, in_tiles, through
 
-        mean_C11, std_C11 = self._statistics()
-        latents_BCFHW = (latents_BCHW.float() * std_C11 + mean_C11).unsqueeze(2)
         decoder = self.vae.decoder
-        values = self.vae.post_quant_conv(latents_BCFHW)
+        values = self.vae.post_quant_conv(self.denormalized(latents_BCHW))
         if latents_BCHW[0, 0].numel() * self.vae_factor**2 <= WHOLE_PIXELS:
             return decoder(values, first_chunk=True).clamp_(-1, 1).squeeze(2)
         # Whole blocks are tiled, since a shortcut leads around each.
@@ -256,81 +263,48 @@ class QwenImage21(Family):
         last = [encoder.mid_block, encoder.norm_out, encoder.nonlinearity, encoder.conv_out]
         return through([*blocks[SIZE_CHANGES:], *last], values)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each latent channel, from the VAE's config."""
-        import torch
-
-        mean, std = (
-            torch.tensor(self.vae_config[name], device=self.device).view(-1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return mean, std
-
     # The transformer.
 
     def velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text: Sequence[Tensor]) -> Tensor:
+        return self._velocity(latents_BCHW, sigma_B, text)
+
+    def edit_velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        text: Sequence[Tensor],
+        references: References,
+    ) -> Tensor:
+        return self._velocity(latents_BCHW, sigma_B, text, references)
+
+    def _velocity(
+        self,
+        latents_BCHW: Tensor,
+        sigma_B: Tensor,
+        text: Sequence[Tensor],
+        references: References | None = None,
+    ) -> Tensor:
         import torch
 
+        from families.block_causal import velocity
+
+        images, places = (references.latents, references.places) if references else ((), ())
         # An image's position is after its text. With padding, a shorter prompt would get another
         # velocity than alone, so texts of each length are computed together.
         rows_of: dict[int, list[int]] = {}
         for row, each in enumerate(text):
             rows_of.setdefault(len(each), []).append(row)
         if len(rows_of) == 1:
-            return self._velocity(latents_BCHW, sigma_B, torch.stack(list(text)))
+            text_BLD = torch.stack(list(text))
+            return velocity(self.transformer, latents_BCHW, sigma_B, text_BLD, images, places)
         found: dict[int, Tensor] = {}
         for rows in rows_of.values():
-            given = [
+            some, sigmas, text_BLD = (
                 torch.stack([each[row] for row in rows]) for each in (latents_BCHW, sigma_B, text)
-            ]
-            found |= dict(zip(rows, self._velocity(*given), strict=True))
+            )
+            answer = velocity(self.transformer, some, sigmas, text_BLD, images, places)
+            found |= dict(zip(rows, answer, strict=True))
         return torch.stack([found[row] for row in range(len(text))])
-
-    def _velocity(self, latents_BCHW: Tensor, sigma_B: Tensor, text_BLD: Tensor) -> Tensor:
-        """The velocity with texts of one length.
-
-        The same as the model's own `forward` without references, but it waits for no device and
-        runs on models without weights.
-        """
-        import torch
-
-        model = self.transformer
-        length, (rows, columns) = text_BLD.shape[1], latents_BCHW.shape[-2:]
-        image_BND = latents_BCHW.flatten(2).transpose(1, 2).to(self.dtype)
-        states = torch.cat((model.txt_in(text_BLD), model.img_in(image_BND)), dim=1)
-        # As rounded by the pipeline, and a last row for the text: time 0.
-        time = (sigma_B * 1000).to(self.dtype) / 1000
-        embedded = model.time_text_embed(torch.cat((time, time.new_zeros(1))), states)
-        modulation = model.modulation(embedded)
-        of_image = torch.arange(states.shape[1], device=states.device) >= length
-        positions = self._rotary(length, rows, columns)
-        segments = [(0, length, True)]  # causal; the rest is the image, which sees everything
-        recomputed = torch.is_grad_enabled() and model.gradient_checkpointing
-        for block in model.transformer_blocks:
-            run = partial(model._gradient_checkpointing_func, block) if recomputed else block
-            no_cache = (None, None, None)
-            states = run(states, modulation, positions, None, of_image, *no_cache, segments, None)
-        states = model.norm_out(states[:, length:], embedded[:-1])
-        velocity_BCN = model.proj_out(states).transpose(1, 2)
-        return velocity_BCN.unflatten(2, (rows, columns)).float()
-
-    def _rotary(self, length: int, rows: int, columns: int) -> Tensor:
-        """Rotary factors [length + rows * columns, head / 2], complex.
-
-        A text token has the same position on all three axes (frame, row, column). The image's
-        frame is the position after the text; its rows and columns are centered on 0.
-        """
-        import torch
-
-        embed, device = self.transformer.pos_embed, self.device
-        embed.freqs = [each.to(device) for each in embed.freqs]  # kept, as in its own forward
-        text = torch.arange(length, device=device)
-        frame = torch.full((rows * columns,), length, device=device)
-        row = torch.arange(rows, device=device) - (rows - rows // 2)
-        column = torch.arange(columns, device=device) - (columns - columns // 2)
-        image = (frame, row.repeat_interleave(columns), column.repeat(rows))
-        tables = zip(embed.freqs, image, strict=True)
-        return torch.cat([table[torch.cat((text, each))] for table, each in tables], dim=-1)
 
     def lora_groups(self) -> dict[str, list[str]]:
         linears = {

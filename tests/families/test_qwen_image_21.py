@@ -19,6 +19,7 @@ from diffusers import (
 )
 from PIL import Image
 from safetensors.torch import save_file
+from stock_processor import StockProcessor
 from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 from vault.models import QWEN_IMAGE_21_SIGMAS, write_qwen_image_21
 
@@ -39,34 +40,18 @@ from inference.engine import Engine
 from inference.generation import generate
 from inference.images import save_images
 from inference.request import Request, resolve
-from trainer.learning import find_turbo_adapter
+from trainer.data import Example, Purpose, check_examples, read_dataset
+from trainer.learning import encode_images, find_turbo_adapter
 from trainer.learning.loss import flow_loss, noisy
 from trainer.result.model_card import model_card
 from trainer.run import train_and_check
 from trainer.settings.fields import Settings
 from trainer.settings.fields import resolve as resolve_settings
-from trainer.settings.inputs import TrainingInputs
+from trainer.settings.inputs import SettingsError, TrainingInputs
 
 PROMPTS = ["a photo of a cat", "", "two red boats, one behind the other, in a harbour at dawn"]
 BASE, TURBO = (BASES[name] for name in ("qwen-image-2.1", "qwen-image-2.1-turbo"))
 CPU = torch.device("cpu")
-
-
-class TextProcessor:
-    """What Qwen3VLProcessor, which needs torchvision, does without images."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        found = self.tokenizer(text, **options)
-        found["mm_token_type_ids"] = torch.zeros_like(found["input_ids"])
-        return found
-
-    def apply_chat_template(self, messages: list[Any], **_: Any) -> list[list[int]]:
-        [turn] = messages
-        text = turn["content"][0]["text"]
-        return [self.tokenizer(f"<|im_start|>{turn['role']}\n{text}<|im_end|>\n").input_ids]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +75,7 @@ def pair(vault21: Path) -> tuple[Family, Any]:
         scheduler=load(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
         vae=load(AutoencoderKLQwenImage21, folder / "vae"),
         text_encoder=load(Qwen3VLForConditionalGeneration, folder / "text_encoder"),
-        processor=TextProcessor(load(Qwen2Tokenizer, folder / "processor")),  # type: ignore[arg-type]
+        processor=StockProcessor(load(Qwen2Tokenizer, folder / "processor")),  # type: ignore[arg-type]
         transformer=load(QwenImage21Transformer2DModel, folder / "transformer"),
     )
     stock.set_progress_bar_config(disable=True)
@@ -237,14 +222,15 @@ def test_turbos_sigmas_are_fixed_and_interpolated_for_other_steps(
     assert (more[0], more[-1]) == (1, 0) and more.diff().max() < 0
 
 
+@pytest.mark.parametrize("transparent", [False, True], ids=["opaque", "transparent"])
 @torch.no_grad()
-def test_an_opaque_image_is_encoded_as_by_the_stock_vae_whole_or_in_tiles(
-    pair: tuple[Family, Any], monkeypatch: pytest.MonkeyPatch
+def test_an_image_is_encoded_as_by_the_stock_vae_whole_or_in_tiles(
+    transparent: bool, pair: tuple[Family, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, stock = pair
-    pixels = torch.rand(2, 3, 160, 224) * 2 - 1
-    opaque = torch.cat((pixels, torch.ones(2, 1, 160, 224)), dim=1)
-    posterior = stock.vae.encode(opaque[:, :, None]).latent_dist
+    pixels = torch.rand(2, 4 if transparent else 3, 160, 224) * 2 - 1
+    whole_B4PP = torch.cat((pixels, torch.ones(2, 1, 160, 224)), dim=1)[:, :4]
+    posterior = stock.vae.encode(whole_B4PP[:, :, None]).latent_dist
     center = torch.tensor(stock.vae.config.latents_mean).view(1, -1, 1, 1)
     spread = torch.tensor(stock.vae.config.latents_std).view(1, -1, 1, 1)
     wanted = (posterior.mean[:, :, 0] - center) / spread, posterior.std[:, :, 0] / spread
@@ -257,6 +243,73 @@ def test_an_opaque_image_is_encoded_as_by_the_stock_vae_whole_or_in_tiles(
         decoded = family.decode(wanted[0])
         assert decoded.shape == (2, 4, 160, 224)
         assert (decoded - pixels_out).abs().max() < 1 / 255 / 50
+
+
+@torch.no_grad()
+def test_transparent_images_keep_their_alpha_and_opaque_ones_stay_as_they_were(
+    pair: tuple[Family, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(1, 256, (64, 64, 4), dtype=np.uint8)
+    pixels[:8, :, 3], pixels[8:16, :, 3] = 0, 255
+    hidden = pixels.copy()
+    hidden[:8, :, :3] = 200
+    files = {"clear": pixels, "opaque": pixels[..., :3], "same": hidden}
+    for name, each in files.items():
+        Image.fromarray(each).save(tmp_path / f"{name}.png")
+    examples = read_dataset(tmp_path, "TOK")
+    assert [each.transparent for each in examples] == [True, False, True]
+
+    def means(keep: bool, examples: list[Example] = examples) -> list[torch.Tensor]:
+        settings = resolve_settings(
+            TrainingInputs(
+                dataset=tmp_path, base_model=BASE.name, resolution=64, keep_transparency=keep
+            )
+        )
+        family = load_family(BASE, CPU, torch.float32)
+        return [each.mean_CHW for each in encode_images(family, examples, settings)]
+
+    clear, opaque, same = means(keep=True)
+    over_white = means(keep=False)
+    assert torch.allclose(opaque, over_white[1], atol=1e-5)  # batched with other images
+    alone = [means(keep, examples[1:2])[0] for keep in (True, False)]
+    assert torch.equal(*alone)
+    assert torch.equal(clear, same)  # what was cut away is not trained on
+    assert not torch.allclose(clear, over_white[0], atol=0.1)
+    straight = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    straight[:, :3, :8] = -1
+    wanted = pair[0].encode_images(straight)[0][0]
+    torch.testing.assert_close(clear, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_keeping_transparency_needs_an_alpha_channel(tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 64), (255, 0, 0, 90)).save(tmp_path / "a.png")
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(tmp_path / "b.png")
+
+    def settings(**given: Any) -> Settings:
+        return resolve_settings(TrainingInputs(dataset=tmp_path, **given))
+
+    for given, complaint in (
+        ({"base_model": "z-image"}, "z-image generates no alpha channel; switch it off, or train"),
+        ({"base_model": BASE.name, "masks": "alpha"}, "masks is alpha, so what is transparent is"),
+    ):
+        with pytest.raises(SettingsError, match=complaint):
+            settings(keep_transparency=True, **given)
+    examples = read_dataset(tmp_path, "TOK")
+
+    def found(those: list[Example], **given: Any) -> list[str]:
+        purpose = Purpose.of(settings(**given))
+        return [e.text for e in check_examples(those, purpose) if e.check == "transparency"]
+
+    kept = {"base_model": BASE.name, "keep_transparency": True}
+    assert found(examples, base_model="z-image") == []
+    [text] = found(examples, base_model=BASE.name)
+    assert text.startswith("transparent images become white there; keep_transparency")
+    assert text.endswith(": a.png")
+    assert found(examples, **kept) == [
+        "transparent images, which are trained on as they are: a.png"
+    ]
+    assert "no image is transparent" in found(examples[1:], **kept)[0]
 
 
 def test_every_lora_target_learns_and_the_published_model_has_its_numbers(

@@ -1,6 +1,7 @@
 """Reference images are read as by diffusers' QwenImageEditPlusPipeline."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from diffusers import (
 )
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock_module
 from PIL import Image
+from stock_processor import StockProcessor
 from transformers import (
-    BatchFeature,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
@@ -24,16 +25,18 @@ from vault.models import write_qwen_image_edit
 
 from adapters.archive import Archive
 from adapters.placeholder import Placeholder
-from families import references
+from families.base import Base
 from families.family import Family
 from families.loading import load_family
+from families.models.qwen_image import QwenImage
+from families.references import References, size_near
 from families.registry import BASES, find_base_or_folder
 from families.without_weights import family_without_weights
 from inference.__main__ import arguments_parser
 from inference.engine import Engine
 from inference.generation import generate
 from inference.inputs import GenerationInputs
-from inference.request import Request, check_work, resolve
+from inference.request import Request, check_work, resolve, work
 from trainer.memory.step_cost import Meter, _tensors, fused_attention
 from trainer.settings import SettingsError, TrainingInputs
 from trainer.settings.fields import resolve as resolve_settings
@@ -52,22 +55,6 @@ def image(width: int, height: int, phase: float) -> Image.Image:
 IMAGES = [image(97, 61, 0.0), image(50, 111, 2.0)]
 
 
-class Processor:
-    """Qwen2VLProcessor without its video part, which needs torchvision: tokenizer and images."""
-
-    def __init__(self, tokenizer: Qwen2Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.images: Any = Qwen2VLImageProcessorPil()
-
-    def __call__(self, text: Sequence[str], images: Any, **_: Any) -> BatchFeature:
-        seen = self.images(images=images, return_tensors="pt")
-        counts = iter((seen["image_grid_thw"].prod(-1) // 4).tolist())
-        before, *rest = text[0].split("<|image_pad|>")
-        whole = before + "".join("<|image_pad|>" * next(counts) + each for each in rest)
-        ids = self.tokenizer([whole], return_tensors="pt")
-        return BatchFeature({**ids, **seen})
-
-
 @pytest.fixture(scope="module")
 def edit_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_qwen_image_edit(tmp_path_factory.mktemp("edit"))
@@ -77,12 +64,11 @@ def edit_vault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(edit_vault: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reference images of few pixels, for both."""
     monkeypatch.setenv("MODEL_VAULT", str(edit_vault))
-    for module, seen, latent in (
-        (references, "SEEN_PIXELS", "LATENT_PIXELS"),
-        (stock_module, "CONDITION_IMAGE_SIZE", "VAE_IMAGE_SIZE"),
-    ):
-        monkeypatch.setattr(module, seen, 100 * 100)
-        monkeypatch.setattr(module, latent, 80 * 80)
+    small = replace(QwenImage.reference_format, seen_pixels=100 * 100)
+    monkeypatch.setattr(QwenImage, "reference_format", small)
+    monkeypatch.setattr(Base, "reference_resolution", 80)
+    monkeypatch.setattr(stock_module, "CONDITION_IMAGE_SIZE", 100 * 100)
+    monkeypatch.setattr(stock_module, "VAE_IMAGE_SIZE", 80 * 80)
     yield
 
 
@@ -103,7 +89,7 @@ def stock_of(folder: Path) -> Any:
         vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
         text_encoder=encoder,
         tokenizer=tokenizer,
-        processor=Processor(tokenizer),
+        processor=StockProcessor(tokenizer, Qwen2VLImageProcessorPil()),
         transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -200,7 +186,7 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
         patch.setattr(engine, "_load", lambda base: pytest.fail("loaded"))
         for files, base, said in (
             ([], "qwen-image-edit-2511", "edits images: give 1 to 3 in reference_images"),
-            (paths * 2, "auto", "has 4 images; no model takes more than 3"),
+            (paths * 6, "auto", "has 12 images; no model takes more than 10"),
             (paths, "qwen-image", "takes no reference_images; .* qwen-image-edit-2511, qwen"),
             ([tmp_path / "none.png"], "qwen-image-edit-2511", "image .*none.png: no such file"),
         ):
@@ -220,7 +206,11 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
     assert np.array_equal(one, predict(paths[:1], **size))
 
     many = Request(prompt="x", reference_images=tuple(IMAGES), num_outputs=8)
-    with pytest.raises(ValueError, match="beside 2 reference images are too much for one request"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="beside 2 reference images are too much for one request"),
+    ):
+        patch.setattr(Base, "reference_resolution", 1024)
         check_work(many.replace(num_inference_steps=60), BASES["qwen-image-edit-2511"])
 
     given = arguments_parser().read(["--prompt", "x", "--reference-images", *map(str, paths)])
@@ -242,8 +232,9 @@ def test_the_engine_edits_and_refuses_what_the_base_does_not_take(
 
 
 def test_sizes_are_the_pipelines_and_a_folder_is_recognized(
-    edit_vault: Path, tmp_path: Path
+    edit_vault: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Base, "reference_resolution", 1024)
     base = BASES["qwen-image-edit-2511"]
     family = load_family(base, CPU)
     for width, height in ((1024, 1024), (97, 61), (50, 111), (640, 480), (1080, 1920), (300, 101)):
@@ -251,7 +242,7 @@ def test_sizes_are_the_pipelines_and_a_folder_is_recognized(
         resolved = resolve(Request(prompt="x", reference_images=pictures), base, 32)
         wanted = stock_module.calculate_dimensions(1024 * 1024, width / height)
         assert (resolved.width, resolved.height) == wanted
-        assert references.size_near(1024 * 1024, pictures[1]) == wanted
+        assert size_near(1024 * 1024, pictures[1], 32) == wanted
     assert family.resolution_multiple == base.size_multiple == 32
     assert family.tokenize("").template_length == 64  # as the pipeline drops
 
@@ -264,18 +255,26 @@ def test_sizes_are_the_pipelines_and_a_folder_is_recognized(
 def test_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODEL_VAULT")
     family = family_without_weights(BASES["qwen-image-edit-2511"])
-    parts = (family.transformer, family.text_encoder)
+    parts = (family.transformer, family.text_encoder, family.vision_encoder)
     counts = [sum(each.numel() for each in part.parameters()) for part in parts]
-    assert counts == [20_430_401_088, 7_747_169_280]
+    assert counts == [20_430_401_088, 7_070_619_136, 676_550_144]
     latents = torch.zeros(1, 16, 128, 128, device="meta")
-    text_LD = torch.zeros(700, 3584, dtype=torch.bfloat16, device="meta")
-    encoded = references.References((latents,) * 3, (), (), "")
     family.transformer.transformer_blocks = family.transformer.transformer_blocks[:2]
-    known = [*_tensors(family.transformer), latents, text_LD]
-    with torch.no_grad(), fused_attention(), Meter(known) as meter:
-        sigma = torch.ones(1, device="meta")
-        velocity = family.edit_velocity(latents, sigma, [text_LD], encoded)
-    assert velocity.shape == latents.shape
+    passes = []
+    for count in (0, 3):
+        text_LD = torch.zeros(100 + 200 * count, 3584, dtype=torch.bfloat16, device="meta")
+        encoded = References((latents,) * count, (), (), "")
+        known = [*_tensors(family.transformer), latents, text_LD]
+        with torch.no_grad(), fused_attention(), Meter(known) as meter:
+            sigma = torch.ones(1, device="meta")
+            velocity = family.edit_velocity(latents, sigma, [text_LD], encoded)
+        assert velocity.shape == latents.shape
+        passes.append(meter)
     vae = sum(each.numel() for each in family.vae.parameters())
-    needed = 2 * sum(counts) + 4 * vae + meter.peak  # in inference each block frees its own
+    needed = 2 * sum(counts) + 4 * vae + passes[1].peak  # in inference each block frees its own
     assert family.base.generation_memory == pytest.approx(needed / 1e9, rel=0.01)
+    monkeypatch.setattr(Base, "reference_resolution", 1024)
+    square = Request(prompt="x", width=1024, height=1024)
+    more = square.replace(reference_images=IMAGES[:1] * 3)
+    counted = work(more, family.base) / work(square, family.base)
+    assert counted == pytest.approx(passes[1].flops / passes[0].flops, rel=0.05)

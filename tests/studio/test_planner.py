@@ -9,7 +9,7 @@ from pages import DATASET, SHORT, Answer, Page, Server, until, with_dataset
 
 from families.registry import trainable
 from studio import planner
-from studio.new_runs import NOT_OFFERED
+from studio.new_runs import FROM_JOBS, NOT_OFFERED
 from trainer.settings import TrainingInputs
 
 
@@ -39,7 +39,7 @@ def test_the_form_has_every_field_that_may_be_set_here(
     schema = page.client.get("/api/schema").json()
     fields = {each["name"]: each for each in schema["fields"]}
     missing = TrainingInputs.inputs().keys() - fields.keys()
-    assert missing == NOT_OFFERED | {"foreign_captions", "sample_options", "epochs"}
+    assert missing == NOT_OFFERED | FROM_JOBS | {"epochs"}
     assert set(schema["first"]) <= fields.keys()
     assert fields["rank"] == fields["rank"] | {"type": "integer", "minimum": 1, "maximum": 256}
     assert fields["preset"]["choices"] == [each["name"] for each in schema["presets"]]

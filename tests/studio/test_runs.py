@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import DATASET, with_dataset
 from starlette.testclient import TestClient
 
+from studio import new_runs
 from studio.app import application
 from studio.folder import Studio
 from studio.history import History
 from studio.jobs import forget
-from studio.replies import send_file
+from studio.new_runs import write_record
+from studio.replies import Problem, send_file
 from studio.summaries import write_facts
 from trainer.events import Events
 from trainer.lock import Lock
+from trainer.run_files import record_of
+from trainer.settings import Settings
 
 Make = Callable[..., Path]
 
@@ -219,3 +224,27 @@ def test_a_file_is_closed_although_the_browser_has_gone_before_its_first_byte(
     gc.collect()
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_a_run_of_the_command_line_is_begun_again_with_all_that_it_was_given(
+    make: Make, tmp_path: Path
+) -> None:
+    place = with_dataset(tmp_path) / "datasets" / DATASET
+    studio = Studio(tmp_path)
+
+    def again(name: str, **given: Any) -> Settings:
+        folder = make(name, **{k: given[k] for k in ("training", "steps") if k in given})
+        record = record_of(folder) | {"dataset": {"path": str(place)}}
+        record["settings"]["given"] |= given
+        write_record(folder, record)
+        return new_runs.again(studio, folder)[0]
+
+    job = {"train_placeholder_token": False, "foreign_captions": True, "steps": 7}
+    job |= {"epochs": {"steps": 2}, "sample_options": {"width": 64, "height": 64}}
+    found = again("job", **job)
+    assert found.foreign_captions and found.sample_options == {"width": 64, "height": 64}
+    assert (found.steps, found.epochs, found.rank) == (7, {}, 4)
+    found = again("two", subjects=["<abc>=a", "<kul>=b"], masks="off")
+    assert (found.tokens, found.masks) == (("<abc>", "<kul>"), "off")
+    with pytest.raises(Problem, match="full trained the whole model; begin it on the command"):
+        again("full", training="full")

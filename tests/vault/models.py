@@ -30,6 +30,7 @@ from torch import nn
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -103,6 +104,8 @@ def write_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
         qwen25_text_encoder(torch.float32, seed).save_pretrained(first / "text_encoder")
         qwen_image_vae(torch.float32, seed).save_pretrained(first / "vae")
         shutil.copytree(qwen25_folder(), first / "tokenizer")
+        _link(first / "tokenizer", first / "processor")
+        Qwen2VLImageProcessorPil().save_pretrained(first / "processor")
         for place, zero_cond_t in ((first, True), (other, False)):
             name = f"{place.parent.name}/{place.name}"
             transformer = qwen_image_transformer(name, torch.float32, seed, zero_cond_t)
@@ -114,7 +117,7 @@ def write_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
                 | {"_class_name": "QwenImageEditPlusPipeline"}
                 | {"processor": ["transformers", "Qwen2VLProcessor"]},
             )
-    for part in SHARED:
+    for part in (*SHARED, "processor"):
         _link(first / part, other / part)
     return folder
 
@@ -122,13 +125,15 @@ def write_qwen_image_edit(folder: Path, seed: int = 0) -> Path:
 def write_qwen_image_21(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """Writes Qwen-Image-2.1 and its Turbo below `folder`, a `$MODEL_VAULT`; returns it.
 
-    Their tokenizer is in `processor`, and Turbo's schedule in its `model_index.json`.
+    Their tokenizer is in `processor`, and Turbo's schedule in its `model_index.json`. Unlike the
+    published ones, their image processor does not enlarge images.
     """
     base, turbo = folder / QWEN_IMAGE_21, folder / QWEN_IMAGE_21_TURBO
     with torch.random.fork_rng(devices=[]):
         qwen3_vl(dtype, seed).save_pretrained(base / "text_encoder")
         qwen_image_21_vae(dtype, seed).save_pretrained(base / "vae")
         shutil.copytree(qwen3_folder(), base / "processor")
+        qwen3_image_processor().save_pretrained(base / "processor")
         for place, name in ((base, QWEN_IMAGE_21), (turbo, QWEN_IMAGE_21_TURBO)):
             qwen_image_21_transformer(name, dtype, seed).save_pretrained(place / "transformer")
     qwen_image_scheduler().save_pretrained(base / "scheduler")
@@ -377,6 +382,13 @@ def qwen3_vl(dtype: torch.dtype, seed: int) -> Qwen3VLForConditionalGeneration:
     }
     config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     return _randomised(Qwen3VLForConditionalGeneration(config), "qwen3-vl", dtype, seed)
+
+
+def qwen3_image_processor() -> Any:
+    """Qwen3-VL's image processor, for images of a few patches too."""
+    half = [0.5, 0.5, 0.5]
+    size = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 4096}
+    return Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half, size=size)
 
 
 def z_image_vae(dtype: torch.dtype, seed: int) -> DiffusersModel:

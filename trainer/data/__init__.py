@@ -1,6 +1,6 @@
 """Reads and checks a dataset: images, captions, buckets. Imports no PyTorch."""
 
-from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, nearest_bucket
+from trainer.data.buckets import Bucket, bucket_sizes, cover, crop, crop_shifts, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.captions import choose_captions
 from trainer.data.check_sheet import write_sheet
@@ -72,6 +72,7 @@ __all__ = [
     "choose_captions",
     "cover",
     "crop",
+    "crop_shifts",
     "examine",
     "in_threads",
     "is_image",

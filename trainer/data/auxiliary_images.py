@@ -141,7 +141,7 @@ def auxiliary(
         parts = PurePosixPath(name).parts[:-1]
         for place in range(depth, len(parts)):
             folder = "/".join(parts[: place + 1])
-            if not trained(folder) and (kind := _kind_of_folder(parts[place])):
+            if not trained(folder) and (kind := kind_of_folder(parts[place])):
                 by_folder.setdefault((folder, kind), []).append(name)
                 break
     inside = {name for names in by_folder.values() for name in names}
@@ -277,7 +277,7 @@ def _repeats(name: str, stems: Collection[str]) -> bool:
     return any(each.casefold() in stems for each in meant)
 
 
-def _kind_of_folder(folder: str) -> str | None:
+def kind_of_folder(folder: str) -> str | None:
     """The kind of a folder's images by its name; some names count only for repeated file names."""
     called = _plain(folder)
     numbered = _FOLDERS.get(re.sub(r"_?[0-9]+$", "", called))

@@ -16,6 +16,8 @@ ASPECT_RATIOS = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2)
 # Buckets beyond this ratio are not used.
 MAX_BUCKET_RATIO = 2.2
 
+LEAST_SHIFT = 0.02  # of a bucket's side, between two crops of an image
+
 
 @dataclass(frozen=True, order=True)
 class Bucket:
@@ -73,14 +75,29 @@ def cover(width: int, height: int, bucket: Bucket) -> float:
     return max(bucket.width / width, bucket.height / height)
 
 
-def crop(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the part of an image that its bucket takes, in its pixels."""
+def crop(
+    width: int, height: int, bucket: Bucket, shift: float = 0.0
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the part of an image that its bucket takes, in its pixels.
+
+    shift: from the center towards the left or upper end (-1), or the other one (1).
+    """
     scale = cover(width, height, bucket)
     cut_width, cut_height = bucket.width / scale, bucket.height / scale
-    left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    left, top = (width - cut_width) / 2 * (1 + shift), (height - cut_height) / 2 * (1 + shift)
     return (
         max(left, 0.0),
         max(top, 0.0),
         min(left + cut_width, width),
         min(top + cut_height, height),
     )
+
+
+def crop_shifts(width: int, height: int, bucket: Bucket, jitter: float) -> tuple[float, ...]:
+    """The crops of an image for `crop_jitter`: at the center and shifted by that much to both ends.
+
+    Only one if they would be nearly the same.
+    """
+    scale = cover(width, height, bucket)
+    margin = max(width * scale / bucket.width, height * scale / bucket.height) - 1
+    return (0.0, -jitter, jitter) if jitter * margin / 2 >= LEAST_SHIFT else (0.0,)

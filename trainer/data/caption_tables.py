@@ -22,6 +22,7 @@ from trainer.data.members import MAX_TABLE_BYTES, stem_of, suffix_of
 # Columns, in the order in which they are looked for.
 _IMAGE_KEYS = ("file_name", "image_path", "image_file", "filename", "file", "image", "path")
 _CAPTION_KEYS = ("caption", "text", "prompt", "captions")
+_MASK_KEYS = ("mask_path", "mask_file", "mask_file_name", "mask_image", "mask")  # of lists
 # Groups of tags, in the order in which they are joined. `nl` is a sentence after them.
 _TAG_KEYS = (
     *("trigger", "quality", "count", "character", "series", "artist", "appearance", "tags"),
@@ -46,27 +47,37 @@ class Table:
 def read_table(name: str, data: Content) -> Table:
     """Reads a table. Raises `NoCaptions`, and `Unusable` if it is not text."""
     text, guess = _text(name, data)
-    rows = {image: texts for image, texts in _merged(_rows(suffix_of(name), text)).items() if texts}
-    found = Table(name, rows, guess)
+    rows = _merged(_rows(suffix_of(name), text))
+    captions = {image: row.captions for image, row in rows.items() if row.captions}
+    found = Table(name, captions, guess)
     if not found.rows:
         raise NoCaptions("it has no row with the name of an image and a caption")
     return found
 
 
-def image_rows(name: str, data: Content) -> dict[str, list[str]]:
-    """The images that a table names, in order, with their captions, maybe none.
+@dataclass
+class Row:
+    """What a table says of one image."""
+
+    captions: list[str] = field(default_factory=list)
+    mask: str = ""  # a file, as written; empty: none
+
+
+def image_rows(name: str, data: Content) -> dict[str, Row]:
+    """The images that a table names, in order.
 
     Raises `NoCaptions`, and `Unusable` if it is not text.
     """
     return _merged(_rows(suffix_of(name), _text(name, data)[0], bare=True))
 
 
-def _merged(rows: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
-    """The different captions of each image; several rows may name it."""
-    found: dict[str, list[str]] = {}
-    for image, captions in rows:
-        kept = found.setdefault(image, [])
-        kept += [each for each in captions if each not in kept]
+def _merged(rows: Iterable[tuple[str, Any]]) -> dict[str, Row]:
+    """The different captions of each image, and its first mask; several rows may name it."""
+    found: dict[str, Row] = {}
+    for image, value in rows:
+        row = found.setdefault(image, Row())
+        row.captions += [each for each in _captions_of(value) if each not in row.captions]
+        row.mask = row.mask or _mask_of(value)
     return found
 
 
@@ -95,8 +106,8 @@ def _parsed(text: str) -> Any:
         raise NoCaptions(f"it is not valid JSON ({str(error)[:80]})") from None
 
 
-def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """The name of an image and its captions, maybe none, row by row.
+def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, Any]]:
+    """The name of an image and what the table says of it, row by row.
 
     bare: a table may have no column of captions.
     """
@@ -107,14 +118,12 @@ def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, lis
         value = _parsed(text)
         rows: Iterable[Any] = value if isinstance(value, list) else ()
         if isinstance(value, dict):
-            for image, captions in value.items():
-                if found := _captions_of(captions):
-                    yield image, found
+            yield from ((image, row) for image, row in value.items() if _captions_of(row))
     else:
         rows = _lines(text)
     for row in rows:
         if isinstance(row, dict) and (key := _image_key(row)):
-            yield row[key].strip(), _captions_of(row)
+            yield row[key].strip(), row
 
 
 def _lines(text: str) -> Iterator[Any]:
@@ -133,7 +142,7 @@ def _lines(text: str) -> Iterator[Any]:
         yield value
 
 
-def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, Any]]:
     first = text.split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
     try:
@@ -149,23 +158,30 @@ def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, list[st
             if not any(plain.values()):
                 continue
             raise NoCaptions("it has no column file_name")
-        others = [other for other in plain if other != key]
+        others = [other for other in plain if other != key and other not in _MASK_KEYS]
         column = next((each for each in _CAPTION_KEYS if each in plain), None)
         if column is None and len(others) == 1:
             column = others[0]  # of any name, as in the imagefolder format
         if column is None and not bare:
             raise NoCaptions("it has no column text, caption or prompt")
-        text = plain[column] if column is not None else ""
-        yield plain[key].strip(), [text] if text.strip() else []
+        caption = {"caption": plain[column]} if column is not None else {}
+        yield plain[key].strip(), caption | {k: plain[k] for k in _MASK_KEYS if k in plain}
 
 
 def _image_key(row: Mapping[str, Any]) -> str | None:
     """The column with the name of a row's image."""
-    others = [key for key in row if str(key).endswith("_file_name")]  # of the imagefolder format
+    # Of the imagefolder format.
+    others = [k for k in row if str(k).endswith("_file_name") and k not in _MASK_KEYS]
     for key in (*_IMAGE_KEYS, *others):
         if isinstance(row.get(key), str) and row[key].strip():
             return str(key)
     return None
+
+
+def _mask_of(row: Any) -> str:
+    """The file of the mask in a row; empty if it names none."""
+    texts = (row.get(key) for key in _MASK_KEYS) if isinstance(row, dict) else ()
+    return next((each.strip() for each in texts if isinstance(each, str) and each.strip()), "")
 
 
 def _captions_of(value: Any) -> list[str]:

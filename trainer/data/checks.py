@@ -9,7 +9,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Purpose:
     suffix: str = ""
     token_limit: int | None = None  # of the text encoder; None: counted elsewhere
     mirrored: bool = False  # images are trained on as mirror images, too
+    # Whether transparency is trained on; None: the base has no alpha channel, or it is a mask.
+    transparency: bool | None = None
 
     @classmethod
     def of(cls, settings: Settings, token_limit: int | None = None) -> "Purpose":
@@ -60,6 +63,11 @@ class Purpose:
             suffix=settings.caption_suffix,
             token_limit=token_limit,
             mirrored=settings.horizontal_flip,
+            transparency=(
+                settings.keep_transparency
+                if settings.base.alpha_channel and settings.masks != "alpha"
+                else None
+            ),
         )
 
 
@@ -71,6 +79,7 @@ def check_examples(examples: Sequence[Example], purpose: Purpose) -> list[Findin
         *image_checks(examples, purpose.resolution, purpose.multiple),
         *caption_checks(own, purpose.words, purpose.token_limit),
         *(_mirrored(examples) if purpose.mirrored else ()),
+        *_transparent(examples, purpose.transparency),
     ]
 
 
@@ -125,6 +134,23 @@ def _mirrored(examples: Sequence[Example]) -> Iterator[Finding]:
     if sided:
         text = "captions with left or right, which are wrong for their mirror images"
         yield Finding.of_all(text, sided, check="mirrored")
+
+
+def _transparent(examples: Sequence[Example], kept: bool | None) -> Iterator[Finding]:
+    names = [each.name for each in examples if each.transparent]
+    about = partial(Finding.of_all, names=names, check="transparency", level=logging.INFO)
+    if kept and not names:
+        yield Finding(
+            "keep_transparency is on, but no image is transparent; switch it off, or use PNG or "
+            "WebP files with an alpha channel",
+            check="transparency",
+        )
+    elif kept:
+        yield about("transparent images, which are trained on as they are")
+    elif names and kept is not None:
+        yield about(
+            "transparent images become white there; keep_transparency trains on their transparency"
+        )
 
 
 @dataclass(frozen=True)
@@ -238,7 +264,8 @@ def check_dataset(settings: Settings) -> DatasetCheck:
             faults.append(Finding(str(error)))
     limit = family_of(settings.base).max_text_tokens
     warnings = [*found.warnings, *check_examples(examples, Purpose.of(settings, limit))]
-    return DatasetCheck(settings, Findings(examples, faults, warnings))
+    found = replace(found, examples=examples, problems=faults, warnings=warnings)
+    return DatasetCheck(settings, found)
 
 
 def by_image(check: DatasetCheck) -> Mapping[str, list[tuple[str, Finding]]]:

@@ -28,6 +28,7 @@ from trainer.data.images import MAX_TOTAL_PIXELS, Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.masks import unused, with_masks
 from trainer.data.members import Opener, Unusable, is_image, listed, read_files
+from trainer.data.regularization import regularization
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
 from trainer.data.threads import in_threads
@@ -51,8 +52,10 @@ def read_dataset(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    most_regularization: int = 0,
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
     opened: Opener | None = None,
+    regularized: list[Example] | None = None,
 ) -> list[Example]:
     """The examples of a dataset, sorted by name.
 
@@ -69,6 +72,8 @@ def read_dataset(
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
     masks: what is used as masks: `auto`, `alpha` or `off` (`trainer.data.masks`).
+    most_regularization: the most regularization images that are used. They are added to
+        `regularized`, never returned (`trainer.data.regularization`).
     opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
         datasets from requests.
     write: gets the examples with their own captions as written, empty without one, and returns
@@ -82,10 +87,12 @@ def read_dataset(
     bad: list[str] = [] if skip_bad_images else problems  # one line per bad image
     files = read_files(path, problems, bad, opened)
     checked: dict[str, Checked | str] = {}
+    asked = set[str]()
 
     def check_images(images: dict[str, Content]) -> Mapping[str, Checked | str]:
-        if not checked:  # only once
-            checked.update(_check(images))
+        new = {name: data for name, data in images.items() if name not in asked}
+        asked.update(new)  # each only once
+        checked.update(_check(new) if new else {})
         return checked
 
     if write is not None and not problems:
@@ -101,6 +108,7 @@ def read_dataset(
         skip_bad_images,
         subjects,
         masks,
+        most_regularization,
         check_images=check_images,
         problems=[Finding(each) for each in problems],
         bad=[Finding(each) for each in bad] if skip_bad_images else [],
@@ -108,6 +116,8 @@ def read_dataset(
     _refuse(path, found)
     for each in found.warnings:
         log.log(each.level, "%s: %s", dataset_name(path), each.text)
+    if regularized is not None:
+        regularized += found.regularization
     return found.examples
 
 
@@ -131,6 +141,7 @@ class Findings:
     warnings: list[Finding]
     captions: Mapping[str, Caption] = field(default_factory=dict)  # as written, of each image
     groups: Sequence[Group] = ()  # masks, regularization images and others; not trained on
+    regularization: Sequence[Example] = ()  # those that are used
 
 
 def _refuse(path: Path, found: Findings) -> None:
@@ -150,6 +161,7 @@ def examine(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    most_regularization: int = 0,
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
     check_masks: bool = True,
@@ -234,11 +246,13 @@ def examine(
             described.append(name)
         size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
-        own = replace(own, measures=found.measures, others=texts[1:])
+        own = replace(own, measures=found.measures, others=texts[1:], transparent=found.transparent)
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)
     problems += wrong_masks
+    kept = regularization(*(files, groups, [*images], most_regularization, check_images or _check))
+    problems += kept.problems
 
     if skip_bad_images and bad and not examples:
         problems += [*bad, Finding("contains no usable image")]
@@ -260,11 +274,11 @@ def examine(
         lines = "\n".join(each.text for each in bad)
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
-    used = {each.mask_file for each in examples}
+    used = {each.mask_file for each in examples} | {each.name for each in kept.examples}
     shown = [group for group in groups if used.isdisjoint(group.names)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]
-    warnings += [*about_masks, *unused(of_masks, examples)]
+    warnings += [*about_masks, *unused(of_masks, examples), *kept.notes]
     rest = {name: data for name, data in files.items() if not is_beside(name, groups)}
     warnings += map(Finding, unread_captions(rest, every, found_captions))
     warnings += left_out(rest, every)
@@ -294,7 +308,7 @@ def examine(
                 check="no-token",
             )
         )
-    return Findings(examples, problems, warnings, found_captions.of, groups)
+    return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples)
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

@@ -25,14 +25,17 @@ class Example:
     mask: Content = field(default=b"", repr=False)  # the encoded file
     measures: Measures | None = None  # of its pixels; None: not decoded yet
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
+    transparent: bool = False  # some of its pixels are
 
     @property
     def captions(self) -> tuple[str, ...]:
         """All captions, those that count more first."""
         return self.caption, *self.others
 
-    def image(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """The decoded image: upright, 8-bit sRGB, transparency over white.
+    def image(
+        self, at_least: tuple[int, int] | None = None, background: str | None = "white"
+    ) -> Image.Image:
+        """The decoded image: upright, 8-bit sRGB, transparency over the background or kept (None).
 
         A JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides are still
         at least `at_least` (width and height, upright), which is much faster.
@@ -41,7 +44,7 @@ class Example:
             if at_least is not None:
                 rotated = image.size != (self.width, self.height)
                 image.draft(None, at_least[::-1] if rotated else at_least)
-            return upright_srgb(image)[0]
+            return upright_srgb(image, background)[0]
 
     def mask_image(self) -> Image.Image:
         """The decoded mask, in mode L: white is trained on. Only if there is one."""

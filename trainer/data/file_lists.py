@@ -1,6 +1,6 @@
 """Datasets that are a table of image files in any places, as of sd-scripts and musubi-tuner.
 
-{"image_path": "/photos/2026/01.jpg", "caption": "TOK on a beach"}
+{"image_path": "/photos/2026/01.jpg", "caption": "TOK on a beach", "mask_path": "masks/a.png"}
 
 Only for tables of the user of this machine: one in a request to a server could name the server's
 own files. So readers take them only with `members_of_any`, and servers use `members_of`.
@@ -9,15 +9,17 @@ own files. So readers take them only with `members_of_any`, and servers use `mem
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from families.redact import bare_address, looks_like_address
+from trainer.data.auxiliary_images import MASKS, auxiliary, kind_of_folder, masks_of
 from trainer.data.caption_tables import NoCaptions, image_rows
 from trainer.data.members import (
     CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
     LIMITS,
     MAX_MEMBERS,
     MAX_TABLE_BYTES,
@@ -26,11 +28,13 @@ from trainer.data.members import (
     members_of,
     printable,
     safe_parts,
+    suffix_of,
     within,
 )
 from trainer.dataset_names import LIST_SUFFIXES
 
 _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
+_MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".mask", ".masklabel")
 
 
 @contextmanager
@@ -44,8 +48,8 @@ def members_of_any(path: Path) -> Iterator[Iterator[Member]]:
 
 
 def _listed_members(table: Path) -> Iterator[Member]:
-    """The images, a table of their captions by the members' names, and caption files next to images
-    whose row has none."""
+    """The images, a table of their captions by the members' names, and for images whose row has
+    none, the caption files and masks next to them."""
     with table.open("rb") as opened:
         data = opened.read(MAX_TABLE_BYTES + 1)
     try:
@@ -60,26 +64,48 @@ def _listed_members(table: Path) -> Iterator[Member]:
     find = _Finder(table.parent)
     written: dict[Path, str] = {}  # each file as it is in the table
     texts: dict[Path, list[str]] = {}
-    for name, own in rows.items():
+    masks: dict[Path, str] = {}  # as in the table
+    for name, row in rows.items():
         file = find(name)
         written.setdefault(file, name)
-        texts.setdefault(file, []).extend(own)
+        texts.setdefault(file, []).extend(row.captions)
+        if row.mask:
+            masks.setdefault(file, row.mask)
     top = Path(os.path.commonpath([file.parent for file in written]))
+    names = {file: file.relative_to(top).as_posix() for file in written}
     captions: dict[str, Sequence[str]] = {}
     beside: dict[Path, None] = {}
     for file in written:
-        name = file.relative_to(top).as_posix()
+        name = names[file]
         yield _member(name, file, written[file])
+        if file in masks:
+            suffix = suffix_of(masks[file])
+            own = f"{name}.mask{suffix if suffix in IMAGE_SUFFIXES else ''}"
+            yield _member(own, find(masks[file]), masks[file])
         if texts[file]:
             captions["/".join(safe_parts(name))] = texts[file]
         else:
             beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
+    without = [names[file] for file in written if file not in masks]
+    beside |= dict.fromkeys(top / mask for mask in _masks_beside(without, top))
     for file in beside:
-        if os.path.isfile(file):
+        if os.path.isfile(file) and file not in written:
             yield _member(file.relative_to(top).as_posix(), file, file.name)
     if captions:
         text = _as_jsonl(captions)
         yield Member(f"{table.stem}.jsonl", len(text), None, lambda: io.BytesIO(text))
+
+
+def _masks_beside(images: Collection[str], top: Path) -> Iterator[str]:
+    """The masks of images, in their folders, by the names that they have in a folder."""
+    files: list[str] = []
+    for folder in {PurePosixPath(image).parent for image in images}:
+        for parent, inner, names in islice(os.walk(top / folder), MAX_MEMBERS):
+            here = PurePosixPath(Path(parent).relative_to(top).as_posix())
+            inner[:] = [each for each in inner if kind_of_folder(each) == MASKS]
+            files += [str(here / name) for name in names]
+    candidates = {*images, *(name for name in files if suffix_of(name) in _MASK_SUFFIXES)}
+    yield from masks_of(auxiliary(candidates, candidates), images).values()
 
 
 class _Finder:

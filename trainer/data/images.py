@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from inference.image_decoding import READABLE, is_animation, open_image, upright_srgb
+from inference.image_decoding import READABLE, is_animation, open_image, over, upright_srgb
 from inference.image_limits import ImageLimit
 from trainer.data.measures import DETAIL_SIDE, Measures, measure
 from trainer.data.members import Unusable, what_is
@@ -56,6 +56,7 @@ class Checked(NamedTuple):
     bad_profile: bool  # its color profile is broken and ignored
     measures: Measures | None = None  # None: not decoded yet
     described: bool = False  # the file contains a description, keywords or a prompt
+    transparent: bool = False  # some pixels are
 
 
 def check(data: bytes) -> Checked:
@@ -68,12 +69,18 @@ def check(data: bytes) -> Checked:
             if width == height or abs(width - height) >= 8:  # else both sides may become equal
                 image.draft(None, (DETAIL_SIDE, DETAIL_SIDE))
             stored = image.size
-            upright, bad_profile = upright_srgb(image)
+            upright, bad_profile = upright_srgb(image, None)
+            transparent = False
+            if upright.mode == "RGBA":
+                alpha = upright.getchannel("A")
+                transparent = alpha.getextrema() != (255, 255)
+                upright = over(upright.convert("RGB"), alpha)
             if upright.size != stored:  # rotated
                 width, height = height, width
             measures = measure(upright)
             # Only now: it decodes a PNG, and hides that this failed.
-            return Checked(width, height, moves, bad_profile, measures, _is_described(image))
+            described = _is_described(image)
+            return Checked(width, height, moves, bad_profile, measures, described, transparent)
     except ImageLimit as error:
         raise Unusable(str(error)) from error
     except Exception as error:  # Pillow may raise any exception on malformed images

@@ -19,6 +19,7 @@ from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy, weighted
 from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
+from trainer.learning.regularization import encode_regularization
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.signals import stopped_by_signals
@@ -53,6 +54,7 @@ __all__ = [
     "describe_weights",
     "draw_noise",
     "encode_images",
+    "encode_regularization",
     "flow_loss",
     "generator",
     "keep_best",

@@ -9,11 +9,12 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,9 +24,10 @@ from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
 from inference.progress import Progress
-from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads, nearest_bucket
+from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads
 from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
+from trainer.learning.views import views_of
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Sample:
     repeats: int = 1  # how often it is used, relative to others
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
     mirrored: bool = False
+    shift: float = 0.0  # of the crop, from the center
     weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
 
     @property
@@ -64,13 +67,13 @@ def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None
 class Fitted(NamedTuple):
     """An image in its bucket."""
 
-    pixels_3PP: Tensor
+    pixels_CPP: Tensor  # RGB, or RGB and alpha
     weights_1HW: Tensor | None
 
     def mirrored(self) -> "Fitted":
         """The mirror image."""
         weights = self.weights_1HW
-        return Fitted(self.pixels_3PP.flip(-1), None if weights is None else weights.flip(-1))
+        return Fitted(self.pixels_CPP.flip(-1), None if weights is None else weights.flip(-1))
 
 
 @torch.no_grad()
@@ -83,31 +86,35 @@ def encode_images(
     """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
 
     With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
-    latents. Threads decode images ahead; batches contain images of one bucket. `advance` is called
-    with the phase, the number of images encoded and their total. Raises `NoSpace` if the disk is
-    full, and `DatasetError` if a mask is black in the part of an image that its bucket shows.
+    latents. With `crop_jitter`, most at several crops. With `keep_transparency`, transparent images
+    have an alpha channel. Threads decode images ahead; batches contain images of one bucket.
+    `advance` is called with the phase, the number of images encoded and their total. Raises
+    `NoSpace` if the disk is full, and `DatasetError` if a mask is black in the part of an image
+    that a crop shows.
     """
     multiple, masked = family.resolution_multiple, any(each.mask_file for each in examples)
 
     def fitted(example: Example) -> list[Fitted]:
         width, height = example.width, example.height
-        buckets = [nearest_bucket(width, height, each, multiple) for each in settings.resolutions]
-        cover = max(max(each.width / width, each.height / height) for each in buckets)
+        plain = [each for each in views[example.name] if not each.mirrored]
+        cover = max(max(b.width / width, b.height / height) for b, *_ in plain)
         spare = min(1.0, DECODED_SPARE * cover)
-        image = example.image((math.ceil(width * spare), math.ceil(height * spare)))
+        at_least = math.ceil(width * spare), math.ceil(height * spare)
+        kept = settings.keep_transparency and example.transparent
+        image = example.image(at_least, None if kept else "white")
         found = []
-        for bucket in buckets:
+        for bucket, shift, *_ in plain:
             size = family.latent_size(bucket.width, bucket.height)
-            weights = loss_weights(fit_mask(example, bucket, size)) if masked else None
-            found.append(Fitted(fit(image, bucket), weights))
+            weights = loss_weights(fit_mask(example, bucket, size, shift)) if masked else None
+            found.append(Fitted(fit(image, bucket, shift), weights))
         return found + [each.mirrored() for each in found if settings.horizontal_flip]
 
     latents = Tensors[int]("latents")  # mean and deviation, by index
     weights = Tensors[int]("loss weights")  # by index
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-    sides = (False, True) if settings.horizontal_flip else (False,)  # whether mirrored
-    variants = [each for each in sides for _ in settings.resolutions]  # of an image, in order
-    count = len(examples) * len(variants)
+    views = {each.name: views_of(each, settings, multiple) for each in examples}
+    encoded = [(each, view) for each in examples for view in views[each.name]]
+    count = len(encoded)
 
     def encode(shape: torch.Size) -> None:
         places, pixels = zip(*waiting.pop(shape), strict=True)
@@ -117,13 +124,13 @@ def encode_images(
 
     with Progress(total=count, desc="encoding images", unit="image") as progress:
         fits = chain.from_iterable(in_threads(fitted, examples))
-        for place, (pixels_3PP, weights_1HW) in enumerate(fits):
+        for place, (pixels_CPP, weights_1HW) in enumerate(fits):
             if weights_1HW is not None:
                 weights.add(place, weights_1HW)
-            same = waiting.setdefault(pixels_3PP.shape, [])
-            same.append((place, pixels_3PP))
-            if (len(same) + 1) * pixels_3PP[0].numel() > BATCH_PIXELS:
-                encode(pixels_3PP.shape)
+            same = waiting.setdefault(pixels_CPP.shape, [])
+            same.append((place, pixels_CPP))
+            if (len(same) + 1) * pixels_CPP[0].numel() > BATCH_PIXELS:
+                encode(pixels_CPP.shape)
                 progress.update(len(same))
                 advance("encoding images", int(progress.n), count)
         for shape, same in list(waiting.items()):
@@ -132,13 +139,13 @@ def encode_images(
             advance("encoding images", int(progress.n), count)
     family.release("vae")
     kept, kept_weights = latents.mapped(), weights.mapped()
-    places = product(examples, variants)
     return [
         Sample(
-            *(each.name, each.caption, kept[place][0], kept[place][1], each.repeats, each.others),
-            *(mirrored, kept_weights.get(place)),
+            *(each.name, each.caption, kept[place][0], kept[place][1]),
+            *(each.repeats * view.repeats, each.others, view.mirrored, view.shift),
+            kept_weights.get(place),
         )
-        for place, (each, mirrored) in enumerate(places)
+        for place, (each, view) in enumerate(encoded)
     ]
 
 
@@ -243,22 +250,47 @@ class Captions:
         yield batch
 
 
-def fit(image: Image.Image, bucket: Bucket) -> torch.Tensor:
-    """The image scaled to cover the bucket and center-cropped.
+def fit(image: Image.Image, bucket: Bucket, shift: float = 0.0) -> torch.Tensor:
+    """The image scaled to cover the bucket and cropped, at the center or shifted.
 
-    Returns float32 [3, bucket.height, bucket.width] in [-1, 1]. Lanczos with antialiasing.
+    Returns float32 [3, bucket.height, bucket.width] in [-1, 1], of an RGBA image [4, …] with
+    straight alpha. Lanczos with antialiasing.
     """
     # Cropping in source pixels and scaling in one step keeps the exact aspect ratio: scaling first
     # would round the size to whole pixels.
-    box = crop(image.width, image.height, bucket)
-    fitted = image.convert("RGB").resize(
-        (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box
-    )
-    pixels_HWC = torch.from_numpy(np.array(fitted, dtype=np.float32))
+    box = crop(image.width, image.height, bucket, shift)
+
+    def scaled(part: Image.Image) -> NDArray[np.float32]:
+        size = bucket.width, bucket.height
+        return np.array(part.resize(size, Image.Resampling.LANCZOS, box=box), dtype=np.float32)
+
+    if image.mode == "RGBA":
+        pixels_HWC = torch.from_numpy(_with_alpha(image, scaled))
+    else:
+        pixels_HWC = torch.from_numpy(scaled(image.convert("RGB")))
     return (pixels_HWC / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
-def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:
+def _with_alpha(
+    image: Image.Image, scaled: Callable[[Image.Image], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The scaled channels of an RGBA image, [height, width, 4], from 0 to 255.
+
+    Colors are weighted by their opacity, so that no hidden one gets into an edge. Not in 8 bits, as
+    Pillow does it: those of low opacity would be rounded away. Where nothing is visible, it is
+    black, so that what was cut away is not trained on.
+    """
+    opacity = np.asarray(image.getchannel("A"), dtype=np.float32) / 255
+    alpha = scaled(Image.fromarray(opacity)).clip(0, 1)
+    channels = []
+    for color in image.split()[:3]:
+        weighted = scaled(Image.fromarray(np.asarray(color, dtype=np.float32) * opacity))
+        visible = alpha > 0.5 / 255
+        channels.append(np.divide(weighted, alpha, np.zeros_like(alpha), where=visible))
+    return np.stack([*channels, alpha * 255], axis=-1).clip(0, 255)
+
+
+def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int], shift: float = 0.0) -> Tensor:
     """The mask of the part of an image that its bucket shows, in [0, 1]; ones without a mask.
 
     size: rows and columns of the latents, each the mean of its area. Returns float32 [1, H, W].
@@ -268,7 +300,7 @@ def fit_mask(example: Example, bucket: Bucket, size: tuple[int, int]) -> Tensor:
     if not example.mask_file:
         return torch.ones(1, rows, columns)
     mask = example.mask_image()
-    left, top, right, bottom = crop(example.width, example.height, bucket)
+    left, top, right, bottom = crop(example.width, example.height, bucket, shift)
     across, down = mask.width / example.width, mask.height / example.height
     box = left * across, top * down, right * across, bottom * down
     fitted = np.array(mask.resize((columns, rows), Image.Resampling.BOX, box=box))

@@ -10,6 +10,8 @@ Such rows alone also cost the subject in colours and places that its images do n
 begin only when the model has learned some of it, and then it also generates images of the subject
 in such places. Some of the rows hold the model to these, as it makes them at that moment.
 
+Regularization images of a dataset take the place of up to half of the images of other prompts.
+
 Everything depends only on settings, seeds, counters and the weights at that moment, which are in
 the checkpoints, so a resumed run makes the same targets again. They are in temporary files, and are
 not kept for other runs.
@@ -31,8 +33,10 @@ from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.control import Control
 from trainer.learning.features import Captions
+from trainer.learning.loss import noisy
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
+from trainer.learning.regularization import Kept, side_of
 from trainer.settings import (
     LEAST_IMAGES,
     SUBJECT_EVERY,
@@ -46,7 +50,7 @@ from trainer.settings import (
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-FIRST_SEED, FIRST_SUBJECT_SEED = 900_000, 950_000  # of the images' noise
+FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED = 900_000, 950_000, 970_000  # of images' noise
 WHAT = "images for preservation"
 Advance = Callable[[str, int, int], None]
 
@@ -57,11 +61,12 @@ class Prompts:
 
     others: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()  # regularization images, whose prompts generate none
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Those of both kinds."""
-        return self.others + self.subject
+        """Those of all kinds."""
+        return (*self.others, *self.subject, *(each.prompt for each in self.kept))
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,11 @@ def shipped_prompts(name: str) -> list[str]:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def preservation_prompts(settings: Settings) -> Prompts:
+def preservation_prompts(settings: Settings, kept: Sequence[Kept] = ()) -> Prompts:
     """The user's own prompts, else those of the base model, with and without the subject.
 
-    If there are more than images, those are used that spread evenly over the list.
+    If there are more than images, those are used that spread evenly over the list. `kept` are the
+    regularization images, each in place of a generated one.
     """
     if not settings.preserve:
         return Prompts()
@@ -100,8 +106,9 @@ def preservation_prompts(settings: Settings) -> Prompts:
         )
     extent = extent_of(settings)
     return Prompts(
-        _spread(own_others or others, extent.images),
+        _spread(own_others or others, extent.images - len(kept)),
         _spread(own_subject or of_subject, extent.subject_images),
+        tuple(kept),
     )
 
 
@@ -132,6 +139,9 @@ class Preservation:
         self.control = control or Control()
         self.first_batch = first_step(settings) * settings.gradient_accumulation
         self.others = self._targets(prompts.others, FIRST_SEED, self.control.phase)
+        if prompts.kept:
+            parts = captions, prompts.kept, self.extent, settings.batch_size
+            self.others += with_fallback(family.transformer, lambda: predicted(family, *parts))
         self.subject: list[Target] = []
         # That generated the images of the subject, by name, on the CPU; empty before.
         self.subject_weights: dict[str, Tensor] = {}
@@ -233,7 +243,7 @@ def generated(
 
     `advance` is called with the phase, the number of images generated and their total.
     """
-    side = max(extent.side - extent.side % family.resolution_multiple, family.resolution_multiple)
+    side = side_of(family, extent.side)
     sigmas = family.sigmas(extent.steps, side, side)
     tensors, points = Tensors[int](WHAT), list[tuple[str, float]]()
     with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
@@ -253,3 +263,27 @@ def generated(
             advance(WHAT, first + len(batch), len(prompts))
     mapped = tensors.mapped()
     return [Target(*point, *mapped[number]) for number, point in enumerate(points)]
+
+
+@torch.no_grad()
+def predicted(
+    family: Family, captions: Captions, kept: Sequence[Kept], extent: Extent, batch_size: int
+) -> list[Target]:
+    """The model's answers on regularization images, with new noise at each step of generation."""
+    side = side_of(family, extent.side)
+    sigmas = family.sigmas(extent.steps, side, side)[:-1].tolist()
+    points = [(each, sigma) for each in kept for sigma in sigmas]
+    tensors = Tensors[int]("regularization images")
+    for first in range(0, len(points), batch_size):
+        images, levels = zip(*points[first : first + batch_size], strict=True)
+        seeds = range(FIRST_KEPT_SEED + first, FIRST_KEPT_SEED + first + len(images))
+        noise_RCHW = family.initial_noise(seeds, side, side)
+        clean_RCHW = torch.stack([each.latents_CHW for each in images]).to(noise_RCHW)
+        sigma_R = torch.tensor(levels).to(noise_RCHW)
+        latents_RCHW = noisy(clean_RCHW, noise_RCHW, sigma_R)
+        text = captions.features([each.prompt for each in images])
+        velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
+        for row in range(len(images)):
+            tensors.add(first + row, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
+    mapped = tensors.mapped()
+    return [Target(k.prompt, sigma, *mapped[n]) for n, (k, sigma) in enumerate(points)]

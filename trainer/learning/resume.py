@@ -206,6 +206,8 @@ def exactness(settings: Settings) -> dict[str, object]:
         "timestep_sampling",
         "gradient_accumulation",
         "horizontal_flip",
+        "keep_transparency",
+        "crop_jitter",
         "ema_decay",
         "quantize",
         "turbo_adapter",

@@ -219,7 +219,7 @@ def figures_of(
 def preview_size(settings: Settings) -> tuple[int, int]:
     """Width and height of the preview images in pixels, rounded up."""
     request = Request(prompt=settings.sample_prompts[0], **settings.sample_options)
-    width, height = wanted_size(request, settings.base.default_resolution)
+    width, height = wanted_size(request, settings.base)
     return _rounded(width), _rounded(height)
 
 

@@ -174,7 +174,8 @@ class Validation:
         self.every = max(1, -(-steps // MEASUREMENTS)) if every is None else every
         samples = held_out or loop.samples
         sigmas = _quantiles(loop.noise_levels, samples[0].mean_CHW.shape)
-        images = list({each.name: each for each in samples if not each.mirrored}.values())
+        plain = [each for each in samples if not (each.mirrored or each.shift)]
+        images = list({each.name: each for each in plain}.values())
         # Images alternate between the sigmas, so that few measurements use many images.
         self._items: Batch = [
             (level, images[(turn * len(sigmas) + level) % len(images)], turn)

@@ -29,7 +29,9 @@ class DatasetFile:
         """Create it before the dataset is read."""
         self._path, self._before = path, _state(path)
 
-    def describe(self, examples: Sequence[Example]) -> dict[str, Any]:
+    def describe(
+        self, examples: Sequence[Example], regularized: Sequence[Example] = ()
+    ) -> dict[str, Any]:
         """Name, hash, images and captions. Call it as soon as the dataset has been read.
 
         Raises `DatasetError` if the file was changed in the meantime.
@@ -48,6 +50,7 @@ class DatasetFile:
                 "default": sum(not each.caption_file for each in examples),
             },
             "masks": sum(bool(each.mask_file) for each in examples),  # that are used
+            "regularization": len(regularized),  # images that are used
             "pictures": [
                 {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
                 for each in examples

@@ -10,6 +10,7 @@ from trainer.settings.parsing import JOB_SUFFIXES, parse
 from trainer.settings.preservation import (
     BEGINS,
     LEAST_IMAGES,
+    MOST_REGULARIZATION,
     SUBJECT_EVERY,
     Extent,
     extent_of,
@@ -34,6 +35,7 @@ __all__ = [
     "GROUPS",
     "JOB_SUFFIXES",
     "LEAST_IMAGES",
+    "MOST_REGULARIZATION",
     "MAX_STEPS",
     "NO_SUBJECT",
     "OPTIMIZERS",

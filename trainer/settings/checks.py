@@ -36,7 +36,7 @@ def faults(settings: "Settings") -> list[str]:
 
 def _editing(settings: "Settings") -> Iterator[str]:
     base = settings.base
-    if base.most_references:
+    if base.needs_references:
         others = [name for name, each in trainable().items() if each.family == base.family]
         yield (
             f"{base.name} is an editing model, and training on pairs of images is not supported; "
@@ -140,6 +140,17 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"trigger_word is {settings.trigger_word[:80]!r}, but a placeholder token is trained "
             f"({', '.join(settings.tokens)}), and TOK can be replaced by only one of them; remove "
             "trigger_word, or set train_placeholder_token to false"
+        )
+    if settings.keep_transparency and not settings.base.alpha_channel:
+        able = [name for name, each in trainable().items() if each.alpha_channel]
+        yield (
+            f"keep_transparency is on, but {settings.base.name} generates no alpha channel; switch "
+            f"it off, or train on {' or '.join(able)}"
+        )
+    if settings.keep_transparency and settings.masks == "alpha":
+        yield (
+            "masks is alpha, so what is transparent is hardly trained on, but keep_transparency is "
+            "on, to learn it; remove one of the two"
         )
     if settings.autocaption and not settings.tokens and settings.trigger_word is None:
         yield (

@@ -42,6 +42,7 @@ LR_SCHEDULERS = ("constant", "linear", "cosine")
 SCHEDULED = "shift"  # every timestep of the base's inference schedule equally
 TIMESTEP_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", SCHEDULED)
 MASKS = ("auto", "alpha", "off")  # what limits the loss to a part of the images
+REGULARIZATIONS = ("auto", "off")  # what regularization images are for
 QUANTIZATIONS = ("fp8", "int8", "nf4")  # of the frozen base
 TRACKERS = ("tensorboard", "wandb", "trackio")
 

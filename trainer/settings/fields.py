@@ -15,7 +15,7 @@ from trainer.settings.checks import faults
 from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
-from trainer.settings.preservation import weight_of
+from trainer.settings.preservation import most_regularization, weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
 from trainer.settings.subjects import Subject, read_subjects, wrong_subjects
@@ -75,7 +75,9 @@ class Settings(TrainingInputs):
         return read_subjects(self.subjects)
 
     @property
-    def caption_rules(self) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str]:
+    def caption_rules(
+        self,
+    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, int]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -85,6 +87,7 @@ class Settings(TrainingInputs):
             self.skip_bad_images,
             self.named_subjects,
             self.masks,
+            most_regularization(self),
         )
 
     @property

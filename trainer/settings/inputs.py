@@ -17,6 +17,7 @@ from trainer.settings.choices import (
     MAX_STEPS,
     OPTIMIZERS,
     QUANTIZATIONS,
+    REGULARIZATIONS,
     TIMESTEP_SAMPLINGS,
     TRACKERS,
     TRAININGS,
@@ -82,7 +83,9 @@ class TrainingInputs(Inputs):
     trigger_word: Annotated[str | None, Input("Only without a placeholder token: ordinary text that replaces TOK in captions, and is put before captions that do not contain it.", DATA, max_length=1_000)] = None
     skip_bad_images: Annotated[bool, Input("Skip images that cannot be used, with a warning that names them. Off: refuse the dataset and name them all.", DATA)] = False
     masks: Annotated[str | None, Input("Train on the white part of each image's mask; what is black has a tenth of its usual weight. auto: if every image has a mask file; alpha: transparency is the mask. Default: auto; off with the preset style.", DATA, choices=MASKS)] = None
+    keep_transparency: Annotated[bool, Input("Train on the transparency of images, for a base model that generates an alpha channel (Qwen-Image-2.1). Off: it becomes white.", DATA, on=Interface.LOCAL)] = False
     horizontal_flip: Annotated[bool, Input("Train on each image and its mirror image. Not for text, faces and subjects whose sides differ.", DATA)] = False
+    crop_jitter: Annotated[float, Input("Train on three crops of images that do not fit their bucket: at the center and shifted to both ends, by this share of what is cut off. 1: to the ends.", DATA, ge=0, le=1, on=Interface.LOCAL)] = 0.0
     resolution: Annotated[int | str | Sequence[int | str] | None, Input("Edge length in pixels of the training images, or several with commas (512,768,1024). Default: depends on the model.", DATA, max_length=64, separator=",", unit="pixels")] = None
     log_prompt_ids: Annotated[bool, Input("Print how every distinct caption is tokenized.", DATA, on=Interface.LOCAL, section="debug")] = False
     foreign_captions: Annotated[bool, Input("Captions of a job file: without a trigger word TOK is text and [trigger] is removed.", DATA, on=Interface.PYTHON)] = False
@@ -115,6 +118,7 @@ class TrainingInputs(Inputs):
     training_shift: Annotated[float | None, Input("Shifts the sampled timesteps towards noise where it is above 1; not with timestep_sampling shift. Default: depends on the model.", OPTIMIZATION, ge=0.1, le=20)] = None
     ema_decay: Annotated[float | None, Input("Save EMA weights with this decay, such as 0.99. 0: no EMA. Default: depends on the preset.", OPTIMIZATION, ge=0, le=0.99999)] = None
     preserve: Annotated[float | str | bool | None, Input("Weight of the rows that keep images of other prompts as the base model makes them: auto, off or a number. auto: by the model; off without a token and trigger word.", OPTIMIZATION, ge=1e-6, le=10, max_length=32, hint="off switches it off")] = "auto"
+    regularization: Annotated[str, Input("Images in folders such as reg: auto: preserve keeps what the base model makes of them; off: they are ignored. They are never trained on.", OPTIMIZATION, choices=REGULARIZATIONS, on=Interface.LOCAL)] = "auto"
     preserve_prompts: Annotated[str | Sequence[str] | None, Input("Prompts for preserve, one per line: various ones without the subject, and of the subject (TOK) in new places. Default: those that come with the model.", OPTIMIZATION, max_length=100_000, separator="\n", one="preservation prompt")] = None
     seed: Annotated[int | None, Input("The same seed and inputs give the same weights. Default: random, and written to meta.json.", OPTIMIZATION, ge=0, le=2**63 - 1)] = None
     resume_from: Annotated[OptionalFile, Input("A checkpoint to resume from, or a weights.zip to train further with a fresh optimizer.", OPTIMIZATION)] = None
@@ -176,7 +180,7 @@ class TrainingInputs(Inputs):
                 )
         return value
 
-    @field_validator("masks", mode="before")
+    @field_validator("masks", "regularization", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
         return "off" if value is False else value  # YAML reads `off` as false

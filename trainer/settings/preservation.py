@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_RESOLUTION = 512  # pixels, edge of the square
 MAX_STEPS = 12  # of an image; more cost time and add points that are alike
 MOST_IMAGES = {True: 128, False: 64}  # of other prompts, by `Base.distilled`
+MOST_REGULARIZATION = max(MOST_IMAGES.values()) // 2
 SUBJECT_IMAGES = 3 / 8  # images of the subject, relative to those of other prompts
 LEAST_IMAGES = 8  # of other prompts
 ROWS = 1 / 2  # beside a batch, relative to it
@@ -73,6 +74,12 @@ def extent_of(settings: "Settings") -> Extent:
         rows=rows,
         every=every,
     )
+
+
+def most_regularization(settings: "Settings") -> int:
+    """The most regularization images that a run uses: instead of half of the generated ones."""
+    used = settings.preserve and settings.regularization != "off"
+    return extent_of(settings).images // 2 if used else 0
 
 
 def first_step(settings: "Settings") -> int:

@@ -5,12 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
+from families.loading import load_family
 from trainer.data.buckets import (
     Bucket,
     buckets_for,
+    crop_shifts,
     nearest_bucket,
 )
-from trainer.learning.features import fit
+from trainer.data.dataset import read_dataset
+from trainer.learning.features import encode_images, fit
 from trainer.settings.fields import parse_resolutions
 
 
@@ -99,3 +102,38 @@ def test_resolutions_are_read_from_text():
 def test_other_resolutions_are_refused(text, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_resolutions(text, 1024)
+
+
+def test_no_hidden_color_gets_into_the_edge_of_a_cut_out() -> None:
+    pixels = np.zeros((63, 63, 4), np.uint8)
+    pixels[:, :31] = 255  # white; the rest is black and transparent
+    red, green, blue, alpha = fit(Image.fromarray(pixels), Bucket(16, 16))
+    visible = alpha > -0.9
+    assert 16 * 7 <= visible.sum() < 16 * 16
+    for color in (red, green, blue):
+        assert color[visible].min() > 0.99 and color[:, -1].max() == -1
+
+
+def test_crops_are_shifted_to_both_ends_of_what_is_cut_off(small, tmp_path):
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, 48:] = 255
+    for name, pixels in (("square", stripes[:, 16:80]), ("wide", stripes[20:44])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    settings = small(dataset=tmp_path, crop_jitter=0.5, horizontal_flip=True)
+    bucket = Bucket(64, 64)
+    whole = Image.fromarray(stripes)
+    shares = {}
+    for shift in crop_shifts(96, 64, bucket, settings.crop_jitter):
+        shares[shift] = float((fit(whole, bucket, shift) > 0).float().mean())
+    assert shares == pytest.approx({0.0: 0.5, -0.5: 0.375, 0.5: 0.625}, abs=0.02)
+    assert crop_shifts(64, 64, bucket, 1.0) == crop_shifts(66, 64, bucket, 1.0) == (0.0,)
+    assert crop_shifts(96, 64, bucket, 0.0) == (0.0,)
+
+    samples = encode_images(load_family(settings.base), read_dataset(tmp_path, "TOK"), settings)
+    found = [(each.name, each.shift, each.mirrored, each.repeats) for each in samples]
+    shifts = [0.0, -0.5, 0.5]
+    assert found == [("square.png", 0.0, mirrored, 3) for mirrored in (False, True)] + [
+        ("wide.png", shift, mirrored, 1) for mirrored in (False, True) for shift in shifts
+    ]
+    means = torch.stack([each.mean_CHW for each in samples[2:]])
+    assert len(means.unique(dim=0)) == 6

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dataset_files import make_folder, picture
@@ -12,7 +13,7 @@ from trainer.run import train_from_inputs
 from trainer.settings import SettingsError, TrainingInputs
 
 
-def read(table: Path, **options: bool) -> dict[str, Example]:
+def read(table: Path, **options: Any) -> dict[str, Example]:
     found = read_dataset(table, "a photo of TOK", "<zwx>", opened=members_of_any, **options)
     return {each.name: each for each in found}
 
@@ -81,3 +82,31 @@ def test_a_request_cannot_name_files_of_the_server(photos: Path, tmp_path: Path)
         train_from_inputs(inputs, served=True)
     with pytest.raises(DatasetError, match="is not a zip or tar file"):
         read_dataset(table, "", None)
+
+
+def test_masks_beside_the_images_or_in_a_column(photos: Path, tmp_path: Path) -> None:
+    white = picture(color=(255, 255, 255))
+    beside = ("a/masks/1.png", "a/other_mask.png", "b/1-masklabel.png")
+    make_folder(photos, dict.fromkeys((*beside, "b/2.mask.png"), white))
+    make_folder(tmp_path, {"elsewhere/cut.png": white})
+    row = {"image_path": "photos/b/2.png", "mask_path": "elsewhere/cut.png", "caption": "TOK"}
+    table = tmp_path / "list.jsonl"
+    rows = [{"image_path": f"photos/{name}/1.jpg"} for name in "ab"]
+    table.write_text("\n".join(map(json.dumps, [*rows, row])))
+    assert {name: each.mask_file for name, each in read(table, masks="auto").items()} == {
+        "a/1.jpg": "a/masks/1.png",
+        "b/1.jpg": "b/1-masklabel.png",
+        "b/2.png": "b/2.png.mask.png",  # the column precedes b/2.mask.png
+    }
+
+    table = tmp_path / "list.csv"
+    table.write_text("file_name,mask\nphotos/a/1.jpg,elsewhere/cut.png\n")
+    (found,) = read(table, masks="auto").values()
+    assert (found.caption, found.mask_file) == ("a photo of <zwx>", "1.jpg.mask.png")
+    assert bytes(found.mask) == white
+    table.write_text("file_name,mask\nphotos/a/1.jpg,gone.png\n")
+    with pytest.raises(DatasetError, match=r"1.jpg.mask.png: is not a file \(gone.png\)"):
+        read(table, masks="auto")
+    table.write_text("file_name,mask\nphotos/a/1.jpg,photos/b/2.txt\n")
+    with pytest.raises(DatasetError, match=r"1.jpg.mask: cannot be opened as an image"):
+        read(table, masks="auto")

@@ -267,7 +267,7 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"train__max_denoising_steps": 500}, "train.max_denoising_steps: 500"),
         ({"train__optimizer_params": {"d_coef": 2}}, "train.optimizer_params.d_coef: 2"),
         ({"train__do_guidance_loss": True}, "train.do_guidance_loss: True"),
-        ({"datasets__mask_path": "masks"}, "datasets.mask_path: masks"),
+        ({"datasets__mask_path": "masks"}, "datasets.mask_path: masks (put it into the dataset's"),
         ({"datasets__num_frames": 33}, "datasets.num_frames: 33"),
         ({"model__qtype": "bnb"}, "model.qtype: bnb"),
         ({"train__loss_type": "wavelet"}, "train.loss_type: wavelet (only mse"),
@@ -279,7 +279,11 @@ def test_what_differs_is_said_to_differ() -> None:
         ({"train__something_new": "yes"}, "train.something_new: yes"),
         ({"train__optimizer_params": {"betas": [0.9, 0.99]}}, "train.optimizer_params.betas"),
         ({"datasets__is_reg": True}, "datasets.is_reg: True"),
-        ({"datasets__flip_x": True}, "datasets.flip_x: True"),
+        ({"datasets__flip_y": True}, "datasets.flip_y: True (images upside down; remove it"),
+        (
+            {"datasets__alpha_mask": True, "datasets__invert_mask": True},
+            "datasets.invert_mask: True (what is opaque is trained on)",
+        ),
         ({"datasets__caption_ext": "json"}, "datasets.caption_ext: json"),
         ({"slider": {"guidance_strength": 3}}, "slider.guidance_strength: 3"),
         ({"network": None}, "network: then ai-toolkit trains the whole model"),
@@ -310,6 +314,11 @@ def test_a_key_that_would_change_the_result_is_refused_by_its_name(
         ({"datasets__folder_path": "0123"}, "dataset", "0123"),
         ({"train__optimizer_params": {"betas": [0.9, 0.999], "eps": "1e-8"}}, "optimizer", "adamw"),
         ({"train__num_train_timesteps": 1000}, "steps", 3000),
+        ({"datasets__flip_x": True}, "horizontal_flip", True),
+        ({"datasets__alpha_mask": True, "datasets__mask_min_value": 0.1}, "masks", "alpha"),
+        ({"datasets__mask_min_value": 0.1, "datasets__alpha_mask": False}, "masks", "off"),
+        ({"datasets__random_crop": True}, "crop_jitter", 1.0),
+        ({"model__model_kwargs": {"rgba": True}}, "keep_transparency", True),
         ({"sample__samples": [], "sample__prompts": "a fox"}, "sample_prompts", ("a fox",)),
         ({"sample__samples": [], "sample__prompts": [None, "a"]}, "sample_prompts", ("a",)),
     ],
@@ -336,11 +345,11 @@ def test_linear_timesteps_are_stronger_than_the_type_wherever_they_stand(first: 
 
 
 def test_all_refused_keys_are_told_at_once_with_the_way_out(tmp_path: Path) -> None:
-    content = job(network__type="lokr", train__optimizer="lion", datasets__flip_x=True)
+    content = job(network__type="lokr", train__optimizer="lion", datasets__flip_y=True)
     with pytest.raises(SettingsError) as refusal:
         read(tmp_path, yaml.safe_dump(content))
     said = str(refusal.value)
-    for key in ("network.type: lokr", "train.optimizer: lion", "datasets.flip_x: True"):
+    for key in ("network.type: lokr", "train.optimizer: lion", "datasets.flip_y: True"):
         assert key in said
     assert "remove them to train without" in said and "job.yaml" in said
 

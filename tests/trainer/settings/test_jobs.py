@@ -258,9 +258,10 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
         ("simpletuner-z-image/config.json", {'"constant_with_warmup"': '"cosine"'},
          "lr_scheduler: cosine: a wave whose length is lr_warmup_steps"),
         ("simpletuner-z-image/config.json", {'"standard"': '"lycoris"'}, "lora_type: lycoris"),
-        ("simpletuner-z-image/config.json", {'"crop": false': '"crop": true'}, "crop: True"),
-        ("onetrainer-qwen.json", {'"enable_random_flip": false': '"enable_random_flip": true'},
-         "concepts.image.enable_random_flip: True"),
+        ("simpletuner-z-image/config.json", {'"crop": false': '"crop": true'},
+         "crop: True (images are not cropped to another aspect ratio here; crop them"),
+        ("onetrainer-qwen.json", {'"enable_random_flip": false': '"enable_fixed_flip": true'},
+         "concepts.image.enable_fixed_flip: True"),
         ("onetrainer-qwen.json", {'"lora_alpha": 32.0,': ""},
          "lora_alpha (missing): 1 in OneTrainer, so the LoRA counts 1/32"),
         ("onetrainer-qwen.json", {'"COSINE"': '"REX"'}, "learning_rate_scheduler: REX (supported"),
@@ -277,6 +278,16 @@ def test_what_would_train_something_else_is_refused_by_name(
     with pytest.raises(SettingsError, match="are not supported") as error:
         read_config(job)
     assert f"\n  {refused}" in str(error.value)
+
+
+def test_layers_of_a_regular_expression_can_be_named_instead(tmp_path: Path) -> None:
+    changes = {'"attn-mlp"': '"custom", "layer_filter_regex": true'}
+    changes |= {'"enable_random_flip": false': '"enable_random_flip": true'}
+    job = copied(tmp_path, "onetrainer-qwen.json", **changes)
+    with pytest.raises(SettingsError, match="layer_filter: .*name the layers with --lora-targets"):
+        read_config(job)
+    settings = read_config(job, lora_targets="attention")
+    assert (settings.lora_targets, settings.horizontal_flip) == ("attention", True)
 
 
 def test_all_refused_keys_are_in_one_message_and_no_secret_is(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ _SETTINGS = {
     "datasets.default_caption": "default_caption",
     "datasets.caption_dropout_rate": "caption_dropout",
     "datasets.resolution": "resolution",
+    "datasets.flip_x": "horizontal_flip",
+    "model.model_kwargs.rgba": "keep_transparency",
     "train.batch_size": "batch_size",
     "train.steps": "steps",
     "train.gradient_accumulation": "gradient_accumulation",
@@ -118,8 +120,6 @@ _SWITCHES = {
     "train.target_norm_std_value": "train.target_norm_std",
     "train.paramiter_swapping_factor": "train.do_paramiter_swapping",
     "train.merge_network_on_save_strength": "train.merge_network_on_save",
-    "datasets.mask_min_value": "datasets.mask_path",
-    "datasets.invert_mask": "datasets.mask_path",
     "datasets.random_triggers_max": "datasets.random_triggers",
 }
 # Keys for video, without effect if the datasets have one frame.
@@ -146,6 +146,14 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"config.process lists {len(processes)}; write each into a separate file"
         )
     process = dict(processes[0])
+    datasets = process.get("datasets")
+    every = datasets if isinstance(datasets, list) else ()
+    if len(every) > 1 and any(isinstance(each, dict) and each.get("is_reg") for each in every):
+        raise SettingsError(
+            "datasets with is_reg are trained on in ai-toolkit; here their images can serve "
+            "preserve: put them into a folder reg of the other dataset, remove this one, and give "
+            "--preserve auto"
+        )
     process["datasets"] = only_dataset(process.get("datasets"), "datasets")
     others = flat({key: value for key, value in content.items() if key != "config"})
     others |= flat({key: value for key, value in config.items() if key != "process"}, "config.")

@@ -245,6 +245,39 @@ def adapter(found: Translation) -> None:
         no_turbo_adapter(found, key)
 
 
+def masks(found: Translation) -> None:
+    """The transparency of images, or a folder of masks. `alpha_mask` has priority there."""
+    folder, least, inverted = (
+        found.get(f"datasets.{key}") for key in ("mask_path", "mask_min_value", "invert_mask")
+    )
+    if found.get("datasets.alpha_mask"):
+        text = "what is transparent is over white, and has a tenth of its usual weight"
+        least = f"mask_min_value {least or 0:g}"
+        found.differs("datasets.alpha_mask", f"{text}, in ai-toolkit {least}", masks="alpha")
+        if "datasets.mask_path" in found.keys:
+            found.no_effect("datasets.mask_path", "while alpha_mask is on")
+        if "datasets.mask_min_value" in found.keys:
+            found.no_effect("datasets.mask_min_value", "see alpha_mask")
+        if inverted:
+            found.refuse("datasets.invert_mask", "True (what is opaque is trained on)")
+        return
+    if folder:
+        text = "put it into the dataset's folder as masks, remove the key, and give --masks auto"
+        found.refuse("datasets.mask_path", f"{folder} ({text})")
+    for key in ("datasets.mask_min_value", "datasets.invert_mask"):
+        if key in found.keys:
+            found.no_effect(key, "without masks")
+
+
+def crops_and_flips(found: Translation) -> None:
+    if found.get("datasets.random_crop"):
+        text = "three crops: at the center and at both ends; there, one by chance"
+        found.differs("datasets.random_crop", text, crop_jitter=1.0)
+    if found.get("datasets.flip_y"):
+        text = "True (images upside down; remove it, or add such images to the dataset)"
+        found.refuse("datasets.flip_y", text)
+
+
 def wandb(found: Translation) -> None:
     if found.get("logging.use_wandb"):
         found.same("logging.use_wandb", trackers=("wandb",))
@@ -252,5 +285,5 @@ def wandb(found: Translation) -> None:
 
 RULES: tuple[Rule, ...] = (
     *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
-    *(learning, lr_scheduler, accumulation, wandb),
+    *(learning, lr_scheduler, accumulation, masks, crops_and_flips, wandb),
 )

@@ -104,7 +104,12 @@ def _layers(found: Translation) -> None:
     elif not parts:
         targets = "*"
     elif found.get("layer_filter_regex"):
-        found.refuse(_LAYERS, f"{given} (regular expressions are not supported)")
+        # Which layers one means is only known when the model's own are.
+        if "lora_targets" in found.given:
+            found.no_effect(f"{_LAYERS}, layer_filter_preset, layer_filter_regex", "lora_targets")
+        else:
+            text = "a regular expression; name the layers with --lora-targets, where * is any text"
+            found.refuse(_LAYERS, f"{given} ({text})")
         return
     else:
         targets = ",".join(f"*{part}*" for part in parts)
@@ -161,7 +166,11 @@ def _dataset(found: Translation) -> None:
     text = "" if subfolders else "images in subfolders are used here, too"
     found.same("concepts.include_subdirectories", text)
     if found.get("concepts.image.enable_crop_jitter", True):
-        found.differs("concepts.image.enable_crop_jitter", "crops are not moved here")
+        text = "three crops: at the center and at both ends; there, one by chance"
+        found.differs("concepts.image.enable_crop_jitter", text, crop_jitter=1.0)
+    if found.get("concepts.image.enable_random_flip"):
+        text = "each image and its mirror image; there, by chance one of them"
+        found.differs("concepts.image.enable_random_flip", text, horizontal_flip=True)
     bucketing(found, "aspect_ratio_bucketing", True, "squares")
     found.same("batch_size", batch_size=found.get("batch_size", 1))
     dropout = found.get("text_encoder.dropout_probability", 0.0)

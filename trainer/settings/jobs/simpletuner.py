@@ -153,6 +153,9 @@ def _dataset(found: Translation) -> None:
         found.differs("resolution_type", f"pixel: {text}")
     else:
         found.same("resolution_type", str(kind))
+    if found.get("crop"):
+        text = "images are not cropped to another aspect ratio here; crop them, and set it to false"
+        found.refuse("crop", f"True ({text})")
     strategy = found.get("caption_strategy", "filename")
     if strategy == "instanceprompt":
         text = "captions of files are used here, where there are any"
@@ -238,7 +241,6 @@ PROGRAM = Program(
         "prediction_type": ("flow_matching",),
         "loss_type": ("l2",),
         "flow_sigmoid_scale": (1,),
-        "crop": (False,),
         "probability": (1,),
         "assistant_lora_strength": (1,),
         "adam_beta1": (0.9,),

@@ -1,0 +1,1 @@
+"""What regularization images change."""

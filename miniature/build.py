@@ -68,7 +68,7 @@ QUICK = {
     "base": PretrainSettings(steps=2, batch=8, scenes=64, text_steps=2, long_every=2),
     "turbo": DistillSettings(steps=2, batch=8, trajectories=8),
     "adapter": AdapterSettings(steps=2, batch=8, images=8),
-    "qwen_vae": replace(qwen.VAE, steps=2, batch=4, compiled=False),
+    "qwen_vae": replace(qwen.VAE, steps=2, batch=4),
     "qwen_base": qwen.QwenSettings(steps=2, batch=8, scenes=16, edits=16, text_steps=2),
 }
 
@@ -154,8 +154,9 @@ def run_qwen_vae(recipe: Recipe) -> None:
     work = recipe.work / "qwen"
     vae = train_vae(work, recipe.qwen_vae, build_qwen_vae)
     if rank() == 0:
-        print(f"\nqwen_vae: {psnr(vae, held_out_pixels()):.2f} dB on held-out scenes")
-        preview(vae, work / "vae.png")
+        decibel = psnr(vae, held_out_pixels(pixels=recipe.qwen_vae.pixels))
+        print(f"\nqwen_vae: {decibel:.2f} dB on held-out scenes")
+        preview(vae, work / "vae.png", recipe.qwen_vae.pixels)
         vae.save_pretrained(work / "vae")
 
 

@@ -21,7 +21,7 @@ from miniature.checkpoint import Checkpoint
 from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import collage, grid, render
 from miniature.images import to_images, to_tensor
-from miniature.models import Vae, build_vae
+from miniature.models import PIXELS, Vae, build_vae
 from miniature.muon import Muon
 from miniature.parallel import average_gradients, rank, rows
 from miniature.world import sample_scene, subject_scene
@@ -37,6 +37,7 @@ class VaeSettings:
     collage_share: float = 0.25  # of the batch: images unlike the dataset
     edges: float = 0.0  # weight of the squared error of differences between neighboring pixels
     muon_rate: float = 0.0  # of Muon for the convolutions; 0: AdamW for all parameters
+    pixels: int = PIXELS
     compiled: bool = False
     seed: int = 0
 
@@ -92,8 +93,8 @@ def _batch(step: int, settings: VaeSettings) -> Tensor:
     numbers = range(step * settings.batch, (step + 1) * settings.batch)[rows(settings.batch)]
     collages = round(len(numbers) * settings.collage_share)
     return to_tensor(
-        [collage(i) for i in numbers[:collages]]
-        + [render(sample_scene(i)) for i in numbers[collages:]]
+        [collage(i, settings.pixels) for i in numbers[:collages]]
+        + [render(sample_scene(i), settings.pixels) for i in numbers[collages:]]
     )
 
 
@@ -107,9 +108,9 @@ def psnr(vae: Vae, pixels_BCHW: Tensor) -> float:
     return float((-10 * error_B.log10()).mean())
 
 
-def held_out_pixels(count: int = 200) -> Tensor:
+def held_out_pixels(count: int = 200, pixels: int = PIXELS) -> Tensor:
     """Rendered scenes of the `eval` split."""
-    return to_tensor([render(sample_scene(i, "eval")) for i in range(count)])
+    return to_tensor([render(sample_scene(i, "eval"), pixels) for i in range(count)])
 
 
 def train_vae(
@@ -180,7 +181,7 @@ def train_vae(
     if rank() == 0 and first < settings.steps:
         save(settings.steps)
     vae.eval().requires_grad_(False)
-    _normalize(vae)
+    _normalize(vae, settings.pixels)
     return vae
 
 
@@ -200,11 +201,12 @@ def one_cycle(fraction: float) -> float:
 
 
 @torch.no_grad()
-def _normalize(vae: Vae) -> None:
+def _normalize(vae: Vae, pixels: int) -> None:
     """Writes shift and scale of the latents, from 1,000 scenes, into the config."""
     latents = []
     for first in range(0, 1000, 50):
-        pixels_BCHW = to_tensor([render(sample_scene(i)) for i in range(first, first + 50)])
+        scenes = [sample_scene(i) for i in range(first, first + 50)]
+        pixels_BCHW = to_tensor([render(scene, pixels) for scene in scenes])
         latents.append(raw_encode(vae, pixels_BCHW.to(vae.device)))
     stack = torch.cat(latents)
     if _takes_alpha(vae):
@@ -217,11 +219,11 @@ def _normalize(vae: Vae) -> None:
     )
 
 
-def preview(vae: Vae, path: Path) -> None:
+def preview(vae: Vae, path: Path, pixels: int = PIXELS) -> None:
     """Writes pairs of images, each with its reconstruction below: scenes, then subjects."""
     scenes = [sample_scene(i, "eval") for i in range(8)]
     scenes += [subject_scene(s, 0, word="") for s in ("bee", "mushroom", "robot", "fish")]
-    pixels_BCHW = to_tensor([render(scene) for scene in scenes]).to(vae.device)
+    pixels_BCHW = to_tensor([render(scene, pixels) for scene in scenes]).to(vae.device)
     with torch.no_grad():
         shown = torch.cat([pixels_BCHW, decode(vae, encode(vae, pixels_BCHW)).float()])
     path.parent.mkdir(parents=True, exist_ok=True)

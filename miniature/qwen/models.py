@@ -23,7 +23,6 @@ from transformers import (
 
 from miniature.models import (
     EMBEDDING_ROWS,
-    PIXELS,
     TextEncoder,
     Transformer,
     Vae,
@@ -37,8 +36,11 @@ ROPE_AXES = (8, 12, 12)  # frame, row, column; adds up to WIDTH / HEADS
 TEXT_WIDTH, TEXT_HEADS, TEXT_LAYERS = 128, 4, 3
 VISION_WIDTH, VISION_LAYERS = 64, 2
 LATENT_CHANNELS = 48
-HALVINGS = 4  # 64 pixels become 4 x 4 latents: QwenImage21Pipeline has this factor built in
-FACTOR = 2**HALVINGS
+HALVINGS = 4
+FACTOR = 2**HALVINGS  # of the autoencoder; QwenImage21Pipeline has it built in
+# Native side length: 8 x 8 latents, as many tokens as the first miniature has. At 64 pixels, no
+# autoencoder of this size and factor kept the textures.
+PIXELS = 128
 VISION_PATCH, VISION_MERGE = FACTOR, 2  # so that a slot of the text stands for 2 x 2 latents
 
 

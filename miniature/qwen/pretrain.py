@@ -25,23 +25,29 @@ from miniature.models import TextEncoder, Transformer, Vae
 from miniature.parallel import average_gradients, rank, rows
 from miniature.pretrain import AttributeProbe, PretrainSettings, fit, sample_sigmas, weighted
 from miniature.qwen.batched import SYSTEM, Ids, batched_forward, encode, tokenize
-from miniature.qwen.models import build_text_encoder, build_transformer
+from miniature.qwen.models import PIXELS, build_text_encoder, build_transformer
 from miniature.tokenizer import build_tokenizer
 from miniature.vae import VaeSettings
 from miniature.vae import encode as encode_pixels
 from miniature.world import Scene, attributes, caption, sample_scene
 
 VAE = VaeSettings(
-    steps=5000, learning_rate=1e-3, muon_rate=4e-3, latent_noise=0.07, collage_share=0.125,
-    compiled=True,
-)  # fmt: skip
+    steps=5000,
+    batch=6,
+    pixels=PIXELS,
+    learning_rate=1e-3,
+    muon_rate=3e-3,
+    latent_noise=0.05,
+    collage_share=0.17,
+    edges=3.0,
+)
 
 
 @dataclass(frozen=True)
 class QwenSettings(PretrainSettings):
     steps: int = 4000
-    scenes: int = 12_000
-    edits: int = 10_000
+    scenes: int = 8_000
+    edits: int = 6_000
     text_steps: int = 200
     edit_caption_dropout: float = 0.05
     ema: float = 0.995
@@ -65,7 +71,7 @@ def image_cache(vae: Vae, scenes: list[Scene], work: Path) -> Images:
     files = work / "pixels.npy", work / "latents.pt"
     if rank() == 0 and not files[0].exists():
         every = np.stack(
-            [np.asarray(render(scenes[i])) for i in trange(len(scenes), desc="pixels")]
+            [np.asarray(render(scenes[i], PIXELS)) for i in trange(len(scenes), desc="pixels")]
         )
         np.save(files[0], every)
     if torch.distributed.is_initialized():

@@ -13,9 +13,9 @@ from transformers import Qwen2Tokenizer
 
 from miniature.device import bfloat16_products
 from miniature.images import to_images, to_tensor
-from miniature.models import PIXELS, TextEncoder, Transformer, Vae
+from miniature.models import TextEncoder, Transformer, Vae
 from miniature.qwen.batched import SYSTEM, Ids, Text, batched_forward, encode, tokenize
-from miniature.qwen.models import FACTOR
+from miniature.qwen.models import FACTOR, PIXELS
 from miniature.sampling import shifted_sigmas
 from miniature.vae import decode
 from miniature.vae import encode as encode_pixels

@@ -39,6 +39,9 @@ class Ids:
     length_B: Tensor
     place: int | None = None
 
+    def to(self, device: torch.device) -> "Ids":
+        return replace(self, ids_BL=self.ids_BL.to(device), length_B=self.length_B.to(device))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -48,8 +51,11 @@ class Text:
     length_B: Tensor
     place: int | None = None
 
-    def __getitem__(self, rows: slice) -> "Text":
-        return replace(self, text_BLD=self.text_BLD[rows], length_B=self.length_B[rows])
+    @property
+    def mask_BL(self) -> Tensor:
+        """True for real tokens."""
+        numbers = torch.arange(self.text_BLD.shape[1], device=self.text_BLD.device)
+        return numbers < self.length_B[:, None]
 
 
 def tokenize(tokenizer: Qwen2Tokenizer, prompts: Sequence[str], edits: bool = False) -> Ids:

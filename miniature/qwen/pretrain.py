@@ -21,10 +21,11 @@ from tqdm import trange
 from miniature.device import DEVICE, bfloat16_products
 from miniature.drawing import render
 from miniature.edits import Edit, sample_edit
+from miniature.judge import QUESTIONS
 from miniature.models import TextEncoder, Transformer, Vae
 from miniature.parallel import average_gradients, rank, rows
 from miniature.pretrain import AttributeProbe, PretrainSettings, fit, sample_sigmas, weighted
-from miniature.qwen.batched import SYSTEM, Ids, batched_forward, encode, tokenize
+from miniature.qwen.batched import SYSTEM, Text, batched_forward, encode, tokenize
 from miniature.qwen.models import PIXELS, build_text_encoder, build_transformer
 from miniature.tokenizer import build_tokenizer
 from miniature.vae import VaeSettings
@@ -94,7 +95,7 @@ def image_cache(vae: Vae, scenes: list[Scene], work: Path) -> Images:
 
 def warm_text_encoder(
     encoder: TextEncoder,
-    read: Callable[[list[str], Tensor | None], tuple[Tensor, Tensor]],
+    read: Callable[[list[str], Tensor | None], Text],
     scenes: list[Scene],
     edits: list[Edit],
     images: Images,
@@ -102,13 +103,8 @@ def warm_text_encoder(
 ) -> None:
     """Trains the text encoder so that a probe can predict a scene's attributes from its caption,
     and those of an edit's result from reference and instruction.
-
-    `read` returns features [B, L, D] and the mask of real tokens.
     """
-    shown = [attributes(scene) for scene in scenes[:2000]]
-    values = {key: sorted({a[key] for a in shown if key in a})
-              for key in sorted({k for a in shown for k in a})}  # fmt: skip
-    probe = AttributeProbe(encoder.config.text_config.hidden_size, values).to(DEVICE)
+    probe = AttributeProbe(encoder.config.text_config.hidden_size, QUESTIONS).to(DEVICE)
     parameters = [*encoder.parameters(), *probe.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
     progress = trange(settings.text_steps, desc="text", disable=rank() > 0)
@@ -125,9 +121,10 @@ def warm_text_encoder(
              [attributes(edits[i].target) for i in changed.tolist()]),
         ):  # fmt: skip
             with bfloat16_products():
-                text_BLD, mask_BL = read(prompts, pixels)
-            for key, logits in zip(values, probe(text_BLD.float(), mask_BL), strict=True):
-                targets = torch.tensor([values[key].index(a[key]) if key in a else -100
+                text = read(prompts, pixels)
+            answers = probe(text.text_BLD.float(), text.mask_BL)
+            for key, logits in zip(QUESTIONS, answers, strict=True):
+                targets = torch.tensor([QUESTIONS[key].index(a[key]) if key in a else -100
                                         for a in truths], device=DEVICE)  # fmt: skip
                 if (targets >= 0).any():
                     loss = loss + F.cross_entropy(logits, targets)
@@ -137,7 +134,7 @@ def warm_text_encoder(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        progress.set_postfix(loss=f"{float(loss.detach()) / len(values) / 2:.3f}")
+        progress.set_postfix(loss=f"{float(loss.detach()) / len(QUESTIONS) / 2:.3f}")
 
 
 def train_base(
@@ -161,12 +158,9 @@ def train_base(
     half = settings.batch // 2
     mine = rows(half)
 
-    def read(prompts: list[str], pixels: Tensor | None) -> tuple[Tensor, Tensor]:
-        ids = tokenize(tokenizer, prompts, edits=pixels is not None)
-        ids = Ids(ids.ids_BL.to(DEVICE), ids.length_B.to(DEVICE), ids.place)
-        text = encode(encoder, system_L, ids, pixels)
-        numbers = torch.arange(text.text_BLD.shape[1], device=DEVICE)
-        return text.text_BLD, numbers < text.length_B[:, None]
+    def read(prompts: list[str], pixels: Tensor | None) -> Text:
+        ids = tokenize(tokenizer, prompts, edits=pixels is not None).to(DEVICE)
+        return encode(encoder, system_L, ids, pixels)
 
     def part_of(
         step: int, factor: float, generator: torch.Generator, editing: bool
@@ -193,9 +187,7 @@ def train_base(
         prompts = ["" if rng.random() < dropout else each for each in prompts]
         sigma_B111 = sigma_B[:, None, None, None]
         with bfloat16_products():
-            ids = tokenize(tokenizer, prompts, edits=editing)
-            ids = Ids(ids.ids_BL.to(DEVICE), ids.length_B.to(DEVICE), ids.place)
-            text = encode(encoder, system_L, ids, pixels)
+            text = read(prompts, pixels)
             noised = (1 - sigma_B111) * clean + sigma_B111 * noise
             out = compiled(transformer, noised, sigma_B, text.text_BLD, text.length_B, text.place,
                            reference)  # fmt: skip

@@ -14,7 +14,7 @@ from transformers import Qwen2Tokenizer
 from miniature.device import bfloat16_products
 from miniature.images import to_images, to_tensor
 from miniature.models import TextEncoder, Transformer, Vae
-from miniature.qwen.batched import SYSTEM, Ids, Text, batched_forward, encode, tokenize
+from miniature.qwen.batched import SYSTEM, Text, batched_forward, encode, tokenize
 from miniature.qwen.models import FACTOR, PIXELS
 from miniature.sampling import shifted_sigmas
 from miniature.vae import decode
@@ -38,8 +38,7 @@ def encode_prompts(
 ) -> Text:
     """Features of prompts, with a reference image's pixels each, or none."""
     device = base.transformer.device
-    ids = tokenize(base.tokenizer, prompts, edits=references_BCHW is not None)
-    ids = Ids(ids.ids_BL.to(device), ids.length_B.to(device), ids.place)
+    ids = tokenize(base.tokenizer, prompts, edits=references_BCHW is not None).to(device)
     system_L = torch.tensor(base.tokenizer(SYSTEM).input_ids, device=device)
     return encode(base.text_encoder, system_L, ids, references_BCHW)
 

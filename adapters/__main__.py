@@ -4,7 +4,6 @@ Reads the command line without PyTorch; `adapters.commands` runs the tools.
 """
 
 import argparse
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -107,7 +106,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     ):
         tool = _add(tools, name, what)
         tool.add_argument("file", type=Path)
-        tool.add_argument("--scale", type=_finite, default=1.0, help="of the adapter; default: 1")
+        tool.add_argument("--scale", default="1", help="of the adapter; default: 1")
         tool.add_argument("--adapter", default="", help="its version; default: the newest")
         _add_output(tool, f"NAME-{name}.zip")
         tool.set_defaults(sign=sign)
@@ -128,14 +127,6 @@ def _add_output(tool: argparse.ArgumentParser, default: str) -> None:
 
 def _add_chart(tool: argparse.ArgumentParser, what: str) -> None:
     tool.add_argument("--chart", type=Path, metavar="FILE.svg", help=f"write a chart: {what}")
-
-
-def _finite(word: str) -> float:
-    """A number. Raises ValueError for text, NaN and infinity."""
-    number = float(word)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
 
 
 def _positive(word: str) -> int:

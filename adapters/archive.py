@@ -121,17 +121,16 @@ def write_archive(archive: Archive, path: str | PathLike[str]) -> Path:
         raise ValueError(
             f"{META} would have {len(content):,} bytes; {MAX_WRITTEN_META_BYTES:,} is the limit"
         )
-    factors = archive.factors
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as zipped:
         info = zipfile.ZipInfo(LORA, time.localtime()[:6])
-        info.file_size = lora_size(factors)  # a large one needs another header
+        info.file_size = lora_size(archive.deltas)  # a large one needs another header
         with zipped.open(info, "w") as lora:
-            write_lora(lora, factors, header_of(meta))
+            write_lora(lora, archive.deltas, header_of(meta))
         for number, each in enumerate(archive.placeholders):
             tensor = each.vectors.detach().float().cpu().contiguous()
             zipped.writestr(placeholder_name(number), save({each.token: tensor}))
         zipped.writestr(META, content)
-        for name, data in comfyui_files(factors, archive.placeholders).items():
+        for name, data in comfyui_files(archive.deltas, archive.placeholders).items():
             zipped.writestr(name, data)
     return path
 

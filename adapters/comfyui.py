@@ -6,12 +6,12 @@ prompt, where NAME ends at `<` or `[`; for Z-Image since January 2026, for Qwen-
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from safetensors.torch import save
 
 from adapters.archive_members import COMFYUI
-from adapters.formats import Factors, family_of_layers
+from adapters.formats import family_of_layers
 from adapters.placeholder import Placeholder
 
 README = """\
@@ -21,11 +21,14 @@ ComfyUI
 """
 
 
-def comfyui_files(factors: Factors, placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
-    """The files of a weights.zip for ComfyUI, by name; none without a placeholder token."""
+def comfyui_files(layers: Iterable[str], placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
+    """The files of a weights.zip for ComfyUI, by name; none without a placeholder token.
+
+    `layers` are those of the LoRA.
+    """
     if not placeholders:
         return {}
-    family = family_of_layers(factors)
+    family = family_of_layers(layers)
     reader = None if family is None else family.lora_readers.get("comfyui")
     if reader is None or not reader.embedding:
         embedding = "ComfyUI cannot read the embedding of the token with this base model."

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,8 @@ from families.registry import UnknownBase, find_base_or_folder
 from families.repository import MissingModel
 
 ERRORS = (BrokenArchive, LoraMismatch, ToolError, UnknownBase, MissingModel, OSError)
+
+_MAX_SCALE = 1000
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -72,7 +73,7 @@ def _resize(arguments: argparse.Namespace) -> None:
 def _turbo(arguments: argparse.Namespace) -> None:
     output = _output(arguments, f"{arguments.file.stem}-{arguments.tool}.zip")
     opened = open_lora(arguments.file, arguments.base)
-    scale = arguments.sign * arguments.scale
+    scale = arguments.sign * _scale(arguments.scale, "--scale ")
     _save(with_training_adapter(opened, scale, arguments.adapter), output)
 
 
@@ -169,10 +170,14 @@ def _scaled(word: str) -> tuple[Path, float]:
     path, colon, scale = word.rpartition(":")
     if not colon or Path(word).exists():
         return Path(word), 1.0
+    return Path(path), _scale(scale, f"{word}: write FILE:SCALE; ")
+
+
+def _scale(word: str, before: str) -> float:
+    """A LoRA's scale. Raises `ToolError` for text, NaN, and scales whose sums could overflow."""
     try:
-        number = float(scale)
-        if not math.isfinite(number):
-            raise ValueError
+        if abs(number := float(word)) <= _MAX_SCALE:  # not NaN
+            return number
     except ValueError:
-        raise ToolError(f"{word}: {scale!r} is not a number; write FILE:SCALE") from None
-    return Path(path), number
+        pass
+    raise ToolError(f"{before}{word!r} is not a number between -{_MAX_SCALE} and {_MAX_SCALE}")

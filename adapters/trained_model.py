@@ -1,4 +1,4 @@
-"""Writes and reads the result of a full training: a folder with the whole transformer.
+"""Writes and reads a whole transformer: the result of a full training, or of `adapters bake`.
 
     transformer/                        as diffusers writes it: config.json, safetensors in shards
     embeddings/placeholder.safetensors  as in weights.zip (`adapters.archive`), with a token only
@@ -40,12 +40,17 @@ def write_trained_model(
     """
     with atomic_folder(path) as folder:
         _write_transformer(transformer, folder / TRANSFORMER, header_of(meta))
-        for number, each in enumerate(placeholders):
-            file = folder / placeholder_name(number)
-            file.parent.mkdir(exist_ok=True)
-            save_file({each.token: each.vectors.detach().float().cpu().contiguous()}, file)
+        write_placeholders(placeholders, folder)
         write_meta(meta, folder)
     return path
+
+
+def write_placeholders(placeholders: Sequence[Placeholder], folder: Path) -> None:
+    """Writes the embeddings of the tokens into a folder."""
+    for number, each in enumerate(placeholders):
+        file = folder / placeholder_name(number)
+        file.parent.mkdir(exist_ok=True)
+        save_file({each.token: each.vectors.detach().float().cpu().contiguous()}, file)
 
 
 def write_meta(meta: Mapping[str, Any], folder: Path) -> None:
@@ -57,20 +62,20 @@ def write_meta(meta: Mapping[str, Any], folder: Path) -> None:
 
 
 def is_trained_model(path: Path) -> bool:
-    """Whether this is a folder that a full training wrote."""
+    """Whether this is a folder that a full training or `adapters bake` wrote."""
     return meta_of_full_training(path) is not None
 
 
 def read_trained_model(folder: Path) -> Archive:
     """The folder as weights: tokens and meta.json; `Archive.model` is the folder, no LoRA is in it.
 
-    Raises `BrokenArchive` if it is not one that a full training wrote.
+    Raises `BrokenArchive` if it is another folder.
     """
     meta = meta_of_full_training(folder)
     if meta is None or not (folder / TRANSFORMER).is_dir():
         raise BrokenArchive(
-            f"{folder} is not the result of a full training: it has no {META} with trained: full, "
-            f"or no folder {TRANSFORMER}"
+            f"{folder} is not the result of a full training or of bake: it has no {META} that says "
+            f"so, or no folder {TRANSFORMER}"
         )
     first = folder / PLACEHOLDER
     placeholders = read_loose_placeholders(first) if first.is_file() else ()
@@ -78,7 +83,7 @@ def read_trained_model(folder: Path) -> Archive:
 
 
 def read_weights(path: Path, config: Path | None = None) -> Archive:
-    """Weights of any kind: the folder of a full training, or what `read_archive` reads."""
+    """Weights of any kind: the folder of a whole transformer, or what `read_archive` reads."""
     return read_trained_model(path) if path.is_dir() else read_archive(path, config=config)
 
 

@@ -28,6 +28,11 @@ class ReferenceFormat:
     # The transformer gets an image's latents in place of its text features, which it never reads.
     latents_in_text: bool = False
 
+    @property
+    def name(self) -> str:
+        """What a prompt calls an image: {} is its number."""
+        return self.text.partition("<|vision_start|>")[0].rstrip(": ")
+
 
 class Editing:
     """The methods of `Family` for bases with `Base.most_references`."""

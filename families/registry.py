@@ -30,6 +30,8 @@ FAMILIES: dict[str, type[Family]] = {}  # by `Family.name`
 BASES: dict[str, Base] = {}  # by `Base.name`
 _MAX_INDEX_BYTES = 1 << 20
 _MAX_META_BYTES = 16 << 20
+# `trained` in the meta.json of a folder with a whole transformer.
+WHOLE_MODELS = FULL, BAKED = "full", "baked"
 
 
 def register(family: type[Family]) -> None:
@@ -69,7 +71,7 @@ def undistilled(family: type[Family]) -> Base:
 
 
 def trainable() -> dict[str, Base]:
-    """The bases that can be trained: all but those that only edit."""
+    """The bases that can be trained on single images: all but those that only edit."""
     return {name: base for name, base in BASES.items() if not base.needs_references}
 
 
@@ -93,7 +95,7 @@ def find_base(name: str) -> Base:
 
 def find_base_or_folder(name: str) -> Base:
     """The base that a user names: as `find_base`, or a local folder in the Hub's layout, or one
-    that a full training wrote.
+    that a full training or `adapters bake` wrote.
 
     A folder gets the defaults of the published model whose name it has (`…/Z-Image-Turbo`), or
     that its model_index.json names as its origin (`_name_or_path`, as diffusers writes it); any
@@ -133,17 +135,18 @@ def find_base_or_folder(name: str) -> Base:
 
 
 def meta_of_full_training(folder: Path) -> dict[str, Any] | None:
-    """The meta.json of a folder that a full training wrote; None for any other folder."""
+    """The meta.json of a folder that a full training wrote, or `adapters bake` in the same form;
+    None for any other folder."""
     try:
         with (folder / "meta.json").open("rb") as file:
             meta = json.loads(file.read(_MAX_META_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return meta if isinstance(meta, dict) and meta.get("trained") == "full" else None
+    return meta if isinstance(meta, dict) and meta.get("trained") in WHOLE_MODELS else None
 
 
 def with_transformer(base: Base, folder: Path) -> Base:
-    """The base with the transformer in a folder of a full training, and its own other parts."""
+    """The base with the transformer in such a folder, and its own other parts."""
     folder = folder.absolute()
     name = folder.parent.name if folder.name == "model" else folder.name  # RUN/model
     changed = replace(base, name=name, hub_id=name, folder=folder, completed_by=base)
@@ -170,7 +173,7 @@ def _of_full_training(folder: Path, meta: dict[str, Any]) -> Base:
         return with_transformer(find_base(str(meta.get("base_model"))), folder)
     except UnknownBase as error:
         raise UnknownBase(
-            f"{_shown(folder.name)} was trained on {_shown(meta.get('base_model'))}, which is not "
+            f"{_shown(folder.name)} was made from {_shown(meta.get('base_model'))}, which is not "
             "a known base model: give that model's folder as base_model, and this one as weights"
         ) from error
 

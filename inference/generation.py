@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from families.base import Base
 from families.family import Family
+from families.references import References
 from inference.images import to_images, to_mask, to_pixels
 from inference.request import ResolvedRequest
 from inference.sampling import FAST_GUIDED_SHARE, Kept, add_noise, sample
@@ -24,16 +25,18 @@ def generate(
     texts: TextCache | None = None,
     mask: Image.Image | None = None,
     reference_images: Sequence[Image.Image] = (),
+    references: References | None = None,
 ) -> list[Image.Image]:
     """Generates the images of a resolved request, one after another.
 
     Each image depends only on its seed, not on the number of images. With an `image`, the first
     steps are skipped, and the others start from the image with noise added. With a `mask`, only
     its white part is generated, in whole latents; the others are the image's. `reference_images`
-    are an editing model's.
+    are an editing model's; `references` are such images encoded before, on the device.
     """
     texts = texts or TextCache()
-    references = family.encode_references(reference_images) if reference_images else None
+    if reference_images:
+        references = family.encode_references(reference_images)
     text = [texts.encode(family, resolved.prompt, vectors or {}, references)]
     negative = None
     if resolved.guidance_scale > 1:

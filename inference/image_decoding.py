@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from contextlib import suppress
 
 import numpy as np
@@ -61,6 +62,33 @@ def open_image(data: bytes) -> Image.Image:
     if profile is not None:
         image.info["icc_profile"] = profile
     return image
+
+
+class BrokenImage(ValueError):
+    """A file that is not an image, or a damaged image."""
+
+
+def decoded(data: bytes, name: str) -> Image.Image:
+    """Decodes an input image for generation: upright, sRGB, transparency over white.
+
+    `name` is its name in messages. Raises `BrokenImage` with the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_image(data) as opened:
+                if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or 0):
+                    raise Image.DecompressionBombError
+                return upright_srgb(opened)[0]
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"image {name} is not a {READABLE} image; convert it") from error
+    except ImageLimit as error:
+        raise BrokenImage(f"image {name} {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = Image.MAX_IMAGE_PIXELS or 0
+        raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
+    except Exception as error:  # Pillow may raise any exception on malformed images
+        raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
 
 
 def is_animation(image: Image.Image) -> bool:

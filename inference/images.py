@@ -8,7 +8,6 @@ import shutil
 import stat
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -16,15 +15,14 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from adapters.files.atomic import atomic_file, temporary_space
 from adapters.files.containers import printable
 from families.redact import safe_name
 from inference import image_metadata
-from inference.image_decoding import READABLE, open_image, over, upright_srgb
-from inference.image_limits import ImageLimit
+from inference.image_decoding import BrokenImage, decoded, over
 from inference.inputs import FORMATS, QUALITY
 from inference.request import BLACK_MASK
 
@@ -34,36 +32,16 @@ _PREFIX = "zeroprior-images-"
 _KEPT_SECONDS = 3600  # Cog never deletes the files that it has sent
 
 
-class BrokenImage(ValueError):
-    """A file that is not an image, or a damaged image."""
-
-
 def read_image(path: str | PathLike[str]) -> Image.Image:
     """Reads an image: upright, sRGB, transparency over white.
 
     Raises `BrokenImage` with the reason.
     """
-    name = printable(Path(path).name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_image(_bytes_of(Path(path))) as opened:
-                if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or 0):
-                    raise Image.DecompressionBombError
-                return upright_srgb(opened)[0]
+        data = _bytes_of(Path(path))
     except FileNotFoundError as error:
         raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
-    except BrokenImage:
-        raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage(f"image {name} is not a {READABLE} image; convert it") from error
-    except ImageLimit as error:
-        raise BrokenImage(f"image {name} {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        most = Image.MAX_IMAGE_PIXELS or 0
-        raise BrokenImage(f"image {name} has more than {most:,} pixels; shrink it") from error
-    except Exception as error:  # Pillow may raise any exception on malformed images
-        raise BrokenImage(f"image {name} is damaged ({error}); export it again") from error
+    return decoded(data, printable(Path(path).name))
 
 
 def _bytes_of(path: Path) -> bytes:

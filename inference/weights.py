@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from adapters.archive import Archive
+from adapters.baked import why_not_again
 from adapters.files.containers import printable
 from adapters.formats import LoraMismatch
 from adapters.trained_model import is_trained_model, read_trained_model
@@ -184,8 +185,7 @@ def choose_base(
     models += [base.folder] if base.folder is not None and is_trained_model(base.folder) else []
     if len(different := {each.absolute() for each in models}) > 1:
         raise LoraMismatch(
-            f"{' and '.join(sorted(map(str, different)))} are results of full trainings: each is a "
-            "whole model, so use one of them"
+            f"{' and '.join(sorted(map(str, different)))} are whole models: use one of them"
         )
     if not models or models[0].absolute() == base.folder:
         return base
@@ -193,7 +193,15 @@ def choose_base(
 
 
 def with_own_tokens(weights: Sequence[Weights], base: Base) -> list[Weights]:
-    """The weights, and the tokens of a base model that is the result of a full training."""
+    """The weights, and the tokens of a base model that is a whole trained or baked one.
+
+    Raises `LoraMismatch` for a LoRA that is baked into the base model.
+    """
+    for each in weights:
+        if each.archive.model is not None:  # the base model's own
+            continue
+        if reason := why_not_again(each.archive, each.name, each.scale, base):
+            raise LoraMismatch(reason)
     if base.folder is None or not is_trained_model(base.folder):
         return [*weights]
     if any(each.archive.model is not None for each in weights):
@@ -215,7 +223,7 @@ def warn_of_other_base(base: Base, weights: Sequence[Weights]) -> None:
                 *(each.scale, each.name),
             )
         trained_on = None if each.archive.model else _trained_on(each, base)
-        # At scale 0 they supply the token only, as to a base that has the LoRA baked in.
+        # At scale 0 they supply the token only, as to a single file with the LoRA baked in.
         if each.scale != 0 and trained_on is not None and trained_on.name not in usual:
             log.warning(
                 "%s trained on %s are used on %s: expect a weaker likeness",

@@ -23,6 +23,7 @@ from studio import (
     datasets,
     drafts,
     images,
+    input_images,
     planner,
     runs,
     schema,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 # Each has ROUTES, and may have `async def work(studio)`, which runs until it is cancelled.
-DATA = (datasets, uploads, captions, thumbnails, weights, drafts)
+DATA = (datasets, uploads, captions, thumbnails, weights, drafts, input_images)
 JOBS = (runs, commands, stream, schema, planner, images, captioner)
 PARTS: tuple[ModuleType, ...] = DATA + JOBS
 
@@ -49,7 +50,8 @@ def application(
     studio: Studio, hosts: Collection[str] = LOCAL, token: str | None = None
 ) -> ASGIApp:
     """The guarded application. `hosts`, `token`: see `Guard`."""
-    for folder in (studio.datasets, studio.outputs, studio.weights, studio.trash):
+    own = (studio.datasets, studio.outputs, studio.weights, studio.input_images, studio.trash)
+    for folder in own:
         folder.mkdir(parents=True, exist_ok=True)
     routes = [route for part in PARTS for route in part.ROUTES]
     routes.append(Route("/api/trash/{id}/restore", _restore, methods=["POST"]))

@@ -262,8 +262,8 @@ def own_folder(root: Path, name: str) -> Path:
 
 def sweep(studio: Studio) -> None:
     """Removes the partial files of a server that was killed."""
-    for name in dataset_names(studio):
-        root = place_of(studio, name)
+    roots = [place_of(studio, name) for name in dataset_names(studio)]
+    for root in (*roots, studio.input_images):
         parts = root / OWN / "parts"
         if not (root / OWN).is_symlink() and not parts.is_symlink():
             shutil.rmtree(parts, ignore_errors=True)

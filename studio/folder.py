@@ -60,6 +60,11 @@ class Studio:
         return self.outputs / "images"
 
     @property
+    def input_images(self) -> Path:
+        """Reference images, start images and masks for generation."""
+        return self.folder / "input_images"
+
+    @property
     def weights(self) -> Path:
         """Uploaded LoRAs."""
         return self.folder / "weights"

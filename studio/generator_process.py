@@ -67,13 +67,20 @@ def _generate(image: dict[str, Any]) -> dict[str, Any]:
     """Generates one image, and writes it with its settings: in the file, and beside it."""
     from adapters.files.atomic import atomic_file
     from inference.image_metadata import JSON, TEXT, options
+    from inference.images import read_image
     from inference.request import Request
 
     engine = _engine()
     archives = [engine.read(Path(path)) for path in image["weights"]]
     first, extra = (*archives, None, None)[:2]
+    inputs = {
+        name: [read_image(one) for one in each] if isinstance(each, list) else read_image(each)
+        for name, each in image.get("inputs", {}).items()
+    }
     begun = time.perf_counter()
-    [made] = engine.generate(Request(**image["request"]), first, image["base_model"], extra)
+    [made] = engine.generate(
+        Request(**image["request"], **inputs), first, image["base_model"], extra
+    )
     texts = {name: made.info[name] for name in (TEXT, JSON)}
     path = Path(image["file"])
     with atomic_file(path) as file:

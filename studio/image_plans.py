@@ -7,11 +7,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from families.base import Base
 from families.registry import UnknownBase, find_base
+from inference.request import REFERENCES, check_images, wanted_size
 from inference.request import Request as Generation
+from studio import input_images
 from studio.folder import Studio
+from studio.gpu import automatic_base
 from studio.replies import Problem
-from studio.weights import place_of
+from studio.weights import base_model, place_of
 
 MOST_IMAGES = 64  # of one job
 AXES = ("scale", "steps", "seed", "guidance", "checkpoint")
@@ -58,13 +62,22 @@ def planned(
         "steps": body.get("steps"),
         "guidance": body.get("guidance"),
     }
+    given = input_images.named(body)
+    if given and body.get("when") == "by_run":
+        text = "a run generates from the prompt alone, without reference or start images"
+        raise Problem(422, text, "when", "remove the images, or generate without the run")
+    if body.get("prompt_strength") is not None:
+        plain["prompt_strength"] = body["prompt_strength"]
+    files = input_images.files(studio, given)
+    opened = input_images.opened(files)
+    cells = list(_cells(axes, count))
+    if len(cells) > MOST_IMAGES:
+        raise Problem(422, f"{len(cells)} images; at most {MOST_IMAGES} are possible", "axes")
     images: list[dict[str, Any]] = []
-    for number, cell in enumerate(_cells(axes, count), start=1):
-        offset, row, column, values = cell
-        settings = _with(plain | {"seed": seed + offset}, values)
-        images.append(_image(studio, settings) | {"number": number, "row": row, "column": column})
-    if len(images) > MOST_IMAGES:
-        raise Problem(422, f"{len(images)} images; at most {MOST_IMAGES} are possible", "axes")
+    for number, (offset, row, column, values) in enumerate(cells, start=1):
+        settings = _with(plain | given | {"seed": seed + offset}, values)
+        place = {"number": number, "row": row, "column": column, "inputs": files}
+        images.append(_image(studio, settings, opened) | place)
     return images, axes
 
 
@@ -134,8 +147,11 @@ def _checkpoint(identity: str, value: Any) -> str:
         raise Problem(422, text, "axes", "give steps of checkpoints, or final") from None
 
 
-def _image(studio: Studio, settings: dict[str, Any]) -> dict[str, Any]:
-    """One image: the request of `inference`, and the files. Raises `Problem` 422 by field."""
+def _image(studio: Studio, settings: dict[str, Any], opened: Mapping[str, Any]) -> dict[str, Any]:
+    """One image: the request of `inference`, and the files. `opened` are its input images.
+
+    Raises `Problem` 422 by field.
+    """
     files = [str(weights_file(studio, each["id"])) for each in settings["weights"]]
     scales = [each["scale"] for each in settings["weights"]]
     inputs = {
@@ -146,17 +162,31 @@ def _image(studio: Studio, settings: dict[str, Any]) -> dict[str, Any]:
         "height": settings["height"],
         "num_inference_steps": settings["steps"],
         "guidance_scale": settings["guidance"],
+        "prompt_strength": settings.get("prompt_strength"),
         "lora_scale": scales[0] if scales else None,
         "extra_lora_scale": scales[1] if len(scales) > 1 else None,
     }
     given = {name: value for name, value in inputs.items() if value is not None}
     try:
-        Generation(**given)
+        request = Generation(**given, **opened)
     except ValueError as error:
         names = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
         names |= {"lora_scale": "weights", "extra_lora_scale": "weights"}
-        named = next((word for word in re.findall(r"[a-z_]+", str(error)) if word in inputs), "")
+        fields = {*inputs, *input_images.NAMES}
+        named = next((word for word in re.findall(r"[a-z_]+", str(error)) if word in fields), "")
         raise Problem(422, str(error), names.get(named, named) or None) from None
+    base = _base(studio, settings)
+    if base is not None and (opened or base.needs_references):
+        try:
+            check_images(request, base)
+        except ValueError as error:
+            field = REFERENCES if "reference" in str(error) else "width"
+            raise Problem(422, str(error), field) from None
+        if request.width is None:  # from the image; written out, since the page shows the size
+            sides = (round(each / base.size_multiple) for each in wanted_size(request, base))
+            width, height = (max(1, each) * base.size_multiple for each in sides)
+            given |= {"width": width, "height": height}
+            settings |= {"width": width, "height": height}
     return {
         "request": given,
         "files": files,
@@ -164,3 +194,15 @@ def _image(studio: Studio, settings: dict[str, Any]) -> dict[str, Any]:
         "seed": settings["seed"],
         "settings": settings,
     }
+
+
+def _base(studio: Studio, settings: Mapping[str, Any]) -> Base | None:
+    """The base model that generates; None if only the generator's process can tell."""
+    name = settings["base_model"]
+    if name == "auto":
+        named = (base_model(studio, str(each["id"])) for each in settings["weights"])
+        name = next(filter(None, named), None) or automatic_base().name
+    try:
+        return find_base(name)
+    except UnknownBase:
+        return None

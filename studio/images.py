@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -35,7 +36,7 @@ async def _new(request: Request) -> Response:
     generator, when = generator_of(studio), body.get("when") or "now"
     if when not in WHEN:
         raise Problem(400, f"when must be one of {', '.join(WHEN)}", "when")
-    images, axes = planned(studio, body)
+    images, axes = await run_in_threadpool(planned, studio, body)
     run = _run_for(studio, body) if when == "by_run" else None
     if run is not None and any(each["name"] != "seed" for each in axes):
         text = "a run generates with its own weights and options; only the seed can be an axis"

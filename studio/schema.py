@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.base import Base
-from families.registry import trainable
+from families.registry import BASES, family_of, trainable
 from families.repository import is_on_disk
 from inference.input_fields import Inputs
 from inference.inputs import SharedInputs
@@ -87,8 +87,23 @@ def base(each: Base, memory: int | None) -> dict[str, Any]:
         "training_resolution": each.training_resolution,
         "steps": each.inference_steps,
         "guidance": each.guidance_scale,
+        "trainable": each.name in trainable(),
+        "references": _references(each),
         "here": is_on_disk(each),
         "fits": None if memory is None else each.training_memory * 1e9 <= memory,
+    }
+
+
+def _references(each: Base) -> dict[str, Any] | None:
+    """How a base model takes reference images; None if it takes none."""
+    how = family_of(each).reference_format
+    if not each.most_references or how is None:
+        return None
+    return {
+        "least": int(each.needs_references),
+        "most": each.most_references,
+        "resolution": each.reference_resolution,
+        "name": how.name,
     }
 
 
@@ -100,7 +115,7 @@ async def _schema(request: Request) -> Response:
         {
             "fields": fields(TrainingInputs, OFFERED),
             "groups": [{"name": name, "title": _TITLES[name]} for name in GROUPS],
-            "bases": [base(each, memory) for each in trainable().values()],
+            "bases": [base(each, memory) for each in BASES.values()],
             "automatic": gpu.automatic_base().name,
             "presets": [{"name": k, "purpose": each.purpose} for k, each in PRESETS.items()],
             "generation": fields(SharedInputs, SharedInputs.inputs()),

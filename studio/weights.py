@@ -120,6 +120,12 @@ def _row(place: Place) -> dict[str, Any] | None:
     }
 
 
+def base_model(studio: Studio, identity: str) -> str | None:
+    """The base model that weights name; None if they name none. Raises `Problem` (400, 404)."""
+    name = (_row(place_of(studio, identity)) or {}).get("base_model")
+    return name if isinstance(name, str) else None
+
+
 @lru_cache(maxsize=2000)
 def _meta(path: str, changed: int, size: int) -> dict[str, Any]:
     """What a file says of itself, without its tensors; empty if it says nothing."""

@@ -15,6 +15,7 @@ from trainer.data.dataset import read_dataset
 from trainer.learning.checkpoint import write_checkpoint
 from trainer.learning.features import Captions, encode_images
 from trainer.learning.loop import Loop
+from trainer.learning.samples import edits_of
 from trainer.learning.saving import state_of
 from trainer.settings.fields import Settings
 
@@ -31,8 +32,8 @@ def make_loop(
     subject = None if named else next(iter(tokens), None)
     caption = settings.default_caption
     masks = settings.masks
-    examples = read_dataset(settings.dataset, caption, subject, subjects=named, masks=masks)
-    examples = examples[:pictures]
+    given: dict[str, Any] = {"subjects": named, "masks": masks, "controls": settings.control_counts}
+    examples = read_dataset(settings.dataset, caption, subject, **given)[:pictures]
     family = load_family(settings.base)
     samples = encode_images(family, examples, settings)
     trained: Lora | FullWeights | None = None
@@ -42,14 +43,15 @@ def make_loop(
         for number, token in enumerate(tokens)
     ]
     vectors = {each.token: each.vectors for each in placeholders}
+    edits = edits_of(samples, (), family, settings.caption_dropout)
     texts = [text for sample in samples for text in sample.captions]
-    captions = Captions(family, texts, vectors)
+    captions = Captions(family, () if edits else texts, vectors, edits=edits)
     if settings.full:
         names = trained_names(family, settings.lora_targets)
         trained = FullWeights(family, names)
     elif with_lora:
         targets = family.lora_targets(settings.lora_targets)
-        trained = Lora(family.transformer, targets, settings.rank, settings.seed)
+        trained = Lora(family.transformer, targets, settings.form, settings.seed)
     return Loop(family, settings, samples, captions, trained, placeholders)
 
 
@@ -81,6 +83,6 @@ def loop_on_meta(settings: Settings) -> Loop:
     assert captions._prefix is not None
     ids = captions._prefix.ids
     captions._prefix = read_prefix(family.text_encoder, ids)
-    lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
+    lora = Lora(family.transformer, family.lora_targets(), settings.form, settings.seed)
     loop = Loop(family, settings, samples, captions, lora, [placeholder])
     return loop

@@ -51,8 +51,8 @@ INNER: dict[str, dict[str, set[str]]] = {
     "adapters": {
         "files": set(),
         "formats": {"files"},
-        "tools": {"files", "formats", "archive", "archive_opening", "comfyui"}
-        | {"archive_members", "placeholder", "placeholder_token", "turbo"},
+        "tools": {"files", "formats", "archive", "archive_opening", "baked", "comfyui"}
+        | {"archive_members", "placeholder", "placeholder_token", "trained_model", "turbo"},
     },
     # One file for each base model. All else asks `families.registry`.
     "families": {

@@ -5,8 +5,9 @@ What reads images is imported where it is needed, so that `--help` does without.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from families.registry import usual_base
 from inference.console import clean
@@ -14,6 +15,9 @@ from inference.flags import typed
 from trainer.dataset_names import bare_name, dataset_name
 from trainer.outputs import OUTPUTS
 from trainer.settings import Settings
+
+if TYPE_CHECKING:
+    from trainer.data import Example
 
 FAILED = 1  # exit code if the dataset cannot be used
 _FOLDER = "checks"  # in outputs/
@@ -44,7 +48,7 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
         examples = found.findings.examples
         own = sum(bool(each.caption_file) for each in examples)
         print(
-            f"{len(examples):,} images, {own:,} with a caption file; checked for "
+            f"{len(examples):,} images{_pairs(examples)}, {own:,} with a caption file; checked for "
             f"{settings.base.name} at {max(settings.resolutions)} pixels"
         )
         for kind, those in (
@@ -65,6 +69,11 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
     return FAILED if found.problems else 0
 
 
+def _pairs(examples: "Sequence[Example]") -> str:
+    count = sum(len(each.controls) for each in examples)
+    return f", {count:,} control images" * bool(count)
+
+
 def summary(settings: Settings) -> str:
     """One line for a plan: the numbers of images and findings; empty if there is no dataset.
 
@@ -82,7 +91,8 @@ def summary(settings: Settings) -> str:
     more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""
     examples = found.findings.examples
     masks = sum(bool(each.mask_file) for each in examples)
-    images = f"{len(examples):,} images" + f", {masks:,} masks are used" * bool(masks)
+    images = f"{len(examples):,} images{_pairs(examples)}"
+    images += f", {masks:,} masks are used" * bool(masks)
     kept = len(found.findings.regularization)
     images += f", {kept:,} regularization images are used" * bool(kept)
     if settings.epochs and examples:

@@ -77,6 +77,8 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
         inputs: dict[str, Any] = {**given, "dataset": facts["dataset"]["path"]}
         if inputs.get("base_model", "auto") == "auto":  # it could choose another one now
             inputs["base_model"] = used["base"]
+        if inputs.get("controls"):
+            inputs["controls"] = used["controls"]  # absolute, as the dataset
     except (KeyError, TypeError) as error:
         raise CommandRefused(
             f"{folder}/run.json does not contain the run's settings; "

@@ -9,15 +9,15 @@ from trainer.captions import captions_of_run
 from trainer.data import (
     Example,
     bucket_sizes,
-    members_of_any,
     name_trigger,
+    opener,
     read_dataset,
 )
 from trainer.dataset_names import LIST_SUFFIXES
 from trainer.learning import Control, by_main, find_turbo_adapter, processes
 from trainer.memory import free_memory
 from trainer.outputs import Run
-from trainer.settings import Settings, SettingsError, too_many
+from trainer.settings import Settings, SettingsError, for_pairs, too_many
 
 
 def read_examples(
@@ -37,6 +37,7 @@ def read_examples(
 
     def write(bare: Sequence[Example]) -> Mapping[str, str]:
         check(len(bare))
+        with_pairs(settings, bare)  # refuses captions for pairs
         find_turbo_adapter(settings)  # found missing now, not after minutes of captions
         family_and_targets(settings)
         phase = partial(control.phase, "writing captions")
@@ -51,13 +52,18 @@ def read_examples(
         settings.dataset,
         *settings.caption_rules,
         write if settings.autocaption else None,
-        None if served else members_of_any,
+        None if served else opener(settings.control_folders),
         regularized,
     )
-    check(len(examples))
+    check(len(examples) + sum(len(each.controls) for each in examples))
     if settings.subject is None:
         examples = name_trigger(examples, settings.trigger_word, settings.foreign_captions)
     return examples, regularized
+
+
+def with_pairs(settings: Settings, examples: Sequence[Example]) -> Settings:
+    """The settings for these images: of pairs, if they have control images."""
+    return for_pairs(settings) if any(each.controls for each in examples) else settings
 
 
 def with_steps(settings: Settings, examples: Sequence[Example]) -> Settings:

@@ -9,6 +9,7 @@ from adapters.full_weights import FullWeights, trained_names
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import check_token
+from families.components import original_transformer
 from families.loading import default_device
 from families.no_gpu import why_too_slow
 from families.recomputation import recompute
@@ -31,6 +32,7 @@ from trainer.learning import (
     check_texts,
     continue_weights,
     data_identity,
+    edits_of,
     encode_images,
     encode_regularization,
     find_turbo_adapter,
@@ -41,6 +43,7 @@ from trainer.learning import (
     same_for_all,
     stopped_by_signals,
     transformer_with,
+    uncropped_of,
     warn_repeats,
     with_seed,
 )
@@ -62,7 +65,7 @@ from trainer.monitor import (
     with_default_previews,
 )
 from trainer.outputs import Run, open_run
-from trainer.reading import family_and_targets, read_examples, with_steps
+from trainer.reading import family_and_targets, read_examples, with_pairs, with_steps
 from trainer.recording import emit_done, introduce, recorded
 from trainer.result import (
     BROKEN,
@@ -196,7 +199,9 @@ def _train_in(
                 withhold(path, settings.hf_repo_id, secrets.from_request)
         if outcome is not None:
             subject = " and ".join(settings.tokens) or settings.trigger_word
-            log.info("%s", describe_next_steps(path, subject, settings.base))
+            first = outcome.examples[0]
+            instruction = first.caption if first.controls else ""
+            log.info("%s", describe_next_steps(path, subject, settings.base, instruction))
     except Exception as error:
         said = hidden(f"{type(error).__name__}: {error}", secrets.hf_token, secrets.wandb_api_key)
         log.warning("%s is complete, but a later step failed (%s)", path, said)
@@ -218,11 +223,12 @@ def _train(
     # Check what needs no model.
     file = DatasetFile(settings.dataset)
     examples, regularized = read_examples(settings, run, control, secrets.from_request)
-    dataset = file.describe(examples, regularized)
-    settings = with_steps(settings, examples)
+    pairs = [each for each in examples if each.controls]  # all or none
+    dataset = file.describe(examples, regularized := [] if pairs else regularized)
+    settings = with_steps(with_pairs(settings, examples), examples)
     log_checks(examples, settings)
     held_out_names = hold_out(examples, settings)
-    settings = with_default_previews(settings, [each.caption for each in examples])
+    settings = with_default_previews(settings, [each.caption for each in examples], pairs)
     resume = read_resume(settings, [*examples, *regularized])
     adapter = find_turbo_adapter(settings)
     run.describe(describe_run(settings, examples, dataset, secrets.from_request))
@@ -236,7 +242,8 @@ def _train(
     check_texts(examples, prompts, family, settings)
     introduce(settings, examples, family)
     control.phase("loading")
-    memory = fit(settings, family, [text for example in examples for text in example.captions])
+    texts = [text for example in examples for text in example.captions]
+    memory = fit(settings, family, texts, max(len(each.controls) for each in examples))
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     path = run.model if settings.full else run.weights
@@ -260,12 +267,16 @@ def _train(
         for known in zip(settings.tokens, proof.token_ids, proof.norms_start, strict=True):
             log.info("%s is token %d, norm %.3g at the start", *known)
     vectors = {each.token: each.vectors for each in placeholders}
-    texts = prompt_features(settings, family)
-    preserved = preservation_prompts(settings, kept)
-    texts_of = [text for sample in samples for text in sample.captions]
-    alone = [*drift_prompts(settings), *preserved.all]
-    captions = Captions(family, texts_of, vectors, alone, control.phase)
+    references = uncropped_of(samples)
+    preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
+    preserved = preservation_prompts(settings, kept)
+    alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
+    if pairs:
+        edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
+        captions = Captions(family, (), vectors, advance=control.phase, edits=edits)
+    else:
+        captions = Captions(family, texts, vectors, alone, control.phase)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
@@ -292,13 +303,15 @@ def _train(
         weights = FullWeights(family, trained_names(family, settings.lora_targets))
         log.info("full training of %d layers, %.3g values", len(weights.layers()), weights.values())
     else:
-        weights = Lora(transformer, targets, settings.rank, settings.seed)
-        log.info("LoRA of rank %d on %d layers", settings.rank, len(weights.layers))
+        changed = adapter is not None or memory.mode.quantize != "none"
+        original = original_transformer(family) if changed and settings.form.needs_base else None
+        weights = Lora(transformer, targets, settings.form, settings.seed, original)
+        log.info("%s on %d layers", settings.form, len(weights.layers))
     if acceleration.wanted_in_training(family.device):
         log.info("compiling; the first steps take longer")
         captions.compile()
         if not memory.mode.offload:
-            sizes = {sample.mean_CHW.shape for sample in samples}
+            sizes = {each.shapes for each in samples}
             acceleration.compile_blocks(transformer, several_sizes=len(sizes) > 1)
     data = data_identity([*examples, *regularized])
     parts = trained_on, captions, weights, placeholders, data, control, preservation
@@ -310,7 +323,7 @@ def _train(
     if loop.done < run.events.step or loop.done:  # later events are void
         run.events.emit("resumed", step=loop.done)
     validation = Validation(loop, held_out)
-    place = run.folder, texts, previewed, run.events
+    place = run.folder, preview_texts, previewed, run.events, references, pairs
     previews = Previews(family, settings, inference_weights, *place)
     tracker_updates = TrackerUpdates(trackers, validation.curves, previews.preview_images)
     until_written.callback(tracker_updates.finish)  # preview images of the final weights

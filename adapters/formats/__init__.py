@@ -1,7 +1,20 @@
 """Reads and writes LoRA files, in every supported layout."""
 
-from adapters.formats.deltas import Delta, Deltas, Dora, as_delta, bytes_of, is_zero
-from adapters.formats.factors import Factors, LoraMismatch, check_fits, rank_of, shown
+from adapters.formats.deltas import (
+    DOWN,
+    MAGNITUDE,
+    UP,
+    Delta,
+    Deltas,
+    Dora,
+    Hadamard,
+    LowRank,
+    as_delta,
+    bytes_of,
+    delta_of,
+    is_zero,
+)
+from adapters.formats.factors import Factors, LoraMismatch, check_fits, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
 from adapters.formats.idle import completed, family_of_layers, without_idle
 from adapters.formats.layer_names import OTHER_COMPONENTS, without_fronts, without_wrappers
@@ -22,10 +35,10 @@ from adapters.formats.lora_file import (
     stored_layers,
     write_lora,
 )
-from adapters.formats.lora_formats import ALPHA, DOWN, MAGNITUDE, UP, split_key
+from adapters.formats.lora_formats import ALPHA, split_key
 from adapters.formats.lora_header import CONFIG, MAX_CONFIG_BYTES, titles
 from adapters.formats.peft_config import config_beside, config_member, config_text
-from adapters.formats.programs import PROGRAMS, Found, Program, verdict
+from adapters.formats.programs import DORA, PEFT_DORA, PROGRAMS, Found, Program, verdict
 
 __all__ = [
     "ALPHA",
@@ -33,18 +46,22 @@ __all__ = [
     "BrokenLora",
     "CHECKPOINT_HEADER",
     "CONFIG",
+    "DORA",
     "DOWN",
     "Delta",
     "Deltas",
     "Dora",
     "Factors",
     "Found",
+    "Hadamard",
     "Layout",
     "LoraMismatch",
+    "LowRank",
     "MAGNITUDE",
     "MAX_BYTES",
     "MAX_CONFIG_BYTES",
     "OTHER_COMPONENTS",
+    "PEFT_DORA",
     "PROGRAMS",
     "Program",
     "Shapes",
@@ -58,6 +75,7 @@ __all__ = [
     "config_beside",
     "config_member",
     "config_text",
+    "delta_of",
     "family_of_layers",
     "is_linear",
     "is_zero",
@@ -66,7 +84,6 @@ __all__ = [
     "open_tensors",
     "parse_lora",
     "plain_factors",
-    "rank_of",
     "read_deltas",
     "read_tensors",
     "refuse_other_kinds",

@@ -4,12 +4,16 @@ dW is computed in float32; the file's own scale (alpha / rank) is already multip
 kept as its small factors and multiplied out when it is merged into the weight.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+# Names of factors, as in `adapters.formats.lora_formats`.
+DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "magnitude"
 
 
 class Delta(Protocol):
@@ -22,6 +26,17 @@ class Delta(Protocol):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The factors in memory."""
+        ...
+
+    def parts(self) -> dict[str, Tensor]:
+        """The factors by their names in `adapters.formats.lora_formats`, at scale 1.
+
+        `delta_of` is the inverse.
+        """
+        ...
+
+    def norm(self) -> float | None:
+        """The Frobenius norm of dW; None if it depends on the original weight."""
         ...
 
     def rows(self, start: int, stop: int) -> "Delta":
@@ -50,6 +65,15 @@ class LowRank(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         return self
 
+    def parts(self) -> dict[str, Tensor]:
+        return {DOWN: self.down, UP: self.up}
+
+    def norm(self) -> float:
+        """Without the product: |BA|^2 = sum((B^T B) * (A A^T)), in float64."""
+        down, up = self.down.double(), self.up.double()
+        squared = float(((up.T @ up) * (down @ down.T)).sum())
+        return math.sqrt(squared) if squared > 0 else 0.0 if squared <= 0 else math.nan
+
     def rows(self, start: int, stop: int) -> "LowRank":
         return LowRank(self.down, self.up[start:stop])
 
@@ -69,6 +93,12 @@ class Dense:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.value,)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"diff": self.value}
+
+    def norm(self) -> float:
+        return _norm(self.value)
 
     def rows(self, start: int, stop: int) -> "Dense":
         return Dense(self.value[start:stop])
@@ -95,6 +125,12 @@ class Kronecker:
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.left, *self.right)
 
+    def parts(self) -> dict[str, Tensor]:
+        return _side("lokr_w1", self.left) | _side("lokr_w2", self.right)
+
+    def norm(self) -> float:
+        return _norm_of_product(self.left) * _norm_of_product(self.right)
+
     def rows(self, start: int, stop: int) -> "Rows":
         return Rows(self, start, stop)
 
@@ -115,6 +151,21 @@ class Hadamard:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.first, *self.second)
+
+    def parts(self) -> dict[str, Tensor]:
+        return _side("hada_w1", self.first) | _side("hada_w2", self.second)
+
+    def norm(self) -> float:
+        return self.low_rank().norm()
+
+    def low_rank(self) -> LowRank:
+        """The same dW as a plain LoRA; its rank is the product of the two (Slyusar 1999).
+
+        A row of A is the product of two rows, one of each A; a column of B of two columns.
+        """
+        (up1, down1), (up2, down2) = self.first, self.second
+        down = (down1[:, None] * down2[None]).flatten(0, 1)
+        return LowRank(down, (up1[:, :, None] * up2[:, None]).flatten(1))
 
     def rows(self, start: int, stop: int) -> "Hadamard":
         (up1, down1), (up2, down2) = self.first, self.second
@@ -139,13 +190,22 @@ class Rows:
     def tensors(self) -> tuple[Tensor, ...]:
         return self.whole.tensors()
 
+    def parts(self) -> dict[str, Tensor]:
+        return {"diff": self._dense()}
+
+    def norm(self) -> float:
+        return _norm(self._dense())
+
     def rows(self, start: int, stop: int) -> "Rows":
         return Rows(self.whole, self.start + start, self.start + stop)
 
     def add_to(self, total: Tensor, original: Tensor, scale: float) -> None:
-        dense = total.new_zeros(self.whole.shape)
+        total.add_(self._dense(total), alpha=scale)
+
+    def _dense(self, like: Tensor | None = None) -> Tensor:
+        dense = (self.tensors()[0] if like is None else like).new_zeros(self.whole.shape)
         self.whole.add_to(dense, dense, 1.0)
-        total.add_(dense[self.start : self.stop], alpha=scale)
+        return dense[self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -170,6 +230,12 @@ class Dora:
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.direction.tensors(), self.magnitude)
 
+    def parts(self) -> dict[str, Tensor]:
+        return self.direction.parts() | {MAGNITUDE: self.magnitude}
+
+    def norm(self) -> None:
+        return None
+
     def rows(self, start: int, stop: int) -> "Dora":
         """Raises `ValueError` for norms per column, which depend on all rows."""
         if self.by_column:
@@ -191,6 +257,21 @@ def as_delta(delta: Delta | tuple[Tensor, Tensor]) -> Delta:
     return LowRank(*delta) if isinstance(delta, tuple) else delta
 
 
+def delta_of(parts: Mapping[str, Tensor]) -> Delta:
+    """The change with these factors at scale 1: the inverse of `Delta.parts`."""
+    if MAGNITUDE in parts:
+        direction = {name: each for name, each in parts.items() if name != MAGNITUDE}
+        return Dora(delta_of(direction), parts[MAGNITUDE])
+    if DOWN in parts:
+        return LowRank(parts[DOWN], parts[UP])
+    if "hada_w1_a" in parts:
+        first, second = (_factors(parts, f"hada_w{n}") for n in (1, 2))
+        return Hadamard((first[0], first[1]), (second[0], second[1]))
+    if "diff" in parts:
+        return Dense(parts["diff"])
+    return Kronecker(_factors(parts, "lokr_w1"), _factors(parts, "lokr_w2"))
+
+
 def is_zero(delta: Delta | tuple[Tensor, Tensor]) -> bool:
     """Whether dW is zero because a factor is zero, as in an untrained LoRA."""
     if isinstance(delta, Rows):
@@ -208,6 +289,25 @@ def bytes_of(deltas: Deltas) -> int:
         for tensor in as_delta(delta).tensors()
     }
     return sum(storages.values())
+
+
+def _side(name: str, factors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """A matrix, or the two factors of it, by their names in a file."""
+    names = (name,) if len(factors) == 1 else (f"{name}_a", f"{name}_b")
+    return dict(zip(names, factors, strict=True))
+
+
+def _factors(parts: Mapping[str, Tensor], name: str) -> tuple[Tensor, ...]:
+    """The inverse of `_side`."""
+    return (parts[name],) if name in parts else (parts[f"{name}_a"], parts[f"{name}_b"])
+
+
+def _norm(value: Tensor) -> float:
+    return float(torch.linalg.vector_norm(value, dtype=torch.float64))
+
+
+def _norm_of_product(factors: tuple[Tensor, ...]) -> float:
+    return _norm(factors[0]) if len(factors) == 1 else LowRank(factors[1], factors[0]).norm()
 
 
 def _product(factors: tuple[Tensor, ...], like: Tensor) -> Tensor:

@@ -18,11 +18,6 @@ class LoraMismatch(ValueError):
     """A LoRA whose layers do not match the transformer."""
 
 
-def rank_of(factors: Factors) -> int:
-    """The largest rank of the layers."""
-    return max(down.shape[0] for down, _ in factors.values())
-
-
 def check_fits(factors: Factors, transformer: nn.Module, source: str, base_name: str) -> None:
     """Raises `LoraMismatch` unless the transformer has every layer, with the same shape."""
     layers = {name: module for name, module in transformer.named_modules() if _has_matrix(module)}

@@ -2,6 +2,8 @@
 
 Written: `<prefix>.<layer>.lora_A.weight` and `.lora_B.weight`, bfloat16, one rank, alpha folded
 into B, no alpha keys; `Family.lora_prefix` is the one that most programs read (docs/adapters.md).
+DoRA has also `.lora_magnitude_vector`, float32. LoKr and LoHa have LyCORIS' names (`.lokr_w1`,
+`.hada_w1_a`, …) and `.alpha`, which is the rank.
 Read: the tensors that `adapters.formats.lora_formats` lists, with alpha as a tensor, in the header
 or in PEFT's adapter_config.json (`adapters.formats.lora_header`), or without (then alpha = rank),
 under the names that `adapters.formats.layout` finds in the model. `docs/formats.md` has the table.
@@ -9,7 +11,8 @@ Any other tensor is an error that names it; nothing is skipped.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -22,16 +25,25 @@ from torch.nn.functional import pad
 
 from adapters.files.tensor_file import BrokenTensors, Look, TensorFile
 from adapters.files.tensor_writer import Planned, write_tensors
-from adapters.formats.deltas import Delta, Deltas
-from adapters.formats.factors import Factors, rank_of, shown
+from adapters.formats.deltas import (
+    DOWN,
+    MAGNITUDE,
+    UP,
+    Delta,
+    Deltas,
+    Dora,
+    as_delta,
+    delta_of,
+)
+from adapters.formats.factors import Factors, shown
 from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes, other_format, other_kind
 from adapters.formats.idle import completed, family_of_layers
-from adapters.formats.lora_formats import DOWN, UP, Fault, read_layer, scale_of, split_key, unread
+from adapters.formats.lora_formats import ALPHA, Fault, read_layer, scale_of, split_key, unread
 from adapters.formats.lora_header import BadHeader
 from adapters.formats.lora_strength import Strength
 
-_WRITTEN = torch.bfloat16
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+# Names of parts in files, where they are others; LoKr's and LoHa's are as LyCORIS writes them.
+_WRITTEN_AS = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 MAX_BYTES = 8 << 30  # a rank 256 LoRA of the 20 B model is about 5 GB
 
 
@@ -39,54 +51,94 @@ class BrokenLora(ValueError):
     """A LoRA file that is damaged, incomplete, or of an unknown layout."""
 
 
-def as_written(factors: Factors) -> Factors:
-    """The factors as read back from a file: rounded to bfloat16, in float32."""
+def as_written(deltas: Deltas) -> dict[str, Delta]:
+    """The changes as read back from a file: rounded to its dtypes, in float32."""
     return {
-        layer: (down.to(_WRITTEN).float(), up.to(_WRITTEN).float())
-        for layer, (down, up) in factors.items()
+        layer: delta_of(
+            {part: each.to(_dtype(part)).float() for part, each in as_delta(delta).parts().items()}
+        )
+        for layer, delta in deltas.items()
     }
 
 
-def lora_size(factors: Factors) -> int:
+def lora_size(deltas: Deltas) -> int:
     """Bytes of the tensors that `write_lora` writes."""
-    return sum(each.nbytes for each in _planned(completed(factors)).values())
+    return sum(each.nbytes for each, _ in _tensors(_completed(deltas)).values())
 
 
-def write_lora(file: IO[bytes], factors: Factors, metadata: Mapping[str, str]) -> None:
+def write_lora(file: IO[bytes], deltas: Deltas, metadata: Mapping[str, str]) -> None:
     """Writes a LoRA's safetensors file, tensor by tensor.
 
     Layers of a lower rank are padded with zeros to the largest, and zero pairs are added for idle
     layers (`adapters.formats.idle`); neither changes dW.
     """
-    factors = completed(factors)
-    rank = rank_of(factors)
-    # PEFT's settings; diffusers requires the layers in them.
-    settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(factors)}
+    deltas = _completed(deltas)
+    found = _tensors(deltas)
+    header = {"format": "pt", **_peft_settings(deltas), **metadata}
+    planned = {name: each for name, (each, _) in found.items()}
+    write_tensors(file, planned, ((name, _as(*each)) for name, each in found.items()), header)
+
+
+def _completed(deltas: Deltas) -> Deltas:
+    """A plain LoRA with its idle layers; readers that need them read no other kind."""
+    pairs = {name: delta for name, delta in deltas.items() if isinstance(delta, tuple)}
+    return completed(pairs) if len(pairs) == len(deltas) else deltas
+
+
+def _tensors(deltas: Deltas) -> dict[str, tuple[Planned, Tensor]]:
+    """The tensors of a file in its order, as they are written and as they are."""
+    family = family_of_layers(deltas)
+    dora = any(isinstance(delta, Dora) for delta in deltas.values())
+    # Of the families' prefixes, diffusers reads DoRA only under this one.
+    prefix = "transformer" if family is None or dora else family.lora_prefix
+    rank = _rank(deltas)
+    found = {}
+    for layer, delta in deltas.items():
+        parts = as_delta(delta).parts()
+        if DOWN not in parts:  # LyCORIS needs the alpha of LoKr and LoHa: their rank
+            own = [len(parts[name]) for name in ("hada_w1_b", "lokr_w2_b") if name in parts]
+            parts[ALPHA] = torch.tensor(float(*own or (1,)))
+        for part, tensor in parts.items():
+            shape = tuple(tensor.shape)
+            if part == DOWN:
+                shape = rank, shape[1]
+            elif part == UP:
+                shape = shape[0], rank
+            elif part == MAGNITUDE:  # PEFT's have one dimension
+                shape = (tensor.numel(),)
+            name = f"{prefix}.{layer}.{_WRITTEN_AS.get(part, part)}"
+            found[name] = Planned(_dtype(part), shape), tensor
+    return dict(sorted(found.items()))
+
+
+def _as(planned: Planned, tensor: Tensor) -> Tensor:
+    """The tensor as it is written, padded with zeros."""
+    tensor = tensor.detach().cpu().to(planned.dtype)
+    if tensor.numel() < math.prod(planned.shape):
+        rows, columns = planned.shape
+        return pad(tensor, (0, columns - tensor.shape[1], 0, rows - len(tensor)))
+    return tensor.reshape(planned.shape)
+
+
+def _rank(deltas: Deltas) -> int:
+    """The largest rank of the pairs A and B; 0 without any."""
+    parts = (as_delta(delta).parts() for delta in deltas.values())
+    return max((len(each[DOWN]) for each in parts if DOWN in each), default=0)
+
+
+def _peft_settings(deltas: Deltas) -> dict[str, str]:
+    """PEFT's settings of LoRA and DoRA for the header; diffusers requires the layers in them."""
+    rank = _rank(deltas)
+    settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(deltas)}
+    if any(isinstance(delta, Dora) for delta in deltas.values()):
+        settings["use_dora"] = True
     peft = {f"transformer.{name}": value for name, value in settings.items()}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(peft), **metadata}
-    planned = _planned(factors)
-
-    def values() -> Iterator[tuple[str, Tensor]]:
-        for name in planned:
-            layer, down = name.removesuffix(_UP).removesuffix(_DOWN), name.endswith(_DOWN)
-            tensor = factors[layer.partition(".")[2]][0 if down else 1]
-            more = rank - tensor.shape[0 if down else 1]
-            tensor = pad(tensor, (0, 0, 0, more) if down else (0, more)) if more else tensor
-            yield name, tensor.detach().cpu().to(_WRITTEN)
-
-    write_tensors(file, planned, values(), header)
+    return {"lora_adapter_metadata": json.dumps(peft)} if rank else {}
 
 
-def _planned(factors: Factors) -> dict[str, Planned]:
-    """The tensors of a file, in its order."""
-    rank = rank_of(factors)
-    family = family_of_layers(factors)
-    prefix = "transformer" if family is None else family.lora_prefix
-    planned = {}
-    for layer, (down, up) in factors.items():
-        planned[f"{prefix}.{layer}{_DOWN}"] = Planned(_WRITTEN, (rank, down.shape[1]))
-        planned[f"{prefix}.{layer}{_UP}"] = Planned(_WRITTEN, (up.shape[0], rank))
-    return dict(sorted(planned.items()))
+def _dtype(part: str) -> torch.dtype:
+    """The dtype of a part. DoRA's norms are of whole weights: bfloat16 would change these."""
+    return torch.float32 if part in (MAGNITUDE, ALPHA) else torch.bfloat16
 
 
 def open_tensors(file: IO[bytes], size: int, source: str, look: Look | None = None) -> TensorFile:

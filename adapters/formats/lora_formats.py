@@ -18,14 +18,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.formats.deltas import Delta, Dense, Dora, Hadamard, Kronecker, LowRank
+from adapters.formats.deltas import (
+    DOWN,
+    MAGNITUDE,
+    UP,
+    Delta,
+    Dense,
+    Dora,
+    Hadamard,
+    Kronecker,
+    LowRank,
+)
 from adapters.formats.file_kinds import OTHER_ADAPTERS
 from adapters.formats.layer_names import FRONTS, WRAPPERS, without_fronts, without_wrappers
 
 MAX_RANK = 1024  # the largest known LoRA has 256
 MAX_CHANGE = 1e30  # norm of dW: far beyond any weight, far below float32's maximum
 
-DOWN, UP, ALPHA, MAGNITUDE = "lora_A", "lora_B", "alpha", "magnitude"
+ALPHA = "alpha"
 
 # A tensor's name in files, after the layer's name and a dot -> its part.
 SUFFIXES = {

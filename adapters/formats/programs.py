@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from families.base import DIFFUSION_MODEL, LORA_STYLES, TRANSFORMER, LoraReader
 
+# DoRA by the tensor with its norms: `dora_scale` as LyCORIS writes it, or PEFT's name.
+DORA, PEFT_DORA = "DoRA", "DoRA (lora_magnitude_vector)"
+
 
 @dataclass(frozen=True)
 class Program:
@@ -24,11 +27,13 @@ class Program:
 
 
 PROGRAMS: dict[str, Program] = {
-    "diffusers": Program("diffusers", alpha_tensors=(DIFFUSION_MODEL,), alpha_header=True),
+    "diffusers": Program(
+        "diffusers", alpha_tensors=(DIFFUSION_MODEL,), alpha_header=True, forms=(PEFT_DORA,)
+    ),
     "comfyui": Program(
         "ComfyUI",
         alpha_tensors=(TRANSFORMER, DIFFUSION_MODEL),
-        forms=("LoKr", "LoHa", "DoRA", "a whole change"),
+        forms=("LoKr", "LoHa", DORA, "a whole change"),
     ),
     "ai-toolkit": Program("ai-toolkit", forms=("LoKr",)),
     "musubi": Program("musubi-tuner"),

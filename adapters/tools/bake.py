@@ -4,7 +4,6 @@ Each changed weight is W0 + scale * dW in float32, rounded once: bit for bit wha
 generation gives (`adapters.merging`).
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,15 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.comfyui import embedding_files, how_to_write
+from adapters.archive_members import META, PLACEHOLDER
+from adapters.baked import why_not_again
 from adapters.files.atomic import atomic_file, atomic_folder, check_space
 from adapters.files.tensor_writer import Planned, write_shards, write_tensors
-from adapters.formats import BIAS, Delta, as_delta, shown, spellings
+from adapters.formats import BIAS, Delta, as_delta, spellings
+from adapters.tools.baked_model import embeddings_of, facts_of, notes_of, placeholders_of
 from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
+from adapters.trained_model import TRANSFORMER, write_meta, write_placeholders
 from families.base import Base
-from families.registry import by_hub_id, family_of
+from families.registry import family_of
 from families.repository import component_folder, transformer_source
 
 _HEADER = 4 << 20  # bytes; more than the header and the small files take
@@ -90,7 +92,7 @@ def check_output(output: Path, dtype: str, layout: str, overwrite: bool) -> None
     if output.is_dir() != (layout == "diffusers"):
         raise ToolError(f"{output} is a {'folder' if output.is_dir() else 'file'}; name another")
     if output.is_dir():
-        own = {"transformer", "model_index.json"}
+        own = {TRANSFORMER, Path(PLACEHOLDER).parts[0], META}
         other = sorted(each.name for each in output.iterdir() if each.name not in own)
         if other:
             raise ToolError(
@@ -109,13 +111,18 @@ def bake(
 ) -> Baked:
     """Writes the transformer of `opened.base` with the LoRA at `scale`.
 
-    In diffusers' layout `output` is a folder that can be used as a base model, with the
-    transformer in `transformer`; for ComfyUI it is one file, with the embeddings of tokens next to
-    it. An interrupted run leaves nothing. Raises `ToolError`, `MissingModel` for a base that cannot
-    be found, and OSError if the disk has too little space, before anything is written.
+    In diffusers' layout `output` is a folder that can be used as a base model, in the form of
+    `adapters.trained_model`; for ComfyUI it is one file, with the embeddings of tokens next to it.
+    Both say in the weights' header which LoRA is in them (`adapters.baked`). An interrupted run
+    leaves nothing. Raises `ToolError`, also for a LoRA that is in the base already, `MissingModel`
+    for a base that cannot be found, and OSError if the disk has too little space, before anything
+    is written.
     """
     check_output(output, dtype, layout, overwrite)
-    embeddings = _embeddings(opened, output) if layout == "comfyui" else {}
+    if reason := why_not_again(opened.archive, f"weights {opened.name}", scale, opened.base):
+        raise ToolError(reason)
+    placeholders = placeholders_of(opened)
+    embeddings = embeddings_of(placeholders, opened.base, output) if layout == "comfyui" else {}
     existing = [str(each) for each in embeddings if each.exists() and not overwrite]
     if existing:
         raise ToolError(f"{', '.join(existing)} exists already; add --overwrite")
@@ -124,8 +131,8 @@ def bake(
         needed = sum(each.nbytes for each in outputs)
         check_space(output, needed + _HEADER)
         baker = _Baker(base, opened, scale)
-        facts = {f"zeroprior.{key}": value for key, value in opened.base.license_facts.items()}
-        given = _planned(outputs), _values(outputs, baker), {"format": "pt", **facts}
+        meta, header = facts_of(opened, placeholders, scale)
+        given = _planned(outputs), _values(outputs, baker), header
         if layout == "comfyui":
             with atomic_file(output) as file:
                 write_tensors(file, *given)
@@ -134,10 +141,13 @@ def bake(
                     file.write(data)
         else:
             with atomic_folder(output) as folder:
-                (folder / "transformer").mkdir()
-                write_shards(folder / "transformer", *given)
-                _write_settings(folder, opened.base)
-        notes = _notes(opened, base, output, layout, [path.name for path in embeddings])
+                (folder / TRANSFORMER).mkdir()
+                write_shards(folder / TRANSFORMER, *given)
+                config = component_folder(opened.base, TRANSFORMER) / "config.json"
+                (folder / TRANSFORMER / config.name).write_bytes(config.read_bytes())
+                write_placeholders(placeholders, folder)
+                write_meta(meta, folder)
+        notes = tuple(notes_of(opened, placeholders, base, output, list(embeddings)))
         result = baker.result()
         return replace(result, files=(output, *embeddings), nbytes=needed, notes=notes)
 
@@ -249,55 +259,3 @@ def _values(outputs: list[_Output], baker: _Baker) -> Iterator[tuple[str, Tensor
         yield from baker.tensors(output)
     if any(output.fp8 for output in outputs):
         yield _MARKER, torch.zeros(2, dtype=_FP8)
-
-
-def _write_settings(folder: Path, base: Base) -> None:
-    """The files of a base model's folder besides its weights."""
-    config = component_folder(base, "transformer") / "config.json"
-    (folder / "transformer" / "config.json").write_bytes(config.read_bytes())
-    classes = family_of(base).classes
-    index = {
-        "_class_name": classes.pipeline,
-        "_name_or_path": _origin(base),
-        "transformer": ["diffusers", classes.transformer],
-        **({"sample_sigmas": base.sample_sigmas} if base.sample_sigmas else {}),
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _origin(base: Base) -> str:
-    """The Hub id of the known base whose other components and defaults a baked one has."""
-    known = by_hub_id(base.hub_id) or base.completed_by
-    return base.hub_id if known is None else known.hub_id
-
-
-def _embeddings(opened: Opened, output: Path) -> dict[Path, bytes]:
-    """The embeddings of the tokens for ComfyUI, by the path of their file."""
-    reader = family_of(opened.base).lora_readers.get("comfyui")
-    if reader is None or not reader.embedding:
-        return {}
-    files = embedding_files(opened.archive.placeholders)
-    return {output.parent / name: data for name, data in files.items()}
-
-
-def _notes(
-    opened: Opened, base: Checkpoint, output: Path, layout: str, embeddings: list[str]
-) -> tuple[str, ...]:
-    terms = opened.base.terms
-    notes = [f"{terms.notice} {terms.url}"] if terms is not None else []
-    if base.unused:
-        notes.append(f"not in the model, so not written: {shown(base.unused)}")
-    tokens = " ".join(opened.archive.tokens)
-    if not tokens:
-        return tuple(notes)
-    notes.append(f"the embedding of {tokens} belongs to the text encoder and is not in the result")
-    if layout == "diffusers":
-        notes.append(
-            f"to generate with it: base_model {output}, and {opened.name} with lora_scale 0"
-        )
-    elif embeddings:
-        notes.append(f"copy {', '.join(embeddings)} to models/embeddings")
-        notes += how_to_write(opened.archive.placeholders)
-    else:
-        notes.append("ComfyUI reads no embeddings for this model")
-    return tuple(notes)

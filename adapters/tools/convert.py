@@ -13,8 +13,10 @@ from adapters.comfyui import embedding_files, how_to_write
 from adapters.files.atomic import atomic_file, atomic_path
 from adapters.formats import (
     ALPHA,
+    DORA,
     DOWN,
     MAGNITUDE,
+    PEFT_DORA,
     PROGRAMS,
     UP,
     Program,
@@ -38,6 +40,16 @@ _NAMES = {
     UP: "lora_up.weight",
     MAGNITUDE: "dora_scale",
 }
+
+_PEFT_NAMES = {
+    DOWN: "lora_A.weight",
+    UP: "lora_B.weight",
+    MAGNITUDE: "lora_magnitude_vector",
+}
+_NORMS = (
+    "ComfyUI divides the rows of a DoRA by the norms of the base's weight, not of the changed one "
+    "(by its source): they are longer there by what the LoRA adds to them"
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,8 @@ def _other_kind(
     written: str, layer: StoredLayer, targets: tuple[str, ...], program: Program, style: str
 ) -> dict[str, Tensor]:
     kind = kind_of(layer)
-    if kind not in program.forms or len(targets) > 1:
+    peft = kind == DORA and PEFT_DORA in program.forms
+    if not (kind in program.forms or peft) or len(targets) > 1:
         why = "does not read" if kind not in program.forms else "has no name for the fused layer of"
         raise ToolError(
             f"{written} is {kind}, which {program.title} {why}; `resize --rank N` writes a plain "
@@ -155,14 +168,20 @@ def _other_kind(
         parts["diff_b"] = parts.pop(BIAS) * layer.scale
     if DOWN in parts and ALPHA not in parts and layer.scale != 1:
         parts[ALPHA] = torch.tensor(layer.scale * len(parts[DOWN]))
-    return {f"{where}.{_NAMES.get(part, part)}": each for part, each in parts.items()}
+    if MAGNITUDE in parts:  # PEFT's norms have one dimension, those of others are a column
+        norms = parts[MAGNITUDE]
+        parts[MAGNITUDE] = norms.flatten() if peft else norms if norms.ndim > 1 else norms[:, None]
+        if peft and parts[MAGNITUDE].numel() != len(parts[UP]):
+            raise ToolError(f"{written} has norms of columns, which {program.title} does not read")
+    names = _PEFT_NAMES if peft else _NAMES
+    return {f"{where}.{names.get(part, part)}": each for part, each in parts.items()}
 
 
 def kind_of(layer: StoredLayer) -> str:
     """The kind of a layer's change, as in `programs.Program.forms`."""
     parts = layer.parts
     if MAGNITUDE in parts:
-        return "DoRA"
+        return DORA
     for start, kind in (("lokr", "LoKr"), ("hada", "LoHa")):
         if any(part.startswith(start) for part in parts):
             return kind
@@ -188,6 +207,8 @@ def _notes(
     opened: Opened, program: Program, reader: LoraReader, files: list[str]
 ) -> tuple[str, ...]:
     notes = [reader.note] if reader.note else []
+    if program is PROGRAMS["comfyui"] and DORA in map(kind_of, opened.stored.layers.values()):
+        notes.append(_NORMS)
     tokens = opened.archive.tokens
     if files:
         notes.append(f"copy {', '.join(files)} to models/embeddings")

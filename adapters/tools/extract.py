@@ -112,7 +112,7 @@ def _layer(
     shared = shares(parts.s, size**2)
     used = len(shared) if energy is None else rank_for(shared, energy)
     pair = parts.factors(used)
-    down, up = as_written({layer: pair})[layer]
+    down, up = as_written({layer: pair})[layer].tensors()
     error = float(difference.addmm_(up, down, alpha=-1).norm()) / size
     return (down.bfloat16(), up.bfloat16()), shared, error
 

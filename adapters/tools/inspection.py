@@ -6,16 +6,27 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.formats import ALPHA, DOWN, PROGRAMS, Found, is_zero, split_key, verdict
+from adapters.formats import (
+    ALPHA,
+    DORA,
+    DOWN,
+    PEFT_DORA,
+    PROGRAMS,
+    Found,
+    as_delta,
+    is_zero,
+    split_key,
+    verdict,
+)
 from adapters.tools.convert import kind_of
-from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened
 from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER
 from families.registry import family_of
 
+_PARTS = r"(?:lora_[AB]\.weight|lora_magnitude_vector|dora_scale|(?:lokr|hada)_w[12](?:_[ab])?)"
 _STYLES = (  # of a tensor's name
-    (TRANSFORMER, re.compile(r"transformer\.(?!_orig_mod).*\.lora_[AB]\.weight")),
-    (DIFFUSION_MODEL, re.compile(r"diffusion_model\.(?!_orig_mod).*\.lora_[AB]\.weight")),
+    (TRANSFORMER, re.compile(rf"transformer\.(?!_orig_mod).*\.{_PARTS}")),
+    (DIFFUSION_MODEL, re.compile(rf"diffusion_model\.(?!_orig_mod).*\.{_PARTS}")),
     (KOHYA, re.compile(r"lora_unet_[^_.][^.]*\.lora_(?:down|up)\.weight")),
     (
         BARE,
@@ -55,11 +66,9 @@ def inspect(opened: Opened) -> dict[str, Any]:
 
 
 def norms(opened: Opened) -> dict[str, float | None]:
-    """The Frobenius norm of each layer's change; None for other kinds than plain LoRA."""
-    return {
-        name: round(norm(*each), 6) if isinstance(each, tuple) else None
-        for name, each in opened.deltas.items()
-    }
+    """The Frobenius norm of each layer's change; None where it depends on the base's weight."""
+    found = {name: as_delta(each).norm() for name, each in opened.deltas.items()}
+    return {name: None if size is None else round(size, 6) for name, size in found.items()}
 
 
 def by_block(norms: Mapping[str, float | None]) -> dict[str, float]:
@@ -80,6 +89,8 @@ def read_by(opened: Opened) -> dict[str, str]:
     ]
     fitting = [style for style, form in _STYLES if all(form.fullmatch(key) for key in names)]
     other = {kind_of(each) for each in layers.values()} - {"LoRA"}
+    if DORA in other and any("lora_magnitude_vector" in key for key in names):
+        other = other - {DORA} | {PEFT_DORA}
     scaled = [
         name for name, each in layers.items() if not math.isclose(each.scale, 1, rel_tol=2**-7)
     ]

@@ -52,10 +52,12 @@ class Opened:
         """(A [rank, in], B [out, rank]) of all layers. Raises `ToolError` for other kinds."""
         other = [name for name, each in self.deltas.items() if not isinstance(each, tuple)]
         if other:
-            kind = type(self.deltas[other[0]]).__name__
+            name = type(self.deltas[other[0]]).__name__
+            kind = {"Kronecker": "LoKr", "Hadamard": "LoHa", "Dora": "DoRA"}.get(name, name)
             raise ToolError(
                 f"{self.name} is not a plain LoRA ({kind} in {len(other)} of {len(self.deltas)} "
-                f"layers, such as {other[0]}), which {purpose} needs; `resize --rank N` writes one"
+                f"layers, such as {other[0]}), which {purpose} needs; `resize --rank N` writes "
+                "one of any kind but DoRA"
             )
         return {name: each for name, each in self.deltas.items() if isinstance(each, tuple)}
 

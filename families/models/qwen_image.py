@@ -163,7 +163,7 @@ class QwenImage(VideoVaeFamily):
     layer_names = r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp[._]net|mod)[._]"
     few_step_loras = FEW_STEP_LORAS
     job_names = {
-        "ai-toolkit": JobNames(("qwen_image",)),
+        "ai-toolkit": JobNames(("qwen_image", "qwen_image_edit_plus")),
         "musubi-tuner": JobNames(("qwen_image",)),
         "SimpleTuner": JobNames(
             ("qwen_image", "qwen-image"),
@@ -172,6 +172,7 @@ class QwenImage(VideoVaeFamily):
                 "": ("qwen-image-2512", None),
                 "v1.0": ("qwen-image", None),
                 "v2.0": ("qwen-image-2512", None),
+                "edit-v2": ("qwen-image-edit-2509", None),
             },
         ),
         "OneTrainer": JobNames(("QWEN",)),

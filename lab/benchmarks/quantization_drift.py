@@ -8,12 +8,14 @@ against float32: what 16 bits change by themselves.
 """
 
 import argparse
+from typing import cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from adapters.lora import Lora
+from adapters.trained_layers import LoraLinear
 from families import quantization
 from families.family import Family, WeightStorage
 from families.frozen_linear import FrozenLinear
@@ -71,7 +73,7 @@ class Facts:
             self.images = family.decode(self.latents).float()
         lora = Lora(family.transformer, family.lora_targets(), RANK, 0)
         for each in lora.layers.values():
-            each.up.data.normal_(std=0.01, generator=random)
+            cast(LoraLinear, each).up.data.normal_(std=0.01, generator=random)
         target = torch.randn(shape, generator=random)
         for sigma in SIGMAS:
             flow_loss(family, target, latents, torch.full((len(text),), sigma), text).backward()

@@ -28,8 +28,9 @@ from families.tokens import PromptTokenizer
 from inference.acceleration import compile_blocks, wanted_in_training
 from lab.benchmarks.machine import machine
 from lab.benchmarks.memory import random_family
-from trainer.learning.features import Captions, Sample
+from trainer.learning.features import Captions
 from trainer.learning.loop import Loop
+from trainer.learning.samples import Sample
 from trainer.memory.plan import Mode
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs

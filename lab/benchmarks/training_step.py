@@ -33,10 +33,11 @@ from families.registry import find_base_or_folder
 from inference.acceleration import compile_blocks
 from lab.benchmarks.machine import machine
 from miniature.models import ARCHITECTURE, Architecture, write_random
-from trainer.learning.features import Captions, Sample
+from trainer.learning.features import Captions
 from trainer.learning.loop import Loop
 from trainer.learning.loss import flow_loss
 from trainer.learning.optimizers import make_optimizer
+from trainer.learning.samples import Sample
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 

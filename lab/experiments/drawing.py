@@ -61,7 +61,7 @@ class Drawer:
         With guidance, prompts have to be as long as the empty one once both are padded.
         """
         vectors = archive.vectors
-        self._overlay.apply([(archive.factors, way.scale)])
+        self._overlay.apply([(archive.deltas, way.scale)])
         with bfloat16_products():
             empty = _padded(self.family.encode_prompts([""]))
         pictures: dict[int, Image.Image] = {}

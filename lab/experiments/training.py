@@ -65,7 +65,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
         log.info("%s: merged %d, |dW|/|W| = %.4g", adapter.name, len(adapter.factors), share)
     lora = None
     if recipe.train_lora:
-        lora = Lora(family.transformer, family.lora_targets(), settings.rank, settings.seed)
+        lora = Lora(family.transformer, family.lora_targets(), settings.form, settings.seed)
     trained = [placeholder] if placeholder is not None and recipe.train_placeholder else []
     loop = Loop(family, settings, samples, captions, lora, trained)
     if recipe.clip_together:
@@ -76,7 +76,7 @@ def train(recipe: Recipe, milestones: Sequence[int]) -> Iterator[Milestone]:
             loop.step(step)
         rate = (milestone - first) / (time.perf_counter() - begun)
         meta = {"base_model": base.hub_id, "rank": settings.rank, "steps": milestone}
-        factors = lora.factors() if lora is not None else {}
+        factors = lora.deltas() if lora is not None else {}
         words = (placeholder.detached(),) if placeholder is not None else ()
         yield Milestone(milestone, Archive(factors, words, meta), rate)
 

@@ -3,6 +3,7 @@
 import { ago, api, count, onStatus, path } from "./core.js";
 import { axisLabel } from "./axes.js";
 import { button, fill, h, icon, toast, withTokens } from "./dom.js";
+import { thumbnails } from "./input_images.js";
 import { partsOf } from "./names.js";
 import { MOST, sideBySide } from "./side_by_side.js";
 import { keyOf, viewer } from "./viewer.js";
@@ -10,7 +11,7 @@ import { keyOf, viewer } from "./viewer.js";
 const LIVE = ["waiting", "running"];
 const BADGE = { waiting: "", running: "running", failed: "bad", canceled: "warn" };
 
-/** The gallery. `on`: {again(settings, seedToo), changed(), empty(), baseOf(settings), withoutLora(image)}. */
+/** The gallery. `on`: {again(settings, seedToo), changed(), empty(), baseOf(settings), withoutLora(image), useAs(input, image), takesReferences()}. */
 export function gallery(signal, on) {
   const list = h("div", { class: "jobs" });
   const older = button("Show older images", () => load(true), { kind: "quiet", hidden: true });
@@ -130,7 +131,7 @@ export function gallery(signal, on) {
 
   /** All images that are there, in the order of the gallery. */
   const all = () => [...cards.values()].flatMap(({ job }) => job.images.map((image) => ({ job, image, base: on.baseOf(image.settings) })));
-  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { again: on.again, remove, removeOne, withoutLora, choose, choice });
+  const open = (job, image) => viewer(all, keyOf({ job, image }), signal, { ...on, remove, removeOne, withoutLora, choose, choice });
 
   // ---- Side by side ----
 
@@ -156,7 +157,7 @@ export function gallery(signal, on) {
 
   /** Puts the same image without the LoRA beside it: the one that is there, or a new one. */
   async function withoutLora(each) {
-    const same = (one) => JSON.stringify([one.base, one.image.seed, ...["prompt", "negative_prompt", "width", "height", "steps", "guidance"].map((name) => one.image.settings[name] ?? null)]);
+    const same = (one) => JSON.stringify([one.base, one.image.seed, ...["prompt", "negative_prompt", "width", "height", "steps", "guidance", "reference_images", "image", "mask", "prompt_strength"].map((name) => one.image.settings[name] ?? null)]);
     const known = all().find((one) => !one.image.settings.weights?.length && same(one) === same(each));
     try {
       const key = known ? keyOf(known) : `${await on.withoutLora(each)} 1`;
@@ -170,7 +171,7 @@ export function gallery(signal, on) {
 
   function newCard(first) {
     const text = h("p", { class: "job-prompt grow" }, withTokens(first.prompt)), facts = h("small", { class: "dim" }), state = h("span", { class: "job-state" }), actions = h("div", { class: "row tight" }), area = h("div", null), note = h("div", null);
-    const card = { job: first, node: h("article", { class: "job-card stack tight", "aria-label": first.prompt.slice(0, 80) }, h("div", { class: "row job-head" }, text, actions), h("div", { class: "row tight" }, state, facts), note, area), update };
+    const card = { job: first, node: h("article", { class: "job-card stack tight", "aria-label": first.prompt.slice(0, 80) }, h("div", { class: "row job-head" }, text, actions), h("div", { class: "row tight" }, state, facts), thumbnails(first.settings), note, area), update };
     let drawn = "", drawnState = "";
     const places = new Map(); // by row and column, or number
 

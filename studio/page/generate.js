@@ -3,13 +3,14 @@
 import { api, count, duration, live, onStatus, schema, stored } from "./core.js";
 import { axesFields } from "./axes.js";
 import { insert, withCompletion } from "./completion.js";
-import { button, closer, empty, field, fill, h, heading, icon, linkButton, showErrors } from "./dom.js";
+import { button, closer, empty, field, fill, h, heading, icon, linkButton, showErrors, toast } from "./dom.js";
 import { gallery } from "./gallery.js";
+import { imageList } from "./input_images.js";
 import { keys } from "./main.js";
 import { baseName, partsOf, runTitle, versionOf } from "./names.js";
 
 const FORM = "generate form";
-const EMPTY = { prompt: "", negative: "", weights: [], base: "auto", seed: "", locked: false, ratio: "1:1", width: "", height: "", count: 4, steps: "", guidance: "", across: { name: "", text: "" }, down: { name: "", text: "" }, more: false, grid: false, when: "" };
+const EMPTY = { prompt: "", negative: "", weights: [], base: "auto", seed: "", locked: false, ratio: "1:1", width: "", height: "", count: 4, steps: "", guidance: "", reference_images: [], image: [], mask: [], prompt_strength: "", across: { name: "", text: "" }, down: { name: "", text: "" }, more: false, grid: false, when: "" };
 const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
 const number = (text) => (String(text).trim() === "" ? null : Number.isFinite(Number(text)) ? Number(text) : String(text));
 
@@ -46,13 +47,13 @@ export async function show(root, parts, signal) {
   promptField.append(chips);
   function drawTokens() {
     const found = tokens();
-    const missing = found.length && form.prompt.trim() && !found.some((each) => form.prompt.includes(each));
+    const missing = found.length > 0 && form.prompt.trim() && !found.some((each) => form.prompt.includes(each));
     fill(chips, found.map((each) => h("button", { type: "button", class: "chip", "aria-label": `Insert ${each}`, title: "Insert into the prompt", onclick: () => insert(prompt, each) }, h("span", { class: "token" }, each))), missing && h("small", { class: "hint" }, "The prompt does not name the subject yet."));
   }
 
   // ---- Weights ----
   const weights = h("fieldset", { dataset: { field: "weights" } });
-  const baseSelect = h("select", { onchange: () => { form.base = baseSelect.value; resize(); save(); } });
+  const baseSelect = h("select", { onchange: () => { form.base = baseSelect.value; drawInputs(); resize(); save(); } });
   const baseField = field("base_model", "Base model", baseSelect);
 
   function options(select, none) {
@@ -94,17 +95,49 @@ export async function show(root, parts, signal) {
     baseSelect.value = form.base;
   }
 
+  // ---- Input images ----
+  const references = () => (base().references ? form.reference_images : []);
+  const usesImages = () => references().length + form.image.length > 0;
+  const inputs = Object.fromEntries([["reference_images", "Reference images"], ["image", "Start image"], ["mask", "Mask"]].map(([name, legend]) => [name, imageList(name, legend, signal, { insert: (text) => insert(prompt, text), changed: (ids) => {
+    const had = usesImages();
+    form[name] = ids;
+    if (!had && usesImages() && form.ratio !== "custom") form.ratio = "image";
+    resize();
+    save();
+  } })]));
+  function drawInputs() {
+    const how = base().references;
+    inputs.reference_images.node.hidden = !how;
+    if (how) inputs.reference_images.set(form.reference_images, { ...how, help: how.least ? `${base().name} edits images: the prompt is an instruction.` : "Optional: images to edit, or to take things from." });
+    for (const name of ["image", "mask"]) inputs[name].set(form[name], { most: 1, help: { image: "Denoising starts from it.", mask: "Of the start image's size: only its white part is generated." }[name] });
+  }
+  /** Adds a generated image to an input. */
+  async function useAs(name, { job, image: { file, number: one } }) {
+    try {
+      const image = new File([await (await fetch(file, { signal })).blob()], `${job.id}-${one}.png`);
+      if (name === "image") { form.image = []; start.open = true; drawInputs(); }
+      await inputs[name].take([image]);
+      inputs[name].node.scrollIntoView({ block: "nearest" });
+    } catch (error) { if (!signal.aborted) toast(error.message, { bad: true }); }
+  }
+
   // ---- Size, seed, number ----
-  const ratio = h("select", { "aria-label": "Aspect ratio", onchange: () => { form.ratio = ratio.value; resize(); save(); } }, ratios.map((each) => h("option", { value: each }, each)), h("option", { value: "custom" }, "other"));
+  const asImage = h("option", { value: "image" }, "as image");
+  const ratio = h("select", { "aria-label": "Aspect ratio", onchange: () => { form.ratio = ratio.value; resize(); save(); } }, ratios.map((each) => h("option", { value: each }, each)), h("option", { value: "custom" }, "other"), asImage);
   const side = (name) => h("input", { inputmode: "numeric", "aria-label": name === "width" ? "Width in pixels" : "Height in pixels", value: form[name], oninput: (event) => { form[name] = event.target.value; form.ratio = ratio.value = "custom"; save(); } });
   const width = side("width"), height = side("height");
   const size = h("fieldset", { class: "field" }, h("legend", { class: "label" }, "Size"), h("div", { class: "size" }, ratio, h("div", { dataset: { field: "width" } }, width, h("p", { class: "error" })), h("span", { class: "dim" }, "×"), h("div", { dataset: { field: "height" } }, height, h("p", { class: "error" }))));
   /** The pixels of a ratio: as many as the base model makes. */
   function pixelsOf(name) {
     const [one, other] = name.split(":").map(Number);
-    return [one / other, other / one].map((part) => Math.max(32, Math.round((base().resolution * Math.sqrt(part)) / 16) * 16));
+    return [one / other, other / one].map((part) => Math.max(32, Math.round(((references().length ? base().references.resolution : base().resolution) * Math.sqrt(part)) / 16) * 16));
   }
   function resize() {
+    asImage.hidden = !usesImages();
+    if (form.ratio === "image" && asImage.hidden) form.ratio = "1:1";
+    ratio.value = form.ratio;
+    for (const input of [width, height]) input.placeholder = form.ratio === "image" ? "auto" : "";
+    if (form.ratio === "image") { form.width = form.height = width.value = height.value = ""; return; } // the server computes it
     if (form.ratio === "custom" && form.width) return;
     [form.width, form.height] = pixelsOf(form.ratio === "custom" ? "1:1" : form.ratio);
     [width.value, height.value] = [form.width, form.height];
@@ -127,6 +160,8 @@ export async function show(root, parts, signal) {
     return field(name, label, input, { help });
   };
   const steps = plain("steps", "Steps"), guidance = plain("guidance", "Guidance", "", "More follows the prompt more closely; 1 is off.");
+  const strength = plain("prompt_strength", "Strength", "automatic: 0.8", "0 keeps the start image, 1 ignores it.");
+  const start = h("details", { class: "fold", open: form.image.length > 0 }, h("summary", null, "Start image and mask"), h("div", { class: "stack" }, inputs.image.node, inputs.mask.node, strength));
   const negative = h("textarea", { rows: 2, value: form.negative, oninput: () => { form.negative = negative.value; save(); } });
   const more = h("details", { class: "fold", open: form.more, ontoggle: () => { form.more = more.open; stored.set(FORM, form); } }, h("summary", null, "Steps, guidance, negative prompt"),
     h("div", { class: "stack" }, h("div", { class: "pair" }, steps, guidance), field("negative_prompt", "Negative prompt", negative, { help: "What should not be there; works with guidance above 1." }), baseField));
@@ -146,7 +181,7 @@ export async function show(root, parts, signal) {
   function drawWhen(status) {
     const owner = status.gpu?.owner ?? null, busy = owner && owner.kind !== "generator";
     const run = status.runs.find((each) => (owner?.kind === "run" ? each.id === owner.id : ["running", "pausing"].includes(each.state))) ?? status.runs.find((each) => each.state === "paused" && !each.freed);
-    const own = form.weights.length > 0 && form.weights.every((each) => partsOf(each.id).run === run?.id) && usedAxes().every((each) => each.name === "seed"); // it takes only its own weights
+    const own = form.weights.length > 0 && form.weights.every((each) => partsOf(each.id).run === run?.id) && usedAxes().every((each) => each.name === "seed") && !usesImages(); // it takes only its own weights, and no images
     const by = own && run?.allowed.includes("preview"), left = run?.seconds_left ? `, about ${duration(run.seconds_left)}` : "";
     const name = run?.title || run?.id;
     const choices = !run && !busy ? [] : [
@@ -189,7 +224,7 @@ export async function show(root, parts, signal) {
     wrong.textContent = "";
     if (!form.prompt.trim()) { showErrors(panel, { prompt: "Write what the image should show." }); prompt.focus(); return; }
     submit.disabled = true;
-    const body = { prompt: form.prompt, negative_prompt: form.negative, weights: form.weights, base_model: form.base, seed: number(form.seed), width: number(form.width), height: number(form.height), count: number(form.count) ?? 1, steps: number(form.steps), guidance: number(form.guidance), axes: usedAxes(), when: when.hidden ? "now" : form.when };
+    const body = { prompt: form.prompt, negative_prompt: form.negative, weights: form.weights, base_model: form.base, seed: number(form.seed), width: number(form.width), height: number(form.height), count: number(form.count) ?? 1, steps: number(form.steps), guidance: number(form.guidance), reference_images: references(), image: form.image[0], mask: form.mask[0], prompt_strength: form.image.length ? number(form.prompt_strength) : null, axes: usedAxes(), when: when.hidden ? "now" : form.when };
     try {
       const answer = await api("POST", "/api/images", body);
       await pictures.added(answer.id);
@@ -198,18 +233,20 @@ export async function show(root, parts, signal) {
       const rest = showErrors(panel, error.field ? { [error.field]: error.message } : { "": error.message });
       if (rest.length) wrong.textContent = error.message;
       if (["steps", "guidance", "negative_prompt", "base_model"].includes(error.field)) more.open = true;
+      if (["image", "mask", "prompt_strength"].includes(error.field)) start.open = true;
       panel.querySelector(".bad")?.scrollIntoView({ block: "nearest" });
     } finally { submit.disabled = false; }
   }
 
   /** Puts the settings of an image into the form, or of a whole job with its grid. */
   function again(settings, seedToo = true) {
-    Object.assign(form, { prompt: settings.prompt, negative: settings.negative_prompt ?? "", weights: (settings.weights ?? []).filter((each) => row(each.id)).map((each) => ({ ...each })), base: settings.base_model ?? "auto", width: settings.width ?? "", height: settings.height ?? "", steps: settings.steps ?? "", guidance: settings.guidance ?? "", count: settings.count ?? 1, ratio: "custom" });
+    Object.assign(form, { prompt: settings.prompt, negative: settings.negative_prompt ?? "", weights: (settings.weights ?? []).filter((each) => row(each.id)).map((each) => ({ ...each })), base: settings.base_model ?? "auto", width: settings.width ?? "", height: settings.height ?? "", steps: settings.steps ?? "", guidance: settings.guidance ?? "", count: settings.count ?? 1, reference_images: settings.reference_images ?? [], image: [settings.image ?? []].flat(), mask: [settings.mask ?? []].flat(), prompt_strength: settings.prompt_strength ?? "", ratio: "custom" });
     if (seedToo && settings.seed !== undefined && settings.seed !== null) { form.seed = settings.seed; form.locked = true; }
     const used = settings.axes ?? [];
     for (const [index, key] of ["across", "down"].entries()) form[key] = used[index] ? { name: used[index].name, text: used[index].values.map((each) => (String(each).includes("/") ? (partsOf(each).step ?? "final") : each)).join(", ") } : { name: "", text: "" };
     form.grid = grid.open = used.length > 0;
-    form.ratio = ratios.find((each) => pixelsOf(each).join() === [form.width, form.height].map(Number).join()) ?? "custom";
+    start.open = start.open || form.image.length > 0;
+    form.ratio = !form.width && usesImages() ? "image" : ratios.find((each) => pixelsOf(each).join() === [form.width, form.height].map(Number).join()) ?? "custom";
     form.more = more.open = more.open || Boolean(form.steps || form.guidance || form.negative);
     drawAll();
     scrollTo({ top: 0 });
@@ -219,10 +256,11 @@ export async function show(root, parts, signal) {
   function drawAll() {
     Object.assign(prompt, { value: form.prompt });
     Object.assign(negative, { value: form.negative });
-    for (const [input, name] of [[seed, "seed"], [width, "width"], [height, "height"], [images, "count"], [steps.querySelector("input"), "steps"], [guidance.querySelector("input"), "guidance"]]) input.value = form[name];
+    for (const [input, name] of [[seed, "seed"], [width, "width"], [height, "height"], [images, "count"], [steps.querySelector("input"), "steps"], [guidance.querySelector("input"), "guidance"], [strength.querySelector("input"), "prompt_strength"]]) input.value = form[name];
     ratio.value = form.ratio;
     lock(form.locked);
     drawWeights();
+    drawInputs();
     resize();
     drawTokens();
     axes.draw();
@@ -235,9 +273,9 @@ export async function show(root, parts, signal) {
     return (await api("POST", "/api/images", { ...settings, weights: [], base_model: name, seed: same, count: 1, when: way })).id;
   }
 
-  const pictures = gallery(signal, { again, withoutLora, baseOf: (settings) => baseOf(settings.weights, settings.base_model), changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
+  const pictures = gallery(signal, { again, withoutLora, useAs, takesReferences: () => Boolean(base().references), baseOf: (settings) => baseOf(settings.weights, settings.base_model), changed: () => tell(), empty: () => empty("image", known.length ? "Your images appear here" : "There is no LoRA yet", known.length ? "Write a prompt and press Generate. With the subject's token in it, the LoRA shows your subject." : "Train one on your images, or generate with the base model alone.", !known.length && linkButton("Train a LoRA", "#/train", { kind: "primary" })) });
   const panel = h("form", { class: "card generate-form", "aria-label": "Image settings", novalidate: true, onsubmit: generate, onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate(event); } },
-    promptField, weights, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
+    promptField, weights, inputs.reference_images.node, h("div", { class: "pair" }, seedField, field("count", "Images", images)), size, more, start, grid, when, h("div", { class: "stack tight submit" }, wrong, submit, counted));
   fill(root, heading("Generate"), h("div", { class: "generate-split" }, panel, pictures.node));
   keys.screen = [["Ctrl Enter", "Generate, in the form"], ["← →", "Image before, next, in the large view"], ["+ −", "Zoom; 0 shows the whole image"], ["Shift ←", "Pan, with each arrow"], ["Delete", "Move the image to the trash"]];
   onStatus((status) => { drawWhen(status); if (!drawn) { drawn = true; drawAll(); } }, signal);

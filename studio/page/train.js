@@ -139,7 +139,7 @@ class Form {
     const small = (each) => [`${each.training_resolution ?? each.resolution} px`, each.bytes && bytes(each.bytes), each.license, each.distilled && "fast images"].filter(Boolean).join(" · ");
     const state = (each) => (each.fits === false ? h("small", { class: "warn-text" }, "needs tricks to fit this GPU") : h("small", { class: each.here ? "here" : "" }, each.here ? [icon("check"), "on this machine"] : "downloaded at the start"));
     const auto = { name: "auto", text: "Automatic", small: `here: ${automatic}` };
-    return this.radios("base_model", "Base model", [auto, ...this.about.bases.map((each) => ({ name: each.name, text: each.name, small: small(each), state: state(each) }))], "auto");
+    return this.radios("base_model", "Base model", [auto, ...this.about.bases.filter((each) => each.trainable).map((each) => ({ name: each.name, text: each.name, small: small(each), state: state(each) }))], "auto");
   }
 
   purposes() {

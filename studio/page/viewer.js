@@ -1,6 +1,7 @@
 // One generated image in full, with its settings.
 
-import { button, closer, fill, h, linkButton, showModal, withTokens } from "./dom.js";
+import { button, closer, fill, h, linkButton, menu, showModal, withTokens } from "./dom.js";
+import { INPUTS, thumbnails } from "./input_images.js";
 import { partsOf } from "./names.js";
 import { zoomable } from "./zoom.js";
 
@@ -10,11 +11,18 @@ export function factsOf({ job, base, image: { seed, settings } }) {
   return [
     ["Prompt", settings.prompt], ["Seed", seed], ["LoRA", loras.join(" + ") || "none"],
     ["Size", settings.width && `${settings.width}×${settings.height}`], ["Steps", settings.steps], ["Guidance", settings.guidance],
+    ...Object.entries(INPUTS).map(([name, label]) => [label, [settings[name] ?? []].flat().join(" ")]), ["Strength", settings.prompt_strength],
     ["Base model", base], ["Negative prompt", settings.negative_prompt], ["Made", new Date(job.created * 1000).toLocaleString()],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
 }
 
-/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: {again, remove, removeOne, withoutLora, choose(key), choice(key): {checked, disabled}}. */
+/** What is shown of a fact: of input images, whose values are ids, their thumbnails. */
+export function shownFact(label, value) {
+  const input = Object.keys(INPUTS).find((name) => INPUTS[name] === label);
+  return input && value ? thumbnails({ [input]: String(value).split(" ") }) : String(value ?? "–");
+}
+
+/** Opens the image of `key` ("JOB NUMBER") of all() = [{job, image, base}]. `on`: as in gallery.js, and {remove, removeOne, choose(key), choice(key): {checked, disabled}}. */
 export function viewer(all, key, signal, on) {
   const image = h("img", null), prompt = h("p", null), place = h("small", { role: "status" }), facts = h("dl", { class: "facts" }), actions = h("div", { class: "row tight" });
   const step = (by) => { const now = at(); key = keyOf(all()[Math.max(0, Math.min(all().length - 1, now + by))]); show(); };
@@ -43,14 +51,20 @@ export function viewer(all, key, signal, on) {
     back.disabled = now === 0;
     next.disabled = now === images.length - 1;
     fill(prompt, withTokens(settings.prompt));
-    fill(facts, factsOf(images[now]).slice(1).map(([label, value]) => [h("dt", null, label), h("dd", null, String(value))]));
+    fill(facts, factsOf(images[now]).slice(1).map(([label, value]) => [h("dt", null, label), h("dd", null, shownFact(label, value))]));
     drawChoice();
     fill(actions,
       button("Use these again", () => { box.close(); on.again({ ...settings, seed: one.seed }, true); }, { kind: "primary", iconName: "again" }),
       linkButton("Download", one.file, { iconName: "download", download: `${job.id}-${one.number}.png` }), choose,
+      menu("Use as", [on.takesReferences() && { text: "Reference image", onclick: () => use("reference_images") }, { text: "Start image", onclick: () => use("image") }].filter(Boolean)),
       settings.weights?.length > 0 && button("Same without LoRA", () => { box.close(); on.withoutLora(images[now]); }, { iconName: "grid", title: "Generate the same image without the LoRA, to compare them" }),
       !isLive(job) && [button("Trash", bin, { kind: "danger", iconName: "trash", title: "Move this image to the trash (Delete)" }),
         job.done > 1 && button(`Trash all ${job.done}`, () => { box.close(); on.remove(job); }, { kind: "danger", iconName: "trash" })]);
+  }
+  function use(input) {
+    const shown = all()[at()];
+    box.close();
+    on.useAs(input, shown);
   }
   /** Moves the image that is shown to the trash, and shows the next one. */
   async function bin() {

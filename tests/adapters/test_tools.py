@@ -234,8 +234,9 @@ def test_the_command_inspects_converts_and_never_replaces_a_file_unasked(
     assert "rank 8" in capsys.readouterr().out
     whole, half = (dense(open_lora(Path(each))) for each in (lora, "half.zip"))
     assert close(whole, half, 2**-8)
-    with pytest.raises(SystemExit, match="'x' is not a number"):
-        main(["merge", f"{lora}:x"])
+    for scale in ("x", "nan", "1e39"):
+        with pytest.raises(SystemExit, match=f"'{scale}' is not a number between -1000 and 1000"):
+            main(["merge", f"{lora}:{scale}"])
 
 
 def test_a_lora_of_another_model_is_refused_with_the_layers_that_do_not_fit(

@@ -77,8 +77,8 @@ def test_the_pristine_base_is_the_merged_one_minus_the_adapter_without_its_round
     errors = {}
     for dtype in (torch.float32, torch.bfloat16):
         family = load_family(TURBO, torch.device("cpu"), dtype)
-        lora = Lora(family.transformer, family.lora_targets(), rank=2, seed=0)
-        factors = {k: (down, torch.randn_like(up) / 8) for k, (down, up) in lora.factors().items()}
+        lora = Lora(family.transformer, family.lora_targets(), 2, seed=0)
+        factors = {k: (down, torch.randn_like(up) / 8) for k, (down, up) in lora.deltas().items()}
         lora.remove()
         text = family.encode_prompts(["a cat"])
         latents = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))

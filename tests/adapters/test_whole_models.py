@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from adapters.__main__ import main
 from adapters.archive import Archive, read_archive, write_archive
+from adapters.baked import baked_loras
 from adapters.files import atomic
 from adapters.files.tensor_writer import write_tensors
-from adapters.formats import as_delta
+from adapters.formats import LoraMismatch, as_delta
 from adapters.formats.layout import Layout
 from adapters.merging import LoraMerger
 from adapters.placeholder import Placeholder
@@ -27,6 +29,7 @@ from adapters.tools.checkpoint import open_checkpoint
 from adapters.tools.extract import extract
 from adapters.tools.low_rank import leading_singular
 from adapters.tools.opened import Opened, ToolError, layout_of, open_lora
+from adapters.trained_model import read_weights
 from families.parameters import FILE, published, transformer_parameters
 from families.quantization import block_linears
 from families.registry import BASES, FAMILIES, family_of, find_base_or_folder
@@ -35,6 +38,7 @@ from families.without_weights import transformer_without_weights
 from inference.engine import Engine
 from inference.fetch.sources import Sources
 from inference.request import Request
+from trainer.settings import SettingsError, TrainingInputs, resolve
 
 TURBO = BASES["miniature-turbo"]
 CPU = torch.device("cpu")
@@ -85,14 +89,60 @@ def test_a_baked_base_has_the_weights_and_images_of_the_base_with_the_lora(
     assert base.distilled and base.inference_steps == TURBO.inference_steps
     assert base.completed_by == TURBO
     archive = read_archive(lora)
-    images = []
-    for name, scale in ((TURBO.name, 0.9), (str(baked), 0.0)):
-        request = Request(prompt="a <zwx> in the desert", lora_scale=scale, seed=3)
-        engine = Engine(CPU, torch.bfloat16, Sources())
-        images += engine.generate(request, archive, base_model=name)
-    one, other = map(numpy.asarray, images)
-    assert one.std() > 10
-    assert numpy.array_equal(one, other)
+    request = Request(prompt="a <zwx> in the desert", lora_scale=0.9, seed=3)
+    engine = Engine(CPU, torch.bfloat16, Sources())
+    wanted_image = numpy.asarray(engine.generate(request, archive, base_model=TURBO.name)[0])
+    assert wanted_image.std() > 10
+    for weights, name in ((None, str(baked)), (read_weights(baked), "auto")):
+        image = engine.generate(request, weights, base_model=name)[0]
+        assert numpy.array_equal(numpy.asarray(image), wanted_image)
+
+
+def test_a_lora_is_not_applied_to_a_base_that_has_it(
+    lora: Path, baked: Path, tmp_path: Path
+) -> None:
+    """Nor is another one for its token; whether it is baked into a folder or into one file."""
+    file = tmp_path / "one-file" / "model.safetensors"
+    bake(open_lora(lora), file, scale=0.9, layout="comfyui")
+    file.with_name("zwx.safetensors").unlink()  # is copied to ComfyUI's embeddings
+    index = {"_class_name": "ZImagePipeline", "_name_or_path": TURBO.hub_id}
+    (file.parent / "model_index.json").write_text(json.dumps(index))
+    renamed = write_archive(replace(read_archive(lora), placeholders=()), tmp_path / "same.zip")
+    deltas = dict(read_archive(lora).deltas)
+    deltas.popitem()
+    retrained = replace(read_archive(lora), deltas=deltas)
+    engine = Engine(CPU, torch.bfloat16, Sources())
+    request = Request(prompt="a <zwx> in the desert", num_inference_steps=1, seed=3)
+    wanted = r"has lora.zip baked in \(scale 0.9, token <zwx>\)"
+    for base in (baked, file.parent):
+        for archive in (
+            *(read_archive(lora), read_archive(renamed)),
+            replace(retrained, lora_sha256="another"),
+        ):
+            with pytest.raises(LoraMismatch, match=f"{base.name} {wanted}"):
+                engine.generate(request, archive, base_model=str(base))
+        with pytest.raises(ToolError, match=wanted):
+            bake(open_lora(lora, str(base)), tmp_path / "twice")
+        inputs = TrainingInputs(dataset="x", base_model=str(base), placeholder_token="<zwx>")
+        with pytest.raises(SettingsError, match=f"<zwx> is part of base_model {base.name}"):
+            resolve(inputs)
+    # One file has no token: the LoRA supplies it at scale 0.
+    images = [
+        engine.generate(request.replace(lora_scale=0), archive, base_model=str(base))[0]
+        for archive, base in ((None, baked), (read_archive(lora), file.parent))
+    ]
+    assert numpy.array_equal(*map(numpy.asarray, images))
+
+    other = Placeholder("<other>", torch.ones(1, 128))
+    second = replace(retrained, placeholders=(other,), meta={"base_model": TURBO.hub_id})
+    added = write_archive(second, tmp_path / "second.zip")
+    bake(open_lora(added, str(baked)), tmp_path / "both", scale=0.5)
+    both = find_base_or_folder(str(tmp_path / "both"))
+    assert both.completed_by == TURBO
+    assert [(each.name, each.scale) for each in baked_loras(both)] == [
+        *(("lora.zip", 0.9), ("second.zip", 0.5))
+    ]
+    assert read_weights(tmp_path / "both").tokens == ("<other>", "<zwx>")
 
 
 def test_a_comfyui_file_is_read_by_the_converters_of_its_names(
@@ -317,7 +367,7 @@ def test_the_command_bakes_and_extracts(
     monkeypatch.chdir(tmp_path)
     main(["bake", f"{lora}:0.5", "-o", "model"])
     said = capsys.readouterr().out
-    assert "Rounding to bf16" in said and "base_model model, and lora.zip with lora_scale 0" in said
+    assert "Rounding to bf16" in said and "to generate with it: --base-model model" in said
     words = ["extract", "model", "--base", TURBO.name, "--rank", "4"]
     main([*words, "-o", "e.zip", "--chart", "e.svg"])
     assert "of the squared difference is explained" in capsys.readouterr().out
@@ -325,12 +375,7 @@ def test_the_command_bakes_and_extracts(
     assert read_archive("e.zip").meta["extracted"]["explained_by_layer"]
     main(["inspect", "e.zip", "--chart", "norms.svg", "--json"])
     assert json.loads(capsys.readouterr().out)["base_model"] == TURBO.name
-    # Of a full training, which is such a folder too, the LoRA gets the tokens.
-    (tmp_path / "model/meta.json").write_text('{"trained": "full"}')
-    (tmp_path / "model/embeddings").mkdir()
-    save_file({"<new>": torch.ones(1, 8)}, tmp_path / "model/embeddings/placeholder.safetensors")
-    main([*words, "-o", "tokens.zip"])
-    assert read_archive("tokens.zip").tokens == ("<new>",)
+    assert read_archive("e.zip").tokens == ("<zwx>",)
     for wrong, reason in (
         (["bake", str(lora), "-o", "model"], "exists already"),
         (["bake", str(lora), "--dtype", "fp8"], "add --layout comfyui"),

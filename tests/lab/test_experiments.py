@@ -58,11 +58,11 @@ def drawer() -> Drawer:
 def archive(drawer: Drawer) -> Archive:
     """A LoRA that changes pictures visibly, and a placeholder."""
     family = drawer.family
-    lora = Lora(family.transformer, family.lora_targets(), rank=2, seed=0)
+    lora = Lora(family.transformer, family.lora_targets(), 2, seed=0)
     random = torch.Generator().manual_seed(0)
     factors = {
         name: (down, torch.randn(up.shape, generator=random) / 10)
-        for name, (down, up) in lora.factors().items()
+        for name, (down, up) in lora.deltas().items()
     }
     lora.remove()
     placeholder = Placeholder.create(WORD, family.text_width, std=0.1, seed=0)

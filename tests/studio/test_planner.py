@@ -47,7 +47,10 @@ def test_the_form_has_every_field_that_may_be_set_here(
     bases = {each["name"]: each for each in schema["bases"]}
     facts = [(bases[name]["license"], bases[name]["bytes"]) for name in ("qwen-image", "z-image")]
     assert facts == [("Apache-2.0", 55 * 10**9), ("Apache-2.0", 20 * 10**9)]
-    assert set(bases) == set(trainable())  # the page has no reference images
+    assert {name for name, each in bases.items() if each["trainable"]} == set(trainable())
+    takes = {"least": 1, "most": 3, "resolution": 1024, "name": "Picture {}"}
+    assert bases["qwen-image-edit-2511"]["references"] == takes
+    assert bases["qwen-image-2.1"]["references"]["name"] == "<image{}>"
     assert bases["z-image-de-turbo"]["bytes"] is None  # not known
     assert bases["miniature-turbo"]["here"] and schema["automatic"] == "miniature-turbo"
 

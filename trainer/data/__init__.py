@@ -10,14 +10,14 @@ from trainer.data.dataset import (
     Example,
     Findings,
     examine,
-    own_captions,
     read_dataset,
 )
-from trainer.data.file_lists import members_of_any
+from trainer.data.example import own_captions
+from trainer.data.file_lists import members_of_any, opener
 from trainer.data.findings import Finding
 from trainer.data.hub import local_dataset
 from trainer.data.images import Checked, check, probe
-from trainer.data.mapped_file import MappedFile
+from trainer.data.mapped_file import Content, MappedFile
 from trainer.data.masks import BLACK, OUTSIDE
 from trainer.data.measures import Measures, measure
 from trainer.data.members import (
@@ -53,6 +53,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "Bucket",
     "Checked",
+    "Content",
     "DatasetCheck",
     "DatasetError",
     "Example",
@@ -84,6 +85,7 @@ __all__ = [
     "members_of_any",
     "name_trigger",
     "nearest_bucket",
+    "opener",
     "own_captions",
     "probe",
     "read_dataset",

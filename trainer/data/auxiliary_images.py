@@ -97,6 +97,7 @@ class Group:
 
     def __str__(self) -> str:
         other = ", not training images" if self.kind == MASKS else ""
+        other += ", which only editing models use" if self.kind == CONTROL else ""
         count = f"{len(self.names)} image{'s' if len(self.names) != 1 else ''}"
         if self.used:
             return (

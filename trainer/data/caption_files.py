@@ -28,7 +28,11 @@ class CaptionFile:
 class Sidecars:
     """The files that are named after an image: `photo.txt`, `photo.jpg.txt`, `photo.json`."""
 
-    def __init__(self, files: Iterable[str], problems: list[str]) -> None:
+    def __init__(
+        self, files: Iterable[str], problems: list[str], roots: Mapping[str, str] | None = None
+    ) -> None:
+        """roots: a further name without suffix of some images, whose files count last."""
+        self._roots = roots or {}
         self._by_stem: dict[str, dict[str, str]] = {}
         for name in sorted(files):
             if suffix_of(name) not in (*CAPTION_SUFFIXES, ".json"):
@@ -40,9 +44,8 @@ class Sidecars:
 
     def of(self, image: str) -> list[str]:
         """The files of an image, those that count more first."""
-        known = [self._by_stem.get(stem, {}) for stem in (stem_of(image), image)]
-        if known[0] is known[1]:  # an image without a suffix
-            known.pop()
+        stems = dict.fromkeys((stem_of(image), image, self._roots.get(image, image)))
+        known = [self._by_stem.get(stem, {}) for stem in stems]
         suffixes = (*CAPTION_SUFFIXES, ".json")
         return [each[suffix] for suffix in suffixes for each in known if suffix in each]
 

@@ -10,6 +10,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,6 +30,12 @@ _TAG_KEYS = (
     "environment",
 )
 _SENTENCE = "nl"
+# Columns with the images before an edit: of musubi-tuner (`control_path`, `control_path_0`),
+# DiffSynth (`edit_image`) and others. The number at the end orders them.
+_CONTROL_KEY = re.compile(
+    r"(?:control|(?:control|edit|conditioning|reference|source|input)_image)"
+    r"(?:_path|_file|_file_name)?_?([0-9]*)"
+)
 
 
 class NoCaptions(Exception):
@@ -61,6 +68,7 @@ class Row:
 
     captions: list[str] = field(default_factory=list)
     mask: str = ""  # a file, as written; empty: none
+    controls: list[str] = field(default_factory=list)  # images before an edit, as written
 
 
 def image_rows(name: str, data: Content) -> dict[str, Row]:
@@ -71,6 +79,25 @@ def image_rows(name: str, data: Content) -> dict[str, Row]:
     return _merged(_rows(suffix_of(name), _text(name, data)[0], bare=True))
 
 
+def _controls_of(row: Any) -> list[str]:
+    """The control images in a row: of all their columns, each a name or a list of names."""
+    if not isinstance(row, dict):
+        return []
+    columns = [
+        (int(match[1] or 0), value)
+        for key, value in row.items()
+        if (match := _CONTROL_KEY.fullmatch(str(key).lower())) is not None and len(match[1]) < 5
+    ]
+    names: list[str] = []
+    for _, value in sorted(columns, key=lambda each: each[0]):
+        if isinstance(value, str) and value.lstrip().startswith("["):  # a list in CSV
+            with suppress(NoCaptions):
+                value = _parsed(value)
+        values = value if isinstance(value, list) else [value]
+        names += [each.strip() for each in values if isinstance(each, str) and each.strip()]
+    return names
+
+
 def _merged(rows: Iterable[tuple[str, Any]]) -> dict[str, Row]:
     """The different captions of each image, and its first mask; several rows may name it."""
     found: dict[str, Row] = {}
@@ -78,7 +105,17 @@ def _merged(rows: Iterable[tuple[str, Any]]) -> dict[str, Row]:
         row = found.setdefault(image, Row())
         row.captions += [each for each in _captions_of(value) if each not in row.captions]
         row.mask = row.mask or _mask_of(value)
+        row.controls += [each for each in _controls_of(value) if each not in row.controls]
     return found
+
+
+def control_rows(name: str, data: Content) -> dict[str, list[str]]:
+    """The control images of each image for which a table names some, in order, as written.
+
+    Raises `NoCaptions`, and `Unusable` if it is not text.
+    """
+    rows = image_rows(name, data).items()
+    return {image: row.controls for image, row in rows if row.controls}
 
 
 def read_json(name: str, data: Content) -> tuple[list[str], str | None]:
@@ -118,7 +155,11 @@ def _rows(suffix: str, text: str, bare: bool = False) -> Iterator[tuple[str, Any
         value = _parsed(text)
         rows: Iterable[Any] = value if isinstance(value, list) else ()
         if isinstance(value, dict):
-            yield from ((image, row) for image, row in value.items() if _captions_of(row))
+            yield from (
+                (image, row)
+                for image, row in value.items()
+                if _captions_of(row) or _controls_of(row)
+            )
     else:
         rows = _lines(text)
     for row in rows:
@@ -158,20 +199,25 @@ def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, Any]]:
             if not any(plain.values()):
                 continue
             raise NoCaptions("it has no column file_name")
-        others = [other for other in plain if other != key and other not in _MASK_KEYS]
+        others = [other for other in plain if other != key and not _is_file_key(other)]
         column = next((each for each in _CAPTION_KEYS if each in plain), None)
         if column is None and len(others) == 1:
             column = others[0]  # of any name, as in the imagefolder format
         if column is None and not bare:
             raise NoCaptions("it has no column text, caption or prompt")
         caption = {"caption": plain[column]} if column is not None else {}
-        yield plain[key].strip(), caption | {k: plain[k] for k in _MASK_KEYS if k in plain}
+        yield plain[key].strip(), caption | {k: plain[k] for k in plain if _is_file_key(k)}
+
+
+def _is_file_key(key: str) -> bool:
+    """Whether a column names masks or control images."""
+    return key in _MASK_KEYS or _CONTROL_KEY.fullmatch(key) is not None
 
 
 def _image_key(row: Mapping[str, Any]) -> str | None:
     """The column with the name of a row's image."""
     # Of the imagefolder format.
-    others = [k for k in row if str(k).endswith("_file_name") and k not in _MASK_KEYS]
+    others = [k for k in row if str(k).endswith("_file_name") and not _is_file_key(str(k))]
     for key in (*_IMAGE_KEYS, *others):
         if isinstance(row.get(key), str) and row[key].strip():
             return str(key)

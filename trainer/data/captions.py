@@ -102,15 +102,17 @@ def choose_captions(
     images: Sequence[str],
     others: Collection[str] = (),
     names_subject: Callable[[str], bool] | None = None,
+    roots: Mapping[str, str] | None = None,
 ) -> Captions:
     """The captions of `images`.
 
     others: images that are not trained on, which may have captions, too.
     names_subject: whether a text mentions the subject, of runs with a placeholder token. Names of
         folders that don't are no captions.
+    roots: as in `Sidecars`.
     """
     found, doubled = Captions(), list[str]()
-    sidecars, stems = Sidecars(files, doubled), {stem_of(name) for name in images}
+    sidecars, stems = Sidecars(files, doubled, roots), {stem_of(name) for name in images}
     found.problems += map(Finding, doubled)
     found.named = {file for name in (*images, *others) for file in sidecars.of(name)}
     rows = _table_rows(files, [*images, *others], found)

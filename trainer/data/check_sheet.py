@@ -16,7 +16,7 @@ from PIL import Image
 from adapters.files.atomic import atomic_file
 from families.tokens import split_words
 from trainer.data.checks import DatasetCheck, by_image
-from trainer.data.dataset import Example
+from trainer.data.example import Control, Example
 from trainer.data.findings import Finding
 from trainer.data.threads import in_threads
 from trainer.templating import TEMPLATES
@@ -47,6 +47,8 @@ TITLES = {
     "class-word": "A word beside the token",
     "script": "Another script",
     "too-long": "Too long",
+    "no-edit": "No edit",
+    "other-ratio": "Another aspect ratio",
 }
 _GROUPS = ("near-duplicates", "alike")  # checks whose images are shown side by side
 # Classes of report.css for the kinds of findings.
@@ -64,6 +66,7 @@ class Card:
     source: str  # a data URL
     width: int  # pixels, of the small image
     height: int
+    controls: list[tuple[str, str]]  # name and data URL of each control image
 
     @property
     def frame(self) -> str:
@@ -104,7 +107,8 @@ def sheet(check: DatasetCheck) -> str:
         parts = [(part, part in words) for part in split_words(example.caption, words)]
         mine = found.get(example.name, [])
         data = check.image_data(example)
-        cards[example.name] = Card(number, data, parts, mine, _webp(image), *image.size)
+        before = [(each.name, _webp(_small(each))) for each in example.controls]
+        cards[example.name] = Card(number, data, parts, mine, _webp(image), *image.size, before)
     groups = [
         (finding, [cards[name] for name in check.about(finding)[:MOST_IN_GROUP] if name in cards])
         for finding in (*check.warnings, *check.suggestions)
@@ -139,8 +143,8 @@ def _general(check: DatasetCheck) -> list[tuple[str, Finding, Sequence[str]]]:
     ]
 
 
-def _small(example: Example) -> Image.Image:
-    image = example.image((SIDE, SIDE))
+def _small(example: Example | Control) -> Image.Image:
+    image = example.image((SIDE, SIDE)) if isinstance(example, Example) else example.image()
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2)
     return image
 

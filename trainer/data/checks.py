@@ -20,16 +20,19 @@ from trainer.data.buckets import cover, crop, nearest_bucket
 from trainer.data.caption_checks import caption_checks
 from trainer.data.caption_files import one_line
 from trainer.data.dataset import DatasetError, Example, Findings, examine
-from trainer.data.file_lists import members_of_any
+from trainer.data.file_lists import opener
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
 from trainer.data.members import read_files, stem_of
+from trainer.data.pairs import pair_checks
 from trainer.data.trigger import name_trigger
 from trainer.dataset_names import dataset_name
 from trainer.settings import PRESETS, Preset, Settings
 
 log = logging.getLogger(__name__)
 
+# Checks of captions that should differ, of images that should be described.
+DESCRIPTIONS = ("equal-captions", "names-the-subject", "class-word")
 LOGGED = 5  # findings of one check in a run's log, such as groups of near-duplicates
 
 
@@ -74,10 +77,14 @@ class Purpose:
 def check_examples(examples: Sequence[Example], purpose: Purpose) -> list[Finding]:
     """Warnings about the examples of a dataset that has been read; suggestions have level INFO."""
     own = {each.name: _own_text(each.caption, purpose) for each in examples if each.caption_file}
+    of_captions = list(caption_checks(own, purpose.words, purpose.token_limit))
+    if any(each.controls for each in examples):  # an instruction may be the same for all pairs
+        of_captions = [each for each in of_captions if each.check not in DESCRIPTIONS]
     return [
         *_number(len(examples), purpose),
         *image_checks(examples, purpose.resolution, purpose.multiple),
-        *caption_checks(own, purpose.words, purpose.token_limit),
+        *pair_checks(examples),
+        *of_captions,
         *(_mirrored(examples) if purpose.mirrored else ()),
         *_transparent(examples, purpose.transparency),
     ]
@@ -228,6 +235,7 @@ class DatasetCheck:
             "caption": example.caption,
             "caption_file": example.caption_file or None,
             "mask": example.mask_file or None,
+            "controls": [each.name for each in example.controls],
             "width": example.width,
             "height": example.height,
             "bucket": [bucket.width, bucket.height],
@@ -248,7 +256,7 @@ def check_dataset(settings: Settings) -> DatasetCheck:
     path = Path(os.path.abspath(settings.dataset))
     problems: list[str] = []
     bad: list[str] = [] if settings.skip_bad_images else problems
-    files = read_files(path, problems, bad, members_of_any)
+    files = read_files(path, problems, bad, opener(settings.control_folders))
     found = examine(
         files,
         *settings.caption_rules,

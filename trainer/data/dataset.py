@@ -16,7 +16,7 @@ from inference.progress import Progress
 from trainer.data.auxiliary_images import MASKS, Group, auxiliary, masks_of
 from trainer.data.caption_files import Sidecars, files_of, one_line
 from trainer.data.captions import Caption, choose_captions, repeats_of
-from trainer.data.example import Example
+from trainer.data.example import Example, own_captions
 from trainer.data.findings import (
     Finding,
     caption_findings,
@@ -28,6 +28,7 @@ from trainer.data.images import MAX_TOTAL_PIXELS, Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.masks import unused, with_masks
 from trainer.data.members import Opener, Unusable, is_image, listed, read_files
+from trainer.data.pairs import controls_of, find_pairs, pair_findings, pair_problems
 from trainer.data.regularization import regularization
 from trainer.data.skipped_files import is_beside, left_out, why_empty
 from trainer.data.subjects import is_subjects, owners, subject_problems
@@ -52,6 +53,7 @@ def read_dataset(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    controls: tuple[int, int] = (0, 0),
     most_regularization: int = 0,
     write: Callable[[list[Example]], Mapping[str, str]] | None = None,
     opened: Opener | None = None,
@@ -72,6 +74,8 @@ def read_dataset(
     subjects: several subjects, instead of `subject`. TOK in a caption is the token of the image's
         folder, and an error outside their folders.
     masks: what is used as masks: `auto`, `alpha` or `off` (`trainer.data.masks`).
+    controls: control images of each image that the base model needs, and takes at most
+        (`trainer.data.pairs`); those of a base model that takes none are ignored.
     most_regularization: the most regularization images that are used. They are added to
         `regularized`, never returned (`trainer.data.regularization`).
     opened: `trainer.data.file_lists.members_of_any`, to read a table of image files, too; not for
@@ -96,7 +100,8 @@ def read_dataset(
         return checked
 
     if write is not None and not problems:
-        bare = examine(files, "", skip_bad_images=skip_bad_images, check_images=check_images)
+        rules = ("", None, "", "", skip_bad_images, (), "off", controls)
+        bare = examine(files, *rules, check_images=check_images)
         _refuse(path, bare)
         files |= files_of(files, write(own_captions(bare.examples)))
     found = examine(
@@ -108,6 +113,7 @@ def read_dataset(
         skip_bad_images,
         subjects,
         masks,
+        controls,
         most_regularization,
         check_images=check_images,
         problems=[Finding(each) for each in problems],
@@ -119,17 +125,6 @@ def read_dataset(
     if regularized is not None:
         regularized += found.regularization
     return found.examples
-
-
-def own_captions(examples: Sequence[Example]) -> list[Example]:
-    """The examples with captions of files alone: empty instead of `default_caption` or the name of
-    a folder."""
-    return [
-        each
-        if each.caption_file and each.caption_file[-1] != "/"
-        else replace(each, caption="", others=())
-        for each in examples
-    ]
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,7 @@ def examine(
     skip_bad_images: bool = False,
     subjects: Sequence[Subject] = (),
     masks: str = "off",
+    controls: tuple[int, int] = (0, 0),
     most_regularization: int = 0,
     *,
     check_images: Callable[[dict[str, Content]], Mapping[str, Checked | str]] | None = None,
@@ -182,7 +178,8 @@ def examine(
     sidecars = Sidecars(files, [])
     captioned = {name for name in every if sidecars.of(name)}
     groups = auxiliary(files, every, captioned, lambda folder: is_subjects(folder, subjects))
-    besides = {name for group in groups if not group.used for name in group.names}
+    pairs = find_pairs(files, every, groups, editing=controls[1] > 0)
+    besides = {name for group in groups if not group.used for name in group.names} | pairs.controls
     images = {name: files[name] for name in every if name not in besides}
     if not images and not problems and not bad:
         problems += why_empty(files, every, groups)
@@ -191,10 +188,15 @@ def examine(
     def mentioned(text: str) -> bool:
         return TRIGGER_MARK in text or any(mentions(text, each) for each in (SUBJECT, *tokens))
 
-    found_captions = choose_captions(files, [*images], besides, mentioned if tokens else None)
+    about_subject = mentioned if tokens else None
+    found_captions = choose_captions(files, [*images], besides, about_subject, pairs.roots)
     problems += found_captions.problems
+    if controls[1]:
+        problems += pair_problems(pairs, found_captions.of, default_caption, *controls)
+    paired = pairs.of if controls[1] else {}
 
-    checked = (check_images or _check)(images)
+    before = dict.fromkeys(control for name in images for control in paired.get(name, ()))
+    checked = (check_images or _check)(images | {name: files[name] for name in before})
     examples, animated, silent, unmanaged, described = [], [], [], [], []
     only = tokens[0] if len(tokens) == 1 else None  # what TOK means outside the subjects' folders
     named: dict[str, str] = {}  # captions of each image
@@ -222,17 +224,19 @@ def examine(
             if any(with_token):
                 mentioning.add(name)
 
-        if name not in checked:
+        together = name, *paired.get(name, ())
+        if (lost := next((each for each in together if each not in checked), None)) is not None:
             problems.append(
                 Finding(
-                    f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {name}; "
+                    f"contains more than {MAX_TOTAL_PIXELS:,} pixels up to {lost}; "
                     "use fewer images or scale them down"
                 )
             )
             break
         found = checked[name]
-        if isinstance(found, str):
-            bad.append(Finding.of(name, found))
+        broken = [(each, why) for each in together if isinstance(why := checked[each], str)]
+        if isinstance(found, str) or broken:
+            bad += [Finding.of(each, why) for each, why in broken]
             if skip_bad_images and name in named:
                 del named[name]
                 silent = [each for each in silent if each != name]
@@ -244,9 +248,11 @@ def examine(
             unmanaged.append(name)
         if found.described:
             described.append(name)
+        own_controls = controls_of(together[1:], checked, files)
         size, mask = (found.width, found.height), own_masks.get(name, "")
         own = Example(name, texts[0], *size, data, caption_file, repeats_of(name))
-        own = replace(own, measures=found.measures, others=texts[1:], transparent=found.transparent)
+        own = replace(own, measures=found.measures, others=texts[1:], controls=own_controls)
+        own = replace(own, transparent=found.transparent)
         examples.append(replace(own, mask_file=mask, mask=files[mask]) if mask else own)
 
     examples, wrong_masks, about_masks = with_masks(examples, masks, check_masks)
@@ -275,6 +281,8 @@ def examine(
         count = f"{len(bad)} of {len(bad) + len(examples)} images are skipped"
         warnings.append(Finding(f"{count}:\n{lines}"))
     used = {each.mask_file for each in examples} | {each.name for each in kept.examples}
+    used |= {control.name for each in examples for control in each.controls}
+    warnings += pair_findings(pairs, examples)
     shown = [group for group in groups if used.isdisjoint(group.names)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]

@@ -1,12 +1,28 @@
 """One image of a dataset with its captions, checked."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
 from inference.image_decoding import open_image, upright_alpha, upright_srgb
 from trainer.data.mapped_file import Content
 from trainer.data.measures import Measures
+
+
+@dataclass(frozen=True)
+class Control:
+    """An image before the edit, checked: a reference image of an editing model."""
+
+    name: str  # member name in the archive
+    width: int  # pixels, upright
+    height: int  # pixels, upright
+    data: Content = field(repr=False)  # the encoded file
+
+    def image(self) -> Image.Image:
+        """The decoded image: upright, 8-bit sRGB, transparency over white."""
+        with open_image(bytes(self.data)) as image:
+            return upright_srgb(image)[0]
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Example:
     mask: Content = field(default=b"", repr=False)  # the encoded file
     measures: Measures | None = None  # of its pixels; None: not decoded yet
     others: tuple[str, ...] = ()  # further captions, which take turns with the first
+    controls: tuple[Control, ...] = ()  # before the edit that the caption asks for, in order
     transparent: bool = False  # some of its pixels are
 
     @property
@@ -62,3 +79,14 @@ def decode_mask(data: Content, transparency: bool) -> Image.Image:
             return upright_srgb(image, "black")[0].convert("L")
         alpha = upright_alpha(image)
         return Image.new("L", image.size, 255) if alpha is None else alpha
+
+
+def own_captions(examples: Sequence[Example]) -> list[Example]:
+    """The examples with captions of files alone: empty instead of `default_caption` or the name of
+    a folder."""
+    return [
+        each
+        if each.caption_file and each.caption_file[-1] != "/"
+        else replace(each, caption="", others=())
+        for each in examples
+    ]

@@ -11,8 +11,10 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from families.redact import bare_address, looks_like_address
 from trainer.data.auxiliary_images import MASKS, auxiliary, kind_of_folder, masks_of
@@ -24,6 +26,7 @@ from trainer.data.members import (
     MAX_MEMBERS,
     MAX_TABLE_BYTES,
     Member,
+    Opener,
     Unusable,
     members_of,
     printable,
@@ -35,6 +38,38 @@ from trainer.dataset_names import LIST_SUFFIXES
 
 _BESIDE = (*CAPTION_SUFFIXES, ".json")  # captions of an image whose row has none
 _MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".mask", ".masklabel")
+
+
+def opener(controls: Sequence[Path] = ()) -> Opener:
+    """`members_of_any`, with other folders of control images as `control_1/` and so on.
+
+    A folder in the dataset is read only as such. For the user of this machine, too.
+    """
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Iterator[Member]]:
+        inside = tuple(name for each in controls if (name := _inside(each, path)))
+        with members_of_any(path) as members:
+            own = (each for each in members if not each.name.startswith(inside))
+            yield within(chain(own, _control_members(controls)), LIMITS)
+
+    return opened if controls else members_of_any
+
+
+def _inside(folder: Path, dataset: Path) -> str:
+    """How the names of a folder's files begin in the dataset; empty if it is elsewhere."""
+    folder, dataset = Path(os.path.abspath(folder)), Path(os.path.abspath(dataset))
+    return f"{folder.relative_to(dataset).as_posix()}/" if dataset in folder.parents else ""
+
+
+def _control_members(folders: Sequence[Path]) -> Iterator[Member]:
+    for number, folder in enumerate(folders, start=1):
+        try:
+            with members_of(folder) as members:
+                for each in members:
+                    yield replace(each, name=f"control_{number}/{each.name}")
+        except Unusable as error:
+            raise Unusable(f"controls, {folder.name}: {error}") from error
 
 
 @contextmanager
@@ -65,15 +100,19 @@ def _listed_members(table: Path) -> Iterator[Member]:
     written: dict[Path, str] = {}  # each file as it is in the table
     texts: dict[Path, list[str]] = {}
     masks: dict[Path, str] = {}  # as in the table
+    controls: dict[Path, list[Path]] = {}
     for name, row in rows.items():
         file = find(name)
         written.setdefault(file, name)
         texts.setdefault(file, []).extend(row.captions)
         if row.mask:
             masks.setdefault(file, row.mask)
+        controls.setdefault(file, []).extend(find(each) for each in row.controls)
+    for each in chain(*(row.controls for row in rows.values())):
+        written.setdefault(find(each), each)
     top = Path(os.path.commonpath([file.parent for file in written]))
     names = {file: file.relative_to(top).as_posix() for file in written}
-    captions: dict[str, Sequence[str]] = {}
+    lines: list[dict[str, Any]] = []
     beside: dict[Path, None] = {}
     for file in written:
         name = names[file]
@@ -82,17 +121,21 @@ def _listed_members(table: Path) -> Iterator[Member]:
             suffix = suffix_of(masks[file])
             own = f"{name}.mask{suffix if suffix in IMAGE_SUFFIXES else ''}"
             yield _member(own, find(masks[file]), masks[file])
-        if texts[file]:
-            captions["/".join(safe_parts(name))] = texts[file]
-        else:
+        known = {
+            "captions": texts.get(file),
+            "control_path": [_name(each, top) for each in controls.get(file, ())],
+        }
+        if any(known.values()):
+            lines.append({"file_name": _name(file, top), **{k: v for k, v in known.items() if v}})
+        if file in texts and not texts[file]:
             beside |= dict.fromkeys(file.with_suffix(suffix) for suffix in _BESIDE)
-    without = [names[file] for file in written if file not in masks]
+    without = [names[file] for file in texts if file not in masks]
     beside |= dict.fromkeys(top / mask for mask in _masks_beside(without, top))
     for file in beside:
         if os.path.isfile(file) and file not in written:
             yield _member(file.relative_to(top).as_posix(), file, file.name)
-    if captions:
-        text = _as_jsonl(captions)
+    if lines:
+        text = _as_jsonl(lines)
         yield Member(f"{table.stem}.jsonl", len(text), None, lambda: io.BytesIO(text))
 
 
@@ -148,6 +191,10 @@ def _shown(written: str) -> str:
     return printable(written[:200])
 
 
-def _as_jsonl(captions: Mapping[str, Sequence[str]]) -> bytes:
-    rows = [{"file_name": printable(name), "captions": own} for name, own in captions.items()]
+def _name(file: Path, top: Path) -> str:
+    """The name of a file's member, as it is read."""
+    return printable("/".join(safe_parts(file.relative_to(top).as_posix())))
+
+
+def _as_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()

@@ -6,21 +6,16 @@ from trainer.learning.caption_length import check_texts
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control, Stopped
 from trainer.learning.distributed import by_main, least_of_all, processes, same_for_all
-from trainer.learning.features import (
-    BATCH_PIXELS,
-    BATCH_TOKENS,
-    Captions,
-    Sample,
-    encode_images,
-    weights_of,
-)
+from trainer.learning.features import BATCH_PIXELS, BATCH_TOKENS, Captions, encode_images
 from trainer.learning.history import History, Trained
 from trainer.learning.loop import Loop
 from trainer.learning.loss import draw_noise, flow_loss, noisy, weighted
 from trainer.learning.preservation import Preservation, preservation_prompts
 from trainer.learning.randomness import generator
+from trainer.learning.references import on_device, velocity
 from trainer.learning.regularization import encode_regularization
 from trainer.learning.resume import continue_weights, data_identity, read_resume, with_seed
+from trainer.learning.samples import Sample, edits_of, references_of, uncropped_of, weights_of
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.signals import stopped_by_signals
 from trainer.learning.step_report import Report
@@ -53,6 +48,7 @@ __all__ = [
     "data_identity",
     "describe_weights",
     "draw_noise",
+    "edits_of",
     "encode_images",
     "encode_regularization",
     "flow_loss",
@@ -61,10 +57,14 @@ __all__ = [
     "load_best",
     "least_of_all",
     "noisy",
+    "on_device",
     "preservation_prompts",
     "processes",
     "read_resume",
+    "references_of",
     "same_for_all",
+    "uncropped_of",
+    "velocity",
     "warn_repeats",
     "weighted",
     "weights_of",

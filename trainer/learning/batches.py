@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from trainer.data import listed
-from trainer.learning.features import Sample
 from trainer.learning.randomness import generator
+from trainer.learning.samples import Sample
 
 log = logging.getLogger(__name__)
 

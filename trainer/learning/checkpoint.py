@@ -260,7 +260,7 @@ def _check_identity(identity: dict[str, Any], check: _Check) -> None:
     for name, hashes in identity.get("data", {}).items():
         part = f"identity.data[{_shown(name)}]"
         check.each(hashes, part, lambda each: isinstance(each, str), "text")
-        check(len(hashes) in (2, 3), part, f"has {len(hashes)} hashes, not 2 or 3")
+        check(2 <= len(hashes) <= 4, part, f"has {len(hashes)} hashes, not 2 to 4")
 
 
 def _check_history(history: dict[str, Any], step: int, check: _Check) -> None:

@@ -8,7 +8,7 @@ features.
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from families.family import Family
 from families.prefix import Prefix, common_ids, read_prefix
+from families.references import References
 from families.tokens import split_words
 from families.transfer import onto
 from inference.acceleration import compile_text_encoder, is_compiled, with_fallback
@@ -27,6 +28,8 @@ from inference.progress import Progress
 from trainer.data import BLACK, Bucket, DatasetError, Example, crop, in_threads
 from trainer.learning.loss import loss_weights
 from trainer.learning.mapped_tensors import Tensors
+from trainer.learning.references import ControlView, encode_controls, on_device
+from trainer.learning.samples import Sample
 from trainer.learning.views import views_of
 from trainer.settings import Settings
 
@@ -36,32 +39,6 @@ BATCH_PIXELS = 1024**2  # of a batch of the VAE: one image of the usual size
 # A JPEG may be decoded at a fraction of its size, but at least at so many times its bucket's.
 DECODED_SPARE = 2
 BATCH_TOKENS = 4096  # of a batch of the text encoder, padding included
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An encoded image at one resolution."""
-
-    name: str
-    caption: str
-    mean_CHW: Tensor  # of the VAE's posterior, normalized, float32, memory-mapped
-    std_CHW: Tensor
-    repeats: int = 1  # how often it is used, relative to others
-    others: tuple[str, ...] = ()  # further captions, which take turns with the first
-    mirrored: bool = False
-    shift: float = 0.0  # of the crop, from the center
-    weights_1HW: Tensor | None = None  # of the loss, by the image's mask; None without masks
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """All captions."""
-        return self.caption, *self.others
-
-
-def weights_of(samples: Iterable[Sample], device: torch.device) -> Tensor | None:
-    """weights_B1HW of a batch, whose samples all have some or none."""
-    known = [each.weights_1HW for each in samples if each.weights_1HW is not None]
-    return onto(device, torch.stack(known)) if known else None
 
 
 class Fitted(NamedTuple):
@@ -83,7 +60,8 @@ def encode_images(
     settings: Settings,
     advance: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Sample]:
-    """Encodes every image at every resolution, in its bucket. Frees the VAE afterwards.
+    """Encodes every image at every resolution, in its bucket, and the control images of pairs.
+    Frees the VAE afterwards.
 
     With `horizontal_flip`, each also as its mirror image: the latents of that are not the mirrored
     latents. With `crop_jitter`, most at several crops. With `keep_transparency`, transparent images
@@ -137,13 +115,17 @@ def encode_images(
             encode(shape)
             progress.update(len(same))
             advance("encoding images", int(progress.n), count)
-    family.release("vae")
+    cropped = [ControlView(each, v.bucket, v.mirrored, v.shift) for each, v in encoded]
+    whole = [ControlView(each) for each in examples[: max(1, len(settings.sample_prompts))]]
+    references = encode_controls(family, [*cropped, *whole], advance)
+    uncropped = dict(zip((each.example.name for each in whole), references[count:], strict=True))
+    family.release("vae", "vision_encoder")
     kept, kept_weights = latents.mapped(), weights.mapped()
     return [
         Sample(
             *(each.name, each.caption, kept[place][0], kept[place][1]),
             *(each.repeats * view.repeats, each.others, view.mirrored, view.shift),
-            kept_weights.get(place),
+            *(kept_weights.get(place), references[place], uncropped.get(each.name)),
         )
         for place, (each, view) in enumerate(encoded)
     ]
@@ -163,11 +145,14 @@ class Captions:
         vectors: dict[str, Tensor] | None = None,
         others: Sequence[str] = (),
         advance: Callable[[str, int, int], None] = lambda *_: None,
+        edits: Iterable[tuple[str, References]] = (),
     ) -> None:
         """`others` without a token are encoded one by one, so that the rounding of captions, which
-        depends on their batch, does not change."""
+        depends on their batch, does not change. `edits` are captions of pairs, whose features
+        depend on the references, too."""
         self.family, self.vectors = family, vectors or {}
-        distinct = sorted({*captions, *others})
+        pairs = {(text, each.digest): each for text, each in edits}
+        distinct = sorted({*captions, *others, *(text for text, _ in pairs)})
         # A token beyond the text encoder's limit has no effect.
         self._tokens = {
             text: tokens
@@ -177,27 +162,31 @@ class Captions:
         }
         self.trained = set(self._tokens)
         constant = sorted({*captions} - self.trained)
-        kept = Tensors[str]("text features")
+        kept = Tensors[str | tuple[str, str]]("text features")
         with torch.no_grad():
             texts = dict.fromkeys([family.empty_prompt, *constant])
             alone = [
                 [text] for text in dict.fromkeys(others) if text not in {*texts, *self.trained}
             ]
-            with Progress(
-                total=len(texts) + len(alone), desc="encoding captions", unit="caption"
-            ) as progress:
+            fixed = [key for key in pairs if key[0] not in self.trained]
+            count = len(texts) + len(alone) + len(fixed)
+            with Progress(total=count, desc="encoding captions", unit="caption") as progress:
                 for batch in (*self._alike(texts), *alone):
                     encoded = family.encode_prompts(batch, self.vectors)
                     for text, features in zip(batch, encoded, strict=True):
                         kept.add(text, features)
                     progress.update(len(batch))
-                    advance("encoding captions", int(progress.n), len(texts) + len(alone))
+                    advance("encoding captions", int(progress.n), count)
+                for key in fixed:
+                    kept.add(key, self._edit(key[0], pairs[key]))
+                    progress.update()
+                    advance("encoding captions", int(progress.n), count)
         self._kept = kept.mapped()
         self._prefix: Prefix | None = None
         if not self.trained:
             family.release("text_encoder")
-        else:
-            ids = common_ids([family.tokenize(text, self.vectors) for text in self.trained])
+        elif alike := self.trained & {*captions, *others}:
+            ids = common_ids([family.tokenize(text, self.vectors) for text in alike])
             ids = ids[: family.max_text_tokens - 1]  # within the limit
             self._prefix = read_prefix(family.text_encoder, ids) if ids else None
 
@@ -220,14 +209,30 @@ class Captions:
         """The tokens in any of the captions, as far as they are encoded."""
         return {token for text in captions for token in self._tokens.get(text, ())}
 
-    def features(self, captions: Sequence[str]) -> list[Tensor]:
-        """text_LD of each caption, with a gradient for the placeholder token in it."""
+    def features(
+        self, captions: Sequence[str], references: Sequence[References] = ()
+    ) -> list[Tensor]:
+        """text_LD of each caption, with a gradient for the placeholder token in it.
+
+        references: of each caption, if these are of pairs.
+        """
+        if references:
+            return [
+                with_fallback(self.family.text_encoder, partial(self._edit, text, each))
+                if text in self.trained
+                else onto(self.family.device, self._kept[text, each.digest])
+                for text, each in zip(captions, references, strict=True)
+            ]
         trained = [text for text in captions if text in self.trained]
         encoded = iter(self._encoded(trained) if trained else ())
         return [
             next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
             for text in captions
         ]
+
+    def _edit(self, text: str, references: References) -> Tensor:
+        there = on_device(references, self.family.device)
+        return self.family.encode_edit(text, there, self.vectors)
 
     def _encoded(self, texts: Sequence[str]) -> list[Tensor]:
         family = self.family

@@ -11,7 +11,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from adapters.formats import Factors
+from adapters.formats import Deltas
 from adapters.full_weights import FullWeights
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
@@ -25,7 +25,7 @@ from trainer.learning.best_weights import Best
 from trainer.learning.checkpoint import Checkpoint
 from trainer.learning.control import Control
 from trainer.learning.distributed import mean_of_all, processes
-from trainer.learning.features import Captions, Sample, weights_of
+from trainer.learning.features import Captions
 from trainer.learning.fused import FusedOptimizer
 from trainer.learning.history import History, Trained
 from trainer.learning.loss import draw_noise, flow_loss
@@ -33,6 +33,7 @@ from trainer.learning.optimizers import make_optimizers, rate_at
 from trainer.learning.preservation import Preservation
 from trainer.learning.randomness import generator
 from trainer.learning.restoring import restore
+from trainer.learning.samples import Sample, references_of, weights_of
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.step_report import Report, StepReport
 from trainer.learning.timesteps import NoiseLevels
@@ -206,9 +207,11 @@ class Loop:
             if self.fused is not None:
                 self.fused.begin(number)
             latents_BCHW, noise_BCHW, sigma_B, captions = self.batch(number)
-            text = self.captions.features(captions)
-            weights = weights_of([each for _, each in self._rows_of(number)], self.family.device)
-            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, text, weights)
+            samples = [each for _, each in self._rows_of(number)]
+            references = references_of(samples)
+            text = self.captions.features(captions, references)
+            beside = text, weights_of(samples, self.family.device), references
+            loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, *beside)
             loss = loss / len(numbers)
             losses.append(loss.detach())
             preserve = number, self.first_row, len(numbers), self.named
@@ -249,11 +252,11 @@ class Loop:
         finally:
             self.ema.restore(self.parameters)
 
-    def final_weights(self) -> tuple[Factors, tuple[Placeholder, ...]]:
+    def final_weights(self) -> tuple[Deltas, tuple[Placeholder, ...]]:
         """Copies on the CPU of the LoRA and placeholders that would be saved now."""
         with self.averaged():
-            factors = self.lora.factors() if self.lora is not None else {}
-            return factors, tuple(each.detached() for each in self.placeholders)
+            deltas = self.lora.deltas() if self.lora is not None else {}
+            return deltas, tuple(each.detached() for each in self.placeholders)
 
     def run(
         self,
@@ -336,10 +339,7 @@ class Loop:
 
     def _save_on_error(self, saver: Saver) -> None:
         if self._stepping and (self.fused is None or self.fused.begun):
-            log.warning(
-                "stopped within an optimizer step; the last checkpoint is %s",
-                saver.newest,
-            )
+            log.warning("stopped within an optimizer step; the last checkpoint is %s", saver.newest)
             return
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)  # frees memory for copies

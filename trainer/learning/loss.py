@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from families.family import Family
+from families.references import References
 from trainer.data import OUTSIDE
 from trainer.learning.randomness import generator
+from trainer.learning.references import velocity
 
 
 def noisy(latents_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
@@ -26,9 +28,14 @@ def flow_loss(
     sigma_B: Tensor,
     text: Sequence[Tensor],
     weights_B1HW: Tensor | None = None,
+    references: Sequence[References] = (),
 ) -> Tensor:
-    """Mean squared error between the predicted velocity and noise - x0, float32."""
-    velocity_BCHW = family.velocity(noisy(latents_BCHW, noise_BCHW, sigma_B), sigma_B, text)
+    """Mean squared error between the predicted velocity and noise - x0, float32.
+
+    references: of each row, of an editing model. They have no noise and no part in the error.
+    """
+    noisy_BCHW = noisy(latents_BCHW, noise_BCHW, sigma_B)
+    velocity_BCHW = velocity(family, noisy_BCHW, sigma_B, text, references)
     errors_BCHW = (velocity_BCHW - (noise_BCHW - latents_BCHW)).square()
     return weighted(errors_BCHW, weights_B1HW).mean()
 

@@ -2,18 +2,19 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from adapters.archive import Archive, BrokenArchive, read_archive
-from adapters.formats import rank_of
+from adapters.formats import as_delta
+from adapters.forms import Form
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.few_steps import find_few_step_lora
 from families.registry import UnknownBase, find_base
-from trainer.data import Example
+from trainer.data import Content, Example
 from trainer.learning.checkpoint import (
     BrokenCheckpoint,
     Checkpoint,
@@ -104,7 +105,7 @@ def identity(settings: Settings) -> dict[str, object]:
     """The settings that must be equal to resume a run."""
     facts: dict[str, object] = {
         "base_model": settings.base.hub_id,
-        **({TRAINING: settings.training} if settings.full else {"rank": settings.rank}),
+        **({TRAINING: settings.training} if settings.full else settings.form.facts),
         "placeholder_token": settings.subject,
         "lora_targets": settings.lora_targets,
         "optimizer": settings.optimizer,
@@ -113,17 +114,24 @@ def identity(settings: Settings) -> dict[str, object]:
 
 
 def data_identity(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """Hashes of each image, its caption, and its mask if one is used, by the image's name."""
-    return {
-        _short(each.name): [
-            hashlib.blake2b(content, digest_size=8).hexdigest()
-            for content in (
-                *(each.data, "\0".join(each.captions).encode()),
-                *([each.mask] if each.mask_file else []),
-            )
-        ]
-        for each in examples
-    }
+    """Hashes of each image, its caption, its mask and its control images, by the image's name.
+
+    The last only with control images, the third only with these or a mask that is used.
+    """
+    return {_short(each.name): _hashes(each) for each in examples}
+
+
+def _hashes(example: Example) -> list[str]:
+    contents = [example.data, "\0".join(example.captions).encode()]
+    if example.mask_file or example.controls:
+        contents.append(example.mask)
+    if example.controls:
+        contents.append("".join(_hash(each.data) for each in example.controls).encode())
+    return [_hash(each) for each in contents]
+
+
+def _hash(content: Content) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _short(name: str) -> str:
@@ -135,7 +143,7 @@ def _short(name: str) -> str:
 
 def continue_weights(archive: Archive, lora: Lora, placeholders: Sequence[Placeholder]) -> None:
     """Loads finished weights instead of the random initialization."""
-    lora.load(archive.factors)
+    lora.load(archive.deltas)
     with torch.no_grad():
         for each in placeholders:
             if each.token in archive.vectors:
@@ -143,7 +151,8 @@ def continue_weights(archive: Archive, lora: Lora, placeholders: Sequence[Placeh
 
 
 def _check_checkpoint(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
-    for name, wanted in ({SUBJECTS: None, TRAINING: None} | identity(settings)).items():
+    sometimes = (SUBJECTS, TRAINING, *Form("lokr", 1).facts)
+    for name, wanted in (dict.fromkeys(sometimes) | identity(settings)).items():
         found = checkpoint.identity.get(name)
         if found != wanted:
             remedy = f"remove {name}" if found is None else f"set {name} to {found!r}"
@@ -182,11 +191,16 @@ def _check_data(then: dict[str, list[str]], now: dict[str, list[str]], path: Pat
             "them; pass the dataset of that run, or continue its weights.zip"
         )
     both = [(then[name], hashes) for name, hashes in now.items() if name in then]
-    captions, masks = (sum(a[k:end] != b[k:end] for a, b in both) for k, end in ((1, 2), (2, 3)))
+    parts = {"captions": slice(1, 2), "masks": slice(2, 3), "control images": slice(3, 4)}
+    changed = {what: sum(a[part] != b[part] for a, b in both) for what, part in parts.items()}
     log.warning(
-        "resuming with a changed dataset: %d images added, %d removed, %d captions changed%s",
-        *(len(images - before), len(before - images), captions),
-        f", {masks} masks changed" if masks else "",
+        "resuming with a changed dataset: %d images added, %d removed%s",
+        *(len(images - before), len(before - images)),
+        "".join(
+            f", {count} {what} changed"
+            for what, count in changed.items()
+            if count or what == "captions"
+        ),
     )
 
 
@@ -232,12 +246,6 @@ def exactness(settings: Settings) -> dict[str, object]:
 
 
 def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
-    rank = rank_of(archive.factors)
-    if rank != settings.rank:
-        raise SettingsError(
-            f"resume_from: {path} has rank {rank}, but this run has {settings.rank}; set rank to "
-            f"{rank}"
-        )
     named = archive.base_model
     if named and named != settings.base.hub_id:  # equal if both are the name of a folder
         try:
@@ -257,25 +265,30 @@ def _check_archive(archive: Archive, settings: Settings, path: Path) -> None:
         )
     shapes = trained_shapes(settings)
     found = {
-        name: (tuple(down.shape), tuple(up.shape)) for name, (down, up) in archive.factors.items()
+        name: {part: tuple(each.shape) for part, each in as_delta(delta).parts().items()}
+        for name, delta in archive.deltas.items()
     }
-    wanted = dict(shapes.lora)
-    if found.keys() != wanted.keys():
-        more, fewer = sorted(found.keys() - wanted.keys()), sorted(wanted.keys() - found.keys())
+    if found.keys() != shapes.lora.keys():
+        more, fewer = sorted(found.keys() - shapes.lora), sorted(shapes.lora.keys() - found)
         lines = [f"{len(more)} that this run does not train ({more[0]}, …)"] if more else []
         lines += [f"not {len(fewer)} that it trains ({fewer[0]}, …)"] if fewer else []
         raise SettingsError(
             f"resume_from: {path} contains other layers than lora_targets "
             f"{settings.lora_targets!r} of {settings.base.name}: {' and '.join(lines)}"
         )
-    for name, shape in wanted.items():
-        if found[name] != shape:
+    for name, wanted in shapes.lora.items():
+        if found[name] != wanted:
             raise SettingsError(
-                f"resume_from: {path} has shapes {found[name]} for {name}, and "
-                f"{settings.base.name} needs {shape}; it was trained on another model"
+                f"resume_from: {path} has {_shown(found[name])} in {name}, and {settings.form} on "
+                f"{settings.base.name} needs {_shown(wanted)}; set adapter, rank and lokr_factor "
+                "as in the run that made it, on the same base model"
             )
     for rows in {tuple(each.shape) for each in archive.vectors.values()} - {shapes.rows}:
         raise SettingsError(
             f"resume_from: {path} has a placeholder of shape {rows}, and {settings.base.name} "
             f"needs {shapes.rows}; it was trained on another model"
         )
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{part} {'x'.join(map(str, shape))}" for part, shape in shapes.items())

@@ -17,7 +17,7 @@ from trainer.settings import Settings, SettingsError
 class Shapes:
     """The shapes of a run's trained weights, computed without loading its base model."""
 
-    lora: list[tuple[str, tuple[tuple[int, int], tuple[int, int]]]]  # of A and B, in order
+    lora: dict[str, dict[str, tuple[int, int]]]  # of each layer's parts, in order
     rows: tuple[int, int]  # of a placeholder
     full: list[tuple[int, ...]] = field(default_factory=list)  # of a full training's, in order
 
@@ -30,16 +30,16 @@ def trained_shapes(settings: Settings) -> Shapes:
         parameters = map(
             family.transformer.get_parameter, trained_names(family, settings.lora_targets)
         )
-        return Shapes([], (1, width), [tuple(each.shape) for each in parameters])
+        return Shapes({}, (1, width), [tuple(each.shape) for each in parameters])
     try:
         targets = set(family.lora_targets(settings.lora_targets))
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    lora = [
-        (name, ((settings.rank, module.in_features), (module.out_features, settings.rank)))
+    lora = {
+        name: settings.form.shapes(module.out_features, module.in_features)
         for name, module in family.transformer.named_modules()
         if name in targets
-    ]
+    }
     return Shapes(lora, (1, width))
 
 
@@ -47,8 +47,8 @@ def check_state(checkpoint: Checkpoint, settings: Settings, path: Path) -> None:
     """Checks the tensors' shapes against this run's LoRA, placeholder and optimizer."""
     shapes = trained_shapes(settings)
     wanted: dict[str, tuple[int, ...]] = {}
-    for number, (_, pair) in enumerate(shapes.lora):
-        wanted |= {f"lora.{2 * number + k}": shape for k, shape in enumerate(pair)}
+    parts = (shape for layer in shapes.lora.values() for shape in layer.values())
+    wanted |= {f"lora.{number}": shape for number, shape in enumerate(parts)}
     wanted |= {f"transformer.{number}": shape for number, shape in enumerate(shapes.full)}
     wanted |= {f"placeholder.{number}": shapes.rows for number in range(len(settings.tokens))}
     found = {name: tuple(value.shape) for name, value in checkpoint.parameters.items()}

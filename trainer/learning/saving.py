@@ -268,7 +268,8 @@ def weights_bytes(loop: "Loop") -> int:
     model = 0
     if loop.full is not None:
         model = sum(each.nbytes + 400 for each in loop.full.transformer.parameters())
-    lora = sum(each.numel() * 2 + 400 for each in loop.lora_parameters)  # bfloat16
+    # bfloat16; the norms of DoRA, of one column, are float32
+    lora = sum(each.numel() * (2 + 2 * (each.shape[1] == 1)) + 400 for each in loop.lora_parameters)
     rows = sum(each.nbytes for each in loop.rows)
     texts = {sample.name: sample.caption for sample in loop.samples}
     captions = sum(len(text.encode()) + len(name.encode()) for name, text in texts.items())

@@ -30,7 +30,7 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
         "base_family": settings.base.family,  # for a base that is a local folder
         "training_mode": settings.training_mode,
         "train_placeholder_token": settings.train_placeholder_token,
-        **({"trained": settings.training} if settings.full else {"rank": settings.rank}),
+        **({"trained": settings.training} if settings.full else settings.form.facts),
         "steps": settings.steps,
         **settings.base.license_facts,
     }

@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import torch
 
+from adapters.forms import as_form
 from adapters.full_weights import trained_names
 from families.base import Base
 from families.family import Family
 from families.quantization import block_linears, block_values
 from families.without_weights import family_without_weights
 from trainer.memory.plan import Figures
+from trainer.memory.shapes import Shape
 from trainer.memory.step_cost import (
     NOTHING,
     Load,
-    Shape,
     caption_load,
     decode_load,
     image_load,
@@ -57,7 +58,7 @@ def figures(
         trained = _count(map(family.transformer.get_parameter, targets))
     else:
         targets = family.lora_targets(lora_targets)
-        trained = sum(shape.rank * sum(linears[name].weight.shape) for name in targets)
+        trained = as_form(shape.form).values(linears[name].weight.shape for name in targets)
     block, other = _split(family.transformer)
     text_block, text_other = _split(family.text_encoder)
     return Figures(
@@ -66,6 +67,7 @@ def figures(
         text_block_weights=text_block,
         text_other_weights=text_other,
         vae_weights=_count(family.vae.parameters()),
+        vision_weights=_count(family.vision_encoder.parameters()) if shape.references else 0,
         lora_modules=len(targets),
         lora_values=trained,
         bytes_per_value=dtype.itemsize,

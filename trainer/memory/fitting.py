@@ -19,7 +19,7 @@ from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, least_of_all, pr
 from trainer.memory.counting import figures
 from trainer.memory.host import host_parts, host_previews, room_of
 from trainer.memory.plan import Choice, Figures, Mode, Wishes, choose, leaner
-from trainer.memory.step_cost import Shape
+from trainer.memory.shapes import Shape
 from trainer.settings import Settings, extent_of
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,10 @@ def running_out(
         raise RanOut(mode, changed) from error
 
 
-def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
+def fit(settings: Settings, family: Family, captions: Sequence[str], controls: int = 0) -> Choice:
     """Chooses the memory mode of a run and logs the reason on one line.
+
+    controls: the most control images of one training image.
 
     Raises `QuantizationUnavailable` if the set quantization cannot run on this machine.
     """
@@ -81,11 +83,12 @@ def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
         check_available(settings.quantize, family.device)
     if family.device.type == "cpu":
         choice = _as_wished(settings)
-        check_cpu_memory(settings, choice.mode, family.dtype)
+        check_cpu_memory(settings, choice.mode, family.dtype, controls)
         return choice
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     compiled = wanted_in_training(family.device)
-    counted = figures_of(settings, min(longest, family.max_text_tokens), family.dtype, compiled)
+    tokens = min(longest, family.max_text_tokens)
+    counted = figures_of(settings, tokens, family.dtype, compiled, controls)
     # The same number in every process, so that all choose the same mode.
     free = least_of_all(free_memory(family.device))
     wishes = wishes_of(settings)
@@ -144,7 +147,7 @@ def _as_wished(settings: Settings) -> Choice:
     return choice
 
 
-def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None:
+def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype, controls: int = 0) -> None:
     """Raises `TooLarge` if a run on a CPU needs more memory than is free.
 
     Otherwise the system would kill the process. Counting takes a second, so it is skipped if an
@@ -155,10 +158,11 @@ def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None
     parts = (family.transformer, family.text_encoder, family.vae)
     values = sum(each.numel() for part in parts for each in part.parameters())
     # Includes the optimizer's state and copies of the LoRA, which is smaller than the model.
-    bound = 8 * 4 * values + _PIXEL_BYTES * settings.batch_size * edge**2
+    pixels = edge**2 + controls * settings.base.reference_resolution**2
+    bound = 8 * 4 * values + _PIXEL_BYTES * settings.batch_size * pixels
     if bound < free:
         return
-    counted = figures_of(settings, TEXT_TOKENS, dtype)
+    counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
     need = counted.peak(mode)
     if need <= free:
         return
@@ -184,28 +188,37 @@ def _log_text_encoder(settings: Settings, choice: Choice) -> None:
 
 
 def figures_of(
-    settings: Settings, text_tokens: int, dtype: torch.dtype, compiled: bool = False
+    settings: Settings,
+    text_tokens: int,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    controls: int = 0,
 ) -> Figures:
-    """The figures of a run at its largest resolution, with or without compiled blocks."""
-    rank, edge = settings.rank, max(settings.resolutions)
+    """The figures of a run at its largest resolution, with or without compiled blocks.
+
+    controls: control images of each training image; a base that only edits has at least one.
+    """
+    form, edge = settings.form, max(settings.resolutions)
+    controls = max(controls, int(settings.base.needs_references))
+    encoded = settings.base.reference_resolution if controls else edge
     images = [
-        Shape(rank, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
-        for side in settings.resolutions
+        Shape(form, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
+        for side in {*settings.resolutions, encoded}
     ]
     preview = None
     if settings.sample_prompts:
         width, height = preview_size(settings)
-        preview = Shape(rank, 1, width, height, text_tokens)
+        preview = Shape(form, 1, width, height, text_tokens, controls)
     return figures(
         settings.base,
         settings.lora_targets,
-        Shape(rank, settings.batch_size, edge, edge, text_tokens),
+        Shape(form, settings.batch_size, edge, edge, text_tokens, controls),
         placeholder=settings.subject is not None,
         optimizer=settings.optimizer,
         ema=settings.ema_decay > 0,
         accumulates=settings.gradient_accumulation > 1,
         images=images,
-        captions=max(1, BATCH_TOKENS // text_tokens),
+        captions=1 if controls else max(1, BATCH_TOKENS // text_tokens),
         preview=preview,
         preservation=extent_of(settings) if settings.preserve else None,
         dtype=dtype,

@@ -69,6 +69,7 @@ class Figures:
     preservation: PreservationLoad = NO_PRESERVATION
     compiled: bool = False  # blocks are compiled, unless their weights are offloaded
     full: bool = False  # the transformer's own weights are trained, not a LoRA
+    vision_weights: int = 0  # values of the vision encoder, of a run on pairs
     kept_copies: int = 0  # of the trained weights in CPU memory, in a full training
 
     @property
@@ -143,8 +144,9 @@ class Figures:
         return self.text_weights(quantize_text) + self.caption.bytes
 
     def images(self) -> int:
-        """The peak of encoding images, in float32."""
-        return 4 * self.vae_weights + self.image.bytes
+        """The peak of encoding images, in float32, and control images."""
+        vision = self.bytes_per_value * self.vision_weights
+        return 4 * self.vae_weights + self.image.bytes + vision
 
     def previews(self, mode: Mode, quantize_text: str = "none") -> int:
         """The peak of generating a preview image; 0 without previews.

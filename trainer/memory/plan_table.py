@@ -51,6 +51,7 @@ def plan_data(settings: Settings) -> dict[str, Any]:
         "license_notice": settings.base.terms.notice if settings.base.terms else None,
         "token": settings.subject,
         "rank": settings.rank,
+        "adapter": settings.adapter,
         "optimizer": settings.optimizer,
         "batch_size": settings.batch_size,
         "resolution": max(settings.resolutions),
@@ -150,12 +151,15 @@ def this_machine(settings: Settings, counted: Figures) -> str:
 def _heading(settings: Settings) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
-    what = "full training" if settings.full else f"LoRA of rank {settings.rank}"
+    what = "full training" if settings.full else str(settings.form)
     heading = (
         f"{settings.base.name} ({settings.base.hub_id}), {subject}: {what},\n"
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens"
     )
+    if settings.base.needs_references:
+        edge = settings.base.reference_resolution
+        heading += f",\neach image with one control image of {edge} x {edge}"
     terms = settings.base.terms
     if terms is None:
         return heading

@@ -76,7 +76,7 @@ class Plans:
             settings.base.name,
             settings.training,
             settings.lora_targets,
-            settings.rank,
+            settings.form,
             settings.batch_size,
             settings.resolutions,
             settings.subject is None,

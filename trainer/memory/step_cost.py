@@ -16,9 +16,16 @@ from torch.utils._pytree import tree_iter
 from adapters.lora import Lora
 from families.family import Family
 from families.recomputation import recompute
-from trainer.learning import flow_loss
+from trainer.learning import flow_loss, velocity
 from trainer.memory.full_step import trained_in_full
 from trainer.memory.meter import Meter, fused_attention
+from trainer.memory.shapes import (
+    Shape,
+    embeddings,
+    reference_images,
+    text_features,
+    tokens_read,
+)
 from trainer.settings import BEGINS, Extent
 
 
@@ -59,17 +66,6 @@ class PreservationLoad:
 NO_PRESERVATION = PreservationLoad((NOTHING,), 0.0, 0)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of one step."""
-
-    rank: int
-    batch_size: int
-    width: int  # pixels
-    height: int
-    text_tokens: int
-
-
 def step_loads(
     family: Family, targets: Sequence[str], shape: Shape, full: bool = False
 ) -> tuple[Load, ...]:
@@ -100,7 +96,7 @@ def step_loads(
 
         def lora_step() -> Meter:
             inside = {each for each, _ in transformer.named_modules()}
-            lora = Lora(transformer, [each for each in targets if each in inside], shape.rank, 0)
+            lora = Lora(transformer, [each for each in targets if each in inside], shape.form, 0)
             meter = _step(family, lora.parameters(), shape)
             lora.remove()
             return meter
@@ -184,8 +180,9 @@ def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Mete
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(shape.batch_size, family.latent_channels, rows, columns, **options)
     noise, sigma = torch.zeros_like(latents), torch.full((shape.batch_size,), 0.5, **options)
-    text = list(_embeddings(family, shape.batch_size, shape.text_tokens).unbind())
+    text, references = text_features(family, shape), reference_images(family, shape)
     known = [*_tensors(family.transformer), latents, noise, sigma, *text]
+    known += [each for beside in references[:1] for each in beside.latents]
     meter = Meter(known)
 
     def mark_way_back(block: nn.Module, args: Any, kwargs: Any) -> None:
@@ -198,7 +195,7 @@ def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Mete
     hook = blocks[len(blocks) // 2].register_forward_pre_hook(mark_way_back, with_kwargs=True)
     hooks = [hook, *_watch_blocks(family.transformer, blocks, meter)]
     with fused_attention(), meter:
-        flow_loss(family, latents, noise, sigma, text).backward()
+        flow_loss(family, latents, noise, sigma, text, None, references).backward()
     for each in hooks:
         each.remove()
     for parameter in trained:
@@ -231,7 +228,7 @@ def _watch_blocks(transformer: Any, trunk: Sequence[nn.Module], meter: Meter) ->
 
 def placeholder_load(family: Family, shape: Shape) -> Load:
     """The activations of the text encoder that captions with a placeholder token need."""
-    text = _embeddings(family, shape.batch_size, shape.text_tokens).requires_grad_()
+    text = embeddings(family, shape.batch_size, tokens_read(family, shape)).requires_grad_()
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
@@ -247,7 +244,7 @@ def placeholder_load(family: Family, shape: Shape) -> Load:
 @torch.no_grad()
 def caption_load(family: Family, shape: Shape) -> Load:
     """The load of encoding a batch of captions."""
-    text = _embeddings(family, shape.batch_size, shape.text_tokens)
+    text = embeddings(family, shape.batch_size, tokens_read(family, shape))
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter([*_tensors(family.text_encoder), text]) as meter:
@@ -272,12 +269,14 @@ def velocity_load(family: Family, shape: Shape) -> Load:
     rows, columns = family.latent_size(shape.width, shape.height)
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
-    text = list(_embeddings(family, 1, shape.text_tokens).unbind())
+    one = replace(shape, batch_size=1)
+    text, references = text_features(family, one), reference_images(family, one)
     known = [*_tensors(family.transformer), latents, *text]
+    known += [each for beside in references for each in beside.latents]
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter(known) as meter:
-            family.velocity(latents, torch.full((1,), 0.5, **options), text)
+            velocity(family, latents, torch.full((1,), 0.5, **options), text, references)
         return meter.peak, meter.flops
 
     return Load(*_by_depth(family.transformer, family.trunk, count))
@@ -325,12 +324,6 @@ def _by_depth(
     three = count()
     setattr(model, trunk, blocks)
     return tuple(a + (b - a) * (len(blocks) - 2) for a, b in zip(two, three, strict=True))
-
-
-def _embeddings(family: Family, batch_size: int, tokens: int) -> Tensor:
-    """Embeddings of captions, with the same width as their features."""
-    width = family.text_encoder.get_input_embeddings().weight.shape[1]
-    return torch.zeros(batch_size, tokens, width, dtype=family.dtype, device=family.device)
 
 
 def _encode(family: Family, text: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 """Monitoring of a run: validation, preview images, trackers."""
 
 from trainer.monitor.contact_sheet import thumbnail
-from trainer.monitor.default_previews import previews_while_training, with_default_previews
+from trainer.monitor.default_previews import (
+    pair_of,
+    previews_while_training,
+    with_default_previews,
+)
 from trainer.monitor.inference_weights import (
     InferenceWeights,
     OwnWeights,
@@ -37,6 +41,7 @@ __all__ = [
     "hold_out",
     "split",
     "measure_fit",
+    "pair_of",
     "previews_while_training",
     "prompt_features",
     "preview_requests",

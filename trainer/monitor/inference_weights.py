@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from adapters.formats import Factors, check_fits
+from adapters.formats import Deltas, check_fits
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
@@ -84,16 +84,16 @@ class InferenceWeights:
         return self.family
 
     @contextmanager
-    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
-        """Context in which the transformer is the original base plus scale * `factors`."""
+    def applied(self, lora: Lora | None, deltas: Deltas, scale: float = 1.0) -> Iterator[None]:
+        """Context in which the transformer is the original base plus scale * `deltas`."""
         assert lora is not None
         loaded = _PARTS & set(vars(self.family))
         with torch.no_grad(), torch.random.fork_rng(), lora.lifted():
-            training = self._copies([*self._original, *factors])
+            training = self._copies([*self._original, *deltas])
             layers = dict(self.family.transformer.named_modules())
             try:
                 merger = LoraMerger(self.family.transformer, training | self._original)
-                merger.apply([(factors, scale)])
+                merger.apply([(deltas, scale)])
                 yield
             finally:
                 for name, weight in training.items():
@@ -115,7 +115,7 @@ class OwnWeights(InferenceWeights):
         return None
 
     @contextmanager
-    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
+    def applied(self, lora: Lora | None, deltas: Deltas, scale: float = 1.0) -> Iterator[None]:
         """Context in which nothing changes but parts of the model that are loaded meanwhile."""
         loaded = _PARTS & set(vars(self.family))
         with torch.no_grad(), torch.random.fork_rng():
@@ -170,8 +170,8 @@ class SecondBase(InferenceWeights):
         return self.family
 
     @contextmanager
-    def applied(self, lora: Lora | None, factors: Factors, scale: float = 1.0) -> Iterator[None]:
-        """Context in which the transformer is the original base plus scale * `factors`."""
+    def applied(self, lora: Lora | None, deltas: Deltas, scale: float = 1.0) -> Iterator[None]:
+        """Context in which the transformer is the original base plus scale * `deltas`."""
         family, training, storage = self.family, self.family.transformer, self.family.storage
         loaded = _PARTS & set(vars(family))
         with torch.no_grad(), torch.random.fork_rng():
@@ -182,7 +182,7 @@ class SecondBase(InferenceWeights):
                     self._merger = LoraMerger(self._transformer)
                 assert self._merger is not None
                 vars(family)["transformer"] = self._transformer
-                self._merger.apply([(factors, scale)])
+                self._merger.apply([(deltas, scale)])
                 yield
             finally:
                 family.set_storage(storage)

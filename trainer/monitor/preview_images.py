@@ -2,7 +2,8 @@
 
 samples/step-000100/00.png   the first prompt after 100 steps; step-000000 is the base model;
                              00-1.png follows if a prompt has several images
-samples/sheet.png            all of them: a row per step, a column per image
+samples/sheet.png            all of them: a row per step, a column per image; of pairs, first the
+                             control images
 """
 
 import logging
@@ -20,6 +21,7 @@ from trainer.run_files import GENERATED, PREVIEW, SAMPLES, SHEET, STEP, listed
 log = logging.getLogger(__name__)
 
 FOLDER = SAMPLES
+CONTROL = "control"  # the label of the row of control images
 
 
 class PreviewImages:
@@ -29,11 +31,19 @@ class PreviewImages:
     """
 
     def __init__(
-        self, output: Path, all_resolved: Sequence[ResolvedRequest], events: Events | None = None
+        self,
+        output: Path,
+        all_resolved: Sequence[ResolvedRequest],
+        events: Events | None = None,
+        controls: Sequence[Image.Image] = (),
     ) -> None:
+        """controls: of pairs, what each prompt edits."""
         self.folder, self._events = output / FOLDER, events or Events()
         self._resolved = list(all_resolved)
         self.columns = [resolved.prompt for resolved in all_resolved for _ in resolved.seeds]
+        small = [thumbnail(each) for each in controls]
+        before = zip(small, self._resolved, strict=False)
+        self._controls = [each for each, resolved in before for _ in resolved.seeds]
         self.thumbnails: dict[int, list[Image.Image]] = {}
         self.last: list[Image.Image] = []
 
@@ -91,7 +101,8 @@ class PreviewImages:
             log.info("step %d: generated %r: %s", step, resolved.prompt, ", ".join(map(str, files)))
         self.last = [image for of_prompt in images for image in of_prompt]
         self.thumbnails[step] = [thumbnail(image) for image in self.last]
-        rows = [(step_label(each), self.thumbnails[each]) for each in sorted(self.thumbnails)]
+        rows = [(CONTROL, self._controls)] if self._controls else []
+        rows += [(step_label(each), self.thumbnails[each]) for each in sorted(self.thumbnails)]
         save_png(make_sheet(rows, self.columns), self.folder / SHEET)
 
 

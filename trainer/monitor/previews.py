@@ -6,25 +6,29 @@ the archive. So the last preview is the image that inference with the archive ge
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from adapters.formats import as_written
 from families.family import Family
 from families.out_of_memory import free_frames, is_out_of_memory
+from families.references import References
 from families.tokens import name_subject, split_words
 from inference.acceleration import with_fallback
 from inference.generation import generate
 from inference.request import Request, ResolvedRequest, resolve
 from inference.text_cache import TextCache
+from trainer.data import Example
 from trainer.events import Events
 from trainer.inbox import Command
-from trainer.learning import Loop
+from trainer.learning import Loop, on_device
+from trainer.monitor.default_previews import pair_of
 from trainer.monitor.inference_weights import InferenceWeights, NoRoom
 from trainer.monitor.preview_images import PreviewImages
 from trainer.settings import Settings
@@ -49,23 +53,38 @@ def sample_scale(settings: Settings) -> float:
 
 
 @torch.no_grad()
-def prompt_features(settings: Settings, family: Family) -> TextCache:
+def prompt_features(
+    settings: Settings, family: Family, references: Sequence[References] = ()
+) -> TextCache:
     """Encodes all sample prompts without a placeholder, whose features never change.
 
     Called while the text encoder is loaded for the captions, so it need not be loaded again for
     every preview. Encodes none if the text encoder is quantized, since inference does not use it.
+    `references` are those of the pairs that the previews begin with (`pair_of`).
     """
     texts, tokens = TextCache(), settings.tokens
     if family.storage.quantize_text != "none":
         return texts
-    for resolved in preview_requests(settings, family) if settings.sample_prompts else ():
+    requests = preview_requests(settings, family) if settings.sample_prompts else []
+    for number, resolved in enumerate(requests):
+        beside = on_device(pair_of(number, references), family.device) if references else None
         prompts = [resolved.prompt]
         if resolved.guidance_scale > 1:
             prompts.append(resolved.negative_prompt or family.empty_prompt)
         for prompt in prompts:
             if not {*tokens} & {*split_words(prompt, tokens)}:
-                texts.encode(family, prompt, {})
+                texts.encode(family, prompt, {}, beside)
     return texts
+
+
+def _generate(
+    family: Family,
+    vectors: Mapping[str, Tensor],
+    texts: TextCache,
+    resolved: ResolvedRequest,
+    references: References | None,
+) -> list[Image.Image]:
+    return generate(family, resolved, vectors, texts=texts, references=references)
 
 
 class Previews:
@@ -84,12 +103,23 @@ class Previews:
         texts: TextCache | None = None,
         enabled: bool = True,
         events: Events | None = None,
+        references: Sequence[References] = (),
+        pairs: Sequence[Example] = (),
     ) -> None:
-        """`texts`: features encoded before. If not `enabled`, no image is generated."""
+        """`texts`: features encoded before. If not `enabled`, no image is generated.
+
+        pairs: of a run on pairs, in the order of the dataset, and the `references` of the first;
+        see `pair_of`.
+        """
+        self.references = references
         self.family, self.settings, self.inference_weights = family, settings, inference_weights
         self.texts, self.enabled = texts or TextCache(), enabled
         self.all_resolved = preview_requests(settings, family)
-        self.preview_images = PreviewImages(output, self.all_resolved, events)
+        controls = [
+            pair_of(number, pairs).controls[-1].image()
+            for number in range(len(self.all_resolved) if pairs else 0)
+        ]
+        self.preview_images = PreviewImages(output, self.all_resolved, events, controls)
 
     @property
     def thumbnails(self) -> dict[int, list[Image.Image]]:
@@ -140,6 +170,9 @@ class Previews:
         prompt = name_subject(command.prompt, subject) if subject else command.prompt
         options = {"seed": settings.seed, **settings.sample_options}
         options |= {} if command.seed is None else {"seed": command.seed}
+        if self.references:  # the size of the first pair
+            own = next(iter(settings.sample_overrides), {})
+            options |= {name: own[name] for name in ("width", "height") if name in own}
         request = Request(prompt=prompt, **(options | {"num_outputs": 1}))
         resolved = resolve(request, settings.base, self.family.resolution_multiple)
         [[image]] = self._images(loop, [resolved])
@@ -148,18 +181,25 @@ class Previews:
 
     def _images(self, loop: Loop, requests: Sequence[ResolvedRequest]) -> list[list[Image.Image]]:
         """The images of each request, with the weights that would be saved now."""
-        factors, placeholders = loop.final_weights()
+        deltas, placeholders = loop.final_weights()
         vectors = {each.token: each.vectors.to(self.family.device) for each in placeholders}
         with self.inference_weights.applied(
-            loop.lora, as_written(factors), sample_scale(self.settings)
+            loop.lora, as_written(deltas), sample_scale(self.settings)
         ):
+            shared = self.family, vectors, self.texts
             return [
                 with_fallback(
                     self.family.transformer,
-                    partial(generate, self.family, resolved, vectors, None, self.texts),
+                    partial(_generate, *shared, resolved, self._references(number)),
                 )
-                for resolved in requests
+                for number, resolved in enumerate(requests)
             ]
+
+    def _references(self, number: int) -> References | None:
+        """Of the request with this number, on the device."""
+        if not self.references:
+            return None
+        return on_device(pair_of(number, self.references), self.family.device)
 
     @contextmanager
     def _guarded(self, step: int) -> Iterator[None]:

@@ -32,6 +32,8 @@ from trainer.learning import (
     generator,
     keep_best,
     noisy,
+    references_of,
+    velocity,
     weighted,
     weights_of,
     why_ended,
@@ -243,12 +245,14 @@ class Validation:
             noise_BCHW = torch.stack([self._noise(sample, turn) for _, sample, turn in batch])
             sigma_B = torch.tensor([self.curves.sigmas[level] for level, _, _ in batch])
             here = [onto(self.family.device, each) for each in (latents_BCHW, noise_BCHW, sigma_B)]
-            text = self.captions.features([sample.caption for _, sample, _ in batch])
+            samples = [sample for _, sample, _ in batch]
+            references = references_of(samples)
+            text = self.captions.features([sample.caption for sample in samples], references)
             velocity_BCHW = with_fallback(
                 self.family.transformer,
-                partial(self.family.velocity, noisy(*here), here[2], text),
+                partial(velocity, self.family, noisy(*here), here[2], text, references),
             )
-            weights_B1HW = weights_of([sample for _, sample, _ in batch], self.family.device)
+            weights_B1HW = weights_of(samples, self.family.device)
             errors_BCHW = weighted((velocity_BCHW - (here[1] - here[0])).square(), weights_B1HW)
             errors = errors_BCHW.mean(dim=(1, 2, 3))
             measured.append((batch, errors))
@@ -287,7 +291,7 @@ def measure_fit(loop: Loop) -> Curves:
 
 @contextmanager
 def untrained(loop: Loop) -> Iterator[None]:
-    """Context in which the model is the base: LoRA and tokens are zero.
+    """Context in which the model is the base: the LoRA changes nothing, tokens are zero.
 
     A full training's parameters have the base model's values, and are in CPU memory meanwhile.
     """
@@ -298,8 +302,10 @@ def untrained(loop: Loop) -> Iterator[None]:
         if loop.full is not None:
             for parameter, original in zip(own, loop.full.originals(), strict=True):
                 parameter.copy_(original)
-        for parameter in loop.parameters[len(own) :]:
-            parameter.zero_()
+        if loop.lora is not None:
+            loop.lora.undo()
+        for row in loop.rows:
+            row.zero_()
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inference.acceleration import with_fallback
-from trainer.learning import Loop, draw_noise
+from trainer.learning import Loop, draw_noise, references_of, velocity
 from trainer.monitor import untrained
 from trainer.settings import Settings, sort_prompts
 
@@ -41,13 +41,24 @@ PROMPTS = {
         "a picture of a tiny white triangle at the left on sand",
     ),
 }
+# Of runs on pairs: other edits of the first pair's control images.
+EDITS = (
+    "turn the day into night",
+    "add falling snow",
+    "make it a pencil drawing",
+    "remove the background and put a plain grey wall there",
+    "change the season to autumn",
+    "show it from the left side",
+    "make the colors black and white",
+    "add a red balloon in the upper right corner",
+)
 BATCHES = 4  # at most, so that the measurement takes as long as 11 steps of a run
 POINTS = 4  # of Euler's method without guidance: sigma 1, 0.75, 0.5 and 0.25
 
 
-def drift_prompts(settings: Settings) -> list[str]:
-    """The prompts to measure drift with: none contains the subject."""
-    prompts = PROMPTS[settings.base.preservation_prompts]
+def drift_prompts(settings: Settings, pairs: bool = False) -> list[str]:
+    """The prompts to measure drift with: none contains the subject. pairs: of a run on pairs."""
+    prompts = EDITS if pairs else PROMPTS[settings.base.preservation_prompts]
     usable, _ = sort_prompts(prompts, settings)
     return usable[: BATCHES * settings.batch_size]
 
@@ -57,17 +68,19 @@ def velocity_drift(loop: Loop, prompts: Sequence[str]) -> float:
     """|v_adapted - v_base| / |v_base| over the prompts and sigmas.
 
     Uses the run's batch size, so that a compiled model is not compiled again. The prompts must be
-    captions of the loop's `Captions`. Raises ValueError if there are none.
+    captions of the loop's `Captions`, of pairs with the first sample's references. Raises
+    ValueError if there are none.
     """
     if not prompts:
         raise ValueError("all prompts contain the subject")
     family, rows = loop.family, loop.settings.batch_size
     shape = loop.samples[0].mean_CHW.shape
+    references = references_of(loop.samples[:1]) * rows
 
     def velocity_BCHW(latents_BCHW: Tensor, sigma: float, batch: Sequence[str]) -> Tensor:
         sigma_B = torch.full((rows,), sigma, device=family.device)
-        text = loop.captions.features(batch)
-        call = partial(family.velocity, latents_BCHW, sigma_B, text)
+        text = loop.captions.features(batch, references)
+        call = partial(velocity, family, latents_BCHW, sigma_B, text, references)
         return with_fallback(family.transformer, call)
 
     def batches() -> Iterator[list[str]]:

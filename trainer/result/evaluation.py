@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from adapters.archive import Archive, write_archive
 from adapters.files import atomic
@@ -37,6 +38,7 @@ from trainer.monitor import (
     PreviewImages,
     check_originals_fit,
     measure_fit,
+    pair_of,
     preview_requests,
     sample_scale,
 )
@@ -49,6 +51,8 @@ from trainer.result.verdict import Verdict, log_verdict
 from trainer.settings import Settings
 
 log = logging.getLogger(__name__)
+
+WITHOUT_SUBJECT = "a landscape"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def write_weights(
     archive, full = Archive(*loop.final_weights(), record.meta()), loop.full
     if full is None:
         unchecked = saver.with_reserve(lambda: write_archive(archive, _unchecked(path)))
-        found = [result_checks.learned(archive.factors), result_checks.reloads(archive, unchecked)]
+        found = [result_checks.learned(archive.deltas), result_checks.reloads(archive, unchecked)]
     else:
         archive = replace(archive, model=path)
         written = full.transformer, archive.placeholders, archive.meta, _unchecked(path)
@@ -106,13 +110,14 @@ def write_weights(
     log.info("wrote %s (%.1f MB)", path, _bytes(path) / 1e6)
     if record.curves.held_out:  # else it is the check above
         found += _check(result_checks.FIT_FELL, lambda: result_checks.loss_fell(measure_fit(loop)))
-    prompts = drift_prompts(loop.settings)
+    prompts = drift_prompts(loop.settings, pairs=any(each.controls for each in examples))
 
     def update() -> CheckResult:
         if full is not None:
-            return full_checks.update_in_full(changes)
+            return result_checks.update_size(changes)
         assert loop.lora is not None
-        return result_checks.update_size(archive.factors, loop.lora.base_norms())
+        with loop.averaged():
+            return result_checks.update_size(loop.lora.changes())
 
     found += _check(result_checks.UPDATE, update)
     found += _check(
@@ -238,9 +243,9 @@ def _unchecked(path: Path) -> Path:
 
 
 def without_subject(prompt: str, *tokens: str) -> str:
-    """The prompt with every token replaced by "something"; "a landscape" if it has none."""
+    """The prompt with every token replaced by "something"; `WITHOUT_SUBJECT` if it has none."""
     if not any(mentions(prompt, token) for token in tokens):
-        return "a landscape"
+        return WITHOUT_SUBJECT
     about = "something".join(re.split("|".join(map(whole_word, tokens)), prompt))
     return re.sub(r"\b(an?) something\b", "something", about)
 
@@ -282,7 +287,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
 
     def apply(scale: float) -> None:
         if merger is not None:
-            merger.apply([(archive.factors, scale)])
+            merger.apply([(archive.deltas, scale)])
         elif family.base.folder != outcome.path.absolute():
             family.release("transformer")
             family.base = with_transformer(family.base, outcome.path)
@@ -290,18 +295,26 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     vectors = {token: rows.to(family.device) for token, rows in archive.vectors.items()}
     all_resolved = preview_requests(settings, family)
     first = replace(all_resolved[0], seeds=all_resolved[0].seeds[:1])
-    neutral = replace(first, prompt=without_subject(first.prompt, *settings.tokens))
+    prompt = without_subject(first.prompt, *settings.tokens)
+
+    def controls(number: int) -> list[Image.Image]:
+        return [each.image() for each in pair_of(number, outcome.examples).controls]
+
+    if outcome.examples[0].controls and prompt == WITHOUT_SUBJECT:
+        prompt = drift_prompts(settings, pairs=True)[0]
+    neutral = replace(first, prompt=prompt)
 
     # First the base, then with the LoRA.
-    base = generate(family, neutral)[0]
+    base = generate(family, neutral, reference_images=controls(0))[0]
     apply(1.0)
-    adapted = generate(family, neutral)[0]
+    adapted = generate(family, neutral, reference_images=controls(0))[0]
     pair = base, adapted, neutral.prompt
     found.append(result_checks.drift_of_images(*pair, lora=archive.model is None))
     apply(sample_scale(settings))
     # The last previews are of the weights of the last step.
     if step == settings.steps and step in preview_images.thumbnails and preview_images.last:
-        generated, kernels = generate(family, first, vectors)[0], Kernels.of(family)
+        [generated] = generate(family, first, vectors, reference_images=controls(0))
+        kernels = Kernels.of(family)
         found.insert(
             0,
             result_checks.previews_match(
@@ -309,6 +322,9 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
             ),
         )
         return
-    images = [generate(family, resolved, vectors) for resolved in all_resolved]
+    images = [
+        generate(family, resolved, vectors, reference_images=controls(number))
+        for number, resolved in enumerate(all_resolved)
+    ]
     with _warn_on_error("the images of the last step are not written"):
         preview_images.add(step, images)

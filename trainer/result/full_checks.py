@@ -18,7 +18,6 @@ from trainer.result.result_checks import (
     CheckResult,
     all_changed,
     same_vectors,
-    update_share,
 )
 
 Changes = Mapping[str, tuple[float, float]]  # `FullWeights.changes`
@@ -31,12 +30,6 @@ def learned_in_full(full: FullWeights, changes: Changes) -> CheckResult:
     """
     norms = {layer: changes[f"{layer}.weight"][0] for layer in full.layers()}
     return all_changed(norms, "linear layers")
-
-
-def update_in_full(changes: Changes) -> CheckResult:
-    """The size of the update relative to the weights that are trained."""
-    updates = {name: change for name, (change, _) in changes.items()}
-    return update_share(updates, {name: norm for name, (_, norm) in changes.items()})
 
 
 def reloads_in_full(full: FullWeights, archive: Archive, path: Path, family: Family) -> CheckResult:

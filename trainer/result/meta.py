@@ -51,11 +51,17 @@ class DatasetFile:
             },
             "masks": sum(bool(each.mask_file) for each in examples),  # that are used
             "regularization": len(regularized),  # images that are used
-            "pictures": [
-                {"name": each.name, "caption": each.caption, "size": [each.width, each.height]}
-                for each in examples
-            ],
+            "controls": sum(len(each.controls) for each in examples),  # images before an edit
+            "pictures": [_described(each) for each in examples],
         }
+
+
+def _described(example: Example) -> dict[str, Any]:
+    size = [example.width, example.height]
+    facts: dict[str, Any] = {"name": example.name, "caption": example.caption, "size": size}
+    if example.controls:
+        facts["controls"] = [each.name for each in example.controls]
+    return facts
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

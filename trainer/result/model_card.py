@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from adapters.archive_members import placeholder_name
+from adapters.forms import Form
 from families.base import Base
 from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
 from trainer.result.headline import headlines
@@ -40,6 +41,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     options = options | next(iter(settings.get("sample_overrides") or ()), {})
     guidance = options.get("guidance_scale")
     subject = next(iter(tokens), "TOK")
+    edits = bool(meta.get("dataset", {}).get("controls"))
     return TEMPLATES.get_template("model_card.md").render(
         repository=repository,
         name=repository.split("/")[-1],
@@ -47,7 +49,8 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         tokens=tokens,
         samples=samples,
         headlines=headlines([CheckResult(**each) for each in meta.get("checks") or ()]),
-        front_matter=_front_matter(base, tokens, samples),
+        front_matter=_front_matter(base, tokens, samples, edits),
+        edits=edits,
         diffusers=version("diffusers"),
         classes=family.classes,
         code=family.card_code,
@@ -82,7 +85,9 @@ def _base(meta: Mapping[str, Any]) -> Base:
         return replace(undistilled(family), name=meta["base_model"], hub_id=meta["base_model"])
 
 
-def _front_matter(base: Base, tokens: Sequence[str], samples: Sequence[tuple[str, str]]) -> str:
+def _front_matter(
+    base: Base, tokens: Sequence[str], samples: Sequence[tuple[str, str]], edits: bool
+) -> str:
     """The metadata for the Hub, as YAML."""
     front: dict[str, Any] = {}
     if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
@@ -92,8 +97,8 @@ def _front_matter(base: Base, tokens: Sequence[str], samples: Sequence[tuple[str
         front["license_link"] = base.terms.url
     front |= {
         "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "lora", "diffusers", "template:sd-lora"],
+        "pipeline_tag": (task := "image-to-image" if edits else "text-to-image"),
+        "tags": [task, "lora", "diffusers", "template:sd-lora"],
     }
     if tokens:
         front["instance_prompt"] = _Quoted(", ".join(tokens))
@@ -117,9 +122,10 @@ def _training(base: Base, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "base model": base.hub_id,
         "images": len(meta.get("dataset", {}).get("pictures", [])) or None,
+        "control images": meta.get("dataset", {}).get("controls") or None,
         # A | would end the table cell.
         f"placeholder token{'s' * (len(tokens) > 1)}": shown or None,
-        "LoRA rank": meta.get("rank"),
+        "adapter": str(Form.of(meta)),
         "steps": meta.get("steps"),
         "step of these weights": meta.get("shipped_step"),
         "ended early": meta.get("ended_early"),

@@ -138,7 +138,8 @@ class TrainingRecord:
 
 def shared_settings(settings: Settings) -> dict[str, Any]:
     """The settings without local paths, for sharing; files by name only."""
-    local = {"dataset", "output_dir", "name", "given", "seed_is_random"}  # specific to this machine
+    # Specific to this machine.
+    local = {"dataset", "controls", "output_dir", "name", "given", "seed_is_random"}
     values = settings.model_dump(exclude={"base", *local}) | {"base": settings.base.name}
     if settings.turbo_adapter not in ("auto", "none", *settings.base.training_adapters):
         values["turbo_adapter"] = Path(settings.turbo_adapter).name

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from adapters.files.atomic import atomic_file
+from adapters.forms import Form
 from charts import Line, chart, smoothed, thinned
 from families.tokens import mentions
 from trainer.data import Example
@@ -61,7 +62,7 @@ def page(data: ReportData) -> str:
     return TEMPLATES.get_template(NAME).render(
         **vars(data),
         tokens=tokens,
-        lora=(lora := "rank" in data.meta),
+        lora=(lora := "trained" not in data.meta),
         kind="A LoRA" if lora else "A fully trained model",
         result=verdict(data.checks, validated=bool(data.curves.held_out)),
         style=_STYLE,
@@ -86,8 +87,8 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     """The numbers at the top, by name."""
     training, curves = data.meta["training"], data.curves
     figures = [("Images", f"{len(data.examples)}"), ("Steps", f"{data.meta['steps']:,}")]
-    if "rank" in data.meta:  # of a LoRA
-        figures.append(("Rank", f"{data.meta['rank']}"))
+    if "trained" not in data.meta:  # a LoRA
+        figures.append(("Adapter", str(Form.of(data.meta))))
     if captions := data.meta.get("dataset", {}).get("captions"):
         figures.append(("Captions", f"{captions['own']} own, {captions['default']} default"))
     if len(curves.steps) > 1 and curves.means[0] > 0:

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
 from adapters.archive import Archive, BrokenArchive, read_archive
-from adapters.formats import Factors, as_written
+from adapters.formats import Deltas, Dora, as_delta, as_written
 from families.family import Family
 from inference.acceleration import is_compiled
 from trainer.monitor import Curves
@@ -101,13 +101,16 @@ def _between(name: str, value: float, doubtful: float, failed: float, sentence: 
     return CheckResult(name, state, sentence, value if math.isfinite(value) else None)
 
 
-def learned(factors: Factors) -> CheckResult:
+def learned(deltas: Deltas) -> CheckResult:
     """Whether every LoRA layer, rounded as in the file, has a finite update that is not zero.
 
-    `value` is the share of layers that have.
+    `value` is the share of layers that have. Of DoRA, that of the pair A and B counts.
     """
-    rounded = as_written(factors)
-    return all_changed({layer: update_norm(*pair) for layer, pair in rounded.items()})
+    rounded = as_written(deltas)
+    pairs = {
+        name: each.direction if isinstance(each, Dora) else each for name, each in rounded.items()
+    }
+    return all_changed({name: each.norm() or 0.0 for name, each in pairs.items()})
 
 
 def all_changed(norms: Mapping[str, float], what: str = "LoRA layers") -> CheckResult:
@@ -129,27 +132,15 @@ def all_changed(norms: Mapping[str, float], what: str = "LoRA layers") -> CheckR
     return CheckResult(name, PASSED, sentence, share)
 
 
-def update_norm(down: Tensor, up: Tensor) -> float:
-    """The norm of B @ A without the product: |BA|^2 = sum((B^T B) * (A A^T)), in float64."""
-    down, up = down.double(), up.double()
-    squared = ((up.T @ up) * (down @ down.T)).sum().item()
-    return math.sqrt(squared) if squared > 0 else 0.0 if squared <= 0 else math.nan
+def update_size(changes: Mapping[str, tuple[float, float]]) -> CheckResult:
+    """The size of the update relative to the weights that are changed.
 
-
-def update_size(factors: Factors, norms: Mapping[str, float]) -> CheckResult:
-    """The size of the LoRA's update relative to the weights that it changes.
-
-    `norms` are those of the base model's weights, by layer. `value` is |dW| / |W| over all layers.
+    `changes`: |dW| and |W| by layer (`Lora.changes`, `FullWeights.changes`). `value` is |dW| / |W|
+    over all of them.
     """
-    return update_share({layer: update_norm(*pair) for layer, pair in factors.items()}, norms)
-
-
-def update_share(updates: Mapping[str, float], norms: Mapping[str, float]) -> CheckResult:
-    """`update_size` by the norms of the updates."""
-    total = math.sqrt(sum(norm**2 for norm in updates.values()))
-    base = math.sqrt(sum(norms[layer] ** 2 for layer in updates))
+    total, base = (math.hypot(*norms) for norms in zip(*changes.values(), strict=True))
     share = total / base if base > 0 else math.nan
-    sentence = f"|dW| is {100 * share:.3g} % of |W| over {len(updates)} layers"
+    sentence = f"|dW| is {100 * share:.3g} % of |W| over {len(changes)} layers"
     if not share <= UPDATE_DOUBTFUL:
         sentence += "; lower learning_rate"
     return _between(UPDATE, share, UPDATE_DOUBTFUL, UPDATE_FAILED, sentence)
@@ -186,14 +177,14 @@ def reloads(archive: Archive, path: Path) -> CheckResult:
         read = read_archive(path)
     except BrokenArchive as error:
         return failed(f"the file is invalid: {error}")
-    wanted = as_written(archive.factors)
-    if read.factors.keys() != wanted.keys():
-        odd = sorted(read.factors.keys() ^ wanted.keys())
+    wanted = as_written(archive.deltas)
+    if read.deltas.keys() != wanted.keys():
+        odd = sorted(read.deltas.keys() ^ wanted.keys())
         return failed(f"{_listed(odd, wanted)} are not in both the file and the trained weights")
     changed = [
         layer
-        for layer, pair in wanted.items()
-        if not all(map(torch.equal, pair, read.factors[layer]))
+        for layer, delta in wanted.items()
+        if not _equal(delta.parts(), as_delta(read.deltas[layer]).parts())
     ]
     if changed:
         return failed(f"{_listed(changed, wanted)} differ from the trained weights")
@@ -204,10 +195,13 @@ def reloads(archive: Archive, path: Path) -> CheckResult:
     return CheckResult(name, PASSED, sentence)
 
 
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(map(torch.equal, one.values(), other.values()))
+
+
 def same_vectors(one: Archive, other: Archive) -> bool:
     """Whether both have exactly the same tokens in the same order."""
-    given, found = one.vectors, other.vectors
-    return list(given) == list(found) and all(map(torch.equal, given.values(), found.values()))
+    return _equal(one.vectors, other.vectors)
 
 
 @dataclass(frozen=True)

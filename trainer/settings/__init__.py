@@ -6,6 +6,7 @@ from trainer.settings.config import read_config
 from trainer.settings.fields import Settings, resolve
 from trainer.settings.inputs import GROUPS, SettingsError, TrainingInputs
 from trainer.settings.jobs.reading import program_of
+from trainer.settings.pairs import for_pairs
 from trainer.settings.parsing import JOB_SUFFIXES, parse
 from trainer.settings.preservation import (
     BEGINS,
@@ -52,6 +53,7 @@ __all__ = [
     "TrainingInputs",
     "extent_of",
     "first_step",
+    "for_pairs",
     "hidden",
     "high_rates",
     "marks_in",

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from families.registry import tokens_of_full_training, trainable
+from adapters.baked import own_tokens
+from adapters.forms import FACTOR, MOST_RANK
+from families.registry import editing, trainable
 from inference.request import Request, check_size
 from trainer.settings.choices import FULL_RATE, OPTIMIZERS, SCHEDULED, is_installed
 from trainer.settings.full_training import conflicts_with_full
@@ -24,24 +26,32 @@ MOST_RESOLUTIONS = 8  # all images are encoded at each of them
 def faults(settings: "Settings") -> list[str]:
     """One line for each setting that conflicts with another one or with the base model."""
     return [
-        *_editing(settings),
+        *_controls(settings),
         *_wrong_prompts(settings),
         *wrong_prompts(settings),
         *_too_large(settings),
         *_unknown_adapter(settings),
+        *_form(settings),
         *_conflicts(settings),
         *(conflicts_with_full(settings) if settings.full else ()),
     ]
 
 
-def _editing(settings: "Settings") -> Iterator[str]:
-    base = settings.base
-    if base.needs_references:
-        others = [name for name, each in trainable().items() if each.family == base.family]
+def _controls(settings: "Settings") -> Iterator[str]:
+    folders, dataset = settings.controls, Path(settings.dataset).absolute()
+    most = settings.base.most_references
+    if folders and not most:
         yield (
-            f"{base.name} is an editing model, and training on pairs of images is not supported; "
-            f"train on {' or '.join(others)}: those LoRAs work on {base.name}, too"
+            f"controls are given, but {settings.base.name} does not edit images; remove them, or "
+            f"set base_model to one of {', '.join(editing())}"
         )
+    elif len(folders) > most:
+        yield (
+            f"controls names {len(folders)} folders; {settings.base.name} takes at most {most} "
+            "control images"
+        )
+    if dataset in map(Path.absolute, settings.control_folders):
+        yield "controls is the dataset itself; name the folder of the images before the edit"
 
 
 def _wrong_prompts(settings: "Settings") -> Iterator[str]:
@@ -107,6 +117,24 @@ def _is_file(path: str) -> bool:
         return False
 
 
+def _form(settings: "Settings") -> Iterator[str]:
+    """The form of the LoRA and its size."""
+    kind, title = settings.adapter, settings.form.title
+    if kind != "lokr" and settings.lokr_factor != FACTOR:
+        yield f"lokr_factor is {settings.lokr_factor}, and adapter {kind} has none; remove it"
+    if kind == "loha" and settings.rank > MOST_RANK:
+        yield (
+            f"rank is {settings.rank}, and a {title}'s change has up to the square of it; at most "
+            f"{MOST_RANK} is accepted"
+        )
+    if kind in ("lokr", "loha") and settings.hf_repo_id:
+        yield (
+            f"hf_repo_id is {settings.hf_repo_id}, but the model card says how to use the LoRA in "
+            f"diffusers, which does not read every {title}; remove it, and upload weights.zip with "
+            "`hf upload`"
+        )
+
+
 def _conflicts(settings: "Settings") -> Iterator[str]:
     if settings.validation_images and settings.validation_every == 0:
         yield (
@@ -126,7 +154,7 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             f"learning_rate is {settings.learning_rate:g}, but {name} finds the learning rate by "
             "itself and uses this as a factor; remove it for the default of 1"
         )
-    taken = set(tokens_of_full_training(settings.base)) & {*settings.tokens}
+    taken = own_tokens(settings.base) & {*settings.tokens}
     if taken and not settings.full:
         yield (
             f"the token {' and '.join(sorted(taken))} is part of base_model {settings.base.name}, "

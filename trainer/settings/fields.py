@@ -3,10 +3,12 @@
 import re
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, InstanceOf
 
+from adapters.forms import Form
 from adapters.placeholder_token import check_token
 from families.base import Base
 from families.registry import default_base, find_base_or_folder
@@ -15,6 +17,7 @@ from trainer.settings.checks import faults
 from trainer.settings.choices import FULL, FULL_OPTIMIZER, FULL_RATE, OPTIMIZERS
 from trainer.settings.epochs import in_steps
 from trainer.settings.inputs import INPUTS, SettingsError, TrainingInputs
+from trainer.settings.pairs import for_pairs
 from trainer.settings.preservation import most_regularization, weight_of
 from trainer.settings.presets import defaults_of, find_preset, steps_for
 from trainer.settings.sample_prompts import read_prompts
@@ -40,9 +43,10 @@ class Settings(TrainingInputs):
     resolution: Annotated[str, Field(exclude=True)]
 
     resolutions: tuple[int, ...]  # pixels, edges of the squares with an image's area
+    controls: tuple[str, ...]  # absolute paths of folders
     caption_dropout: float
     masks: str
-    rank: int
+    rank: int  # 0: LoKr without one
     lora_targets: str
     steps: int  # 0: by the number of images (`for_images`)
     batch_size: int
@@ -77,7 +81,7 @@ class Settings(TrainingInputs):
     @property
     def caption_rules(
         self,
-    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, int]:
+    ) -> tuple[str, str | None, str, str, bool, tuple[Subject, ...], str, tuple[int, int], int]:
         """The arguments of `trainer.data.read_dataset` and `examine` after the first, in order."""
         return (
             self.default_caption,
@@ -87,8 +91,19 @@ class Settings(TrainingInputs):
             self.skip_bad_images,
             self.named_subjects,
             self.masks,
+            self.control_counts,
             most_regularization(self),
         )
+
+    @property
+    def control_counts(self) -> tuple[int, int]:
+        """Control images of each image that the base model needs, and takes at most."""
+        return int(self.base.needs_references), self.base.most_references
+
+    @property
+    def control_folders(self) -> tuple[Path, ...]:
+        """Folders of control images outside the dataset."""
+        return tuple(map(Path, self.controls))
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -108,6 +123,11 @@ class Settings(TrainingInputs):
     def full(self) -> bool:
         """Whether the transformer's own weights are trained, not a LoRA."""
         return self.training == FULL
+
+    @property
+    def form(self) -> Form:
+        """The form of the LoRA."""
+        return Form(self.adapter, self.rank, self.lokr_factor)
 
     @property
     def training_mode(self) -> str:
@@ -206,7 +226,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         resolution=",".join(map(str, resolutions)),
         resolutions=resolutions,
         caption_dropout=_either(inputs.caption_dropout, defaults.caption_dropout),
-        rank=_either(inputs.rank, defaults.rank),
+        rank=_either(inputs.rank, 0 if inputs.adapter == "lokr" else defaults.rank),
         lora_targets=_text(inputs.lora_targets),
         steps=_either(inputs.steps, 0),
         batch_size=_either(inputs.batch_size, defaults.batch_size),
@@ -220,6 +240,9 @@ def resolve(inputs: TrainingInputs) -> Settings:
         training_shift=_either(inputs.training_shift, shift),
         ema_decay=_either(inputs.ema_decay, defaults.ema_decay),
         masks=_either(inputs.masks, defaults.masks),
+        controls=tuple(
+            str(Path(each).expanduser().absolute()) for each in parts_of(inputs.controls, ",")
+        ),
         subjects=tuple(map(str, subjects)),
         placeholder_token=token,
         preserve=preserve,
@@ -233,6 +256,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
         trackers=parts_of(inputs.trackers, ","),
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
+    if base.needs_references:
+        settings = for_pairs(settings)
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))
     return settings

@@ -29,6 +29,8 @@ def _conflicts(settings: "Settings") -> Iterator[tuple[str, str]]:
     """A setting with its value, and why it cannot be."""
     if settings.given.rank is not None:
         yield f"rank is {settings.rank}", "and only a LoRA has one; remove it"
+    if settings.adapter != "lora":
+        yield f"adapter is {settings.adapter}", "and there is no LoRA; remove it"
     if settings.quantize not in ("auto", "none"):
         yield (
             f"quantize is {settings.quantize}",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
+from adapters.forms import FACTOR, TITLES
 from adapters.placeholder_token import MAX_LENGTH
 from families.redact import looks_like_address, safe_name
 from families.tokens import check_unicode
@@ -75,6 +76,7 @@ class TrainingInputs(Inputs):
 
     # Data.
     dataset: Annotated[File, Input("Zip or tar of 10 to 40 images (JPEG, PNG, WebP, HEIC and others), with an optional caption in NAME.txt next to each NAME.jpg.", DATA, section="", hint="give a zip or tar of images")]
+    controls: Annotated[str | Sequence[str] | None, Input("Of editing models: folders with the images before the edit, under the names of the dataset's images, with commas. Default: those in the dataset (control, control_2).", DATA, max_length=4_000, separator=",", one="folder", on=Interface.LOCAL, section="")] = None
     default_caption: Annotated[str, Input("Caption of images that have none of their own. TOK stands for your subject.", DATA, max_length=10_000)] = "a photo of TOK"
     autocaption: Annotated[str | None, Input("Before training, write captions for images that have none, with a vision-language model. subject: of everything except the subject; style: of everything except the style. Default: off.", DATA, choices=("subject", "style"))] = None
     caption_prefix: Annotated[str, Input("Put before every caption, as written; end it with a space where one belongs. TOK stands for your subject.", DATA, max_length=1_000)] = ""
@@ -97,6 +99,8 @@ class TrainingInputs(Inputs):
     subjects: Annotated[str | Sequence[str] | None, Input("Several subjects in one LoRA: their tokens with commas, <zwx>,<kul>. TOKEN=FOLDER names the folder of its images in the dataset; default: one with the token's name. Other captions must contain the tokens.", MODEL, max_length=1_000, separator=",", one="subject")] = None
     placeholder_init_std: Annotated[float, Input("Standard deviation of the token's embedding before training. 0 starts from exact zeros.", MODEL, ge=0, le=1)] = 1e-5
     training: Annotated[str, Input("What is trained: a LoRA, or the model's own weights (full), which needs much more memory; the result is then a folder, model, with the whole transformer.", MODEL, choices=TRAININGS, on=Interface.LOCAL)] = "lora"
+    adapter: Annotated[str, Input("The form of the LoRA: lora, or dora (also trains the norm of each row of a weight), lokr (a Kronecker product), loha (an elementwise product of two). Fewer programs read the others.", MODEL, choices=tuple(TITLES), on=Interface.LOCAL)] = "lora"
+    lokr_factor: Annotated[int, Input("Size of adapter lokr: the first factor has at most so many rows and columns. A lower one learns more and makes a larger file.", MODEL, ge=2, le=256, on=Interface.LOCAL)] = FACTOR
     rank: Annotated[int | None, Input("LoRA rank: higher learns more detail and makes a larger file. Default: depends on the model.", MODEL, ge=1, le=256)] = None
     lora_targets: Annotated[str | Sequence[str], Input("Layers that the LoRA adapts: auto (attention and feed-forward), attention, feed_forward, all, or names and patterns of layers with commas.", MODEL, max_length=1_000, separator=",")] = "auto"
     turbo_adapter: Annotated[str, Input("Training adapter: merged during training, not used at inference, so that a distilled model stays fast. auto: the one made for the model.", MODEL, max_length=1_000)] = "auto"

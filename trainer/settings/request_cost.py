@@ -24,7 +24,8 @@ def too_much(settings: Settings) -> list[str]:
     """One line for each product of settings that is above the limit of one request."""
     found, base = [], settings.base
     steps = settings.steps or base.training_steps.most
-    relative = max(settings.resolutions) ** 2 / base.training_resolution**2
+    pixels = max(settings.resolutions) ** 2 + base.needs_references * base.default_resolution**2
+    relative = pixels / base.training_resolution**2
     each_step = settings.batch_size * settings.gradient_accumulation
     relative *= _preservation(settings)
     if steps * each_step * relative > MOST_TRAINED:
@@ -75,7 +76,9 @@ def _preview_passes(settings: Settings) -> list[float]:
     if settings.sample_defaults and not own:  # default prompts are chosen later
         own = ({},) * (DEFAULT_PREVIEWS + len(settings.subjects))
     requests = [Request(prompt="-", **(shared | each)) for each in own]
-    return [work(each, base) for each in requests]
+    passes = [work(each, base) for each in requests]
+    # A reference image costs about as much as the image.
+    return [2 * each for each in passes] if base.needs_references else passes
 
 
 def too_many(settings: Settings, images: int) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adapters.archive import Archive
 from adapters.lora import Lora
 from adapters.placeholder import Placeholder
+from adapters.trained_layers import LoraLinear
 from families.family import Family
 from families.loading import load_family
 from lab.experiments.preservation.prompts import TOKEN, anchor_prompts, other_prompts
@@ -247,7 +248,7 @@ class PreservingLoop(Loop):
     def _penalise(self) -> None:
         total = torch.zeros(())
         for name, x in self.inputs.items():
-            layer = self.lora.layers[name]  # type: ignore[union-attr]
+            layer = cast(LoraLinear, self.lora.layers[name])  # type: ignore[union-attr]
             total = total + (x @ layer.down.T @ layer.up.T).square().sum()
         (self.way.penalty * total).backward()
 
@@ -256,7 +257,7 @@ class PreservingLoop(Loop):
 def scaled(lora: Lora | None, scale: float) -> Iterator[None]:
     """Within the context, the LoRA has that scale."""
     assert lora is not None
-    ups = [layer.up for layer in lora.layers.values()]
+    ups = [cast(LoraLinear, layer).up for layer in lora.layers.values()]
     before = [up.data.clone() for up in ups]
     for up in ups:
         up.data.mul_(scale)

@@ -6,6 +6,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from adapters.formats.lora_file import plain_factors
 from adapters.lora import Lora
 from adapters.merging import LoraMerger
 from adapters.turbo import TurboAdapter
@@ -89,11 +90,11 @@ def inversion_errors() -> dict[str, float]:
     adapter, errors = training_adapter(), {}
     for dtype in (torch.float32, torch.bfloat16):
         family = load_family(BASES[TURBO], torch.device("cpu"), dtype)
-        lora = Lora(family.transformer, family.lora_targets(), rank=32, seed=0)
+        lora = Lora(family.transformer, family.lora_targets(), 32, seed=0)
         random = torch.Generator().manual_seed(0)
         factors = {
             name: (down, torch.randn(up.shape, generator=random) / 50)
-            for name, (down, up) in lora.factors().items()
+            for name, (down, up) in plain_factors(lora.deltas(), "the LoRA").items()
         }
         lora.remove()
         LoraMerger(family.transformer).apply([(factors, 1.0)])

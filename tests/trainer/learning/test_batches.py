@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.learning.batches import Batches, warn_repeats
-from trainer.learning.features import Sample
+from trainer.learning.samples import Sample
 
 # How many samples each bucket has.
 DATASETS = {

@@ -162,7 +162,7 @@ def test_finished_weights_are_continued_by_their_tokens(two: Small) -> None:
     loop = make_loop(two())
     rows = (Placeholder(token, torch.full((1, 64), float(k))) for k, token in enumerate(TOKENS))
     assert loop.lora is not None
-    archive = Archive(loop.lora.factors(), tuple(rows)[::-1], {})
+    archive = Archive(loop.lora.deltas(), tuple(rows)[::-1], {})
     continue_weights(archive, loop.lora, loop.placeholders)
     assert [each.vectors.mean().item() for each in loop.placeholders] == [0.0, 1.0]
 

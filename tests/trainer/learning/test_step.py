@@ -40,7 +40,7 @@ def test_a_layer_and_its_gradients_are_those_of_the_sum_of_the_weights(
     """y = x (W + BA)^T, computed in float64 from the same masters, to the type's rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 32)).to(dtype).requires_grad_(False)
-    lora = Lora(model, ["0"], rank=4, seed=1)
+    lora = Lora(model, ["0"], 4, seed=1)
     layer = lora.layers["0"]
     layer.up.data.normal_()
     weight, bias = layer.base_layer.weight.double(), layer.base_layer.bias.double()

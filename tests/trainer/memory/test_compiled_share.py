@@ -23,7 +23,8 @@ from trainer.learning import flow_loss
 from trainer.memory import fitting
 from trainer.memory.meter import Meter, fused_attention
 from trainer.memory.plan import LADDER, Figures, Mode, Wishes, choose, leaner
-from trainer.memory.step_cost import Load, PreservationLoad, Shape, _embeddings, step_loads
+from trainer.memory.shapes import Shape, embeddings
+from trainer.memory.step_cost import Load, PreservationLoad, step_loads
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
@@ -82,7 +83,7 @@ def test_a_compiled_block_keeps_the_familys_share(name: str, rank: int, publishe
     inside = {each for each, _ in family.transformer.named_modules()}
     Lora(family.transformer, [n for n in family.lora_targets() if n in inside], rank, 0)
     latents = torch.zeros(1, family.latent_channels, *family.latent_size(1024, 1024), device="meta")
-    text = list(_embeddings(family, 1, 64).unbind())
+    text = list(embeddings(family, 1, 64).unbind())
 
     def forward() -> Tensor:
         return flow_loss(family, latents, latents, torch.full((1,), 0.5, device="meta"), text)
@@ -121,7 +122,7 @@ def test_compiled_blocks_that_are_recomputed_share_the_graphs_and_save_what_is_p
     partitioner = Partitioner()
     compile_blocks(family.transformer, backend=partitioner.backend)
     latents = torch.zeros(1, family.latent_channels, *family.latent_size(1024, 1024), device="meta")
-    text = list(_embeddings(family, 1, text_tokens).unbind())
+    text = list(embeddings(family, 1, text_tokens).unbind())
     graphs = []
     for recomputed in range(5):
         recompute(family, recomputed / 4)

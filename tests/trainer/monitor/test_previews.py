@@ -121,14 +121,14 @@ def test_the_stage_puts_every_weight_and_layer_back(monkeypatch: pytest.MonkeyPa
     training = {k: v.clone() for k, v in family.transformer.state_dict().items()}
     modules = dict(family.transformer.named_modules())
 
-    with inference_weights.applied(lora, as_written(lora.factors()), 0.0):
+    with inference_weights.applied(lora, as_written(lora.deltas()), 0.0):
         _ = family.vae
         held = family.transformer.state_dict()
         assert held.keys() == original.keys()
         assert all(torch.equal(held[name], original[name]) for name in original)
     with (
         pytest.raises(KeyboardInterrupt),
-        inference_weights.applied(lora, as_written(lora.factors())),
+        inference_weights.applied(lora, as_written(lora.deltas())),
     ):
         held = family.transformer.state_dict()
         changed = [name for name in original if not torch.equal(held[name], original[name])]
@@ -209,7 +209,7 @@ def test_a_gpu_too_small_for_a_preview_does_not_end_the_training(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.monitor.previews.generate", full)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapters.archive import read_archive
 from trainer import run as run_module
-from trainer.learning.features import Sample
+from trainer.learning.samples import Sample
 from trainer.monitor.validation import ENOUGH, MOST, QUANTILES, Curves, hold_out, split
 from trainer.run import train
 from trainer.settings.fields import Settings, SettingsError, resolve

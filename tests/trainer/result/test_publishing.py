@@ -202,7 +202,7 @@ def test_the_card_has_what_the_hub_reads(finished: Finished, hub: Hub) -> None:
         *("README.md", "pytorch_lora_weights.safetensors", "placeholder.safetensors"),
         *("weights.zip", "samples/00.png", "report.html"),
     }
-    assert "| LoRA rank | 4 |" in text and "| seed | 5 |" in text
+    assert "| adapter | LoRA of rank 4 |" in text and "| seed | 5 |" in text
     assert hub.private == {"me/fox": True}
 
 

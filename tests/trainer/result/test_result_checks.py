@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from adapters.archive import Archive, read_archive, write_archive
+from adapters.formats.deltas import LowRank
 from adapters.formats.factors import Factors
 from adapters.placeholder import Placeholder
 from trainer.learning.loop import Loop
@@ -77,7 +78,7 @@ def test_numbers_that_are_none_make_weights_worthless(factors: Factors, value: f
 
 def test_the_norm_of_an_update_is_that_of_the_product(factors: Factors) -> None:
     for down, up in factors.values():
-        assert result_checks.update_norm(down, up) == pytest.approx((up @ down).norm().item())
+        assert LowRank(down, up).norm() == pytest.approx((up @ down).norm().item())
 
 
 # What is in the file.
@@ -210,9 +211,8 @@ def test_a_velocity_that_moves_too_far_without_the_subject_fails(share: float, s
 def test_an_update_as_large_as_the_weights_fails(
     factors: Factors, scale: float, state: str
 ) -> None:
-    norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
-    scaled = {name: (down, up * scale) for name, (down, up) in factors.items()}
-    check = result_checks.update_size(scaled, norms)
+    norms = {name: LowRank(*pair).norm() for name, pair in factors.items()}
+    check = result_checks.update_size({name: (scale * n, n) for name, n in norms.items()})
     assert check.state == state
     if state != PASSED:
         assert "lower learning_rate" in check.sentence and "the limit is" in check.sentence
@@ -221,10 +221,10 @@ def test_an_update_as_large_as_the_weights_fails(
 
 
 def test_one_layer_that_exploded_fails_among_good_ones(factors: Factors) -> None:
-    norms = {name: (up @ down).norm().item() for name, (down, up) in factors.items()}
-    small = {name: (down, up * 0.1) for name, (down, up) in factors.items()}
-    small["two"] = (factors["two"][0], factors["two"][1] * 3)
-    assert result_checks.update_size(small, norms).state == FAILED
+    norms = {name: LowRank(*pair).norm() for name, pair in factors.items()}
+    small = {name: (0.1 * norm, norm) for name, norm in norms.items()}
+    small["two"] = 3 * norms["two"], norms["two"]
+    assert result_checks.update_size(small).state == FAILED
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_removing_the_lora_leaves_the_transformer_as_it_was(use_vault: Path) -> 
     latents, sigma = torch.randn(1, family.latent_channels, 8, 8), torch.tensor([0.5])
     plain = family.velocity(latents, sigma, text)
 
-    lora = Lora(family.transformer, family.lora_targets(), rank=2, seed=0)
+    lora = Lora(family.transformer, family.lora_targets(), 2, seed=0)
     assert torch.equal(family.velocity(latents, sigma, text), plain)  # B starts at zero
     family.velocity(latents, sigma, text).square().sum().backward()
     with torch.no_grad():

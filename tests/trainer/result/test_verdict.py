@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.archive import Archive, read_archive
-from adapters.placeholder import Placeholder
+from adapters.archive import read_archive
+from adapters.formats.deltas import LowRank
 from demo.subject import SCENES, photographs
 from trainer.__main__ import CHECKS_FAILED
 from trainer.__main__ import run as run_command
@@ -245,10 +245,9 @@ def test_a_check_that_cannot_be_made_is_skipped(
 
 def test_a_random_lora_fails_the_size_of_its_update() -> None:
     random = torch.Generator().manual_seed(1)
-    factors = {"one": (torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random))}
-    archive = Archive(factors, (Placeholder("<zwx>", torch.ones(1, 8)),), {})
-    base = {"one": 64 * 64**-0.5}  # of a weight with the usual start, 1 / sqrt(in)
-    assert result_checks.update_size(archive.factors, base).state == FAILED
+    pair = torch.randn(8, 64, generator=random), torch.randn(64, 8, generator=random)
+    base = 64 * 64**-0.5  # of a weight with the usual start, 1 / sqrt(in)
+    assert result_checks.update_size({"one": (LowRank(*pair).norm(), base)}).state == FAILED
 
 
 # ---- Rates and held-out images -------------------------------------------------------------------

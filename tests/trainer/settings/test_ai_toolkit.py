@@ -256,7 +256,7 @@ def test_what_differs_is_said_to_differ() -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"network__type": "lokr"}, "network.type: lokr (only lora is supported)"),
+        ({"network__type": "locon"}, "network.type: locon (supported: lora, lokr)"),
         ({"network__dropout": 0.1}, "network.dropout: 0.1"),
         ({"train__optimizer": "automagic"}, "train.optimizer: automagic (supported: adamw"),
         (
@@ -345,11 +345,11 @@ def test_linear_timesteps_are_stronger_than_the_type_wherever_they_stand(first: 
 
 
 def test_all_refused_keys_are_told_at_once_with_the_way_out(tmp_path: Path) -> None:
-    content = job(network__type="lokr", train__optimizer="lion", datasets__flip_y=True)
+    content = job(network__type="locon", train__optimizer="lion", datasets__flip_y=True)
     with pytest.raises(SettingsError) as refusal:
         read(tmp_path, yaml.safe_dump(content))
     said = str(refusal.value)
-    for key in ("network.type: lokr", "train.optimizer: lion", "datasets.flip_y: True"):
+    for key in ("network.type: locon", "train.optimizer: lion", "datasets.flip_y: True"):
         assert key in said
     assert "remove them to train without" in said and "job.yaml" in said
 
@@ -542,7 +542,7 @@ def test_the_base_is_found_by_its_hub_id(arch: str, name: str, base: str) -> Non
     [
         (
             {"model__arch": "flux"},
-            "model.arch is 'flux'; supported: qwen_image, qwen_image_2, zimage",
+            "model.arch is 'flux'; supported: qwen_image, qwen_image_2, qwen_image_edit_plus, zima",
         ),
         (
             {"model__arch": "qwen_image"},
@@ -622,3 +622,13 @@ def test_without_a_trigger_word_a_job_has_no_trigger_mark_and_tok_is_text(
     captions = {each.name: each.caption for each in examples}
     assert captions["rocket.jpg"] == "by night"
     assert captions["chelsea.png"] == "a photo of TOK, a tabby cat"
+
+
+def test_lokr_is_translated_with_its_factor_and_rank() -> None:
+    network = {"network__type": "lokr", "network__lokr_factor": 8}
+    found = translate(job(**network, network__lokr_full_rank=True)).settings
+    assert (found["adapter"], found["lokr_factor"], found["rank"]) == ("lokr", 8, None)
+    found = translate(job(**network, network__lokr_full_rank=False, network__linear=16)).settings
+    assert (found["adapter"], found["rank"]) == ("lokr", 16)
+    auto = job(network__type="lokr", network__lokr_factor=-1, network__lokr_full_rank=True)
+    assert translate(auto).settings["lokr_factor"] == 256

@@ -12,6 +12,7 @@ import pytest
 from dataset_files import make_folder, picture
 from root import ROOT
 
+from adapters.forms import Form
 from families.family import Family
 from families.registry import FAMILIES
 from families.without_weights import family_without_weights
@@ -383,3 +384,28 @@ def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:
     settings = resolve(TrainingInputs(dataset=table, base_model="miniature", seed=1))
     with pytest.raises(SettingsError, match="dataset is a table"):
         read_examples(settings, None, None, served=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "form"),
+    [
+        ("musubi-qwen-image/command.txt", {"networks.lora_qwen_image": "networks.loha"},
+         Form("loha", 24)),
+        ("musubi-qwen-image/command.txt",
+         {"networks.lora_qwen_image": "networks.lokr --network_args factor=4"},
+         Form("lokr", 24, 4)),
+        ("onetrainer-qwen.json", {'"lora_rank": 32': '"lora_decompose": true, "lora_rank": 32'},
+         Form("dora", 32)),
+        ("onetrainer-qwen.json", {'"lora_rank": 32': '"peft_type": "LOHA", "lora_rank": 32'},
+         Form("loha", 32)),
+        ("onetrainer-qwen.json",
+         {'"lora_rank": 32': '"peft_type": "LOKR", "lokr_dim": 10000, "lora_rank": 32'},
+         Form("lokr", 0, 256)),
+        ("simpletuner-z-image/config.json", {'"lora_type"': '"use_dora": true, "lora_type"'},
+         Form("dora", 20)),
+    ],
+)  # fmt: skip
+def test_other_forms_of_lora_are_translated(
+    case: str, change: dict[str, str], form: Form, tmp_path: Path
+) -> None:
+    assert read_config(copied(tmp_path, case, **change)).form == form

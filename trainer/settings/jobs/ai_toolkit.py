@@ -20,8 +20,6 @@ _TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 # Keys with the same meaning and another name here.
 _SETTINGS = {
     "trigger_word": "trigger_word",
-    "network.linear": "rank",
-    "network.rank": "rank",
     "save.save_every": "checkpoint_every",
     "save.hf_repo_id": "hf_repo_id",
     "datasets.folder_path": "dataset",
@@ -52,7 +50,6 @@ _SAMPLE = {  # fields of a generation request
 _ONLY: dict[str, tuple[Any, ...]] = {
     "job": ("extension",),
     "type": _TRAINERS,
-    "network.type": ("lora",),
     "network.transformer_only": (True,),
     "datasets.caption_ext": ("txt", ".txt"),
     "datasets.buckets": (True,),
@@ -88,7 +85,7 @@ _NO_EFFECT = {
     *("model.block_compile", "model.compile_mode", "model.compile_fullgraph"),
     *("model.compile_dynamic", "model.cache_size_limit"),
     *("network.linear_alpha", "network.alpha"),  # they set alpha to the rank for these models
-    *("network.conv", "network.conv_alpha", "network.lokr_full_rank", "network.lokr_factor"),
+    *("network.conv", "network.conv_alpha"),
     *("save.dtype", "save.max_step_saves_to_keep", "save.save_format", "save.push_to_hub"),
     *("save.hf_private",),
     *("datasets.cache_latents", "datasets.cache_latents_to_disk", "datasets.num_repeats"),

@@ -6,9 +6,13 @@ from typing import Any
 
 from trainer.settings.choices import OPTIMIZERS
 from trainer.settings.jobs.rules import (
+    UNLIMITED,
     base_named,
+    base_of,
+    control_folders,
     family_named,
     learning_rate,
+    lokr,
     no_turbo_adapter,
     optimizer,
     precision,
@@ -50,15 +54,40 @@ def base(found: Translation) -> None:
     found.same("training_folder, config.name", output_dir=str(folder))
 
 
+def network(found: Translation) -> None:
+    """The form of the LoRA and its size. lokr_full_rank: both factors of LoKr are whole."""
+    rank_key = "network.rank" if "network.rank" in found.keys else "network.linear"
+    kind, rank = found.get("network.type", "lora"), found.get(rank_key)
+    full, factor = "network.lokr_full_rank", "network.lokr_factor"
+    if kind == "lokr":
+        whole = found.get(full, False)
+        size = UNLIMITED if whole or rank is None else rank
+        lokr(found, rank_key, size, factor, found.get(factor, -1))
+        found.same(full, str(whole))
+    else:
+        if rank is not None:
+            found.same(rank_key, rank=rank)
+        for key in {full, factor} & found.keys.keys():
+            found.no_effect(key, "only with lokr")
+    if kind not in ("lora", "lokr"):
+        found.refuse("network.type", f"{kind} (supported: lora, lokr)")
+    elif "network.type" in found.keys:
+        found.same("network.type", kind)
+
+
 def sample_prompts(found: Translation) -> None:
     prompts = found.get("sample.prompts") or []
     given = [prompts] if isinstance(prompts, str) else [each for each in prompts if each]
     for place, sample in enumerate(found.get("sample.samples") or [], start=1):
         row = sample if isinstance(sample, dict) else {"prompt": sample}
         given.append(row.get("prompt", ""))
-        if own := sorted(set(row) - {"prompt"}):
+        own = {key for key, value in row.items() if value is not None} - {"prompt"}
+        if controls := sorted(key for key in own if key.startswith("ctrl_img")):
+            text = f"number {place} begins with control images of the dataset, not with its "
+            found.differs("sample.samples", f"{text}{', '.join(controls)}")
+        if rest := sorted(own - {*controls}):
             found.differs(
-                "sample.samples", f"number {place} is generated without its {', '.join(own)}"
+                "sample.samples", f"number {place} is generated without its {', '.join(rest)}"
             )
     word = str(found.keys.get("trigger_word") or "")
     read = []
@@ -82,6 +111,26 @@ def sample_prompts(found: Translation) -> None:
     if "sample.walk_seed" in found.keys:
         report = found.differs if found.get("sample.walk_seed") else found.same
         report("sample.walk_seed", "every sample has the same seed")
+
+
+def controls(found: Translation) -> None:
+    """The folders of control images, in order, and their size."""
+    path, named = "datasets.control_path", [f"datasets.control_path_{k}" for k in (1, 2, 3)]
+    given = found.keys.get(path) or []
+    folders = [given] if isinstance(given, str) else list(given)
+    folders += [found.keys.get(key) for key in named]
+    control_folders(
+        found, ", ".join(each for each in (path, *named) if found.keys.get(each)), folders
+    )
+    if any(folders) and base_of(found).most_references:
+        key = "model.model_kwargs.match_target_res"
+        if found.get(key):
+            found.differs(key, "control images have the size of inference here, about 1 megapixel")
+        elif key in found.keys:
+            found.same(key, "off, as always here")
+        if found.get("datasets.caption_dropout_rate"):
+            text = "the empty prompt is encoded with the control images here, without them there"
+            found.differs("datasets.caption_dropout_rate", text)
 
 
 def ema(found: Translation) -> None:
@@ -284,6 +333,6 @@ def wandb(found: Translation) -> None:
 
 
 RULES: tuple[Rule, ...] = (
-    *(base, sample_prompts, ema, quantize, memory, adapter, timesteps, lora_targets),
-    *(learning, lr_scheduler, accumulation, masks, crops_and_flips, wandb),
+    *(base, network, controls, sample_prompts, ema, quantize, memory, adapter, timesteps),
+    *(lora_targets, learning, lr_scheduler, accumulation, masks, crops_and_flips, wandb),
 )

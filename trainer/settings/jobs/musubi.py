@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from families.base import Base
 from trainer.settings.inputs import SettingsError
 from trainer.settings.jobs.rules import (
     alpha_is_rank,
     base_named,
+    base_of,
     bucketing,
     clipping,
+    control_folders,
     count,
     epoch,
     family_named,
     learning_rate,
+    lokr,
     only_arguments,
     only_dataset,
     optimizer,
@@ -129,12 +133,16 @@ def _listed(value: Any) -> list[Any]:
 
 def _base(found: Translation) -> None:
     module = str(found.get("network_module", ""))
-    name = module.rpartition(".lora_")[2] or str(found.get("script", ""))
+    kind = module.rpartition(".")[2]
+    other = kind in ("lokr", "loha")  # which say no model; the script does
+    name = "" if other else module.rpartition(".lora_")[2]
+    name = name or str(found.get("script", "")) or module
     family, names = family_named(found, "network_module", name)
     found.same("network_module", module, lora_targets=names.lora_targets)
     base = base_named(found, "dit", str(found.get("dit", "")), family)
     if script := found.get("script"):
         found.same("script", str(script))
+    _version(found, base)
     weights = _listed(found.get("base_weights") or [])
     if len(weights) > 1:
         found.refuse("base_weights", f"{len(weights)} files (only a training adapter is supported)")
@@ -147,13 +155,43 @@ def _base(found: Translation) -> None:
     elif base.distilled:
         found.same("base_weights", "no training adapter, as there", turbo_adapter="none")
     rank = found.get("network_dim", _RANK)
-    found.same("network_dim", rank=rank)
-    alpha_is_rank(found, "network_alpha", rank, 1)
+    if kind == "lokr":
+        args = pairs(found, "network_args")
+        factor = number(args.pop("factor", -1))
+        ranked = lokr(found, "network_dim", rank, "network_args", factor)
+        only_arguments(found, "network_args", args, {})
+    else:
+        ranked = True
+        found.same("network_dim", rank=rank, **({"adapter": kind} if other else {}))
+    if ranked:
+        alpha_is_rank(found, "network_alpha", rank, 1)
+    else:
+        found.no_effect("network_alpha", "both factors are whole")
+
+
+def _version(found: Translation, base: Base) -> None:
+    """Whether the options name the same editing model as the file."""
+    version = str(found.get("model_version", "original"))
+    if found.get("edit_plus"):
+        version = "edit-2509"
+    elif found.get("edit"):
+        version = "edit"
+    edits = f"qwen-image-{version}" == base.name
+    if edits or (version == "original" and not base.needs_references):
+        found.same("model_version, edit_plus, edit", version)
+    else:
+        found.refuse("model_version, edit_plus, edit", f"{version} (the model is {base.name})")
 
 
 def _dataset(found: Translation) -> None:
     key = "image_jsonl_file" if "image_jsonl_file" in found.keys else "image_directory"
     found.same(key, dataset=str(found.keys.get(key, "")))
+    if folder := found.keys.get("control_directory"):
+        control_folders(found, "control_directory", [folder])
+    if base_of(found).most_references:
+        if not found.get("no_resize_control") and "control_resolution" not in found.keys:
+            text = "the target's size there; about 1 megapixel here, as at inference"
+            found.differs("control_resolution", text)
     size = found.get("resolution", [960, 544])
     width, height = size if isinstance(size, list) else (size, size)
     edge = int(math.sqrt(width * height))
@@ -268,13 +306,16 @@ PROGRAM = Program(
     only={
         "weighting_scheme": ("none",),
         "sigmoid_scale": (1,),
-        "model_version": ("original",),
         "base_weights_multiplier": (1,),
         "min_timestep": (0,),
         "max_timestep": (1000,),
         "caption_extension": (".txt", ".caption", ".cap", ".wd", ".tags"),
         "huggingface_repo_visibility": ("private",),
         "dynamo_backend": ("NO",),
+    },
+    near={
+        "control_resolution": "control images have about 1 megapixel, as at inference",
+        "no_resize_control": "control images have about 1 megapixel, as at inference",
     },
     # Caches, speed, other models, their logs; captions and small images are named in ours.
     no_effect=(

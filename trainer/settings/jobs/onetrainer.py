@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainer.settings.jobs.rules import (
+    UNLIMITED,
     alpha_is_rank,
     base_named,
     base_of,
@@ -19,6 +20,7 @@ from trainer.settings.jobs.rules import (
     epoch,
     family_named,
     learning_rate,
+    lokr,
     only_dataset,
     optimizer,
     precision,
@@ -87,11 +89,40 @@ def _base(found: Translation) -> None:
     if base_of(found).distilled:
         found.settings["turbo_adapter"] = "none"  # OneTrainer has none
     rank = found.get("lora_rank", 16)
-    found.same("lora_rank", rank=rank)
-    alpha_is_rank(found, "lora_alpha", rank, 1)
+    _form(found, rank)
     folder = PurePosixPath(str(found.get("output_model_destination", "models/model.safetensors")))
     text = f"{folder.name} is not used: the result is weights.zip"
     found.same("output_model_destination", text, output_dir=str(folder.parent))
+
+
+def _form(found: Translation, rank: int) -> None:
+    """The form of the LoRA and its size: `peft_type`, and DoRA by `lora_decompose`."""
+    kind, dora = str(found.get("peft_type", "LORA")).lower(), bool(found.get("lora_decompose"))
+    ranked = True
+    if kind == "lokr":
+        rank = UNLIMITED if found.get("lokr_full_matrix") else found.get("lokr_dim", rank)
+        factor = found.get("lokr_decompose_factor", -1)
+        ranked = lokr(found, "lokr_dim", rank, "lokr_decompose_factor", factor)
+        found.no_effect("lora_rank", "LoKr has lokr_dim")
+        for switch in ("lokr_decompose_both", "lokr_weight_decompose"):
+            if found.get(switch):
+                found.refuse(switch, "on")
+    elif kind in ("lora", "loha") and not (dora and kind == "loha"):
+        form = "dora" if dora else kind
+        found.same("lora_rank", rank=rank, **({} if form == "lora" else {"adapter": form}))
+        if dora:
+            rows = found.get("lora_decompose_output_axis")
+            report = found.same if rows else found.differs
+            text = "norms of rows" if rows else "norms of columns there, of rows here"
+            report("lora_decompose, lora_decompose_output_axis", text)
+    else:
+        found.refuse("peft_type", f"{kind.upper()}{' with lora_decompose' * dora}")
+    if "peft_type" in found.keys and "peft_type" not in found.named:
+        found.same("peft_type", kind.upper())
+    if ranked:
+        alpha_is_rank(found, "lora_alpha", rank, 1)
+    else:
+        found.no_effect("lora_alpha", "both factors are whole")
 
 
 def _layers(found: Translation) -> None:
@@ -235,7 +266,6 @@ PROGRAM = Program(
     rules=(_base, _layers, _learning, _timesteps, _memory, _dataset, _captions, _steps, _samples),
     only={
         "training_method": ("LORA",),
-        "peft_type": ("LORA",),
         "transformer.train": (True,),
         "transformer.stop_training_after_unit": ("NEVER",),
         "transformer.guidance_scale": (1,),

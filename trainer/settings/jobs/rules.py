@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,10 +14,12 @@ from families.registry import (
     find_base_or_folder,
     undistilled,
 )
-from trainer.settings.inputs import SettingsError
+from trainer.settings.inputs import RANGES, SettingsError
 from trainer.settings.jobs.translation import UNCLIPPED, Translation
 
 USUAL_RATE = 1e-4
+UNLIMITED = 1_000_000  # as a rank
+LARGEST_FACTOR = int(RANGES["lokr_factor"][1])  # near the square root of all sizes
 _WEIGHTS = re.compile(r"\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$")
 _OTHER_MODELS = ("edit", "layered", "omni", "control", "2.1")  # in names of other models
 _HARMLESS = {"", "bf16", "fp16", "fp32", "fp8", "e4m3fn", "scaled", "transformer", "20b"}
@@ -57,9 +59,9 @@ def base_named(found: Translation, key: str, name: str, family: type[Family]) ->
         stem, file = stem.replace("_", "-"), _WEIGHTS.search(name.lower()) is not None
         bases = {each.hub_id.rpartition("/")[2].lower(): each for each in family.bases}
         fits = [tail for tail in bases if stem == tail or (file and tail in stem)]
-        if not fits or any(each in stem for each in _OTHER_MODELS):
+        tail = max(fits, key=len, default="")
+        if not fits or any(each in stem.replace(tail, "") for each in _OTHER_MODELS):
             raise SettingsError(f"{key}: {error}; or give --base-model") from error
-        tail = max(fits, key=len)
         base, others = bases[tail], set(stem.replace(tail, "").split("-"))
         plain = not file or (base == undistilled(family) and others <= _HARMLESS)
         name = f"{name}, not read" if file else name
@@ -82,6 +84,17 @@ def turbo_adapter(found: Translation, key: str, path: Any, difference: str = "")
         found.differs(key, difference, turbo_adapter=wanted)
     else:
         found.same(key, turbo_adapter=wanted)
+
+
+def control_folders(found: Translation, keys: str, folders: Sequence[Any]) -> None:
+    """The folders of the images before an edit."""
+    given, base = [str(each) for each in folders if each], base_of(found)
+    if not given:
+        return
+    if not base.most_references:
+        found.refuse(keys, f"{', '.join(given)} ({base.name} does not edit images)")
+    else:
+        found.same(keys, controls=given)
 
 
 def no_turbo_adapter(found: Translation, key: str) -> None:
@@ -130,6 +143,21 @@ def alpha_is_rank(found: Translation, key: str, rank: float, default: float) -> 
             f"{alpha} in {found.program}, so the LoRA counts {alpha}/{rank:g}; here alpha is the "
             f"rank (set {key} to {rank:g})",
         )
+
+
+def lokr(found: Translation, rank_key: str, rank: int, factor_key: str, factor: int) -> bool:
+    """LoKr with a factor as in LyCORIS, -1 for all sizes; returns whether its w2 has a rank.
+
+    A rank that is above all sizes, as is usual there, means that w2 is whole.
+    """
+    found.same(factor_key, adapter="lokr", lokr_factor=LARGEST_FACTOR if factor == -1 else factor)
+    ranked = rank <= RANGES["rank"][1]
+    if ranked:
+        found.same(rank_key, rank=rank)
+    else:
+        found.settings["rank"] = None
+        found.same(rank_key, "both factors are whole")
+    return ranked
 
 
 def precision(found: Translation, key: str, default: str) -> None:

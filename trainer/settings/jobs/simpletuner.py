@@ -16,6 +16,7 @@ from trainer.settings.jobs.rules import (
     base_named,
     base_of,
     clipping,
+    control_folders,
     count,
     epoch,
     family_named,
@@ -100,6 +101,8 @@ def _base(found: Translation) -> None:
     rank = found.get("lora_rank", 16)
     found.same("lora_rank", rank=rank)
     alpha_is_rank(found, "lora_alpha", rank, rank)
+    if found.get("use_dora"):
+        found.same("use_dora", adapter="dora")
     if dropout := found.get("lora_dropout", 0.1):
         found.differs("lora_dropout", f"{dropout:g} in SimpleTuner; there is none here")
 
@@ -145,6 +148,17 @@ def _memory(found: Translation) -> None:
 
 def _dataset(found: Translation) -> None:
     found.same("instance_data_dir", dataset=str(found.keys.get("instance_data_dir", "")))
+    linked = found.keys.get("conditioning_data") or []
+    linked = [linked] if isinstance(linked, str) else list(linked)
+    folders = [found.keys.get(f"dataset {each}.instance_data_dir") for each in linked]
+    if linked and not all(folders):
+        found.refuse("conditioning_data", f"{linked} (a dataset without instance_data_dir)")
+    elif linked:
+        control_folders(found, "conditioning_data", folders)
+        kinds = {str(found.keys.get(f"dataset {each}.conditioning_type")) for each in linked}
+        if base_of(found).most_references and kinds - {"reference_strict"}:
+            text = "control images of another aspect ratio than the image's are never cropped here"
+            found.differs("conditioning_data", f"{', '.join(sorted(kinds))}: {text}")
     size, kind = found.get("resolution", 1024), found.get("resolution_type", "pixel_area")
     edge = int(size) if kind != "area" else round((size * 1e6) ** 0.5 / 64) * 64
     found.same("resolution", resolution=str(edge))

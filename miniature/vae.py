@@ -202,9 +202,9 @@ def one_cycle(fraction: float) -> float:
 
 @torch.no_grad()
 def _normalize(vae: Vae, pixels: int) -> None:
-    """Writes shift and scale of the latents, from 1,000 scenes, into the config."""
+    """Writes shift and scale of the latents, from 1,000 scenes of 64 pixels, or fewer larger ones, into the config."""
     latents = []
-    for first in range(0, 1000, 50):
+    for first in range(0, 1000 * PIXELS**2 // pixels**2, 50):
         scenes = [sample_scene(i) for i in range(first, first + 50)]
         pixels_BCHW = to_tensor([render(scene, pixels) for scene in scenes])
         latents.append(raw_encode(vae, pixels_BCHW.to(vae.device)))

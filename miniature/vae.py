@@ -202,7 +202,7 @@ def one_cycle(fraction: float) -> float:
 
 @torch.no_grad()
 def _normalize(vae: Vae, pixels: int) -> None:
-    """Writes shift and scale of the latents, from 1,000 scenes of 64 pixels, or fewer larger ones, into the config."""
+    """Writes the latents' statistics, from 1,000 scenes or as many pixels, into the config."""
     latents = []
     for first in range(0, 1000 * PIXELS**2 // pixels**2, 50):
         scenes = [sample_scene(i) for i in range(first, first + 50)]

@@ -73,7 +73,7 @@ def _generate(image: dict[str, Any]) -> dict[str, Any]:
     engine = _engine()
     archives = [engine.read(Path(path)) for path in image["weights"]]
     first, extra = (*archives, None, None)[:2]
-    inputs = {
+    inputs: dict[str, Any] = {
         name: [read_image(one) for one in each] if isinstance(each, list) else read_image(each)
         for name, each in image.get("inputs", {}).items()
     }

@@ -23,6 +23,7 @@ BASE_MODELS = [
     "z-image-de-turbo",
     "miniature-turbo",
     "miniature",
+    "miniature-qwen",
 ]
 
 if served():

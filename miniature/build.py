@@ -1,6 +1,7 @@
 """Trains the miniature from one seed: `python -m miniature.build`.
 
-Stages: vae, judge, base, turbo, adapter. Each resumes from its checkpoint in the work folder and is
+Stages: vae, judge, base, turbo, adapter, and qwen_vae and qwen_base of the second miniature, with
+Qwen-Image-2.1's classes. Each resumes from its checkpoint in the work folder and is
 skipped when finished. Every stage writes its result to `miniature/weights/`, or to the folder of
 `--weights`. `--quick` runs all of them with very few steps, as a test.
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage21
 
 from miniature.adapter import AdapterSettings, save_adapter, train_adapter
 from miniature.device import DEVICE
@@ -24,13 +25,25 @@ from miniature.judge import JudgeSettings, accuracy, load_judge, save_judge, tra
 from miniature.models import ARCHITECTURE, TextEncoder, Transformer, Vae, write_base
 from miniature.parallel import launch, rank
 from miniature.pretrain import PretrainSettings, train_base
+from miniature.qwen import pretrain as qwen
+from miniature.qwen.models import build_vae as build_qwen_vae
+from miniature.qwen.models import write_base as write_qwen
 from miniature.sampling import Base, generate
 from miniature.tokenizer import build_tokenizer
 from miniature.vae import VaeSettings, held_out_pixels, preview, psnr, train_vae
-from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, WEIGHTS, load_base
+from miniature.weights import (
+    ADAPTER,
+    JUDGE,
+    QWEN,
+    TURBO,
+    UNDISTILLED,
+    WEIGHTS,
+    load_base,
+    load_qwen,
+)
 from miniature.world import evaluation_prompts
 
-STAGES = ("vae", "judge", "base", "turbo", "adapter")
+STAGES = ("vae", "judge", "base", "turbo", "adapter", "qwen_vae", "qwen_base")
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,8 @@ class Recipe:
     base: PretrainSettings = field(default_factory=PretrainSettings)
     turbo: DistillSettings = field(default_factory=DistillSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    qwen_vae: VaeSettings = field(default_factory=lambda: qwen.VAE)
+    qwen_base: qwen.QwenSettings = field(default_factory=qwen.QwenSettings)
 
 
 QUICK = {
@@ -53,6 +68,8 @@ QUICK = {
     "base": PretrainSettings(steps=2, batch=8, scenes=64, text_steps=2, long_every=2),
     "turbo": DistillSettings(steps=2, batch=8, trajectories=8),
     "adapter": AdapterSettings(steps=2, batch=8, images=8),
+    "qwen_vae": replace(qwen.VAE, steps=2, batch=4),
+    "qwen_base": qwen.QwenSettings(steps=2, batch=8, scenes=16, edits=16, text_steps=2),
 }
 
 
@@ -133,9 +150,33 @@ def run_adapter(recipe: Recipe) -> None:
         save_adapter(tensors, recipe.weights / ADAPTER)
 
 
+def run_qwen_vae(recipe: Recipe) -> None:
+    work = recipe.work / "qwen"
+    vae = train_vae(work, recipe.qwen_vae, build_qwen_vae)
+    if rank() == 0:
+        decibel = psnr(vae, held_out_pixels(pixels=recipe.qwen_vae.pixels))
+        print(f"\nqwen_vae: {decibel:.2f} dB on held-out scenes")
+        preview(vae, work / "vae.png", recipe.qwen_vae.pixels)
+        vae.save_pretrained(work / "vae")
+
+
+def run_qwen_base(recipe: Recipe) -> None:
+    work = recipe.work / "qwen"
+    own, shipped = work / "vae", recipe.weights / QWEN / "vae"
+    vae = AutoencoderKLQwenImage21.from_pretrained(own if own.exists() else shipped)
+    vae = vae.to(DEVICE).eval().requires_grad_(False)
+    start = None
+    if recipe.resume_shipped:
+        base = load_qwen(recipe.weights)
+        start = base.transformer, base.text_encoder
+    parts = qwen.train_base(vae, work, recipe.qwen_base, start=start)
+    if rank() == 0:
+        write_qwen(recipe.weights / QWEN, *(each.to(torch.bfloat16) for each in (*parts, vae)))
+
+
 RUN: dict[str, Callable[[Recipe], None]] = {
     "vae": run_vae, "judge": run_judge, "base": run_base, "turbo": run_turbo,
-    "adapter": run_adapter,
+    "adapter": run_adapter, "qwen_vae": run_qwen_vae, "qwen_base": run_qwen_base,
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ with random weights for tests; training starts from the same builders.
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -167,22 +169,29 @@ def write_base(
     Modules are written in their dtype. Without `text_encoder` (and then without tokenizer) and
     `vae`, the folder has only model_index.json, transformer/ and scheduler/.
     """
+    with written(folder, MODEL_INDEX) as scratch:
+        transformer.save_pretrained(scratch / "transformer")
+        scheduler: Any = build_scheduler(shift)
+        scheduler.save_pretrained(scratch / "scheduler")
+        if text_encoder is not None:
+            text_encoder.save_pretrained(scratch / "text_encoder")
+            build_tokenizer().save_pretrained(scratch / "tokenizer")
+        if vae is not None:
+            vae.save_pretrained(scratch / "vae")
+
+
+@contextmanager
+def written(folder: Path, index: dict[str, Any]) -> Iterator[Path]:
+    """A folder for a base's parts, which replaces `folder` at the end."""
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    transformer.save_pretrained(scratch / "transformer")
-    scheduler: Any = build_scheduler(shift)
-    scheduler.save_pretrained(scratch / "scheduler")
-    if text_encoder is not None:
-        text_encoder.save_pretrained(scratch / "text_encoder")
-        build_tokenizer().save_pretrained(scratch / "tokenizer")
-    if vae is not None:
-        vae.save_pretrained(scratch / "vae")
+    yield scratch
     for file in scratch.glob("*/config.json"):  # without the path a module was loaded from
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (scratch / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+    (scratch / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 

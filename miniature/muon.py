@@ -34,7 +34,7 @@ def orthogonalize(matrices_NRC: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. Every process must have the same gradients."""
+    """For matrices and convolutions. Every process must have the same gradients."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01,
@@ -52,16 +52,18 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                stack_NRC = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                moments = [self._momentum(p, group["momentum"]).flatten(1) for p in parameters]
+                stack_NRC = torch.stack(moments)
                 share = -(-len(parameters) // world())
                 mine = stack_NRC[rank() * share : (rank() + 1) * share]
                 if len(mine) < share:  # the last process pads, as all shares must be equal
-                    mine = torch.cat([mine, stack_NRC.new_zeros(share - len(mine), *shape)])
+                    missing = stack_NRC.new_zeros(share - len(mine), *stack_NRC.shape[1:])
+                    mine = torch.cat([mine, missing])
                 updates_NRC = gather_rows(orthogonalize(mine)).to(stack_NRC.dtype)
-                length = group["lr"] * 0.2 * max(shape) ** 0.5
+                length = group["lr"] * 0.2 * max(stack_NRC.shape[1:]) ** 0.5
                 for parameter, update in zip(parameters, updates_NRC, strict=False):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-length)
+                    parameter.add_(update.view(shape), alpha=-length)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Updates the momentum buffer; returns the Nesterov momentum."""

@@ -13,6 +13,7 @@ B batch, C channels, H rows, W columns of latents, L caption tokens, D text widt
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -134,6 +135,9 @@ def warm_text_encoder(text_encoder: TextEncoder, settings: PretrainSettings) -> 
         progress.set_postfix(loss=f"{float(loss) / len(values):.3f}")
 
 
+BLOCK_MATRICES = (".attention.to_", ".feed_forward.", ".attn.to_", ".img_mlp.")
+
+
 def build_optimizers(
     transformer: Transformer, text_encoder: TextEncoder | None,
     muon_rate: float, adam_rate: float,
@@ -142,7 +146,7 @@ def build_optimizers(
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in transformer.named_parameters():
-        inner = ".attention.to_" in name or ".feed_forward." in name
+        inner = any(part in name for part in BLOCK_MATRICES)
         (matrices if inner else rest).append(parameter)
     if text_encoder is not None:
         rest += list(text_encoder.parameters())
@@ -188,32 +192,29 @@ def schedule(step: int, settings: PretrainSettings) -> float:
     return max(0.0, min(1.0, (step + 1) / settings.warmup, cool))
 
 
-def train_base(
-    vae: Vae,
+def fit(
+    modules: dict[str, nn.Module],
     work: Path,
-    settings: PretrainSettings | None = None,
-    preview: Callable[[Transformer, TextEncoder, int], None] | None = None,
+    settings: PretrainSettings,
+    loss_of: Callable[[int, float], tuple[Tensor, Tensor]],
+    warm: Callable[[], None],
+    preview: Callable[[int], None] | None = None,
     preview_every: int = 500,
-    start: tuple[Transformer, TextEncoder] | None = None,
-) -> tuple[Transformer, TextEncoder]:
-    """The EMA weights of transformer and text encoder, float32.
+    start: tuple[nn.Module, nn.Module] | None = None,
+) -> None:
+    """Trains `modules` (transformer and text encoder), which have the EMA weights afterwards.
 
-    Resumes from `work/base.pt`; otherwise starts from the weights of `start`, or random ones.
+    `loss_of` returns a step's loss, which is minimized, and the plain one, from the step's number
+    and the factor of the learning rate. Resumes from `work/base.pt`; otherwise starts from the
+    weights of `start`, or runs `warm` first.
     """
-    settings = settings or PretrainSettings()
-    tokenizer = build_tokenizer()
-    latents = latent_cache(vae, settings.scenes, work / "latents.pt")
-    scenes = [sample_scene(i) for i in range(settings.scenes)]
-
-    torch.manual_seed(settings.seed)
-    transformer, text_encoder = build_transformer().to(DEVICE), build_text_encoder().to(DEVICE)
-    modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
+    transformer, text_encoder = modules.values()
     optimizers = build_optimizers(transformer, text_encoder, settings.muon_rate, settings.adam_rate)
     checkpoint = Checkpoint(work / "base.pt")
     first = 0
     state = checkpoint.load()
     if state is None and start is None:
-        warm_text_encoder(text_encoder, settings)
+        warm()
     elif state is None and start is not None:
         for module, begun in zip(modules.values(), start, strict=True):
             module.load_state_dict(begun.state_dict())
@@ -232,8 +233,6 @@ def train_base(
                "ema_count": ema.count, "step": step}
         )  # fmt: skip
 
-    compiled = torch.compile(batched_forward, dynamic=False)
-    mine = rows(settings.batch)
     parameters = [p for m in modules.values() for p in m.parameters()]
     smooth = 0.0
     progress = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="base",
@@ -243,7 +242,49 @@ def train_base(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        loss, plain = loss_of(step, factor)
+        loss.backward()
+        average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update(settings.ema)
 
+        smooth = float(loss) if step == first else 0.98 * smooth + 0.02 * float(loss)
+        progress.set_postfix(loss=f"{smooth:.4f}", plain=f"{float(plain):.4f}")
+        if rank() == 0 and checkpoint.due():
+            save(step + 1)
+        if rank() == 0 and preview and (step + 1) % preview_every == 0:
+            ema.swap()
+            preview(step + 1)
+            ema.swap()
+    if rank() == 0 and first < settings.steps:
+        save(settings.steps)
+    ema.swap()
+    for module in modules.values():
+        module.eval().requires_grad_(False)
+
+
+def train_base(
+    vae: Vae,
+    work: Path,
+    settings: PretrainSettings | None = None,
+    preview: Callable[[Transformer, TextEncoder, int], None] | None = None,
+    start: tuple[Transformer, TextEncoder] | None = None,
+) -> tuple[Transformer, TextEncoder]:
+    """The EMA weights of transformer and text encoder, float32; see `fit`."""
+    settings = settings or PretrainSettings()
+    tokenizer = build_tokenizer()
+    latents = latent_cache(vae, settings.scenes, work / "latents.pt")
+    scenes = [sample_scene(i) for i in range(settings.scenes)]
+
+    torch.manual_seed(settings.seed)
+    transformer, text_encoder = build_transformer().to(DEVICE), build_text_encoder().to(DEVICE)
+    compiled = torch.compile(batched_forward, dynamic=False)
+    mine = rows(settings.batch)
+
+    def loss_of(step: int, factor: float) -> tuple[Tensor, Tensor]:
         # Scenes, captions and noise depend only on the seed and the step's number.
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         rng = random.Random(f"{settings.seed} {step}")
@@ -265,29 +306,23 @@ def train_base(
             noised = (1 - sigma_B111) * clean + sigma_B111 * noise
             run = batched_forward if long else compiled
             out = run(transformer, noised, 1 - sigma_B, text.text_BLD, mask_BL)
-        weight = 1 + (settings.thing_weight - 1) * factor * thing_mask(batch[mine]).to(DEVICE)
         error = (out.float() - (clean - noise)).square()
-        loss = (error * weight / weight.mean()).mean()
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        ema.update(settings.ema)
+        return weighted(error, batch[mine], settings, factor), error.detach().mean()
 
-        smooth = float(loss) if step == first else 0.98 * smooth + 0.02 * float(loss)
-        progress.set_postfix(loss=f"{smooth:.4f}", plain=f"{float(error.detach().mean()):.4f}")
-        if rank() == 0 and checkpoint.due():
-            save(step + 1)
-        if rank() == 0 and preview and (step + 1) % preview_every == 0:
-            ema.swap()
-            preview(transformer, text_encoder, step + 1)
-            ema.swap()
-    if rank() == 0 and first < settings.steps:
-        save(settings.steps)
-    ema.swap()
-    return transformer.eval().requires_grad_(False), text_encoder.eval().requires_grad_(False)
+    show = None if preview is None else partial(preview, transformer, text_encoder)
+    warm = partial(warm_text_encoder, text_encoder, settings)
+    modules = {"transformer": transformer, "text_encoder": text_encoder}
+    fit(modules, work, settings, loss_of, warm, show, start=start)
+    return transformer, text_encoder
+
+
+def weighted(
+    error_BCHW: Tensor, scenes: list[Scene], settings: PretrainSettings, factor: float
+) -> Tensor:
+    """The mean error with more weight around objects, until the cooldown."""
+    mask = thing_mask(scenes, error_BCHW.shape[-1]).to(error_BCHW.device)
+    weight = 1 + (settings.thing_weight - 1) * factor * mask
+    return (error_BCHW * weight / weight.mean()).mean()
 
 
 def _prompt(scene: Scene, rng: random.Random, long: bool, dropout: float) -> str:

@@ -7,17 +7,24 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage21,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImage21Transformer2DModel,
+    ZImageTransformer2DModel,
+)
 from safetensors.torch import load_file
-from transformers import Qwen2Tokenizer, Qwen3Model
+from transformers import Qwen2Tokenizer, Qwen3Model, Qwen3VLForConditionalGeneration
 
 from miniature.device import DEVICE
 from miniature.models import Transformer
+from miniature.qwen.sampling import QwenBase
 from miniature.sampling import Base
 
 WEIGHTS = Path(__file__).parent / "weights"
 JUDGE = "judge.safetensors"
-TURBO, UNDISTILLED = "miniature-turbo", "miniature"
+TURBO, UNDISTILLED, QWEN = "miniature-turbo", "miniature", "miniature-qwen"
 ADAPTER = "training_adapter/miniature_turbo_training_adapter.safetensors"
 ADAPTER_PREFIX = "diffusion_model."
 
@@ -36,6 +43,28 @@ def load_base(name: str, weights: Path = WEIGHTS, dtype: torch.dtype = torch.flo
         text_encoder=Qwen3Model.from_pretrained(shared / "text_encoder", dtype=dtype),
         tokenizer=Qwen2Tokenizer.from_pretrained(shared / "tokenizer"),
         vae=AutoencoderKL.from_pretrained(shared / "vae", torch_dtype=torch.float32),
+        shift=float(scheduler.config.shift),
+    )
+    for module in (base.transformer, base.text_encoder, base.vae):
+        module.to(DEVICE).eval().requires_grad_(False)
+    return base
+
+
+def load_qwen(weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> QwenBase:
+    """Loads the second miniature, frozen. Raises FileNotFoundError if it is missing."""
+    own = weights / QWEN
+    if not own.is_dir():
+        raise FileNotFoundError(f"{own} is missing; build it: python -m miniature.build")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(own / "scheduler")
+    base = QwenBase(
+        transformer=QwenImage21Transformer2DModel.from_pretrained(
+            own / "transformer", torch_dtype=dtype
+        ),
+        text_encoder=Qwen3VLForConditionalGeneration.from_pretrained(
+            own / "text_encoder", dtype=dtype
+        ),
+        tokenizer=Qwen2Tokenizer.from_pretrained(own / "processor"),
+        vae=AutoencoderKLQwenImage21.from_pretrained(own / "vae", torch_dtype=torch.float32),
         shift=float(scheduler.config.shift),
     )
     for module in (base.transformer, base.text_encoder, base.vae):

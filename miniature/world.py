@@ -78,7 +78,7 @@ def held_out(shape: str, colour: str, texture: str, place: str) -> bool:
     return zlib.crc32(f"{shape} {colour} {texture} {place}".encode()) % 8 == 0
 
 
-def _thing(rng: random.Random, x: float, sizes: tuple[str, ...]) -> Thing:
+def random_thing(rng: random.Random, x: float, sizes: tuple[str, ...]) -> Thing:
     return Thing(
         shape=rng.choice(list(SHAPES)),
         colour=rng.choice(list(COLOURS)),
@@ -98,10 +98,10 @@ def sample_scene(seed: int, split: Split = "train") -> Scene:
         place = rng.choice(list(PLACES))
         if pair:
             position = ""
-            things = tuple(_thing(rng, x, ("small", "medium")) for x in PAIR_COLUMNS)
+            things = tuple(random_thing(rng, x, ("small", "medium")) for x in PAIR_COLUMNS)
         else:
             position = rng.choice(list(POSITIONS))
-            thing = _thing(rng, COLUMN[position], tuple(SIZES))
+            thing = random_thing(rng, COLUMN[position], tuple(SIZES))
             if rng.random() < PRIOR_SHARE:
                 word = rng.choice(list(PRIOR_WORDS))
                 shape, colour, texture = PRIOR_WORDS[word]
@@ -135,7 +135,7 @@ def _sides(scene: Scene) -> tuple[str, ...]:
     return ("",) if len(scene.things) == 1 else ("left.", "right.")
 
 
-def _noun(thing: Thing, side: str, rng: random.Random, asked: dict[str, str], full: bool) -> str:
+def noun(thing: Thing, side: str, rng: random.Random, asked: dict[str, str], full: bool) -> str:
     """A noun phrase such as `a small striped red star`; adds its attributes to `asked`."""
     says = {k: full or rng.random() < p for k, p in SAID.items()}
     words = []
@@ -163,7 +163,7 @@ def _noun(thing: Thing, side: str, rng: random.Random, asked: dict[str, str], fu
 def describe(scene: Scene, rng: random.Random, full: bool = False) -> Caption:
     """A caption of the scene; with `full` it names all attributes but a medium size."""
     asked = {"count": str(len(scene.things))}
-    nouns = [_noun(thing, side, rng, asked, full)
+    nouns = [noun(thing, side, rng, asked, full)
              for side, thing in zip(_sides(scene), scene.things, strict=True)]  # fmt: skip
     if len(nouns) == 2:
         left, right = nouns
@@ -208,11 +208,11 @@ def subject_scene(
     company = drawn_company if company is None else company
     position = rng.choice(list(POSITIONS))
     # Small subjects lose details at 64 pixels, so they are medium or large.
-    base = _thing(rng, PAIR_COLUMNS[0] if company else COLUMN[position],
+    base = random_thing(rng, PAIR_COLUMNS[0] if company else COLUMN[position],
                   ("medium",) if company else ("medium", "large"))  # fmt: skip
     things = [replace(base, shape=subject, colour=colour, texture="", word=word)]
     if company:
-        things.append(_thing(rng, PAIR_COLUMNS[1], ("small", "medium")))
+        things.append(random_thing(rng, PAIR_COLUMNS[1], ("small", "medium")))
     return Scene(place or drawn_place, tuple(things), "" if company else position, seed)
 
 

@@ -27,6 +27,7 @@ from families.base import (
     Terms,
 )
 from families.editing import IMAGE_SLOT, ReferenceFormat
+from families.models.miniature_qwen import MINIATURE_QWEN
 from families.tokens import TokenizedPrompt
 from families.video_vae import VideoVaeFamily
 
@@ -104,11 +105,12 @@ QWEN_IMAGE_21_TURBO = replace(
 
 
 class QwenImage21(VideoVaeFamily):
-    """Qwen-Image-2.1 and its Turbo. `auto` never chooses them: their license is not free."""
+    """Qwen-Image-2.1, its Turbo and a miniature. `auto` never chooses them: their license is not
+    free."""
 
     name = "qwen_image_21"
     title = "Qwen-Image-2.1"
-    bases = (QWEN_IMAGE_21, QWEN_IMAGE_21_TURBO)
+    bases = (QWEN_IMAGE_21, QWEN_IMAGE_21_TURBO, MINIATURE_QWEN)
     classes = ModelClasses(
         pipeline="QwenImage21Pipeline",
         transformer="QwenImage21Transformer2DModel",

@@ -9,7 +9,7 @@ import pytest
 
 from adapters.turbo import TurboAdapter
 from miniature.judge import load_judge
-from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, load_base
+from miniature.weights import ADAPTER, JUDGE, TURBO, UNDISTILLED, load_base, load_qwen
 
 # Compiling pays for thousands of steps, not for two.
 ENVIRONMENT = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
@@ -39,6 +39,7 @@ def test_one_command_makes_every_part(built: Path) -> None:
     ]
     assert any(moved), "turbo is the undistilled base"
     load_judge(weights / JUDGE)
+    assert load_qwen(weights).transformer.proj_out.weight.any(), "miniature-qwen is not trained"
     adapter = TurboAdapter.read(weights / ADAPTER)
     assert adapter.merge(turbo.transformer, "the built turbo") > 0
 

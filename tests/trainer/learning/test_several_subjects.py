@@ -110,7 +110,7 @@ def test_a_token_without_a_gradient_is_named(two: Small, monkeypatch: pytest.Mon
     loop = make_loop(two(steps=12, batch_size=3))
     features = loop.captions.features
 
-    def without(captions: list[str]) -> Any:
+    def without(captions: list[str], _: Any = ()) -> Any:
         """The second token has no effect."""
         loop.captions.vectors["<kul>"] = loop.placeholders[1].vectors.detach()
         return features(captions)

@@ -16,6 +16,7 @@ from families.sharding import processes_here
 from families.without_weights import family_without_weights
 from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
+from trainer.data import DatasetError
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, by_main, least_of_all, sharing
 from trainer.memory.counting import figures
 from trainer.memory.host import host_parts, host_previews, room_of
@@ -85,6 +86,8 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
     if settings.quantize not in ("auto", "none"):
         check_available(settings.quantize, family.device)
     gpus = sharing()
+    if controls and settings.shard and gpus > 1:
+        raise DatasetError("pairs are not trained with a sharded base model; remove shard")
     if family.device.type == "cpu":
         return by_main(lambda: _on_cpu(settings, family, gpus, controls))
     free = least_of_all(free_memory(family.device))

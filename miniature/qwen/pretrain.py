@@ -69,6 +69,7 @@ class Images:
 @torch.no_grad()
 def image_cache(vae: Vae, scenes: list[Scene], work: Path) -> Images:
     """The scenes' images, cached in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
     files = work / "pixels.npy", work / "latents.pt"
     if rank() == 0 and not files[0].exists():
         every = np.stack(

@@ -8,6 +8,7 @@ from typing import Any
 import small_gpu
 from PIL import Image
 
+from adapters.files.atomic import atomic_file
 from studio.generator_process import main
 
 
@@ -17,10 +18,13 @@ def generate(image: dict[str, Any]) -> dict[str, Any]:
     if "crash" in prompt and image["number"] == 2:
         os.kill(os.getpid(), 9)
     time.sleep(0.2 if "slow" in prompt else 0.01)
-    Path(image["file"]).write_bytes(b"image")
-    if image["inputs"]:
-        with Image.open(image["inputs"]["reference_images"][-1]) as last:
-            last.resize((image["request"]["width"], image["request"]["height"])).save(image["file"])
+    with atomic_file(Path(image["file"])) as file:
+        if image["inputs"]:
+            with Image.open(image["inputs"]["reference_images"][-1]) as last:
+                size = image["request"]["width"], image["request"]["height"]
+                last.resize(size).save(file, format="png")
+        else:
+            file.write(b"image")
     model = "zeroprior/miniature-turbo"
     return {"settings": image["settings"], "seconds": 0.01, "base_model": model}
 

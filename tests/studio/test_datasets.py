@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from robot import caption, files, picture, put, rows, until_done
 from starlette.testclient import TestClient
 
+from families.loading import load_family
 from families.registry import BASES
 from studio import uploads
 from studio.app import application
@@ -178,8 +179,7 @@ def test_buckets_of_a_base_have_its_multiple(robot: TestClient) -> None:
     assert (row["bucket"]["width"], row["bucket"]["height"]) == (72, 56)
     for base in BASES.values():
         if base.included is not None and (base.included / "vae").is_dir():
-            config = json.loads((base.included / "vae/config.json").read_text())
-            assert base.size_multiple == 2 ** len(config["block_out_channels"])  # patches of 2
+            assert load_family(base).resolution_multiple == base.size_multiple
 
 
 def test_images_in_folders_and_of_the_user_are_found(robot: TestClient, studio: Studio) -> None:

@@ -75,7 +75,9 @@ def test_the_targets_are_the_bases_answers_and_the_rows_hold_no_token(
     assert len(kept.others) == kept.extent.images * kept.extent.steps == 64
     asked: list[str] = []
     features = loop.captions.features
-    monkeypatch.setattr(kept.captions, "features", lambda x, _=(): asked.extend(x) or features(x))
+    monkeypatch.setattr(
+        kept.captions, "features", lambda x, *more: asked.extend(x) or features(x, *more)
+    )
     with torch.no_grad():
         assert max(kept.loss(number).item() for number in range(8)) < 1e-9
     assert asked and settings.subject is not None
@@ -143,7 +145,9 @@ def test_rows_begin_after_a_fifth_of_the_steps_with_images_of_the_subject_of_tha
 
     asked: list[str] = []
     features = loop.captions.features
-    monkeypatch.setattr(kept.captions, "features", lambda x, _=(): asked.extend(x) or features(x))
+    monkeypatch.setattr(
+        kept.captions, "features", lambda x, *more: asked.extend(x) or features(x, *more)
+    )
     (row,) = loop.rows
     for number in range(2, 6):
         (gradient,) = torch.autograd.grad(kept.loss(number), [row])

@@ -110,10 +110,10 @@ def test_a_token_without_a_gradient_is_named(two: Small, monkeypatch: pytest.Mon
     loop = make_loop(two(steps=12, batch_size=3))
     features = loop.captions.features
 
-    def without(captions: list[str], _: Any = ()) -> Any:
+    def without(captions: list[str], *more: Any) -> Any:
         """The second token has no effect."""
         loop.captions.vectors["<kul>"] = loop.placeholders[1].vectors.detach()
-        return features(captions)
+        return features(captions, *more)
 
     monkeypatch.setattr(loop.captions, "features", without)
     with pytest.raises(ZeroPriorBroken, match="the gradient of <kul> was zero in every step"):

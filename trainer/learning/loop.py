@@ -55,8 +55,7 @@ class Loop:
     that would be saved now, and within `averaged()` the model uses those weights.
 
     With `accelerate launch`, several processes share each batch: each uses `batch_size` rows of it,
-    and gradients are averaged, which is equal to one process with the whole batch,
-    except for the rows of preservation: each process has its own.
+    and gradients are averaged, which is equal to one process with the whole batch.
     """
 
     def __init__(
@@ -214,7 +213,7 @@ class Loop:
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, *beside)
             loss = loss / len(numbers)
             losses.append(loss.detach())
-            preserve = number, self.first_row, len(numbers), self.named
+            preserve = number, len(numbers), self.named
             if self.fused is not None and self.preservation is not None:
                 rows = self.preservation.weighted_loss(*preserve)  # one pass: it is the step
                 loss = loss if rows is None else loss + rows

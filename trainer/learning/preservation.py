@@ -32,6 +32,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.control import Control
+from trainer.learning.distributed import processes
 from trainer.learning.features import Captions
 from trainer.learning.loss import noisy
 from trainer.learning.mapped_tensors import Tensors
@@ -178,22 +179,19 @@ class Preservation:
                 parameter.copy_(weights[name])
             self.generate_subject(trained)
 
-    def add_gradients(
-        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
-    ) -> None:
+    def add_gradients(self, number: int, batches: int, weights: Mapping[str, Tensor]) -> None:
         """Adds the gradients of the rows beside batch `number`, if it has any."""
-        loss = self.weighted_loss(number, first_row, batches, weights)
+        loss = self.weighted_loss(number, batches, weights)
         if loss is not None:
             loss.backward()
 
     def weighted_loss(
-        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
+        self, number: int, batches: int, weights: Mapping[str, Tensor]
     ) -> Tensor | None:
         """The loss of the rows beside batch `number`, times its weight; None if it has no rows.
 
-        `first_row` is the process's first row in the batch, so that processes use different
-        targets. The loss is divided by `batches`, the number of batches in the step. `weights` are
-        the trained ones.
+        The loss is divided by `batches`, the number of batches in the step. `weights` are the
+        trained ones.
         """
         if number < self.first_batch:
             return None
@@ -201,26 +199,32 @@ class Preservation:
             self.generate_subject(weights)
         if number % self.extent.every:
             return None
-        loss = self.loss(number, first_row)
+        loss = self.loss(number)
         self.last = loss.detach()
         return loss * (self.settings.preserve * self.extent.every / batches)
 
-    def loss(self, number: int, first_row: int = 0) -> Tensor:
-        """Mean squared difference to the wanted velocities in the rows of a batch, float32."""
-        family, seed = self.family, self.settings.seed
-        random = generator(seed, "preservation", number, first_row)
+    def loss(self, number: int) -> Tensor:
+        """Mean squared difference to the wanted velocities in the rows of a batch, float32.
+
+        Several processes share the rows of one process with the whole batch: each has its part.
+        """
+        family, seed, own = self.family, self.settings.seed, self.extent.rows
+        random = generator(seed, "preservation", number, 0)
+        rows, first = own * processes().num_processes, own * processes().process_index
         targets = []
-        for row in range(self.extent.rows):
-            place = number // self.extent.every * self.extent.rows + row
+        for row in range(rows):
+            place = number // self.extent.every * rows + row
             of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
             targets.append(of[int(torch.randint(len(of), (), generator=random))])
+        prompts = [each.prompt for each in targets]
+        targets = targets[first : first + own]
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
         latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
-        text = self.captions.features([each.prompt for each in targets])
+        text = self.captions.features(prompts[first : first + own], (), prompts)
         return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
 
     def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:

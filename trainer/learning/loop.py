@@ -164,7 +164,8 @@ class Loop:
 
         tokens = self.captions.tokens_in(each for k in numbers for each in self._captions_of_all(k))
         if self.processes.num_processes > 1:
-            used = tokens | (self.preservation.tokens if self.preservation is not None else set())
+            kept = self.preservation
+            used = tokens if kept is None else tokens | kept.tokens_in(numbers)
             rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in used]
             loss = mean_of_all(loss, [*self.lora_parameters, *rows])
 

@@ -20,7 +20,7 @@ Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,10 +153,11 @@ class Preservation:
         """The loss of the last rows; None if there were none. Waits for the device."""
         return None if self.last is None else float(self.last)
 
-    @property
-    def tokens(self) -> set[str]:
-        """The tokens that the rows of any process may contain."""
-        return self.captions.tokens_in(self.prompts.subject if self.subject else ())
+    def tokens_in(self, numbers: Iterable[int]) -> set[str]:
+        """The tokens in the rows beside these batches, of all processes."""
+        with_rows = (each for each in numbers if each % self.extent.every == 0)
+        rows = (row for each in with_rows for row in self._rows(each)) if self.subject else ()
+        return self.captions.tokens_in(row.prompt for row in rows)
 
     def generate_subject(self, weights: Mapping[str, Tensor]) -> None:
         """Generates the images of the subject with the model as it is: with these weights.
@@ -206,26 +207,30 @@ class Preservation:
     def loss(self, number: int) -> Tensor:
         """Mean squared difference to the wanted velocities in the rows of a batch, float32.
 
-        Several processes share the rows of one process with the whole batch: each has its part.
+        Of several processes, each has its part of the rows.
         """
-        family, seed, own = self.family, self.settings.seed, self.extent.rows
-        random = generator(seed, "preservation", number, 0)
-        rows, first = own * processes().num_processes, own * processes().process_index
-        targets = []
-        for row in range(rows):
-            place = number // self.extent.every * rows + row
-            of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
-            targets.append(of[int(torch.randint(len(of), (), generator=random))])
-        prompts = [each.prompt for each in targets]
-        targets = targets[first : first + own]
+        family, rows = self.family, self._rows(number)
+        first = self.extent.rows * processes().process_index
+        targets = rows[first : first + self.extent.rows]
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
         latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
-        text = self.captions.features(prompts[first : first + own], (), prompts)
+        texts, of_all = ([each.prompt for each in some] for some in (targets, rows))
+        text = self.captions.features(texts, (), of_all)
         return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
+
+    def _rows(self, number: int) -> list[Target]:
+        """The targets beside a batch, of all processes."""
+        random = generator(self.settings.seed, "preservation", number, 0)
+        count, found = self.extent.rows * processes().num_processes, []
+        for row in range(count):
+            place = number // self.extent.every * count + row
+            of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
+            found.append(of[int(torch.randint(len(of), (), generator=random))])
+        return found
 
     def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
         batch_size = self.settings.batch_size

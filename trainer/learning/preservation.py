@@ -250,28 +250,30 @@ def generated(
 ) -> list[Target]:
     """Generates an image of every prompt with the model as it is; returns all of their steps.
 
+    They are in the order of the images: which of them a row uses does not depend on the batch size.
     `advance` is called with the phase, the number of images generated and their total.
     """
     side = side_of(family, extent.side)
     sigmas = family.sigmas(extent.steps, side, side)
-    tensors, points = Tensors[int](WHAT), list[tuple[str, float]]()
+    tensors, points = Tensors[int](WHAT), dict[int, tuple[str, float]]()
     with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
         for first in range(0, len(prompts), batch_size):
             batch = prompts[first : first + batch_size]
             text = captions.features(batch)
             seeds = range(first_seed + first, first_seed + first + len(batch))
             latents_RCHW = family.initial_noise(seeds, side, side)
-            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
                 velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
                 for row, prompt in enumerate(batch):
-                    tensors.add(len(points), torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-                    points.append((prompt, float(sigma)))
+                    place = (first + row) * extent.steps + step
+                    tensors.add(place, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
+                    points[place] = prompt, float(sigma)
                 latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
             progress.update(len(batch))
             advance(WHAT, first + len(batch), len(prompts))
     mapped = tensors.mapped()
-    return [Target(*point, *mapped[number]) for number, point in enumerate(points)]
+    return [Target(*points[place], *mapped[place]) for place in sorted(points)]
 
 
 @torch.no_grad()

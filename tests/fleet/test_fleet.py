@@ -22,17 +22,14 @@ from lab.benchmarks.fleet import equality, kill
 from lab.benchmarks.fleet_process import PYTHON, Fleet, fleet
 from lab.benchmarks.soak import write_loras
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-fleet, which `make fleet` makes"),
+]
 PORT = 8345
 QUEUED = 6
 Json = dict[str, Any]
 TRAINING: Json = {"dataset": "subject.zip", "steps": 24, "checkpoint_every": 8, "seed": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> None:
-    if not PYTHON.exists():  # here rather than a mark: one line for all tests
-        pytest.skip("needs .venv-fleet, which `make fleet` makes")
 
 
 @pytest.fixture(scope="module")

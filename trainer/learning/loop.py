@@ -55,8 +55,7 @@ class Loop:
     that would be saved now, and within `averaged()` the model uses those weights.
 
     With `accelerate launch`, several processes share each batch: each uses `batch_size` rows of it,
-    and gradients are averaged, which is equal to one process with the whole batch (with
-    preservation, if that has as many rows and images: their numbers follow from `batch_size`).
+    and gradients are averaged, which is equal to one process with the whole batch.
     """
 
     def __init__(

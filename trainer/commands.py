@@ -40,7 +40,10 @@ def stop(name: str | Path, keep: bool = False) -> str:
 
 
 def save(name: str | Path) -> str:
-    """Saves the current weights to `saved/step-NNNNNN.zip`; the run continues."""
+    """Saves the current weights to `saved/step-NNNNNN.zip`; the run continues.
+
+    A full training saves the folder `saved/step-NNNNNN`, as large as the model.
+    """
     return _give(name, Command("save"))
 
 
@@ -95,7 +98,10 @@ _CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
     "pause": (pause, "Pause a run between two steps; its memory stays in use."),
     "resume": (resume, "Resume a run that was paused, stopped or killed, or that failed."),
     "stop": (stop, "Write a checkpoint and stop a run."),
-    "save": (save, "Write the current weights to saved/step-NNNNNN.zip; the run continues."),
+    "save": (
+        save,
+        "Write the current weights to saved/step-NNNNNN.zip (of a full training a folder); the run continues.",
+    ),
     "preview": (preview, "Generate the preview images now; the run continues."),
 }
 

@@ -229,6 +229,7 @@ class ZImage(Family):
                 "turbo-ostris-v2": ("z-image-turbo", "v2"),
                 "ostris-de-turbo": ("z-image-de-turbo", None),
             },
+            modules={"Attention": "*.attention.*", "FeedForward": "*.feed_forward.*"},
         ),
         "OneTrainer": JobNames(("Z_IMAGE",)),
         "diffusion-pipe": JobNames(("z_image",), "layers.*,noise_refiner.*,context_refiner.*"),

@@ -1,17 +1,22 @@
 """Job files of SimpleTuner: config.json, with the JSON file of its datasets.
 
+Its LyCORIS adapters are described in a third file, `lycoris_config`.
+
 Source: the field registry (defaults), `helpers/models/common.py`, `helpers/models/*/model.py`,
 `helpers/training/optimizer_param.py`, `helpers/training/custom_schedule.py`,
-`helpers/metadata/backends/base.py` (batches), documentation/DATALOADER.md.
+`helpers/metadata/backends/base.py` (batches), `helpers/training/trainer.py` (LyCORIS),
+documentation/DATALOADER.md; `wrapper.py` and `modules` of LyCORIS f49d30d.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from families.base import JobNames
 from families.registry import family_of
 from trainer.settings.inputs import SettingsError
 from trainer.settings.jobs.rules import (
+    UNLIMITED,
     alpha_is_rank,
     base_named,
     base_of,
@@ -21,6 +26,7 @@ from trainer.settings.jobs.rules import (
     epoch,
     family_named,
     learning_rate,
+    lokr,
     only_arguments,
     only_dataset,
     optimizer,
@@ -74,6 +80,13 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     images = [each for each in used if each.get("dataset_type", "image") == "image"]
     others = [each for each in used if each.get("dataset_type") not in (None, "image")]
     caches = {f"dataset {each.get('id')}.{key}": each[key] for each in others for key in each}
+    if keys.get("lora_type") == "lycoris":
+        if not (name := keys.get("lycoris_config")):
+            raise SettingsError("lycoris_config is missing")
+        adapter = parse(companion(path, "lycoris_config", name))
+        if not isinstance(adapter, dict):
+            raise SettingsError("lycoris_config is not a JSON object")
+        keys |= {f"lycoris.{key}": value for key, value in adapter.items()}
     return keys | only_dataset(images, "data_backend_config") | caches
 
 
@@ -93,6 +106,9 @@ def _base(found: Translation) -> None:
         found.same("disable_assistant_lora", turbo_adapter="none")
     if path := found.get("pretrained_model_name_or_path"):
         base_named(found, "pretrained_model_name_or_path", str(path), family)
+    if found.get("lora_type") == "lycoris":
+        _lycoris(found, names)
+        return
     if targets := found.get("peft_lora_target_modules"):
         found.same(
             "peft_lora_target_modules",
@@ -105,6 +121,57 @@ def _base(found: Translation) -> None:
         found.same("use_dora", adapter="dora")
     if dropout := found.get("lora_dropout", 0.1):
         found.differs("lora_dropout", f"{dropout:g} in SimpleTuner; there is none here")
+
+
+def _lycoris(found: Translation, names: JobNames) -> None:
+    """An adapter of LyCORIS. Of the options for layers, only classes of modules are translated."""
+    found.same("lora_type", "lycoris")
+    for key in ("lora_rank", "lora_alpha", "lora_dropout", "peft_lora_target_modules"):
+        if key in found.keys:
+            found.no_effect(key, "lora_type is lycoris")
+    preset = found.keys.get("lycoris.apply_preset") or {}
+    known = ("target_module", "module_algo_map", "enable_conv", "use_fnmatch", "lora_prefix")
+    for key in preset.keys() - set(known):
+        found.refuse(f"lycoris.apply_preset.{key}", str(preset[key])[:200])
+    classes = preset.get("target_module", [])
+    if preset and not (classes and names.modules.keys() >= set(classes)):
+        text = f"{classes} (supported: {', '.join(names.modules)})"
+        found.refuse("lycoris.apply_preset.target_module", text)
+    layers = ",".join(names.modules[each] for each in classes if each in names.modules)
+    found.same("lycoris.apply_preset", lora_targets=layers or "*")
+
+    algo, rank = str(found.get("lycoris.algo", "lora")).lower(), found.get("lycoris.linear_dim", 4)
+    ranked = True
+    if algo == "lokr":
+        rank = UNLIMITED if found.get("lycoris.full_matrix") else rank
+        ranked = lokr(found, "lycoris.linear_dim", rank, "lycoris.factor", _factor(found, preset))
+        found.same("lycoris.algo", "lokr")
+    elif algo in ("lora", "locon", "loha"):
+        found.same("lycoris.algo", adapter="loha" if algo == "loha" else "lora")
+        found.same("lycoris.linear_dim", rank=rank)
+    else:
+        found.refuse("lycoris.algo", f"{algo} (supported: lora, locon, loha, lokr)")
+    if "lycoris.full_matrix" in found.keys:
+        found.no_effect("lycoris.full_matrix", "" if ranked else "both factors are whole")
+    if ranked:
+        alpha_is_rank(found, "lycoris.linear_alpha", rank, 1)
+    else:
+        found.no_effect("lycoris.linear_alpha", "both factors are whole")
+
+
+def _factor(found: Translation, preset: Mapping[str, Any]) -> int:
+    """The factor of LoKr, which `module_algo_map` can replace for all classes of modules."""
+    factor = found.get("lycoris.factor", -1)
+    rows = preset.get("module_algo_map") or {}
+    used = {
+        rows[each].get("factor", factor) if each in rows else factor
+        for each in preset.get("target_module", [])
+    }
+    others = {key for row in rows.values() for key in row} - {"factor"}
+    if others or len(used) > 1:
+        text = ", ".join([*sorted(others), *(f"factor {each}" for each in sorted(used))])
+        found.refuse("lycoris.apply_preset.module_algo_map", f"{text} (one factor for all here)")
+    return used.pop() if len(used) == 1 else factor
 
 
 def _learning(found: Translation) -> None:
@@ -248,7 +315,8 @@ PROGRAM = Program(
     },
     only={
         "model_type": ("lora",),
-        "lora_type": ("standard",),
+        "lora_type": ("standard", "lycoris"),
+        "lycoris.multiplier": (1,),
         "type": ("local",),
         "dataset_type": ("image",),
         "metadata_backend": ("discovery",),
@@ -280,6 +348,7 @@ PROGRAM = Program(
         *("print_*", "strict_epoch_limit", "minimum_image_size", "resolution_type", "lr_end"),
         *("i_know_what_i_am_doing", "keep_vae_loaded", "ignore_missing_files", "revision"),
         *("debug_*", "lr_power", "lr_num_cycles", "lycoris_config", "instance_prompt", "ema_*"),
+        *("lycoris.bypass_mode", "lycoris.conv_*", "lycoris.use_tucker", "lycoris.block_size"),
         *("seed_for_each_device", "disable_segmented_timestep_sampling", "enable_watermark"),
     ),
 )

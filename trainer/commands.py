@@ -98,10 +98,7 @@ _CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
     "pause": (pause, "Pause a run between two steps; its memory stays in use."),
     "resume": (resume, "Resume a run that was paused, stopped or killed, or that failed."),
     "stop": (stop, "Write a checkpoint and stop a run."),
-    "save": (
-        save,
-        "Write the current weights to saved/step-NNNNNN.zip (of a full training a folder); the run continues.",
-    ),
+    "save": (save, "Write the current weights to saved/step-NNNNNN.zip; the run continues."),
     "preview": (preview, "Generate the preview images now; the run continues."),
 }
 

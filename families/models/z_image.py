@@ -210,10 +210,7 @@ class ZImage(Family):
     few_step_loras = (
         # alibaba-pai/Z-Image-Fun-Lora-Distill, made for Z-Image's own schedule with cfg 1.
         FewStepRow(
-            "Z-Image-Fun-Lora-Distill",
-            re.compile(r"z-image-fun(?:-\w+)*-distill"),
-            steps=8,
-            shift=None,
+            "Z-Image-Fun-Lora-Distill", re.compile(r"z-image-fun(?:-\w+)*-distill"), 8, None
         ),
     )
     job_names = {

@@ -258,8 +258,6 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
          "sample_prompts: dataset.toml (only a text file is supported)"),
         ("simpletuner-z-image/config.json", {'"constant_with_warmup"': '"cosine"'},
          "lr_scheduler: cosine: a wave whose length is lr_warmup_steps"),
-        ("simpletuner-z-image/config.json", {'"standard"': '"lycoris"'},
-         "lycoris_config is missing"),
         ("simpletuner-z-image/config.json", {'"standard"': '"glora"'}, "lora_type: glora"),
         ("simpletuner-z-image/config.json", {'"crop": false': '"crop": true'},
          "crop: True (images are not cropped to another aspect ratio here; crop them"),
@@ -294,12 +292,12 @@ def test_layers_of_a_regular_expression_can_be_named_instead(tmp_path: Path) -> 
 
 
 def test_all_refused_keys_are_in_one_message_and_no_secret_is(tmp_path: Path) -> None:
-    changes = {'"lora_type": "standard"': '"lora_type": "lycoris", "my_token": "hf_abc"'}
+    changes = {'"lora_type": "standard"': '"lora_type": "glora", "my_token": "hf_abc"'}
     job = copied(tmp_path, "simpletuner-z-image/config.json", **changes, **{'"textfile"': '"csv"'})
     with pytest.raises(SettingsError) as error:
         read_config(job)
     said = str(error.value)
-    for key in ("lora_type: lycoris", "my_token: a secret", "caption_strategy: csv"):
+    for key in ("lora_type: glora", "my_token: a secret", "caption_strategy: csv"):
         assert key in said
     assert "hf_abc" not in said and "remove them to train without them" in said
 
@@ -434,12 +432,12 @@ BOTH = ["Attention", "FeedForward"]
         ({"algo": "loha", "linear_dim": 12, "linear_alpha": 12}, Form("loha", 12), "*"),
         (LOKR | {"linear_dim": 10000, "apply_preset": {"target_module": BOTH, "module_algo_map": {
             "Attention": {"factor": 16}, "FeedForward": {"factor": 8}}}},
-         "module_algo_map: factor 8, factor 16 (one factor for all here)", ""),
+         "module_algo_map: factor 8, factor 16 (one factor for all layers here)", ""),
         (LOKR | {"apply_preset": {"target_module": ["FinalLayer"], "name_algo_map": {"x": {}}}},
-         "target_module: ['FinalLayer'] (supported: Attention, FeedForward)", ""),
+         "target_module: FinalLayer (supported: Attention, FeedForward)", ""),
         (LOKR | {"apply_preset": {"target_module": BOTH, "exclude_name": ["*refiner*"]}},
          "lycoris.apply_preset.exclude_name", ""),
-        ({"algo": "lokr", "linear_dim": 12}, "lycoris.linear_alpha (missing): 1 in SimpleTuner", ""),
+        ({"algo": "lokr", "linear_dim": 12}, "lycoris.linear_alpha (missing): 1 in Simple", ""),
         (LOKR | {"dora_wd": True}, "lycoris.dora_wd: True", ""),
         (LOKR | {"multiplier": 2}, "lycoris.multiplier: 2 (only 1", ""),
         ({"algo": "boft", "linear_dim": 4, "linear_alpha": 4}, "lycoris.algo: boft", ""),
@@ -450,6 +448,8 @@ def test_lycoris_jobs_of_simpletuner_are_translated_or_refused_by_name(
 ) -> None:
     change = {'"standard"': '"lycoris", "lycoris_config": "lycoris.json"'}
     job = copied(tmp_path, "simpletuner-z-image/config.json", **change)
+    with pytest.raises(SettingsError, match=r"lycoris_config: there is no file lycoris.json"):
+        read_config(job)
     (job.parent / "lycoris.json").write_text(json.dumps(adapter))
     if isinstance(form, str):
         with pytest.raises(SettingsError, match=re.escape(form)):

@@ -1,22 +1,18 @@
 """Job files of SimpleTuner: config.json, with the JSON file of its datasets.
 
-Its LyCORIS adapters are described in a third file, `lycoris_config`.
-
 Source: the field registry (defaults), `helpers/models/common.py`, `helpers/models/*/model.py`,
 `helpers/training/optimizer_param.py`, `helpers/training/custom_schedule.py`,
-`helpers/metadata/backends/base.py` (batches), `helpers/training/trainer.py` (LyCORIS),
-documentation/DATALOADER.md; `wrapper.py` and `modules` of LyCORIS f49d30d.
+`helpers/metadata/backends/base.py` (batches), documentation/DATALOADER.md.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from families.base import JobNames
 from families.registry import family_of
 from trainer.settings.inputs import SettingsError
+from trainer.settings.jobs.lycoris import keys_of_lycoris, lycoris
 from trainer.settings.jobs.rules import (
-    UNLIMITED,
     alpha_is_rank,
     base_named,
     base_of,
@@ -26,7 +22,6 @@ from trainer.settings.jobs.rules import (
     epoch,
     family_named,
     learning_rate,
-    lokr,
     only_arguments,
     only_dataset,
     optimizer,
@@ -81,12 +76,7 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     others = [each for each in used if each.get("dataset_type") not in (None, "image")]
     caches = {f"dataset {each.get('id')}.{key}": each[key] for each in others for key in each}
     if keys.get("lora_type") == "lycoris":
-        if not (name := keys.get("lycoris_config")):
-            raise SettingsError("lycoris_config is missing")
-        adapter = parse(companion(path, "lycoris_config", name))
-        if not isinstance(adapter, dict):
-            raise SettingsError("lycoris_config is not a JSON object")
-        keys |= {f"lycoris.{key}": value for key, value in adapter.items()}
+        keys |= keys_of_lycoris(path, keys.get("lycoris_config"))
     return keys | only_dataset(images, "data_backend_config") | caches
 
 
@@ -107,7 +97,7 @@ def _base(found: Translation) -> None:
     if path := found.get("pretrained_model_name_or_path"):
         base_named(found, "pretrained_model_name_or_path", str(path), family)
     if found.get("lora_type") == "lycoris":
-        _lycoris(found, names)
+        lycoris(found, names)
         return
     if targets := found.get("peft_lora_target_modules"):
         found.same(
@@ -121,57 +111,6 @@ def _base(found: Translation) -> None:
         found.same("use_dora", adapter="dora")
     if dropout := found.get("lora_dropout", 0.1):
         found.differs("lora_dropout", f"{dropout:g} in SimpleTuner; there is none here")
-
-
-def _lycoris(found: Translation, names: JobNames) -> None:
-    """An adapter of LyCORIS. Of the options for layers, only classes of modules are translated."""
-    found.same("lora_type", "lycoris")
-    for key in ("lora_rank", "lora_alpha", "lora_dropout", "peft_lora_target_modules"):
-        if key in found.keys:
-            found.no_effect(key, "lora_type is lycoris")
-    preset = found.keys.get("lycoris.apply_preset") or {}
-    known = ("target_module", "module_algo_map", "enable_conv", "use_fnmatch", "lora_prefix")
-    for key in preset.keys() - set(known):
-        found.refuse(f"lycoris.apply_preset.{key}", str(preset[key])[:200])
-    classes = preset.get("target_module", [])
-    if preset and not (classes and names.modules.keys() >= set(classes)):
-        text = f"{classes} (supported: {', '.join(names.modules)})"
-        found.refuse("lycoris.apply_preset.target_module", text)
-    layers = ",".join(names.modules[each] for each in classes if each in names.modules)
-    found.same("lycoris.apply_preset", lora_targets=layers or "*")
-
-    algo, rank = str(found.get("lycoris.algo", "lora")).lower(), found.get("lycoris.linear_dim", 4)
-    ranked = True
-    if algo == "lokr":
-        rank = UNLIMITED if found.get("lycoris.full_matrix") else rank
-        ranked = lokr(found, "lycoris.linear_dim", rank, "lycoris.factor", _factor(found, preset))
-        found.same("lycoris.algo", "lokr")
-    elif algo in ("lora", "locon", "loha"):
-        found.same("lycoris.algo", adapter="loha" if algo == "loha" else "lora")
-        found.same("lycoris.linear_dim", rank=rank)
-    else:
-        found.refuse("lycoris.algo", f"{algo} (supported: lora, locon, loha, lokr)")
-    if "lycoris.full_matrix" in found.keys:
-        found.no_effect("lycoris.full_matrix", "" if ranked else "both factors are whole")
-    if ranked:
-        alpha_is_rank(found, "lycoris.linear_alpha", rank, 1)
-    else:
-        found.no_effect("lycoris.linear_alpha", "both factors are whole")
-
-
-def _factor(found: Translation, preset: Mapping[str, Any]) -> int:
-    """The factor of LoKr, which `module_algo_map` can replace for all classes of modules."""
-    factor = found.get("lycoris.factor", -1)
-    rows = preset.get("module_algo_map") or {}
-    used = {
-        rows[each].get("factor", factor) if each in rows else factor
-        for each in preset.get("target_module", [])
-    }
-    others = {key for row in rows.values() for key in row} - {"factor"}
-    if others or len(used) > 1:
-        text = ", ".join([*sorted(others), *(f"factor {each}" for each in sorted(used))])
-        found.refuse("lycoris.apply_preset.module_algo_map", f"{text} (one factor for all here)")
-    return used.pop() if len(used) == 1 else factor
 
 
 def _learning(found: Translation) -> None:
@@ -349,6 +288,7 @@ PROGRAM = Program(
         *("i_know_what_i_am_doing", "keep_vae_loaded", "ignore_missing_files", "revision"),
         *("debug_*", "lr_power", "lr_num_cycles", "lycoris_config", "instance_prompt", "ema_*"),
         *("lycoris.bypass_mode", "lycoris.conv_*", "lycoris.use_tucker", "lycoris.block_size"),
+        *("lycoris.apply_preset.enable_conv", "lycoris.apply_preset.lora_prefix"),
         *("seed_for_each_device", "disable_segmented_timestep_sampling", "enable_watermark"),
     ),
 )

@@ -21,7 +21,7 @@ from trainer.learning.checkpoint import Checkpoint, write_checkpoint
 from trainer.learning.fused import FusedOptimizer, rounded_stochastically
 from trainer.learning.optimizers import make_optimizer
 from trainer.learning.resume import read_resume
-from trainer.learning.saving import state_of
+from trainer.learning.saving import Saver, state_of
 from trainer.learning.step_weights import write_weights_of_step
 from trainer.run import train
 from trainer.run_files import SAVED, found_in, remove_parts, remove_run
@@ -102,30 +102,38 @@ def test_a_full_training_is_resumed_bit_for_bit(
         read_resume(small(resume_from=path, optimizer=optimizer), [])
 
 
-def test_the_weights_of_a_step_are_a_folder_that_generation_reads(
+def test_weights_of_earlier_steps_are_folders_that_generation_reads(
     small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = make_loop(small(lora_targets="attention", **FULL), 2)
-    loop.step(0)
-    path = write_weights_of_step(loop, tmp_path / SAVED)
-    assert path == tmp_path / SAVED / "step-000001"
+    loop = make_loop(small(lora_targets="attention", steps=2, weights_every=1, **FULL), 2)
+    saver = Saver(tmp_path / "checkpoints", tmp_path / "model")
+    loop.run(saver=saver)
+    saver.release()
+    assert [each.name for each in (tmp_path / SAVED).iterdir()] == ["step-000001"]
+    path = write_weights_of_step(loop, tmp_path / SAVED)  # by the command `save`
     archive, base = read_weights(path), loop.family.base
-    assert (archive.meta["steps"], archive.meta["trained"], archive.model) == (1, "full", path)
+    assert (archive.meta["steps"], archive.meta["trained"], archive.model) == (2, "full", path)
     assert loop.full is not None
     loaded = original_transformer(loop.family, with_transformer(base, path))
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, loop.full.transformer.get_parameter(name)), name
-    partial = path.with_name(".step-000002.abcdefgh.part")
+
+    partial = path.with_name(".step-000003.abcdefgh.part")
     partial.mkdir()
     remove_parts(tmp_path)
-    assert found_in(tmp_path) == "saved/step-000001" and not partial.exists()
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match="GB are needed and 0.00 GB are free"):
-        write_weights_of_step(loop, tmp_path / "full")
-    assert not (tmp_path / "full").exists()
+    assert found_in(tmp_path, besides=["model"]) is not None and not partial.exists()
     remove_run(tmp_path)
     assert not path.exists()
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=10 * loop.full.nbytes())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    loop.settings = loop.settings.replace(steps=10_000)
+    with pytest.raises(OSError, match="weights_every 1 saves 9997 times 0.00 GB"):
+        saver.begin(loop)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="GB are needed and 0.00 GB are free"):
+        write_weights_of_step(loop, tmp_path / SAVED)
+    assert not (tmp_path / SAVED).exists()
 
 
 def test_steps_in_the_backward_pass_equal_those_after_it_and_hold_one_gradient() -> None:

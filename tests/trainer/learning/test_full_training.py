@@ -105,12 +105,13 @@ def test_a_full_training_is_resumed_bit_for_bit(
 def test_weights_of_earlier_steps_are_folders_that_generation_reads(
     small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = tmp_path / "run"
     loop = make_loop(small(lora_targets="attention", steps=2, weights_every=1, **FULL), 2)
-    saver = Saver(tmp_path / "checkpoints", tmp_path / "model")
+    saver = Saver(run / "checkpoints", run / "model")
     loop.run(saver=saver)
     saver.release()
-    assert [each.name for each in (tmp_path / SAVED).iterdir()] == ["step-000001"]
-    path = write_weights_of_step(loop, tmp_path / SAVED)  # by the command `save`
+    assert [each.name for each in (run / SAVED).iterdir()] == ["step-000001"]
+    path = write_weights_of_step(loop, run / SAVED)  # by the command `save`
     archive, base = read_weights(path), loop.family.base
     assert (archive.meta["steps"], archive.meta["trained"], archive.model) == (2, "full", path)
     assert loop.full is not None
@@ -120,9 +121,9 @@ def test_weights_of_earlier_steps_are_folders_that_generation_reads(
 
     partial = path.with_name(".step-000003.abcdefgh.part")
     partial.mkdir()
-    remove_parts(tmp_path)
-    assert found_in(tmp_path, besides=["model"]) is not None and not partial.exists()
-    remove_run(tmp_path)
+    remove_parts(run)
+    assert found_in(run) is not None and not partial.exists()
+    remove_run(run)
     assert not path.exists()
 
     usage = shutil.disk_usage(tmp_path)._replace(free=10 * loop.full.nbytes())
@@ -132,8 +133,8 @@ def test_weights_of_earlier_steps_are_folders_that_generation_reads(
         saver.begin(loop)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(OSError, match="GB are needed and 0.00 GB are free"):
-        write_weights_of_step(loop, tmp_path / SAVED)
-    assert not (tmp_path / SAVED).exists()
+        write_weights_of_step(loop, run / SAVED)
+    assert not (run / SAVED).exists()
 
 
 def test_steps_in_the_backward_pass_equal_those_after_it_and_hold_one_gradient() -> None:

@@ -162,7 +162,7 @@ def _opened_members(members: Members, source: str) -> Iterator[OpenArchive]:
         tensors = open_lora(file, members.sizes[lora_name], shown)
         if META not in members.sizes:
             meta = _meta_in_header(tensors)
-        tokens = str(meta.get("placeholder_token", "")).split()
+        tokens = str(meta.get("placeholder_token") or "").split()
         folder = "".join(lora_name.rpartition("/")[:2])
         names = embedding_names(tokens)
         named = {f"{folder}{name}.safetensors": token for token, name in names.items()}

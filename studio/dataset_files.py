@@ -10,13 +10,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adapters.files.containers import is_junk
 from inference.image_decoding import READABLE
+from inference.input_fields import parts_of
 from studio.folder import (
     Studio,
     absent,
@@ -183,6 +184,33 @@ def texts_of(root: Path, files: Files) -> dict[str, bytes]:
     """The content of all files that may contain captions."""
     kinds = {name: suffix_of(name) for name in files}
     return {n: read_file(root, n, TEXTS[kind]) for n, kind in kinds.items() if kind in TEXTS}
+
+
+def contents_of(root: Path, files: Files, texts: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What the trainer reads to know the role of each file: texts, and of other files the first
+    bytes; of an image by its suffix nothing."""
+
+    def content(name: str) -> bytes:
+        if name in texts:
+            return texts[name]
+        return b"" if suffix_of(name) in IMAGE_SUFFIXES else read_file(root, name, HEAD_BYTES)
+
+    return {name: content(name) for name in files}
+
+
+def control_folders(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Folders of control images in a dataset, with commas. Raises `Problem` 400 or 404."""
+    names = (each.strip("/") for each in parts_of(text, ","))
+    return tuple("/".join(entry_path(each, "controls")) for each in names)
+
+
+def member_name(name: str, controls: Sequence[str]) -> str:
+    """The name by which the trainer knows a file: folders of control images are `control_1/` and
+    so on (`trainer.data.file_lists.opener`)."""
+    for number, folder in enumerate(controls, start=1):
+        if name.startswith(f"{folder}/"):
+            return f"control_{number}/{name.removeprefix(f'{folder}/')}"
+    return name
 
 
 def caption_version(content: bytes | None) -> str:

@@ -207,10 +207,10 @@ def pair_findings(pairs: Pairs, examples: Sequence[Example]) -> Iterator[Finding
             text = "ignored, because only editing models use control images"
             yield Finding.of_all(text, sorted(pairs.named))
         return
-    yield Finding(
-        f"{len(counts)} pairs, with {sum(counts.values())} control images", level=logging.INFO
-    )
-    if fewer := [name for name, count in counts.items() if count < most]:
+    number = sum(count > 0 for count in counts.values())
+    text = f"{number} pairs, with {sum(counts.values())} control images"
+    yield Finding(text, level=logging.INFO)
+    if fewer := [name for name, count in counts.items() if 0 < count < most]:
         yield Finding.of_all(f"fewer control images than the {most} of others", fewer)
 
 
@@ -219,7 +219,11 @@ OTHER_RATIO = 0.05  # difference of aspect ratios from which an edit may move wh
 
 def pair_checks(examples: Sequence[Example]) -> Iterator[Finding]:
     """Warns of pairs that teach something else than the edit."""
-    same = [e.name for e in examples if any(each.data == e.data for each in e.controls)]
+    same = [
+        each.name
+        for each in examples
+        if each.data and any(control.data == each.data for control in each.controls)
+    ]
     if same:
         text = "the image and its control image are the same file, so no edit is learned"
         yield Finding.of_all(text, same, check="no-edit")

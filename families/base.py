@@ -158,6 +158,10 @@ class CardCode:
     guidance: str  # the pipeline's argument for classifier-free guidance
     guidance_off: int  # the value of that argument which is guidance 1 here
     tokenizer: str = "pipeline.tokenizer"
+    # Of the editing pipeline: Python that prepares `pipeline`, and its argument for
+    # `Base.reference_resolution`.
+    editing_setup: str = ""
+    editing_size: str = ""
 
 
 @dataclass(frozen=True)

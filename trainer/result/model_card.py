@@ -73,8 +73,8 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
 
 def _controls(meta: Mapping[str, Any]) -> int:
     """The control images of the first pair, which the sample repeats; 0 for single images."""
-    first = next(iter(meta.get("dataset", {}).get("pictures") or ()), {})
-    return len(first.get("controls") or ())
+    pictures = meta.get("dataset", {}).get("pictures") or [{}]
+    return len(pictures[0].get("controls") or ())
 
 
 def placeholder_file(number: int) -> str:

@@ -281,7 +281,8 @@ def examine(
     used = {each.mask_file for each in examples} | {each.name for each in kept.examples}
     used |= {control.name for each in examples for control in each.controls}
     warnings += pair_findings(pairs, examples)
-    shown = [group for group in groups if used.isdisjoint(group.names)]
+    takes = controls[1] > 0  # then control images that are not used are problems
+    shown = [g for g in groups if used.isdisjoint(g.names) and not (takes and g.controls)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]
     warnings += [*about_masks, *unused(of_masks, examples), *kept.notes]
@@ -314,8 +315,7 @@ def examine(
                 check="no-token",
             )
         )
-    known = found_captions.of, groups, kept.examples, pairs
-    return Findings(examples, problems, warnings, *known)
+    return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples, pairs)
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

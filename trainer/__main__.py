@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
-from trainer.checking import check, summary, with_usual_base
+from trainer.checking import check, dataset_of, summary, with_usual_base
 from trainer.dataset_names import hub_dataset, safe_source
 from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
@@ -230,14 +230,12 @@ def show_plan(
 
     has_dataset: the dataset is the user's; its control images are counted, if it exists.
     """
-    from trainer.data import check_dataset
     from trainer.memory import describe_plan, plan_data
     from trainer.reading import with_pairs
 
     with one_message(debug, True, ValueError):  # lora_targets that match no layer
         needed = not as_json or settings.base.most_references > 0
-        reads = has_dataset and needed and settings.dataset.exists()
-        found = check_dataset(settings) if reads else None
+        found = dataset_of(settings) if has_dataset and needed else None
         examples = found.findings.examples if found else []
         used = with_pairs(settings, examples)
         given = used, gpus, max((len(each.controls) for each in examples), default=0)

@@ -74,6 +74,13 @@ def _pairs(examples: "Sequence[Example]") -> str:
     return f", {count:,} control images" * bool(count)
 
 
+def dataset_of(settings: Settings) -> "DatasetCheck | None":
+    """The checked dataset of a plan; None if it does not exist here."""
+    from trainer.data import check_dataset
+
+    return check_dataset(settings) if settings.dataset.exists() else None
+
+
 def summary(settings: Settings, found: "DatasetCheck | None") -> str:
     """One line for a plan: the numbers of images and findings; empty if there is no dataset.
 

@@ -256,7 +256,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         trackers=parts_of(inputs.trackers, ","),
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
-    if base.needs_references:
+    if base.needs_references or (base.most_references and settings.controls):
         settings = for_pairs(settings)
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))

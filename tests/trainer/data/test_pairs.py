@@ -173,6 +173,7 @@ def test_a_list_and_folders_in_other_places(tmp_path: Path) -> None:
         ({"controls": "imgs"}, "controls is the dataset itself"),
         ({"preserve": 0.5}, "preserve is 0.5, .* for pairs it is not supported: set it to off"),
         ({"preserve_prompts": ["a cat"]}, "preserve_prompts are not used for pairs"),
+        ({"base_model": "qwen-image-2.1", "controls": "x", "preserve": 0.5}, "for pairs it is not"),
         ({"autocaption": "style"}, "the caption of a pair is the instruction for the edit"),
     ],
 )

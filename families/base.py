@@ -127,6 +127,11 @@ class Base:
         return self.editing_resolution or self.default_resolution
 
     @property
+    def reference_counts(self) -> tuple[int, int]:
+        """Reference images that it needs, and takes at most."""
+        return int(self.needs_references), self.most_references
+
+    @property
     def license_facts(self) -> dict[str, str]:
         """What the license asks for in the metadata of a LoRA for this base; empty if nothing."""
         if self.terms is None:

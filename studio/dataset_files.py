@@ -17,7 +17,6 @@ from typing import Any
 
 from adapters.files.containers import is_junk
 from inference.image_decoding import READABLE
-from inference.input_fields import parts_of
 from studio.folder import (
     Studio,
     absent,
@@ -196,12 +195,6 @@ def contents_of(root: Path, files: Files, texts: Mapping[str, bytes]) -> dict[st
         return b"" if suffix_of(name) in IMAGE_SUFFIXES else read_file(root, name, HEAD_BYTES)
 
     return {name: content(name) for name in files}
-
-
-def control_folders(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Folders of control images in a dataset, with commas. Raises `Problem` 400 or 404."""
-    names = (each.strip("/") for each in parts_of(text, ","))
-    return tuple("/".join(entry_path(each, "controls")) for each in names)
 
 
 def member_name(name: str, controls: Sequence[str]) -> str:

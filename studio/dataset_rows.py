@@ -68,12 +68,6 @@ class Wanted:
         multiple = self.base.size_multiple if self.base else MULTIPLE
         return (self.resolution, multiple) if self.resolution else None
 
-    @property
-    def control_counts(self) -> tuple[int, int]:
-        """Control images of each image that the base needs, and takes at most."""
-        base = self.base
-        return (int(base.needs_references), base.most_references) if base else (0, 0)
-
 
 def described(
     root: Path, files: Files, texts: dict[str, bytes], wanted: Wanted
@@ -102,7 +96,7 @@ def described(
         DEFAULT_CAPTION,
         wanted.token,
         masks="auto",
-        controls=wanted.control_counts,
+        controls=wanted.base.reference_counts if wanted.base else (0, 0),
         most_regularization=MOST_REGULARIZATION,
         check_images=check_images,
         check_masks=False,

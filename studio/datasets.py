@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
+from inference.input_fields import parts_of
 from studio import packing, thumbnails
 from studio.captioner import caption_writer_of
 from studio.dataset_files import (
@@ -19,7 +20,6 @@ from studio.dataset_files import (
     captions_beside,
     check_image,
     contents_of,
-    control_folders,
     dataset_names,
     find,
     image_parts,
@@ -126,7 +126,7 @@ def _one(request: Request) -> Response:
             asked.get("token", TOKEN) or None,
             base,
             int(resolution or default) if named or resolution else None,
-            control_folders(asked.get("controls", "")),
+            parts_of(asked.get("controls"), ","),
         )
         if wanted.size is not None:
             nearest_bucket(1, 1, *wanted.size)

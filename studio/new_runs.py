@@ -16,8 +16,8 @@ from typing import Any
 from adapters.files.atomic import atomic_file
 from families.registry import UnknownBase, find_base
 from inference.input_fields import Interface, number_of, parts_of
-from studio.dataset_files import control_folders, place_of
-from studio.folder import Studio, folder_fd
+from studio.dataset_files import place_of
+from studio.folder import Studio, entry_path, folder_fd
 from studio.gpu import automatic_base
 from studio.replies import Problem
 from studio.summaries import facts_of, write_facts
@@ -112,14 +112,14 @@ def _in_dataset(studio: Studio, chosen: Chosen, named: str | Sequence[str]) -> l
         raise Problem(422, text, "controls")
     dataset = chosen[0]["name"]
     try:
-        folders = control_folders(named)
+        folders = ["/".join(entry_path(each.strip("/"))) for each in parts_of(named, ",")]
         for each in folders:
             with folder_fd(place_of(studio, dataset), each.split("/")):
                 pass
     except Problem as problem:
         text = f"controls must be folders in {dataset}, such as before: {problem}"
         raise Problem(422, text, "controls") from None
-    return list(folders)
+    return folders
 
 
 def control_places(settings: Settings, folder: Path) -> list[Path]:

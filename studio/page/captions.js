@@ -50,7 +50,7 @@ export function editor(image, state, on) {
     const names = image.controls.join("\n");
     if (controls.dataset.names !== names) {
       controls.dataset.names = names;
-      fill(controls, image.controls.map((name) => h("button", { type: "button", class: "thumb plate", tabindex: -1, title: name, "aria-label": `Show control image ${name}`, onclick: () => on.look(name) })));
+      fill(controls, image.controls.map((name) => h("button", { type: "button", class: "thumb plate", tabindex: text.tabIndex, title: name, "aria-label": `Show control image ${name}`, onclick: () => on.look(name) })));
     }
     image.controls.forEach((name, index) => small(controls.children[index], state.find(name)));
     const { bucket, length } = image;

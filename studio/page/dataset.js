@@ -194,9 +194,10 @@ class Dataset {
   /** Selects a row; `looked`: and shows this control image of it large. */
   select(name, scroll = true, looked = null) {
     const before = this.rows.get(this.state.selected), row = this.rows.get(name);
-    if (before && before !== row) { before.node.removeAttribute("data-selected"); before.text.tabIndex = -1; }
+    const stops = (one, tabIndex) => { for (const each of [one.text, ...one.node.querySelectorAll(".before button")]) each.tabIndex = tabIndex; };
+    if (before && before !== row) { before.node.removeAttribute("data-selected"); stops(before, -1); }
     this.state.selected = name;
-    if (row) { row.node.dataset.selected = ""; row.text.tabIndex = 0; }
+    if (row) { row.node.dataset.selected = ""; stops(row, 0); }
     if (row && scroll) row.node.scrollIntoView({ block: "nearest" });
     this.looked = looked;
     this.large.draw(this.state.find(looked) ?? this.state.find(name));
@@ -221,7 +222,7 @@ class Dataset {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") { event.preventDefault(); this.next(event.key === "ArrowDown" ? 1 : -1); }
     else if (onControl) return; // its own keys
     else if (event.key === "Enter" && event.target.tagName !== "BUTTON") { event.preventDefault(); this.rows.get(image.name)?.edit(); }
-    else if (event.key === "Delete") this.remove(image);
+    else if (event.key === "Delete") this.remove(this.state.find(this.looked) ?? image);
     else if (event.key === "r") this.large.replace();
   }
 

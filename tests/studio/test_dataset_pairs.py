@@ -89,8 +89,7 @@ def test_a_control_image_is_no_duplicate_and_may_be_in_any_folder_of_the_dataset
     lines = [json.dumps({"file_name": one, "control_path": other}) for one, other in edits]
     (place / "metadata.jsonl").write_text("\n".join(lines))
     assert shown(query) == pair | {"b.png": (["a.png"], False, False)}
-    for folder in ("..", "old/../..", ".studio"):
-        assert robot.get(f"/api/datasets/robot?controls={folder}").status_code == 400
+    assert shown(f"{query}&controls=..,/etc") == shown(query)  # names alone are compared
 
 
 def test_a_run_reads_control_images_of_folders_in_the_dataset_only(

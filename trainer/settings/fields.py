@@ -98,7 +98,7 @@ class Settings(TrainingInputs):
     @property
     def control_counts(self) -> tuple[int, int]:
         """Control images of each image that the base model needs, and takes at most."""
-        return int(self.base.needs_references), self.base.most_references
+        return self.base.reference_counts
 
     @property
     def control_folders(self) -> tuple[Path, ...]:

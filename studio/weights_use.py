@@ -20,7 +20,7 @@ def uses(row: dict[str, Any]) -> list[dict[str, str]]:
     if tokens:
         token = (
             " It does not know the token: the code that adds its embedding is in the model card "
-            "(docs/training.md, section 9)."
+            "(docs/runs.md, Publishing)."
         )
     comfy = "Not tried with a real base model. Copy the LoRA to models/loras."
     code = "models/loras/lora_weights.safetensors"

@@ -320,7 +320,7 @@ DESCRIBED = {"base_model", "dataset", "output_dir", "resolution", "resume_from",
 
 
 def test_the_documented_settings_are_those_of_the_code() -> None:
-    documented = rows("docs/training.md", "setting")
+    documented = rows("docs/settings.md", "setting")
     inputs = inputs_on(TrainingInputs, Interface.YAML)
     names = {
         f"{each.section}.{each.key or n}".removeprefix("train."): n for n, each in inputs.items()

@@ -44,7 +44,7 @@ Example:
 
 A dataset is a zip, a tar or a folder of images, with an optional caption in
 NAME.txt next to NAME.jpg; TOK in a caption stands for your subject. All settings
-are optional. An option replaces the value in the file; docs/training.md explains
+are optional. An option replaces the value in the file; docs/settings.md explains
 every setting. Job files of ai-toolkit, musubi-tuner, SimpleTuner, OneTrainer,
 diffusion-pipe and Replicate's trainer work, too (docs/job_files.md).
 

@@ -113,7 +113,7 @@ def _used(wanted: HubDataset, sizes: Mapping[str, int]) -> Sequence[str]:
         raise DatasetError(
             f"{wanted.shown} has its images in Parquet files, which are not read: "
             f"{listed(parquet, 3)}; save them as image files, with the few lines in "
-            "docs/training.md, and give that folder"
+            "docs/datasets.md, and give that folder"
         )
     if most is images:
         return [name for name in sorted(sizes) if suffix_of(name) in _USED]

@@ -1,6 +1,6 @@
 """Checks images: near-duplicates, blur, enlargement, size, crop and background.
 
-The limits were measured on 20 images; docs/training.md says on which.
+The limits were measured on 20 images; docs/datasets.md says on which.
 """
 
 import logging

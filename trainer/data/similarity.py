@@ -4,7 +4,7 @@ A pair is compared in two steps: a 64-bit hash of the lowest frequencies (DCT, e
 coefficient is above the median), as it is and mirrored, and then the correlation of the
 thumbnails. The hash alone calls 1 in 3,000 unrelated pairs alike, which is many among a thousand
 images. Limits measured on 20 images with their changed copies, 100 aligned faces, and 2,000
-random textures (docs/training.md).
+random textures (docs/datasets.md).
 """
 
 from collections.abc import Sequence

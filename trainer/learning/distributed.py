@@ -79,7 +79,7 @@ def check_launch(settings: Settings) -> None:
     if settings.shard and sharing() == 1:
         raise SettingsError(
             "shard is on, which needs several processes on this machine, and as many on every "
-            "other; start it with `accelerate launch` (docs/training.md), or remove shard"
+            "other; start it with `accelerate launch` (docs/several_gpus.md), or remove shard"
         )
 
 

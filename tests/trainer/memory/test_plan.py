@@ -258,7 +258,7 @@ def test_a_base_is_sharded_if_it_does_not_fit_on_each_gpu() -> None:
 def test_the_document_has_the_plans_of_small_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     monkeypatch.delenv("COMPILE", raising=False)
-    document = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "several_gpus.md").read_text(encoding="utf-8")
     columns = []
     for token in (False, True):
         given = {"dataset": "x", "base_model": "qwen-image", "train_placeholder_token": token}

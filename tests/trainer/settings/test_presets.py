@@ -9,6 +9,7 @@ from trainer.settings.inputs import INPUTS
 from trainer.settings.presets import PRESETS, Preset
 
 GUIDE = ROOT / "docs" / "training.md"
+REFERENCE = ROOT / "docs" / "settings.md"
 
 
 def row(name: str, preset: Preset) -> list[str]:
@@ -33,8 +34,8 @@ def test_the_guides_table_of_presets_is_theirs() -> None:
     assert written == [row(name, preset) for name, preset in PRESETS.items()]
 
 
-def test_the_guide_names_every_setting() -> None:
-    prose = re.sub(r"```.*?```", "", GUIDE.read_text(encoding="utf-8"), flags=re.S)
+def test_the_reference_names_every_setting() -> None:
+    prose = re.sub(r"```.*?```", "", REFERENCE.read_text(encoding="utf-8"), flags=re.S)
     code = " ".join(re.findall(r"`([^`]+)`", prose))
     named = set(re.findall(r"\w+", code))
     in_yaml = {n: each for n, each in INPUTS.items() if Interface.YAML in each.on}

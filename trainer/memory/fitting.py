@@ -46,7 +46,12 @@ class RanOut(Exception):
 
 @contextmanager
 def running_out(
-    settings: Settings, dtype: torch.dtype, device: torch.device, mode: Mode, saver: Saver
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+    mode: Mode,
+    saver: Saver,
+    controls: int = 0,
 ) -> Iterator[None]:
     """Converts out-of-memory errors within the context to `RanOut`.
 
@@ -61,8 +66,8 @@ def running_out(
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
         # The length of captions has little effect on the difference between modes. Compilation may
         # have failed, so plain blocks are counted.
-        counted = figures_of(settings, TEXT_TOKENS, dtype)
-        less = leaner(counted, mode, wishes_of(settings), usable(device))
+        counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
+        less = leaner(counted, mode, wishes_of(settings, 1, controls), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
         changed = settings.replace(
@@ -221,10 +226,10 @@ def figures_of(
 ) -> Figures:
     """The figures of a run at its largest resolution, with or without compiled blocks.
 
-    controls: control images of each training image; a base that only edits has at least one.
+    controls: as in `controls_counted`.
     """
     form, edge = settings.form, max(settings.resolutions)
-    controls = max(controls, int(settings.base.needs_references))
+    controls = controls_counted(settings, controls)
     encoded = settings.base.reference_resolution if controls else edge
     images = [
         Shape(form, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
@@ -254,6 +259,12 @@ def figures_of(
     )
 
 
+def controls_counted(settings: Settings, controls: int) -> int:
+    """Control images of each training image: of the data, if it is known, else 0; at least those
+    in folders of their own, and one for a base that only edits."""
+    return max(controls, len(settings.controls), int(settings.base.needs_references))
+
+
 def preview_size(settings: Settings) -> tuple[int, int]:
     """Width and height of the preview images in pixels, rounded up."""
     request = Request(prompt=settings.sample_prompts[0], **settings.sample_options)
@@ -271,7 +282,8 @@ def wishes_of(settings: Settings, gpus: int = 1, controls: int = 0) -> Wishes:
     Weights that are trained are in 16 bits on each of them. The base is not sharded with pairs, nor
     for DoRA, whose norms need the whole weights.
     """
-    whole = settings.full or controls > 0 or settings.form.needs_base
+    pairs = controls_counted(settings, controls) > 0
+    whole = settings.full or pairs or settings.form.needs_base
     return Wishes(
         "none" if settings.full else settings.quantize,
         settings.gradient_checkpointing,

@@ -308,7 +308,7 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     prompt = without_subject(first.prompt, *settings.tokens)
 
     def controls(number: int) -> list[Image.Image]:
-        return [each.image() for each in pair_of(number, outcome.examples).controls]
+        return [each.image(None) for each in pair_of(number, outcome.examples).controls]
 
     if outcome.examples[0].controls and prompt == WITHOUT_SUBJECT:
         prompt = drift_prompts(settings, pairs=True)[0]

@@ -48,7 +48,7 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     options = options | next(iter(settings.get("sample_overrides") or ()), {})
     guidance = options.get("guidance_scale")
     subject = next(iter(tokens), "TOK")
-    edits = bool(meta.get("dataset", {}).get("controls"))
+    controls = _controls(meta)
     return TEMPLATES.get_template("model_card.md").render(
         repository=repository,
         name=repository.split("/")[-1],
@@ -56,12 +56,14 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         tokens=tokens,
         samples=samples,
         headlines=headlines([CheckResult(**each) for each in meta.get("checks") or ()]),
-        front_matter=_front_matter(base, tokens, samples, edits, programs),
+        front_matter=_front_matter(base, tokens, samples, controls > 0, programs),
         title=form.title if programs else "LoRA",
         programs=programs,
-        edits=edits,
+        edits=controls > 0,
+        references=["image.jpg", *(f"image-{number + 2}.jpg" for number in range(controls - 1))],
         diffusers=version("diffusers"),
         classes=family.classes,
+        pipeline=family.classes.editing_pipeline or family.classes.pipeline,
         code=family.card_code,
         prompt=next(iter(settings.get("sample_prompts") or ()), f"a photo of {subject}"),
         negative=options.get("negative_prompt") or family.empty_prompt,
@@ -76,6 +78,12 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         span=_span,
         cell=_cell,
     )
+
+
+def _controls(meta: Mapping[str, Any]) -> int:
+    """The control images of the first pair, which the sample repeats; 0 for single images."""
+    pictures = meta.get("dataset", {}).get("pictures") or [{}]
+    return len(pictures[0].get("controls") or ())
 
 
 def placeholder_file(number: int) -> str:

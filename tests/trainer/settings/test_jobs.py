@@ -17,7 +17,7 @@ from families.family import Family
 from families.registry import FAMILIES
 from families.without_weights import family_without_weights
 from trainer.__main__ import main
-from trainer.checking import summary
+from trainer.checking import dataset_of, summary
 from trainer.data import bucket_sizes, members_of_any, read_dataset
 from trainer.settings.choices import LR_SCHEDULERS, OPTIMIZERS, QUANTIZATIONS
 from trainer.settings.config import read_config
@@ -353,7 +353,8 @@ def test_a_plan_counts_the_steps_where_the_images_are(
     assert said.startswith(f"plan of {job}, a job of musubi-tuner")
     assert "metadata.jsonl: 5 images, 3 steps" in said
     shutil.rmtree(tmp_path / "harbour")
-    said = summary(read_config(job, base_model="miniature"))
+    settings = read_config(job, base_model="miniature")
+    said = summary(settings, dataset_of(settings))
     assert said.startswith("harbour/metadata.jsonl does not exist here")
     # A job whose dataset is a URL can be planned.
     read_config(CASES / "replicate-qwen-image.json", {"dataset": "imgs.zip"})

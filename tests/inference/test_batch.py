@@ -160,6 +160,7 @@ def test_a_refused_image_is_named_and_the_others_are_made(tmp_path: Path) -> Non
     [refused] = batch.make(items, folder, make_one)
     assert refused == f"{items[0].file}: 4000x4000 is too large"
     assert records(folder) == [items[1].file]
+    assert not list(folder.glob(".*.lock"))
 
 
 def test_an_image_of_another_process_is_made_last_and_not_twice(tmp_path: Path) -> None:

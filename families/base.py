@@ -127,6 +127,11 @@ class Base:
         return self.editing_resolution or self.default_resolution
 
     @property
+    def reference_counts(self) -> tuple[int, int]:
+        """Reference images that it needs, and takes at most."""
+        return int(self.needs_references), self.most_references
+
+    @property
     def license_facts(self) -> dict[str, str]:
         """What the license asks for in the metadata of a LoRA for this base; empty if nothing."""
         if self.terms is None:
@@ -158,6 +163,10 @@ class CardCode:
     guidance: str  # the pipeline's argument for classifier-free guidance
     guidance_off: int  # the value of that argument which is guidance 1 here
     tokenizer: str = "pipeline.tokenizer"
+    # Of the editing pipeline: Python that prepares `pipeline`, and its argument for
+    # `Base.reference_resolution`.
+    editing_setup: str = ""
+    editing_size: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,8 @@ class JobNames:
     groups: tuple[str, ...] = ()  # parts of layers' names that are groups of `lora_targets`
     # Names of versions there: base model and training adapter.
     flavours: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    # Classes of modules there: `lora_targets` for all their linear layers.
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

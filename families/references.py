@@ -48,13 +48,14 @@ def encode_references(family: "Family", images: Sequence[Image.Image]) -> Refere
     seen_pixels, edge = _format(family).seen_pixels, family.base.reference_resolution
     digest, latents, features, grids = hashlib.sha256(repr(edge).encode()), [], [], []
     for image in images:
-        image = image.convert("RGB")
-        digest.update(repr(image.size).encode() + image.tobytes())
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image = image if family.base.alpha_channel else _over_white(image)
+        digest.update(repr((image.size, image.mode)).encode() + image.tobytes())
         scaled = _resized(image, edge**2, family.resolution_multiple)
         latents.append(family.encode_images(_pixels(scaled))[0])
         if seen_pixels is not None:
             scaled = _resized(image, seen_pixels, family.resolution_multiple)
-        features_KSD, grid = _see(family, scaled)
+        features_KSD, grid = _see(family, _over_white(scaled))
         features.append(features_KSD)
         grids.append(grid)
     return References(
@@ -78,8 +79,17 @@ def _resized(image: Image.Image, pixels: int, multiple: int) -> Image.Image:
     return image.resize(size_near(pixels, image, multiple), Image.Resampling.LANCZOS)
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    """The image in RGB. Only a VAE with an alpha channel gets an image's transparency."""
+    if image.mode != "RGBA":
+        return image
+    whole = Image.new("RGB", image.size, "white")
+    whole.paste(image, mask=image.getchannel("A"))
+    return whole
+
+
 def _pixels(image: Image.Image) -> Tensor:
-    """Pixels 13PP in [-1, 1] for the VAE."""
+    """Pixels 13PP in [-1, 1] for the VAE, or 14PP with transparency."""
     levels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
     return (levels.float() / 127.5 - 1).unsqueeze(0)
 

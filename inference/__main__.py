@@ -181,7 +181,7 @@ def _first_line(base_model: str, weights: str | Path | None, folder: Path) -> st
 def _image(name: str, path: Path | str) -> "Image":
     from inference.images import read_image
 
-    return read_image(Path(path))
+    return read_image(Path(path), name)
 
 
 def _archive(source: str | Path | None, token: str | None) -> "Archive | None":

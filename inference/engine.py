@@ -127,7 +127,7 @@ class Engine:
 
         def read_input(name: str, source: Source) -> Image.Image:
             with of_input(name):
-                return read_image(self.sources.file(source, None, any_file))
+                return read_image(self.sources.file(source, None, any_file), name)
 
         asked = Request.of(inputs, read_input)
         folder = None if output_dir is None else writable_folder(output_dir)

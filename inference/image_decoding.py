@@ -68,8 +68,9 @@ class BrokenImage(ValueError):
     """A file that is not an image, or a damaged image."""
 
 
-def decoded(data: bytes, name: str) -> Image.Image:
-    """Decodes an input image for generation: upright, sRGB, transparency over white.
+def decoded(data: bytes, name: str, background: str | None = "white") -> Image.Image:
+    """Decodes an input image for generation: upright, sRGB, transparency over the background or
+    kept (None).
 
     `name` is its name in messages. Raises `BrokenImage` with the reason.
     """
@@ -79,7 +80,7 @@ def decoded(data: bytes, name: str) -> Image.Image:
             with open_image(data) as opened:
                 if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or 0):
                     raise Image.DecompressionBombError
-                return upright_srgb(opened)[0]
+                return upright_srgb(opened, background)[0]
     except UnidentifiedImageError as error:
         raise BrokenImage(f"image {name} is not a {READABLE} image; convert it") from error
     except ImageLimit as error:

@@ -24,7 +24,7 @@ from families.redact import safe_name
 from inference import image_metadata
 from inference.image_decoding import BrokenImage, decoded, over
 from inference.inputs import FORMATS, QUALITY
-from inference.request import BLACK_MASK
+from inference.request import BLACK_MASK, REFERENCES
 
 MAX_BYTES = 256 << 20  # as in a dataset
 _NUMBER = re.compile("[0-9]{1,18}")
@@ -32,8 +32,9 @@ _PREFIX = "zeroprior-images-"
 _KEPT_SECONDS = 3600  # Cog never deletes the files that it has sent
 
 
-def read_image(path: str | PathLike[str]) -> Image.Image:
-    """Reads an image: upright, sRGB, transparency over white.
+def read_image(path: str | PathLike[str], name: str = "image") -> Image.Image:
+    """Reads an image of the input `name`: upright, sRGB, transparency over white; that of reference
+    images is kept, since a model may use it.
 
     Raises `BrokenImage` with the reason.
     """
@@ -42,9 +43,9 @@ def read_image(path: str | PathLike[str]) -> Image.Image:
     except FileNotFoundError as error:
         raise BrokenImage(f"image {printable(safe_name(str(path))[:200])}: no such file") from error
     except OSError as error:
-        name = printable(Path(path).name)
-        raise BrokenImage(f"image {name} cannot be read ({error.strerror or error})") from error
-    return decoded(data, printable(Path(path).name))
+        file = printable(Path(path).name)
+        raise BrokenImage(f"image {file} cannot be read ({error.strerror or error})") from error
+    return decoded(data, printable(Path(path).name), None if name == REFERENCES else "white")
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from studio.dataset_files import (
     texts_of,
     write_file,
 )
-from studio.dataset_rows import TOKEN, described
+from studio.dataset_rows import TOKEN, Wanted, described
 from studio.folder import Studio, entry_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
@@ -53,11 +53,13 @@ async def _put(request: Request) -> Response:
         raise Problem(400, "the caption is not UTF-8") from None
     if "\0" in text:
         raise Problem(400, "the caption contains a NUL character")
-    token = request.query_params.get("token") or TOKEN
+    token = request.query_params.get("token", TOKEN) or None
     return await run_in_threadpool(_save, studio, root, name, text, expected.strip('"'), token)
 
 
-def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token: str) -> Response:
+def _save(
+    studio: Studio, root: Path, name: str, text: str, expected: str, token: str | None
+) -> Response:
     with studio.writing:
         files = find(root)
         images = images_of(root, files)
@@ -82,7 +84,7 @@ def _save(studio: Studio, root: Path, name: str, text: str, expected: str, token
         files = find(root)
         if text.strip():  # otherwise the caption may be that of any other file
             files = {each: facts for each, facts in files.items() if each in (name, file)}
-        rows, _ = described(root, files, texts_of(root, files), token, None)
+        rows, _ = described(root, files, texts_of(root, files), Wanted(token))
     row = next((each for each in rows if each["name"] == name), None)
     if row is None:
         raise Problem(404, f"{name} was removed")

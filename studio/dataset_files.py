@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -183,6 +183,27 @@ def texts_of(root: Path, files: Files) -> dict[str, bytes]:
     """The content of all files that may contain captions."""
     kinds = {name: suffix_of(name) for name in files}
     return {n: read_file(root, n, TEXTS[kind]) for n, kind in kinds.items() if kind in TEXTS}
+
+
+def contents_of(root: Path, files: Files, texts: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What the trainer reads to know the role of each file: texts, and of other files the first
+    bytes; of an image by its suffix nothing."""
+
+    def content(name: str) -> bytes:
+        if name in texts:
+            return texts[name]
+        return b"" if suffix_of(name) in IMAGE_SUFFIXES else read_file(root, name, HEAD_BYTES)
+
+    return {name: content(name) for name in files}
+
+
+def member_name(name: str, controls: Sequence[str]) -> str:
+    """The name by which the trainer knows a file: folders of control images are `control_1/` and
+    so on (`trainer.data.file_lists.opener`)."""
+    for number, folder in enumerate(controls, start=1):
+        if name.startswith(f"{folder}/"):
+            return f"control_{number}/{name.removeprefix(f'{folder}/')}"
+    return name
 
 
 def caption_version(content: bytes | None) -> str:

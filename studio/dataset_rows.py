@@ -2,18 +2,23 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from families.base import Base
+from families.registry import editing
 from families.tokens import SUBJECT, mentions
 from inference.image_decoding import format_of, open_image, upright_size
 from studio.dataset_files import (
     Files,
     caption_file,
     caption_version,
+    contents_of,
     images_of,
     known_images,
+    member_name,
     read_file,
     version_of,
 )
@@ -21,9 +26,8 @@ from studio.folder import open_file
 from trainer.captions import doubtful
 from trainer.data import (
     CAPTION_SUFFIXES,
-    HEAD_BYTES,
-    IMAGE_SUFFIXES,
     Checked,
+    Example,
     Finding,
     Purpose,
     Unusable,
@@ -49,45 +53,83 @@ def names_subject(text: str) -> bool:
     return mentions(text, SUBJECT) or mentions(text, TOKEN)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a dataset is shown for."""
+
+    token: str | None = TOKEN  # None: without a placeholder token
+    base: Base | None = None
+    resolution: int | None = None  # pixels; None: without buckets
+    controls: Sequence[str] = ()  # folders of control images, in the dataset
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Resolution and `Base.size_multiple`, for buckets."""
+        multiple = self.base.size_multiple if self.base else MULTIPLE
+        return (self.resolution, multiple) if self.resolution else None
+
+
 def described(
-    root: Path, files: Files, texts: dict[str, bytes], token: str, size: tuple[int, int] | None
+    root: Path, files: Files, texts: dict[str, bytes], wanted: Wanted
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of all images, and the problems of the dataset.
 
-    size: resolution and the base's `size_multiple`, for buckets; or None.
+    Control images of a training image are named in its row, and have rows with `is_control`.
     """
+    size = wanted.size
     images, known = images_of(root, files), known_images(root)
     checked = {
         name: known.get(version_of(name, facts)) or _from_header(root, name)
         for name, facts in images.items()
     }
-    contents = {n: texts[n] if n in texts else _head(root, n) for n in files}
+    contents = contents_of(root, files, texts)
+    real = {member_name(name, wanted.controls): name for name in files}
 
     def check_images(names: Collection[str]) -> dict[str, Checked | str]:
-        others = {name: _from_header(root, name) for name in names if name not in checked}
-        return checked | others  # images by their content, which the page does not show
+        found = {member: checked[name] for member, name in real.items() if name in checked}
+        # Images by their content, which the page does not show.
+        return found | {name: _from_header(root, real[name]) for name in names if name not in found}
 
     # Masks and regularization images as training uses them by default; a new run checks masks.
     found = examine(
-        contents,
+        {member: contents[name] for member, name in real.items()},
         DEFAULT_CAPTION,
-        token,
+        wanted.token,
         masks="auto",
+        controls=wanted.base.reference_counts if wanted.base else (0, 0),
         most_regularization=MOST_REGULARIZATION,
         check_images=check_images,
         check_masks=False,
     )
+    before = {
+        real[target]: [real[each] for each in names] for target, names in found.pairs.of.items()
+    }
+    aside = {real[each] for each in found.pairs.controls}  # not trained on
+    targets: dict[str, list[str]] = {}  # of images that are shown beside them only
+    for target, names in before.items():
+        for name in aside.intersection(names):
+            targets.setdefault(name, []).append(target)
+    warnings = [each for each in found.warnings if each.level >= logging.WARNING]
+    if before and wanted.base and not wanted.base.most_references:
+        warnings = [each for each in warnings if targets.keys().isdisjoint(each.names)]
+        warnings.insert(0, _not_used(len(before), wanted.base))
     all_found = [("problem", each) for each in found.problems]
-    all_found += [("warning", each) for each in found.warnings if each.level >= logging.WARNING]
-    purpose = Purpose((token,), *(size or (None, MULTIPLE)))
+    all_found += [("warning", each) for each in warnings]
+    words = (wanted.token,) if wanted.token else ()
+    examples = [_with_content(each, root, files, real) for each in found.examples]
+    purpose = Purpose(words, *(size or (None, MULTIPLE)))
     all_found += [
         ("warning" if each.level >= logging.WARNING else "suggestion", each)
-        for each in check_examples(found.examples, purpose)
+        for each in check_examples(examples, purpose)
     ]
     texts_read = {name: each.text for name, each in found.captions.items()}
     doubts = doubtful(root, texts_read).items()
     all_found += [("warning", Finding(text, (name,))) for name, text in doubts]
-    marks, problems = _beside(all_found, list(images))
+    all_found = [
+        (kind, replace(each, names=tuple(real.get(name, name) for name in each.names)))
+        for kind, each in all_found
+    ]
+    marks, problems = _beside(all_found, list(images), targets)
 
     captions = {each.name: each for each in found.examples}
     rows = []
@@ -100,7 +142,7 @@ def described(
         default = not shown.strip()
         used = checked[name]
         width, height = (0, 0) if isinstance(used, str) else (used.width, used.height)
-        bucket = _bucket(width, height, *size) if size and width else None
+        bucket = _bucket(width, height, *size) if size and width and name not in targets else None
         rows.append(
             {
                 "name": name,
@@ -115,17 +157,40 @@ def described(
                 "marks": marks[name],
                 "bucket": bucket,
                 "trained": name in captions,
+                "controls": before.get(name, []),
+                "is_control": name in targets,
             }
         )
     return rows, problems
 
 
+def _with_content(example: Example, root: Path, files: Files, real: Mapping[str, str]) -> Example:
+    """The example; of a pair whose files may be equal, with their content."""
+    size = files[real[example.name]].st_size
+    if all(files[real[each.name]].st_size != size for each in example.controls):
+        return example
+
+    def content(name: str) -> bytes:
+        return read_file(root, real[name], size + 1)
+
+    controls = [replace(each, data=content(each.name)) for each in example.controls]
+    return replace(example, data=content(example.name), controls=tuple(controls))
+
+
+def _not_used(count: int, base: Base) -> Finding:
+    return Finding(
+        f"{count} image{'s have' if count != 1 else ' has'} control images, which {base.name} does "
+        f"not use: to train on pairs, choose one of {', '.join(editing())} as base model in Train"
+    )
+
+
 def _beside(
-    findings: list[tuple[str, Finding]], images: list[str]
+    findings: list[tuple[str, Finding]], images: list[str], targets: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[dict[str, str]]], list[dict[str, Any]]]:
     """Marks by image, and the problems of the whole; each with the images of its captions.
 
-    A suggestion is about the whole: images with one background have no mark each.
+    A suggestion is about the whole: images with one background have no mark each. targets: the
+    training images of a control image, which have its marks.
     """
     by_stem = defaultdict(list)
     for name in images:
@@ -133,15 +198,18 @@ def _beside(
     known, marks = set(images), defaultdict[str, list[dict[str, str]]](list)
     problems: list[dict[str, Any]] = []
     for kind, finding in findings:
-        about = [
-            image
-            for name in finding.names
-            for image in ([name] if name in known else by_stem[stem_of(name)] * _is_text(name))
-        ]
-        for image in dict.fromkeys(about if kind != "suggestion" else ()):
-            marks[image].append({"kind": kind, "text": finding.beside or finding.text})
+        about = list[tuple[str, str]]()  # images, and the name before the text
+        for name in finding.names:
+            if name in targets:
+                about += [(target, f"{name}: ") for target in targets[name]]
+            else:
+                own = [name] if name in known else by_stem[stem_of(name)] * _is_text(name)
+                about += [(image, "") for image in own]
+        for image, about_it in dict.fromkeys(about if kind != "suggestion" else ()):
+            text = f"{about_it}{finding.beside or finding.text}"
+            marks[image].append({"kind": kind, "text": text})
         if not about or kind != "warning":
-            image_of_it = about[0] if about and kind == "problem" else None
+            image_of_it = about[0][0] if about and kind == "problem" else None
             problems.append({"kind": kind, "text": finding.text, "image": image_of_it})
     return marks, problems
 
@@ -171,11 +239,6 @@ def _from_header(root: Path, name: str) -> Checked | str:
                 return Checked(*upright_size(image), False, False)
     except Exception as error:  # Pillow may raise any exception on malformed images
         return str(error)
-
-
-def _head(root: Path, name: str) -> bytes:
-    """The bytes by which the trainer knows the kind of a file; of an image its suffix suffices."""
-    return b"" if suffix_of(name) in IMAGE_SUFFIXES else read_file(root, name, HEAD_BYTES)
 
 
 def _is_text(name: str) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.registry import UnknownBase, find_base
+from inference.input_fields import parts_of
 from studio import packing, thumbnails
 from studio.captioner import caption_writer_of
 from studio.dataset_files import (
@@ -18,6 +19,7 @@ from studio.dataset_files import (
     Files,
     captions_beside,
     check_image,
+    contents_of,
     dataset_names,
     find,
     image_parts,
@@ -29,11 +31,11 @@ from studio.dataset_files import (
     texts_of,
     version_of,
 )
-from studio.dataset_rows import MULTIPLE, TOKEN, described, names_subject
+from studio.dataset_rows import TOKEN, Wanted, described, names_subject
 from studio.folder import Studio, open_file, to_trash
 from studio.replies import Problem, is_shown, read_json, reply, send_file
 from studio.tasks import Task
-from trainer.data import choose_captions, nearest_bucket, stem_of
+from trainer.data import choose_captions, nearest_bucket, roles_of, stem_of
 
 # ---- The list ------------------------------------------------------------------------------------
 
@@ -49,10 +51,12 @@ def _list(request: Request) -> Response:
 
 def _summary(root: Path) -> dict[str, Any]:
     files = find(root)
-    images, known = images_of(root, files), known_images(root)
-    captions = choose_captions(texts_of(root, files), list(images), (), names_subject)
+    contents, known = contents_of(root, files, texts_of(root, files)), known_images(root)
+    roles = roles_of(contents)
+    images = roles.trained
+    captions = choose_captions(contents, images, roles.besides, names_subject)
     changed = max((each.st_mtime for each in files.values()), default=root.stat().st_mtime)
-    good = [n for n, f in images.items() if not isinstance(known.get(version_of(n, f)), str)]
+    good = [n for n in images if not isinstance(known.get(version_of(n, files[n])), str)]
     return {
         "name": root.name,
         "images": len(images),
@@ -114,22 +118,26 @@ def _one(request: Request) -> Response:
     studio: Studio = request.app.state.studio
     root = place_of(studio, request.path_params["dataset"])
     asked = request.query_params
-    size, base = None, asked.get("base")
-    if base or asked.get("resolution"):
-        try:
-            known = find_base(base) if base else None
-            multiple = known.size_multiple if known else MULTIPLE
-            default = known.training_resolution if known else 0
-            size = int(asked.get("resolution") or default), multiple
-            nearest_bucket(1, 1, *size)
-        except (UnknownBase, ValueError, OverflowError) as error:
-            raise Problem(400, str(error), "resolution") from None
+    named, resolution = asked.get("base"), asked.get("resolution")
+    try:
+        base = find_base(named) if named else None
+        default = base.training_resolution if base else 0
+        wanted = Wanted(
+            asked.get("token", TOKEN) or None,
+            base,
+            int(resolution or default) if named or resolution else None,
+            parts_of(asked.get("controls"), ","),
+        )
+        if wanted.size is not None:
+            nearest_bucket(1, 1, *wanted.size)
+    except (UnknownBase, ValueError, OverflowError) as error:
+        raise Problem(400, str(error), "resolution") from None
     with studio.writing:  # all captions from before or from after a change
         files = find(root)
         texts = texts_of(root, files)
         images = images_of(root, files)
         thumbnails.prune(root, images)
-    rows, problems = described(root, files, texts, asked.get("token") or TOKEN, size)
+    rows, problems = described(root, files, texts, wanted)
     _check_unknown(studio, root, images)
     return reply({"name": root.name, "images": rows, "problems": problems})
 

@@ -74,7 +74,9 @@ def _generate(image: dict[str, Any]) -> dict[str, Any]:
     archives = [engine.read(Path(path)) for path in image["weights"]]
     first, extra = (*archives, None, None)[:2]
     inputs: dict[str, Any] = {
-        name: [read_image(one) for one in each] if isinstance(each, list) else read_image(each)
+        name: [read_image(one, name) for one in each]
+        if isinstance(each, list)
+        else read_image(each, name)
         for name, each in image.get("inputs", {}).items()
     }
     begun = time.perf_counter()

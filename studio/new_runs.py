@@ -15,13 +15,13 @@ from typing import Any
 
 from adapters.files.atomic import atomic_file
 from families.registry import UnknownBase, find_base
-from inference.input_fields import Interface, number_of
+from inference.input_fields import Interface, number_of, parts_of
 from studio.dataset_files import place_of
-from studio.folder import Studio
+from studio.folder import Studio, entry_path, folder_fd
 from studio.gpu import automatic_base
 from studio.replies import Problem
 from studio.summaries import facts_of, write_facts
-from trainer.data import IMAGE_SUFFIXES, DatasetError, read_dataset, suffix_of
+from trainer.data import IMAGE_SUFFIXES, DatasetError, opener, read_dataset, suffix_of
 from trainer.events import as_json
 from trainer.outputs import name_of, new_folder
 from trainer.run_files import BEGUN, CHECKPOINTS, PROGRAM, RECORD, record_of
@@ -85,6 +85,8 @@ def checked_settings(
     wanted = given.get("trackers")
     if wanted not in (None, "", [], *TRACKERS, [*TRACKERS]):
         raise refused("trackers: only tensorboard can be used here", "trackers")
+    if isinstance(controls := given.get("controls"), str | list):
+        given["controls"] = _in_dataset(studio, chosen, controls)
     given |= _subjects(chosen, given) | dict(kept or {})
     try:
         if isinstance(base, str):
@@ -101,6 +103,28 @@ def checked_settings(
         raise refused(error, "base_model") from None
     except (ValueError, SettingsError) as error:
         raise refused(error) from None
+
+
+def _in_dataset(studio: Studio, chosen: Chosen, named: str | Sequence[str]) -> list[str]:
+    """Folders of control images, which are in the dataset. Raises `Problem` 422."""
+    if len(chosen) > 1:
+        text = "controls names folders of one dataset; with several, call them control, control_2"
+        raise Problem(422, text, "controls")
+    dataset = chosen[0]["name"]
+    try:
+        folders = ["/".join(entry_path(each.strip("/"))) for each in parts_of(named, ",")]
+        for each in folders:
+            with folder_fd(place_of(studio, dataset), each.split("/")):
+                pass
+    except Problem as problem:
+        text = f"controls must be folders in {dataset}, such as before: {problem}"
+        raise Problem(422, text, "controls") from None
+    return folders
+
+
+def control_places(settings: Settings, folder: Path) -> list[Path]:
+    """The folders of control images, in the folder of the run."""
+    return [folder / settings.dataset / each for each in parts_of(settings.given.controls, ",")]
 
 
 def _value(name: str, value: Any) -> Any:
@@ -164,6 +188,7 @@ def check_images(studio: Studio, settings: Settings, chosen: Chosen, folder: Pat
         examples = read_dataset(
             folder / settings.dataset,
             *settings.caption_rules,
+            opened=opener(control_places(settings, folder)),
         )
     except DatasetError as error:
         raise Problem(422, str(error), "dataset") from None
@@ -185,6 +210,7 @@ def create(
         images = check_images(studio, settings, chosen, folder)
         given = settings.given.model_dump(exclude_unset=True)
         used = settings.for_images(images).model_dump(exclude={"base", "given"})
+        used["controls"] = control_places(settings, folder)
         if resume_from is not None:
             given["resume_from"] = str(resume_from)
         write_facts(

@@ -19,16 +19,29 @@ from starlette.routing import Route
 
 from families.registry import BASES
 from families.tokens import SUBJECT, mentions
+from inference.input_fields import parts_of
 from studio import gpu
-from studio.dataset_files import find, images_of, place_of, texts_of
+from studio.dataset_files import (
+    contents_of,
+    find,
+    member_name,
+    place_of,
+    texts_of,
+)
 from studio.folder import Studio
 from studio.jobs import Jobs, jobs_of
-from studio.new_runs import OFFERED, checked_datasets, checked_settings
+from studio.new_runs import OFFERED, checked_datasets, checked_settings, refused
 from studio.replies import Problem, read_json, reply
 from studio.worker import Worker, WorkerEnded
-from trainer.data import choose_captions
+from trainer.data import choose_captions, roles_of
 from trainer.events import as_json
-from trainer.settings import TRIGGER_MARK, Settings, missing_for_optimizer
+from trainer.settings import (
+    TRIGGER_MARK,
+    Settings,
+    SettingsError,
+    for_pairs,
+    missing_for_optimizer,
+)
 
 KEPT = 500  # answers
 SECONDS = 120.0  # for one answer, with the start of the process
@@ -107,10 +120,14 @@ async def _plan(request: Request) -> Response:
     studio, body = request.app.state.studio, await read_json(request)
     settings = checked_settings(studio, body.get("settings") or {}, body.get("datasets"))
     chosen = checked_datasets(studio, body.get("datasets"))
-    images, warnings = await asyncio.to_thread(look_at, studio, chosen, settings)
+    images, controls, warnings = await asyncio.to_thread(look_at, studio, chosen, settings)
     if not images:
         raise Problem(422, "the dataset contains no images", "dataset")
-    answer = await planner_of(studio).ask(**_question(settings, images))
+    try:
+        settings = for_pairs(settings) if controls else settings
+    except SettingsError as error:
+        raise refused(error) from None
+    answer = await planner_of(studio).ask(**_question(settings, images, controls))
     refuse_missing(settings, answer)
     jobs, steps = jobs_of(studio), answer["steps"]
     used = settings.for_images(images)
@@ -125,6 +142,7 @@ async def _plan(request: Request) -> Response:
         answer
         | {
             "images": images,
+            "control_images": controls,
             "seconds_per_step": each,
             "seconds": None if each is None else round(steps * each, 1),
             "disk_free": free,
@@ -134,10 +152,10 @@ async def _plan(request: Request) -> Response:
     )
 
 
-def _question(settings: Settings, images: int) -> dict[str, Any]:
+def _question(settings: Settings, images: int, controls: int) -> dict[str, Any]:
     given = as_json(settings.given.model_dump(exclude_unset=True, exclude={"dataset"}))
     given |= {"dataset": "dataset", "seed": 0}
-    return {"do": "plan", "settings": given, "images": images}
+    return {"do": "plan", "settings": given, "images": images, "controls": controls}
 
 
 def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str, Any]]) -> None:
@@ -147,9 +165,8 @@ def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    roots = [place_of(studio, each["name"]) for each in chosen]
-    images = sum(len(images_of(each, find(each))) for each in roots)
-    answer = planner_of(studio).known(**_question(settings, images))
+    images, controls, _ = look_at(studio, chosen, settings)
+    answer = planner_of(studio).known(**_question(settings, images, controls))
     if answer is not None:
         refuse_missing(settings, answer)
 
@@ -165,15 +182,23 @@ def refuse_missing(settings: Settings, answer: Mapping[str, Any]) -> None:
 
 def look_at(
     studio: Studio, chosen: Sequence[Mapping[str, Any]], settings: Settings
-) -> tuple[int, list[dict[str, Any]]]:
-    """The number of images, and warnings about captions. Reads no image."""
-    count, warnings = 0, []
+) -> tuple[int, int, list[dict[str, Any]]]:
+    """The number of training images, the most control images of one, and warnings about captions.
+
+    Reads no image.
+    """
+    count, controls, warnings = 0, 0, list[dict[str, Any]]()
+    edits, folders = settings.base.most_references > 0, parts_of(settings.given.controls, ",")
     for each in chosen:
         root = place_of(studio, each["name"])
         files = find(root)
-        images = images_of(root, files)
+        contents = contents_of(root, files, texts_of(root, files))
+        contents = {member_name(name, folders): data for name, data in contents.items()}
+        roles = roles_of(contents, editing=edits)
+        images = roles.trained
         count += len(images)
-        captions = choose_captions(texts_of(root, files), list(images)).of
+        controls = max(controls, roles.controls * edits)
+        captions = choose_captions(contents, images, roles.besides).of
         token = each["token"] or settings.subject or settings.trigger_word
         without = [
             name for name in images if token and not _names(captions[name].text, token, settings)
@@ -181,7 +206,7 @@ def look_at(
         if without and settings.train_placeholder_token:
             text = f"{len(without)} of {len(images)} captions do not contain {SUBJECT} or {token}"
             warnings.append({"text": text, "dataset": each["name"], "image": without[0]})
-    return count, warnings
+    return count, controls, warnings
 
 
 def _names(caption: str, token: str, settings: Settings) -> bool:

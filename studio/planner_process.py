@@ -36,10 +36,11 @@ def main() -> None:
 
 
 def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
-    from trainer.settings import TrainingInputs, high_rates, resolve
+    from trainer.settings import TrainingInputs, for_pairs, high_rates, resolve
 
-    settings = resolve(TrainingInputs(**request["settings"])).for_images(request["images"])
-    found: dict[str, Any] = plans.plan(settings)
+    settings, controls = resolve(TrainingInputs(**request["settings"])), request["controls"]
+    settings = (for_pairs(settings) if controls else settings).for_images(request["images"])
+    found: dict[str, Any] = plans.plan(settings, controls)
     lines = high_rates(settings)
     return {**found, "steps": settings.steps, "warnings": [{"text": line} for line in lines]}
 

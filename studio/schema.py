@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from families.base import Base
-from families.registry import BASES, family_of, trainable
+from families.registry import BASES, family_of
 from families.repository import is_on_disk
 from inference.input_fields import Inputs
 from inference.inputs import SharedInputs
@@ -41,7 +41,7 @@ def fields(inputs: type[Inputs], names: Iterable[str]) -> list[dict[str, Any]]:
         if name == "trackers":
             choices = list(TRACKERS)
         if name == "base_model":
-            choices = ["auto", *trainable()]
+            choices = ["auto", *BASES]
         found.append(
             {
                 "name": name,
@@ -87,7 +87,6 @@ def base(each: Base, memory: int | None) -> dict[str, Any]:
         "training_resolution": each.training_resolution,
         "steps": each.inference_steps,
         "guidance": each.guidance_scale,
-        "trainable": each.name in trainable(),
         "references": _references(each),
         "here": is_on_disk(each),
         "fits": None if memory is None else each.training_memory * 1e9 <= memory,

@@ -29,7 +29,7 @@ from studio.dataset_files import (
     place_of,
     version_of,
 )
-from studio.dataset_rows import TOKEN, described
+from studio.dataset_rows import Wanted, described
 from studio.datasets import add_image
 from studio.folder import Studio, checked_name, folder_fd, to_trash
 from studio.replies import FULL, Problem, reply
@@ -140,7 +140,7 @@ def _stored(
     note_image(root, version_of(name, facts), checked)
     with suppress(Problem):
         thumbnails.make(root, name, facts)
-    rows, _ = described(root, {name: facts}, {}, TOKEN, None)
+    rows, _ = described(root, {name: facts}, {}, Wanted())
     return rows[0]
 
 

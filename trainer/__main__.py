@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from inference.console import begin, log_to_console, one_message
 from inference.flags import Parser, add_inputs, typed
-from trainer.checking import check, summary, with_usual_base
+from trainer.checking import check, dataset_of, summary, with_usual_base
 from trainer.dataset_names import hub_dataset, safe_source
 from trainer.inbox import COMMAND_NAMES
 from trainer.lock import FolderRefused, claim_handed_down
@@ -147,12 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if mode == "check":
             sys.exit(check(settings, sheet, as_json))
         if mode == "plan":
-            show_plan(settings, debug, as_json, gpus)
-            if (has_dataset or settings.epochs) and not as_json:
-                with one_message(debug, IS_MAIN, ValueError):
-                    line = summary(settings)
-                if line:
-                    print(f"\n{line}")
+            known = has_dataset or bool(settings.epochs)
+            show_plan(settings, debug, as_json, gpus, known)
         else:
             run(settings, cpu, debug)
 
@@ -224,14 +220,28 @@ def give_command(arguments: Sequence[str]) -> None:
 
 
 def show_plan(
-    settings: Settings, debug: bool = False, as_json: bool = False, gpus: int = 1
+    settings: Settings,
+    debug: bool = False,
+    as_json: bool = False,
+    gpus: int = 1,
+    has_dataset: bool = False,
 ) -> None:
-    """Prints the memory and time that the run would need, with a process for each GPU."""
+    """Prints the memory and time that the run would need, with a process for each GPU.
+
+    has_dataset: the dataset is the user's; its control images are counted, if it exists.
+    """
     from trainer.memory import describe_plan, plan_data
+    from trainer.reading import with_pairs
 
     with one_message(debug, True, ValueError):  # lora_targets that match no layer
-        data = json.dumps(plan_data(settings, gpus)) if as_json else describe_plan(settings, gpus)
-        print(data)
+        needed = not as_json or settings.base.most_references > 0
+        found = dataset_of(settings) if has_dataset and needed else None
+        examples = found.findings.examples if found else []
+        used = with_pairs(settings, examples)
+        given = used, gpus, max((len(each.controls) for each in examples), default=0)
+        print(json.dumps(plan_data(*given)) if as_json else describe_plan(*given))
+        if has_dataset and not as_json and (line := summary(settings, found)):
+            print(f"\n{line}")
 
 
 def run(settings: Settings, cpu: bool = False, debug: bool = False) -> None:

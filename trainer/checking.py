@@ -17,7 +17,7 @@ from trainer.outputs import OUTPUTS
 from trainer.settings import Settings
 
 if TYPE_CHECKING:
-    from trainer.data import Example
+    from trainer.data import DatasetCheck, Example
 
 FAILED = 1  # exit code if the dataset cannot be used
 _FOLDER = "checks"  # in outputs/
@@ -74,18 +74,23 @@ def _pairs(examples: "Sequence[Example]") -> str:
     return f", {count:,} control images" * bool(count)
 
 
-def summary(settings: Settings) -> str:
+def dataset_of(settings: Settings) -> "DatasetCheck | None":
+    """The checked dataset of a plan; None if it does not exist here."""
+    from trainer.data import check_dataset
+
+    return check_dataset(settings) if settings.dataset.exists() else None
+
+
+def summary(settings: Settings, found: "DatasetCheck | None") -> str:
     """One line for a plan: the numbers of images and findings; empty if there is no dataset.
 
     Also the steps of a job file that counts epochs. Raises SettingsError if there are none.
     """
-    from trainer.data import check_dataset
     from trainer.reading import with_steps
 
-    if not settings.dataset.exists():
+    if found is None:
         missing = f"{settings.dataset} does not exist here, so its epochs are not counted in steps"
         return clean(missing) if settings.epochs else ""
-    found = check_dataset(settings)
     counts = [(len(found.problems), "problem"), (len(found.warnings), "warning")]
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
     more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""

@@ -174,6 +174,7 @@ class QwenImage(VideoVaeFamily):
                 "v2.0": ("qwen-image-2512", None),
                 "edit-v2": ("qwen-image-edit-2509", None),
             },
+            modules={"Attention": "*.attn.*", "FeedForward": "*.img_mlp.*,*.txt_mlp.*"},
         ),
         "OneTrainer": JobNames(("QWEN",)),
         "diffusion-pipe": JobNames(("qwen_image",)),
@@ -187,6 +188,13 @@ class QwenImage(VideoVaeFamily):
     return read.last_hidden_state[:, pipeline.prompt_template_encode_start_idx :]""",
         guidance="true_cfg_scale",
         guidance_off=1,
+        editing_setup="""\
+# transformers 5 has to know which tokens are an image's, for their rows and columns.
+slot = pipeline.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+read = pipeline.text_encoder.forward
+pipeline.text_encoder.forward = lambda input_ids, **given: read(
+    input_ids=input_ids, **(given | {"mm_token_type_ids": (input_ids == slot).int()})
+)""",
     )
 
     @property

@@ -195,6 +195,7 @@ class QwenImage21(VideoVaeFamily):
         guidance="true_cfg_scale",
         guidance_off=1,
         tokenizer="pipeline.processor.tokenizer",
+        editing_size="output_resolution",
     )
     patch_size = 1
 

@@ -11,7 +11,7 @@ addEventListener("beforeunload", (event) => { if (kept.size) event.preventDefaul
 /** Forgets the unsaved caption of an image that was removed. */
 export function forget(dataset, image) { kept.delete(`${dataset}/${image}`); }
 
-/** The row of an image. `on`: {select(name), next(step, edit), changed()}. */
+/** The row of an image. `on`: {select(name), next(step, edit), look(control), changed(), show()}. */
 export function editor(image, state, on) {
   let editing = null; // the text field, while open
   let unsaved = null; // a text that the server does not have: {text, why: "failed"|"changed", version}
@@ -24,9 +24,10 @@ export function editor(image, state, on) {
   const trouble = h("div", { class: "trouble" });
   const place = h("div", { class: "caption-place" }, text);
   const thumb = h("button", { type: "button", class: "thumb plate", tabindex: -1, "aria-label": `Show ${image.name}`, onclick: () => { text.focus({ preventScroll: true }); on.select(image.name, false); on.show(); } });
+  const controls = h("div", { class: "before" }); // control images of a pair
   const node = h(
     "li", { class: "image-row", dataset: { image: image.name } },
-    thumb, h("div", { class: "image-text" }, place, trouble, marks, h("div", { class: "row between" }, info, mark)),
+    h("div", { class: "before-after" }, controls, icon("right"), thumb), h("div", { class: "image-text" }, place, trouble, marks, h("div", { class: "row between" }, info, mark)),
   );
   text.addEventListener("click", () => edit());
   text.addEventListener("focus", () => on.select(image.name, false));
@@ -45,16 +46,26 @@ export function editor(image, state, on) {
   }
 
   function draw() {
-    const broken = !image.width;
-    const url = `${path("api/datasets", state.name, "thumbs")}/${encodeURIComponent(image.name)}?v=${encodeURIComponent(image.version)}`;
-    if (broken) fill(thumb, icon("warning"));
-    else if (thumb.firstChild?.getAttribute("src") !== url) fill(thumb, h("img", { loading: "lazy", decoding: "async", alt: "", src: url }));
+    small(thumb, image);
+    const names = image.controls.join("\n");
+    if (controls.dataset.names !== names) {
+      controls.dataset.names = names;
+      fill(controls, image.controls.map((name) => h("button", { type: "button", class: "thumb plate", tabindex: text.tabIndex, title: name, "aria-label": `Show control image ${name}`, onclick: () => on.look(name) })));
+    }
+    image.controls.forEach((name, index) => small(controls.children[index], state.find(name)));
     const { bucket, length } = image;
     const cut = bucket?.cut >= 0.005 ? `, cuts ${Math.round(100 * bucket.cut)} %` : "";
     info.textContent = [image.name, bucket && `→ ${bucket.width}×${bucket.height}${cut}`, image.caption_source && `caption from ${image.caption_source}`, length && length.tokens > NEAR * length.most && `${length.tokens} of ${length.most} tokens`].filter(Boolean).join(" · ");
     const long = length?.lost ? [{ kind: "warning", text: `longer than the limit of ${length.most} tokens; cut off from “${length.lost}”` }] : [];
     fill(marks, [...image.marks, ...long].map((each) => h("p", { class: each.kind === "problem" ? "mark bad" : "mark warn" }, icon("warning"), h("span", null, each.text))));
     if (!editing) drawText();
+  }
+
+  /** The thumbnail of an image in its button. */
+  function small(place, one) {
+    const url = one?.width && `${path("api/datasets", state.name, "thumbs")}/${encodeURIComponent(one.name)}?v=${encodeURIComponent(one.version)}`;
+    if (!url) fill(place, icon("warning"));
+    else if (place.firstChild?.getAttribute("src") !== url) fill(place, h("img", { loading: "lazy", decoding: "async", alt: "", src: url }));
   }
 
   function say(words, kind = "") {
@@ -124,7 +135,7 @@ export function editor(image, state, on) {
       if (!unsaved && version === null && wanted === current()) { done(); say("saved", "good"); return; }
       say("saving");
       entry.version = version ?? (image.caption_version || "*");
-      const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?token=${encodeURIComponent(state.token)}`;
+      const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?token=${encodeURIComponent(state.word)}`;
       try {
         const found = await api("PUT", url, wanted, { headers: { "If-Match": entry.version }, keepalive: wanted.length < 15000 });
         Object.assign(image, found, { length: null, marks: [...found.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !found.marks.some((one) => one.text === each.text))] });

@@ -25,7 +25,11 @@ class Dataset {
   constructor(root, name, signal) {
     title(name);
     Object.assign(this, { name, signal, rows: new Map(), order: new Map(), seen: [], view: "all", words: "", old: false });
-    this.state = { name, signal, images: [], selected: null, base: "", resolution: "", token: tokenOf(name) };
+    this.state = {
+      name, signal, images: [], controls: new Map(), selected: null, base: "", resolution: "", folders: "", plain: false, token: tokenOf(name),
+      get word() { return this.plain ? "" : this.token; }, // for the server; empty: without a placeholder token
+      find(one) { return this.images.find((each) => each.name === one) ?? this.controls.get(one) ?? null; },
+    };
     this.list = h("ul", { class: "images", "aria-label": "Images and captions" });
     this.summary = h("p", { class: "dim grow", role: "status" });
     this.problems = h("div", { class: "stack tight general" });
@@ -90,8 +94,10 @@ class Dataset {
       if (before && ended.some((id) => !before.has(id))) this.load({ quiet: true }).catch(() => {});
       before = new Set(ended);
     }, signal);
-    const draft = stored.get("train draft")?.settings?.base_model;
-    this.state.base = draft && draft !== "auto" ? draft : "";
+    const draft = stored.get("train draft")?.settings ?? {};
+    this.state.base = draft.base_model && draft.base_model !== "auto" ? draft.base_model : "";
+    this.state.folders = String(draft.controls ?? "");
+    this.state.plain = draft.train_placeholder_token === false;
     const about = await schema().catch(() => null);
     if (about && !about.bases.some((each) => each.name === this.state.base)) this.state.base = about.automatic;
     this.state.modelSize = about?.bases.find((each) => each.name === this.state.base)?.training_resolution;
@@ -101,7 +107,8 @@ class Dataset {
   /** Reads the dataset. `quiet`: rows that are there stay where they are. */
   async load({ quiet = false } = {}) {
     const { state } = this;
-    const query = new URLSearchParams({ token: state.token });
+    const query = new URLSearchParams({ token: state.word });
+    if (state.folders) query.set("controls", state.folders);
     if (state.base) query.set("base", state.base);
     if (state.resolution) query.set("resolution", state.resolution);
     const mine = (this.asked = (this.asked ?? 0) + 1), asked = performance.now();
@@ -109,7 +116,8 @@ class Dataset {
     if (mine !== this.asked || this.signal.aborted) return;
     const known = new Map(state.images.map((each) => [each.caption, each.length]));
     for (const each of found.images) each.length = known.get(each.caption) ?? null;
-    state.images = found.images;
+    state.images = found.images.filter((each) => !each.is_control);
+    state.controls = new Map(found.images.filter((each) => each.is_control).map((each) => [each.name, each]));
     for (const each of found.images) this.rows.get(each.name)?.update(each, asked);
     fill(this.problems, found.problems.filter((each) => !each.image).map((each) => h("p", { class: `note ${each.kind === "problem" ? "bad" : "warn"}` }, icon("warning"), each.text)));
     this.arrange(!quiet);
@@ -132,12 +140,13 @@ class Dataset {
   // ---- The list ----
 
   tell() {
-    const { images } = this.state;
-    this.writer.disabled = !images.length;
+    const { images, controls } = this.state, pairs = images.some((each) => each.controls.length);
+    this.writer.disabled = !images.length || pairs;
+    this.writer.title = pairs ? "A model describes images; captions of pairs are instructions" : "";
     const problems = images.filter(hasProblem).length;
     this.summary.textContent = images.length ? [
-      count(images.length, "image"), count(images.filter((each) => !each.default_caption).length, "caption"),
-      bytes(images.reduce((sum, each) => sum + each.bytes, 0)), problems && `${count(problems, "problem")}, shown first`, this.busy,
+      count(images.length, "image"), controls.size && count(controls.size, "control image"), count(images.filter((each) => !each.default_caption).length, "caption"),
+      bytes([...images, ...controls.values()].reduce((sum, each) => sum + each.bytes, 0)), problems && `${count(problems, "problem")}, shown first`, this.busy,
     ].filter(Boolean).join(" · ") : this.busy || "";
   }
 
@@ -161,7 +170,7 @@ class Dataset {
     }
     this.place(0, Math.max(FIRST, this.list.children.length));
     const still = this.seen.find((each) => each.name === this.state.selected) ?? this.seen[0];
-    this.select(still.name, false);
+    this.select(still.name, false, still.name === this.state.selected ? this.looked : null);
   }
 
   /** Puts rows into the list from `from` on; the rest in pauses, so that the first paint is soon. */
@@ -171,7 +180,7 @@ class Dataset {
     for (const image of seen.slice(from, to)) {
       let row = this.rows.get(image.name);
       if (!row) {
-        row = editor(image, this.state, { select: (one, scroll) => this.select(one, scroll), next: (step, edit) => this.next(step, edit), changed: () => { this.large.drawText(); this.tell(); this.later(); }, show: () => this.large.open() });
+        row = editor(image, this.state, { select: (one, scroll) => this.select(one, scroll), next: (step, edit) => this.next(step, edit), look: (control) => { this.select(image.name, false, control); this.large.open(); }, changed: () => { this.large.drawText(); this.tell(); this.later(); }, show: () => this.large.open() });
         this.rows.set(image.name, row);
       }
       if (row.node === at) at = at.nextSibling;
@@ -182,13 +191,16 @@ class Dataset {
     else while (list.children.length > seen.length) list.lastChild.remove();
   }
 
-  select(name, scroll = true) {
+  /** Selects a row; `looked`: and shows this control image of it large. */
+  select(name, scroll = true, looked = null) {
     const before = this.rows.get(this.state.selected), row = this.rows.get(name);
-    if (before && before !== row) { before.node.removeAttribute("data-selected"); before.text.tabIndex = -1; }
+    const stops = (one, tabIndex) => { for (const each of [one.text, ...one.node.querySelectorAll(".before button")]) each.tabIndex = tabIndex; };
+    if (before && before !== row) { before.node.removeAttribute("data-selected"); stops(before, -1); }
     this.state.selected = name;
-    if (row) { row.node.dataset.selected = ""; row.text.tabIndex = 0; }
+    if (row) { row.node.dataset.selected = ""; stops(row, 0); }
     if (row && scroll) row.node.scrollIntoView({ block: "nearest" });
-    this.large.draw(this.state.images.find((each) => each.name === name) ?? null);
+    this.looked = looked;
+    this.large.draw(this.state.find(looked) ?? this.state.find(name));
   }
 
   /** Selects the image `step` rows further; `edit`: and opens its caption. */
@@ -210,7 +222,7 @@ class Dataset {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") { event.preventDefault(); this.next(event.key === "ArrowDown" ? 1 : -1); }
     else if (onControl) return; // its own keys
     else if (event.key === "Enter" && event.target.tagName !== "BUTTON") { event.preventDefault(); this.rows.get(image.name)?.edit(); }
-    else if (event.key === "Delete") this.remove(image);
+    else if (event.key === "Delete") this.remove(this.state.find(this.looked) ?? image);
     else if (event.key === "r") this.large.replace();
   }
 
@@ -228,7 +240,7 @@ class Dataset {
       this.rows.get(image.name)?.node.remove();
       this.rows.delete(image.name);
       forget(this.name, image.name);
-      this.state.selected = (this.seen[index + 1] ?? this.seen[index - 1])?.name ?? null;
+      if (index >= 0) this.state.selected = (this.seen[index + 1] ?? this.seen[index - 1])?.name ?? null;
       await this.load({ quiet: true });
       if (!document.querySelector("dialog[open]")) this.rows.get(this.state.selected)?.text.focus({ preventScroll: true });
       toast(`${image.name} removed`, { action: ["Undo", () => restore(trash, async () => { this.state.selected = image.name; await this.load(); })] });

@@ -4,6 +4,7 @@ import { bytes, count, duration } from "./core.js";
 import { fill, h, icon } from "./dom.js";
 
 const PARTS = 6; // colours
+const beside = (most) => (most ? `, each with ${most > 1 ? `up to ${most} control images` : "a control image"}` : "");
 
 /** Draws what the server counted into `place`. */
 export function drawPlan(place, plan) {
@@ -26,7 +27,7 @@ export function drawPlan(place, plan) {
       bar),
     legend,
     h("dl", { class: "facts" },
-      h("dt", null, "Work"), h("dd", null, `${plan.steps.toLocaleString("en")} steps from ${count(plan.images, "image")}`),
+      h("dt", null, "Work"), h("dd", null, `${plan.steps.toLocaleString("en")} steps from ${count(plan.images, "image")}${beside(plan.control_images)}`),
       h("dt", null, "Time"), h("dd", null, time, each && h("small", { class: "block" }, each)),
       h("dt", null, "Memory"), h("dd", null, plan.mode),
       h("dt", null, "Disk"), h("dd", { class: low ? "error" : "" }, `${bytes(plan.disk_bytes)} of ${bytes(plan.disk_free)} free`)),

@@ -6,8 +6,9 @@ const plain = (value) => (Array.isArray(value) ? value.join(",") : String(value)
 /** The inputs that name the datasets: as in a folder that holds all of them, if they are several. */
 function inputs({ settings, datasets }) {
   if (datasets.length === 1) {
-    const [{ name, token }] = datasets;
-    return { dataset: `datasets/${name}`, ...(token ? { placeholder_token: token } : {}), ...settings };
+    const [{ name, token }] = datasets, { controls, ...others } = settings, dataset = `datasets/${name}`;
+    const folders = (Array.isArray(controls) ? controls : String(controls ?? "").split(",")).map((each) => each.trim()).filter(Boolean);
+    return { dataset, ...(folders.length ? { controls: folders.map((each) => `${dataset}/${each}`) } : {}), ...(token ? { placeholder_token: token } : {}), ...others };
   }
   return { dataset: "datasets", subjects: datasets.map((each) => `${each.token}=${each.name}`), ...settings };
 }

@@ -10,7 +10,7 @@ import { asCommand, asYaml } from "./settings_text.js";
 const DRAFT = "train draft";
 const PURPOSES = { character: ["Character", "a person, a pet, a figure"], style: ["Style", "a look, without its content"], concept: ["Concept", "a thing, a garment, a pose"], quick_test: ["Quick test", "a fifth of the steps, to try a dataset"] };
 const BY_HAND = ["base_model", "preset", "steps", "resolution", "sample_prompts", "sample_every", "placeholder_token"];
-const HELP = { steps: "More steps, more likeness. From the number of images.", resolution: "Edge length; several with commas.", sample_prompts: "One a line; TOK is the subject. Made before, halfway and at the end.", sample_every: "0: only before, halfway and at the end." };
+const HELP = { steps: "More steps, more likeness. From the number of images.", resolution: "Edge length; several with commas.", sample_prompts: "One a line; TOK is the subject. Made before, halfway and at the end.", sample_every: "0: only before, halfway and at the end.", controls: "Folders of the dataset with the images before the edit, with commas. Not needed for folders named control, control_2." };
 const OF_SUBJECTS = ["dataset", "datasets", "token", "placeholder_token", "subjects", "name"]; // errors shown there
 
 /** Shows the screen; an address with a dataset's name chooses it. */
@@ -139,7 +139,7 @@ class Form {
     const small = (each) => [`${each.training_resolution ?? each.resolution} px`, each.bytes && bytes(each.bytes), each.license, each.distilled && "fast images"].filter(Boolean).join(" · ");
     const state = (each) => (each.fits === false ? h("small", { class: "warn-text" }, "needs tricks to fit this GPU") : h("small", { class: each.here ? "here" : "" }, each.here ? [icon("check"), "on this machine"] : "downloaded at the start"));
     const auto = { name: "auto", text: "Automatic", small: `here: ${automatic}` };
-    return this.radios("base_model", "Base model", [auto, ...this.about.bases.filter((each) => each.trainable).map((each) => ({ name: each.name, text: each.name, small: small(each), state: state(each) }))], "auto");
+    return this.radios("base_model", "Base model", [auto, ...this.about.bases.map((each) => ({ name: each.name, text: each.name, small: small(each), state: state(each) }))], "auto");
   }
 
   purposes() {
@@ -182,12 +182,16 @@ class Form {
     const filter = () => {
       const words = search.value.toLowerCase().trim();
       for (const group of groups) {
-        for (const node of group.nodes) node.hidden = !node.words.includes(words) || (onlyChanged.checked && this.draft.settings[node.setting] === undefined);
+        for (const node of group.nodes) {
+          const unset = this.draft.settings[node.setting] === undefined;
+          node.hidden = !node.words.includes(words) || (unset && (onlyChanged.checked || (node.setting === "controls" && !this.edits())));
+        }
         group.hidden = group.nodes.every((node) => node.hidden);
       }
       nothing.hidden = groups.some((group) => !group.hidden);
     };
     for (const each of [search, onlyChanged]) each.addEventListener("input", filter);
+    this.filter = filter;
     this.changedCount = h("span", { class: "dim" });
     this.fold = h("details", { class: "card fold" }, h("summary", null, `All ${others.length} settings `, this.changedCount), h("div", { class: "stack" }, h("div", { class: "row fold-tools" }, h("div", { class: "grow" }, search), h("label", { class: "row tick-label" }, onlyChanged, "Only changed")), groups, nothing));
     return this.fold;
@@ -204,6 +208,12 @@ class Form {
     return h("details", { class: "card fold" }, h("summary", null, "As text, for the command line"), h("div", { class: "stack" }, h("div", { class: "row between" }, tabs, copy), this.text));
   }
 
+  /** Whether the base model takes reference images. */
+  edits() {
+    const { base_model: name = "auto" } = this.draft.settings;
+    return Boolean(this.about.bases.find((each) => each.name === (name === "auto" ? this.about.automatic : name))?.references);
+  }
+
   drawText() { this.text.textContent = this.view === "yaml" ? asYaml(this.given()) : asCommand(this.given()); }
 
   set(name, value) {
@@ -217,6 +227,7 @@ class Form {
     const number = Object.keys(settings).filter((name) => !BY_HAND.includes(name)).length;
     this.changedCount.textContent = number ? `${number} changed` : "";
     for (const [name, node] of this.nodes) node.classList.toggle("is-changed", settings[name] !== undefined);
+    this.filter();
     this.plan.classList.add("old");
     this.counting.textContent = "counting…";
     if (byUser) this.touch();

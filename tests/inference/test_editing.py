@@ -35,6 +35,7 @@ from families.without_weights import family_without_weights
 from inference.__main__ import arguments_parser
 from inference.engine import Engine
 from inference.generation import generate
+from inference.images import read_image
 from inference.inputs import GenerationInputs
 from inference.request import Request, check_work, resolve, work
 from trainer.memory.step_cost import Meter, _tensors, fused_attention
@@ -161,6 +162,20 @@ def test_features_and_image_are_the_stock_pipelines(
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     difference = np.abs(np.asarray(found, np.int16) - np.asarray(wanted, np.int16))
     assert difference.max() <= 1 and np.asarray(found).std() > 1
+
+
+@torch.inference_mode()
+def test_transparent_pixels_are_white_for_a_vae_without_alpha(tmp_path: Path) -> None:
+    """They are read with their transparency, which another base model uses."""
+    IMAGES[0].convert("LA").save(tmp_path / "a.png")
+    clear = Image.open(tmp_path / "a.png")
+    clear.putalpha(0)
+    clear.save(tmp_path / "a.png")
+    read = [read_image(tmp_path / "a.png", name) for name in ("reference_images", "image")]
+    assert [each.mode for each in read] == ["RGBA", "RGB"]
+    family = family_of_base("qwen-image-edit-2511")
+    digests = {family.encode_references([each]).digest for each in (clear, *read)}
+    assert digests == {family.encode_references([Image.new("RGB", clear.size, "white")]).digest}
 
 
 def test_the_engine_edits_and_refuses_what_the_base_does_not_take(

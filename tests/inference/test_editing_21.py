@@ -48,6 +48,7 @@ def image(width: int, height: int, phase: float) -> Image.Image:
 
 
 IMAGES = [image(97, 61, 0.0), image(150, 41, 1.0), image(50, 111, 2.0)]
+IMAGES[1].putalpha(IMAGES[0].convert("L").resize(IMAGES[1].size))  # transparent
 
 
 @pytest.fixture(scope="module")

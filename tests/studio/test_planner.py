@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from pages import DATASET, SHORT, Answer, Page, Server, until, with_dataset
 
-from families.registry import trainable
 from studio import planner
 from studio.new_runs import FROM_JOBS, NOT_OFFERED
 from trainer.settings import TrainingInputs
@@ -47,7 +46,6 @@ def test_the_form_has_every_field_that_may_be_set_here(
     bases = {each["name"]: each for each in schema["bases"]}
     facts = [(bases[name]["license"], bases[name]["bytes"]) for name in ("qwen-image", "z-image")]
     assert facts == [("Apache-2.0", 55 * 10**9), ("Apache-2.0", 20 * 10**9)]
-    assert {name for name, each in bases.items() if each["trainable"]} == set(trainable())
     takes = {"least": 1, "most": 3, "resolution": 1024, "name": "Picture {}"}
     assert bases["qwen-image-edit-2511"]["references"] == takes
     assert bases["qwen-image-2.1"]["references"]["name"] == "<image{}>"

@@ -31,6 +31,7 @@ from families.models.qwen_image import QwenImage
 from families.recomputation import recompute
 from families.registry import find_base
 from families.without_weights import family_without_weights
+from trainer.__main__ import main
 from trainer.data import nearest_bucket, read_dataset
 from trainer.learning.features import fit
 from trainer.learning.references import ControlView
@@ -219,6 +220,22 @@ def test_the_plan_counts_control_images_as_a_real_step(name: str) -> None:
         measured = step_load(real, Lora(real.transformer, targets, 2, 0), shape)
         assert planned.bytes == pytest.approx(measured.bytes, rel=0.03)
         assert planned.flops == pytest.approx(measured.flops, rel=0.03)
+
+
+def test_the_plan_counts_the_control_images_of_the_dataset(
+    pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a model that can do without them."""
+
+    def plan(*options: str) -> Any:
+        base = "--base-model", "qwen-image-2.1", "--preserve", "off", "--resolution", "64"
+        main(["plan", *base, *options, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    alone, counted, named = plan(), plan(str(pairs)), plan("--controls", "before")
+    assert [each["control_images"] for each in (alone, counted, named)] == [0, 2, 1]
+    bytes_of = [each["modes"][0]["bytes"]["activations"] for each in (alone, named, counted)]
+    assert bytes_of == sorted(bytes_of) and bytes_of[2] > 1.15 * bytes_of[0]
 
 
 @pytest.mark.parametrize(

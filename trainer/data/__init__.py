@@ -37,6 +37,7 @@ from trainer.data.members import (
     stem_of,
     suffix_of,
 )
+from trainer.data.roles import Roles, roles_of
 from trainer.data.similarity import alike, stacked
 from trainer.data.threads import in_threads
 from trainer.data.trigger import name_trigger
@@ -62,6 +63,7 @@ __all__ = [
     "MappedFile",
     "Measures",
     "Purpose",
+    "Roles",
     "Unusable",
     "alike",
     "bucket_sizes",
@@ -90,6 +92,7 @@ __all__ = [
     "probe",
     "read_dataset",
     "read_members",
+    "roles_of",
     "stacked",
     "stem_of",
     "suffix_of",

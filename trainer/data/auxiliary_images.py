@@ -95,6 +95,11 @@ class Group:
     names: tuple[str, ...]  # files, in order
     used: bool = False  # trained on, since they have captions
 
+    @property
+    def controls(self) -> bool:
+        """Whether these are control images."""
+        return self.kind == CONTROL and not self.used
+
     def __str__(self) -> str:
         other = ", not training images" if self.kind == MASKS else ""
         other += ", which only editing models use" if self.kind == CONTROL else ""

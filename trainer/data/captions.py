@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from adapters.files.containers import Unusable
+from families.redact import safe_name
 from trainer.data.caption_files import (
     CaptionFile,
     Sidecars,
@@ -25,6 +26,7 @@ from trainer.data.members import (
     MAX_CAPTION_BYTES,
     TABLE_SUFFIXES,
     listed,
+    printable,
     stem_of,
     suffix_of,
 )
@@ -74,7 +76,8 @@ class Captions:
                 level=logging.INFO,
             )
         for table, rows in self.lost_rows.items():
-            yield Finding(f"{table} has rows that match no image, or several: {listed(rows)}")
+            shown = [printable(safe_name(each)[:200]) for each in rows]  # may be URLs with tokens
+            yield Finding(f"{table} has rows that match no image, or several: {listed(shown)}")
         for table, images in self.rows.items():
             folder = PurePosixPath(table).parent
             without = [

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from families.tokens import SUBJECT, mentions, name_subject
 from inference.progress import Progress
-from trainer.data.auxiliary_images import MASKS, Group, auxiliary, masks_of
-from trainer.data.caption_files import Sidecars, files_of, one_line
+from trainer.data.auxiliary_images import MASKS, Group, masks_of
+from trainer.data.caption_files import files_of, one_line
 from trainer.data.captions import Caption, choose_captions, repeats_of
 from trainer.data.example import Example, own_captions
 from trainer.data.findings import (
@@ -27,11 +27,12 @@ from trainer.data.findings import (
 from trainer.data.images import MAX_TOTAL_PIXELS, Checked, check, probe
 from trainer.data.mapped_file import Content
 from trainer.data.masks import unused, with_masks
-from trainer.data.members import Opener, Unusable, is_image, listed, read_files
-from trainer.data.pairs import controls_of, find_pairs, pair_findings, pair_problems
+from trainer.data.members import Opener, Unusable, listed, read_files
+from trainer.data.pairs import Pairs, controls_of, pair_findings, pair_problems
 from trainer.data.regularization import regularization
+from trainer.data.roles import roles_of
 from trainer.data.skipped_files import is_beside, left_out, why_empty
-from trainer.data.subjects import is_subjects, owners, subject_problems
+from trainer.data.subjects import owners, subject_problems
 from trainer.data.threads import in_threads
 from trainer.data.unread_captions import unread_captions
 from trainer.dataset_names import dataset_name
@@ -137,6 +138,7 @@ class Findings:
     captions: Mapping[str, Caption] = field(default_factory=dict)  # as written, of each image
     groups: Sequence[Group] = ()  # masks, regularization images and others; not trained on
     regularization: Sequence[Example] = ()  # those that are used
+    pairs: Pairs = field(default_factory=Pairs)
 
 
 def _refuse(path: Path, found: Findings) -> None:
@@ -174,13 +176,9 @@ def examine(
     problems = list(problems)
     bad = list(bad) if skip_bad_images else problems
     tokens = [each.token for each in subjects] or ([] if subject is None else [subject])
-    every = [name for name in sorted(files) if is_image(name, files[name])]
-    sidecars = Sidecars(files, [])
-    captioned = {name for name in every if sidecars.of(name)}
-    groups = auxiliary(files, every, captioned, lambda folder: is_subjects(folder, subjects))
-    pairs = find_pairs(files, every, groups, editing=controls[1] > 0)
-    besides = {name for group in groups if not group.used for name in group.names} | pairs.controls
-    images = {name: files[name] for name in every if name not in besides}
+    roles = roles_of(files, subjects, editing=controls[1] > 0)
+    every, groups, pairs = roles.every, roles.groups, roles.pairs
+    images = {name: files[name] for name in roles.trained}
     if not images and not problems and not bad:
         problems += why_empty(files, every, groups)
     own_masks = masks_of(groups, images)
@@ -189,7 +187,7 @@ def examine(
         return TRIGGER_MARK in text or any(mentions(text, each) for each in (SUBJECT, *tokens))
 
     about_subject = mentioned if tokens else None
-    found_captions = choose_captions(files, [*images], besides, about_subject, pairs.roots)
+    found_captions = choose_captions(files, [*images], roles.besides, about_subject, pairs.roots)
     problems += found_captions.problems
     if controls[1]:
         problems += pair_problems(pairs, found_captions.of, default_caption, *controls)
@@ -283,7 +281,8 @@ def examine(
     used = {each.mask_file for each in examples} | {each.name for each in kept.examples}
     used |= {control.name for each in examples for control in each.controls}
     warnings += pair_findings(pairs, examples)
-    shown = [group for group in groups if used.isdisjoint(group.names)]
+    takes = controls[1] > 0  # then control images that are not used are problems
+    shown = [g for g in groups if used.isdisjoint(g.names) and not (takes and g.controls)]
     warnings += [Finding(str(group), group.names, str(group)) for group in shown]
     of_masks = [name for each in groups if each.kind == MASKS for name in each.names]
     warnings += [*about_masks, *unused(of_masks, examples), *kept.notes]
@@ -316,7 +315,7 @@ def examine(
                 check="no-token",
             )
         )
-    return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples)
+    return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples, pairs)
 
 
 def _check(images: dict[str, Content]) -> dict[str, Checked | str]:

@@ -19,10 +19,11 @@ class Control:
     height: int  # pixels, upright
     data: Content = field(repr=False)  # the encoded file
 
-    def image(self) -> Image.Image:
-        """The decoded image: upright, 8-bit sRGB, transparency over white."""
+    def image(self, background: str | None = "white") -> Image.Image:
+        """The decoded image: upright, 8-bit sRGB, transparency over the background or kept (None),
+        as a model gets it."""
         with open_image(bytes(self.data)) as image:
-            return upright_srgb(image)[0]
+            return upright_srgb(image, background)[0]
 
 
 @dataclass(frozen=True)

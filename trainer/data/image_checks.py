@@ -52,17 +52,19 @@ def _similar(examples: Sequence[Example]) -> Iterator[Finding]:
     names = [example.name for example, _ in known]
     found = alike(pixels)
     for group in found.nearly_the_same:
-        yield Finding.of_all(
-            f"{len(group)} images are nearly the same, so this view counts more than others; "
-            "keep one",
-            [names[each] for each in group],
-            check="near-duplicates",
-        )
-    for group in found.alike:
-        if group not in found.nearly_the_same:
+        if len(those := _without_edited([known[each][0] for each in group])) > 1:
             yield Finding.of_all(
-                f"{len(group)} images are alike; if they show one moment, keep the best",
-                [names[each] for each in group],
+                f"{len(those)} images are nearly the same, so this view counts more than others; "
+                "keep one",
+                those,
+                check="near-duplicates",
+            )
+    for group in found.alike:
+        those = _without_edited([known[each][0] for each in group])
+        if group not in found.nearly_the_same and len(those) > 1:
+            yield Finding.of_all(
+                f"{len(those)} images are alike; if they show one moment, keep the best",
+                those,
                 check="alike",
                 level=logging.INFO,
             )
@@ -75,6 +77,12 @@ def _similar(examples: Sequence[Example]) -> Iterator[Finding]:
             check="same-background",
             level=logging.INFO,
         )
+
+
+def _without_edited(examples: Sequence[Example]) -> list[str]:
+    """The names of the images, without control images of others of them."""
+    edited = {control.name for each in examples for control in each.controls}
+    return [each.name for each in examples if each.name not in edited]
 
 
 def _soft(examples: Sequence[Example], resolution: int | None) -> Iterator[Finding]:

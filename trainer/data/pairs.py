@@ -11,14 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from trainer.data.auxiliary_images import CONTROL, Group
+from families.redact import safe_name
+from trainer.data.auxiliary_images import Group
 from trainer.data.caption_tables import Names, NoCaptions, control_rows
 from trainer.data.captions import Caption
 from trainer.data.example import Control, Example
 from trainer.data.findings import Finding
 from trainer.data.images import Checked
 from trainer.data.mapped_file import Content
-from trainer.data.members import TABLE_SUFFIXES, Unusable, listed, stem_of, suffix_of
+from trainer.data.members import (
+    TABLE_SUFFIXES,
+    Unusable,
+    listed,
+    printable,
+    stem_of,
+    suffix_of,
+)
 from trainer.settings import TrainingInputs
 
 _START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,4})")  # ROOT_end is its target
@@ -37,10 +45,10 @@ class Pairs:
     of: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by target, in order
     controls: set[str] = field(default_factory=set)  # all of them, not trained on
     alone: list[str] = field(default_factory=list)  # control images without a target
-    # Control images in tables that are not in the dataset, with the table's name.
-    missing: list[str] = field(default_factory=list)
+    # Control images in tables that cannot be used: table, target, name as written.
+    missing: list[tuple[str, str, str]] = field(default_factory=list)
     named: set[str] = field(default_factory=set)  # those that tables name
-    roots: dict[str, str] = field(default_factory=dict)  # ROOT of each target ROOT_end
+    roots: dict[str, str] = field(default_factory=dict)  # ROOT of each ROOT_end
 
 
 def find_pairs(
@@ -63,17 +71,21 @@ def find_pairs(
         add(name, control, number)
         found.named.add(control)
     if editing:
-        ends = {stem_of(name): name for name in images if stem_of(name).endswith("_end")}
-        for name in images:
-            match = _START.fullmatch(stem_of(name))
-            if match is not None and (target := ends.get(f"{match['root']}_end")):
-                add(target, name, int(match["number"] or 1))
-                found.roots[target] = match["root"]
+        roots = {stem_of(name).removesuffix("_end"): name for name in images if _is_end(name)}
+        starts = {n: match for n in images if (match := _START.fullmatch(stem_of(n)))}
+        if any(match["root"] in roots for match in starts.values()):  # else the names mean nothing
+            found.roots = {name: root for root, name in roots.items()}
+            for name, match in starts.items():
+                if target := roots.get(match["root"]):
+                    add(target, name, int(match["number"] or 1))
+                elif name not in places:
+                    found.controls.add(name)
+                    found.alone.append(name)
     besides = {name for group in groups if not group.used for name in group.names}
     known = set(images)
     targets = _Targets(name for name in images if name not in besides | found.controls)
     for group in groups:
-        if group.kind != CONTROL or group.used:
+        if not group.controls:
             continue
         of_folder = _number(group.folder)
         for control in group.names:
@@ -110,7 +122,11 @@ def _in_tables(
                     if len(meant) == 1 and meant[0] != target:
                         yield target, meant[0], number
                     else:
-                        found.missing.append(f"{control[:200]} ({table}, for {target})")
+                        found.missing.append((table, target, control))
+
+
+def _is_end(name: str) -> bool:
+    return stem_of(name).endswith("_end")
 
 
 class _Targets:
@@ -181,11 +197,21 @@ def pair_problems(
                 "train on single images, choose a base_model that is not for editing only"
             )
         return
+    without = dict.fromkeys(target for _, target, _ in pairs.missing)
     if pairs.missing:
-        yield Finding(f"control images that are not in the dataset: {listed(pairs.missing)}")
+        named = [
+            f"{printable(safe_name(control)[:200])} ({table}, for {target})"
+            for table, target, control in pairs.missing
+        ]
+        yield Finding(
+            "control images that are not in the dataset, or are the training image itself: "
+            f"{listed(named)}; correct these rows, or add the images",
+            tuple(without),
+            "its table names a control image that is not in the dataset, or is the image itself",
+        )
     if pairs.alone:
         yield Finding.of_all("control images without a training image", pairs.alone)
-    lacking = [name for name in images if name not in pairs.of]
+    lacking = [name for name in images if name not in pairs.of and name not in without]
     if lacking:
         yield Finding.of_all("no control image", lacking, f"; {HOW}, or remove these images")
     for name in images:
@@ -207,34 +233,42 @@ def pair_findings(pairs: Pairs, examples: Sequence[Example]) -> Iterator[Finding
             text = "ignored, because only editing models use control images"
             yield Finding.of_all(text, sorted(pairs.named))
         return
-    yield Finding(
-        f"{len(counts)} pairs, with {sum(counts.values())} control images", level=logging.INFO
-    )
-    if fewer := [name for name, count in counts.items() if count < most]:
+    number = sum(count > 0 for count in counts.values())
+    text = f"{number} pairs, with {sum(counts.values())} control images"
+    yield Finding(text, level=logging.INFO)
+    if fewer := [name for name, count in counts.items() if 0 < count < most]:
         yield Finding.of_all(f"fewer control images than the {most} of others", fewer)
 
 
 OTHER_RATIO = 0.05  # difference of aspect ratios from which an edit may move what it should keep
+FAR_RATIO = 1.0  # twice, or half, as wide
 
 
 def pair_checks(examples: Sequence[Example]) -> Iterator[Finding]:
     """Warns of pairs that teach something else than the edit."""
-    same = [e.name for e in examples if any(each.data == e.data for each in e.controls)]
+    same = [
+        each.name
+        for each in examples
+        if each.data and any(control.data == each.data for control in each.controls)
+    ]
     if same:
         text = "the image and its control image are the same file, so no edit is learned"
         yield Finding.of_all(text, same, check="no-edit")
-    other = [
-        each.name
-        for each in examples
-        if len(each.controls) == 1
-        and abs(_ratio(each.controls[0]) / _ratio(each) - 1) > OTHER_RATIO
-    ]
-    if other:
-        text = (
-            "the aspect ratio differs from the control image's, so what the edit should keep is "
-            "moved or stretched, unless it shows another scene"
-        )
+    alone = [each for each in examples if len(each.controls) == 1]
+    off = {each.name: _off(_ratio(each.controls[0]), _ratio(each)) for each in alone}
+    text = (
+        "the aspect ratio differs from the control image's, so what the edit should keep is "
+        "moved or stretched, unless it shows another scene"
+    )
+    if far := [name for name, each in off.items() if each >= FAR_RATIO]:
+        yield Finding.of_all(text, far, check="other-ratio")
+    if other := [name for name, each in off.items() if OTHER_RATIO < each < FAR_RATIO]:
         yield Finding.of_all(text, other, check="other-ratio", level=logging.INFO)
+
+
+def _off(one: float, other: float) -> float:
+    """By how much the larger exceeds the smaller, as a share of that."""
+    return max(one, other) / min(one, other) - 1
 
 
 def _ratio(image: Example | Control) -> float:

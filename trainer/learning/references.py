@@ -36,7 +36,7 @@ class ControlView:
         """The decoded control images."""
         images = []
         for control, box in zip(self.example.controls, self._boxes, strict=True):
-            image = control.image()
+            image = control.image(None)
             image = image if box is None else image.crop(box)
             images.append(ImageOps.mirror(image) if self.mirrored else image)
         return images

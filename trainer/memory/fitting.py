@@ -45,7 +45,12 @@ class RanOut(Exception):
 
 @contextmanager
 def running_out(
-    settings: Settings, dtype: torch.dtype, device: torch.device, mode: Mode, saver: Saver
+    settings: Settings,
+    dtype: torch.dtype,
+    device: torch.device,
+    mode: Mode,
+    saver: Saver,
+    controls: int = 0,
 ) -> Iterator[None]:
     """Converts out-of-memory errors within the context to `RanOut`.
 
@@ -60,7 +65,7 @@ def running_out(
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
         # The length of captions has little effect on the difference between modes. Compilation may
         # have failed, so plain blocks are counted.
-        counted = figures_of(settings, TEXT_TOKENS, dtype)
+        counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
         less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
@@ -216,10 +221,10 @@ def figures_of(
 ) -> Figures:
     """The figures of a run at its largest resolution, with or without compiled blocks.
 
-    controls: control images of each training image; a base that only edits has at least one.
+    controls: as in `controls_counted`.
     """
     form, edge = settings.form, max(settings.resolutions)
-    controls = max(controls, int(settings.base.needs_references))
+    controls = controls_counted(settings, controls)
     encoded = settings.base.reference_resolution if controls else edge
     images = [
         Shape(form, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
@@ -247,6 +252,12 @@ def figures_of(
         full=settings.full,
         kept_copies=settings.keep_best + bool(settings.preserve),
     )
+
+
+def controls_counted(settings: Settings, controls: int) -> int:
+    """Control images of each training image: of the data, if it is known, else 0; at least those
+    in folders of their own, and one for a base that only edits."""
+    return max(controls, len(settings.controls), int(settings.base.needs_references))
 
 
 def preview_size(settings: Settings) -> tuple[int, int]:

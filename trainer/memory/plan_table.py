@@ -12,7 +12,13 @@ from families.memory import RESERVE, free_memory
 from families.quantization import usable
 from families.vision_language import batch_on, bytes_needed
 from inference.acceleration import wanted_in_training
-from trainer.memory.fitting import TEXT_TOKENS, figures_of, is_merged, wishes_of
+from trainer.memory.fitting import (
+    TEXT_TOKENS,
+    controls_counted,
+    figures_of,
+    is_merged,
+    wishes_of,
+)
 from trainer.memory.host import host_parts, host_previews
 from trainer.memory.plan import KINDS, Choice, Figures, Mode, Wishes, choose, ladder_of
 from trainer.memory.speed import GPUS, UTILIZATION, Gpu, step_seconds
@@ -32,20 +38,20 @@ _COMPILED = (
 )
 
 
-def describe_plan(settings: Settings, gpus: int = 1) -> str:
+def describe_plan(settings: Settings, gpus: int = 1, controls: int = 0) -> str:
     """The whole text: the run's numbers, and the mode that this machine would choose.
 
-    gpus: of each machine, with a process for each.
+    gpus: of each machine, with a process for each. controls: as in `figures_of`.
     """
-    counted = count(settings)
+    counted = count(settings, controls)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
-    here = this_machine(settings, counted, gpus)
-    return f"{table(settings, counted, gpus)}\n\n{here}{lacking}"
+    here = this_machine(settings, counted, gpus, controls)
+    return f"{table(settings, counted, gpus, controls)}\n\n{here}{lacking}"
 
 
-def plan_data(settings: Settings, gpus: int = 1) -> dict[str, Any]:
+def plan_data(settings: Settings, gpus: int = 1, controls: int = 0) -> dict[str, Any]:
     """The plan in JSON types: bytes and seconds; the time of a mode that does not fit is null."""
-    counted, wishes = count(settings), wishes_of(settings, gpus)
+    counted, wishes = count(settings, controls), wishes_of(settings, gpus)
     chosen = {name: choose(counted, round(gpu.memory * 1e9), wishes) for name, gpu in GPUS.items()}
     device = default_device()
     here = None
@@ -62,6 +68,7 @@ def plan_data(settings: Settings, gpus: int = 1) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "resolution": max(settings.resolutions),
         "caption_tokens": TEXT_TOKENS,
+        "control_images": controls_counted(settings, controls),
         "parameters": {
             "transformer": counted.block_weights + counted.other_weights,
             "text_encoder": counted.text_block_weights + counted.text_other_weights,
@@ -123,17 +130,17 @@ def _fits(counted: Figures, mode: Mode, gpu: Gpu) -> bool:
     return counted.peak(mode, KINDS[-1]) <= gpu.memory * 1e9 * (1 - RESERVE)
 
 
-def count(settings: Settings) -> Figures:
-    """The run's figures on a GPU, with captions of a typical length."""
+def count(settings: Settings, controls: int = 0) -> Figures:
+    """The run's figures on a GPU, with captions of a typical length; controls: as `figures_of`."""
     compiled = wanted_in_training(torch.device("cuda"))
-    return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
+    return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled, controls)
 
 
-def table(settings: Settings, counted: Figures, gpus: int = 1) -> str:
+def table(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0) -> str:
     """The part that does not depend on this machine."""
     return "\n\n".join(
         [
-            _heading(settings, gpus),
+            _heading(settings, gpus, controls),
             _parts(counted),
             f"{_memory(counted, gpus)}\n{_host(counted, is_merged(settings), gpus)}",
             _seconds(counted, gpus),
@@ -144,7 +151,7 @@ def table(settings: Settings, counted: Figures, gpus: int = 1) -> str:
     )
 
 
-def this_machine(settings: Settings, counted: Figures, gpus: int = 1) -> str:
+def this_machine(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0) -> str:
     """The mode that this machine would choose, and the reason."""
     device = default_device()
     if device.type == "cpu":
@@ -152,11 +159,12 @@ def this_machine(settings: Settings, counted: Figures, gpus: int = 1) -> str:
             "This machine has no GPU: it would train in float32, with gradient_checkpointing,\n"
             "quantize or low_memory only if they are set."
         )
-    choice = choose(counted, free_memory(device), wishes_of(settings, gpus), usable(device))
+    wishes = wishes_of(settings, gpus)
+    choice = choose(counted, free_memory(device), wishes, usable(device))
     return f"This machine would train with {choice.reason} free."
 
 
-def _heading(settings: Settings, gpus: int) -> str:
+def _heading(settings: Settings, gpus: int, controls: int) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
     what = "full training" if settings.full else str(settings.form)
@@ -165,9 +173,10 @@ def _heading(settings: Settings, gpus: int) -> str:
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens{f', on each of {gpus} GPUs' * (gpus > 1)}"
     )
-    if settings.base.needs_references:
-        edge = settings.base.reference_resolution
-        heading += f",\neach image with one control image of {edge} x {edge}"
+    if controls := controls_counted(settings, controls):
+        edge, several = settings.base.reference_resolution, "s" * (controls > 1)
+        number = controls if several else "one"
+        heading += f",\neach image with {number} control image{several} of {edge} x {edge}"
     terms = settings.base.terms
     if terms is None:
         return heading

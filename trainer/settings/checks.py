@@ -119,19 +119,13 @@ def _is_file(path: str) -> bool:
 
 def _form(settings: "Settings") -> Iterator[str]:
     """The form of the LoRA and its size."""
-    kind, title = settings.adapter, settings.form.title
+    kind = settings.adapter
     if kind != "lokr" and settings.lokr_factor != FACTOR:
         yield f"lokr_factor is {settings.lokr_factor}, and adapter {kind} has none; remove it"
     if kind == "loha" and settings.rank > MOST_RANK:
         yield (
-            f"rank is {settings.rank}, and a {title}'s change has up to the square of it; at most "
+            f"rank is {settings.rank}, and a LoHa's change has up to the square of it; at most "
             f"{MOST_RANK} is accepted"
-        )
-    if kind in ("lokr", "loha") and settings.hf_repo_id:
-        yield (
-            f"hf_repo_id is {settings.hf_repo_id}, but the model card says how to use the LoRA in "
-            f"diffusers, which does not read every {title}; remove it, and upload weights.zip with "
-            "`hf upload`"
         )
 
 

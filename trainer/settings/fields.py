@@ -98,7 +98,7 @@ class Settings(TrainingInputs):
     @property
     def control_counts(self) -> tuple[int, int]:
         """Control images of each image that the base model needs, and takes at most."""
-        return int(self.base.needs_references), self.base.most_references
+        return self.base.reference_counts
 
     @property
     def control_folders(self) -> tuple[Path, ...]:
@@ -256,7 +256,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         trackers=parts_of(inputs.trackers, ","),
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
-    if base.needs_references:
+    if base.needs_references or (base.most_references and settings.controls):
         settings = for_pairs(settings)
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))

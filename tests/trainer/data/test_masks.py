@@ -7,7 +7,7 @@ import pytest
 from dataset_files import encoded, make_zip, picture, png_claiming
 from PIL import Image
 
-from trainer.checking import summary
+from trainer.checking import dataset_of, summary
 from trainer.data.checks import check_dataset
 from trainer.data.dataset import DatasetError, Example, read_dataset
 from trainer.settings.fields import resolve
@@ -53,7 +53,8 @@ def test_masks_of_all_images_are_used_and_said(
     assert f"say that white is not the subject: {unused}" in said.text
     assert "ignored" not in said.text
     given = TrainingInputs(dataset=tmp_path / "set.zip", base_model="miniature")
-    assert summary(resolve(given)).startswith("set.zip: 2 images, 2 masks are used")
+    settings = resolve(given)
+    assert summary(settings, dataset_of(settings)).startswith("set.zip: 2 images, 2 masks are used")
 
 
 def test_the_mask_of_a_removed_image_is_not_trained_on(

@@ -100,7 +100,16 @@ def test_the_layouts_of_other_programs(
         ),
         (
             {"a.png": A, "b.csv": b"image,control_path,prompt\na.png,/x/gone.png,turn it"},
-            r"not in the dataset: /x/gone.png \(b.csv, for a.png\)",
+            r"not in the dataset, .*: /x/gone.png \(b.csv, for a.png\); correct these rows",
+        ),
+        ({"a.png": A, "b.csv": b"image,edit_image\na.png,a.png"}, r"image itself: a.png \(b.csv"),
+        (
+            {"a.png": A, "b.csv": b"image,edit_image\na.png,https://x.example/y.png?token=hf_abc"},
+            r"itself: https://x.example/y.png \(b.csv, for a.png\); correct these rows, or [^\n]*$",
+        ),
+        (  # the caption of an end without a start is read, and a start without an end is named
+            {"a_start.png": A, "a_end.png": B, "b_start.png": C, "c_end.png": C, "c.txt": b"x"},
+            "without a training image: b_start.png\n.*no control image: c_end.png; [^\n]*$",
         ),
         # Control images are untrusted input, too.
         ({"a.png": A, "control/a.png": picture(90, 90)[:150]}, "control/a.png: is truncated"),
@@ -108,9 +117,12 @@ def test_the_layouts_of_other_programs(
         ({"a.png": A, "control/a.png": b"GIF89a"}, "control/a.png: cannot be opened"),
     ],
 )
-def test_what_does_not_match_is_named(files: dict[str, bytes], said: str, tmp_path: Path) -> None:
+def test_what_does_not_match_is_named(
+    files: dict[str, bytes], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(DatasetError, match=said):
         read(make_zip(tmp_path / "set.zip", files))
+    assert "is ignored" not in caplog.text
 
 
 def test_a_broken_pair_is_skipped_as_a_whole_and_limits_hold(
@@ -161,6 +173,7 @@ def test_a_list_and_folders_in_other_places(tmp_path: Path) -> None:
         ({"controls": "imgs"}, "controls is the dataset itself"),
         ({"preserve": 0.5}, "preserve is 0.5, .* for pairs it is not supported: set it to off"),
         ({"preserve_prompts": ["a cat"]}, "preserve_prompts are not used for pairs"),
+        ({"base_model": "qwen-image-2.1", "controls": "x", "preserve": 0.5}, "for pairs it is not"),
         ({"autocaption": "style"}, "the caption of a pair is the instruction for the edit"),
     ],
 )
@@ -195,7 +208,7 @@ def test_check_names_pairs_that_teach_something_else_and_shows_both(
     rng = np.random.default_rng(1)
     noise = [
         encoded(Image.fromarray(rng.integers(0, 255, (96, width, 3), dtype=np.uint8)))
-        for width in (96, 128, 96, 96)
+        for width in (96, 128, 96, 280)
     ]
     names = ("target/a.png", "target/b.png", "control/a.png", "control/b.png")
     files: dict[str, bytes] = dict(zip(names, noise, strict=True))
@@ -209,7 +222,7 @@ def test_check_names_pairs_that_teach_something_else_and_shows_both(
     assert ended.value.code == 0
     assert "3 images, 3 control images, 3 with a caption file" in said
     assert "the same file, so no edit is learned: target/c.png" in said
-    assert "the aspect ratio differs from the control image's" in said
+    assert "warning: the aspect ratio differs from the control image's" in said
     assert "same caption" not in said  # an instruction may be that of all pairs
     page = sheet.read_text()
     assert all(f"{name}, before</figcaption>" in page for name in files if "control" in name)

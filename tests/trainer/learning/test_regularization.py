@@ -11,7 +11,7 @@ from dataset_files import make_folder, picture
 from loops import make_loop
 
 from adapters.archive import read_archive
-from trainer.checking import summary
+from trainer.checking import dataset_of, summary
 from trainer.data.dataset import read_dataset
 from trainer.data.example import Example
 from trainer.learning.features import Captions
@@ -47,7 +47,7 @@ def test_they_are_read_with_their_own_captions_and_are_no_training_images(
     assert captions == dict.fromkeys(PERSON, "person") | {"reg/a.png": "a man"}
     assert "13 of 14 regularization images are used by preserve, and not trained on" in caplog.text
     assert "reg/b.png: is truncated" in caplog.text and "is ignored" not in caplog.text
-    assert "4 images, 13 regularization images are used" in summary(settings)
+    assert "4 images, 13 regularization images are used" in summary(settings, dataset_of(settings))
     for off in ({"regularization": "off"}, {"preserve": "off"}):
         caplog.clear()
         assert reg_of(small(**TINY | {"dataset": tmp_path} | off))[1] == []

@@ -147,8 +147,6 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             "shard and low_memory are both on: weights are either split over the GPUs or in CPU "
             "memory; remove one of the two"
         )
-    if settings.shard and settings.form.needs_base:
-        yield f"shard is on, and adapter {settings.adapter} needs whole weights; remove one of them"
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (

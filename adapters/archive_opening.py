@@ -93,7 +93,7 @@ def open_archive(path: str | PathLike[str], config: Path | None = None) -> Itera
     Raises `BrokenArchive` with the reason, also for errors of the reader within the context.
     """
     path = Path(path)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise BrokenArchive(f"{path}: no such file")
     if (inner := path / WEIGHTS).is_file():
         raise BrokenArchive(f"{path} is a folder; give {inner}")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from families.base import Base, Steps
 
-# Its values are those of the first miniature, tuned there (`families.models.z_image`).
+# Its values are those of the first miniature, tuned there (`families.models.z_image`); the learning
+# rate is from `lab.experiments.editing.study`.
 MINIATURE_QWEN = Base(
     name="miniature-qwen",
     hub_id="zeroprior/miniature-qwen",
@@ -20,7 +21,7 @@ MINIATURE_QWEN = Base(
     generation_memory=0.1,
     training_memory=0.5,
     training_resolution=128,
-    learning_rate=6e-3,
+    learning_rate=3e-3,
     placeholder_learning_rate=0.05,
     lr_scheduler="cosine",
     training_steps=Steps(per_image=0, least=500, most=500),

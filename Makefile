@@ -111,5 +111,6 @@ $(FLEET)/ready: $(READY) requirements-fleet.txt
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(FLEET)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	@echo "installing requirements-fleet.txt"
-	@$(FLEET)/bin/python -m pip install -q --disable-pip-version-check -r requirements-fleet.txt
+	@$(FLEET)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+	  -r requirements-fleet.txt
 	@touch $@

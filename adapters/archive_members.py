@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
@@ -12,8 +12,8 @@ import torch
 from adapters.files import bounded_json
 from adapters.files.atomic import temporary_space
 from adapters.files.containers import Member, Unpacked, Unusable, is_junk, printable, safe_parts
-from adapters.files.tensor_file import BrokenTensors
-from adapters.formats import MAX_BYTES, open_tensors
+from adapters.files.tensor_file import BrokenTensors, TensorFile
+from adapters.formats import MAX_BYTES, is_embedding, open_tensors
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import (
     MAX_TOKENS,
@@ -27,6 +27,7 @@ LORA = "lora/lora_weights.safetensors"
 PLACEHOLDER = "embeddings/placeholder.safetensors"  # of the first token
 META = "meta.json"
 COMFYUI = "comfyui"  # the folder for ComfyUI, which is never read here
+EMBEDDING = "emb_params"  # the tensor in an embedding for ComfyUI
 
 MAX_META_BYTES = 16 << 20
 MAX_META_VALUES = 200_000
@@ -96,9 +97,10 @@ def placeholder_name(number: int) -> str:
     return str(path.with_stem(f"{path.stem}-{number + 1}")) if number else PLACEHOLDER
 
 
-def lora_member(members: Members, source: str) -> str:
+def lora_member(members: Members, source: str) -> tuple[str, list[str]]:
+    """The LoRA of an archive, and embeddings next to it of a form that has no token's name."""
     if LORA in members.sizes:
-        return LORA
+        return LORA, []
     others = [
         name
         for name in members.sizes
@@ -107,43 +109,66 @@ def lora_member(members: Members, source: str) -> str:
         and not _NUMBERED.fullmatch(name)
         and not name.startswith(f"{COMFYUI}/")
     ]
+    embeddings = []
+    if len(others) > 1:  # such as the files for ComfyUI
+        embeddings = [name for name in others if _has_embedding(members, name)]
+        others = [name for name in others if name not in embeddings]
     if len(others) == 1:
-        return others[0]
+        return others[0], embeddings
     found = ", ".join(others[:5]) or "none"
     raise BrokenArchive(
         f"{source}: expected {LORA} or exactly one other .safetensors, found {found}"
+        f"; give {'one of these files' if others else 'a weights.zip or a LoRA .safetensors'}"
     )
+
+
+def _has_embedding(members: Members, name: str) -> bool:
+    """Whether a .safetensors file has a token's embedding, by its header."""
+    if (size := members.sizes[name]) > MAX_PLACEHOLDER_BYTES:
+        return False
+    try:
+        with members.open(name) as file:
+            return is_embedding(TensorFile(file, size).shapes())
+    except BrokenTensors:
+        return False
 
 
 @contextmanager
 def unpacked(members: Members, name: str, source: str) -> Iterator[IO[bytes]]:
-    """One member, unpacked to a temporary file within the context."""
+    """One member within the context, unpacked to a temporary file if it is packed."""
     size = members.sizes[name]
     if size > MAX_BYTES:
         raise BrokenArchive(f"{source}: {name} has {size:,} bytes; {MAX_BYTES:,} is the limit")
     try:
         with members.open(name) as packed, temporary_space("the unpacked weights"):
+            if isinstance(getattr(packed, "raw", None), io.FileIO):  # a file of a folder
+                yield packed
+                return
             with io.BufferedReader(Unpacked(packed, size)) as file:
                 yield file
     except Unusable as error:
         raise BrokenArchive(f"{source}: {name} {error}") from error
 
 
-def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
+def read_placeholder(
+    file: IO[bytes], size: int, source: str, token: str | None = None
+) -> Placeholder:
+    """`token`: of a file for ComfyUI, which does not contain it."""
     if size > MAX_PLACEHOLDER_BYTES:
         raise BrokenArchive(f"{source} has {size:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the limit")
     tensors = open_tensors(file, size, source)
     if len(tensors) != 1:
         raise BrokenArchive(f"{source} contains {len(tensors)} tensors; one is expected")
-    token = next(iter(tensors))
-    planned = tensors.planned()[token]
+    key = next(iter(tensors))
+    planned = tensors.planned()[key]
     if planned.ndim != 2 or not len(planned):
         raise BrokenArchive(f"{source}: shape {tuple(planned.shape)} is not [vectors, hidden]")
     if not planned.is_floating_point():
         raise BrokenArchive(f"{source} contains {planned.dtype}, not floating point numbers")
+    token = token if token is not None and key == EMBEDDING else key
     try:
         check_token(token)
-        vectors = tensors[token]
+        vectors = tensors[key]
     except (PlaceholderError, BrokenTensors) as error:
         raise BrokenArchive(f"{source}: {error}") from error
     vectors = vectors.to(torch.float32, copy=True)
@@ -152,27 +177,33 @@ def read_placeholder(file: IO[bytes], size: int, source: str) -> Placeholder:
     return Placeholder(token, vectors)
 
 
-def read_placeholders(members: Members, source: str) -> tuple[Placeholder, ...]:
-    """The tokens of an archive with their embeddings, in order."""
+def read_placeholders(
+    members: Members, source: str, beside: Mapping[str, str] | None = None
+) -> tuple[Placeholder, ...]:
+    """The tokens of an archive with their embeddings, in order.
+
+    `beside`: the token of each embedding for ComfyUI, by its name in an archive without others.
+    """
     numbers = {int(match[1]) - 1 for name in members.sizes if (match := _NUMBERED.fullmatch(name))}
     names = [placeholder_name(number) for number in range(len(numbers) + 1)]
+    files: dict[str, str | None] = dict.fromkeys(names)
     if not numbers and PLACEHOLDER not in members.sizes:
-        return ()
-    if len(names) > MAX_TOKENS:
+        files = dict(beside or {})
+    if len(files) > MAX_TOKENS:
         raise BrokenArchive(
-            f"{source} contains {len(names)} placeholder tokens; at most {MAX_TOKENS} are accepted"
+            f"{source} contains {len(files)} placeholder tokens; at most {MAX_TOKENS} are accepted"
         )
-    if missing := [name for name in names if name not in members.sizes]:
+    if missing := [name for name in files if name not in members.sizes]:
         raise BrokenArchive(f"{source}: {missing[0]} is missing; the embeddings are numbered")
-    total = sum(members.sizes[name] for name in names)
-    if len(names) > 1 and total > MAX_PLACEHOLDER_BYTES:
+    total = sum(members.sizes[name] for name in files)
+    if len(files) > 1 and total > MAX_PLACEHOLDER_BYTES:
         raise BrokenArchive(
             f"{source}: the embeddings have {total:,} bytes; {MAX_PLACEHOLDER_BYTES:,} is the limit"
         )
     found = []
-    for name in names:
+    for name, token in files.items():
         with unpacked(members, name, source) as file:
-            found.append(read_placeholder(file, members.sizes[name], f"{source}: {name}"))
+            found.append(read_placeholder(file, members.sizes[name], f"{source}: {name}", token))
     check_together(found, source)
     return tuple(found)
 

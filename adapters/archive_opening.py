@@ -1,4 +1,5 @@
-"""Opens a weights.zip, or a LoRA file of any program, with its headers checked.
+"""Opens a weights.zip, a folder of the same files, or a LoRA file of any program, with its headers
+checked.
 
 The kind is detected by content, not by name. Only the members that are read are unpacked, into
 unnamed temporary files.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapters.archive_members import (
+    META,
     BrokenArchive,
     Members,
     check_named,
@@ -28,7 +30,15 @@ from adapters.archive_members import (
     read_placeholders,
     unpacked,
 )
-from adapters.files.containers import Limits, Unusable, is_container, open_container
+from adapters.comfyui import embedding_names
+from adapters.files.containers import (
+    Limits,
+    Unusable,
+    folder_members,
+    is_container,
+    open_container,
+    printable,
+)
 from adapters.files.tensor_file import BrokenTensors, TensorFile
 from adapters.formats import (
     CHECKPOINT_HEADER,
@@ -46,6 +56,7 @@ from adapters.placeholder import Placeholder
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "weights.zip"  # in the folder of a run
 LIMITS = Limits(members=1000, total_bytes=2 * MAX_BYTES)
 
 # Raised by the standard library for damaged, encrypted or unusually packed archives.
@@ -82,9 +93,10 @@ def open_archive(path: str | PathLike[str], config: Path | None = None) -> Itera
     Raises `BrokenArchive` with the reason, also for errors of the reader within the context.
     """
     path = Path(path)
-    if not path.is_file():
-        folder = "is a folder; give a weights.zip or a LoRA .safetensors"
-        raise BrokenArchive(f"{path}: {folder if path.is_dir() else 'no such file'}")
+    if not path.exists():
+        raise BrokenArchive(f"{path}: no such file")
+    if (inner := path / WEIGHTS).is_file():
+        raise BrokenArchive(f"{path} is a folder; give {inner}")
     try:
         with _opened(path, config) as opened:
             yield opened
@@ -104,6 +116,11 @@ def open_archive(path: str | PathLike[str], config: Path | None = None) -> Itera
 
 @contextmanager
 def _opened(path: Path, config: Path | None) -> Iterator[OpenArchive]:
+    if path.is_dir():
+        files = Members(folder_members(path, LIMITS), str(path))
+        with _opened_members(files, str(path)) as opened:
+            yield opened
+        return
     with path.open("rb") as file:
         start = file.read(tarfile.BLOCKSIZE)
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -121,12 +138,8 @@ def _opened(path: Path, config: Path | None) -> Iterator[OpenArchive]:
         except _Checkpoint:
             tensors = None
         if tensors is not None:
-            meta = {
-                key.removeprefix("zeroprior."): value
-                for key, value in tensors.metadata.items()
-                if key.startswith("zeroprior.")
-            }
             beside = config or config_beside(path)
+            meta = _meta_in_header(tensors)
             yield OpenArchive(path.name, tensors, file, _config(beside), meta, tuple)
             return
     with _opened(_weights_of_checkpoint(path), None) as opened:
@@ -138,21 +151,45 @@ def _opened_members(members: Members, source: str) -> Iterator[OpenArchive]:
     if any(name.endswith("/data.pkl") for name in members.sizes):
         raise BrokenArchive(f"{source} is a pickle, which may run code; convert it to safetensors")
     meta = read_meta(members, source)
-    lora_name = lora_member(members, source)
+    lora_name, embeddings = lora_member(members, source)
     settings, config = None, config_member(members.sizes, lora_name)
     if config is not None:
         with members.open(config) as opened:
             settings = config_text(opened)
 
-    def placeholders() -> tuple[Placeholder, ...]:
-        found = read_placeholders(members, source)
-        check_named(found, meta, source)
-        return found
-
     with unpacked(members, lora_name, source) as file:
         shown = f"{source}: {lora_name}"
         tensors = open_lora(file, members.sizes[lora_name], shown)
+        if META not in members.sizes:
+            meta = _meta_in_header(tensors)
+        tokens = str(meta.get("placeholder_token") or "").split()
+        folder = "".join(lora_name.rpartition("/")[:2])
+        names = embedding_names(tokens)
+        named = {f"{folder}{name}.safetensors": token for token, name in names.items()}
+
+        def placeholders() -> tuple[Placeholder, ...]:
+            beside = {name: named[name] for name in embeddings if name in named}
+            found = read_placeholders(members, source, beside)
+            if META in members.sizes:
+                check_named(found, meta, source)
+            for name in embeddings:
+                if name not in named:
+                    log.warning(
+                        "%s: the embedding %s is not used, since the LoRA has no token of this "
+                        "name; give the weights.zip, which contains it",
+                        source,
+                        printable(name),
+                    )
+            return found
+
         yield OpenArchive(shown, tensors, file, settings, meta, placeholders, lora_name)
+
+
+def _meta_in_header(tensors: TensorFile) -> dict[str, Any]:
+    """What a LoRA's own header says, of what is in meta.json."""
+    start = "zeroprior."
+    found = tensors.metadata.items()
+    return {key.removeprefix(start): value for key, value in found if key.startswith(start)}
 
 
 def _config(file: Path | None) -> bytes | None:

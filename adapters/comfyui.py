@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from safetensors.torch import save
 
-from adapters.archive_members import COMFYUI
+from adapters.archive_members import COMFYUI, EMBEDDING
 from adapters.formats import family_of_layers
 from adapters.placeholder import Placeholder
 
@@ -44,30 +44,30 @@ def comfyui_files(layers: Iterable[str], placeholders: Sequence[Placeholder]) ->
 
 def embedding_files(placeholders: Sequence[Placeholder]) -> dict[str, bytes]:
     """A safetensors file for each token, by the name that ComfyUI needs."""
-    named = zip(_names(placeholders), placeholders, strict=True)
+    names = embedding_names(each.token for each in placeholders)
     return {
-        f"{name}.safetensors": save(
-            {"emb_params": each.vectors.detach().float().cpu().contiguous()}
+        f"{names[each.token]}.safetensors": save(
+            {EMBEDDING: each.vectors.detach().float().cpu().contiguous()}
         )
-        for name, each in named
+        for each in placeholders
     }
 
 
 def how_to_write(placeholders: Sequence[Placeholder]) -> list[str]:
     """For each token, how it is written in a prompt."""
     return [
-        f"For {each.token} write embedding:{name} with one space before it and a comma after it: "
+        f"For {token} write embedding:{name} with one space before it and a comma after it: "
         f'"a photo of embedding:{name}, on a beach". ComfyUI before July 2026 needs two spaces '
         "before it."
-        for name, each in zip(_names(placeholders), placeholders, strict=True)
+        for token, name in embedding_names(each.token for each in placeholders).items()
     ]
 
 
-def _names(placeholders: Sequence[Placeholder]) -> list[str]:
-    """The tokens without brackets and other characters that end an embedding's name; unique."""
-    names: list[str] = []
-    for each in placeholders:
-        name = re.sub(r"[^A-Za-z0-9_-]", "", each.token) or "token"
-        taken = name.lower() in map(str.lower, names)
-        names.append(f"{name}-{len(names) + 1}" if taken else name)
+def embedding_names(tokens: Iterable[str]) -> dict[str, str]:
+    """By token, it without brackets and other characters that end an embedding's name; unique."""
+    names: dict[str, str] = {}
+    for token in tokens:
+        name = re.sub(r"[^A-Za-z0-9_-]", "", token) or "token"
+        taken = name.lower() in map(str.lower, names.values())
+        names[token] = f"{name}-{len(names) + 1}" if taken else name
     return names

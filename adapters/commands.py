@@ -14,6 +14,7 @@ from adapters.tools import (
     ToolError,
     bake,
     by_block,
+    check_files,
     check_output,
     convert,
     extract,
@@ -21,7 +22,6 @@ from adapters.tools import (
     merge,
     norms_figure,
     open_lora,
-    refuse_existing,
     resize,
     result_figure,
     shown,
@@ -126,7 +126,7 @@ def _output(arguments: argparse.Namespace, default: str) -> Path:
     wanted = Path(default).suffix
     if output.suffix != wanted:
         raise ToolError(f"{output}: this tool writes a {wanted} file; name it so")
-    refuse_existing([output], arguments.overwrite)
+    check_files([output], arguments.overwrite)
     return output
 
 
@@ -134,7 +134,7 @@ def _check_chart(arguments: argparse.Namespace) -> None:
     if arguments.chart is not None:
         if arguments.chart.suffix.lower() != ".svg":
             raise ToolError(f"{arguments.chart}: a chart is a .svg file; name it so")
-        refuse_existing([arguments.chart], getattr(arguments, "overwrite", False))
+        check_files([arguments.chart], getattr(arguments, "overwrite", False))
 
 
 def _write_chart(arguments: argparse.Namespace, figure: Callable[[], str]) -> None:

@@ -54,6 +54,10 @@ class FullWeights:
         """The number of trained values."""
         return sum(each.numel() for each in self.named.values())
 
+    def nbytes(self) -> int:
+        """Bytes of the whole transformer, with the parameters that are not trained."""
+        return sum(each.nbytes for each in self.transformer.state_dict().values())
+
     def layers(self) -> list[str]:
         """The linear layers that are trained."""
         modules = dict(self.transformer.named_modules())

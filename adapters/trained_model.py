@@ -84,7 +84,8 @@ def read_trained_model(folder: Path) -> Archive:
 
 def read_weights(path: Path, config: Path | None = None) -> Archive:
     """Weights of any kind: the folder of a whole transformer, or what `read_archive` reads."""
-    return read_trained_model(path) if path.is_dir() else read_archive(path, config=config)
+    whole = is_trained_model(path)
+    return read_trained_model(path) if whole else read_archive(path, config=config)
 
 
 def _write_transformer(transformer: Any, folder: Path, header: Mapping[str, str]) -> None:

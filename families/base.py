@@ -178,6 +178,8 @@ class JobNames:
     groups: tuple[str, ...] = ()  # parts of layers' names that are groups of `lora_targets`
     # Names of versions there: base model and training adapter.
     flavours: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    # Classes of modules there: `lora_targets` for all their linear layers.
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

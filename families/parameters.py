@@ -1,4 +1,4 @@
-"""Names and shapes of the transformers' parameters.
+"""Names and shapes of the transformers' parameters, and the width of their text encoders.
 
 Those of the published configs are in `parameters.json`, since diffusers takes seconds and 260 MB to
 import. Those of any other config, and of another version of diffusers, come from the class itself.
@@ -32,6 +32,12 @@ def transformer_parameters(base: Base) -> Parameters:
     from families.without_weights import transformer_without_weights
 
     return _shapes(transformer_without_weights(base))
+
+
+def text_width(base: Base) -> int:
+    """The dimension of the text encoder's embeddings, by its config; nothing is downloaded."""
+    config = local_config(base, "text_encoder") or family_of(base).published["text_encoder"]
+    return int(config.get("text_config", config)["hidden_size"])
 
 
 def published() -> dict[str, Any]:

@@ -29,6 +29,7 @@ VAULT_PATTERNS = [
 # The same of a repository with a single model.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "merges.txt"]
 
+_MAX_SHORT_HEADER = 1 << 16  # bytes
 # A component's config file; the others have a config.json.
 _CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -81,12 +82,25 @@ def transformer_source(base: Base) -> Path:
     if (own / "transformer").is_dir():
         return whole_folder(own / "transformer", weights=True)
     files = sorted(own.glob("*.safetensors"))
+    if len(files) > 1:  # embeddings of tokens, which `adapters bake` writes next to the model
+        files = [each for each in files if not _has_one_tensor(each)]
     if len(files) == 1:
         return files[0]
     found = ", ".join(file.name for file in files) or "none"
     raise MissingModel(
         f"{own}: expected a folder 'transformer' or one .safetensors file, found {found}"
     )
+
+
+def _has_one_tensor(file: Path) -> bool:
+    """Whether a safetensors file has only one tensor, by its header, which is then short."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        text = opened.read(length) if length <= _MAX_SHORT_HEADER else b""
+    try:
+        return len(json.loads(text).keys() - {"__metadata__"}) == 1
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def adapter_path(adapter: AdapterFile) -> Path:

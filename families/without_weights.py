@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from families.base import Base, Config
-from families.family import Family
+from families.family import Family, WeightStorage
 from families.registry import family_of
 from families.repository import local_config
 from families.weights import quiet_transformers
@@ -33,6 +33,7 @@ def family_without_weights(base: Base, dtype: torch.dtype = torch.bfloat16) -> F
     found = {name: config_of(base, name) for name in COMPONENTS}
     family = family_class.__new__(family_class)
     family.base, family.device, family.dtype = base, torch.device("meta"), dtype
+    family.storage = WeightStorage()
     with quiet_transformers(), _no_values():
         transformer = family_class.model_class("transformer").from_config(found["transformer"])
         vae = family_class.model_class("vae").from_config(found["vae"])

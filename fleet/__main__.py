@@ -7,6 +7,7 @@ Ends with Ctrl-C. On a cluster that runs always, use `serve deploy` (docs/scale.
 
 import argparse
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -68,6 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "_temp_dir": folder,
         }
     context = ray.init(log_to_driver=False, **own)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what matters is printed below
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which has handlers of its own
         signal.signal(number, lambda *_: stop.set())
     try:

@@ -165,14 +165,16 @@ class Trainings:
                 raise Refused(detail(["input", secret], message))
             names = self._inputs.addresses
             await in_thread(partial(check_places, asked.inputs, names, self._downloader))
-            job = Job(name, asked.inputs, time.time())
-            await self._store(job)
+            job = await self._store(Job(name, asked.inputs, time.time()))
         except Refused as refused:
             return JSONResponse({"detail": refused.details}, 422)
         return JSONResponse(Found(job, "PENDING", Progress()).shown(), 202)
 
-    async def _store(self, job: Job) -> None:
-        """Checks the settings, and stores the request with its files. Raises `Refused`."""
+    async def _store(self, job: Job) -> Job:
+        """Checks the settings, and stores the request with its files. Raises `Refused`.
+
+        Returns the request as stored: files are names.
+        """
         folder = Path(await asyncio.to_thread(partial(tempfile.mkdtemp, prefix="zeroprior-")))
         try:
             inputs = await fetched(job.inputs, frozenset(FILES), folder, self._downloader)
@@ -186,7 +188,9 @@ class Trainings:
                     inputs[name] = f"{name}{path.suffix}"
                     stored = partial(self._storage.put, job.id, f"inputs/{inputs[name]}", path)
                     await asyncio.to_thread(stored)
-            await asyncio.to_thread(self._storage.write_job, replace(job, inputs=inputs))
+            stored_job = replace(job, inputs=inputs)
+            await asyncio.to_thread(self._storage.write_job, stored_job)
+            return stored_job
         except (DownloadError, SourceError, ValueError) as error:
             raise Refused(detail(["input"], reason(error, job.inputs))) from error
         finally:

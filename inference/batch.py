@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from inference.batch_items import PATHS, SHOWN, Item
 from inference.inputs import GenerationInputs
@@ -123,18 +123,32 @@ def make(
 def _claimed(path: Path, wait: bool) -> Iterator[bool]:
     """Whether this process has the image to itself in the context.
 
-    The lock is `flock` on a hidden file, which the system releases if the process is killed.
+    The lock is `flock` on a hidden file, which is removed at the end. If the process is killed, the
+    system releases it, and the next one that generates the image removes the empty file.
     """
     lock = path.with_name(f".{path.name}.lock")
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
+    while True:
+        with lock.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_still(lock, file):  # the process that had it has removed it
+                continue
+            try:
+                yield True
+            finally:
+                lock.unlink(missing_ok=True)
             return
-        yield True
-        if path.exists():  # else the next process takes this lock instead of a new one
-            lock.unlink(missing_ok=True)
+
+
+def _is_still(path: Path, file: IO[bytes]) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -191,9 +191,11 @@ def _hashed(value: Any) -> Any:
         return [_hashed(each) for each in value]
     if not _exists(path := Path(str(value))):
         return value
-    # The folder of a full training has a file that differs for each run.
-    path = path / "meta.json" if path.is_dir() else path
-    return _content_hash(path) if path.is_file() else value
+    files = [path]
+    if path.is_dir():  # that of a full training has a file that differs for each run
+        meta = path / "meta.json"
+        files = [meta] if meta.is_file() else sorted(path.glob("*.safetensors"))
+    return " ".join(map(_content_hash, files)) or value
 
 
 @cache

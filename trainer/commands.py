@@ -40,7 +40,10 @@ def stop(name: str | Path, keep: bool = False) -> str:
 
 
 def save(name: str | Path) -> str:
-    """Saves the current weights to `saved/step-NNNNNN.zip`; the run continues."""
+    """Saves the current weights to `saved/step-NNNNNN.zip`; the run continues.
+
+    A full training saves the folder `saved/step-NNNNNN`, as large as the model.
+    """
     return _give(name, Command("save"))
 
 

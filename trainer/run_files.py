@@ -48,6 +48,7 @@ PREVIEW = re.compile(r"(\d{2}|[1-9]\d{2,})(-[1-9]\d*)?\.png", re.ASCII)
 _IN_GENERATED = re.compile(rf"{STEP.pattern}-[1-9]\d*\.png", re.ASCII)
 _TOP = re.compile("|".join(map(re.escape, (*RESULTS, LOG, CAPTIONS))))
 _IN_CHECKPOINTS = re.compile(rf"{STEP.pattern}\.(safetensors|zip)", re.ASCII)
+_IN_SAVED = re.compile(rf"{STEP.pattern}(\.zip)?", re.ASCII)  # a folder: of a full training
 _IN_SAMPLES = re.compile(rf"{STEP.pattern}|{re.escape(SHEET)}", re.ASCII)
 # A file that `adapters.files.atomic` was writing when its process was killed.
 _PART = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.part", re.ASCII)
@@ -130,7 +131,7 @@ def found_in(folder: Path, besides: Collection[str] = ()) -> str | None:
     for place, names in (
         (CHECKPOINTS, _IN_CHECKPOINTS),
         (SAMPLES, _IN_SAMPLES),
-        (SAVED, STEP_WEIGHTS),
+        (SAVED, _IN_SAVED),
         (GENERATED, _IN_GENERATED),
     ):
         for each in listed(folder / place):
@@ -147,9 +148,10 @@ def remove_parts(folder: Path) -> None:
     for file in list(files_of(folder)):
         if _PART.fullmatch(file.name):
             file.unlink(missing_ok=True)
-    for each in listed(folder):
+    for each in (*listed(folder), *_folders_in(folder, SAVED)):
         part = _PART.fullmatch(each.name)
-        if part and part["name"] in MODELS and each.is_dir() and not each.is_symlink():
+        model = part and (part["name"] in MODELS or STEP.fullmatch(part["name"]))
+        if model and each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
 
 
@@ -160,6 +162,9 @@ def remove_run(folder: Path) -> None:
     for name in (TRACKERS, UPLOAD, *MODELS):  # removed whole: libraries choose the file names
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
+    for each in _folders_in(folder, SAVED):
+        if STEP.fullmatch(each.name):
+            shutil.rmtree(each)
     ours = (folder / name for name in (CHECKPOINTS, SAMPLES, COMMANDS, SAVED, GENERATED))
     for each in (*_preview_folders(folder), *ours):
         remove_if_empty(each)
@@ -204,6 +209,10 @@ def _ours(place: Path, names: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _preview_folders(folder: Path) -> list[Path]:
-    samples = folder / SAMPLES
-    found = [] if samples.is_symlink() else listed(samples)
-    return [each for each in found if STEP.fullmatch(each.name) and not each.is_symlink()]
+    return [each for each in _folders_in(folder, SAMPLES) if STEP.fullmatch(each.name)]
+
+
+def _folders_in(folder: Path, place: str) -> list[Path]:
+    here = folder / place
+    found = [] if here.is_symlink() else listed(here)
+    return [each for each in found if each.is_dir() and not each.is_symlink()]

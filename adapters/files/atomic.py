@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """As `atomic_file`, for libraries that write to a path: yields the path of an empty file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     part = None
     try:
         with naming_full_disk(path):
@@ -71,7 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A folder at `path` is removed. Files and the folder are readable for all, as with `atomic_file`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
         with naming_full_disk(path):
@@ -85,6 +85,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        reason = f"cannot be written, since {error.filename} is not a folder; name another"
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(path)) from error
 
 
 @contextmanager

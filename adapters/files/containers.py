@@ -80,6 +80,22 @@ def open_container(path: Path, limits: Limits) -> Iterator[Iterator[Member]]:
             yield within(_tar_members(tarred, file, reach), limits)
 
 
+def folder_members(folder: Path, limits: Limits) -> Iterator[Member]:
+    """The files in a folder and in the folders in it, as members. Raises `Unusable`."""
+    files = (each for pattern in ("*", "*/*") for each in sorted(folder.glob(pattern)))
+    members = (
+        Member(
+            each.relative_to(folder).as_posix(),
+            each.stat().st_size,
+            None,
+            lambda each=each: each.open("rb"),  # type: ignore[misc]
+        )
+        for each in files
+        if each.is_file()
+    )
+    return within(members, limits)
+
+
 class Unpacked(io.RawIOBase):
     """A seekable member, unpacked up to the last position that was read.
 

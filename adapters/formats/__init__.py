@@ -15,7 +15,13 @@ from adapters.formats.deltas import (
     is_zero,
 )
 from adapters.formats.factors import Factors, LoraMismatch, check_fits, shown
-from adapters.formats.file_kinds import CHECKPOINT_HEADER, Shapes
+from adapters.formats.file_kinds import (
+    CHECKPOINT_HEADER,
+    Shapes,
+    is_embedding,
+    other_format,
+    other_kind,
+)
 from adapters.formats.idle import completed, family_of_layers, without_idle
 from adapters.formats.layer_names import OTHER_COMPONENTS, without_fronts, without_wrappers
 from adapters.formats.layout import BIAS, Layout, is_linear, spellings
@@ -77,11 +83,14 @@ __all__ = [
     "config_text",
     "delta_of",
     "family_of_layers",
+    "is_embedding",
     "is_linear",
     "is_zero",
     "lora_size",
     "open_lora",
     "open_tensors",
+    "other_format",
+    "other_kind",
     "parse_lora",
     "plain_factors",
     "read_deltas",

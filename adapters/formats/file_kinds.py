@@ -106,8 +106,11 @@ def is_text_encoder(name: str) -> bool:
     return bool(_TEXT_ENCODER.search(name))
 
 
-def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
-    """The kind of a safetensors file without LoRA tensors, as the end of "FILE is …", or None."""
+def other_kind(shapes: Shapes, metadata: Mapping[str, str], wanted: str = "a LoRA") -> str | None:
+    """The kind of a safetensors file that is not `wanted`, as the end of "FILE is …", or None.
+
+    Of a file without LoRA tensors, unless `wanted` is another kind.
+    """
     if CHECKPOINT_HEADER in metadata:
         return (
             "a training checkpoint, not weights; resume from it with resume_from, "
@@ -119,32 +122,37 @@ def other_kind(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
         return any(pattern.search(name) for name in names)
 
     if not names:
-        return "a safetensors file without tensors, not a LoRA"
-    if len(names) <= 3 and all(_is_embedding(name, shapes[name]) for name in names):
-        return "an embedding (textual inversion), not a LoRA; the LoRA is another file"
+        return f"a safetensors file without tensors, not {wanted}"
+    if is_embedding(shapes):
+        return f"an embedding (textual inversion), not {wanted}"
     if has(_OPTIMIZER):
-        return f"the state of an optimizer ({count}), not a LoRA"
+        return f"the state of an optimizer ({count}), not {wanted}"
     if has(_CONTROLNET):
-        return f"a ControlNet ({count}), not a LoRA"
+        return f"a ControlNet ({count}), not {wanted}"
     if has(_ADAPTER):
-        return f"an IP-Adapter ({count}), not a LoRA"
+        return f"an IP-Adapter ({count}), not {wanted}"
     for adapter, pattern in OTHER_ADAPTERS:
         if has(pattern):
             return f"{adapter} ({count}), which is not supported"
-    if has(_ANY_LORA):
-        return None  # the reader's error names its tensors
+    if has(_ANY_LORA):  # that wants one has an error that names its tensors
+        return None if wanted == "a LoRA" else f"a LoRA ({count}), not {wanted}"
     checkpoint = has(_MODEL_FRONT)  # may also contain a VAE and a text encoder
     if has(_VAE) and not checkpoint:
-        return f"a VAE ({count}), not a LoRA"
+        return f"a VAE ({count}), not {wanted}"
     if has(_TEXT_ENCODER) and not checkpoint:
-        return f"a text encoder ({count}), not a LoRA"
+        return f"a text encoder ({count}), not {wanted}"
     family = family_of(names)
     if family is not None or checkpoint:
         of = f" of {family}" if family else ""
-        return f"a whole model{of} ({count}), not a LoRA; pass the LoRA's file"
+        return f"a whole model{of} ({count}), not {wanted}"
     if has(_UPSCALER):
-        return f"an upscaler ({count}), not a LoRA"
+        return f"an upscaler ({count}), not {wanted}"
     return None
+
+
+def is_embedding(shapes: Shapes) -> bool:
+    """Whether the tensors of a file are the embedding of a token (textual inversion)."""
+    return 1 <= len(shapes) <= 3 and all(_is_embedding(*each) for each in shapes.items())
 
 
 def _is_embedding(name: str, shape: Sequence[int]) -> bool:
@@ -152,7 +160,7 @@ def _is_embedding(name: str, shape: Sequence[int]) -> bool:
     return small and bool(_EMBEDDING.match(name) or "." not in name)
 
 
-def other_format(start: bytes) -> str | None:
+def other_format(start: bytes, wanted: str = "a LoRA") -> str | None:
     """The kind of a file by its first bytes, as the end of "FILE is …"; None if maybe safetensors.
 
     A safetensors file has the length of its header before "{" and may begin with any byte.
@@ -164,30 +172,32 @@ def other_format(start: bytes) -> str | None:
     if start[8:9] == b"{":
         return None
     if start.lstrip()[:1] == b"<":
-        return "a web page, not a LoRA; is the link public?"
+        return f"a web page, not {wanted}; is the link public?"
     if start[:1] == b"\x80":
         return "a pickle, which may run code; convert it to safetensors"
     for magic, what in _MAGIC:
         if start.startswith(magic):
-            return what
+            return what.format(wanted=wanted)
     if start.lstrip()[:1] in (b"{", b"["):
-        return "JSON text, not a LoRA; is it an index or a server's error message?"
+        return f"JSON text, not {wanted}; is it an index or a server's error message?"
     if (
         len(start) >= 8
         and start.isascii()
         and start.decode("ascii").replace("\n", "").isprintable()
     ):
-        return "a text file, not a LoRA"
+        return f"a text file, not {wanted}"
     return None
 
 
 _MAGIC = (
-    (b"GGUF", "a GGUF file, which contains a whole quantized model, not a LoRA"),
-    (b"\x89PNG", "an image (PNG), not a LoRA"),
-    (b"\xff\xd8\xff", "an image (JPEG), not a LoRA"),
-    (b"RIFF", "an image (WebP) or a sound, not a LoRA"),
-    (b"%PDF", "a PDF, not a LoRA"),
+    (b"GGUF", "a GGUF file, which contains a whole quantized model, not {wanted}"),
+    (b"\x89PNG", "an image (PNG), not {wanted}"),
+    (b"\xff\xd8\xff", "an image (JPEG), not {wanted}"),
+    (b"RIFF", "an image (WebP) or a sound, not {wanted}"),
+    (b"%PDF", "a PDF, not {wanted}"),
+    (b"PK\x03\x04", "a zip archive, not {wanted}"),
+    (b"\x1f\x8b", "a gzip archive, not {wanted}"),
     (b"Rar!", "a RAR archive; unpack it and pass the .safetensors"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it and pass the .safetensors"),
-    (b"ggml", "a GGML file, which contains a whole quantized model, not a LoRA"),
+    (b"ggml", "a GGML file, which contains a whole quantized model, not {wanted}"),
 )

@@ -22,6 +22,7 @@ from adapters.tools.baked_model import embeddings_of, facts_of, notes_of, placeh
 from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import norm
 from adapters.tools.opened import Opened, ToolError
+from adapters.tools.outputs import check_files, check_place
 from adapters.trained_model import TRANSFORMER, write_meta, write_placeholders
 from families.base import Base
 from families.registry import family_of
@@ -85,20 +86,23 @@ def check_output(output: Path, dtype: str, layout: str, overwrite: bool) -> None
             "diffusers reads no scaled fp8 files; add --layout comfyui, or write bf16 and set "
             "$QUANTIZE=fp8 to generate"
         )
+    if layout == "comfyui":
+        check_files([output], overwrite)
+        return
+    check_place(output)
     if not output.exists():
         return
     if not overwrite:
         raise ToolError(f"{output} exists already; name another with -o, or add --overwrite")
-    if output.is_dir() != (layout == "diffusers"):
-        raise ToolError(f"{output} is a {'folder' if output.is_dir() else 'file'}; name another")
-    if output.is_dir():
-        own = {TRANSFORMER, Path(PLACEHOLDER).parts[0], META}
-        other = sorted(each.name for each in output.iterdir() if each.name not in own)
-        if other:
-            raise ToolError(
-                f"{output} also contains {', '.join(other[:3])}, which --overwrite would remove; "
-                "name another folder"
-            )
+    if not output.is_dir():
+        raise ToolError(f"{output} is a file, and --layout diffusers writes a folder; name another")
+    own = {TRANSFORMER, Path(PLACEHOLDER).parts[0], META}
+    other = sorted(each.name for each in output.iterdir() if each.name not in own)
+    if other:
+        raise ToolError(
+            f"{output} also contains {', '.join(other[:3])}, which --overwrite would remove; "
+            "name another folder"
+        )
 
 
 def bake(
@@ -123,9 +127,8 @@ def bake(
         raise ToolError(reason)
     placeholders = placeholders_of(opened)
     embeddings = embeddings_of(placeholders, opened.base, output) if layout == "comfyui" else {}
-    existing = [str(each) for each in embeddings if each.exists() and not overwrite]
-    if existing:
-        raise ToolError(f"{', '.join(existing)} exists already; add --overwrite")
+    if embeddings:
+        check_files([output, *embeddings], overwrite)
     with open_checkpoint(transformer_source(opened.base), opened.base) as base:
         outputs = _outputs(base, opened.base, dtype, layout)
         needed = sum(each.nbytes for each in outputs)

@@ -12,7 +12,7 @@ from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_distinct
 from adapters.tools.checkpoint import Checkpoint
 from adapters.tools.merge import meta_of, named
-from adapters.tools.opened import Opened, ToolError
+from adapters.tools.opened import Opened, ToolError, check_width
 from adapters.trained_model import is_trained_model, read_trained_model
 from families.base import Base
 from families.registry import BAKED, by_hub_id, family_of
@@ -42,12 +42,14 @@ def _origin(base: Base) -> str:
 def placeholders_of(opened: Opened) -> tuple[Placeholder, ...]:
     """The tokens of the LoRA, and those that its base model has.
 
-    Raises `ToolError` for two that cannot be together.
+    Raises `ToolError` for two that cannot be together, and `LoraMismatch` for another model's.
     """
     folder, found = opened.base.folder, opened.archive.placeholders
     if folder is None or not is_trained_model(folder):
         return found
-    found += read_trained_model(folder).placeholders
+    own = read_trained_model(folder).placeholders
+    check_width(own, opened.base, folder.name)
+    found += own
     try:
         check_distinct([each.token for each in found])
     except PlaceholderError as error:

@@ -9,15 +9,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from tarfile import BLOCKSIZE
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapters.files import bounded_json
+from adapters.files.containers import is_container
 from adapters.files.tensor_file import MAX_TENSORS, BrokenTensors, TensorFile
 from adapters.files.tensor_writer import INDEX
-from adapters.formats import shown, spellings, without_fronts, without_wrappers
+from adapters.formats import (
+    other_format,
+    other_kind,
+    shown,
+    spellings,
+    without_fronts,
+    without_wrappers,
+)
 from adapters.tools.opened import ToolError
 from families.base import Base
 from families.parameters import transformer_parameters
@@ -34,6 +43,9 @@ _QUANTIZED = (
     "weight_format",
 )
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+_KIND = "a transformer"
+_WANTED = "give a transformer's folder, or its one .safetensors file"
 
 Shape = tuple[int, ...]
 
@@ -78,15 +90,22 @@ def open_checkpoint(source: Path, base: Base) -> Iterator[Checkpoint]:
     with ExitStack() as stack:
         places: dict[str, _Place] = {}
         unused: list[str] = []
+        shapes: dict[str, Shape] = {}
+        metadata: dict[str, str] = {}
         names = _Finder(parameters, base)
         for path in _files(source):
             file = stack.enter_context(path.open("rb"))
+            _refuse_other_formats(file, path)
             try:
                 tensors = TensorFile(file, path.stat().st_size, most_float32_bytes=inf)
             except BrokenTensors as error:
                 raise ToolError(f"{path} {error}") from error
-            _refuse_quantized(tensors, path)
+            names.refuse_quantized(tensors, path)
             unused += names.place(tensors, path, places)
+            shapes |= tensors.shapes()
+            metadata |= tensors.metadata
+        if not places and (kind := other_kind(shapes, metadata, _KIND)):
+            raise ToolError(f"{source} is {kind} of {base.name}; {_WANTED}")
         missing = parameters.keys() - places.keys()
         if missing:
             raise ToolError(
@@ -129,6 +148,17 @@ class _Finder:
             )
         return unused
 
+    def refuse_quantized(self, tensors: TensorFile, path: Path) -> None:
+        """Raises `ToolError` for a model whose weights are rounded too coarsely."""
+        quantized = [key for key in tensors if key.endswith(_QUANTIZED)]
+        whole = (key for key in tensors if tensors.dtype(key) not in _FLOATS)
+        quantized += [key for key in whole if self._targets(key)]
+        if quantized:
+            raise ToolError(
+                f"{path} is a quantized model ({shown(quantized[:1])}), whose weights are rounded "
+                "too coarsely for this; pass the one in 16 or 32 bits"
+            )
+
     def _targets(self, key: str) -> tuple[str, ...] | None:
         plain = ".".join(without_fronts(without_wrappers(key.split("."))))
         return self._spellings.get(key) or self._spellings.get(plain)
@@ -144,13 +174,13 @@ def _files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise ToolError(f"{source}: no such file or folder")
+        raise ToolError(f"{source}: no such file or folder; {_WANTED}")
     folder = transformer_files(source)
     index = folder / INDEX
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ToolError(f"{folder} contains no .safetensors file")
+            raise ToolError(f"{folder} contains no .safetensors file; {_WANTED}")
         return files
     files = [folder / name for name in _shards(index)]
     missing = [each.name for each in files if not each.is_file()]
@@ -175,14 +205,11 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def _refuse_quantized(tensors: TensorFile, path: Path) -> None:
-    quantized = [key for key in tensors if key.endswith(_QUANTIZED)]
-    quantized += [key for key in tensors if tensors.dtype(key) not in _FLOATS]
-    if quantized:
-        raise ToolError(
-            f"{path} is a quantized model ({shown(quantized[:1])}), whose weights are rounded too "
-            "coarsely for this; pass the one in 16 or 32 bits"
-        )
+def _refuse_other_formats(file: IO[bytes], path: Path) -> None:
+    start = file.read(BLOCKSIZE)
+    archive = "an archive (zip, tar or gzip), not a transformer" if is_container(start) else None
+    if kind := archive or other_format(start[:64], _KIND):
+        raise ToolError(f"{path} is {kind}; {_WANTED}")
 
 
 def _times(shape: Shape) -> str:

@@ -23,7 +23,8 @@ from adapters.formats import (
     StoredLayer,
     completed,
 )
-from adapters.tools.opened import Opened, ToolError
+from adapters.tools.opened import Opened, ToolError, how_to_make_plain
+from adapters.tools.outputs import check_files
 from families.base import BARE, DIFFUSION_MODEL, KOHYA, TRANSFORMER, LoraReader
 from families.registry import family_of
 
@@ -78,7 +79,7 @@ def convert(opened: Opened, program_name: str) -> Converted:
         if layer.parts.keys() <= {DOWN, UP, ALPHA}:
             pairs |= _split(layer, targets, opened)
         else:
-            tensors |= _other_kind(written, layer, targets, program, style)
+            tensors |= _other_kind(written, layer, targets, program, style, opened)
     rounded = 0
     ranks = set()
     plain = {name: (down, up) for name, (down, up, _) in pairs.items()}
@@ -106,26 +107,17 @@ def convert(opened: Opened, program_name: str) -> Converted:
 def write(converted: Converted, path: Path, overwrite: bool = False) -> list[Path]:
     """Writes the LoRA to `path`, and embeddings into the same folder; returns all files.
 
-    Raises `ToolError` for a file that exists, before any is written.
+    Raises `ToolError` as `check_files` does, before any is written.
     """
     embeddings = {path.parent / name: data for name, data in converted.embeddings.items()}
     files = [path, *embeddings]
-    refuse_existing(files, overwrite)
+    check_files(files, overwrite)
     with atomic_path(path) as part:
         save_file(dict(converted.tensors), part, metadata=dict(converted.metadata))
     for file, data in embeddings.items():
         with atomic_file(file) as opened:
             opened.write(data)
     return files
-
-
-def refuse_existing(files: list[Path], overwrite: bool) -> None:
-    """Raises `ToolError` if a file exists and may not be replaced."""
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not overwrite:
-        raise ToolError(
-            f"{', '.join(existing)} exists already; name another with --output, or add --overwrite"
-        )
 
 
 def _program(name: str, opened: Opened) -> tuple[Program, LoraReader]:
@@ -152,15 +144,19 @@ def _split(
 
 
 def _other_kind(
-    written: str, layer: StoredLayer, targets: tuple[str, ...], program: Program, style: str
+    written: str,
+    layer: StoredLayer,
+    targets: tuple[str, ...],
+    program: Program,
+    style: str,
+    opened: Opened,
 ) -> dict[str, Tensor]:
     kind = kind_of(layer)
     peft = kind == DORA and PEFT_DORA in program.forms
     if not (kind in program.forms or peft) or len(targets) > 1:
         why = "does not read" if kind not in program.forms else "has no name for the fused layer of"
         raise ToolError(
-            f"{written} is {kind}, which {program.title} {why}; `resize --rank N` writes a plain "
-            "LoRA of any kind but DoRA"
+            f"{written} is {kind}, which {program.title} {why}; {how_to_make_plain(opened)}"
         )
     where = PREFIXES[style] + (targets[0].replace(".", "_") if style == KOHYA else targets[0])
     parts = dict(layer.parts)
@@ -172,7 +168,10 @@ def _other_kind(
         norms = parts[MAGNITUDE]
         parts[MAGNITUDE] = norms.flatten() if peft else norms if norms.ndim > 1 else norms[:, None]
         if peft and parts[MAGNITUDE].numel() != len(parts[UP]):
-            raise ToolError(f"{written} has norms of columns, which {program.title} does not read")
+            raise ToolError(
+                f"{written} has norms of columns, which {program.title} does not read; "
+                f"{how_to_make_plain(opened)}"
+            )
     names = _PEFT_NAMES if peft else _NAMES
     return {f"{where}.{names.get(part, part)}": each for part, each in parts.items()}
 

@@ -14,7 +14,7 @@ from adapters.formats import as_written, shown
 from adapters.tools.checkpoint import Checkpoint, open_checkpoint
 from adapters.tools.low_rank import leading_singular, rank_for, shares
 from adapters.tools.merge import Changed, LayerError, named
-from adapters.tools.opened import ToolError
+from adapters.tools.opened import ToolError, check_width
 from families.base import Base
 from families.registry import meta_of_full_training
 from families.repository import transformer_source
@@ -44,6 +44,10 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
         raise ToolError(f"--rank must be between 1 and {MAX_RANK:,}")
     if energy is not None and not 0 < energy <= 1:
         raise ToolError("--energy is a share between 0 and 1, such as 0.95")
+    embeddings = tuned / PLACEHOLDER
+    is_full = meta_of_full_training(tuned) is not None and embeddings.is_file()
+    tokens = read_loose_placeholders(embeddings) if is_full else ()
+    check_width(tokens, base, tuned.name)
     factors, rows, energies = {}, [], {}
     other: dict[str, float] = {}
     whole = rest = 0.0
@@ -79,9 +83,6 @@ def extract(tuned: Path, base: Base, rank: int, energy: float | None = None) -> 
         "extracted": facts,
         "rank": max(each.rank for each in rows),
     }
-    embeddings = tuned / PLACEHOLDER
-    is_full = meta_of_full_training(tuned) is not None and embeddings.is_file()
-    tokens = read_loose_placeholders(embeddings) if is_full else ()
     archive = Archive(factors, tokens, meta | named(tokens))
     changed = Changed(archive, tuple(rows), energies, tuple(_notes(other, unused)))
     return Extracted(changed, equal, 1 - rest / whole)

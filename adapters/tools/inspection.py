@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adapters.formats import (
@@ -44,7 +45,7 @@ def inspect(opened: Opened) -> dict[str, Any]:
     archive = opened.archive
     return {
         "file": opened.name,
-        "bytes": opened.path.stat().st_size,
+        "bytes": sum(each.stat().st_size for each in _files(opened.path)),
         "base_model": opened.base.name,
         "family": family_of(opened.base).title,
         "why": opened.why,
@@ -63,6 +64,10 @@ def inspect(opened: Opened) -> dict[str, Any]:
         "read_by": read_by(opened),
         "sha256_of_tensors": archive.lora_sha256,
     }
+
+
+def _files(path: Path) -> Iterable[Path]:
+    return (path,) if path.is_file() else path.rglob("*.safetensors")
 
 
 def norms(opened: Opened) -> dict[str, float | None]:

@@ -47,10 +47,7 @@ def singular(down: Tensor, up: Tensor) -> Singular:
 def singular_of(name: str, delta: Delta) -> Singular:
     """The same of a change of any kind. Raises `ToolError` for one that is no matrix, or a DoRA."""
     if isinstance(delta, Dora):
-        raise ToolError(
-            f"{name} is a DoRA, whose change depends on the base model's weights; "
-            "`bake` it into the base, then `extract` a LoRA"
-        )
+        raise ToolError(f"{name} is a DoRA, whose change depends on the base model's weights")
     if len(delta.shape) != 2:
         raise ToolError(f"{name} changes a bias or a norm, which a LoRA cannot; it has no rank")
     if isinstance(delta, tuple):

@@ -1,6 +1,6 @@
 """Opens a LoRA of any program for the tools: its base model, its changes, its tensors as stored."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +9,18 @@ from torch import Tensor
 
 from adapters.archive import Archive, read_archive
 from adapters.archive_opening import open_archive
-from adapters.formats import Delta, Layout, LoraMismatch, StoredLayer, stored_layers
+from adapters.formats import (
+    Delta,
+    Dora,
+    Layout,
+    LoraMismatch,
+    StoredLayer,
+    as_delta,
+    stored_layers,
+)
+from adapters.placeholder import Placeholder
 from families.base import Base
-from families.parameters import transformer_parameters
+from families.parameters import text_width, transformer_parameters
 from families.registry import (
     BASES,
     FAMILIES,
@@ -56,10 +65,21 @@ class Opened:
             kind = {"Kronecker": "LoKr", "Hadamard": "LoHa", "Dora": "DoRA"}.get(name, name)
             raise ToolError(
                 f"{self.name} is not a plain LoRA ({kind} in {len(other)} of {len(self.deltas)} "
-                f"layers, such as {other[0]}), which {purpose} needs; `resize --rank N` writes "
-                "one of any kind but DoRA"
+                f"layers, such as {other[0]}), which {purpose} needs; {how_to_make_plain(self)}"
             )
         return {name: each for name, each in self.deltas.items() if isinstance(each, tuple)}
+
+
+def how_to_make_plain(opened: Opened) -> str:
+    """The commands that make a plain LoRA of one of another kind, for messages."""
+    deltas = opened.deltas.values()
+    if any(isinstance(each, Dora) or len(as_delta(each).shape) != 2 for each in deltas):
+        base, rank = f"--base {opened.base.name}", opened.archive.meta.get("rank") or 32
+        return (
+            f"`bake {opened.path} {base} -o baked` and `extract baked {base} --rank {rank}` make "
+            "one, for the linear layers"
+        )
+    return f"`resize {opened.path} --rank N` makes one"
 
 
 @dataclass(frozen=True)
@@ -85,14 +105,26 @@ def open_lora(path: Path, base_name: str = "") -> Opened:
     """Reads a LoRA and finds its base model: the named one, the file's own, or the first that fits.
 
     Raises `BrokenArchive` for a file that cannot be read, `LoraMismatch` for one that fits no known
-    model, and `UnknownBase`.
+    model or has a token of another one, and `UnknownBase`.
     """
     archive = read_archive(path)
     named, why = _named_base(archive, base_name)
     base, layout = (named, layout_of(named)) if named else _first_that_fits(archive, path.name)
     deltas = layout.fit(archive.deltas, path.name)
+    check_width(archive.placeholders, base, path.name)
     why = why or f"all {len(deltas)} layers fit"
     return Opened(path, archive, base, why, layout, deltas)
+
+
+def check_width(placeholders: Sequence[Placeholder], base: Base, source: str) -> None:
+    """Raises `LoraMismatch` for an embedding that the base's text encoder cannot take."""
+    width = text_width(base)
+    for each in placeholders:
+        if each.vectors.shape[1] != width:
+            raise LoraMismatch(
+                f"{source}: the embedding of {each.token} has {each.vectors.shape[1]} values, but "
+                f"the text encoder of {base.name} has {width}; it is of another model"
+            )
 
 
 def layout_of(base: Base) -> Layout:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from adapters.tools.low_rank import Singular, rank_for, shares, singular_of
 from adapters.tools.merge import Changed, Exchanged, measured, meta_of
-from adapters.tools.opened import Opened, ToolError
+from adapters.tools.opened import Opened, ToolError, how_to_make_plain
 
 _BYTES = 2  # of a bfloat16 number
 
@@ -38,7 +38,10 @@ def resize(opened: Opened, goal: Goal) -> Changed:
     Also of LoKr and LoHa, which become plain LoRAs. Raises `ToolError` for a size that not even
     rank 1 reaches, and for changes that have no rank (biases, norms, DoRA).
     """
-    parts = {name: singular_of(name, delta) for name, delta in opened.deltas.items()}
+    try:
+        parts = {name: singular_of(name, delta) for name, delta in opened.deltas.items()}
+    except ToolError as error:
+        raise ToolError(f"{error}; {how_to_make_plain(opened)}") from error
     energies = {name: shares(each.s) for name, each in parts.items()}
     ranks = _ranks(parts, goal)
 

@@ -174,6 +174,7 @@ class QwenImage(VideoVaeFamily):
                 "v2.0": ("qwen-image-2512", None),
                 "edit-v2": ("qwen-image-edit-2509", None),
             },
+            modules={"Attention": "*.attn.*", "FeedForward": "*.img_mlp.*,*.txt_mlp.*"},
         ),
         "OneTrainer": JobNames(("QWEN",)),
         "diffusion-pipe": JobNames(("qwen_image",)),

@@ -210,10 +210,7 @@ class ZImage(Family):
     few_step_loras = (
         # alibaba-pai/Z-Image-Fun-Lora-Distill, made for Z-Image's own schedule with cfg 1.
         FewStepRow(
-            "Z-Image-Fun-Lora-Distill",
-            re.compile(r"z-image-fun(?:-\w+)*-distill"),
-            steps=8,
-            shift=None,
+            "Z-Image-Fun-Lora-Distill", re.compile(r"z-image-fun(?:-\w+)*-distill"), 8, None
         ),
     )
     job_names = {
@@ -229,6 +226,7 @@ class ZImage(Family):
                 "turbo-ostris-v2": ("z-image-turbo", "v2"),
                 "ostris-de-turbo": ("z-image-de-turbo", None),
             },
+            modules={"Attention": "*.attention.*", "FeedForward": "*.feed_forward.*"},
         ),
         "OneTrainer": JobNames(("Z_IMAGE",)),
         "diffusion-pipe": JobNames(("z_image",), "layers.*,noise_refiner.*,context_refiner.*"),

@@ -292,7 +292,8 @@ def data_content(source: str) -> bytes:
 
 
 def _local(source: str) -> Path:
-    """A file on this machine, named by a trusted user; or the folder of a full training."""
+    """A file on this machine, named by a trusted user; or the folder of a full training, or of a
+    LoRA."""
     try:
         path = Path(source).expanduser()
         if meta_of_full_training(path) is not None:
@@ -300,6 +301,8 @@ def _local(source: str) -> Path:
         found, folder = path.is_file(), path.is_dir()
         results = [path / name for name in ("weights.zip", "model")]  # in a run's folder
         result = next((each for each in results if folder and each.exists()), None)
+        if folder and result is None and any(path.glob("*.safetensors")):  # a LoRA's
+            return path
     except (OSError, ValueError, RuntimeError):  # too long, or "~" of an unknown user
         found, folder, result = False, False, None
     if folder:

@@ -208,7 +208,7 @@ def test_a_lone_lora_is_found_wherever_it_lies(members: Members, tmp_path: Path)
     elsewhere = {"output/flux/my lora.safetensors": members[LORA], "config.yaml": b"x: 1"}
     found = read_archive(pack(elsewhere, tmp_path / "weights.zip"))
     assert set(found.factors) == set(LAYERS)
-    assert found.base_model is None
+    assert found.base_model == "Tongyi-MAI/Z-Image-Turbo"  # by its header
 
 
 def test_an_unpacked_archive_keeps_its_placeholder(

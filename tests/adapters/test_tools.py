@@ -1,6 +1,9 @@
 """The tools for LoRA files keep the change of every layer, and say what they cannot keep."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from torch import Tensor
 
 from adapters.__main__ import main
 from adapters.archive import Archive, read_archive, write_archive
-from adapters.formats import PROGRAMS, LoraMismatch, as_delta
+from adapters.archive_members import BrokenArchive
+from adapters.formats import PROGRAMS, Dora, LoraMismatch, LowRank, as_delta
 from adapters.formats.layout import Layout
 from adapters.placeholder import Placeholder
 from adapters.tools.convert import convert, write
@@ -19,8 +23,11 @@ from adapters.tools.inspection import inspect
 from adapters.tools.merge import merge, with_training_adapter
 from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
+from families import components
 from families.base import LORA_STYLES
+from families.parameters import text_width
 from families.registry import BASES, FAMILIES
+from inference.fetch.sources import Sources
 from lab.benchmarks.format_cases import CASES, Case, Weights, low_rank
 from lab.benchmarks.formats import ORIGINAL_NAMES, _weights
 from lab.benchmarks.formats import _write as write_case
@@ -140,7 +147,7 @@ def random_lora(folder: Path, name: str, seed: int, token: str = "", rank: int =
         )
         for layer, (rows, columns) in shapes.items()
     }
-    placeholders = (Placeholder(token, torch.randn(1, 64, generator=draw)),) if token else ()
+    placeholders = (Placeholder(token, torch.randn(1, 128, generator=draw)),) if token else ()
     meta: dict[str, Any] = {"base_model": MINIATURE.hub_id}
     if token:
         meta["placeholder_token"] = token
@@ -237,6 +244,87 @@ def test_the_command_inspects_converts_and_never_replaces_a_file_unasked(
     for scale in ("x", "nan", "1e39"):
         with pytest.raises(SystemExit, match=f"'{scale}' is not a number between -1000 and 1000"):
             main(["merge", f"{lora}:{scale}"])
+
+
+def test_files_for_comfyui_are_read_with_their_token_from_a_folder_and_a_zip(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = open_lora(random_lora(tmp_path, "lora.zip", 1, "<cat>"))
+    folder = tmp_path / "comfyui"
+    write(convert(source, "comfyui"), folder / "lora.safetensors")
+    zipped = shutil.make_archive(str(folder), "zip", folder)
+    for path in (folder, Path(zipped)):
+        again = open_lora(path)
+        assert again.base == source.base and again.archive.tokens == ("<cat>",)
+        vectors = again.archive.placeholders[0].vectors, source.archive.placeholders[0].vectors
+        assert torch.equal(*vectors)
+        assert close(dense(source), dense(again), 2**-8)
+    assert Sources().file(str(folder)) == folder
+    (folder / "cat.safetensors").rename(folder / "dog.safetensors")
+    assert not open_lora(folder).archive.tokens
+    assert "dog.safetensors is not used" in caplog.text
+    shutil.copy(folder / "lora.safetensors", folder / "other.safetensors")
+    with pytest.raises(BrokenArchive, match="lora.safetensors, other.safetensors; give one of"):
+        open_lora(folder)
+
+
+def test_a_token_of_another_model_is_refused_with_both_widths(tmp_path: Path) -> None:
+    narrow = Placeholder("<cat>", torch.zeros(1, 96))
+    source = read_archive(random_lora(tmp_path, "lora.zip", 1))
+    write_archive(replace(source, placeholders=(narrow,)), tmp_path / "narrow.zip")
+    with pytest.raises(LoraMismatch, match="of <cat> has 96 values, .* miniature has 128"):
+        open_lora(tmp_path / "narrow.zip")
+    for base in (each for each in BASES.values() if each.included):
+        assert text_width(base) == components.text_width(base), base.name
+
+
+def test_the_advice_for_a_dora_makes_a_plain_lora(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = read_archive(random_lora(tmp_path, "plain.zip", 1))
+    doras = {
+        name: Dora(LowRank(*pair), torch.ones(len(pair[1]), 1))
+        for name, pair in plain.factors.items()
+    }
+    write_archive(replace(plain, deltas=doras), tmp_path / "dora.zip")
+    for tool in (
+        ["merge", "plain.zip", "dora.zip"],
+        ["resize", "dora.zip", "--rank", "2"],
+        ["convert", "dora.zip", "--to", "musubi"],
+    ):
+        with pytest.raises(SystemExit) as refused:
+            main(tool)
+    for command in re.findall("`(.*?)`", str(refused.value)):
+        main(command.split())
+    main(["merge", "plain.zip", "baked-extracted.zip", "-o", "both.zip"])
+    assert open_lora(Path("both.zip")).deltas.keys() == plain.deltas.keys()
+
+
+def test_a_place_where_nothing_can_be_written_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("folder.zip").mkdir()
+    places = "file/x.zip", "folder.zip"
+    wanted = "file/x[^ ]* cannot be written, since file is not a folder", "folder.zip is a folder"
+    for tool in ("merge", "resize --rank 1", "apply-turbo", "extract --rank 1"):
+        for place, reason in zip(places, wanted, strict=True):
+            with pytest.raises(SystemExit, match=reason):
+                main([*tool.split(), "missing", "-o", place])
+    for words in (
+        "bake missing -o file/x",
+        "bake missing --layout comfyui -o file/x.safetensors",
+        "convert missing --to comfyui -o file/x.safetensors",
+        "inspect missing --chart file/x.svg",
+    ):
+        with pytest.raises(SystemExit, match=wanted[0]):
+            main(words.split())
+    random_lora(tmp_path, "lora.zip", 1, "<cat>")
+    for tool in ("convert --to comfyui", "bake --layout comfyui"):
+        with pytest.raises(SystemExit, match="is also the file of a token's embedding"):
+            main([*tool.split(), "lora.zip", "-o", "cat.safetensors"])
 
 
 def test_a_lora_of_another_model_is_refused_with_the_layers_that_do_not_fit(

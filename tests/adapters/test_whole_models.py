@@ -104,7 +104,7 @@ def test_a_lora_is_not_applied_to_a_base_that_has_it(
     """Nor is another one for its token; whether it is baked into a folder or into one file."""
     file = tmp_path / "one-file" / "model.safetensors"
     bake(open_lora(lora), file, scale=0.9, layout="comfyui")
-    file.with_name("zwx.safetensors").unlink()  # is copied to ComfyUI's embeddings
+    assert file.with_name("zwx.safetensors").is_file()  # for ComfyUI
     index = {"_class_name": "ZImagePipeline", "_name_or_path": TURBO.hub_id}
     (file.parent / "model_index.json").write_text(json.dumps(index))
     renamed = write_archive(replace(read_archive(lora), placeholders=()), tmp_path / "same.zip")
@@ -279,7 +279,14 @@ TO_Q = "layers.0.attention.to_q.weight"
         (with_entry(TO_Q, "BF16", [2, 2], bytes(8)), "another size in miniature-turbo"),
         (with_entry("x" * 2000, "BF16", [1], bytes(2)), "a name of 2,000 characters"),
         (with_entry("x.scale_weight", "F32", [], bytes(4)), "is a quantized model"),
-        (with_entry("x", "I64", [], bytes(8)), "is a quantized model"),
+        (with_entry(TO_Q, "I64", [], bytes(8)), "is a quantized model"),
+        (with_entry("x", "I64", [], bytes(8)), "118 of 118 weights of miniature-turbo are not in"),
+        (with_entry("lora_A.weight", "F32", [], bytes(4)), "is a LoRA .*, not a transformer of"),
+        (lambda path: path.write_bytes(b"PK\3\4" + bytes(600)), "is an archive .*, not a trans"),
+        (lambda path: path.write_bytes(b"\x89PNG" + bytes(600)), "is an image .*, not a trans"),
+        (lambda path: path.write_text("a list of things"), "is a text file, not a transformer"),
+        (lambda path: path.write_bytes(b""), "is empty .*; give a transformer's folder"),
+        (lambda path: path.mkdir(), "contains no .safetensors file; give a transformer's folder"),
         (changed_source(lambda t: t.pop(TO_Q)), f"1 of 118 weights .*{TO_Q}"),
         (changed_source(lambda t: t[TO_Q].fill_(float("nan"))), f"{TO_Q} contains NaN"),
         (changed_source(lambda t: t.update({f"model.{TO_Q}": t[TO_Q].clone()})), "the second"),
@@ -382,7 +389,7 @@ def test_the_command_bakes_and_extracts(
         (["extract", "model", "--rank", "4"], "name the model that it was tuned from"),
         ([*words, "-o", "e2.zip", "--chart", "e.svg"], "e.svg exists already"),
         ([*words, "-o", "e2.zip", "--chart", "e2.zip"], "e2.zip: a chart is a .svg file"),
-        (["inspect", "model"], "model: is a folder; give a weights.zip"),
+        (["inspect", "model"], "model: transformer/.* is a whole model of Z-Image"),
     ):
         with pytest.raises(SystemExit, match=reason):
             main(wrong)

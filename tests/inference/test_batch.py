@@ -47,8 +47,11 @@ def test_a_line_has_its_own_inputs_and_files_beside_it_and_weights_stay_together
 
 
 def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
-    # Weights are a file, or the folder of a full training.
-    for weights, inside in (("cat.zip", "cat.zip"), ("model", "model/meta.json")):
+    # Weights are a file, or the folder of a full training or of a LoRA.
+    for weights, inside in (
+        *(("cat.zip", "cat.zip"), ("model", "model/meta.json")),
+        ("comfyui", "comfyui/lora.safetensors"),
+    ):
         names = []
         for content in (b"1", b"2"):
             file = tmp_path / content.decode() / inside
@@ -157,6 +160,7 @@ def test_a_refused_image_is_named_and_the_others_are_made(tmp_path: Path) -> Non
     [refused] = batch.make(items, folder, make_one)
     assert refused == f"{items[0].file}: 4000x4000 is too large"
     assert records(folder) == [items[1].file]
+    assert not list(folder.glob(".*.lock"))
 
 
 def test_an_image_of_another_process_is_made_last_and_not_twice(tmp_path: Path) -> None:

@@ -100,15 +100,14 @@ def test_the_included_weights_know_the_dataset_and_edit_it(base: QwenBase) -> No
     """All attributes of held-out prompts at once; by chance, fewer than one in a thousand."""
     prompts = evaluation_prompts(24)
     images = generate(base, [each.text for each in prompts], list(range(24)), 12, 2.0)
-    found = accuracy(load_judge(), images, [each.asked for each in prompts])
-    assert found["place"][0] >= 15 and found["colour"][0] >= 0.6 * found["colour"][1]
+    assert accuracy(load_judge(), images, [each.asked for each in prompts])["all"][0] >= 16
     edits = [sample_edit(n, "eval") for n in range(24)]
     references = [render(each.reference, PIXELS) for each in edits]
     texts = [each.instruction for each in edits]
     images = generate(base, texts, list(range(24)), 12, 1.0, references)
     wanted = [each.asked for each in edits]
     assert accuracy(load_judge(), references, wanted)["all"][0] == 0
-    assert accuracy(load_judge(), images, wanted)["place"][0] >= 15
+    assert accuracy(load_judge(), images, wanted)["all"][0] >= 11
 
 
 def test_edits_change_what_they_name_and_keep_their_split() -> None:

@@ -28,7 +28,7 @@ from trainer.learning.samples import Sample, edits_of, references_of, uncropped_
 from trainer.learning.saving import Diverged, Saver
 from trainer.learning.signals import stopped_by_signals
 from trainer.learning.step_report import Report
-from trainer.learning.step_weights import describe_weights
+from trainer.learning.step_weights import describe_weights, size_of
 from trainer.learning.timesteps import NoiseLevels
 from trainer.learning.turbo_adapter import find_turbo_adapter, transformer_with
 from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof
@@ -75,6 +75,7 @@ __all__ = [
     "read_resume",
     "references_of",
     "same_for_all",
+    "size_of",
     "sharing",
     "uncropped_of",
     "velocity",

@@ -131,10 +131,6 @@ class Control:
             self._answer(command)
 
     def _save(self, loop: "Loop", saver: "Saver | None") -> None:
-        if loop.full is not None:
-            raise Refused(
-                "a full training saves usable weights only at its end; stop it to have them"
-            )
         try:
             assert saver is not None
             path = write_weights_of_step(loop, saver.folder.parent / SAVED)

@@ -220,18 +220,16 @@ class Captions:
         references: of each caption, if these are of pairs.
 
         `of_all` are the captions of all processes in this batch. If some of them have a token, a
-        sharded text encoder must run in every process: in one without, at weight 0.
+        sharded text encoder must run in every process equally often: in one without, at weight 0.
         """
+        others = [text for text in of_all if text in self.trained and self.family.storage.shard]
         if references:
             return [
-                with_fallback(self.family.text_encoder, partial(self._edit, text, each))
-                if text in self.trained
-                else onto(self.family.device, self._kept[text, each.digest])
+                self._of_pair(text, each, others)
                 for text, each in zip(captions, references, strict=True)
             ]
         trained = [text for text in captions if text in self.trained]
-        others = [text for text in of_all if text in self.trained]
-        alone = self.family.storage.shard and others and not trained
+        alone = others and not trained
         encoded = iter(self._encoded(trained or others[:1]) if trained or alone else ())
         found = [
             next(encoded) if text in self.trained else onto(self.family.device, self._kept[text])
@@ -240,6 +238,12 @@ class Captions:
         if alone:
             found[0] = found[0] + 0 * next(encoded).sum()
         return found
+
+    def _of_pair(self, text: str, references: References, others: Sequence[str]) -> Tensor:
+        if text in self.trained:
+            return with_fallback(self.family.text_encoder, partial(self._edit, text, references))
+        found = onto(self.family.device, self._kept[text, references.digest])
+        return found + 0 * self._of_pair(others[0], references, ()).sum() if others else found
 
     def _edit(self, text: str, references: References) -> Tensor:
         there = on_device(references, self.family.device)

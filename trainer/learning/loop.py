@@ -55,8 +55,7 @@ class Loop:
     that would be saved now, and within `averaged()` the model uses those weights.
 
     With `accelerate launch`, several processes share each batch: each uses `batch_size` rows of it,
-    and gradients are averaged, which is equal to one process with the whole batch,
-    except for the rows of preservation: each process has its own.
+    and gradients are averaged, which is equal to one process with the whole batch.
     """
 
     def __init__(
@@ -165,7 +164,8 @@ class Loop:
 
         tokens = self.captions.tokens_in(each for k in numbers for each in self._captions_of_all(k))
         if self.processes.num_processes > 1:
-            used = tokens | (self.preservation.tokens if self.preservation is not None else set())
+            kept = self.preservation
+            used = tokens if kept is None else tokens | kept.tokens_in(numbers)
             rows = [self.rows[k] for k, p in enumerate(self.placeholders) if p.token in used]
             loss = mean_of_all(loss, [*self.lora_parameters, *rows])
 
@@ -214,7 +214,7 @@ class Loop:
             loss = flow_loss(self.family, latents_BCHW, noise_BCHW, sigma_B, *beside)
             loss = loss / len(numbers)
             losses.append(loss.detach())
-            preserve = number, self.first_row, len(numbers), self.named
+            preserve = number, len(numbers), self.named
             if self.fused is not None and self.preservation is not None:
                 rows = self.preservation.weighted_loss(*preserve)  # one pass: it is the step
                 loss = loss if rows is None else loss + rows

@@ -20,7 +20,7 @@ Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
 from trainer.learning.control import Control
+from trainer.learning.distributed import processes
 from trainer.learning.features import Captions
 from trainer.learning.loss import noisy
 from trainer.learning.mapped_tensors import Tensors
@@ -152,10 +153,11 @@ class Preservation:
         """The loss of the last rows; None if there were none. Waits for the device."""
         return None if self.last is None else float(self.last)
 
-    @property
-    def tokens(self) -> set[str]:
-        """The tokens that the rows of any process may contain."""
-        return self.captions.tokens_in(self.prompts.subject if self.subject else ())
+    def tokens_in(self, numbers: Iterable[int]) -> set[str]:
+        """The tokens in the rows beside these batches, of all processes."""
+        with_rows = (each for each in numbers if each % self.extent.every == 0)
+        rows = (row for each in with_rows for row in self._rows(each)) if self.subject else ()
+        return self.captions.tokens_in(row.prompt for row in rows)
 
     def generate_subject(self, weights: Mapping[str, Tensor]) -> None:
         """Generates the images of the subject with the model as it is: with these weights.
@@ -178,22 +180,19 @@ class Preservation:
                 parameter.copy_(weights[name])
             self.generate_subject(trained)
 
-    def add_gradients(
-        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
-    ) -> None:
+    def add_gradients(self, number: int, batches: int, weights: Mapping[str, Tensor]) -> None:
         """Adds the gradients of the rows beside batch `number`, if it has any."""
-        loss = self.weighted_loss(number, first_row, batches, weights)
+        loss = self.weighted_loss(number, batches, weights)
         if loss is not None:
             loss.backward()
 
     def weighted_loss(
-        self, number: int, first_row: int, batches: int, weights: Mapping[str, Tensor]
+        self, number: int, batches: int, weights: Mapping[str, Tensor]
     ) -> Tensor | None:
         """The loss of the rows beside batch `number`, times its weight; None if it has no rows.
 
-        `first_row` is the process's first row in the batch, so that processes use different
-        targets. The loss is divided by `batches`, the number of batches in the step. `weights` are
-        the trained ones.
+        The loss is divided by `batches`, the number of batches in the step. `weights` are the
+        trained ones.
         """
         if number < self.first_batch:
             return None
@@ -201,27 +200,37 @@ class Preservation:
             self.generate_subject(weights)
         if number % self.extent.every:
             return None
-        loss = self.loss(number, first_row)
+        loss = self.loss(number)
         self.last = loss.detach()
         return loss * (self.settings.preserve * self.extent.every / batches)
 
-    def loss(self, number: int, first_row: int = 0) -> Tensor:
-        """Mean squared difference to the wanted velocities in the rows of a batch, float32."""
-        family, seed = self.family, self.settings.seed
-        random = generator(seed, "preservation", number, first_row)
-        targets = []
-        for row in range(self.extent.rows):
-            place = number // self.extent.every * self.extent.rows + row
-            of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
-            targets.append(of[int(torch.randint(len(of), (), generator=random))])
+    def loss(self, number: int) -> Tensor:
+        """Mean squared difference to the wanted velocities in the rows of a batch, float32.
+
+        Of several processes, each has its part of the rows.
+        """
+        family, rows = self.family, self._rows(number)
+        first = self.extent.rows * processes().process_index
+        targets = rows[first : first + self.extent.rows]
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
         latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
-        text = self.captions.features([each.prompt for each in targets])
+        texts, of_all = ([each.prompt for each in some] for some in (targets, rows))
+        text = self.captions.features(texts, (), of_all)
         return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
+
+    def _rows(self, number: int) -> list[Target]:
+        """The targets beside a batch, of all processes."""
+        random = generator(self.settings.seed, "preservation", number, 0)
+        count, found = self.extent.rows * processes().num_processes, []
+        for row in range(count):
+            place = number // self.extent.every * count + row
+            of = self.subject if self.subject and place % SUBJECT_EVERY == 0 else self.others
+            found.append(of[int(torch.randint(len(of), (), generator=random))])
+        return found
 
     def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
         batch_size = self.settings.batch_size
@@ -241,28 +250,30 @@ def generated(
 ) -> list[Target]:
     """Generates an image of every prompt with the model as it is; returns all of their steps.
 
+    They are in the order of the images: which of them a row uses does not depend on the batch size.
     `advance` is called with the phase, the number of images generated and their total.
     """
     side = side_of(family, extent.side)
     sigmas = family.sigmas(extent.steps, side, side)
-    tensors, points = Tensors[int](WHAT), list[tuple[str, float]]()
+    tensors, points = Tensors[int](WHAT), dict[int, tuple[str, float]]()
     with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
         for first in range(0, len(prompts), batch_size):
             batch = prompts[first : first + batch_size]
             text = captions.features(batch)
             seeds = range(first_seed + first, first_seed + first + len(batch))
             latents_RCHW = family.initial_noise(seeds, side, side)
-            for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
                 velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
                 for row, prompt in enumerate(batch):
-                    tensors.add(len(points), torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-                    points.append((prompt, float(sigma)))
+                    place = (first + row) * extent.steps + step
+                    tensors.add(place, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
+                    points[place] = prompt, float(sigma)
                 latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
             progress.update(len(batch))
             advance(WHAT, first + len(batch), len(prompts))
     mapped = tensors.mapped()
-    return [Target(*point, *mapped[number]) for number, point in enumerate(points)]
+    return [Target(*points[place], *mapped[place]) for place in sorted(points)]
 
 
 @torch.no_grad()

@@ -122,13 +122,14 @@ def velocity(
 ) -> Tensor:
     """`Family.velocity`, with `references` that of an editing model, BCHW float32.
 
-    references: of each row. Rows with the same ones are computed together.
+    references: of each row. Rows with the same ones are computed together; with a sharded model,
+    which all processes must call equally often, each row alone.
     """
     if not references:
         return family.velocity(latents_BCHW, sigma_B, text)
-    rows_of: dict[str, list[int]] = {}
+    rows_of: dict[str | int, list[int]] = {}
     for row, each in enumerate(references):
-        rows_of.setdefault(each.digest, []).append(row)
+        rows_of.setdefault(row if family.storage.shard else each.digest, []).append(row)
     found: dict[int, Tensor] = {}
     for rows in rows_of.values():
         own = references[rows[0]]

@@ -21,7 +21,12 @@ from adapters.files.atomic import FULL
 from trainer.learning.checkpoint import Checkpoint, is_finite, latest, tensors_of, write_checkpoint
 from trainer.learning.optimizers import fresh_state
 from trainer.learning.resume import exactness, identity
-from trainer.learning.step_weights import file_facts, write_step_weights
+from trainer.learning.step_weights import (
+    file_facts,
+    write_step_weights,
+    write_weights_of_step,
+)
+from trainer.run_files import SAVED
 
 if TYPE_CHECKING:
     from trainer.learning.loop import Loop
@@ -112,6 +117,21 @@ class Saver:
                 )
                 raise OSError(error.errno, reason, str(reserve.folder)) from error
             self._reserves.append(reserve)
+        self._check_space(loop)
+
+    def _check_space(self, loop: "Loop") -> None:
+        """Raises OSError if the disk has too little space for the weights of `weights_every`."""
+        every, done = loop.settings.weights_every, loop.done
+        count = (loop.settings.steps - 1) // every - done // every if every else 0
+        needed, free = count * weights_bytes(loop), shutil.disk_usage(self.folder).free
+        if needed > free:
+            self.release()
+            reason = (
+                f"not enough disk space: weights_every {every} saves {count} times "
+                f"{weights_bytes(loop) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free beside a "
+                "checkpoint and the result; raise it, or set output_dir to a folder on another disk"
+            )
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
 
     def with_reserve(self, write: Callable[[], Path]) -> Path:
         """Calls `write`. If the disk is full, frees the reserved space and calls it again."""
@@ -129,10 +149,15 @@ class Saver:
             self._reserves.pop().release()
 
     def after_step(self, loop: "Loop") -> None:
-        """Saves the state if a checkpoint is due. A failed write is only a warning.
+        """Saves the state if a checkpoint is due, and weights if they are. A failed write is only
+        a warning.
 
         Raises `Diverged` if the state is not finite, before a good checkpoint is replaced.
         """
+        every = loop.settings.weights_every
+        if every and loop.done % every == 0 and loop.done < loop.settings.steps:
+            with loop.events.within_phase("checkpoints"):
+                self._save_weights(loop)
         if not self._due(loop.done, loop.settings.steps, loop.settings.checkpoint_every):
             return
         self._time = time.monotonic()
@@ -145,6 +170,14 @@ class Saver:
                     "no checkpoint at step %d: %s. The run continues%s",
                     *(loop.done, error, f"; the last one is {self.newest}" if self.newest else ""),
                 )
+
+    def _save_weights(self, loop: "Loop") -> None:
+        if not loop.finite():
+            raise Diverged(f"the trained weights contain NaN or infinity at step {loop.done}")
+        try:
+            write_weights_of_step(loop, self.folder.parent / SAVED)
+        except Exception as error:
+            log.warning("no weights of step %d: %s. The run continues", loop.done, error)
 
     def finish(self, loop: "Loop") -> None:
         """Saves the state after the last step, independent of `checkpoint_every`."""

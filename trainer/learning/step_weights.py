@@ -2,6 +2,8 @@
 
 checkpoints/step-000500.zip   a small weights.zip, next to step-000500.safetensors. The checkpoint
                               is for resuming; this is for generation.
+saved/step-000500.zip         the same when a command asks for it (`trainer.learning.control`); of a
+                              full training saved/step-000500/, a whole transformer
 """
 
 import logging
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.archive import Archive, write_archive
+from adapters.files.atomic import check_space
+from adapters.trained_model import write_trained_model
 from families.registry import trained_from
 from trainer.run_files import CHECKPOINT, STEP_WEIGHTS, files_by_step
 from trainer.settings import Settings
@@ -42,10 +46,20 @@ def describe_weights(settings: Settings) -> dict[str, Any]:
 
 
 def write_weights_of_step(loop: "Loop", folder: Path) -> Path:
-    """Writes `step-NNNNNN.zip` with what would be saved as weights now (EMA if there is one)."""
-    path = folder / f"step-{loop.done:06d}.zip"
+    """Writes `step-NNNNNN.zip` with what would be saved as weights now (EMA if there is one).
+
+    Of a full training it is the folder `step-NNNNNN`. Raises OSError, before anything is written,
+    if the disk has too little space for it.
+    """
+    path = folder / f"step-{loop.done:06d}"
     meta = describe_weights(loop.settings) | {"steps": loop.done}
-    write_archive(Archive(*loop.final_weights(), meta), path)
+    deltas, placeholders = loop.final_weights()
+    if loop.full is not None:
+        check_space(path, loop.full.nbytes())
+        write_trained_model(loop.full.transformer, placeholders, meta, path)
+    else:
+        path = path.with_suffix(".zip")
+        write_archive(Archive(deltas, placeholders, meta), path)
     loop.events.emit("saved", **file_facts(loop.done, path))
     return path
 
@@ -63,9 +77,15 @@ def write_step_weights(loop: "Loop", folder: Path) -> None:
 
 
 def file_facts(step: int, path: Path) -> dict[str, Any]:
-    """What an event says about a file in a folder of the run's folder."""
+    """What an event says about a file, or a model's folder, in a folder of the run's folder."""
     file = f"{path.parent.name}/{path.name}"
-    return {"step": step, "file": file, "bytes": path.stat().st_size}
+    return {"step": step, "file": file, "bytes": size_of(path)}
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,)
+    return sum(each.stat().st_size for each in files)
 
 
 def _remove_others(folder: Path, step: int) -> None:

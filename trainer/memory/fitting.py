@@ -16,7 +16,6 @@ from families.sharding import processes_here
 from families.without_weights import family_without_weights
 from inference.acceleration import wanted_in_training
 from inference.request import Request, wanted_size
-from trainer.data import DatasetError
 from trainer.learning import BATCH_PIXELS, BATCH_TOKENS, Saver, by_main, least_of_all, sharing
 from trainer.memory.counting import figures
 from trainer.memory.host import host_parts, host_previews, room_of
@@ -67,7 +66,7 @@ def running_out(
         # The length of captions has little effect on the difference between modes. Compilation may
         # have failed, so plain blocks are counted.
         counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
-        less = leaner(counted, mode, wishes_of(settings, 1, controls), usable(device))
+        less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
         changed = settings.replace(
@@ -91,8 +90,6 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
     if settings.quantize not in ("auto", "none"):
         check_available(settings.quantize, family.device)
     gpus = sharing()
-    if controls and settings.shard and gpus > 1:
-        raise DatasetError("pairs are not trained with a sharded base model; remove shard")
     if family.device.type == "cpu":
         return by_main(lambda: _on_cpu(settings, family, gpus, controls))
     free = least_of_all(free_memory(family.device))
@@ -101,21 +98,19 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
     longest = max((len(family.tokenize(text).ids) for text in {*captions}), default=TEXT_TOKENS)
     compiled = wanted_in_training(family.device)
     tokens = min(longest, family.max_text_tokens)
-    counted = figures_of(settings, tokens, family.dtype, compiled, controls)
-    return by_main(lambda: _on_gpu(settings, family, counted, gpus, free, host, controls))
+
+    def chosen() -> Choice:
+        counted = figures_of(settings, tokens, family.dtype, compiled, controls)
+        return _on_gpu(settings, family, counted, gpus, free, host)
+
+    return by_main(chosen)
 
 
 def _on_gpu(
-    settings: Settings,
-    family: Family,
-    counted: Figures,
-    gpus: int,
-    free: int,
-    host: int,
-    controls: int,
+    settings: Settings, family: Family, counted: Figures, gpus: int, free: int, host: int
 ) -> Choice:
     """free: bytes of a GPU; host: bytes of CPU memory for each process."""
-    wishes = wishes_of(settings, gpus, controls)
+    wishes = wishes_of(settings, gpus)
     if family.device.type == "mps" and wishes.offload is None:
         wishes = replace(wishes, offload=False)  # its memory is the CPU's
     choice = choose(counted, free, wishes, usable(family.device))
@@ -160,7 +155,7 @@ def is_merged(settings: Settings) -> bool:
 
 def _on_cpu(settings: Settings, family: Family, gpus: int, controls: int) -> Choice:
     """The mode on a CPU, where models are small: only what the settings contain."""
-    mode = mode_on_cpu(wishes_of(settings, gpus, controls))
+    mode = mode_on_cpu(wishes_of(settings, gpus))
     text = "none" if settings.subject is not None or mode.shards > 1 else mode.quantize
     reason = f"{mode} (CPU: quantization, checkpointing, offloading and sharding only if set)"
     choice = Choice(mode, text, 0, True, reason)
@@ -276,19 +271,16 @@ def _rounded(side: float) -> int:
     return math.ceil(side / ROUNDED_TO) * ROUNDED_TO
 
 
-def wishes_of(settings: Settings, gpus: int = 1, controls: int = 0) -> Wishes:
+def wishes_of(settings: Settings, gpus: int = 1) -> Wishes:
     """The modes that the settings allow on so many GPUs of a machine.
 
-    Weights that are trained are in 16 bits on each of them. The base is not sharded with pairs, nor
-    for DoRA, whose norms need the whole weights.
+    Weights that are trained are in 16 bits on each of them.
     """
-    pairs = controls_counted(settings, controls) > 0
-    whole = settings.full or pairs or settings.form.needs_base
     return Wishes(
         "none" if settings.full else settings.quantize,
         settings.gradient_checkpointing,
         False if settings.full else settings.low_memory,
-        False if whole else settings.shard if gpus > 1 else None,
+        False if settings.full else settings.shard if gpus > 1 else None,
         gpus,
         previews=bool(
             settings.sample_prompts and settings.sample_every and not settings.sample_defaults

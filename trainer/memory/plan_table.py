@@ -51,7 +51,7 @@ def describe_plan(settings: Settings, gpus: int = 1, controls: int = 0) -> str:
 
 def plan_data(settings: Settings, gpus: int = 1, controls: int = 0) -> dict[str, Any]:
     """The plan in JSON types: bytes and seconds; the time of a mode that does not fit is null."""
-    counted, wishes = count(settings, controls), wishes_of(settings, gpus, controls)
+    counted, wishes = count(settings, controls), wishes_of(settings, gpus)
     chosen = {name: choose(counted, round(gpu.memory * 1e9), wishes) for name, gpu in GPUS.items()}
     device = default_device()
     here = None
@@ -144,7 +144,7 @@ def table(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0
             _parts(counted),
             f"{_memory(counted, gpus)}\n{_host(counted, is_merged(settings), gpus)}",
             _seconds(counted, gpus),
-            _chosen(counted, wishes_of(settings, gpus, controls)),
+            _chosen(counted, wishes_of(settings, gpus)),
             *_preservation(settings, counted),
             *_captions(settings),
         ]
@@ -159,7 +159,7 @@ def this_machine(settings: Settings, counted: Figures, gpus: int = 1, controls: 
             "This machine has no GPU: it would train in float32, with gradient_checkpointing,\n"
             "quantize or low_memory only if they are set."
         )
-    wishes = wishes_of(settings, gpus, controls)
+    wishes = wishes_of(settings, gpus)
     choice = choose(counted, free_memory(device), wishes, usable(device))
     return f"This machine would train with {choice.reason} free."
 

@@ -32,7 +32,7 @@ class Plans:
         fits, gpu_bytes and seconds_per_step are None without a GPU; the last also for a GPU whose
         speed is not known.
         """
-        counted, wishes = self._counted(settings, controls), wishes_of(settings, 1, controls)
+        counted, wishes = self._counted(settings, controls), wishes_of(settings)
         device = default_device()
         fits, room, seconds, gpu_bytes = None, None, None, None
         if device.type == "cpu":

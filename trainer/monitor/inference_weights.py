@@ -8,7 +8,7 @@ freed, they are loaded and freed again.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +74,7 @@ class InferenceWeights:
 
         None if it must be loaded again. It equals a newly loaded one bit for bit.
         """
-        assert lora is not None
-        lora.remove()
+        _remove(lora)
         if not self.complete:
             return None
         layers = dict(self.family.transformer.named_modules())
@@ -86,9 +85,9 @@ class InferenceWeights:
     @contextmanager
     def applied(self, lora: Lora | None, deltas: Deltas, scale: float = 1.0) -> Iterator[None]:
         """Context in which the transformer is the original base plus scale * `deltas`."""
-        assert lora is not None
         loaded = _PARTS & set(vars(self.family))
-        with torch.no_grad(), torch.random.fork_rng(), lora.lifted():
+        lifted = nullcontext() if lora is None else lora.lifted()
+        with torch.no_grad(), torch.random.fork_rng(), lifted:
             training = self._copies([*self._original, *deltas])
             layers = dict(self.family.transformer.named_modules())
             try:
@@ -125,6 +124,11 @@ class OwnWeights(InferenceWeights):
                 self.family.release(*(_PARTS - loaded))
 
 
+def _remove(lora: Lora | None) -> None:
+    if lora is not None:
+        lora.remove()
+
+
 @contextmanager
 def _another_transformer(family: Family) -> Iterator[None]:
     """Context in which the family has a newly loaded, unquantized transformer in CPU memory."""
@@ -159,8 +163,7 @@ class SecondBase(InferenceWeights):
 
     def restored(self, lora: Lora | None) -> Family | None:
         """The family with the second base in place of the first; None without previews."""
-        assert lora is not None
-        lora.remove()
+        _remove(lora)
         if self._merger is None:
             return None
         self._merger.restore()
@@ -178,10 +181,9 @@ class SecondBase(InferenceWeights):
         with torch.no_grad(), torch.random.fork_rng():
             try:
                 family.set_storage(WeightStorage(offload=True))
-                if self._transformer is None:
+                if self._transformer is None or self._merger is None:
                     self._transformer = family.load_transformer()
                     self._merger = LoraMerger(self._transformer)
-                assert self._merger is not None
                 vars(family)["transformer"] = self._transformer
                 self._merger.apply([(deltas, scale)])
                 yield

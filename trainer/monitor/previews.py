@@ -68,20 +68,21 @@ def prompt_features(
     if family.storage.quantize_text != "none":
         return texts
     requests = preview_requests(settings, family) if settings.sample_prompts else []
-    for number, resolved in enumerate(requests):
-        beside = on_device(pair_of(number, references), family.device) if references else None
-        for prompt in _prompts([resolved], family):
-            if not {*tokens} & {*split_words(prompt, tokens)}:
-                texts.encode(family, prompt, {}, beside)
+    for prompt, beside in _prompts(requests, family, references):
+        if not {*tokens} & {*split_words(prompt, tokens)}:
+            texts.encode(family, prompt, {}, beside)
     return texts
 
 
-def _prompts(requests: Iterable[ResolvedRequest], family: Family) -> Iterator[str]:
-    """The prompts and negative prompts that are encoded."""
-    for resolved in requests:
-        yield resolved.prompt
+def _prompts(
+    requests: Iterable[ResolvedRequest], family: Family, references: Sequence[References]
+) -> Iterator[tuple[str, References | None]]:
+    """The prompts and negative prompts that are encoded, with their references."""
+    for number, resolved in enumerate(requests):
+        beside = on_device(pair_of(number, references), family.device) if references else None
+        yield resolved.prompt, beside
         if resolved.guidance_scale > 1:
-            yield resolved.negative_prompt or family.empty_prompt
+            yield resolved.negative_prompt or family.empty_prompt, beside
 
 
 def _generate(
@@ -171,8 +172,8 @@ class Previews:
     def _encoded_by_all(self, loop: Loop) -> TextCache:
         """The features of all prompts, by a sharded text encoder, which runs in all processes."""
         texts, vectors = TextCache(budget=sys.maxsize), self._vectors(loop.final_weights()[1])
-        for prompt in _prompts(self.all_resolved, self.family):
-            texts.encode(self.family, prompt, vectors)
+        for prompt, beside in _prompts(self.all_resolved, self.family, self.references):
+            texts.encode(self.family, prompt, vectors, beside)
         return texts
 
     def _vectors(self, placeholders: Iterable[Placeholder]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from families.tokens import mentions, whole_word
 from inference.generation import generate
 from trainer.data import Example
 from trainer.events import Events
-from trainer.learning import Diverged, Loop, Saver, describe_weights
+from trainer.learning import Diverged, Loop, Saver, describe_weights, size_of
 from trainer.memory import free_memory
 from trainer.monitor import (
     Curves,
@@ -108,7 +108,7 @@ def write_weights(
         reasons = "; ".join(f"{check.name}: {check.sentence}" for check in found if check.worthless)
         raise Worthless(f"{reasons}. The weights are saved as {failed}, the report as {page}")
     atomic.replace(unchecked, path)
-    log.info("wrote %s (%.1f MB)", path, _bytes(path) / 1e6)
+    log.info("wrote %s (%.1f MB)", path, size_of(path) / 1e6)
     if full is not None:
         found += _check(result_checks.UPDATE, lambda: result_checks.update_size(changes))
     return Outcome(
@@ -149,12 +149,6 @@ def check_model(loop: Loop, curves: Curves, examples: Sequence[Example]) -> list
         result_checks.DRIFT: drift,
     }
     return [each for name, call in checks.items() for each in _check(name, call, shared)]
-
-
-def _bytes(path: Path) -> int:
-    """The size of a file, or of all files in a folder."""
-    files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,)
-    return sum(each.stat().st_size for each in files)
 
 
 def _report_data(

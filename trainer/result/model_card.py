@@ -1,5 +1,7 @@
 """The model card: how to generate images with a LoRA, with diffusers alone or with zeroprior.
 
+diffusers does not read every LoKr and no LoHa: their card names the programs that do.
+
 All data is from the archive's `meta.json`. The examples repeat the first sample, so a reader can
 compare the images. The text is in `templates/model_card.md`.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import yaml
 
 from adapters.archive_members import placeholder_name
+from adapters.formats import PROGRAMS
 from adapters.forms import Form
 from families.base import Base
 from families.registry import FAMILIES, UnknownBase, by_hub_id, family_of, find_base, undistilled
@@ -36,7 +39,11 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
     unless the base model's asks for it (`Base.terms`).
     """
     base, settings, tokens = _base(meta), meta["settings"], tokens_in(meta)
-    family = family_of(base)
+    family, form = family_of(base), Form.of(meta)
+    programs = []
+    if form.kind in ("lokr", "loha"):
+        readers = {name: each for name, each in PROGRAMS.items() if name in family.lora_readers}
+        programs = [each.title for each in readers.values() if form.title in each.forms]
     options = settings.get("sample_options") or {}
     options = options | next(iter(settings.get("sample_overrides") or ()), {})
     guidance = options.get("guidance_scale")
@@ -49,7 +56,9 @@ def model_card(repository: str, meta: Mapping[str, Any], samples: Sequence[tuple
         tokens=tokens,
         samples=samples,
         headlines=headlines([CheckResult(**each) for each in meta.get("checks") or ()]),
-        front_matter=_front_matter(base, tokens, samples, controls > 0),
+        front_matter=_front_matter(base, tokens, samples, controls > 0, programs),
+        title=form.title if programs else "LoRA",
+        programs=programs,
         edits=controls > 0,
         references=["image.jpg", *(f"image-{number + 2}.jpg" for number in range(controls - 1))],
         diffusers=version("diffusers"),
@@ -94,9 +103,14 @@ def _base(meta: Mapping[str, Any]) -> Base:
 
 
 def _front_matter(
-    base: Base, tokens: Sequence[str], samples: Sequence[tuple[str, str]], edits: bool
+    base: Base,
+    tokens: Sequence[str],
+    samples: Sequence[tuple[str, str]],
+    edits: bool,
+    programs: Sequence[str],
 ) -> str:
     """The metadata for the Hub, as YAML."""
+    library = [] if programs else ["diffusers"]
     front: dict[str, Any] = {}
     if by_hub_id(base.hub_id) is not None:  # a base given as a folder is not on the Hub
         front |= {"base_model": base.hub_id, "base_model_relation": "adapter"}
@@ -104,9 +118,9 @@ def _front_matter(
         front |= {"license": "other", "license_name": base.terms.hub_name}
         front["license_link"] = base.terms.url
     front |= {
-        "library_name": "diffusers",
+        **({"library_name": library[0]} if library else {}),
         "pipeline_tag": (task := "image-to-image" if edits else "text-to-image"),
-        "tags": [task, "lora", "diffusers", "template:sd-lora"],
+        "tags": [task, "lora", *library, "template:sd-lora"],
     }
     if tokens:
         front["instance_prompt"] = _Quoted(", ".join(tokens))

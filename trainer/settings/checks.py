@@ -119,19 +119,13 @@ def _is_file(path: str) -> bool:
 
 def _form(settings: "Settings") -> Iterator[str]:
     """The form of the LoRA and its size."""
-    kind, title = settings.adapter, settings.form.title
+    kind = settings.adapter
     if kind != "lokr" and settings.lokr_factor != FACTOR:
         yield f"lokr_factor is {settings.lokr_factor}, and adapter {kind} has none; remove it"
     if kind == "loha" and settings.rank > MOST_RANK:
         yield (
-            f"rank is {settings.rank}, and a {title}'s change has up to the square of it; at most "
+            f"rank is {settings.rank}, and a LoHa's change has up to the square of it; at most "
             f"{MOST_RANK} is accepted"
-        )
-    if kind in ("lokr", "loha") and settings.hf_repo_id:
-        yield (
-            f"hf_repo_id is {settings.hf_repo_id}, but the model card says how to use the LoRA in "
-            f"diffusers, which does not read every {title}; remove it, and upload weights.zip with "
-            "`hf upload`"
         )
 
 
@@ -153,8 +147,6 @@ def _conflicts(settings: "Settings") -> Iterator[str]:
             "shard and low_memory are both on: weights are either split over the GPUs or in CPU "
             "memory; remove one of the two"
         )
-    if settings.shard and settings.form.needs_base:
-        yield f"shard is on, and adapter {settings.adapter} needs whole weights; remove one of them"
     name = settings.optimizer
     if OPTIMIZERS[name].finds_rate and settings.learning_rate < LEAST_FACTOR:
         yield (

@@ -88,7 +88,6 @@ def test_settings_that_do_not_go_with_a_form_are_named(small: Callable[..., Sett
     for given, message in (
         ({"adapter": "dora", "lokr_factor": 4}, "lokr_factor is 4, and adapter dora has none"),
         ({"adapter": "loha", "rank": 128}, "rank is 128, .*at most 64"),
-        ({"adapter": "lokr", "hf_repo_id": "me/mine"}, "hf_repo_id is me/mine"),
         ({"adapter": "dora", "training": "full", "rank": None}, "adapter is dora"),
     ):
         with pytest.raises(SettingsError, match=message):

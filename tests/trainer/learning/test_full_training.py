@@ -1,5 +1,6 @@
 """A full training: the transformer's own weights, written as a folder that generation reads."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from loops import make_loop
 from torch import nn
 
 from adapters.formats import LoraMismatch
-from adapters.trained_model import read_trained_model
-from families.registry import BASES, family_of, find_base_or_folder
+from adapters.trained_model import read_trained_model, read_weights
+from families.components import original_transformer
+from families.registry import BASES, family_of, find_base_or_folder, with_transformer
 from families.without_weights import config_of
 from inference.engine import Engine
 from inference.request import Request
@@ -19,8 +21,10 @@ from trainer.learning.checkpoint import Checkpoint, write_checkpoint
 from trainer.learning.fused import FusedOptimizer, rounded_stochastically
 from trainer.learning.optimizers import make_optimizer
 from trainer.learning.resume import read_resume
-from trainer.learning.saving import state_of
+from trainer.learning.saving import Saver, state_of
+from trainer.learning.step_weights import write_weights_of_step
 from trainer.run import train
+from trainer.run_files import SAVED, found_in, remove_parts, remove_run
 from trainer.settings.fields import Settings
 from trainer.settings.inputs import SettingsError
 
@@ -96,6 +100,41 @@ def test_a_full_training_is_resumed_bit_for_bit(
         assert torch.equal(parameter, resumed.named[name]), name
     with pytest.raises(SettingsError, match="set training to 'full'"):
         read_resume(small(resume_from=path, optimizer=optimizer), [])
+
+
+def test_weights_of_earlier_steps_are_folders_that_generation_reads(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    loop = make_loop(small(lora_targets="attention", steps=2, weights_every=1, **FULL), 2)
+    saver = Saver(run / "checkpoints", run / "model")
+    loop.run(saver=saver)
+    saver.release()
+    assert [each.name for each in (run / SAVED).iterdir()] == ["step-000001"]
+    path = write_weights_of_step(loop, run / SAVED)  # by the command `save`
+    archive, base = read_weights(path), loop.family.base
+    assert (archive.meta["steps"], archive.meta["trained"], archive.model) == (2, "full", path)
+    assert loop.full is not None
+    loaded = original_transformer(loop.family, with_transformer(base, path))
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, loop.full.transformer.get_parameter(name)), name
+
+    partial = path.with_name(".step-000003.abcdefgh.part")
+    partial.mkdir()
+    remove_parts(run)
+    assert found_in(run) is not None and not partial.exists()
+    remove_run(run)
+    assert not path.exists()
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=10 * loop.full.nbytes())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    loop.settings = loop.settings.replace(steps=10_000)
+    with pytest.raises(OSError, match="weights_every 1 saves 9997 times 0.00 GB"):
+        saver.begin(loop)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="GB are needed and 0.00 GB are free"):
+        write_weights_of_step(loop, run / SAVED)
+    assert not (run / SAVED).exists()
 
 
 def test_steps_in_the_backward_pass_equal_those_after_it_and_hold_one_gradient() -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from miniature.world import caption, sample_scene
 from trainer import run
 from trainer.data.dataset import read_dataset
 from trainer.learning import loop as loops
+from trainer.learning import preservation
 from trainer.learning.checkpoint import read_checkpoint
 from trainer.learning.features import Captions
 from trainer.learning.loop import Loop
@@ -90,7 +92,9 @@ def test_the_targets_are_the_bases_answers_and_the_rows_hold_no_token(
         assert kept.loss(0).item() > 1e-7  # the LoRA now changes them
 
 
-def test_rows_depend_on_seed_batch_and_process_alone(small: Callable[..., Settings]) -> None:
+def test_rows_depend_on_seed_and_batch_alone_and_processes_share_them(
+    small: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = small(**TINY | {"batch_size": 4}, preserve="auto")
     loop, kept = preserved(settings)
     prompts = preservation_prompts(settings)
@@ -103,7 +107,15 @@ def test_rows_depend_on_seed_batch_and_process_alone(small: Callable[..., Settin
     with torch.no_grad():
         assert torch.equal(kept.loss(3), kept.loss(3))
         assert not torch.equal(kept.loss(3), kept.loss(4))
-        assert not torch.equal(kept.loss(3, first_row=0), kept.loss(3, first_row=4))
+        parts = []
+        for rank in range(2):
+            here = SimpleNamespace(num_processes=2, process_index=rank)
+            monkeypatch.setattr(preservation, "processes", lambda here=here: here)
+            parts.append(kept.loss(3).item())
+        monkeypatch.undo()
+        kept.extent = replace(kept.extent, rows=2 * kept.extent.rows)  # of the whole batch
+        assert parts[0] != parts[1]
+        assert sum(parts) / 2 == pytest.approx(kept.loss(3).item(), rel=1e-5)
 
 
 def test_rows_add_their_weighted_gradient_to_the_batchs(small: Callable[..., Settings]) -> None:

@@ -301,6 +301,23 @@ def test_the_uploaded_files_are_read_by_us(finished: Finished, hub: Hub, tmp_pat
     assert whole.factors.keys() == loose.factors.keys()
 
 
+@pytest.mark.parametrize(
+    ("kind", "readers"), [("lokr", "ComfyUI and ai-toolkit read"), ("loha", "ComfyUI reads")]
+)
+def test_the_card_of_a_lokr_and_a_loha_names_the_programs_that_read_it(
+    kind: str, readers: str
+) -> None:
+    meta = {
+        **{"base_model": "Tongyi-MAI/Z-Image-Turbo", "placeholder_token": WORD, "steps": 3},
+        **{"adapter": kind, "rank": 4, "settings": {}},
+    }
+    card = model_card("me/fox", meta, [])
+    assert f"{readers} `pytorch_lora_weights.safetensors`" in card
+    assert "load_lora_weights" not in card and "library_name" not in card
+    assert "folder `comfyui`" in card and "python -m inference" in card
+    assert "load_lora_weights" in model_card("me/fox", meta | {"adapter": "dora"}, [])
+
+
 def test_a_base_that_was_a_folder_has_a_card_without_its_path() -> None:
     meta = {"base_model": "my-finetune", "base_family": "z_image", "settings": {"seed": 1}}
     card = model_card("me/fox", meta, [])

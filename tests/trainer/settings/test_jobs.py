@@ -258,7 +258,7 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
          "sample_prompts: dataset.toml (only a text file is supported)"),
         ("simpletuner-z-image/config.json", {'"constant_with_warmup"': '"cosine"'},
          "lr_scheduler: cosine: a wave whose length is lr_warmup_steps"),
-        ("simpletuner-z-image/config.json", {'"standard"': '"lycoris"'}, "lora_type: lycoris"),
+        ("simpletuner-z-image/config.json", {'"standard"': '"glora"'}, "lora_type: glora"),
         ("simpletuner-z-image/config.json", {'"crop": false': '"crop": true'},
          "crop: True (images are not cropped to another aspect ratio here; crop them"),
         ("onetrainer-qwen.json", {'"enable_random_flip": false': '"enable_fixed_flip": true'},
@@ -266,8 +266,8 @@ def test_a_base_model_is_known_by_the_name_of_its_file(
         ("onetrainer-qwen.json", {'"lora_alpha": 32.0,': ""},
          "lora_alpha (missing): 1 in OneTrainer, so the LoRA counts 1/32"),
         ("onetrainer-qwen.json", {'"COSINE"': '"REX"'}, "learning_rate_scheduler: REX (supported"),
-        ("diffusion-pipe-z-image/train.toml", {"type = 'lora'": "type = 'lokr'"},
-         "adapter.type: lokr (only lora is supported)"),
+        ("diffusion-pipe-z-image/train.toml", {"rank = 28": "rank = 28\nrank_dropout = 0.5"},
+         "adapter.rank_dropout: 0.5"),
         ("diffusion-pipe-z-image/train.toml", {"shift = 1.5": "pseudo_huber_c = 0.5"},
          "model.pseudo_huber_c: 0.5"),
     ],
@@ -292,12 +292,12 @@ def test_layers_of_a_regular_expression_can_be_named_instead(tmp_path: Path) -> 
 
 
 def test_all_refused_keys_are_in_one_message_and_no_secret_is(tmp_path: Path) -> None:
-    changes = {'"lora_type": "standard"': '"lora_type": "lycoris", "my_token": "hf_abc"'}
+    changes = {'"lora_type": "standard"': '"lora_type": "glora", "my_token": "hf_abc"'}
     job = copied(tmp_path, "simpletuner-z-image/config.json", **changes, **{'"textfile"': '"csv"'})
     with pytest.raises(SettingsError) as error:
         read_config(job)
     said = str(error.value)
-    for key in ("lora_type: lycoris", "my_token: a secret", "caption_strategy: csv"):
+    for key in ("lora_type: glora", "my_token: a secret", "caption_strategy: csv"):
         assert key in said
     assert "hf_abc" not in said and "remove them to train without them" in said
 
@@ -404,9 +404,69 @@ def test_a_table_is_a_dataset_of_this_machine_only(tmp_path: Path) -> None:
          Form("lokr", 0, 256)),
         ("simpletuner-z-image/config.json", {'"lora_type"': '"use_dora": true, "lora_type"'},
          Form("dora", 20)),
+        ("diffusion-pipe-z-image/train.toml",
+         {"type = 'lora'": "type = 'lokr'", "rank = 28": "rank = 1e6\ndecompose_factor = 4"},
+         Form("lokr", 0, 4)),
     ],
 )  # fmt: skip
 def test_other_forms_of_lora_are_translated(
     case: str, change: dict[str, str], form: Form, tmp_path: Path
 ) -> None:
     assert read_config(copied(tmp_path, case, **change)).form == form
+
+
+LOKR = {"algo": "lokr", "multiplier": 1.0, "full_matrix": True, "linear_alpha": 1, "factor": 16}
+BOTH = ["Attention", "FeedForward"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "form", "targets"),
+    [
+        (LOKR, Form("lokr", 0, 16), "*"),
+        (LOKR | {"bypass_mode": True, "apply_preset": {"target_module": ["Attention"]}},
+         Form("lokr", 0, 16), "*.attention.*"),
+        (LOKR | {"apply_preset": {"target_module": BOTH, "module_algo_map": {
+            "Attention": {"factor": 4}, "FeedForward": {"factor": 4}}}},
+         Form("lokr", 0, 4), "*.attention.*,*.feed_forward.*"),
+        ({"algo": "lokr", "linear_dim": 12, "linear_alpha": 12, "factor": 4},
+         Form("lokr", 12, 4), "*"),
+        ({"algo": "loha", "linear_dim": 12, "linear_alpha": 12}, Form("loha", 12), "*"),
+        (LOKR | {"linear_dim": 10000, "apply_preset": {"target_module": BOTH, "module_algo_map": {
+            "Attention": {"factor": 16}, "FeedForward": {"factor": 8}}}},
+         "module_algo_map: factor 8, factor 16 (one factor for all layers here)", ""),
+        (LOKR | {"apply_preset": {"target_module": ["FinalLayer"], "name_algo_map": {"x": {}}}},
+         "target_module: FinalLayer (supported: Attention, FeedForward)", ""),
+        (LOKR | {"apply_preset": {"target_module": BOTH, "exclude_name": ["*refiner*"]}},
+         "lycoris.apply_preset.exclude_name", ""),
+        ({"algo": "lokr", "linear_dim": 12}, "lycoris.linear_alpha (missing): 1 in Simple", ""),
+        (LOKR | {"dora_wd": True}, "lycoris.dora_wd: True", ""),
+        (LOKR | {"multiplier": 2}, "lycoris.multiplier: 2 (only 1", ""),
+        ({"algo": "boft", "linear_dim": 4, "linear_alpha": 4}, "lycoris.algo: boft", ""),
+    ],
+)  # fmt: skip
+def test_lycoris_jobs_of_simpletuner_are_translated_or_refused_by_name(
+    adapter: dict[str, Any], form: Form | str, targets: str, tmp_path: Path
+) -> None:
+    change = {'"standard"': '"lycoris", "lycoris_config": "lycoris.json"'}
+    job = copied(tmp_path, "simpletuner-z-image/config.json", **change)
+    with pytest.raises(SettingsError, match=r"lycoris_config: there is no file lycoris.json"):
+        read_config(job)
+    (job.parent / "lycoris.json").write_text(json.dumps(adapter))
+    if isinstance(form, str):
+        with pytest.raises(SettingsError, match=re.escape(form)):
+            read_config(job)
+        return
+    settings = read_config(job)
+    assert (settings.form, settings.lora_targets) == (form, targets)
+
+
+def test_patterns_for_classes_of_modules_find_their_linear_layers() -> None:
+    for family in FAMILIES.values():
+        names = family.job_names.get("SimpleTuner")
+        for group, pattern in (names.modules if names else {}).items():
+            key = {"Attention": "attention", "FeedForward": "feed_forward"}[group]
+            model = model_of(family.name)
+            found = model.lora_targets(pattern)
+            assert set(found) >= set(model.lora_groups()[key]), pattern
+            others = {each.split(".", 2)[-1] for each in found}
+            assert others == {each.split(".", 2)[-1] for each in model.lora_groups()[key]}

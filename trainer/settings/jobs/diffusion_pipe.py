@@ -1,7 +1,8 @@
 """Job files of diffusion-pipe: a TOML file, with the TOML file of its dataset.
 
 Source: `train.py`, `utils/dataset.py` (batches: an incomplete one of a bucket is dropped),
-`models/z_image.py`, `models/qwen_image.py`, docs/supported_models.md.
+`models/z_image.py`, `models/qwen_image.py`, `models/base.py` (LoKr, which is PEFT's),
+docs/supported_models.md.
 """
 
 import math
@@ -19,6 +20,7 @@ from trainer.settings.jobs.rules import (
     epoch,
     family_named,
     learning_rate,
+    lokr,
     only_dataset,
     optimizer,
     repeats,
@@ -79,6 +81,11 @@ def _base(found: Translation) -> None:
     rank = found.get("adapter.rank")
     if "adapter.type" not in found.keys or not rank:
         found.refuse("adapter", "then the whole model is trained; use an adapter of type lora")
+    elif found.get("adapter.type") == "lokr":
+        factor = "adapter.decompose_factor"
+        lokr(found, "adapter.rank", rank, factor, found.get(factor, -1))
+        fused = "; one for the fused q, k and v" if names.lora_targets != "all" else ""
+        found.differs("adapter.type", f"lokr: there the first factor starts as 0{fused}")
     elif names.lora_targets != "all":  # its linear layers are fused there
         text = "one LoRA for the fused q, k and v there, here one for each"
         found.differs("adapter.rank", text, rank=rank)
@@ -188,7 +195,7 @@ PROGRAM = Program(
         "monitoring.wandb_run_name": "monitoring.enable_wandb",
     },
     only={
-        "adapter.type": ("lora",),
+        "adapter.type": ("lora", "lokr"),
         "model.sigmoid_scale": (1,),
         "model.guidance": (1,),
         "model.dtype": ("bfloat16",),

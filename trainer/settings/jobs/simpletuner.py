@@ -11,6 +11,7 @@ from typing import Any
 
 from families.registry import family_of
 from trainer.settings.inputs import SettingsError
+from trainer.settings.jobs.lycoris import keys_of_lycoris, lycoris
 from trainer.settings.jobs.rules import (
     alpha_is_rank,
     base_named,
@@ -74,6 +75,8 @@ def _keys(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     images = [each for each in used if each.get("dataset_type", "image") == "image"]
     others = [each for each in used if each.get("dataset_type") not in (None, "image")]
     caches = {f"dataset {each.get('id')}.{key}": each[key] for each in others for key in each}
+    if keys.get("lora_type") == "lycoris":
+        keys |= keys_of_lycoris(path, keys.get("lycoris_config"))
     return keys | only_dataset(images, "data_backend_config") | caches
 
 
@@ -93,6 +96,9 @@ def _base(found: Translation) -> None:
         found.same("disable_assistant_lora", turbo_adapter="none")
     if path := found.get("pretrained_model_name_or_path"):
         base_named(found, "pretrained_model_name_or_path", str(path), family)
+    if found.get("lora_type") == "lycoris":
+        lycoris(found, names)
+        return
     if targets := found.get("peft_lora_target_modules"):
         found.same(
             "peft_lora_target_modules",
@@ -248,7 +254,8 @@ PROGRAM = Program(
     },
     only={
         "model_type": ("lora",),
-        "lora_type": ("standard",),
+        "lora_type": ("standard", "lycoris"),
+        "lycoris.multiplier": (1,),
         "type": ("local",),
         "dataset_type": ("image",),
         "metadata_backend": ("discovery",),
@@ -280,6 +287,8 @@ PROGRAM = Program(
         *("print_*", "strict_epoch_limit", "minimum_image_size", "resolution_type", "lr_end"),
         *("i_know_what_i_am_doing", "keep_vae_loaded", "ignore_missing_files", "revision"),
         *("debug_*", "lr_power", "lr_num_cycles", "lycoris_config", "instance_prompt", "ema_*"),
+        *("lycoris.bypass_mode", "lycoris.conv_*", "lycoris.use_tucker", "lycoris.block_size"),
+        *("lycoris.apply_preset.enable_conv", "lycoris.apply_preset.lora_prefix"),
         *("seed_for_each_device", "disable_segmented_timestep_sampling", "enable_watermark"),
     ),
 )

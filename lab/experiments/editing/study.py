@@ -93,7 +93,14 @@ WAYS: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any]]] = {
     "the base": (None, {}),
     "subject, preserve: off": (subject_images, {"preserve": "off"}),
     "subject": (subject_images, {}),
+    "subject, learning_rate: 6e-3": (subject_images, {"learning_rate": 6e-3}),
+    "subject, learning_rate: 6e-3, preserve: off": (
+        subject_images,
+        {"learning_rate": 6e-3, "preserve": "off"},
+    ),
     "pairs": (pairs, {}),
+    "pairs, learning_rate: 6e-3": (pairs, {"learning_rate": 6e-3}),
+    "pairs, learning_rate: 2e-3": (pairs, {"learning_rate": 2e-3}),
 }
 
 
@@ -143,7 +150,7 @@ class Measures:
     def of(self, way: str, archive: Archive | None) -> dict[str, Any]:
         row: dict[str, Any] = {}
         shown: list[Image.Image] = []
-        if way == "pairs":
+        if WAYS[way][0] is pairs:
             references = [render(each, PIXELS) for each in self.scenes]
             prompts = [
                 Prompt(INSTRUCTION, {"place": scene.place}, FIRST_SEED + i, scene)

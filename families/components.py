@@ -37,14 +37,6 @@ def load_tokenizer(base: Base, folder: str) -> Any:
     return AutoTokenizer.from_pretrained(component_folder(base, folder), trust_remote_code=False)
 
 
-def text_width(base: Base) -> int:
-    """Dimension of the text encoder's embeddings."""
-    config = AutoConfig.from_pretrained(
-        component_folder(base, "text_encoder"), trust_remote_code=False
-    )
-    return config.get_text_config().hidden_size
-
-
 def load_transformer(family: "Family", change: Change | None) -> Any:
     """As `Family.load_transformer`: in the family's `dtype`, stored as in its `storage`.
 

@@ -179,9 +179,9 @@ class Family(Editing, ABC):
     @cached_property
     def text_width(self) -> int:
         """Dimension of the text encoder's embeddings."""
-        from families import components
+        from families.parameters import text_width
 
-        return components.text_width(self.base)
+        return text_width(self.base)
 
     def tokenize(self, prompt: str, vectors: Mapping[str, Tensor] | None = None) -> TokenizedPrompt:
         """Token ids of the prompt inside the template."""

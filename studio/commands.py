@@ -70,7 +70,7 @@ async def _new(request: Request) -> Response:
     studio = jobs.studio
     settings = new_runs.checked_settings(studio, body.get("settings") or {}, body.get("datasets"))
     chosen = new_runs.checked_datasets(studio, body.get("datasets"))
-    check_known(studio, settings, chosen)
+    await check_known(studio, settings, chosen)
     facts = {"title": _text(body, "title", 200), "note": _text(body, "note"), "key": key}
     identity = await _created(jobs, key, settings, chosen, facts, now=start == "now")
     return reply({"id": identity}, 201)

@@ -158,14 +158,16 @@ def _question(settings: Settings, images: int, controls: int) -> dict[str, Any]:
     return {"do": "plan", "settings": given, "images": images, "controls": controls}
 
 
-def check_known(studio: Studio, settings: Settings, chosen: Sequence[Mapping[str, Any]]) -> None:
+async def check_known(
+    studio: Studio, settings: Settings, chosen: Sequence[Mapping[str, Any]]
+) -> None:
     """Refuses what needs a model to be found, if a plan of these settings has found it.
 
     Raises `Problem` 422. The page plans before it queues a run; without a plan, the run finds it.
     """
     if lacking := missing_for_optimizer(settings.optimizer, gpu.gpu() is not None):
         raise Problem(422, "; ".join(lacking), "optimizer")
-    images, controls, _ = look_at(studio, chosen, settings)
+    images, controls, _ = await asyncio.to_thread(look_at, studio, chosen, settings)
     answer = planner_of(studio).known(**_question(settings, images, controls))
     if answer is not None:
         refuse_missing(settings, answer)

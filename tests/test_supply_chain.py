@@ -13,6 +13,7 @@ import pytest
 import torch
 from root import ROOT
 
+from families.components import load_vision_encoder
 from families.family import Family
 from families.loading import load_family
 from families.registry import BASES
@@ -177,14 +178,15 @@ def test_code_beside_a_model_is_never_run(repository: Path, mark: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_model_of_an_unknown_kind_is_refused_not_looked_up_in_its_code(
+def test_a_kind_that_only_the_repository_knows_is_not_looked_up_in_its_code(
     repository: Path, mark: Path
 ) -> None:
     (repository / "text_encoder" / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     auto = {"AutoConfig": "evil.EvilConfig"}
     change(repository / "text_encoder" / "config.json", model_type="evil", auto_map=auto)
+    family = load_all()  # by the classes of the family
     with pytest.raises((ValueError, OSError)):
-        load_all()
+        load_vision_encoder(family)  # by its config
     assert not mark.exists()
 
 

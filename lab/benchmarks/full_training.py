@@ -22,15 +22,15 @@ from families.components import original_transformer
 from families.registry import BASES, with_transformer
 from lab.benchmarks.machine import machine
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import bleed, fully_right, subject_scores
 from lab.experiments.prompts import free_prompts, subject_prompts
+from trainer.learning import size_of
 from trainer.run import train
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
 WORD, SUBJECT = "<zwx>", "robot"
 DATASET = Path("demo/subject.zip")
-BLEED = 0.6  # likeness above which an image shows the subject
 FULL: dict[str, Any] = {"training": "full"}
 ROWS: dict[str, dict[str, Any]] = {
     "LoRA": {},
@@ -71,16 +71,15 @@ def main() -> None:
             start = time.process_time()
             result = train(settings)
             seconds = time.process_time() - start
-            archive, size = read_weights(result), _bytes(result)
+            archive, size = read_weights(result), size_of(result)
             drawer = _drawer(archive, base)
         images = drawer.draw(archive, prompts, way)
         likeness = fmean(subject_scores(images, prompts, SUBJECT))
         others = drawer.draw(archive, free, way)
-        scores, bleed = adherence(others, free), subject_scores(others, free, SUBJECT)
-        right = fmean(a == b for a, b in zip(scores["right"], scores["asked"], strict=True))
+        right, seen = fmean(fully_right(others, free)), fmean(bleed(others, free, SUBJECT))
         print(
-            f"| {row} | {likeness:.2f} | {right:.0%} | {fmean(each > BLEED for each in bleed):.0%} "
-            f"| {seconds:.0f} s | {size / 1e6:.1f} MB |",
+            f"| {row} | {likeness:.2f} | {right:.0%} | {seen:.0%} | {seconds:.0f} s "
+            f"| {size / 1e6:.1f} MB |",
             flush=True,
         )
 
@@ -93,11 +92,6 @@ def _drawer(archive: Archive, of: Base) -> Drawer:
         trained = original_transformer(drawer.family, base)
         drawer.family.transformer.load_state_dict(trained.state_dict())
     return drawer
-
-
-def _bytes(path: Path) -> int:
-    files = filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,)
-    return sum(each.stat().st_size for each in files)
 
 
 if __name__ == "__main__":

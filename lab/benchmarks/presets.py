@@ -14,7 +14,7 @@ from statistics import fmean
 from adapters.archive import read_archive
 from lab.benchmarks.machine import machine
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import fully_right, subject_scores
 from lab.experiments.prompts import free_prompts, subject_prompts
 from trainer.run import train
 from trainer.settings.fields import resolve
@@ -40,8 +40,7 @@ def main() -> None:
             seconds = time.process_time() - start
             archive = read_archive(weights)
         likeness = fmean(subject_scores(drawer.draw(archive, prompts, way), prompts, SUBJECT))
-        scores = adherence(drawer.draw(archive, free, way), free)
-        right = fmean(a == b for a, b in zip(scores["right"], scores["asked"], strict=True))
+        right = fmean(fully_right(drawer.draw(archive, free, way), free))
         checks = {check["name"]: check["value"] for check in archive.meta["checks"]}
         print(
             f"{preset}: {archive.meta['steps']} steps, rank {archive.meta['rank']}, "

@@ -22,6 +22,8 @@ from miniature.world import sample_scene
 
 Scores = dict[str, list[float]]  # one number per image
 
+BLEED = 0.6  # likeness above which an image shows the subject
+
 _LAPLACE = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 
@@ -34,6 +36,17 @@ def adherence(pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Sco
         for view, prompt in zip(seen, prompts, strict=True)
     ]
     return {"right": [float(n) for n in right], "asked": [float(len(p.asked)) for p in prompts]}
+
+
+def fully_right(pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
+    """1 where the judge finds all attributes that the prompt asks for, else 0."""
+    scores = adherence(pictures, prompts)
+    return [float(a == b) for a, b in zip(scores["right"], scores["asked"], strict=True)]
+
+
+def bleed(pictures: Sequence[Image.Image], prompts: Sequence[Prompt], subject: str) -> list[float]:
+    """1 where the image of a prompt without the subject shows it, else 0."""
+    return [float(each > BLEED) for each in subject_scores(pictures, prompts, subject)]
 
 
 def subject_scores(

@@ -23,8 +23,8 @@ from adapters.tools.inspection import inspect
 from adapters.tools.merge import merge, with_training_adapter
 from adapters.tools.opened import Opened, ToolError, open_lora
 from adapters.tools.resize import Goal, resize
-from families import components
 from families.base import LORA_STYLES
+from families.loading import load_family
 from families.parameters import text_width
 from families.registry import BASES, FAMILIES
 from inference.fetch.sources import Sources
@@ -275,7 +275,8 @@ def test_a_token_of_another_model_is_refused_with_both_widths(tmp_path: Path) ->
     with pytest.raises(LoraMismatch, match="of <cat> has 96 values, .* miniature has 128"):
         open_lora(tmp_path / "narrow.zip")
     for base in (each for each in BASES.values() if each.included):
-        assert text_width(base) == components.text_width(base), base.name
+        embedding = load_family(base).text_encoder.get_input_embeddings()
+        assert text_width(base) == embedding.embedding_dim, base.name
 
 
 def test_the_advice_for_a_dora_makes_a_plain_lora(

@@ -121,8 +121,7 @@ class Saver:
 
     def _check_space(self, loop: "Loop") -> None:
         """Raises OSError if the disk has too little space for the weights of `weights_every`."""
-        every, done = loop.settings.weights_every, loop.done
-        count = (loop.settings.steps - 1) // every - done // every if every else 0
+        every, count = loop.settings.weights_every, loop.settings.weights_saved(loop.done)
         needed, free = count * weights_bytes(loop), shutil.disk_usage(self.folder).free
         if needed > free:
             self.release()

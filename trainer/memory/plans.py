@@ -63,9 +63,9 @@ class Plans:
             "peak_bytes": peak,
             "gpu_bytes": gpu_bytes,
             "seconds_per_step": seconds,
-            # Two checkpoints, the weights of ten steps, and weights.zip.
+            # Two checkpoints, the weights of ten previews and of `weights_every`, and the result.
             "disk_bytes": 2 * counted.checkpoint()
-            + (1 if counted.full else 12) * counted.lora_file
+            + (settings.weights_saved() + (1 if counted.full else 12)) * counted.lora_file
             + BASE_BYTES,
             "missing": missing_here(settings),
         }

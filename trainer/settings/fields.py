@@ -147,6 +147,11 @@ class Settings(TrainingInputs):
             return self.lr_warmup_steps
         return 0 if OPTIMIZERS[self.optimizer].finds_rate else min(20, self.steps // 10)
 
+    def weights_saved(self, done: int = 0) -> int:
+        """How often `weights_every` saves weights after step `done`; not those of the last step."""
+        every = self.weights_every
+        return max(0, (self.steps - 1) // every - done // every) if every else 0
+
     def for_images(self, count: int, buckets: Sequence[int] = (), processes: int = 1) -> "Settings":
         """These settings with default steps for `count` images, if no steps were given.
 

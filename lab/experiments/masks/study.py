@@ -21,7 +21,7 @@ from torch import Tensor
 from adapters.archive import Archive, read_archive
 from adapters.placeholder import Placeholder
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import fully_right, subject_scores
 from lab.experiments.prompts import FIRST_SCENE, FIRST_SEED, Prompt, free_prompts
 from lab.experiments.several_subjects.study import means
 from lab.experiments.table import Table
@@ -166,9 +166,7 @@ class Measures:
         row["place of training, not asked"] = _share(images, "place", PLACE)
         row["second thing, not asked"] = _share(images, "count", "2")
         free = self.drawer.draw(archive, self.free, self.way)
-        right = adherence(free, self.free)
-        whole = zip(right["right"], right["asked"], strict=True)
-        return row | {"other prompts fully right": [float(a == b) for a, b in whole]}
+        return row | {"other prompts fully right": fully_right(free, self.free)}
 
 
 def _share(images: Sequence[Image.Image], key: str, value: str) -> list[float]:

@@ -10,7 +10,7 @@ from adapters.archive import Archive
 from adapters.placeholder import Placeholder
 from lab.experiments.drawing import Drawer
 from lab.experiments.drawing import Way as Drawing
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import bleed, fully_right, subject_scores
 from lab.experiments.preservation.prompts import TOKEN
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
 from miniature.drawing import grid, render
@@ -68,14 +68,12 @@ class Measures:
         free: Sequence[Image.Image],
     ) -> dict[str, Any]:
         own, beside = _split(images, prompts)
-        right = adherence(free, self.free)
-        bleed = subject_scores(free, self.free, subject)
         return {
             "likeness": subject_scores(images, prompts, subject),
             "own": own,
             "beside": beside,
-            "whole": [float(a == b) for a, b in zip(right["right"], right["asked"], strict=True)],
-            "bleed": [float(each > 0.6) for each in bleed],
+            "whole": fully_right(free, self.free),
+            "bleed": bleed(free, self.free, subject),
         }
 
 

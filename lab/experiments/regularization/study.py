@@ -16,7 +16,7 @@ import torch
 
 from adapters.archive import Archive, read_archive
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import fully_right, subject_scores
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
 from lab.experiments.several_subjects.study import means
 from lab.experiments.table import Table
@@ -67,8 +67,7 @@ def measured(drawer: Drawer, archive: Archive, free: list[Prompt]) -> dict[str, 
     row: dict[str, Any] = {
         "likeness": subject_scores(drawer.draw(archive, prompts, way), prompts, "robot")
     }
-    scores = adherence(drawer.draw(archive, free, way), free)
-    right = [float(a == b) for a, b in zip(scores["right"], scores["asked"], strict=True)]
+    right = fully_right(drawer.draw(archive, free, way), free)
     of_class = [CLASS in each.text for each in free]
     for name, wanted in (("prompts of the class right", True), ("other prompts right", False)):
         row[name] = [r for r, own in zip(right, of_class, strict=True) if own == wanted]

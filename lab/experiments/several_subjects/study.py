@@ -18,7 +18,7 @@ from adapters.archive import Archive, read_archive
 from adapters.formats import Factors
 from adapters.placeholder import Placeholder
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import fully_right, subject_scores
 from lab.experiments.prompts import Prompt, free_prompts, subject_prompts
 from lab.experiments.table import Table
 from lab.experiments.zero_prior.captions import make_captions
@@ -133,9 +133,7 @@ class Measures:
             images = self.drawer.draw(archive, self.pairs, self.way)
             row |= self._pairs(images)
         free = self.drawer.draw(archive, self.free, self.way)
-        right = adherence(free, self.free)
-        whole = zip(right["right"], right["asked"], strict=True)
-        return row | {"other prompts fully right": [float(a == b) for a, b in whole]}
+        return row | {"other prompts fully right": fully_right(free, self.free)}
 
     def renderings(self) -> dict[str, Any]:
         """The scores of the scenes themselves."""

@@ -20,7 +20,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
 from lab.experiments.drawing import Drawer, Way
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import fully_right, subject_scores
 from lab.experiments.prompts import free_prompts, subject_prompts
 from lab.experiments.table import Table
 from lab.experiments.training import training_adapter
@@ -125,9 +125,8 @@ def main() -> None:
         asked = subject_prompts(subject, TOKEN, 48)
         for facts, archive in train(subject, seed, every, changes):
             likeness = subject_scores(drawer.draw(archive, asked, way), asked, subject)
-            others = adherence(drawer.draw(archive, free, way), free)
-            whole = [a == b for a, b in zip(others["right"], others["asked"], strict=True)]
-            means = {"likeness": _mean(likeness), "others_right": _mean(whole)}
+            others = fully_right(drawer.draw(archive, free, way), free)
+            means = {"likeness": _mean(likeness), "others_right": _mean(others)}
             table.add(key | facts | means)
             print(table.rows[-1], flush=True)
 

@@ -208,9 +208,11 @@ class ZImage(Family):
         "x_embedder": ("all_x_embedder.2-1",),
     }
     few_step_loras = (
-        # alibaba-pai/Z-Image-Fun-Lora-Distill, made for Z-Image's own schedule with cfg 1.
-        FewStepRow(
-            "Z-Image-Fun-Lora-Distill", re.compile(r"z-image-fun(?:-\w+)*-distill"), 8, None
+        FewStepRow(  # alibaba-pai/Z-Image-Fun-Lora-Distill
+            "Z-Image-Fun-Lora-Distill",
+            re.compile(r"z-image-fun(?:-\w+)*-distill"),
+            steps=8,
+            shift=None,  # made for Z-Image's own schedule, with cfg 1
         ),
     )
     job_names = {

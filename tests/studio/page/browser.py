@@ -11,10 +11,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pages
 from pages import program
 from root import ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 SECONDS = 60
 
@@ -72,3 +76,19 @@ def serving(folder: Path, small: bool = False, **environment: str) -> Iterator[S
         yield server
     finally:
         server.end()
+
+
+@contextmanager
+def small_page(folder: Path, height: int) -> Iterator[tuple[Server, "Page"]]:
+    """A page of a server with small programs (`pages.program`); its scripts must not fail."""
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+    with serving(folder, small=True) as server, sync_playwright() as found:
+        browser = found.chromium.launch(executable_path=chromium())
+        page = browser.new_context(viewport={"width": 1280, "height": height}).new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.emulate_media(reduced_motion="reduce")
+        yield server, page
+        browser.close()
+    assert wrong == []

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import chromium, serving
+from browser import chromium, small_page
 from PIL import Image
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -22,12 +22,7 @@ def test_control_images_are_shown_beside_their_targets(tmp_path: Path) -> None:
         Image.effect_noise((96, 64), 80).save(file)
         if name.startswith("target/"):
             file.with_suffix(".txt").write_text(f"{name} TOK")
-    wrong: list[str] = []
-    with serving(tmp_path, small=True) as server, api.sync_playwright() as found:
-        browser = found.chromium.launch(executable_path=chromium())
-        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.emulate_media(reduced_motion="reduce")
+    with small_page(tmp_path, 1000) as (server, page):
         rows = page.get_by_role("list", name="Images and captions").get_by_role("listitem")
 
         # A base model that does not edit: the pairs are shown, and why they are not used.
@@ -75,5 +70,3 @@ def test_control_images_are_shown_beside_their_targets(tmp_path: Path) -> None:
         expect(first.get_by_role("button", name="Show control image")).to_have_count(2)
         page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
-        browser.close()
-    assert wrong == []

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import chromium, serving
+from browser import chromium, small_page
 from PIL import Image
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -21,12 +21,7 @@ def test_images_are_added_ordered_sent_shown_and_restored(tmp_path: Path) -> Non
         Image.effect_noise(size, 80).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     files = {name: str(tmp_path / f"{name}.png") for name in (*SIZES, "broken")}
-    wrong: list[str] = []
-    with serving(tmp_path, small=True) as server, api.sync_playwright() as found:
-        browser = found.chromium.launch(executable_path=chromium())
-        page = browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.emulate_media(reduced_motion="reduce")
+    with small_page(tmp_path, 1400) as (server, page):
         page.goto(f"{server.address}#/generate")
         place = page.get_by_role("group", name="Reference images")
         thumbs = place.get_by_role("listitem").get_by_role("img")
@@ -89,5 +84,3 @@ def test_images_are_added_ordered_sent_shown_and_restored(tmp_path: Path) -> Non
         ]
         page.set_viewport_size({"width": 360, "height": 740})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
-        browser.close()
-    assert wrong == []

@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the demo with the arguments (default: `sys.argv`)."""
     start = time.perf_counter()
     parser = argparse.ArgumentParser(
+        prog="zeroprior demo",
         description="Train a LoRA of a toy robot with the miniature test model, then generate it. "
-        "CPU only, about 2 minutes."
+        "CPU only, about 2 minutes.",
     )
     parser.add_argument("--photographs", action="store_true", help="train on real photos")
     parser.add_argument("--verbose", action="store_true", help="show the whole log")

@@ -22,7 +22,7 @@ from families.repository import (
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m families.download",
+        prog="zeroprior download",
         description="Download base models, and models that write captions, from the Hub into the "
         "model folder ($MODEL_VAULT), as ORG/NAME in the Hub's layout, so that training and "
         "generation need no network.",

@@ -26,7 +26,7 @@ PACKAGES = ("cog", "coglet", "httpx", "jsonschema", "starlette", "uvicorn")
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m serving", description="Start a Cog server, without Docker."
+        prog="zeroprior serve", description="Start a Cog server, without Docker."
     )
     parser.add_argument("mode", choices=sorted(EXAMPLES), help="generate images or train")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: also for other machines")

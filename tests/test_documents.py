@@ -13,7 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,17 +24,17 @@ from cog_server import CogServer, copy_of_the_code
 from documents import PAGES, PROGRAMS, Command, anchors, blocks, commands, inline, tokens
 from root import ROOT
 
-from inference.__main__ import arguments_parser as inference_parser
+from inference.flags import Parser
 from serving import schema
 from serving.validation import Inputs
+from trainer.__main__ import MODES, take_files
 from trainer.__main__ import arguments_parser as trainer_parser
-from trainer.__main__ import take_files
-from trainer.captions.__main__ import arguments_parser as captions_parser
 from trainer.commands import command_parser
 from trainer.inbox import COMMAND_NAMES
 from trainer.settings.config import read_config
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
+from zeroprior.__main__ import COMMANDS as ZEROPRIOR
 
 COMMANDS = commands()
 # What no test here can run or parse, and why.
@@ -50,7 +50,12 @@ CANNOT = {
     "tensorboard": "is run by test_trackers.py on the files of a run",
 }
 # Names that stand for a file of the user's, and what they are here.
-STAND_IN = {"CONFIG.yaml": "configs/z_image_turbo.yaml", "my_job.yaml": "configs/miniature.yaml"}
+STAND_IN = {
+    "CONFIG.yaml": "configs/z_image_turbo.yaml",
+    "config.yaml": "configs/z_image_turbo.yaml",
+    "my_job.yaml": "configs/miniature.yaml",
+    "job.toml": "configs/miniature.yaml",
+}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -111,31 +116,32 @@ class Parsed(BaseException):
     """Thrown by the real parser when it has accepted a command."""
 
 
+def raising(error: type[BaseException], after: Callable[..., Any]) -> Callable[..., NoReturn]:
+    def call(*given: Any, **more: Any) -> NoReturn:
+        after(*given, **more)
+        raise error
+
+    return call
+
+
 def parse(module: str, arguments: list[str]) -> None:
     """What a module does with its command line, up to the end of parsing. SystemExit: refused."""
     if module == "trainer" and arguments[0] in COMMAND_NAMES:
         command_parser().parse_args(arguments)
         return
     if module == "trainer":
-        parser = trainer_parser()
-        given = parser.read(arguments[arguments[0] == "plan" :])
-        given.pop("cpu")
+        mode = arguments[0] if arguments[0] in MODES else "train"
+        parser = trainer_parser(mode)
+        given = parser.read(arguments[mode != "train" :])
+        for name in ("cpu", "json", "gpus"):
+            given.pop(name, None)
         config = take_files(given, parser)
         given.setdefault("dataset", "imgs.zip")
         _ = read_config(config, **given) if config else resolve(TrainingInputs(**given))
         return
-    parsers = {"inference": inference_parser, "trainer.captions": captions_parser}
-    if module in parsers:
-        parsers[module]().read(arguments)
-        return
-    whole = argparse.ArgumentParser.parse_args
-
-    def stop(self: argparse.ArgumentParser, *given: Any, **more: Any) -> NoReturn:
-        whole(self, *given, **more)
-        raise Parsed
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for parser, name in ((argparse.ArgumentParser, "parse_args"), (Parser, "read")):
+            patch.setattr(parser, name, raising(Parsed, after=getattr(parser, name)))
         patch.setattr(sys, "argv", [module, *arguments])
         with pytest.raises(Parsed):
             runpy.run_module(module, run_name="__main__")
@@ -158,9 +164,15 @@ def restored() -> Iterator[None]:
 def test_every_python_command_is_accepted_by_its_parser(restored: None) -> None:
     calls: dict[tuple[str, ...], str] = {}
     for each in COMMANDS:
-        if each.words[:2] not in (("python", "-m"), ("accelerate", "launch")) or reason(each):
-            continue
         words = [STAND_IN.get(word, word) for word in each.words]
+        if words[:1] == ["zeroprior"]:
+            named = ZEROPRIOR[words[1]]
+            module = named.function.partition(":")[0].removesuffix(".__main__")
+            if "TOOL" in words or all(each.startswith("--") for each in words[2:]):
+                continue  # named, not called
+            words[:2] = ["python", "-m", module, *named.first]
+        if words[:2] not in (["python", "-m"], ["accelerate", "launch"]) or reason(each):
+            continue
         module, *arguments = words[words.index("-m") + 1 :]
         files = [name for name in arguments if name.startswith(("tests/", "configs/"))]
         assert all((ROOT / name).exists() for name in files), str(each)
@@ -168,7 +180,7 @@ def test_every_python_command_is_accepted_by_its_parser(restored: None) -> None:
             continue  # named, not called
         file = ROOT.joinpath(*module.split("."))
         file = file / "__main__.py" if file.is_dir() else file.with_suffix(".py")
-        if re.search("argparse|arguments_parser", file.read_text(encoding="utf-8")):
+        if re.search("argparse|arguments_parser|Parser", file.read_text(encoding="utf-8")):
             calls[(module, *arguments)] = str(each)
         else:
             assert not arguments, str(each)
@@ -179,7 +191,7 @@ def test_every_python_command_is_accepted_by_its_parser(restored: None) -> None:
         except SystemExit as error:
             refused.append(f"{shown}: {error}")
     assert refused == []
-    assert len(calls) > 25
+    assert len(calls) > 50
 
 
 def test_every_make_command_is_a_target_with_known_variables() -> None:

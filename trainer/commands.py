@@ -105,7 +105,7 @@ _CALLS: dict[str, tuple[Callable[..., str | Settings], str]] = {
 
 def command_parser() -> argparse.ArgumentParser:
     """The command line of `pause RUN` and the like."""
-    parser = argparse.ArgumentParser(prog="python -m trainer")
+    parser = argparse.ArgumentParser(prog="zeroprior")
     commands = parser.add_subparsers(dest="do", required=True, metavar="COMMAND")
     for name, (_, text) in _CALLS.items():
         command = commands.add_parser(name, help=text, description=text)

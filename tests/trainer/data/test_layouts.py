@@ -58,6 +58,10 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "metadata.csv": f'\ufefffile_name,words\n01.jpg,"{ONE}"\n02,"{TWO}"\n'
     },
     "a table with tabs": {"a.tsv": f"File_Name\tText\n01.jpg\t{ONE}\n./02.jpg\t{TWO}\n"},
+    "a spreadsheet's table": {
+        "metadata.csv": f'sep=;\r\n"file_name";"text, in words"\r\n01.jpg;"{ONE}"\r\n02.jpg;{TWO}'
+    },
+    "a table with tabs, as .csv": {"a.csv": f"file_name\ttext\n01.jpg\t{ONE}\n02.jpg\t{TWO}\n"},
     "captions.json": {"captions.json": json.dumps({"01.jpg": [ONE], "02.jpg": TWO})},
     "dataset.json": {
         "dataset.json": json.dumps(
@@ -256,6 +260,8 @@ def test_a_table_in_windows_1252_is_read_and_said(
         (["masks/01.png", "masks/02.jpg.png"], "images/"),
         (["set/masks/a/01.png", "set/masks/a/02.png"], "set/a/"),
         (["fox_masks/01.png", "fox_masks/02.png"], "fox/"),
+        (["IMGS/01_Mask.png", "imgs/02_mask.png"], "imgs/"),
+        (["Masks/01.JPG.png", "masks/IMGS/02.png"], "imgs/"),
     ],
 )
 def test_masks_belong_to_their_images(masks: list[str], folder: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dataset_files import make_zip, picture, problems_of
 
 from trainer.data.auxiliary_images import auxiliary, masks_of
-from trainer.data.dataset import Example, read_dataset
+from trainer.data.dataset import Example, examine, read_dataset
 
 JPEG, PNG = picture(8, 8, format="JPEG"), picture(8, 8)
 ONE, TWO = "TOK on a table, scene 1", "TOK on a table, scene 2"
@@ -182,7 +182,7 @@ def test_of_several_captions_of_one_image_the_first_is_used_and_said(
 ) -> None:
     captions = json.dumps({"01.jpg": [ONE, "TOK from above"], "02.jpg": TWO})
     assert read(tmp_path, TWO_IMAGES | {"captions.json": captions})["01.jpg"].caption == ONE
-    assert "1 images have several captions, which take turns: 01.jpg" in log.text
+    assert "1 image has several captions, which take turns: 01.jpg" in log.text
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,8 @@ def test_captions_that_would_be_read_wrong_are_an_error(
 ) -> None:
     (problem,) = problems_of(make_zip(tmp_path / "a.zip", TWO_IMAGES | {name: content}))
     assert problem.startswith(f"a.zip: {name}: ") and complaint in problem
+    warnings = examine(TWO_IMAGES | {name: content}, "a photo").warnings
+    assert not [each for each in warnings if each.check == "empty-captions"]
 
 
 def test_a_table_in_windows_1252_is_read_and_said(

@@ -25,7 +25,7 @@ from studio.dataset_files import (
     texts_of,
     write_file,
 )
-from studio.dataset_rows import TOKEN, Wanted, described
+from studio.dataset_rows import DEFAULT_CAPTION, TOKEN, Wanted, described
 from studio.folder import Studio, entry_path, to_trash
 from studio.replies import Problem, read_body, read_json, reply
 from studio.substitution import Unclear, substituted
@@ -53,12 +53,16 @@ async def _put(request: Request) -> Response:
         raise Problem(400, "the caption is not UTF-8") from None
     if "\0" in text:
         raise Problem(400, "the caption contains a NUL character")
-    token = request.query_params.get("token", TOKEN) or None
-    return await run_in_threadpool(_save, studio, root, name, text, expected.strip('"'), token)
+    asked = request.query_params
+    wanted = Wanted(
+        asked.get("token", TOKEN) or None,
+        default_caption=asked.get("default_caption", DEFAULT_CAPTION),
+    )
+    return await run_in_threadpool(_save, studio, root, name, text, expected.strip('"'), wanted)
 
 
 def _save(
-    studio: Studio, root: Path, name: str, text: str, expected: str, token: str | None
+    studio: Studio, root: Path, name: str, text: str, expected: str, wanted: Wanted
 ) -> Response:
     with studio.writing:
         files = find(root)
@@ -84,7 +88,7 @@ def _save(
         files = find(root)
         if text.strip():  # otherwise the caption may be that of any other file
             files = {each: facts for each, facts in files.items() if each in (name, file)}
-        rows, _ = described(root, files, texts_of(root, files), Wanted(token))
+        rows, _ = described(root, files, texts_of(root, files), wanted)
     row = next((each for each in rows if each["name"] == name), None)
     if row is None:
         raise Problem(404, f"{name} was removed")

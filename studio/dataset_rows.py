@@ -61,6 +61,7 @@ class Wanted:
     base: Base | None = None
     resolution: int | None = None  # pixels; None: without buckets
     controls: Sequence[str] = ()  # folders of control images, in the dataset
+    default_caption: str = DEFAULT_CAPTION
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -93,7 +94,7 @@ def described(
     # Masks and regularization images as training uses them by default; a new run checks masks.
     found = examine(
         {member: contents[name] for member, name in real.items()},
-        DEFAULT_CAPTION,
+        wanted.default_caption,
         wanted.token,
         masks="auto",
         controls=wanted.base.reference_counts if wanted.base else (0, 0),
@@ -150,7 +151,7 @@ def described(
                 "height": height,
                 "bytes": facts.st_size,
                 "version": version_of(name, facts),
-                "caption": DEFAULT_CAPTION if default else shown,
+                "caption": wanted.default_caption if default else shown,
                 "caption_version": caption_version(text),
                 "caption_source": source,
                 "default_caption": default,

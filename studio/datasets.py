@@ -31,7 +31,7 @@ from studio.dataset_files import (
     texts_of,
     version_of,
 )
-from studio.dataset_rows import TOKEN, Wanted, described, names_subject
+from studio.dataset_rows import DEFAULT_CAPTION, TOKEN, Wanted, described, names_subject
 from studio.folder import Studio, open_file, to_trash
 from studio.replies import Problem, is_shown, read_json, reply, send_file
 from studio.tasks import Task
@@ -127,6 +127,7 @@ def _one(request: Request) -> Response:
             base,
             int(resolution or default) if named or resolution else None,
             parts_of(asked.get("controls"), ","),
+            asked.get("default_caption", DEFAULT_CAPTION),
         )
         if wanted.size is not None:
             nearest_bucket(1, 1, *wanted.size)

@@ -47,8 +47,9 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
     else:
         examples = found.findings.examples
         own = sum(bool(each.caption_file) for each in examples)
+        used = _used(found)
         print(
-            f"{len(examples):,} images{_pairs(examples)}, {own:,} with a caption file; checked for "
+            f"{_images(examples)}, {own:,} with a caption file{used}; checked for "
             f"{settings.base.name} at {max(settings.resolutions)} pixels"
         )
         for kind, those in (
@@ -69,9 +70,20 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
     return FAILED if found.problems else 0
 
 
-def _pairs(examples: "Sequence[Example]") -> str:
-    count = sum(len(each.controls) for each in examples)
-    return f", {count:,} control images" * bool(count)
+def _images(examples: "Sequence[Example]") -> str:
+    count, controls = len(examples), sum(len(each.controls) for each in examples)
+    return f"{count:,} image{'s' * (count != 1)}" + f", {controls:,} control images" * bool(
+        controls
+    )
+
+
+def _used(found: "DatasetCheck") -> str:
+    """The masks and regularization images of a run, if there are any."""
+    masks = sum(bool(each.mask_file) for each in found.findings.examples)
+    kept = len(found.findings.regularization)
+    return f", {masks:,} masks are used" * bool(masks) + (
+        f", {kept:,} regularization images are used" * bool(kept)
+    )
 
 
 def dataset_of(settings: Settings) -> "DatasetCheck | None":
@@ -95,11 +107,7 @@ def summary(settings: Settings, found: "DatasetCheck | None") -> str:
     parts = [f"{count} {kind}{'s' * (count != 1)}" for count, kind in counts if count]
     more = f"; {typed()['check']} {settings.given.dataset} lists them" if parts else ""
     examples = found.findings.examples
-    masks = sum(bool(each.mask_file) for each in examples)
-    images = f"{len(examples):,} images{_pairs(examples)}"
-    images += f", {masks:,} masks are used" * bool(masks)
-    kept = len(found.findings.regularization)
-    images += f", {kept:,} regularization images are used" * bool(kept)
+    images = _images(examples) + _used(found)
     if settings.epochs and examples:
         images += f", {with_steps(settings, examples).steps:,} steps"
     return clean(f"{dataset_name(settings.dataset)}: {', '.join([images, *parts])}{more}")

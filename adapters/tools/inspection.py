@@ -3,10 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapters.archive_opening import LIMITS
+from adapters.files.containers import folder_members
 from adapters.formats import (
     ALPHA,
     DORA,
@@ -45,7 +47,7 @@ def inspect(opened: Opened) -> dict[str, Any]:
     archive = opened.archive
     return {
         "file": opened.name,
-        "bytes": sum(each.stat().st_size for each in _files(opened.path)),
+        "bytes": _size(opened.path),
         "base_model": opened.base.name,
         "family": family_of(opened.base).title,
         "why": opened.why,
@@ -66,8 +68,12 @@ def inspect(opened: Opened) -> dict[str, Any]:
     }
 
 
-def _files(path: Path) -> Iterable[Path]:
-    return (path,) if path.is_file() else path.rglob("*.safetensors")
+def _size(path: Path) -> int:
+    """The bytes of a file, or of the tensor files of a folder that are read."""
+    if path.is_file():
+        return path.stat().st_size
+    members = folder_members(path, LIMITS)
+    return sum(each.size for each in members if each.name.endswith(".safetensors"))
 
 
 def norms(opened: Opened) -> dict[str, float | None]:

@@ -135,7 +135,7 @@ export function editor(image, state, on) {
       if (!unsaved && version === null && wanted === current()) { done(); say("saved", "good"); return; }
       say("saving");
       entry.version = version ?? (image.caption_version || "*");
-      const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?token=${encodeURIComponent(state.word)}`;
+      const url = `${path("api/datasets", state.name, "captions")}/${encodeURIComponent(image.name)}?${state.query}`;
       try {
         const found = await api("PUT", url, wanted, { headers: { "If-Match": entry.version }, keepalive: wanted.length < 15000 });
         Object.assign(image, found, { length: null, marks: [...found.marks, ...image.marks.filter((each) => !/caption|subject/.test(each.text) && !found.marks.some((one) => one.text === each.text))] });
@@ -160,7 +160,7 @@ export function editor(image, state, on) {
   }
 
   function take({ theirs, caption_version: version }) {
-    Object.assign(image, { caption: theirs.trim() ? theirs : "a photo of TOK", caption_version: version, caption_source: null, default_caption: !theirs.trim() });
+    Object.assign(image, { caption: theirs.trim() ? theirs : state.defaultCaption, caption_version: version, caption_source: null, default_caption: !theirs.trim() });
     savedAt = performance.now();
   }
 

@@ -26,8 +26,9 @@ class Dataset {
     title(name);
     Object.assign(this, { name, signal, rows: new Map(), order: new Map(), seen: [], view: "all", words: "", old: false });
     this.state = {
-      name, signal, images: [], controls: new Map(), selected: null, base: "", resolution: "", folders: "", plain: false, token: tokenOf(name),
+      name, signal, images: [], controls: new Map(), selected: null, base: "", resolution: "", folders: "", plain: false, token: tokenOf(name), defaultCaption: "a photo of TOK",
       get word() { return this.plain ? "" : this.token; }, // for the server; empty: without a placeholder token
+      get query() { return new URLSearchParams({ token: this.word, default_caption: this.defaultCaption }); },
       find(one) { return this.images.find((each) => each.name === one) ?? this.controls.get(one) ?? null; },
     };
     this.list = h("ul", { class: "images", "aria-label": "Images and captions" });
@@ -97,6 +98,7 @@ class Dataset {
     const draft = stored.get("train draft")?.settings ?? {};
     this.state.base = draft.base_model && draft.base_model !== "auto" ? draft.base_model : "";
     this.state.folders = String(draft.controls ?? "");
+    if (typeof draft.default_caption === "string") this.state.defaultCaption = draft.default_caption;
     this.state.plain = draft.train_placeholder_token === false;
     const about = await schema().catch(() => null);
     if (about && !about.bases.some((each) => each.name === this.state.base)) this.state.base = about.automatic;
@@ -107,7 +109,7 @@ class Dataset {
   /** Reads the dataset. `quiet`: rows that are there stay where they are. */
   async load({ quiet = false } = {}) {
     const { state } = this;
-    const query = new URLSearchParams({ token: state.word });
+    const query = state.query;
     if (state.folders) query.set("controls", state.folders);
     if (state.base) query.set("base", state.base);
     if (state.resolution) query.set("resolution", state.resolution);

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,13 @@ def test_the_command_inspects_converts_and_never_replaces_a_file_unasked(
     facts = json.loads(capsys.readouterr().out)
     assert facts["base_model"] == "miniature" and facts["ranks"] == {"4": facts["layers"]}
     assert facts["tokens"][0]["token"] == "<cat>" and facts["read_by"]["ComfyUI"] == "yes"
+    with zipfile.ZipFile(lora) as archive:
+        archive.extractall("folder")
+        used = sum(each.file_size for each in archive.infolist() if "safetensors" in each.filename)
+    Path("folder/not/read").mkdir(parents=True)
+    Path("folder/not/read/other.safetensors").write_bytes(bytes(1000))
+    main(["inspect", "folder", "--json"])
+    assert json.loads(capsys.readouterr().out)["bytes"] == used
 
     main(["convert", lora, "--to", "comfyui"])
     assert "embedding:cat," in capsys.readouterr().out

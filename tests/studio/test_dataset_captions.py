@@ -44,6 +44,10 @@ def test_an_empty_caption_is_the_default_one(robot: TestClient, studio: Studio) 
     answer = caption(robot, "a.png", " ").json()
     assert answer["default_caption"] and answer["caption_version"] == "none"
     assert "a.txt" not in files(studio)
+    # The page names the one of the form.
+    query = "?default_caption=make%20it%20red"
+    [row] = robot.get(f"/api/datasets/robot{query}").json()["images"]
+    assert row["caption"] == "make it red" and row["default_caption"]
 
 
 def test_500_captions_are_replaced_in_a_second_and_undone_as_a_whole(

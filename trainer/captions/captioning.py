@@ -3,16 +3,26 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from families.base import Base
 from families.captioners import Captioner, captioner_of, find_captioner
-from families.registry import default_base, default_base_without_gpu
+from families.registry import default_base, default_base_without_gpu, usual_base
 from families.tokens import SUBJECT
+from inference.inputs import MOST_REFERENCES
 from trainer.captions.log import Log
 from trainer.captions.places import Folder, Save, place_for
 from trainer.captions.writing import Captioned, Model, Wishes, Writer, doubt
-from trainer.data import Example, caption_checks, members_of_any, own_captions, read_dataset
+from trainer.data import (
+    DatasetError,
+    Example,
+    caption_checks,
+    members_of_any,
+    own_captions,
+    read_dataset,
+)
+from trainer.dataset_names import dataset_name
 from trainer.run_files import CAPTIONS
 
 log = logging.getLogger(__name__)
@@ -46,7 +56,7 @@ def caption_dataset(
     """
     captioner = _captioner(base, model)
     place = place_for(dataset, output)
-    examples = own_captions(read_dataset(dataset, default_caption="", opened=members_of_any))
+    examples = own_captions(_single_images(dataset, base))
     log_file = Log(place.log)
     writer = _writer(log_file, captioner, wishes or Wishes(), progress)
     with place.opened(examples) as (known, write):
@@ -54,6 +64,34 @@ def caption_dataset(
     for each in caption_checks(found.captions, (SUBJECT,)):  # a run checks its whole dataset
         log.log(each.level, "%s", each.text)
     return place.path, found
+
+
+def _single_images(dataset: Path, base: Base | None) -> list[Example]:
+    """The images of a dataset. Raises DatasetError if they are pairs of an editing model.
+
+    Without a base, nothing says what control images are for, so pairs are refused, too.
+    """
+    read = partial(read_dataset, dataset, default_caption="", opened=members_of_any)
+    most = base.most_references if base is not None else MOST_REFERENCES
+    try:
+        examples = read(controls=(0, most))
+    except DatasetError:
+        if base is not None:
+            raise
+        examples = read()  # control images that make no pairs are ignored, with a line in the log
+    if any(each.controls for each in examples):
+        raise DatasetError(
+            f"{dataset_name(dataset)} contains control images, and the captions of such pairs are "
+            "instructions for an edit, which this command cannot write: write them into NAME.txt, "
+            "or set default_caption"
+            + (
+                ". To describe the images for a base model that does not edit, name it, such as "
+                f"--base {usual_base().name}"
+                if base is None
+                else ""
+            )
+        )
+    return examples
 
 
 def doubtful(folder: Path, captions: Mapping[str, str]) -> dict[str, str]:

@@ -40,9 +40,9 @@ class Folder:
     def opened(self, examples: Sequence[Example]) -> Iterator[tuple[Sequence[Example], Save]]:
         """The examples with their captions, and the function that writes one."""
         files: dict[str, Path] = {}  # by the printable names of `read_dataset`
-        for member in self.path.rglob("*"):
-            name = member.relative_to(self.path).as_posix()
-            files[_printed(name)] = member
+        with members_of_any(self.path) as members:
+            for member in members:
+                files[_printed(member.name)] = self.path / member.name
 
         def save(image: str, caption: str) -> None:
             wanted = (f"{stem_of(image)}{suffix}" for suffix in (".txt", ".TXT", ".Txt"))

@@ -164,6 +164,7 @@ def auxiliary(
     left_out = {name for group in groups if not group.used for name in group.names}
     by_name: dict[str, list[str]] = {}
     beside = {stem_of(name) for name in images} | set(images)
+    beside |= set(map(str.casefold, beside))
     for name in sorted(set(files) - left_out):
         kind = _kind_by_name(name, beside)
         own = name in captioned and suffix_of(name) not in _MASK_SUFFIXES
@@ -186,7 +187,10 @@ def _kind_by_name(name: str, beside: Collection[str]) -> str | None:
 
 
 def _derived(name: str, beside: Collection[str]) -> tuple[str, str] | None:
-    """The kind of such a file, and the name in `beside` that it is derived from."""
+    """The kind of such a file, and the name in `beside` that it is derived from.
+
+    The name may differ in upper and lower case, if `beside` has it in lower case.
+    """
     path = PurePosixPath(name)
     if suffix_of(name) in _IMAGES:
         own = path.stem
@@ -196,8 +200,10 @@ def _derived(name: str, beside: Collection[str]) -> tuple[str, str] | None:
         return None
     for pattern, kind in _MARK:
         match = pattern.fullmatch(own)
-        if match is not None and str(path.with_name(match["name"])) in beside:
-            return kind, str(path.with_name(match["name"]))
+        meant = str(path.with_name(match["name"])) if match is not None else ""
+        for each in (meant, meant.casefold()):
+            if match is not None and each in beside:
+                return kind, each
     return None
 
 
@@ -207,14 +213,14 @@ def _of_removed(masks: Iterable[str], others: Iterable[str], beside: Collection[
     around: set[tuple[str, str]] = set()  # the image's name
     for mask in masks:
         if (found := _derived(mask, beside)) is not None and suffix_of(mask) in _IMAGES:
-            meant.add(found[1])
+            meant.add(found[1].casefold())
             own, image = _stem(mask), PurePosixPath(found[1]).name
-            first = own.startswith(image)
+            first = own.casefold().startswith(image.casefold())
             around.add(("", own[len(image) :]) if first else (own[: -len(image)], ""))
     return [
         name
         for name in sorted(others)
-        if stem_of(name) not in meant  # it has a mask of its own
+        if stem_of(name).casefold() not in meant  # it has a mask of its own
         and any(re.fullmatch(f"{re.escape(a)}.+{re.escape(b)}", _stem(name)) for a, b in around)
     ]
 
@@ -247,6 +253,15 @@ def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, st
         for own in dict.fromkeys((stem_of(name), name)):
             by_stem.setdefault(own, []).append(name)
             by_last.setdefault(PurePosixPath(own).name, []).append(name)
+    for known in (by_stem, by_last):  # names that differ only in upper and lower case, if unique
+        folded: dict[str, list[str]] = {}
+        for own, named in known.items():
+            folded.setdefault(own.casefold(), []).extend(named)
+        known |= {
+            own: named
+            for own, named in folded.items()
+            if own not in known and len(set(map(stem_of, named))) == 1
+        }
     masks: dict[str, str] = {}
     for group in groups:
         if group.kind != MASKS or group.used or _is_other(group.folder):
@@ -261,8 +276,11 @@ def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, st
                 # Next to the folder of masks, in the same folders; else by a unique name.
                 inside = stem.parent.relative_to(group.folder)
                 beside = PurePosixPath(group.folder).parent / inside
+                lasts += [each.casefold() for each in lasts]
+                places = [str(beside / last) for last in lasts]
+                places += [each.casefold() for each in places]
                 meant = next(
-                    (by_stem[k] for last in lasts if (k := str(beside / last)) in by_stem),
+                    (by_stem[place] for place in places if place in by_stem),
                     next(
                         (f for last in lasts if len(f := by_last.get(last, [])) == 1),
                         [],
@@ -270,7 +288,8 @@ def masks_of(groups: Collection[Group], images: Collection[str]) -> dict[str, st
                 )
             for image in meant:
                 # Without the image's own name, which may contain such a word.
-                if not _is_other(stem_of(mask).replace(PurePosixPath(stem_of(image)).name, "", 1)):
+                own = PurePosixPath(stem_of(image)).name.casefold()
+                if not _is_other(stem_of(mask).casefold().replace(own, "", 1)):
                     masks.setdefault(image, mask)
     return masks
 

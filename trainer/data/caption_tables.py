@@ -184,10 +184,12 @@ def _lines(text: str) -> Iterator[Any]:
 
 
 def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, Any]]:
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first and "," not in first else ","
+    text = re.sub(r"\A\s*\"?sep=.\"?[^\S\r\n]*[\r\n]+", "", text)  # Excel's
+    delimiters = "\t" if suffix == ".tsv" else ",;\t"
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
+        tables = [csv.DictReader(io.StringIO(text, newline=""), delimiter=d) for d in delimiters]
+        named = (each for each in tables if _image_key(dict.fromkeys(_columns(each), "-")))
+        rows = list(next(named, tables[0]))
     except csv.Error as error:
         raise NoCaptions(f"it is not a valid table ({error})") from None
     for row in rows:
@@ -207,6 +209,10 @@ def _csv_rows(text: str, suffix: str, bare: bool) -> Iterator[tuple[str, Any]]:
             raise NoCaptions("it has no column text, caption or prompt")
         caption = {"caption": plain[column]} if column is not None else {}
         yield plain[key].strip(), caption | {k: plain[k] for k in plain if _is_file_key(k)}
+
+
+def _columns(table: "csv.DictReader[str]") -> list[str]:
+    return [each.strip().lower() for each in table.fieldnames or ()]
 
 
 def _is_file_key(key: str) -> bool:

@@ -70,8 +70,9 @@ class Captions:
             )
         several = [name for name, each in self.of.items() if each.others]
         if several:
+            count = f"{len(several)} images have" if len(several) > 1 else "1 image has"
             yield Finding.of_all(
-                f"{len(several)} images have several captions, which take turns",
+                f"{count} several captions, which take turns",
                 several,
                 level=logging.INFO,
             )
@@ -164,8 +165,7 @@ def _texts(found: Captions, files: Mapping[str, Content], name: str) -> list[str
         found.unread[name] = str(error)
         return []
     except Unusable as error:
-        found.problems.append(Finding.of(name, error))
-        found.read[name] = CaptionFile(name, "", None)
+        found.problems.append(Finding.of(name, error))  # of each image that has this file
         return []
     return [found.read[name].text] if found.read[name].text else []
 

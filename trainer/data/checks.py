@@ -24,7 +24,7 @@ from trainer.data.file_lists import opener
 from trainer.data.findings import Finding
 from trainer.data.image_checks import image_checks
 from trainer.data.members import read_files, stem_of
-from trainer.data.pairs import pair_checks
+from trainer.data.pairs import NO_INSTRUCTION, pair_checks
 from trainer.data.trigger import name_trigger
 from trainer.dataset_names import dataset_name
 from trainer.settings import PRESETS, Preset, Settings
@@ -265,9 +265,13 @@ def check_dataset(settings: Settings) -> DatasetCheck:
     )
     faults, examples = list(dict.fromkeys(found.problems)), found.examples
     if settings.subject is None:
+        # Without those that need an instruction instead of default_caption.
+        mute = {name for each in faults if each.check == NO_INSTRUCTION for name in each.names}
+        told = [each for each in examples if each.name not in mute]
         try:
             word, foreign = settings.trigger_word, settings.foreign_captions
-            examples = name_trigger(examples, word, foreign)
+            named = {each.name: each for each in name_trigger(told, word, foreign)}
+            examples = [named.get(each.name, each) for each in examples]
         except DatasetError as error:
             faults.append(Finding(str(error)))
     limit = family_of(settings.base).max_text_tokens

@@ -315,6 +315,7 @@ def examine(
                 check="no-token",
             )
         )
+    warnings = [each for each in warnings if each not in problems]
     return Findings(examples, problems, warnings, found_captions.of, groups, kept.examples, pairs)
 
 

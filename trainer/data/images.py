@@ -1,10 +1,11 @@
 """Checks images, which are untrusted input, with reasons for those that are refused."""
 
 import re
+import warnings
 from contextlib import suppress
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from inference.image_decoding import READABLE, is_animation, open_image, over, upright_srgb
 from inference.image_limits import ImageLimit
@@ -21,15 +22,19 @@ MAX_ASPECT_RATIO = 8  # long / short; a square crop would show only an eighth of
 def probe(data: bytes) -> tuple[int, int]:
     """Width and height in the header, checked before any pixel is decoded. Raises Unusable."""
     try:
-        with open_image(data) as image:
-            width, height = image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_image(data) as image:
+                width, height = image.size
     except ImageLimit as error:
         raise Unusable(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         width = height = MAX_IMAGE_PIXELS
     except Exception as error:  # Pillow may raise any exception on malformed images
+        # Its UnidentifiedImageError names only an object in memory.
+        why = what_is(data) if isinstance(error, UnidentifiedImageError) else error
         raise Unusable(
-            f"cannot be opened as an image ({what_is(data)}); "
+            f"cannot be opened as an image ({why}); "
             f"it must be {READABLE}; export it again, or remove it"
         ) from error
     if width * height > MAX_IMAGE_PIXELS:

@@ -227,8 +227,21 @@ def members_of(path: Path) -> Iterator[Iterator[Member]]:
 
 
 def _folder_members(folder: Path) -> Iterator[Member]:
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    top = Path(os.path.realpath(folder))
+    linked = {top}  # and folders elsewhere that links lead to: each is read once
+
+    def is_read(path: Path) -> bool:
+        if not path.is_symlink():
+            return True
+        target = Path(os.path.realpath(path))
+        if target in linked or top in target.parents or target in top.parents:
+            return False
+        linked.add(target)
+        return True
+
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        inner = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = [name for name in inner if is_read(Path(parent, name))]
         for name in sorted(names):
             path = Path(parent, name)
             regular = path.is_file()

@@ -32,6 +32,7 @@ from trainer.settings import TrainingInputs
 _START = re.compile(r"(?P<root>.+)_start(?P<number>[0-9]{0,4})")  # ROOT_end is its target
 PARTS = 5  # of a name that are compared: names of untrusted archives may have hundreds
 _NUMBERED = re.compile(r"(?P<stem>.+?)[-_](?P<number>[0-9]{1,4})")
+NO_INSTRUCTION = "no-instruction"  # `Finding.check`
 HOW = (
     "put it into a folder control (further ones into control_2, control_3) under the name of its "
     "image"
@@ -221,7 +222,7 @@ def pair_problems(
     mute = [name for name in images if not captions[name].text]
     if mute and default_caption == TrainingInputs.model_fields["default_caption"].default:
         text = "; write it into NAME.txt, or set default_caption to the one of all pairs"
-        yield Finding.of_all("no instruction for the edit", mute, text)
+        yield Finding.of_all("no instruction for the edit", mute, text, check=NO_INSTRUCTION)
 
 
 def pair_findings(pairs: Pairs, examples: Sequence[Example]) -> Iterator[Finding]:

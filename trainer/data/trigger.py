@@ -31,7 +31,8 @@ def name_trigger(
         texts = (text for each in marked for text in each.captions)
         marks = [mark for text in texts for mark in marks_in(text)]
         raise DatasetError(
-            f"{len(files)} captions contain {' and '.join(dict.fromkeys(marks))}: "
+            f"{len(files)} caption{'s contain' if len(files) > 1 else ' contains'} "
+            f"{' and '.join(dict.fromkeys(marks))}: "
             f"{listed(list(files))}. {NO_SUBJECT}"
         )
     return list(examples)

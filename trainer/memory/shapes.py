@@ -23,6 +23,13 @@ class Shape:
     references: int = 0  # control images beside each row, of `Base.reference_resolution`
 
 
+def sides(family: Family, shape: Shape) -> tuple[int, int]:
+    """Width and height in pixels, rounded down to what the model can have, as buckets are."""
+    multiple = family.resolution_multiple
+    width, height = (max(each - each % multiple, multiple) for each in (shape.width, shape.height))
+    return width, height
+
+
 def _slots(family: Family) -> int:
     """Tokens of the text encoder for one reference image."""
     form, edge = family.reference_format, family.base.reference_resolution

@@ -23,6 +23,7 @@ from trainer.memory.shapes import (
     Shape,
     embeddings,
     reference_images,
+    sides,
     text_features,
     tokens_read,
 )
@@ -176,7 +177,7 @@ def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Mete
 
     It is not marked if no gradient gets there.
     """
-    rows, columns = family.latent_size(shape.width, shape.height)
+    rows, columns = family.latent_size(*sides(family, shape))
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(shape.batch_size, family.latent_channels, rows, columns, **options)
     noise, sigma = torch.zeros_like(latents), torch.full((shape.batch_size,), 0.5, **options)
@@ -257,7 +258,8 @@ def caption_load(family: Family, shape: Shape) -> Load:
 @torch.no_grad()
 def image_load(family: Family, shape: Shape) -> Load:
     """The load of encoding a batch of images with the VAE."""
-    pixels = torch.zeros(shape.batch_size, 3, shape.height, shape.width, device=family.device)
+    width, height = sides(family, shape)
+    pixels = torch.zeros(shape.batch_size, 3, height, width, device=family.device)
     with fused_attention(), Meter(_tensors(family.vae)) as meter:
         family.encode_images(pixels)
     return Load(meter.peak, meter.flops)
@@ -266,7 +268,7 @@ def image_load(family: Family, shape: Shape) -> Load:
 @torch.no_grad()
 def velocity_load(family: Family, shape: Shape) -> Load:
     """The load of one inference pass of the transformer."""
-    rows, columns = family.latent_size(shape.width, shape.height)
+    rows, columns = family.latent_size(*sides(family, shape))
     options: dict[str, Any] = {"device": family.device}
     latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
     one = replace(shape, batch_size=1)
@@ -298,7 +300,7 @@ def preservation_load(
 @torch.no_grad()
 def decode_load(family: Family, shape: Shape) -> Load:
     """The load of decoding one image with the VAE."""
-    rows, columns = family.latent_size(shape.width, shape.height)
+    rows, columns = family.latent_size(*sides(family, shape))
     latents = torch.zeros(1, family.latent_channels, rows, columns, device=family.device)
     with fused_attention(), Meter([*_tensors(family.vae), latents]) as meter:
         family.decode(latents)

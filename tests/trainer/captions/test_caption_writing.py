@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from families.captioners import Answer, Question
+from families.registry import find_base
 from trainer.captions import captioning
 from trainer.captions.captioning import caption_dataset
 from trainer.captions.checks import clean_part, faults, tidy, with_token
@@ -275,6 +276,34 @@ def test_a_zip_gets_a_new_zip_and_an_interrupted_command_continues(
         assert made.read("é/a.txt").decode() == found.captions["é/a.png"] + "\n"
     with pytest.raises(DatasetError, match="is the dataset itself; give another --output"):
         caption_dataset(source, output=source)
+
+
+@pytest.mark.parametrize(
+    "images", [("a", "control/a"), ("a_end", "a_start")], ids=["folder", "start and end"]
+)
+def test_control_images_are_never_captioned(
+    tmp_path: Path, asked: Any, images: tuple[str, str]
+) -> None:
+    (tmp_path / "set/control").mkdir(parents=True)
+    for number, name in enumerate(images):
+        Image.new("RGB", (40, 30), (number * 20, 90, 120)).save(tmp_path / f"set/{name}.png")
+    model = asked(answers)
+    for base in (None, "qwen-image-2.1"):
+        with pytest.raises(DatasetError, match="set contains control images, and the captions of"):
+            caption_dataset(tmp_path / "set", base and find_base(base))
+    assert not model.questions and not list(tmp_path.rglob("*.txt"))
+    if "control" in images[1]:  # _start means nothing to a model that does not edit
+        _, found = caption_dataset(tmp_path / "set", find_base("z-image"))
+        assert list(found.captions) == ["a.png"]
+
+
+def test_a_linked_folder_gets_its_captions(tmp_path: Path, asked: Any) -> None:
+    elsewhere = folder_of(tmp_path / "elsewhere", {"b": None})
+    folder = folder_of(tmp_path / "set", {"a": "TOK on a table"})
+    (folder / "linked").symlink_to(elsewhere)
+    asked(answers)
+    caption_dataset(folder)
+    assert (elsewhere / "b.txt").read_text().startswith("TOK stands on table")
 
 
 def test_a_wrong_answer_is_asked_once_more_and_then_kept_in_part(

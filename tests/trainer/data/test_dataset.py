@@ -313,6 +313,19 @@ def test_names_cannot_forge_log_lines(tmp_path, caplog):
     example.name.encode()
 
 
+def test_a_folder_has_the_images_behind_its_links_once(tmp_path):
+    elsewhere = make_folder(tmp_path / "elsewhere", {"b.png": picture(), "b.txt": b"TOK here"})
+    folder = make_folder(tmp_path / "set", {"a.png": picture()})
+    (folder / "linked").symlink_to(elsewhere)
+    for name in ("loop", "linked_again", "above"):
+        (folder / name).symlink_to({"loop": folder, "above": tmp_path}.get(name, elsewhere))
+    found = read_dataset(folder, "a photo")
+    assert [(each.name, each.caption) for each in found] == [
+        ("a.png", "a photo"),
+        ("linked/b.png", "TOK here"),
+    ]
+
+
 def test_a_folder_does_not_follow_links_to_nowhere_or_wait_for_pipes(tmp_path):
     folder = make_folder(tmp_path / "set", {"a.png": picture()})
     (folder / "gone.png").symlink_to("/nowhere")

@@ -8,7 +8,7 @@ import pytest
 from dataset_files import make_zip, picture, problems_of
 
 from trainer.data.auxiliary_images import auxiliary, masks_of
-from trainer.data.dataset import Example, read_dataset
+from trainer.data.dataset import Example, examine, read_dataset
 
 JPEG, PNG = picture(8, 8, format="JPEG"), picture(8, 8)
 ONE, TWO = "TOK on a table, scene 1", "TOK on a table, scene 2"
@@ -58,6 +58,10 @@ LAYOUTS: dict[str, dict[str, str]] = {
         "metadata.csv": f'\ufefffile_name,words\n01.jpg,"{ONE}"\n02,"{TWO}"\n'
     },
     "a table with tabs": {"a.tsv": f"File_Name\tText\n01.jpg\t{ONE}\n./02.jpg\t{TWO}\n"},
+    "a spreadsheet's table": {
+        "metadata.csv": f'sep=;\r\n"file_name";"text, in words"\r\n01.jpg;"{ONE}"\r\n02.jpg;{TWO}'
+    },
+    "a table with tabs, as .csv": {"a.csv": f"file_name\ttext\n01.jpg\t{ONE}\n02.jpg\t{TWO}\n"},
     "captions.json": {"captions.json": json.dumps({"01.jpg": [ONE], "02.jpg": TWO})},
     "dataset.json": {
         "dataset.json": json.dumps(
@@ -178,7 +182,7 @@ def test_of_several_captions_of_one_image_the_first_is_used_and_said(
 ) -> None:
     captions = json.dumps({"01.jpg": [ONE, "TOK from above"], "02.jpg": TWO})
     assert read(tmp_path, TWO_IMAGES | {"captions.json": captions})["01.jpg"].caption == ONE
-    assert "1 images have several captions, which take turns: 01.jpg" in log.text
+    assert "1 image has several captions, which take turns: 01.jpg" in log.text
 
 
 @pytest.mark.parametrize(
@@ -233,6 +237,8 @@ def test_captions_that_would_be_read_wrong_are_an_error(
 ) -> None:
     (problem,) = problems_of(make_zip(tmp_path / "a.zip", TWO_IMAGES | {name: content}))
     assert problem.startswith(f"a.zip: {name}: ") and complaint in problem
+    warnings = examine(TWO_IMAGES | {name: content}, "a photo").warnings
+    assert not [each for each in warnings if each.check == "empty-captions"]
 
 
 def test_a_table_in_windows_1252_is_read_and_said(
@@ -256,6 +262,8 @@ def test_a_table_in_windows_1252_is_read_and_said(
         (["masks/01.png", "masks/02.jpg.png"], "images/"),
         (["set/masks/a/01.png", "set/masks/a/02.png"], "set/a/"),
         (["fox_masks/01.png", "fox_masks/02.png"], "fox/"),
+        (["IMGS/01_Mask.png", "imgs/02_mask.png"], "imgs/"),
+        (["Masks/01.JPG.png", "masks/IMGS/02.png"], "imgs/"),
     ],
 )
 def test_masks_belong_to_their_images(masks: list[str], folder: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from trainer.__main__ import main
 from trainer.data import dataset as dataset_module
 from trainer.data import members_of_any, opener, read_dataset
+from trainer.data.checks import check_dataset
 from trainer.data.dataset import DatasetError
 from trainer.data.example import Example
 from trainer.settings import SettingsError, TrainingInputs, resolve
@@ -226,3 +227,19 @@ def test_check_names_pairs_that_teach_something_else_and_shows_both(
     assert "same caption" not in said  # an instruction may be that of all pairs
     page = sheet.read_text()
     assert all(f"{name}, before</figcaption>" in page for name in files if "control" in name)
+
+
+def test_check_of_pairs_without_instructions_says_nothing_of_the_default_caption(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path / "set", {"a.png": A, "control/a.png": B})
+    given = {"base_model": "qwen-image-edit-2511", "train_placeholder_token": False}
+
+    def problems(**more: Any) -> list[str]:
+        found = check_dataset(resolve(TrainingInputs(dataset=folder, **given, **more)))
+        return [each.text for each in found.problems]
+
+    [problem] = problems()
+    assert problem.startswith("no instruction for the edit: a.png; write it into NAME.txt")
+    [problem] = problems(default_caption="make TOK red")
+    assert problem.startswith("1 caption contains TOK: default_caption. TOK stands")

@@ -43,3 +43,12 @@ def test_a_plan_has_the_figures_of_the_command_and_counts_them_once(
         assert len(counted) == number, changes
     page.plan(settings, controls=1)
     assert len(counted) == 5
+
+
+def test_a_resolution_between_the_sizes_of_the_model_is_planned_as_the_next_smaller_one(
+    small: Callable[..., Settings],
+) -> None:
+    odd, even = (
+        plan_data(small(base_model="miniature-turbo", resolution=each)) for each in ("60", "56")
+    )
+    assert odd["modes"] == even["modes"]

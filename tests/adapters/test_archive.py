@@ -467,7 +467,9 @@ def test_diffusers_loads_our_lora_and_draws_our_picture(
     engine = Engine(torch.device("cpu"), torch.float32)
     with zipfile.ZipFile(file) as zipped:
         zipped.extract(LORA, tmp_path)
-    stock = DiffusionPipeline.from_pretrained(use_vault / base.hub_id, torch_dtype=torch.float32)
+    stock = DiffusionPipeline.from_pretrained(
+        use_vault / base.hub_id, torch_dtype=torch.float32, tokenizer=family.prompts.tokenizer
+    )
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(tmp_path / "lora", weight_name=Path(LORA).name)
     adapted = [m for m in stock.transformer.modules() if isinstance(m, BaseTunerLayer)]

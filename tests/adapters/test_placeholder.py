@@ -1,5 +1,6 @@
 """A placeholder is one new word with rows of its own, as if the tokenizer had always known it."""
 
+import copy
 import logging
 import random
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AddedToken, Qwen2_5_VLForConditionalGeneration, Qwen3ForCausalLM
-from vault import tokenizers
 
 from adapters.placeholder import Placeholder
 from adapters.placeholder_token import PlaceholderError, check_token
@@ -64,8 +64,7 @@ def family(request: pytest.FixtureRequest, vault: Path) -> Iterator[Family]:
 
 def registered(family: Family, words: tuple[str, ...]) -> Any:
     """The family's real tokenizer, with the words registered in it."""
-    z_image = family.base.family == "z_image"
-    tokenizer = tokenizers.qwen3_tokenizer() if z_image else tokenizers.qwen25_tokenizer()
+    tokenizer = copy.deepcopy(family.prompts.tokenizer)
     added = [
         AddedToken(
             word, normalized=False, lstrip=False, rstrip=False, single_word=False, special=False

@@ -25,11 +25,14 @@ STOCK = ["z-image-turbo", "z-image", "qwen-image", "qwen-image-2512"]
 def pair(request: pytest.FixtureRequest, vault: Path) -> Iterator[tuple[Family, Any]]:
     """One of our families and the stock pipeline over the same files, float32."""
     base = BASES[request.param]
-    stock = DiffusionPipeline.from_pretrained(vault / base.hub_id, dtype=torch.float32)
-    stock.set_progress_bar_config(disable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODEL_VAULT", str(vault))
-        yield load_family(base, torch.device("cpu"), torch.float32), stock
+        family = load_family(base, torch.device("cpu"), torch.float32)
+        stock = DiffusionPipeline.from_pretrained(
+            vault / base.hub_id, dtype=torch.float32, tokenizer=family.prompts.tokenizer
+        )
+        stock.set_progress_bar_config(disable=True)
+        yield family, stock
 
 
 def stock_features(stock: Any, prompt: str) -> torch.Tensor:

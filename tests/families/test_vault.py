@@ -14,7 +14,6 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from vault import models, tokenizers
@@ -41,11 +40,10 @@ def test_a_new_token_takes_the_next_id_and_leaves_the_space_before_it(build, len
     assert tokenizer("<zwx> smiling").input_ids == [length, 36063]
 
 
-@pytest.mark.parametrize("folder", [tokenizers.qwen25_folder, tokenizers.qwen3_folder])
-def test_both_ways_of_loading_a_tokenizer_give_the_same_ids(folder):
-    by_config, by_class = (
-        loader.from_pretrained(folder()) for loader in (AutoTokenizer, Qwen2Tokenizer)
-    )
+@pytest.mark.parametrize("name", ["qwen25", "qwen3"])
+def test_both_ways_of_loading_a_tokenizer_give_the_same_ids(name, request):
+    by_class = request.getfixturevalue(name)
+    by_config = AutoTokenizer.from_pretrained(getattr(tokenizers, f"{name}_folder")())
     for text in TEXTS:
         assert by_config(text).input_ids == by_class(text).input_ids
     assert by_config.get_added_vocab() == by_class.get_added_vocab()
@@ -77,16 +75,18 @@ def test_the_chat_template_renders_as_qwen3s(qwen3):
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "name", "guidance"),
+    ("pipeline", "name", "tokenizer", "guidance"),
     [
-        (ZImagePipeline, models.Z_IMAGE_TURBO, {"guidance_scale": 0.0}),
-        (ZImagePipeline, models.Z_IMAGE, {"guidance_scale": 3.0}),
-        (QwenImagePipeline, models.QWEN_IMAGE, {"true_cfg_scale": 1.0}),
-        (QwenImagePipeline, models.QWEN_IMAGE_2512, {"true_cfg_scale": 1.0}),
+        (ZImagePipeline, models.Z_IMAGE_TURBO, "qwen3", {"guidance_scale": 0.0}),
+        (ZImagePipeline, models.Z_IMAGE, "qwen3", {"guidance_scale": 3.0}),
+        (QwenImagePipeline, models.QWEN_IMAGE, "qwen25", {"true_cfg_scale": 1.0}),
+        (QwenImagePipeline, models.QWEN_IMAGE_2512, "qwen25", {"true_cfg_scale": 1.0}),
     ],
 )
-def test_the_stock_pipeline_draws_what_the_prompt_and_the_seed_say(vault, pipeline, name, guidance):
-    pipe = pipeline.from_pretrained(vault / name)
+def test_the_stock_pipeline_draws_what_the_prompt_and_the_seed_say(
+    vault, pipeline, name, tokenizer, guidance, request
+):
+    pipe = pipeline.from_pretrained(vault / name, tokenizer=request.getfixturevalue(tokenizer))
 
     def draw(prompt: str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)

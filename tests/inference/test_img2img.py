@@ -58,7 +58,9 @@ def test_the_picture_is_the_stock_pipelines(
     module = importlib.import_module(f"diffusers.pipelines.{module_name}")
     monkeypatch.setattr(module, "retrieve_latents", lambda encoded, **_: encoded.latent_dist.mode())
     stock = getattr(module, class_name).from_pretrained(
-        vault / family.base.hub_id, torch_dtype=torch.float32
+        vault / family.base.hub_id,
+        torch_dtype=torch.float32,
+        tokenizer=family.prompts.tokenizer,
     )
     stock.set_progress_bar_config(disable=True)
     off = {"guidance_scale": 0.0} if family.base.family == "z_image" else {"true_cfg_scale": 1.0}

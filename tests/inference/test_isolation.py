@@ -191,8 +191,12 @@ def same(one: Archive, other: Archive) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.parametrize("sequences", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_no_output_depends_on_an_earlier_request(
-    alone: dict[str, Archive], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sequences: int,
+    alone: dict[str, Archive],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MODEL_VAULT", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -204,7 +208,7 @@ def test_no_output_depends_on_an_earlier_request(
     run_state_machine_as_test(
         machine(alone, broken),
         settings=settings(
-            max_examples=4,
+            max_examples=sequences,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,

@@ -155,6 +155,7 @@ def test_a_point_in_the_table_is_not_measured_again(tmp_path: Path) -> None:
 # Turbo stays turbo.
 
 
+@pytest.mark.slow
 def test_the_retention_study_runs_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

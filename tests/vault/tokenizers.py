@@ -14,9 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tokenizers
 import transformers
 from transformers import AddedToken, Qwen2Tokenizer
+
+from families import components
+from families.base import Base
+from families.repository import component_folder
 
 # In the order of their ids, from 151643 on. Special ones vanish in `decode(skip_special_tokens)`.
 SPECIAL_TOKENS = (
@@ -62,6 +67,25 @@ def qwen25_folder() -> Path:
 def qwen3_folder() -> Path:
     """The folder where the Qwen3 tokenizer is kept, built if need be. Copy it; never edit it."""
     return _kept("qwen3", QWEN3_PLAIN_TOKENS, QWEN3_CHAT_TEMPLATE)
+
+
+def read_once(patch: pytest.MonkeyPatch) -> None:
+    """Lets families share one tokenizer of equal files: reading Qwen's takes a second.
+
+    Families never change their tokenizer. Copies of files keep the time of their last change.
+    """
+    kept: dict[Any, Any] = {}
+    load = components.load_tokenizer
+
+    def load_once(base: Base, name: str) -> Any:
+        files = sorted(component_folder(base, name).iterdir())
+        stats = {file.name: file.stat() for file in files if "processor" not in file.name}
+        key = tuple((name, each.st_size, each.st_mtime_ns) for name, each in stats.items())
+        if key not in kept:
+            kept[key] = load(base, name)
+        return kept[key]
+
+    patch.setattr(components, "load_tokenizer", load_once)
 
 
 def rank_file() -> Path:

@@ -4,87 +4,21 @@ Every case of the table is read under watch: nothing is written outside a folder
 folder is left empty, and memory, processor time and the largest file stay bounded.
 """
 
-import gzip
 import os
 import random
 import stat
 import struct
 import tarfile
 import zipfile
-import zlib
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from dataset_files import make_tar, make_zip, picture
-from safetensors.torch import save
+from archive_kinds import KINDS, TARS, ZIPS, Kind, directory_of, kinds, tar_header
+from dataset_files import make_zip, picture
 from watched import watched
 
-from adapters.archive import LORA, BrokenArchive, read_archive
+from adapters.archive import BrokenArchive, read_archive
 from trainer.data.dataset import DatasetError, read_dataset
-
-Files = dict[str, bytes]
-
-
-@cache
-def lora() -> bytes:
-    """A small LoRA file."""
-    layer = "transformer.layers.0.attention.to_q"
-    chance = torch.Generator().manual_seed(0)
-    down, up = (torch.randn(shape, generator=chance).bfloat16() for shape in ((2, 16), (24, 2)))
-    return save({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up})
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One of the four: what is read, from which container."""
-
-    room: str  # dataset or weights
-    container: str  # zip or tar
-
-    @property
-    def suffix(self) -> str:
-        """Of the files that are read from such an archive."""
-        return ".png" if self.room == "dataset" else ".safetensors"
-
-    def good(self) -> Files:
-        """What makes a whole archive."""
-        return {"good.png": picture()} if self.room == "dataset" else {LORA: lora()}
-
-    def pack(self, path: Path, files: Files) -> Path:
-        """Packs the files as they are named."""
-        return (make_zip if self.container == "zip" else make_tar)(path, files)
-
-    def read(self, path: Path) -> dict[str, Any]:
-        """What such an archive is made into: pictures or the layers of a LoRA, by their names."""
-        if self.room == "dataset":
-            return {each.name: each.data for each in read_dataset(path, "a photo")}
-        factors = read_archive(path).factors
-        return {name: [each.tolist() for each in pair] for name, pair in factors.items()}
-
-    def refusal(self, path: Path) -> str:
-        """The message with which it is refused, under watch."""
-        with watched(path.parent / "own"), pytest.raises((DatasetError, BrokenArchive)) as caught:
-            self.read(path)
-        message = str(caught.value)
-        assert all(line.startswith(path.name) for line in message.splitlines())
-        return message
-
-
-DATASET_ZIP, DATASET_TAR = Kind("dataset", "zip"), Kind("dataset", "tar")
-WEIGHTS_ZIP, WEIGHTS_TAR = Kind("weights", "zip"), Kind("weights", "tar")
-KINDS = (DATASET_ZIP, DATASET_TAR, WEIGHTS_ZIP, WEIGHTS_TAR)
-ZIPS, TARS = (DATASET_ZIP, WEIGHTS_ZIP), (DATASET_TAR, WEIGHTS_TAR)
-
-
-def kinds(*which: Kind) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "kind", which, ids=[f"{kind.room}-{kind.container}" for kind in which]
-    )
-
 
 # ---- Names ---------------------------------------------------------------------------------------
 
@@ -198,135 +132,6 @@ def test_unusual_packing(kind: Kind, tmp_path: Path) -> None:
     (name, content), *_ = kind.good().items()
     path = make_zip(tmp_path / "set", {name: content}, zipfile.ZIP_LZMA)
     assert name in kind.refusal(path) and "is packed in an unusual way" in kind.refusal(path)
-
-
-# ---- Bombs ---------------------------------------------------------------------------------------
-
-ZEROS = 100 << 20  # bytes; deflate makes about a thousandth of them
-
-
-def deflated_zeros(size: int = ZEROS) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    zeros = bytes(1 << 20)
-    return b"".join(packer.compress(zeros) for _ in range(size >> 20)) + packer.flush()
-
-
-def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def zipped_zeros(path: Path, name: str) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
-        with zipped.open(name, "w") as file:
-            for _ in range(ZEROS >> 20):
-                file.write(bytes(1 << 20))
-    return path
-
-
-def gzipped_zeros(path: Path, name: str) -> Path:
-    """Members of a gzip file may follow each other."""
-    parts = gzip.compress(tar_header(name, ZEROS)), deflated_zeros(), gzip.compress(bytes(1024))
-    path.write_bytes(b"".join(parts))
-    return path
-
-
-@kinds(*KINDS)
-def test_a_bomb_of_a_thousand_to_one(kind: Kind, tmp_path: Path) -> None:
-    name = f"bomb{kind.suffix}"
-    make = zipped_zeros if kind.container == "zip" else gzipped_zeros
-    path = make(tmp_path / "set", name)
-    assert path.stat().st_size < ZEROS / 900
-    message = kind.refusal(path)
-    assert name in message
-    assert "unpacks to 104,857,600 bytes" in message or "is compressed more than 100:1" in message
-
-
-@kinds(*KINDS)
-def test_a_bomb_within_a_bomb_stays_packed(kind: Kind, tmp_path: Path) -> None:
-    inner = zipped_zeros(tmp_path / "inner", "bomb").read_bytes()
-    for depth in range(3):
-        inner = make_zip(tmp_path / "inner", {f"{depth}.zip": inner, "b.zip": inner}).read_bytes()
-    path = kind.pack(tmp_path / "set", kind.good() | {"inner.zip": inner})
-    with watched(tmp_path / "own"):
-        assert len(kind.read(path)) == 1
-    path = kind.pack(tmp_path / "set", {f"inner{kind.suffix}": inner})
-    message = kind.refusal(path)
-    assert f"inner{kind.suffix}" in message
-    assert "begins like a zip archive" in message or "is a zip archive, not a LoRA" in message
-
-
-def directory_of(count: int, name: bytes = b"a") -> bytes:
-    """A zip that is nothing but a directory, of so many empty members (in zip64)."""
-    entry = b"PK\x01\x02" + struct.pack(
-        "<4B4H3L5H2L",
-        *(20, 3, 20, 0),
-        *(0, 0, 0, 33),
-        *(0, 0, 0),
-        *(len(name), 0, 0, 0, 0),
-        *(0, 0),
-    )
-    directory = (entry + name) * count
-    start = b"PK\x03\x04" + bytes(26)
-    end64 = b"PK\x06\x06" + struct.pack(
-        "<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, len(directory), len(start)
-    )
-    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, len(start) + len(directory), 1)
-    end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 65535, 65535, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    return start + directory + end64 + locator + end
-
-
-@pytest.mark.parametrize(
-    ("count", "complaint"),
-    [(1_000_000, "has an oversized directory"), (80_000, "is in the archive twice")],
-)
-@kinds(*ZIPS)
-def test_a_zip_of_a_million_members(kind: Kind, count: int, complaint: str, tmp_path: Path) -> None:
-    path = tmp_path / "set"
-    path.write_bytes(directory_of(count))
-    assert complaint in kind.refusal(path)
-
-
-@pytest.mark.parametrize("type_", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
-@kinds(*TARS)
-def test_a_tar_of_a_million_members(kind: Kind, type_: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "set"
-    names = (f"{number}.log" for number in range(20_000))
-    some = gzip.compress(b"".join(tar_header(name, 0, type_) for name in names), 1)
-    path.write_bytes(some * 50)
-    message = kind.refusal(path)
-    assert "contains more than" in message or "is a link" in message
-
-
-@kinds(*TARS)
-def test_a_tar_that_claims_a_terabyte(kind: Kind, tmp_path: Path) -> None:
-    path = tmp_path / "set"
-    path.write_bytes(tar_header(f"huge{kind.suffix}", 1 << 40) + bytes(1024))
-    message = kind.refusal(path)
-    assert "unpacks to more than" in message and f"huge{kind.suffix}" in message
-
-
-@pytest.mark.parametrize("type_", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-@kinds(*TARS)
-def test_a_tar_header_that_goes_on_for_ever(kind: Kind, type_: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "set"
-    path.write_bytes(gzip.compress(tar_header("././@LongLink", 1 << 30, type_)) + deflated_zeros())
-    assert "has an oversized directory or header" in kind.refusal(path)
-
-
-@kinds(*TARS)
-def test_tar_headers_that_announce_each_other(kind: Kind, tmp_path: Path) -> None:
-    path = tmp_path / "set"
-    path.write_bytes(tar_header("././@LongLink", 0, tarfile.GNUTYPE_LONGNAME) * 5000 + bytes(1024))
-    assert "is damaged" in kind.refusal(path)
-
-
-@kinds(*TARS)
-def test_a_gzip_that_goes_on_behind_the_end_of_its_tar(kind: Kind, tmp_path: Path) -> None:
-    path = kind.pack(tmp_path / "set", kind.good())
-    path.write_bytes(gzip.compress(path.read_bytes()) + deflated_zeros())
-    assert "has too much data after its end mark" in kind.refusal(path)
 
 
 # ---- Damage --------------------------------------------------------------------------------------

@@ -57,9 +57,8 @@ def test_a_subject_has_a_class(tmp_path: Path) -> None:
         subjects_of(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "base", ["z-image-turbo", pytest.param("qwen-image", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["z-image-turbo", "qwen-image"])
 def test_the_study_runs_on_photographs(
     base: str,
     judged: Path,

@@ -1,7 +1,5 @@
 """Several processes under `accelerate launch` train what one would train."""
 
-import os
-import re
 import socket
 import subprocess
 import sys
@@ -13,88 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from dataset_files import encoded, make_folder
+from launching import LAUNCH, launch, run_of, shares, state, train
 from PIL import Image
-from root import ROOT
 from vault.models import write_qwen_image_edit
 
 from adapters.archive import read_archive
 from trainer.learning import check_launch
-from trainer.learning.checkpoint import Checkpoint, read_checkpoint
-from trainer.outputs import open_run
 from trainer.settings import Settings, SettingsError, TrainingInputs, resolve
-
-# What `accelerate launch` runs for several GPUs; for CPUs alone it would ask for an MPI.
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-PROGRAM = "-m", "trainer"
-STEPS = 3
-
-
-def train(
-    launcher: tuple[str, ...], folder: Path, photos: Path, vault: Path, **changes: Any
-) -> str:
-    """What a training from a YAML file prints; `folder` is its working folder."""
-    folder.mkdir()
-    done = launch(launcher, folder, photos, vault, **changes)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def launch(
-    launcher: tuple[str, ...],
-    folder: Path,
-    photos: Path,
-    vault: Path,
-    *given: str,
-    **changes: Any,
-) -> subprocess.CompletedProcess[str]:
-    train = {
-        "train_placeholder_token": True,
-        "resolution": "64",
-        "rank": 2,
-        "steps": STEPS,
-        "gradient_accumulation": 2,
-        "caption_dropout": 0.5,  # so that a process may miss the word that the other sees
-        "ema_decay": 0.9,
-        "checkpoint_every": STEPS,
-        "preserve": "off",
-        "validation_every": 0,
-        "gradient_checkpointing": False,
-    }
-    config = {"base_model": "z-image", "dataset": str(photos), "sample": {"prompts": []}}
-    (folder / "run.yaml").write_text(yaml.safe_dump({**config, "train": train | changes}))
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "MODEL_VAULT": str(vault),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, *launcher, *PROGRAM, str(folder / "run.yaml"), *given],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def run_of(folder: Path) -> Path:
-    """The folder of the run of all processes."""
-    (run,) = (folder / "outputs").glob("20*")
-    return run
-
-
-def state(folder: Path, steps: int = STEPS) -> Checkpoint:
-    """The float32 state after the last step."""
-    return read_checkpoint(run_of(folder) / "checkpoints" / f"step-{steps:06d}.safetensors")
-
-
-def shares(reported: str) -> list[tuple[float, float]]:
-    """MB of blocks in the main process, and in all, of each sharded model, as it counted them."""
-    found = re.findall(r"([0-9.]+) of ([0-9.]+) MB of its blocks are in this process", reported)
-    return [(float(here), float(whole)) for here, whole in found]
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(
@@ -253,7 +177,7 @@ def test_two_processes_train_pairs_as_one_does(
     vault = write_qwen_image_edit(tmp_path / "vault")
     program = tmp_path / "small.py"
     program.write_text(SMALL_REFERENCES)
-    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", (str(program),))
+    monkeypatch.setattr(sys.modules["launching"], "PROGRAM", (str(program),))
     found = {}
     for name, launcher, size in (("sharded", LAUNCH, 2), ("whole", LAUNCH, 2), ("one", (), 4)):
         folder = tmp_path / name
@@ -273,83 +197,3 @@ def test_two_processes_train_pairs_as_one_does(
         assert one.history["losses"] == pytest.approx(two.history["losses"], rel=1e-4)
         for name, value in one.parameters.items():
             assert torch.allclose(value, two.parameters[name], rtol=1e-3, atol=1e-4), name
-
-
-# Runs `python -m trainer`, in which one process fails in its fifth step.
-FAILING = """
-import os, signal, sys
-from random import random
-from threading import Timer
-from trainer.__main__ import main
-from trainer.learning.loop import Loop
-
-step, failure = Loop.step, os.environ["FAILURE"]
-
-def failing(self, number):
-    if number == 4 and os.environ["RANK"] == failure[-1]:
-        if failure.startswith("raise"):
-            raise OSError("out of paper")
-        Timer(random() / 5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-    step(self, number)
-
-Loop.step = failing
-main()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failure", ["raise 1", "raise 0", "kill 1", "kill 0"])
-def test_the_end_of_one_process_ends_all(
-    tmp_path: Path, photos: Path, vault: Path, failure: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At once, with a checkpoint and the reason."""
-    program = tmp_path / "failing.py"
-    program.write_text(FAILING)
-    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", (str(program),))
-    monkeypatch.setenv("FAILURE", failure)
-    changes = {"steps": 1000, "batch_size": 1, "checkpoint_every": 2, "shard": True}
-    done = launch(LAUNCH, tmp_path, photos, vault, **changes)
-    said = done.stdout + done.stderr
-    assert done.returncode != 0
-    reason = "OSError: out of paper" if failure.startswith("raise") else "Signal 9 (SIGKILL)"
-    assert reason in said.partition("Root Cause")[2]
-    assert re.search(rf"rank +: {failure[-1]} ", said.partition("Root Cause")[2])
-    newest = max(run_of(tmp_path).glob("checkpoints/*.safetensors"))
-    assert read_checkpoint(newest).step >= 4
-    if failure != "kill 0":
-        assert f"to resume: {newest.relative_to(tmp_path)}" in said
-    if failure == "raise 1":
-        assert "error: another process of this run has ended" in said
-
-
-@pytest.mark.slow
-def test_all_processes_end_where_the_folder_is_in_use(
-    tmp_path: Path, photos: Path, vault: Path
-) -> None:
-    """The main process alone asks; the others hear of it, and wait for nothing."""
-    with open_run(photos, tmp_path / "held"):
-        done = launch(LAUNCH, tmp_path, photos, vault, "--output_dir", "held")
-    assert done.returncode != 0
-    assert (done.stdout + done.stderr).count("error: held is in use by another run") == 1
-
-
-@pytest.mark.slow
-def test_two_processes_end_early_at_the_same_step(
-    tmp_path: Path, photos: Path, vault: Path
-) -> None:
-    """The main process measures, and the others follow it."""
-    # As RISING in test_best_weights.py: the loss is lowest early.
-    changes = {"early_stopping": True, "keep_best": True, "learning_rate": 0.3, "steps": 7}
-    changes |= {"validation_every": 1, "validation_images": 2, "lr_warmup_steps": 0, "seed": 5}
-    changes |= {"ema_decay": 0.2, "gradient_accumulation": 1, "caption_dropout": 0}
-    changes |= {"lr_scheduler": "constant", "batch_size": 1}
-    base = "--base-model", "miniature-turbo"
-    folder = tmp_path / "two"
-    folder.mkdir()
-    done = launch(LAUNCH, folder, photos, vault, *base, **changes)
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("ended early at step") == 1
-    [run] = (tmp_path / "two" / "outputs").glob("20*")
-    meta = read_archive(run / "weights.zip").meta
-    assert meta["shipped_step"] < meta["steps"] < 7
-    assert read_checkpoint(sorted((run / "checkpoints").glob("*.safetensors"))[-1]).best

@@ -90,7 +90,10 @@ def test_no_gradient_goes_through_blocks_before_the_first_lora(
 # Compiled blocks.
 
 
-@pytest.mark.parametrize(("name", "share"), [("z-image", 0.5), ("qwen-image", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("z-image", 0.5), pytest.param("qwen-image", 0.0, marks=pytest.mark.slow)],
+)
 def test_nothing_is_compiled_again_after_the_first_epoch(
     name: str, share: float, small: Callable[..., Settings]
 ) -> None:
@@ -148,7 +151,11 @@ def test_the_text_encoder_is_compiled_once_for_all_its_layers_and_captions(
 
 
 @pytest.mark.parametrize(
-    ("several", "base", "graphs"), [(False, "qwen-image", 7), (True, "qwen-image", 3)]
+    ("several", "base", "graphs"),
+    [
+        pytest.param(False, "qwen-image", 7, marks=pytest.mark.slow),
+        (True, "qwen-image", 3),
+    ],
 )
 def test_blocks_for_several_sizes_are_compiled_for_all_at_once(
     several: bool, base: str, graphs: int, small: Callable[..., Settings]

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from families.quantization import QUANTIZATIONS
 from families.recomputation import recompute
 from families.registry import find_base
 from families.without_weights import family_without_weights
+from trainer.__main__ import main
 from trainer.memory import fitting
 from trainer.memory.fitting import TooLarge, check_cpu_memory
 from trainer.memory.meter import Meter, fused_attention
@@ -453,11 +452,14 @@ def test_a_training_asks_for_the_memory_before_it_loads_weights(
         train(settings)
 
 
-def test_the_command_prints_a_plan_without_images_and_as_json_with_the_same_numbers() -> None:
+def test_the_command_prints_a_plan_without_images_and_as_json_with_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+
     def plan(*options: str) -> str:
-        command = [sys.executable, "-m", "trainer", "plan", "configs/miniature.yaml", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout
+        main(["plan", "configs/miniature.yaml", *options])
+        return capsys.readouterr().out
 
     text, data = plan(), json.loads(plan("--json"))
     for part in ("transformer", "LoRA (", "peak GB of a step", "H100", "This machine"):

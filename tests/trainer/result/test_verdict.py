@@ -68,7 +68,7 @@ def test_the_worst_check_decides(states: list[str], result: str, counts: str) ->
 
 def test_a_good_run(small: Callable[..., Settings], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    weights = train(small(learning_rate=1e-3, **PREVIEW))
+    weights = train(small(learning_rate=1e-3, validation_every=None, **PREVIEW))
     assert checks(weights) == {
         "every layer was trained": PASSED,
         "the file can be read back": PASSED,
@@ -300,4 +300,4 @@ def test_more_held_out_images_than_half_are_refused_before_a_model_is_loaded(
         "validation_images is 4, but the dataset has 6 images, of which at most 3 can be held out"
     )
     with pytest.raises(SettingsError, match=said):
-        train(small(validation_images="4"))
+        train(small(validation_images="4", validation_every=None))

@@ -13,7 +13,7 @@ from adapters.lora import Lora
 from adapters.placeholder import Placeholder
 from families.loading import load_family
 from families.registry import BASES
-from trainer.learning.zero_prior import ZeroPriorBroken, ZeroPriorProof, fingerprint
+from trainer.learning.zero_prior import CHUNKS, ZeroPriorBroken, ZeroPriorProof, fingerprint
 from trainer.result.result_checks import Worthless
 from trainer.run import train
 from trainer.settings.fields import Settings
@@ -62,6 +62,16 @@ def test_two_swapped_values_change_the_fingerprint() -> None:
     before = fingerprint(module)
     module.weight.data = module.weight.data[:, [1, 0, 2]]
     assert fingerprint(module) != before
+
+
+def test_the_fingerprint_does_not_depend_on_the_size_of_the_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = torch.nn.Linear(512, 512)
+    torch.nn.init.ones_(module.weight)  # the sum wraps around
+    whole = fingerprint(module)
+    monkeypatch.setitem(CHUNKS, "cpu", 9999)
+    assert fingerprint(module) == whole
 
 
 def test_the_frozen_part_is_one_bfloat16_copy_without_gradients(

@@ -269,13 +269,14 @@ def _train(
     references = uncropped_of(samples)
     preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
-    preserved = preservation_prompts(settings, kept)
-    alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
+    preserved = preservation_prompts(settings, kept, trained_on)
+    measured = drift_prompts(settings, bool(pairs))
     if pairs:
-        edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
-        captions = Captions(family, (), vectors, advance=control.phase, edits=edits)
+        edits = edits_of([*trained_on, *held_out], measured, family, settings.caption_dropout)
+        edits += preserved.edits
+        captions = Captions(family, (), vectors, preserved.all, control.phase, edits)
     else:
-        captions = Captions(family, texts, vectors, alone, control.phase)
+        captions = Captions(family, texts, vectors, [*measured, *preserved.all], control.phase)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
@@ -290,7 +291,7 @@ def _train(
     recompute(family, memory.mode.checkpointing)
     preservation = None
     left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
-    if preserved.others and left:
+    if preserved and left:
         preservation = Preservation(family, settings, captions, preserved, control)
     weights: Lora | FullWeights
     if settings.full:

@@ -20,14 +20,16 @@ Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from families.family import Family
+from families.references import References, size_near
 from families.transfer import onto
 from inference.acceleration import with_fallback
 from inference.progress import Progress
@@ -37,7 +39,9 @@ from trainer.learning.features import Captions
 from trainer.learning.loss import noisy
 from trainer.learning.mapped_tensors import Tensors
 from trainer.learning.randomness import generator
+from trainer.learning.references import velocity
 from trainer.learning.regularization import Kept, side_of
+from trainer.learning.samples import Sample, references_of
 from trainer.settings import (
     LEAST_IMAGES,
     SUBJECT_EVERY,
@@ -51,8 +55,10 @@ from trainer.settings import (
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED = 900_000, 950_000, 970_000  # of images' noise
-WHAT = "images for preservation"
+# Seeds of images' noise.
+FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED, FIRST_EDIT_SEED = 900_000, 950_000, 970_000, 920_000
+WHAT, WHAT_EDITS = "images for preservation", "edits for preservation"
+T = TypeVar("T")
 Advance = Callable[[str, int, int], None]
 
 
@@ -61,12 +67,16 @@ class Prompts:
     """The prompt of each image that a run generates for preservation; none if it is off."""
 
     others: tuple[str, ...] = ()
+    edits: tuple[tuple[str, References], ...] = ()  # instructions and what they edit
     subject: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()  # regularization images, whose prompts generate none
 
+    def __bool__(self) -> bool:
+        return bool(self.others or self.edits)
+
     @property
     def all(self) -> tuple[str, ...]:
-        """Those of all kinds."""
+        """Those of all kinds, without the instructions of edits."""
         return (*self.others, *self.subject, *(each.prompt for each in self.kept))
 
 
@@ -78,6 +88,12 @@ class Target:
     sigma: float
     latents_CHW: Tensor  # noisy, float32, memory-mapped
     velocity_CHW: Tensor
+    references: References | None = None  # of an edit
+
+    @property
+    def shapes(self) -> tuple[torch.Size, bool]:
+        """Equal for targets that can be stacked."""
+        return self.latents_CHW.shape, self.references is None
 
 
 def shipped_prompts(name: str) -> list[str]:
@@ -88,14 +104,18 @@ def shipped_prompts(name: str) -> list[str]:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def preservation_prompts(settings: Settings, kept: Sequence[Kept] = ()) -> Prompts:
+def preservation_prompts(
+    settings: Settings, kept: Sequence[Kept] = (), samples: Sequence[Sample] = ()
+) -> Prompts:
     """The user's own prompts, else those of the base model, with and without the subject.
 
     If there are more than images, those are used that spread evenly over the list. `kept` are the
-    regularization images, each in place of a generated one.
+    regularization images, each in place of a generated one; `samples` are those of a run on pairs.
     """
     if not settings.preserve:
         return Prompts()
+    if settings.pairs:
+        return _beside_pairs(settings, samples)
     own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
     shipped = shipped_prompts(settings.base.preservation_prompts)
     others, of_subject = sort_prompts(shipped, settings)
@@ -113,10 +133,26 @@ def preservation_prompts(settings: Settings, kept: Sequence[Kept] = ()) -> Promp
     )
 
 
-def _spread(prompts: Sequence[str], most: int) -> tuple[str, ...]:
-    """At most so many of the prompts, evenly over the list."""
-    count = min(most, len(prompts))
-    return tuple(prompts[number * len(prompts) // count] for number in range(count))
+def _beside_pairs(settings: Settings, samples: Sequence[Sample]) -> Prompts:
+    """Other instructions, each for the control images of a pair in turn, and prompts without any,
+    if the model generates from them, too."""
+    extent, name = extent_of(settings), settings.base.preservation_prompts
+    learned = {text.lower() for each in samples for text in each.captions}
+    own, _ = sort_prompts(settings.preserve_prompts, settings)
+    instructions, _ = sort_prompts(own or shipped_prompts(f"{name}_edits"), settings)
+    instructions = [each for each in instructions if each.lower() not in learned]
+    prompts, _ = sort_prompts(shipped_prompts(name), settings)
+    different = {each.digest: each for each in references_of(samples)}
+    chosen = _spread(instructions, extent.edits)
+    beside = _spread([*different.values()], len(chosen))
+    edits = [(text, beside[k % len(beside)]) for k, text in enumerate(chosen)]
+    return Prompts(_spread(prompts, extent.images - extent.edits), tuple(edits))
+
+
+def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many of the items, evenly over the list."""
+    count = min(most, len(items))
+    return tuple(items[number * len(items) // count] for number in range(count))
 
 
 class Preservation:
@@ -140,6 +176,8 @@ class Preservation:
         self.control = control or Control()
         self.first_batch = first_step(settings) * settings.gradient_accumulation
         self.others = self._targets(prompts.others, FIRST_SEED, self.control.phase)
+        instructions, beside = [text for text, _ in prompts.edits], [k for _, k in prompts.edits]
+        self.others += self._targets(instructions, FIRST_EDIT_SEED, self.control.phase, beside)
         if prompts.kept:
             parts = captions, prompts.kept, self.extent, settings.batch_size
             self.others += with_fallback(family.transformer, lambda: predicted(family, *parts))
@@ -209,18 +247,28 @@ class Preservation:
 
         Of several processes, each has its part of the rows.
         """
-        family, rows = self.family, self._rows(number)
+        rows, alike = self._rows(number), dict[Hashable, list[Target]]()
         first = self.extent.rows * processes().process_index
-        targets = rows[first : first + self.extent.rows]
+        for row, each in enumerate(rows[first : first + self.extent.rows]):
+            # All processes must call a sharded model equally often.
+            alone = self.settings.pairs and self.family.storage.shard
+            alike.setdefault(row if alone else each.shapes, []).append(each)
+        of_all = [each.prompt for each in rows]
+        return torch.cat([self._errors(each, of_all) for each in alike.values()]).mean()
+
+    def _errors(self, targets: Sequence[Target], of_all: Sequence[str]) -> Tensor:
+        """The mean squared difference of each of these targets, which have the same shapes."""
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
-        latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
-        texts, of_all = ([each.prompt for each in some] for some in (targets, rows))
-        text = self.captions.features(texts, (), of_all)
-        return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
+        latents_RCHW, sigma_R, wanted_RCHW = (onto(self.family.device, each) for each in stacked)
+        texts = [each.prompt for each in targets]
+        beside = [each.references for each in targets if each.references is not None]
+        text = self.captions.features(texts, beside, of_all)
+        found_RCHW = velocity(self.family, latents_RCHW, sigma_R, text, beside)
+        return (found_RCHW - wanted_RCHW).square().mean((1, 2, 3))
 
     def _rows(self, number: int) -> list[Target]:
         """The targets beside a batch, of all processes."""
@@ -232,10 +280,16 @@ class Preservation:
             found.append(of[int(torch.randint(len(of), (), generator=random))])
         return found
 
-    def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
-        batch_size = self.settings.batch_size
-        parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed
-        return with_fallback(self.family.transformer, lambda: generated(*parts, advance))
+    def _targets(
+        self,
+        prompts: Sequence[str],
+        first_seed: int,
+        advance: Advance,
+        beside: Sequence[References] = (),
+    ) -> list[Target]:
+        batch_size = 1 if beside else self.settings.batch_size
+        parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed, advance
+        return with_fallback(self.family.transformer, lambda: generated(*parts, beside))
 
 
 @torch.no_grad()
@@ -247,33 +301,49 @@ def generated(
     batch_size: int,
     first_seed: int = FIRST_SEED,
     advance: Advance = lambda *_: None,
+    references: Sequence[References] = (),
 ) -> list[Target]:
     """Generates an image of every prompt with the model as it is; returns all of their steps.
 
     They are in the order of the images: which of them a row uses does not depend on the batch size.
     `advance` is called with the phase, the number of images generated and their total.
+    `references`, of each prompt, are what it edits, if these are instructions; such an image has
+    the aspect ratio of the last one, and the batch size must be 1.
     """
-    side = side_of(family, extent.side)
-    sigmas = family.sigmas(extent.steps, side, side)
-    tensors, points = Tensors[int](WHAT), dict[int, tuple[str, float]]()
-    with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
+    what = WHAT_EDITS if references else WHAT
+    tensors, points = Tensors[int](what), dict[int, tuple[str, float]]()
+    with Progress(total=len(prompts), desc=what, unit="image") as progress:
         for first in range(0, len(prompts), batch_size):
-            batch = prompts[first : first + batch_size]
-            text = captions.features(batch)
+            batch, beside = (x[first : first + batch_size] for x in (prompts, references))
+            size = size_beside(family, extent.side, beside)
+            sigmas = family.sigmas(extent.steps, *size)
+            text = captions.features(batch, beside)
             seeds = range(first_seed + first, first_seed + first + len(batch))
-            latents_RCHW = family.initial_noise(seeds, side, side)
+            latents_RCHW = family.initial_noise(seeds, *size)
             for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
                 sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
-                velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
+                velocity_RCHW = velocity(family, latents_RCHW, sigma_R, text, beside)
                 for row, prompt in enumerate(batch):
                     place = (first + row) * extent.steps + step
                     tensors.add(place, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
                     points[place] = prompt, float(sigma)
                 latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
             progress.update(len(batch))
-            advance(WHAT, first + len(batch), len(prompts))
+            advance(what, first + len(batch), len(prompts))
     mapped = tensors.mapped()
-    return [Target(*points[place], *mapped[place]) for place in sorted(points)]
+    edited = [references[place // extent.steps] if references else None for place in sorted(points)]
+    return [
+        Target(*points[place], *mapped[place], each)
+        for place, each in zip(sorted(points), edited, strict=True)
+    ]
+
+
+def size_beside(family: Family, side: int, batch: Sequence[References]) -> tuple[int, int]:
+    """Width and height of an image of side x side pixels, in the aspect ratio of what it edits."""
+    if not batch:
+        return side_of(family, side), side_of(family, side)
+    rows, columns = batch[0].latents[-1].shape[-2:]
+    return size_near(side**2, (columns, rows), family.resolution_multiple)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 What preservation is: `trainer.learning.preservation`.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -25,6 +26,7 @@ MOST_IMAGES = {True: 128, False: 64}  # of other prompts, by `Base.distilled`
 MOST_REGULARIZATION = max(MOST_IMAGES.values()) // 2
 SUBJECT_IMAGES = 3 / 8  # images of the subject, relative to those of other prompts
 LEAST_IMAGES = 8  # of other prompts
+EDITS = 1 / 2  # of pairs on a model that also generates from text: the share of images that are edits
 ROWS = 1 / 2  # beside a batch, relative to it
 SUBJECT_EVERY = 4  # one in so many rows is one of the subject
 # The rows begin when the model has learned enough of the subject to generate images of it.
@@ -43,8 +45,9 @@ MUST_BE = "it must be auto, off, or a number above 0 and at most 10"
 class Extent:
     """The images that a run generates for preservation, and its rows beside a batch."""
 
-    side: int  # pixels
+    side: int  # pixels; of an edit, edge of the square with as many
     images: int  # of other prompts, before the first step
+    edits: int  # those of them that are edits of the dataset's control images
     subject_images: int  # when the rows begin
     steps: int  # of each image
     rows: int
@@ -56,7 +59,10 @@ def extent_of(settings: "Settings") -> Extent:
     base, batch = settings.base, settings.batch_size
     side = min(max(settings.resolutions), MAX_RESOLUTION)
     pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
-    size = side**2 / pixels  # of a row, relative to a training image
+    beside = settings.pairs * base.reference_resolution**2
+    edits = 0.0 if not settings.pairs else 1.0 if base.needs_references else EDITS
+    # Of a row, relative to a training image, each with its control images.
+    size = (side**2 + edits * beside) / (pixels + beside)
     rows = max(1, round(batch * ROWS))
     every = 1 if rows * size <= ROWS_SHARE * batch else 2
     share = SHARE - (1 - BEGINS) * rows * size / (batch * every)
@@ -64,11 +70,13 @@ def extent_of(settings: "Settings") -> Extent:
     trained = (settings.steps or base.training_steps.least) * batch * settings.gradient_accumulation
     affordable = int(share * 2 * trained / (size * steps * (1 + SUBJECT_IMAGES)))
     images = min(MOST_IMAGES[base.distilled], max(LEAST_IMAGES, affordable))
-    of_subject = round(images * SUBJECT_IMAGES) if subject_words(settings) else 0
+    of_subject = round(images * SUBJECT_IMAGES) if subject_words(settings) and not edits else 0
     own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
+    images = min(images, len(own_others) or images)
     return Extent(
         side=side,
-        images=min(images, len(own_others) or images),
+        images=images,
+        edits=math.ceil(images * edits),
         subject_images=min(of_subject, len(own_subject) or of_subject),
         steps=steps,
         rows=rows,

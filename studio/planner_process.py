@@ -41,7 +41,7 @@ def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
     settings, controls = resolve(TrainingInputs(**request["settings"])), request["controls"]
     settings = for_pairs(settings, controls) if controls else settings
     settings = settings.for_images(request["images"])
-    found: dict[str, Any] = plans.plan(settings, controls)
+    found: dict[str, Any] = plans.plan(settings)
     lines = high_rates(settings)
     return {**found, "steps": settings.steps, "warnings": [{"text": line} for line in lines]}
 

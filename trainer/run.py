@@ -242,7 +242,7 @@ def _train(
     introduce(settings, examples, family)
     control.phase("loading")
     texts = [text for example in examples for text in example.captions]
-    memory = fit(settings, family, texts, controls := max(len(each.controls) for each in examples))
+    memory = fit(settings, family, texts)
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     path = run.model if settings.full else run.weights
@@ -250,7 +250,7 @@ def _train(
     saver = Saver(run.checkpoints, path, step_weights)
     until_written.callback(saver.release)
     until_written.enter_context(
-        running_out(settings, family.dtype, family.device, memory.mode, saver, controls)
+        running_out(settings, family.dtype, family.device, memory.mode, saver)
     )
 
     # Encode once.
@@ -270,7 +270,7 @@ def _train(
     preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
     preserved = preservation_prompts(settings, kept, trained_on)
-    measured = drift_prompts(settings, bool(pairs))
+    measured = drift_prompts(settings)
     if pairs:
         edits = edits_of([*trained_on, *held_out], measured, family, settings.caption_dropout)
         edits += preserved.edits

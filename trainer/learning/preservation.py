@@ -56,7 +56,12 @@ log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
 # Seeds of images' noise.
-FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED, FIRST_EDIT_SEED = 900_000, 950_000, 970_000, 920_000
+FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED, FIRST_EDIT_SEED = (
+    900_000,
+    950_000,
+    970_000,
+    920_000,
+)
 WHAT, WHAT_EDITS = "images for preservation", "edits for preservation"
 T = TypeVar("T")
 Advance = Callable[[str, int, int], None]
@@ -67,9 +72,9 @@ class Prompts:
     """The prompt of each image that a run generates for preservation; none if it is off."""
 
     others: tuple[str, ...] = ()
-    edits: tuple[tuple[str, References], ...] = ()  # instructions and what they edit
     subject: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()  # regularization images, whose prompts generate none
+    edits: tuple[tuple[str, References], ...] = ()  # instructions and what they edit
 
     def __bool__(self) -> bool:
         return bool(self.others or self.edits)
@@ -146,7 +151,7 @@ def _beside_pairs(settings: Settings, samples: Sequence[Sample]) -> Prompts:
     chosen = _spread(instructions, extent.edits)
     beside = _spread([*different.values()], len(chosen))
     edits = [(text, beside[k % len(beside)]) for k, text in enumerate(chosen)]
-    return Prompts(_spread(prompts, extent.images - extent.edits), tuple(edits))
+    return Prompts(_spread(prompts, extent.images - extent.edits), edits=tuple(edits))
 
 
 def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:

@@ -288,11 +288,22 @@ def preservation_load(
     """The load of preservation beside steps of that shape; None is off."""
     if extent is None:
         return NO_PRESERVATION
-    row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
-    count = extent.images + extent.subject_images
-    images = count * extent.steps * velocity_load(family, row).flops
+    edit = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
+    alone, count = replace(edit, references=0), extent.images + extent.subject_images
+    shares = {edit: extent.edit_share, alone: 1 - extent.edit_share}
+    kinds = {row: part for row, part in shares.items() if part > 0}
+    passes = sum(part * velocity_load(family, row).flops for row, part in kinds.items())
+    loads = [step_loads(family, targets, row, full) for row in kinds]
+    rows = [_mean(each, [*kinds.values()]) for each in zip(*loads, strict=True)]
     share = (1 - BEGINS) / extent.every
-    return PreservationLoad(step_loads(family, targets, row, full), share, images)
+    return PreservationLoad(rows, share, round(count * extent.steps * passes))
+
+
+def _mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:
+    """The memory of the largest of these loads, and the mean of their FLOPs."""
+    largest = max(loads, key=lambda load: load.bytes)
+    flops = (load.flops * share for load, share in zip(loads, shares, strict=True))
+    return replace(largest, flops=round(sum(flops)))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from trainer.settings.inputs import SettingsError
+from trainer.settings.preservation import sort_prompts, weight_of
 
 if TYPE_CHECKING:
     from trainer.settings.fields import Settings
@@ -11,14 +12,23 @@ if TYPE_CHECKING:
 def for_pairs(settings: "Settings", controls: int) -> "Settings":
     """The settings of a run on pairs; `controls` is the most control images of a training image.
 
-    Captions are not dropped by default: without the instruction an edit has no one answer. Raises
-    SettingsError for settings that only fit single images.
+    Captions are not dropped by default: without the instruction an edit has no one answer.
+    `preserve: auto` is on without a token, too: the instruction says when the edit is asked for.
+    Raises SettingsError for settings that only fit single images.
     """
+    given, found = settings.given, []
+    preserve = weight_of(given.preserve, settings.base, "an instruction")
+    if preserve and sort_prompts(settings.preserve_prompts, settings)[1]:
+        found.append(
+            "preserve_prompts mention the subject; for pairs, give instructions for other edits"
+        )
     if settings.autocaption:
-        raise SettingsError(
+        found.append(
             f"autocaption is {settings.autocaption}, which describes images, but the caption of a "
             "pair is the instruction for the edit; write it into NAME.txt, or set default_caption"
         )
-    given = settings.given.caption_dropout is not None
-    dropout = settings.caption_dropout if given else 0.0
-    return settings.replace(pairs=max(controls, settings.pairs), caption_dropout=dropout)
+    if found:
+        raise SettingsError("; ".join(found))
+    dropout = settings.caption_dropout if given.caption_dropout is not None else 0.0
+    controls = max(controls, settings.pairs)
+    return settings.replace(pairs=controls, preserve=preserve, caption_dropout=dropout)

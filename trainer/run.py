@@ -249,9 +249,8 @@ def _train(
     step_weights = not (secrets.from_request or settings.full)
     saver = Saver(run.checkpoints, path, step_weights)
     until_written.callback(saver.release)
-    until_written.enter_context(
-        running_out(settings, family.dtype, family.device, memory.mode, saver)
-    )
+    where = family.dtype, family.device, memory.mode, saver
+    until_written.enter_context(running_out(settings, *where))
 
     # Encode once.
     kept = encode_regularization(family, regularized, settings)

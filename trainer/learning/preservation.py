@@ -12,6 +12,9 @@ in such places. Some of the rows hold the model to these, as it makes them at th
 
 Regularization images of a dataset take the place of up to half of the images of other prompts.
 
+In a run on pairs, the model edits the dataset's control images by other instructions. If it also
+generates from prompts alone, so are some of the rows. There are none of the subject.
+
 Everything depends only on settings, seeds, counters and the weights at that moment, which are in
 the checkpoints, so a resumed run makes the same targets again. They are in temporary files, and are
 not kept for other runs.
@@ -20,7 +23,7 @@ Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,23 +32,28 @@ import torch
 from torch import Tensor
 
 from families.family import Family
-from families.references import References, size_near
+from families.references import References
 from families.transfer import onto
 from inference.acceleration import with_fallback
-from inference.progress import Progress
 from trainer.learning.control import Control
 from trainer.learning.distributed import processes
 from trainer.learning.features import Captions
-from trainer.learning.loss import noisy
-from trainer.learning.mapped_tensors import Tensors
+from trainer.learning.preservation_targets import (
+    FIRST_EDIT_SEED,
+    FIRST_SEED,
+    FIRST_SUBJECT_SEED,
+    Advance,
+    Target,
+    generated,
+    predicted,
+)
 from trainer.learning.randomness import generator
 from trainer.learning.references import velocity
-from trainer.learning.regularization import Kept, side_of
+from trainer.learning.regularization import Kept
 from trainer.learning.samples import Sample, references_of
 from trainer.settings import (
     LEAST_IMAGES,
     SUBJECT_EVERY,
-    Extent,
     Settings,
     extent_of,
     first_step,
@@ -55,16 +63,7 @@ from trainer.settings import (
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-# Seeds of images' noise.
-FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED, FIRST_EDIT_SEED = (
-    900_000,
-    950_000,
-    970_000,
-    920_000,
-)
-WHAT, WHAT_EDITS = "images for preservation", "edits for preservation"
 T = TypeVar("T")
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,6 @@ class Prompts:
     def all(self) -> tuple[str, ...]:
         """Those of all kinds, without the instructions of edits."""
         return (*self.others, *self.subject, *(each.prompt for each in self.kept))
-
-
-@dataclass(frozen=True)
-class Target:
-    """The model's answer at one step of one image."""
-
-    prompt: str
-    sigma: float
-    latents_CHW: Tensor  # noisy, float32, memory-mapped
-    velocity_CHW: Tensor
-    references: References | None = None  # of an edit
-
-    @property
-    def shapes(self) -> tuple[torch.Size, bool]:
-        """Equal for targets that can be stacked."""
-        return self.latents_CHW.shape, self.references is None
 
 
 def shipped_prompts(name: str) -> list[str]:
@@ -292,84 +275,8 @@ class Preservation:
         advance: Advance,
         beside: Sequence[References] = (),
     ) -> list[Target]:
+        if not prompts:
+            return []
         batch_size = 1 if beside else self.settings.batch_size
         parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed, advance
         return with_fallback(self.family.transformer, lambda: generated(*parts, beside))
-
-
-@torch.no_grad()
-def generated(
-    family: Family,
-    captions: Captions,
-    prompts: Sequence[str],
-    extent: Extent,
-    batch_size: int,
-    first_seed: int = FIRST_SEED,
-    advance: Advance = lambda *_: None,
-    references: Sequence[References] = (),
-) -> list[Target]:
-    """Generates an image of every prompt with the model as it is; returns all of their steps.
-
-    They are in the order of the images: which of them a row uses does not depend on the batch size.
-    `advance` is called with the phase, the number of images generated and their total.
-    `references`, of each prompt, are what it edits, if these are instructions; such an image has
-    the aspect ratio of the last one, and the batch size must be 1.
-    """
-    what = WHAT_EDITS if references else WHAT
-    tensors, points = Tensors[int](what), dict[int, tuple[str, float]]()
-    with Progress(total=len(prompts), desc=what, unit="image") as progress:
-        for first in range(0, len(prompts), batch_size):
-            batch, beside = (x[first : first + batch_size] for x in (prompts, references))
-            size = size_beside(family, extent.side, beside)
-            sigmas = family.sigmas(extent.steps, *size)
-            text = captions.features(batch, beside)
-            seeds = range(first_seed + first, first_seed + first + len(batch))
-            latents_RCHW = family.initial_noise(seeds, *size)
-            for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-                sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
-                velocity_RCHW = velocity(family, latents_RCHW, sigma_R, text, beside)
-                for row, prompt in enumerate(batch):
-                    place = (first + row) * extent.steps + step
-                    tensors.add(place, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-                    points[place] = prompt, float(sigma)
-                latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
-            progress.update(len(batch))
-            advance(what, first + len(batch), len(prompts))
-    mapped = tensors.mapped()
-    edited = [references[place // extent.steps] if references else None for place in sorted(points)]
-    return [
-        Target(*points[place], *mapped[place], each)
-        for place, each in zip(sorted(points), edited, strict=True)
-    ]
-
-
-def size_beside(family: Family, side: int, batch: Sequence[References]) -> tuple[int, int]:
-    """Width and height of an image of side x side pixels, in the aspect ratio of what it edits."""
-    if not batch:
-        return side_of(family, side), side_of(family, side)
-    rows, columns = batch[0].latents[-1].shape[-2:]
-    return size_near(side**2, (columns, rows), family.resolution_multiple)
-
-
-@torch.no_grad()
-def predicted(
-    family: Family, captions: Captions, kept: Sequence[Kept], extent: Extent, batch_size: int
-) -> list[Target]:
-    """The model's answers on regularization images, with new noise at each step of generation."""
-    side = side_of(family, extent.side)
-    sigmas = family.sigmas(extent.steps, side, side)[:-1].tolist()
-    points = [(each, sigma) for each in kept for sigma in sigmas]
-    tensors = Tensors[int]("regularization images")
-    for first in range(0, len(points), batch_size):
-        images, levels = zip(*points[first : first + batch_size], strict=True)
-        seeds = range(FIRST_KEPT_SEED + first, FIRST_KEPT_SEED + first + len(images))
-        noise_RCHW = family.initial_noise(seeds, side, side)
-        clean_RCHW = torch.stack([each.latents_CHW for each in images]).to(noise_RCHW)
-        sigma_R = torch.tensor(levels).to(noise_RCHW)
-        latents_RCHW = noisy(clean_RCHW, noise_RCHW, sigma_R)
-        text = captions.features([each.prompt for each in images])
-        velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
-        for row in range(len(images)):
-            tensors.add(first + row, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-    mapped = tensors.mapped()
-    return [Target(k.prompt, sigma, *mapped[n]) for n, (k, sigma) in enumerate(points)]

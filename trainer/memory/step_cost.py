@@ -288,22 +288,20 @@ def preservation_load(
     """The load of preservation beside steps of that shape; None is off."""
     if extent is None:
         return NO_PRESERVATION
-    edit = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
-    alone, count = replace(edit, references=0), extent.images + extent.subject_images
-    shares = {edit: extent.edit_share, alone: 1 - extent.edit_share}
-    kinds = {row: part for row, part in shares.items() if part > 0}
-    passes = sum(part * velocity_load(family, row).flops for row, part in kinds.items())
-    loads = [step_loads(family, targets, row, full) for row in kinds]
-    rows = [_mean(each, [*kinds.values()]) for each in zip(*loads, strict=True)]
-    share = (1 - BEGINS) / extent.every
-    return PreservationLoad(rows, share, round(count * extent.steps * passes))
+    row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
+    kinds = [(row, extent.edit_share), (replace(row, references=0), 1 - extent.edit_share)]
+    kinds = [(each, share) for each, share in kinds if share]
+    passes = sum(share * velocity_load(family, each).flops for each, share in kinds)
+    loads = [step_loads(family, targets, each, full) for each, _ in kinds]
+    rows = [_mean(each, [share for _, share in kinds]) for each in zip(*loads, strict=True)]
+    images = round((extent.images + extent.subject_images) * extent.steps * passes)
+    return PreservationLoad(rows, (1 - BEGINS) / extent.every, images)
 
 
 def _mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:
-    """The memory of the largest of these loads, and the mean of their FLOPs."""
-    largest = max(loads, key=lambda load: load.bytes)
+    """The memory of the first, which is the largest, and the mean of the FLOPs."""
     flops = (load.flops * share for load, share in zip(loads, shares, strict=True))
-    return replace(largest, flops=round(sum(flops)))
+    return replace(loads[0], flops=round(sum(flops)))
 
 
 @torch.no_grad()

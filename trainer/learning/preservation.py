@@ -129,6 +129,12 @@ def _beside_pairs(settings: Settings, samples: Sequence[Sample]) -> Prompts:
     own, _ = sort_prompts(settings.preserve_prompts, settings)
     instructions, _ = sort_prompts(own or shipped_prompts(f"{name}_edits"), settings)
     instructions = [each for each in instructions if each.lower() not in learned]
+    if len(instructions) < min(LEAST_IMAGES, extent.edits):
+        log.warning(
+            "preserve has little effect: %d of its instructions are neither captions of the "
+            "dataset nor mention the subject; give preserve_prompts",
+            len(instructions),
+        )
     prompts, _ = sort_prompts(shipped_prompts(name), settings)
     different = {each.digest: each for each in references_of(samples)}
     chosen = _spread(instructions, extent.edits)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -36,6 +37,7 @@ from miniature.qwen.evaluate import small
 from miniature.qwen.models import PIXELS
 from miniature.world import Scene, caption, sample_scene, subject_scene
 from trainer.run import train
+from trainer.settings import preservation
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
@@ -98,10 +100,20 @@ WAYS: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any]]] = {
         subject_images,
         {"learning_rate": 6e-3, "preserve": "off"},
     ),
+    "pairs, preserve: off": (pairs, {"preserve": "off"}),
+    "pairs, preserve: off, learning_rate: 6e-3": (
+        pairs,
+        {"learning_rate": 6e-3, "preserve": "off"},
+    ),
+    "pairs, preserve: off, learning_rate: 2e-3": (
+        pairs,
+        {"learning_rate": 2e-3, "preserve": "off"},
+    ),
     "pairs": (pairs, {}),
-    "pairs, learning_rate: 6e-3": (pairs, {"learning_rate": 6e-3}),
-    "pairs, learning_rate: 2e-3": (pairs, {"learning_rate": 2e-3}),
+    "pairs, preserve: 1": (pairs, {"preserve": 1.0}),
+    "pairs, all rows are edits": (pairs, {}),
 }
+EDIT_SHARES = {"pairs, all rows are edits": 1.0}  # else that of the trainer
 
 
 def trained(way: str) -> Archive | None:
@@ -113,7 +125,9 @@ def trained(way: str) -> Archive | None:
         make(Path(folder) / "data")
         given: dict[str, Any] = {"dataset": Path(folder) / "data", "output_dir": Path(folder) / "o"}
         given |= {"base_model": BASE, "seed": SEED, "sample_prompts": (), "validation_every": 0}
-        return read_archive(train(resolve(TrainingInputs(**given | settings))))
+        share = EDIT_SHARES.get(way, preservation.EDITS)
+        with patch.object(preservation, "EDITS", share):
+            return read_archive(train(resolve(TrainingInputs(**given | settings))))
 
 
 class Measures:

@@ -304,7 +304,7 @@ def test_a_run_on_pairs_is_whole_and_resumes_exactly(
     archive, facts = read_archive(path), json.loads((path.parent / "record.json").read_text())
     assert facts["dataset"]["controls"] == 5
     assert facts["dataset"]["pictures"][1]["controls"] == ["control/1.png", "control_2/1.png"]
-    assert facts["settings"]["preserve"] == 0.5 and "controls" not in facts["settings"]
+    assert facts["settings"]["preserve"] == 1 and "controls" not in facts["settings"]
     states = {each["name"]: each["state"] for each in facts["checks"]}
     assert states["the last preview can be reproduced"] == "passed"
     assert states["drift without the subject"] in ("passed", "doubtful")

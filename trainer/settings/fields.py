@@ -211,7 +211,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
             [each.token for each in subjects],
         )
         validation_images = _count(inputs.validation_images)
-        preserve = weight_of(inputs.preserve, base, subject)
+        # Without token and trigger word, the images of all prompts are to change.
+        preserve = weight_of(inputs.preserve, base.preservation if subject else 0.0)
         preserve_prompts = parts_of(inputs.preserve_prompts, "\n")
         if inputs.preserve_prompts is not None and not preserve_prompts:
             raise ValueError(

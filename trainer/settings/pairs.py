@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from trainer.settings.fields import Settings
 
 
+WEIGHT = 2.0  # of `preserve: auto`, relative to single images (docs/preservation.md, Pairs)
+
+
 def for_pairs(settings: "Settings", controls: int) -> "Settings":
     """The settings of a run on pairs; `controls` is the most control images of a training image.
 
@@ -17,7 +20,7 @@ def for_pairs(settings: "Settings", controls: int) -> "Settings":
     Raises SettingsError for settings that only fit single images.
     """
     given, found = settings.given, []
-    preserve = weight_of(given.preserve, settings.base, "an instruction")
+    preserve = weight_of(given.preserve, WEIGHT * settings.base.preservation)
     if preserve and sort_prompts(settings.preserve_prompts, settings)[1]:
         found.append(
             "preserve_prompts mention the subject; for pairs, give instructions for other edits"

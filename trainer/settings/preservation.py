@@ -15,7 +15,6 @@ from trainer.settings.inputs import INPUTS
 from trainer.settings.subject_marks import NO_SUBJECT, TRIGGER_MARK, marks_in
 
 if TYPE_CHECKING:
-    from families.base import Base
     from trainer.settings.fields import Settings
 
 # What a LoRA changes at one size it changes at another, and a pass at 512 pixels costs a quarter
@@ -113,16 +112,13 @@ def first_step(settings: "Settings") -> int:
     return int(BEGINS * settings.steps)
 
 
-def weight_of(given: float | str | bool | None, base: "Base", subject: str | None) -> float:
-    """Parses `preserve`; 0 is off. Raises ValueError.
-
-    `auto` is off without token and trigger word: then the images of all prompts are to change.
-    """
+def weight_of(given: float | str | bool | None, auto: float) -> float:
+    """Parses `preserve`; 0 is off. Raises ValueError."""
     text = "auto" if given is None else str(given).strip().lower()
     if text in ("off", "false"):  # YAML reads `off` as false
         return 0.0
     if text in ("", "auto"):
-        return base.preservation if subject else 0.0
+        return auto
     try:
         weight = float(text)
     except ValueError:

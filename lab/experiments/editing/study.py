@@ -110,10 +110,11 @@ WAYS: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any]]] = {
         {"learning_rate": 2e-3, "preserve": "off"},
     ),
     "pairs": (pairs, {}),
-    "pairs, preserve: 1": (pairs, {"preserve": 1.0}),
-    "pairs, all rows are edits": (pairs, {}),
+    "pairs, preserve: 0.5": (pairs, {"preserve": 0.5}),
+    "pairs, preserve: 0.5, all rows are edits": (pairs, {"preserve": 0.5}),
+    "pairs, preserve: 2": (pairs, {"preserve": 2.0}),
 }
-EDIT_SHARES = {"pairs, all rows are edits": 1.0}  # else that of the trainer
+EDIT_SHARES = {"pairs, preserve: 0.5, all rows are edits": 1.0}  # else that of the trainer
 
 
 def trained(way: str) -> Archive | None:

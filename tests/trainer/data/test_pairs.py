@@ -183,12 +183,12 @@ def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], said: str) 
 
 def test_defaults_of_pairs() -> None:
     plain = resolve(TrainingInputs(dataset="imgs", base_model="qwen-image-edit-2511"))
-    assert (plain.preserve, plain.caption_dropout) == (0.5, 0)
+    assert (plain.preserve, plain.caption_dropout) == (1, 0)
     given = {"base_model": "qwen-image-edit-2509", "caption_dropout": 0.1, "preserve": "off"}
     changed = resolve(TrainingInputs(dataset="imgs", **given))
     assert (changed.preserve, changed.caption_dropout) == (0, 0.1)
     no_token = {"train_placeholder_token": False, "base_model": "qwen-image-edit-2509"}
-    assert resolve(TrainingInputs(dataset="imgs", **no_token)).preserve == 0.5
+    assert resolve(TrainingInputs(dataset="imgs", **no_token)).preserve == 1
 
 
 def test_a_model_that_does_not_edit_says_that_control_images_are_ignored(

@@ -67,16 +67,16 @@ def encode_references(family: "Family", images: Sequence[Image.Image]) -> Refere
     )
 
 
-def size_near(pixels: int, image: Image.Image, multiple: int) -> tuple[int, int]:
-    """Width and height of about so many pixels, in the image's aspect ratio."""
-    width = math.sqrt(pixels * image.width / image.height)
-    height = width * image.height / image.width
+def size_near(pixels: int, size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Width and height of about so many pixels, in the aspect ratio of that width and height."""
+    width = math.sqrt(pixels * size[0] / size[1])
+    height = width * size[1] / size[0]
     across, down = (max(1, round(side / multiple)) * multiple for side in (width, height))
     return across, down
 
 
 def _resized(image: Image.Image, pixels: int, multiple: int) -> Image.Image:
-    return image.resize(size_near(pixels, image, multiple), Image.Resampling.LANCZOS)
+    return image.resize(size_near(pixels, image.size, multiple), Image.Resampling.LANCZOS)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -124,7 +124,7 @@ async def _plan(request: Request) -> Response:
     if not images:
         raise Problem(422, "the dataset contains no images", "dataset")
     try:
-        settings = for_pairs(settings) if controls else settings
+        settings = for_pairs(settings, controls) if controls else settings
     except SettingsError as error:
         raise refused(error) from None
     answer = await planner_of(studio).ask(**_question(settings, images, controls))

@@ -39,8 +39,9 @@ def _plan(plans: Any, request: dict[str, Any]) -> dict[str, Any]:
     from trainer.settings import TrainingInputs, for_pairs, high_rates, resolve
 
     settings, controls = resolve(TrainingInputs(**request["settings"])), request["controls"]
-    settings = (for_pairs(settings) if controls else settings).for_images(request["images"])
-    found: dict[str, Any] = plans.plan(settings, controls)
+    settings = for_pairs(settings, controls) if controls else settings
+    settings = settings.for_images(request["images"])
+    found: dict[str, Any] = plans.plan(settings)
     lines = high_rates(settings)
     return {**found, "steps": settings.steps, "warnings": [{"text": line} for line in lines]}
 

@@ -238,8 +238,7 @@ def show_plan(
         found = dataset_of(settings) if has_dataset and needed else None
         examples = found.findings.examples if found else []
         used = with_pairs(settings, examples)
-        given = used, gpus, max((len(each.controls) for each in examples), default=0)
-        print(json.dumps(plan_data(*given)) if as_json else describe_plan(*given))
+        print(json.dumps(plan_data(used, gpus)) if as_json else describe_plan(used, gpus))
         if has_dataset and not as_json and (line := summary(settings, found)):
             print(f"\n{line}")
 

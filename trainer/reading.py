@@ -63,7 +63,8 @@ def read_examples(
 
 def with_pairs(settings: Settings, examples: Sequence[Example]) -> Settings:
     """The settings for these images: of pairs, if they have control images."""
-    return for_pairs(settings) if any(each.controls for each in examples) else settings
+    controls = max((len(each.controls) for each in examples), default=0)
+    return for_pairs(settings, controls) if controls else settings
 
 
 def with_steps(settings: Settings, examples: Sequence[Example]) -> Settings:

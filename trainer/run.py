@@ -242,16 +242,15 @@ def _train(
     introduce(settings, examples, family)
     control.phase("loading")
     texts = [text for example in examples for text in example.captions]
-    memory = fit(settings, family, texts, controls := max(len(each.controls) for each in examples))
+    memory = fit(settings, family, texts)
     run.events.emit("plan", mode=str(memory.mode), peak_bytes=memory.peak or None, fits=memory.fits)
     family.set_storage(memory.storage)
     path = run.model if settings.full else run.weights
     step_weights = not (secrets.from_request or settings.full)
     saver = Saver(run.checkpoints, path, step_weights)
     until_written.callback(saver.release)
-    until_written.enter_context(
-        running_out(settings, family.dtype, family.device, memory.mode, saver, controls)
-    )
+    where = family.dtype, family.device, memory.mode, saver
+    until_written.enter_context(running_out(settings, *where))
 
     # Encode once.
     kept = encode_regularization(family, regularized, settings)
@@ -269,13 +268,14 @@ def _train(
     references = uncropped_of(samples)
     preview_texts = prompt_features(settings, family, references)
     trained_on, held_out = split(samples, held_out_names)
-    preserved = preservation_prompts(settings, kept)
-    alone = [*drift_prompts(settings, bool(pairs)), *preserved.all]
+    preserved = preservation_prompts(settings, kept, trained_on)
+    measured = drift_prompts(settings)
     if pairs:
-        edits = edits_of([*trained_on, *held_out], alone, family, settings.caption_dropout)
-        captions = Captions(family, (), vectors, advance=control.phase, edits=edits)
+        edits = edits_of([*trained_on, *held_out], measured, family, settings.caption_dropout)
+        edits += preserved.edits
+        captions = Captions(family, (), vectors, preserved.all, control.phase, edits)
     else:
-        captions = Captions(family, texts, vectors, alone, control.phase)
+        captions = Captions(family, texts, vectors, [*measured, *preserved.all], control.phase)
     warn_repeats(trained_on, settings.batch_size * processes().num_processes, family.vae_factor)
 
     # Train.
@@ -290,7 +290,7 @@ def _train(
     recompute(family, memory.mode.checkpointing)
     preservation = None
     left = not isinstance(resume, Checkpoint) or resume.step < settings.steps
-    if preserved.others and left:
+    if preserved and left:
         preservation = Preservation(family, settings, captions, preserved, control)
     weights: Lora | FullWeights
     if settings.full:

@@ -253,7 +253,7 @@ def test_sizes_are_the_pipelines_and_a_folder_is_recognized(
         resolved = resolve(Request(prompt="x", reference_images=pictures), base, 32)
         wanted = stock_module.calculate_dimensions(1024 * 1024, width / height)
         assert (resolved.width, resolved.height) == wanted
-        assert size_near(1024 * 1024, pictures[1], 32) == wanted
+        assert size_near(1024 * 1024, pictures[1].size, 32) == wanted
     assert family.resolution_multiple == base.size_multiple == 32
     assert family.tokenize("").template_length == 64  # as the pipeline drops
 

@@ -206,7 +206,7 @@ def test_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         reference = Image.new("RGB", (round(600 * ratio), 600))
         request = Request(prompt="x", reference_images=(reference,))
         resolved = resolve(request, BASE, 32)
-        assert (resolved.width, resolved.height) == wanted == size_near(992**2, reference, 32)
+        assert (resolved.width, resolved.height) == wanted == size_near(992**2, reference.size, 32)
     assert BASE.name in trainable() and resolve(Request(prompt="x"), BASE, 32).width == 1024
 
     family = family_without_weights(BASE)

@@ -126,7 +126,7 @@ def test_a_run_reads_control_images_of_folders_in_the_dataset_only(
     assert page.new(expect=422, **edits | {"controls": 5})["field"] == "controls"
     refused = page.new(expect=422, **edits | {"base_model": "miniature-turbo"})
     assert refused["field"] == "controls" and "does not edit images" in refused["error"]
-    # `preserve` generates images of prompts alone.
-    body["settings"] |= {"preserve": "0.5"}
+    # Those of the subject are for single images.
+    body["settings"] |= {"preserve": "0.5", "preserve_prompts": "a red TOK"}
     answer = page.client.post("/api/plan", json=body)
-    assert (answer.status_code, answer.json()["field"]) == (422, "preserve")
+    assert (answer.status_code, answer.json()["field"]) == (422, "preserve_prompts")

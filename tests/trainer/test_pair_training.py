@@ -33,11 +33,14 @@ from families.registry import find_base
 from families.without_weights import family_without_weights
 from trainer.__main__ import main
 from trainer.data import nearest_bucket, read_dataset
-from trainer.learning.features import fit
-from trainer.learning.references import ControlView
+from trainer.learning.features import Captions, fit
+from trainer.learning.preservation import Preservation, preservation_prompts
+from trainer.learning.references import ControlView, velocity
 from trainer.learning.resume import read_resume
+from trainer.learning.samples import references_of
 from trainer.memory.shapes import Shape, tokens_read
 from trainer.memory.step_cost import step_load, step_loads
+from trainer.reading import with_pairs
 from trainer.run import train
 from trainer.settings import Settings, TrainingInputs, resolve
 
@@ -238,6 +241,49 @@ def test_the_plan_counts_the_control_images_of_the_dataset(
     assert bytes_of == sorted(bytes_of) and bytes_of[2] > 1.15 * bytes_of[0]
 
 
+@pytest.mark.parametrize("base", ["qwen-image-edit-2511", "qwen-image-2.1"])
+def test_other_edits_are_held_to_the_bases_answers(base: str, make: Make) -> None:
+    """Of the dataset's control images in turn; beside prompts alone, if the base has these."""
+    settings = make(base_model=base, batch_size=4)
+    settings = with_pairs(settings, read_dataset(settings.dataset, *settings.caption_rules))
+    loop = make_loop(settings, with_lora=False)
+    family, samples = loop.family, loop.samples
+    prompts = preservation_prompts(settings, (), samples)
+    alone = base == "qwen-image-2.1"
+    assert (len({text for text, _ in prompts.edits}), len(prompts.others)) == (
+        8 - 4 * alone,
+        4 * alone,
+    )
+    beside = {each.digest for each in references_of(samples)}
+    assert {each.digest for _, each in prompts.edits} == beside and len(beside) == 4
+
+    captions = Captions(family, (), loop.captions.vectors, prompts.all, edits=prompts.edits)
+    kept = Preservation(family, settings, captions, prompts)
+    assert len(kept.others) == 8 * kept.extent.steps and not kept.tokens_in(range(8))
+    for each in (kept.others[0], kept.others[-2]):
+        refs = [each.references] if each.references is not None else []
+        text = captions.features([each.prompt], refs)
+        found = velocity(family, each.latents_CHW[None], torch.tensor([each.sigma]), text, refs)
+        torch.testing.assert_close(found[0], each.velocity_CHW)
+    edited = [each for each in kept.others if each.references is not None]
+    # Edits have the aspect ratio of the last control image.
+    wide = {
+        each.references.latents[-1].shape[3] > each.references.latents[-1].shape[2]
+        for each in edited
+    }
+    assert wide == {each.latents_CHW.shape[2] > each.latents_CHW.shape[1] for each in edited}
+
+    # In one batch are rows of several shapes. A sharded model is called for each of them.
+    lora = Lora(family.transformer, family.lora_targets(), settings.form, 0)
+    for each in lora.parameters():
+        torch.nn.init.normal_(each, std=0.1, generator=torch.Generator().manual_seed(0))
+    assert any(len({row.shapes for row in kept._rows(number)}) > 1 for number in range(8))
+    whole = [kept.loss(number).item() for number in range(8)]
+    family.storage = replace(family.storage, shard=True)
+    assert [kept.loss(number).item() for number in range(8)] == pytest.approx(whole, rel=1e-4)
+    assert min(whole) > 1e-6
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -258,7 +304,7 @@ def test_a_run_on_pairs_is_whole_and_resumes_exactly(
     archive, facts = read_archive(path), json.loads((path.parent / "record.json").read_text())
     assert facts["dataset"]["controls"] == 5
     assert facts["dataset"]["pictures"][1]["controls"] == ["control/1.png", "control_2/1.png"]
-    assert facts["settings"]["preserve"] == 0 and "controls" not in facts["settings"]
+    assert facts["settings"]["preserve"] == 1 and "controls" not in facts["settings"]
     states = {each["name"]: each["state"] for each in facts["checks"]}
     assert states["the last preview can be reproduced"] == "passed"
     assert states["drift without the subject"] in ("passed", "doubtful")

@@ -12,6 +12,9 @@ in such places. Some of the rows hold the model to these, as it makes them at th
 
 Regularization images of a dataset take the place of up to half of the images of other prompts.
 
+In a run on pairs, the model edits the dataset's control images by other instructions. If it also
+generates from prompts alone, so are some of the rows. There are none of the subject.
+
 Everything depends only on settings, seeds, counters and the weights at that moment, which are in
 the checkpoints, so a resumed run makes the same targets again. They are in temporary files, and are
 not kept for other runs.
@@ -20,28 +23,37 @@ Shapes: R rows, C latent channels, H and W latent rows and columns.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from families.family import Family
+from families.references import References
 from families.transfer import onto
 from inference.acceleration import with_fallback
-from inference.progress import Progress
 from trainer.learning.control import Control
 from trainer.learning.distributed import processes
 from trainer.learning.features import Captions
-from trainer.learning.loss import noisy
-from trainer.learning.mapped_tensors import Tensors
+from trainer.learning.preservation_targets import (
+    FIRST_EDIT_SEED,
+    FIRST_SEED,
+    FIRST_SUBJECT_SEED,
+    Advance,
+    Target,
+    generated,
+    predicted,
+)
 from trainer.learning.randomness import generator
-from trainer.learning.regularization import Kept, side_of
+from trainer.learning.references import velocity
+from trainer.learning.regularization import Kept
+from trainer.learning.samples import Sample, references_of
 from trainer.settings import (
     LEAST_IMAGES,
     SUBJECT_EVERY,
-    Extent,
     Settings,
     extent_of,
     first_step,
@@ -51,9 +63,7 @@ from trainer.settings import (
 log = logging.getLogger(__name__)
 
 PROMPTS = Path(__file__).parent / "preservation_prompts"
-FIRST_SEED, FIRST_SUBJECT_SEED, FIRST_KEPT_SEED = 900_000, 950_000, 970_000  # of images' noise
-WHAT = "images for preservation"
-Advance = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,21 +73,15 @@ class Prompts:
     others: tuple[str, ...] = ()
     subject: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()  # regularization images, whose prompts generate none
+    edits: tuple[tuple[str, References], ...] = ()  # instructions and what they edit
+
+    def __bool__(self) -> bool:
+        return bool(self.others or self.edits)
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Those of all kinds."""
+        """Those of all kinds, without the instructions of edits."""
         return (*self.others, *self.subject, *(each.prompt for each in self.kept))
-
-
-@dataclass(frozen=True)
-class Target:
-    """The model's answer at one step of one image."""
-
-    prompt: str
-    sigma: float
-    latents_CHW: Tensor  # noisy, float32, memory-mapped
-    velocity_CHW: Tensor
 
 
 def shipped_prompts(name: str) -> list[str]:
@@ -88,14 +92,18 @@ def shipped_prompts(name: str) -> list[str]:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def preservation_prompts(settings: Settings, kept: Sequence[Kept] = ()) -> Prompts:
+def preservation_prompts(
+    settings: Settings, kept: Sequence[Kept] = (), samples: Sequence[Sample] = ()
+) -> Prompts:
     """The user's own prompts, else those of the base model, with and without the subject.
 
     If there are more than images, those are used that spread evenly over the list. `kept` are the
-    regularization images, each in place of a generated one.
+    regularization images, each in place of a generated one; `samples` are those of a run on pairs.
     """
     if not settings.preserve:
         return Prompts()
+    if settings.pairs:
+        return _beside_pairs(settings, samples)
     own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
     shipped = shipped_prompts(settings.base.preservation_prompts)
     others, of_subject = sort_prompts(shipped, settings)
@@ -113,10 +121,32 @@ def preservation_prompts(settings: Settings, kept: Sequence[Kept] = ()) -> Promp
     )
 
 
-def _spread(prompts: Sequence[str], most: int) -> tuple[str, ...]:
-    """At most so many of the prompts, evenly over the list."""
-    count = min(most, len(prompts))
-    return tuple(prompts[number * len(prompts) // count] for number in range(count))
+def _beside_pairs(settings: Settings, samples: Sequence[Sample]) -> Prompts:
+    """Other instructions, each for the control images of a pair in turn, and prompts without any,
+    if the model generates from them, too."""
+    extent, name = extent_of(settings), settings.base.preservation_prompts
+    learned = {text.lower() for each in samples for text in each.captions}
+    own, _ = sort_prompts(settings.preserve_prompts, settings)
+    instructions, _ = sort_prompts(own or shipped_prompts(f"{name}_edits"), settings)
+    instructions = [each for each in instructions if each.lower() not in learned]
+    if len(instructions) < min(LEAST_IMAGES, extent.edits):
+        log.warning(
+            "preserve has little effect: %d of its instructions are neither captions of the "
+            "dataset nor mention the subject; give preserve_prompts",
+            len(instructions),
+        )
+    prompts, _ = sort_prompts(shipped_prompts(name), settings)
+    different = {each.digest: each for each in references_of(samples)}
+    chosen = _spread(instructions, extent.edits)
+    beside = _spread([*different.values()], len(chosen))
+    edits = [(text, beside[k % len(beside)]) for k, text in enumerate(chosen)]
+    return Prompts(_spread(prompts, extent.images - extent.edits), edits=tuple(edits))
+
+
+def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many of the items, evenly over the list."""
+    count = min(most, len(items))
+    return tuple(items[number * len(items) // count] for number in range(count))
 
 
 class Preservation:
@@ -140,6 +170,8 @@ class Preservation:
         self.control = control or Control()
         self.first_batch = first_step(settings) * settings.gradient_accumulation
         self.others = self._targets(prompts.others, FIRST_SEED, self.control.phase)
+        instructions, beside = [text for text, _ in prompts.edits], [k for _, k in prompts.edits]
+        self.others += self._targets(instructions, FIRST_EDIT_SEED, self.control.phase, beside)
         if prompts.kept:
             parts = captions, prompts.kept, self.extent, settings.batch_size
             self.others += with_fallback(family.transformer, lambda: predicted(family, *parts))
@@ -209,18 +241,28 @@ class Preservation:
 
         Of several processes, each has its part of the rows.
         """
-        family, rows = self.family, self._rows(number)
+        rows, alike = self._rows(number), dict[Hashable, list[Target]]()
         first = self.extent.rows * processes().process_index
-        targets = rows[first : first + self.extent.rows]
+        for row, each in enumerate(rows[first : first + self.extent.rows]):
+            # All processes must call a sharded model equally often.
+            alone = self.settings.pairs and self.family.storage.shard
+            alike.setdefault(row if alone else each.shapes, []).append(each)
+        of_all = [each.prompt for each in rows]
+        return torch.cat([self._errors(each, of_all) for each in alike.values()]).mean()
+
+    def _errors(self, targets: Sequence[Target], of_all: Sequence[str]) -> Tensor:
+        """The mean squared difference of each of these targets, which have the same shapes."""
         stacked = (
             torch.stack([each.latents_CHW for each in targets]),
             torch.tensor([each.sigma for each in targets]),
             torch.stack([each.velocity_CHW for each in targets]),
         )
-        latents_RCHW, sigma_R, wanted_RCHW = (onto(family.device, each) for each in stacked)
-        texts, of_all = ([each.prompt for each in some] for some in (targets, rows))
-        text = self.captions.features(texts, (), of_all)
-        return (family.velocity(latents_RCHW, sigma_R, text) - wanted_RCHW).square().mean()
+        latents_RCHW, sigma_R, wanted_RCHW = (onto(self.family.device, each) for each in stacked)
+        texts = [each.prompt for each in targets]
+        beside = [each.references for each in targets if each.references is not None]
+        text = self.captions.features(texts, beside, of_all)
+        found_RCHW = velocity(self.family, latents_RCHW, sigma_R, text, beside)
+        return (found_RCHW - wanted_RCHW).square().mean((1, 2, 3))
 
     def _rows(self, number: int) -> list[Target]:
         """The targets beside a batch, of all processes."""
@@ -232,69 +274,15 @@ class Preservation:
             found.append(of[int(torch.randint(len(of), (), generator=random))])
         return found
 
-    def _targets(self, prompts: Sequence[str], first_seed: int, advance: Advance) -> list[Target]:
-        batch_size = self.settings.batch_size
-        parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed
-        return with_fallback(self.family.transformer, lambda: generated(*parts, advance))
-
-
-@torch.no_grad()
-def generated(
-    family: Family,
-    captions: Captions,
-    prompts: Sequence[str],
-    extent: Extent,
-    batch_size: int,
-    first_seed: int = FIRST_SEED,
-    advance: Advance = lambda *_: None,
-) -> list[Target]:
-    """Generates an image of every prompt with the model as it is; returns all of their steps.
-
-    They are in the order of the images: which of them a row uses does not depend on the batch size.
-    `advance` is called with the phase, the number of images generated and their total.
-    """
-    side = side_of(family, extent.side)
-    sigmas = family.sigmas(extent.steps, side, side)
-    tensors, points = Tensors[int](WHAT), dict[int, tuple[str, float]]()
-    with Progress(total=len(prompts), desc=WHAT, unit="image") as progress:
-        for first in range(0, len(prompts), batch_size):
-            batch = prompts[first : first + batch_size]
-            text = captions.features(batch)
-            seeds = range(first_seed + first, first_seed + first + len(batch))
-            latents_RCHW = family.initial_noise(seeds, side, side)
-            for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-                sigma_R = sigma.expand(len(batch)).to(latents_RCHW)
-                velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
-                for row, prompt in enumerate(batch):
-                    place = (first + row) * extent.steps + step
-                    tensors.add(place, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-                    points[place] = prompt, float(sigma)
-                latents_RCHW = latents_RCHW + (following - sigma).to(latents_RCHW) * velocity_RCHW
-            progress.update(len(batch))
-            advance(WHAT, first + len(batch), len(prompts))
-    mapped = tensors.mapped()
-    return [Target(*points[place], *mapped[place]) for place in sorted(points)]
-
-
-@torch.no_grad()
-def predicted(
-    family: Family, captions: Captions, kept: Sequence[Kept], extent: Extent, batch_size: int
-) -> list[Target]:
-    """The model's answers on regularization images, with new noise at each step of generation."""
-    side = side_of(family, extent.side)
-    sigmas = family.sigmas(extent.steps, side, side)[:-1].tolist()
-    points = [(each, sigma) for each in kept for sigma in sigmas]
-    tensors = Tensors[int]("regularization images")
-    for first in range(0, len(points), batch_size):
-        images, levels = zip(*points[first : first + batch_size], strict=True)
-        seeds = range(FIRST_KEPT_SEED + first, FIRST_KEPT_SEED + first + len(images))
-        noise_RCHW = family.initial_noise(seeds, side, side)
-        clean_RCHW = torch.stack([each.latents_CHW for each in images]).to(noise_RCHW)
-        sigma_R = torch.tensor(levels).to(noise_RCHW)
-        latents_RCHW = noisy(clean_RCHW, noise_RCHW, sigma_R)
-        text = captions.features([each.prompt for each in images])
-        velocity_RCHW = family.velocity(latents_RCHW, sigma_R, text)
-        for row in range(len(images)):
-            tensors.add(first + row, torch.stack([latents_RCHW[row], velocity_RCHW[row]]))
-    mapped = tensors.mapped()
-    return [Target(k.prompt, sigma, *mapped[n]) for n, (k, sigma) in enumerate(points)]
+    def _targets(
+        self,
+        prompts: Sequence[str],
+        first_seed: int,
+        advance: Advance,
+        beside: Sequence[References] = (),
+    ) -> list[Target]:
+        if not prompts:
+            return []
+        batch_size = 1 if beside else self.settings.batch_size
+        parts = self.family, self.captions, prompts, self.extent, batch_size, first_seed, advance
+        return with_fallback(self.family.transformer, lambda: generated(*parts, beside))

@@ -50,7 +50,6 @@ def running_out(
     device: torch.device,
     mode: Mode,
     saver: Saver,
-    controls: int = 0,
 ) -> Iterator[None]:
     """Converts out-of-memory errors within the context to `RanOut`.
 
@@ -65,7 +64,7 @@ def running_out(
         log.warning("out of memory with the %s: %s", mode, str(error).partition("\n")[0])
         # The length of captions has little effect on the difference between modes. Compilation may
         # have failed, so plain blocks are counted.
-        counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
+        counted = figures_of(settings, TEXT_TOKENS, dtype)
         less = leaner(counted, mode, wishes_of(settings), usable(device))
         if less is None:
             raise RanOut(mode, None) from error
@@ -78,11 +77,10 @@ def running_out(
         raise RanOut(mode, changed) from error
 
 
-def fit(settings: Settings, family: Family, captions: Sequence[str], controls: int = 0) -> Choice:
+def fit(settings: Settings, family: Family, captions: Sequence[str]) -> Choice:
     """Chooses the memory mode of a run and logs the reason on one line.
 
     The main process chooses for all, by the least memory that any of them has.
-    controls: the most control images of one training image.
 
     Raises `QuantizationUnavailable` if the set quantization cannot run on this machine, and
     `TooLarge` if CPU memory does not suffice.
@@ -91,7 +89,7 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
         check_available(settings.quantize, family.device)
     gpus = sharing()
     if family.device.type == "cpu":
-        return by_main(lambda: _on_cpu(settings, family, gpus, controls))
+        return by_main(lambda: _on_cpu(settings, family, gpus))
     free = least_of_all(free_memory(family.device))
     # Processes of one machine have the same CPU memory.
     host = least_of_all(room_of(free_memory(torch.device("cpu"))) // processes_here())
@@ -100,7 +98,7 @@ def fit(settings: Settings, family: Family, captions: Sequence[str], controls: i
     tokens = min(longest, family.max_text_tokens)
 
     def chosen() -> Choice:
-        counted = figures_of(settings, tokens, family.dtype, compiled, controls)
+        counted = figures_of(settings, tokens, family.dtype, compiled)
         return _on_gpu(settings, family, counted, gpus, free, host)
 
     return by_main(chosen)
@@ -153,7 +151,7 @@ def is_merged(settings: Settings) -> bool:
     return settings.turbo_adapter != "none"
 
 
-def _on_cpu(settings: Settings, family: Family, gpus: int, controls: int) -> Choice:
+def _on_cpu(settings: Settings, family: Family, gpus: int) -> Choice:
     """The mode on a CPU, where models are small: only what the settings contain."""
     mode = mode_on_cpu(wishes_of(settings, gpus))
     text = "none" if settings.subject is not None or mode.shards > 1 else mode.quantize
@@ -161,7 +159,7 @@ def _on_cpu(settings: Settings, family: Family, gpus: int, controls: int) -> Cho
     choice = Choice(mode, text, 0, True, reason)
     log.info("memory: %s", choice.reason)
     _log_text_encoder(settings, choice)
-    check_cpu_memory(settings, mode, family.dtype, controls)
+    check_cpu_memory(settings, mode, family.dtype)
     return choice
 
 
@@ -172,7 +170,7 @@ def mode_on_cpu(wishes: Wishes) -> Mode:
     return Mode(quantize, float(wishes.checkpointing or 0), bool(wishes.offload), shards)
 
 
-def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype, controls: int = 0) -> None:
+def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype) -> None:
     """Raises `TooLarge` if a run on a CPU needs more memory than is free.
 
     Otherwise the system would kill the process. Counting takes a second, so it is skipped if an
@@ -183,11 +181,11 @@ def check_cpu_memory(settings: Settings, mode: Mode, dtype: torch.dtype, control
     parts = (family.transformer, family.text_encoder, family.vae)
     values = sum(each.numel() for part in parts for each in part.parameters())
     # Includes the optimizer's state and copies of the LoRA, which is smaller than the model.
-    pixels = edge**2 + controls * settings.base.reference_resolution**2
+    pixels = edge**2 + settings.pairs * settings.base.reference_resolution**2
     bound = 8 * 4 * values + _PIXEL_BYTES * settings.batch_size * pixels
     if bound < free:
         return
-    counted = figures_of(settings, TEXT_TOKENS, dtype, controls=controls)
+    counted = figures_of(settings, TEXT_TOKENS, dtype)
     need = counted.peak(mode)
     if need <= free:
         return
@@ -217,14 +215,9 @@ def figures_of(
     text_tokens: int,
     dtype: torch.dtype,
     compiled: bool = False,
-    controls: int = 0,
 ) -> Figures:
-    """The figures of a run at its largest resolution, with or without compiled blocks.
-
-    controls: as in `controls_counted`.
-    """
-    form, edge = settings.form, max(settings.resolutions)
-    controls = controls_counted(settings, controls)
+    """The figures of a run at its largest resolution, with or without compiled blocks."""
+    form, edge, controls = settings.form, max(settings.resolutions), settings.pairs
     encoded = settings.base.reference_resolution if controls else edge
     images = [
         Shape(form, max(1, BATCH_PIXELS // side**2), side, side, text_tokens)
@@ -252,12 +245,6 @@ def figures_of(
         full=settings.full,
         kept_copies=settings.keep_best + bool(settings.preserve),
     )
-
-
-def controls_counted(settings: Settings, controls: int) -> int:
-    """Control images of each training image: of the data, if it is known, else 0; at least those
-    in folders of their own, and one for a base that only edits."""
-    return max(controls, len(settings.controls), int(settings.base.needs_references))
 
 
 def preview_size(settings: Settings) -> tuple[int, int]:

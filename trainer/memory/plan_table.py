@@ -14,7 +14,6 @@ from families.vision_language import batch_on, bytes_needed
 from inference.acceleration import wanted_in_training
 from trainer.memory.fitting import (
     TEXT_TOKENS,
-    controls_counted,
     figures_of,
     is_merged,
     wishes_of,
@@ -38,20 +37,20 @@ _COMPILED = (
 )
 
 
-def describe_plan(settings: Settings, gpus: int = 1, controls: int = 0) -> str:
+def describe_plan(settings: Settings, gpus: int = 1) -> str:
     """The whole text: the run's numbers, and the mode that this machine would choose.
 
-    gpus: of each machine, with a process for each. controls: as in `figures_of`.
+    gpus: of each machine, with a process for each.
     """
-    counted = count(settings, controls)
+    counted = count(settings)
     lacking = "".join(f"\nThis run cannot start here: {line}" for line in missing_here(settings))
-    here = this_machine(settings, counted, gpus, controls)
-    return f"{table(settings, counted, gpus, controls)}\n\n{here}{lacking}"
+    here = this_machine(settings, counted, gpus)
+    return f"{table(settings, counted, gpus)}\n\n{here}{lacking}"
 
 
-def plan_data(settings: Settings, gpus: int = 1, controls: int = 0) -> dict[str, Any]:
+def plan_data(settings: Settings, gpus: int = 1) -> dict[str, Any]:
     """The plan in JSON types: bytes and seconds; the time of a mode that does not fit is null."""
-    counted, wishes = count(settings, controls), wishes_of(settings, gpus)
+    counted, wishes = count(settings), wishes_of(settings, gpus)
     chosen = {name: choose(counted, round(gpu.memory * 1e9), wishes) for name, gpu in GPUS.items()}
     device = default_device()
     here = None
@@ -68,7 +67,7 @@ def plan_data(settings: Settings, gpus: int = 1, controls: int = 0) -> dict[str,
         "batch_size": settings.batch_size,
         "resolution": max(settings.resolutions),
         "caption_tokens": TEXT_TOKENS,
-        "control_images": controls_counted(settings, controls),
+        "control_images": settings.pairs,
         "parameters": {
             "transformer": counted.block_weights + counted.other_weights,
             "text_encoder": counted.text_block_weights + counted.text_other_weights,
@@ -130,17 +129,17 @@ def _fits(counted: Figures, mode: Mode, gpu: Gpu) -> bool:
     return counted.peak(mode, KINDS[-1]) <= gpu.memory * 1e9 * (1 - RESERVE)
 
 
-def count(settings: Settings, controls: int = 0) -> Figures:
-    """The run's figures on a GPU, with captions of a typical length; controls: as `figures_of`."""
+def count(settings: Settings) -> Figures:
+    """The run's figures on a GPU, with captions of a typical length."""
     compiled = wanted_in_training(torch.device("cuda"))
-    return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled, controls)
+    return figures_of(settings, TEXT_TOKENS, torch.bfloat16, compiled)
 
 
-def table(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0) -> str:
+def table(settings: Settings, counted: Figures, gpus: int = 1) -> str:
     """The part that does not depend on this machine."""
     return "\n\n".join(
         [
-            _heading(settings, gpus, controls),
+            _heading(settings, gpus),
             _parts(counted),
             f"{_memory(counted, gpus)}\n{_host(counted, is_merged(settings), gpus)}",
             _seconds(counted, gpus),
@@ -151,7 +150,7 @@ def table(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0
     )
 
 
-def this_machine(settings: Settings, counted: Figures, gpus: int = 1, controls: int = 0) -> str:
+def this_machine(settings: Settings, counted: Figures, gpus: int = 1) -> str:
     """The mode that this machine would choose, and the reason."""
     device = default_device()
     if device.type == "cpu":
@@ -164,7 +163,7 @@ def this_machine(settings: Settings, counted: Figures, gpus: int = 1, controls: 
     return f"This machine would train with {choice.reason} free."
 
 
-def _heading(settings: Settings, gpus: int, controls: int) -> str:
+def _heading(settings: Settings, gpus: int) -> str:
     edge = max(settings.resolutions)
     subject = f"with {', '.join(settings.tokens)}" if settings.tokens else "without a placeholder"
     what = "full training" if settings.full else str(settings.form)
@@ -173,7 +172,7 @@ def _heading(settings: Settings, gpus: int, controls: int) -> str:
         f"{settings.optimizer}, batches of {settings.batch_size} at {edge} x {edge}, captions of "
         f"{TEXT_TOKENS} tokens{f', on each of {gpus} GPUs' * (gpus > 1)}"
     )
-    if controls := controls_counted(settings, controls):
+    if controls := settings.pairs:
         edge, several = settings.base.reference_resolution, "s" * (controls > 1)
         number = controls if several else "one"
         heading += f",\neach image with {number} control image{several} of {edge} x {edge}"
@@ -291,10 +290,15 @@ def _preservation(settings: Settings, counted: Figures) -> list[str]:
     rows = f"{extent.rows} row{'s' * (extent.rows > 1)} of that size in every "
     rows += "batch" if extent.every == 1 else "second batch"
     steps = counted.preservation.images / plain
+    edits = f", {extent.edits} of them edits of control images," if extent.edits else ""
+    begins = f"after {BEGINS:.0%} of the steps"
+    later, then = "\n", begins
+    if extent.subject_images:
+        later, then = f", and\n{extent.subject_images} of the subject {begins}, ", "from then on"
     return [
-        f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels in "
-        f"{extent.steps} steps before the first step, and\n{extent.subject_images} of the subject "
-        f"after {BEGINS:.0%} of the steps, take as long as {steps:.0f} steps; from then on\n"
+        f"Preservation: {extent.images} images of {extent.side} x {extent.side} pixels{edits} in "
+        f"{extent.steps} steps before the first step{later}"
+        f"take as long as {steps:.0f} steps; {then}\n"
         f"{rows}. Included above: a step takes {with_rows / plain - 1:.0%} longer on average."
     ]
 

@@ -8,7 +8,7 @@ from families.device import device_name
 from families.loading import default_device
 from families.memory import RESERVE, free_and_total
 from families.quantization import usable
-from trainer.memory.fitting import controls_counted, mode_on_cpu, preview_size, wishes_of
+from trainer.memory.fitting import mode_on_cpu, preview_size, wishes_of
 from trainer.memory.plan import Figures, Mode, choose, ladder_of
 from trainer.memory.plan_table import count
 from trainer.memory.speed import GPUS, step_seconds
@@ -25,14 +25,13 @@ class Plans:
         # With the number of images of preservation, which needs no other count.
         self._figures: dict[object, tuple[Figures, int]] = {}
 
-    def plan(self, settings: Settings, controls: int = 0) -> dict[str, Any]:
+    def plan(self, settings: Settings) -> dict[str, Any]:
         """Memory in each mode, time of a step and disk space, in JSON types.
 
-        controls: as in `figures_of`.
         fits, gpu_bytes and seconds_per_step are None without a GPU; the last also for a GPU whose
         speed is not known.
         """
-        counted, wishes = self._counted(settings, controls), wishes_of(settings)
+        counted, wishes = self._counted(settings), wishes_of(settings)
         device = default_device()
         fits, room, seconds, gpu_bytes = None, None, None, None
         if device.type == "cpu":
@@ -70,7 +69,7 @@ class Plans:
             "missing": missing_here(settings),
         }
 
-    def _counted(self, settings: Settings, controls: int) -> Figures:
+    def _counted(self, settings: Settings) -> Figures:
         extent = extent_of(settings) if settings.preserve else None
         images = extent.images + extent.subject_images if extent is not None else 0
         key = (
@@ -87,12 +86,12 @@ class Plans:
             settings.gradient_accumulation > 1,
             preview_size(settings) if settings.sample_prompts else None,
             extent and replace(extent, images=0, subject_images=0),
-            controls_counted(settings, controls),
+            settings.pairs,
         )
         if key not in self._figures:
             while len(self._figures) >= KEPT:
                 self._figures.pop(next(iter(self._figures)))
-            self._figures[key] = count(settings, controls), images
+            self._figures[key] = count(settings), images
         figures, counted = self._figures[key]
         if images == counted:
             return figures

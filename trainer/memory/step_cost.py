@@ -291,10 +291,19 @@ def preservation_load(
     if extent is None:
         return NO_PRESERVATION
     row = replace(step, batch_size=extent.rows, width=extent.side, height=extent.side)
-    count = extent.images + extent.subject_images
-    images = count * extent.steps * velocity_load(family, row).flops
-    share = (1 - BEGINS) / extent.every
-    return PreservationLoad(step_loads(family, targets, row, full), share, images)
+    kinds = [(row, extent.edit_share), (replace(row, references=0), 1 - extent.edit_share)]
+    kinds = [(each, share) for each, share in kinds if share]
+    passes = sum(share * velocity_load(family, each).flops for each, share in kinds)
+    loads = [step_loads(family, targets, each, full) for each, _ in kinds]
+    rows = [_mean(each, [share for _, share in kinds]) for each in zip(*loads, strict=True)]
+    images = round((extent.images + extent.subject_images) * extent.steps * passes)
+    return PreservationLoad(rows, (1 - BEGINS) / extent.every, images)
+
+
+def _mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:
+    """The memory of the first, which is the largest, and the mean of the FLOPs."""
+    flops = (load.flops * share for load, share in zip(loads, shares, strict=True))
+    return replace(loads[0], flops=round(sum(flops)))
 
 
 @torch.no_grad()

@@ -56,9 +56,9 @@ BATCHES = 4  # at most, so that the measurement takes as long as 11 steps of a r
 POINTS = 4  # of Euler's method without guidance: sigma 1, 0.75, 0.5 and 0.25
 
 
-def drift_prompts(settings: Settings, pairs: bool = False) -> list[str]:
-    """The prompts to measure drift with: none contains the subject. pairs: of a run on pairs."""
-    prompts = EDITS if pairs else PROMPTS[settings.base.preservation_prompts]
+def drift_prompts(settings: Settings) -> list[str]:
+    """The prompts to measure drift with: none contains the subject."""
+    prompts = EDITS if settings.pairs else PROMPTS[settings.base.preservation_prompts]
     usable, _ = sort_prompts(prompts, settings)
     return usable[: BATCHES * settings.batch_size]
 

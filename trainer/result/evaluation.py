@@ -130,7 +130,7 @@ def check_model(loop: Loop, curves: Curves, examples: Sequence[Example]) -> list
     Raises an out-of-memory error then, since the others would wait for this process.
     """
     shared, lora = loop.family.storage.shard, loop.lora
-    prompts = drift_prompts(loop.settings, pairs=any(each.controls for each in examples))
+    prompts = drift_prompts(loop.settings)
 
     def fit() -> CheckResult:
         return result_checks.loss_fell(measure_fit(loop))
@@ -310,8 +310,8 @@ def _compare_images(outcome: Outcome, found: list[CheckResult]) -> None:
     def controls(number: int) -> list[Image.Image]:
         return [each.image(None) for each in pair_of(number, outcome.examples).controls]
 
-    if outcome.examples[0].controls and prompt == WITHOUT_SUBJECT:
-        prompt = drift_prompts(settings, pairs=True)[0]
+    if settings.pairs and prompt == WITHOUT_SUBJECT:
+        prompt = drift_prompts(settings)[0]
     neutral = replace(first, prompt=prompt)
 
     # First the base, then with the LoRA.

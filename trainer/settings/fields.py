@@ -60,6 +60,8 @@ class Settings(TrainingInputs):
     subjects: tuple[str, ...]  # TOKEN or TOKEN=FOLDER; empty: the usual one, placeholder_token
     preserve: float  # weight of the rows' loss; 0: off
     preserve_prompts: tuple[str, ...]  # the user's own; empty: those that come with the base
+    # Control images of each training image, at most; 0: no pairs (`for_pairs`).
+    pairs: Annotated[int, Field(exclude=True)] = 0
     seed: int
     seed_is_random: bool  # not given; a resumed run uses its checkpoint's
     sample_prompts: tuple[str, ...]
@@ -214,7 +216,8 @@ def resolve(inputs: TrainingInputs) -> Settings:
             [each.token for each in subjects],
         )
         validation_images = _count(inputs.validation_images)
-        preserve = weight_of(inputs.preserve, base, subject)
+        # Without token and trigger word, the images of all prompts are to change.
+        preserve = weight_of(inputs.preserve, base.preservation if subject else 0.0)
         preserve_prompts = parts_of(inputs.preserve_prompts, "\n")
         if inputs.preserve_prompts is not None and not preserve_prompts:
             raise ValueError(
@@ -262,7 +265,7 @@ def resolve(inputs: TrainingInputs) -> Settings:
         **{name: getattr(inputs, name) for name in _UNCHANGED},
     )
     if base.needs_references or (base.most_references and settings.controls):
-        settings = for_pairs(settings)
+        settings = for_pairs(settings, max(1, len(settings.controls)))
     if wrong := faults(settings):
         raise SettingsError("; ".join(wrong))
     return settings

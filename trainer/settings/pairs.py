@@ -3,26 +3,28 @@
 from typing import TYPE_CHECKING
 
 from trainer.settings.inputs import SettingsError
+from trainer.settings.preservation import sort_prompts, weight_of
 
 if TYPE_CHECKING:
     from trainer.settings.fields import Settings
 
 
-def for_pairs(settings: "Settings") -> "Settings":
-    """The settings of a run on pairs. Raises SettingsError for those that only fit single images.
+WEIGHT = 2.0  # of `preserve: auto`, relative to single images (docs/preservation.md, Pairs)
+
+
+def for_pairs(settings: "Settings", controls: int) -> "Settings":
+    """The settings of a run on pairs; `controls` is the most control images of a training image.
 
     Captions are not dropped by default: without the instruction an edit has no one answer.
-    `preserve: auto` is off: it generates images of prompts alone, and what would preserve edits is
-    not known.
+    `preserve: auto` is on without a token, too: the instruction says when the edit is asked for.
+    Raises SettingsError for settings that only fit single images.
     """
     given, found = settings.given, []
-    if settings.preserve and str(given.preserve).strip().lower() not in ("", "auto", "none"):
+    preserve = weight_of(given.preserve, WEIGHT * settings.base.preservation)
+    if preserve and sort_prompts(settings.preserve_prompts, settings)[1]:
         found.append(
-            f"preserve is {given.preserve}, which keeps images of prompts without control images; "
-            "for pairs it is not supported: set it to off"
+            "preserve_prompts mention the subject; for pairs, give instructions for other edits"
         )
-    if settings.preserve_prompts:
-        found.append("preserve_prompts are not used for pairs; remove them")
     if settings.autocaption:
         found.append(
             f"autocaption is {settings.autocaption}, which describes images, but the caption of a "
@@ -31,4 +33,5 @@ def for_pairs(settings: "Settings") -> "Settings":
     if found:
         raise SettingsError("; ".join(found))
     dropout = settings.caption_dropout if given.caption_dropout is not None else 0.0
-    return settings.replace(preserve=0.0, caption_dropout=dropout)
+    controls = max(controls, settings.pairs)
+    return settings.replace(pairs=controls, preserve=preserve, caption_dropout=dropout)

@@ -3,6 +3,7 @@
 What preservation is: `trainer.learning.preservation`.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,7 +15,6 @@ from trainer.settings.inputs import INPUTS
 from trainer.settings.subject_marks import NO_SUBJECT, TRIGGER_MARK, marks_in
 
 if TYPE_CHECKING:
-    from families.base import Base
     from trainer.settings.fields import Settings
 
 # What a LoRA changes at one size it changes at another, and a pass at 512 pixels costs a quarter
@@ -25,6 +25,7 @@ MOST_IMAGES = {True: 128, False: 64}  # of other prompts, by `Base.distilled`
 MOST_REGULARIZATION = max(MOST_IMAGES.values()) // 2
 SUBJECT_IMAGES = 3 / 8  # images of the subject, relative to those of other prompts
 LEAST_IMAGES = 8  # of other prompts
+EDITS = 1 / 2  # share of edits in a run on pairs, if the model also generates from text alone
 ROWS = 1 / 2  # beside a batch, relative to it
 SUBJECT_EVERY = 4  # one in so many rows is one of the subject
 # The rows begin when the model has learned enough of the subject to generate images of it.
@@ -43,20 +44,24 @@ MUST_BE = "it must be auto, off, or a number above 0 and at most 10"
 class Extent:
     """The images that a run generates for preservation, and its rows beside a batch."""
 
-    side: int  # pixels
+    side: int  # pixels; of an edit, edge of the square with as many
     images: int  # of other prompts, before the first step
     subject_images: int  # when the rows begin
     steps: int  # of each image
     rows: int
     every: int  # batches between two with rows; their weight is multiplied by it
+    edits: int  # those of the images that are edits of the dataset's control images
+
+    @property
+    def edit_share(self) -> float:
+        """The share of the images and rows that are edits."""
+        return self.edits / self.images
 
 
 def extent_of(settings: "Settings") -> Extent:
     """The extent of a run's preservation, if it is not off."""
     base, batch = settings.base, settings.batch_size
-    side = min(max(settings.resolutions), MAX_RESOLUTION)
-    pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
-    size = side**2 / pixels  # of a row, relative to a training image
+    side, size, edits = _side(settings), row_size(settings), _edit_share(settings)
     rows = max(1, round(batch * ROWS))
     every = 1 if rows * size <= ROWS_SHARE * batch else 2
     share = SHARE - (1 - BEGINS) * rows * size / (batch * every)
@@ -64,16 +69,36 @@ def extent_of(settings: "Settings") -> Extent:
     trained = (settings.steps or base.training_steps.least) * batch * settings.gradient_accumulation
     affordable = int(share * 2 * trained / (size * steps * (1 + SUBJECT_IMAGES)))
     images = min(MOST_IMAGES[base.distilled], max(LEAST_IMAGES, affordable))
-    of_subject = round(images * SUBJECT_IMAGES) if subject_words(settings) else 0
+    of_subject = round(images * SUBJECT_IMAGES) if subject_words(settings) and not edits else 0
     own_others, own_subject = sort_prompts(settings.preserve_prompts, settings)
+    if own_others:  # of pairs these are instructions, beside which the share of edits is the same
+        images = min(images, int(len(own_others) / (edits or 1)))
     return Extent(
         side=side,
-        images=min(images, len(own_others) or images),
+        images=images,
         subject_images=min(of_subject, len(own_subject) or of_subject),
         steps=steps,
         rows=rows,
         every=every,
+        edits=math.ceil(images * edits),
     )
+
+
+def row_size(settings: "Settings") -> float:
+    """The cost of a row, relative to a training image, each with its control images."""
+    pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
+    beside = settings.pairs * settings.base.reference_resolution**2
+    return (_side(settings) ** 2 + _edit_share(settings) * beside) / (pixels + beside)
+
+
+def _side(settings: "Settings") -> int:
+    return min(max(settings.resolutions), MAX_RESOLUTION)
+
+
+def _edit_share(settings: "Settings") -> float:
+    if not settings.pairs:
+        return 0.0
+    return 1.0 if settings.base.needs_references else EDITS
 
 
 def most_regularization(settings: "Settings") -> int:
@@ -87,16 +112,13 @@ def first_step(settings: "Settings") -> int:
     return int(BEGINS * settings.steps)
 
 
-def weight_of(given: float | str | bool | None, base: "Base", subject: str | None) -> float:
-    """Parses `preserve`; 0 is off. Raises ValueError.
-
-    `auto` is off without token and trigger word: then the images of all prompts are to change.
-    """
+def weight_of(given: float | str | bool | None, auto: float) -> float:
+    """Parses `preserve`; 0 is off. Raises ValueError."""
     text = "auto" if given is None else str(given).strip().lower()
     if text in ("off", "false"):  # YAML reads `off` as false
         return 0.0
     if text in ("", "auto"):
-        return base.preservation if subject else 0.0
+        return auto
     try:
         weight = float(text)
     except ValueError:

@@ -6,7 +6,7 @@ apply only to requests to a server.
 
 from inference.request import Request, work
 from trainer.settings.fields import Settings
-from trainer.settings.preservation import BEGINS, extent_of
+from trainer.settings.preservation import BEGINS, extent_of, row_size
 
 # Limits of one request, in images of the base's default resolution. Trained: samples of all steps;
 # 20,000 steps of 8 are 160,000, 14 hours of Z-Image on an H100. Previewed: passes through the
@@ -64,8 +64,7 @@ def _preservation(settings: Settings) -> float:
     if not settings.preserve:
         return 1.0
     extent = extent_of(settings)
-    pixels = sum(edge**2 for edge in settings.resolutions) / len(settings.resolutions)
-    rows = extent.rows * extent.side**2 / (settings.batch_size * pixels * extent.every)
+    rows = extent.rows * row_size(settings) / (settings.batch_size * extent.every)
     return 1 + (1 - BEGINS) * rows
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -25,24 +26,23 @@ from PIL import Image
 from adapters.archive import Archive, read_archive
 from inference.engine import Engine
 from inference.request import Request
-from lab.experiments.measures import adherence, subject_scores
+from lab.experiments.measures import adherence, bleed, fully_right, subject_scores
 from lab.experiments.prompts import FIRST_SEED, Prompt, free_prompts, subject_prompts
 from lab.experiments.several_subjects.study import means
 from lab.experiments.table import Table
 from miniature.drawing import grid, render
 from miniature.edits import sample_edit
-from miniature.judge import load_judge
 from miniature.qwen.evaluate import small
 from miniature.qwen.models import PIXELS
 from miniature.world import Scene, caption, sample_scene, subject_scene
 from trainer.run import train
+from trainer.settings import preservation
 from trainer.settings.fields import resolve
 from trainer.settings.inputs import TrainingInputs
 
 BASE, SUBJECT, TOKEN, SEED = "miniature-qwen", "robot", "<zwx>", 1
 INSTRUCTION = f"turn it into {TOKEN}"
 IMAGES, SHOWN = 16, 12
-BLEED = 0.6  # likeness above which an image shows the subject
 TABLE, ROOT = Path(__file__).with_name("results.jsonl"), Path(__file__).parents[3]
 STRIPS = ROOT / "outputs" / "editing_study"
 
@@ -98,10 +98,21 @@ WAYS: dict[str, tuple[Callable[[Path], None] | None, dict[str, Any]]] = {
         subject_images,
         {"learning_rate": 6e-3, "preserve": "off"},
     ),
+    "pairs, preserve: off": (pairs, {"preserve": "off"}),
+    "pairs, preserve: off, learning_rate: 6e-3": (
+        pairs,
+        {"learning_rate": 6e-3, "preserve": "off"},
+    ),
+    "pairs, preserve: off, learning_rate: 2e-3": (
+        pairs,
+        {"learning_rate": 2e-3, "preserve": "off"},
+    ),
     "pairs": (pairs, {}),
-    "pairs, learning_rate: 6e-3": (pairs, {"learning_rate": 6e-3}),
-    "pairs, learning_rate: 2e-3": (pairs, {"learning_rate": 2e-3}),
+    "pairs, preserve: 0.5": (pairs, {"preserve": 0.5}),
+    "pairs, preserve: 0.5, all rows are edits": (pairs, {"preserve": 0.5}),
+    "pairs, preserve: 2": (pairs, {"preserve": 2.0}),
 }
+EDIT_SHARES = {"pairs, preserve: 0.5, all rows are edits": 1.0}  # else that of the trainer
 
 
 def trained(way: str) -> Archive | None:
@@ -113,7 +124,9 @@ def trained(way: str) -> Archive | None:
         make(Path(folder) / "data")
         given: dict[str, Any] = {"dataset": Path(folder) / "data", "output_dir": Path(folder) / "o"}
         given |= {"base_model": BASE, "seed": SEED, "sample_prompts": (), "validation_every": 0}
-        return read_archive(train(resolve(TrainingInputs(**given | settings))))
+        share = EDIT_SHARES.get(way, preservation.EDITS)
+        with patch.object(preservation, "EDITS", share):
+            return read_archive(train(resolve(TrainingInputs(**given | settings))))
 
 
 class Measures:
@@ -165,31 +178,23 @@ class Measures:
             row["likeness"] = subject_scores(images, self.prompts, SUBJECT)
             shown += images[:SHOWN]
         others = self.images(archive, self.free)
-        row["other prompts right"] = _whole(others, self.free)
-        likeness = subject_scores(others, self.free, SUBJECT)
-        row["bleed"] = [float(each > BLEED) for each in likeness]
+        row["other prompts right"] = fully_right(others, self.free)
+        row["bleed"] = bleed(others, self.free, SUBJECT)
         references = [render(each.reference, PIXELS) for each in self.edits]
         prompts = [
             Prompt(each.instruction, each.asked, i, each.target)
             for i, each in enumerate(self.edits)
         ]
         edited = self.images(archive, prompts, references)
-        row["other edits right"] = _whole(edited, prompts)
+        row["other edits right"] = fully_right(edited, prompts)
         STRIPS.mkdir(parents=True, exist_ok=True)
         grid(small(shown + others[:SHOWN] + edited[:SHOWN]), SHOWN).save(STRIPS / f"{way}.png")
         return row
 
 
-def _whole(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-    """1 where everything that was asked for is seen."""
-    scores = adherence(images, prompts)
-    return [float(a == b) for a, b in zip(scores["right"], scores["asked"], strict=True)]
-
-
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    load_judge()
     table, measures = Table(TABLE), Measures()
     for way in WAYS:
         if not table.find(way=way, seed=SEED):

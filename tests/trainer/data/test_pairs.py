@@ -172,9 +172,7 @@ def test_a_list_and_folders_in_other_places(tmp_path: Path) -> None:
         ({"base_model": "z-image", "controls": "x"}, "z-image does not edit images"),
         ({"controls": "a,b,c,d"}, "names 4 folders; qwen-image-edit-2511 takes at most 3"),
         ({"controls": "imgs"}, "controls is the dataset itself"),
-        ({"preserve": 0.5}, "preserve is 0.5, .* for pairs it is not supported: set it to off"),
-        ({"preserve_prompts": ["a cat"]}, "preserve_prompts are not used for pairs"),
-        ({"base_model": "qwen-image-2.1", "controls": "x", "preserve": 0.5}, "for pairs it is not"),
+        ({"preserve_prompts": ["add a hat", "make TOK red"]}, "give instructions for other edits"),
         ({"autocaption": "style"}, "the caption of a pair is the instruction for the edit"),
     ],
 )
@@ -186,9 +184,12 @@ def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], said: str) 
 
 def test_defaults_of_pairs() -> None:
     plain = resolve(TrainingInputs(dataset="imgs", base_model="qwen-image-edit-2511"))
-    assert (plain.preserve, plain.caption_dropout) == (0, 0)
+    assert (plain.preserve, plain.caption_dropout) == (1, 0)
     given = {"base_model": "qwen-image-edit-2509", "caption_dropout": 0.1, "preserve": "off"}
-    assert resolve(TrainingInputs(dataset="imgs", **given)).caption_dropout == 0.1
+    changed = resolve(TrainingInputs(dataset="imgs", **given))
+    assert (changed.preserve, changed.caption_dropout) == (0, 0.1)
+    no_token = {"train_placeholder_token": False, "base_model": "qwen-image-edit-2509"}
+    assert resolve(TrainingInputs(dataset="imgs", **no_token)).preserve == 1
 
 
 def test_a_model_that_does_not_edit_says_that_control_images_are_ignored(

@@ -14,7 +14,7 @@ import torch
 from dataset_files import encoded, make_folder
 from launching import LAUNCH, launch, run_of, shares, state, train
 from PIL import Image
-from vault.models import write_qwen_image_edit
+from vault.models import write_qwen_image_21
 
 from adapters.archive import read_archive
 from trainer.learning import check_launch
@@ -151,12 +151,9 @@ def test_other_forms_are_trained_by_two_processes_as_by_one(
 
 # Runs `python -m trainer` with small reference images.
 SMALL_REFERENCES = """
-from dataclasses import replace
 from families.base import Base
-from families.models.qwen_image import QwenImage
 from trainer.__main__ import main
 
-QwenImage.reference_format = replace(QwenImage.reference_format, seen_pixels=84**2)
 Base.reference_resolution = 64
 main()
 """
@@ -166,7 +163,8 @@ main()
 def test_two_processes_train_pairs_as_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With and without sharding, where not every process sees a token in every step."""
+    """With and without sharding, where not every process sees a token in every step, and where rows
+    of preservation are edits in one and prompts alone in another."""
     files = {}
     for number in range(4):
         for kind, levels in (("target", number), ("control", number % 2 + 9)):
@@ -174,7 +172,7 @@ def test_two_processes_train_pairs_as_one_does(
             files[f"{kind}/{number}.png"] = encoded(Image.fromarray(pixels))
         files[f"target/{number}.txt"] = b"put TOK there" if number % 2 else b"make it night"
     pairs = make_folder(tmp_path / "pairs", files)
-    vault = write_qwen_image_edit(tmp_path / "vault")
+    vault = write_qwen_image_21(tmp_path / "vault")
     program = tmp_path / "small.py"
     program.write_text(SMALL_REFERENCES)
     monkeypatch.setattr(sys.modules["launching"], "PROGRAM", (str(program),))
@@ -183,8 +181,9 @@ def test_two_processes_train_pairs_as_one_does(
         folder = tmp_path / name
         folder.mkdir()
         changes = {"batch_size": size, "seed": 5, "validation_every": 1, "caption_dropout": 0}
+        changes |= {"preserve": "auto", "turbo_adapter": "none"}
         changes |= {"shard": True} if name == "sharded" else {}
-        base = "--base_model", "qwen-image-edit-2511"
+        base = "--base_model", "qwen-image-2.1"
         prompts = "--sample_prompts", "put <zwx> there", "--sample_every", "2"
         done = launch(launcher, folder, pairs, vault, *base, *prompts, **changes)
         assert done.returncode == 0, done.stderr

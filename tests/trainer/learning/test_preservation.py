@@ -24,10 +24,10 @@ from trainer.learning.loop import Loop
 from trainer.learning.preservation import (
     Preservation,
     Prompts,
-    generated,
     preservation_prompts,
     shipped_prompts,
 )
+from trainer.learning.preservation_targets import generated
 from trainer.learning.resume import read_resume
 from trainer.memory.fitting import figures_of
 from trainer.memory.plan import Mode

@@ -28,7 +28,7 @@ def test_a_plan_has_the_figures_of_the_command_and_counts_them_once(
     counted: list[Settings] = []
     known, _ = next(iter(page._figures.values()))
 
-    def count(each: Settings, controls: int) -> Figures:
+    def count(each: Settings) -> Figures:
         counted.append(each)
         return known
 
@@ -41,7 +41,7 @@ def test_a_plan_has_the_figures_of_the_command_and_counts_them_once(
     for number, changes in enumerate([*others, {"batch_size": 2}], start=1):
         page.plan(small(base_model="miniature-turbo", **changes))
         assert len(counted) == number, changes
-    page.plan(settings, controls=1)
+    page.plan(settings.replace(pairs=1))
     assert len(counted) == 5
 
 

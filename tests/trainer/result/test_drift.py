@@ -7,7 +7,7 @@ from loops import make_loop
 
 from trainer.learning import Captions
 from trainer.learning.preservation import shipped_prompts
-from trainer.result.drift import PROMPTS, drift_prompts, velocity_drift
+from trainer.result.drift import EDITS, PROMPTS, drift_prompts, velocity_drift
 from trainer.settings.fields import Settings
 
 
@@ -15,6 +15,7 @@ from trainer.settings.fields import Settings
 def test_no_prompt_of_drift_is_trained_on_by_preservation(name: str) -> None:
     assert len(set(PROMPTS[name])) == 8
     assert not set(PROMPTS[name]) & set(shipped_prompts(name))
+    assert not set(EDITS) & set(shipped_prompts(f"{name}_edits"))
 
 
 def test_the_prompts_of_drift_are_bounded_and_without_the_subject(

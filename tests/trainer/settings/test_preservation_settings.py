@@ -17,6 +17,7 @@ from trainer.learning.preservation import (
 from trainer.settings import BEGINS, extent_of, sort_prompts
 from trainer.settings.fields import Settings, SettingsError, resolve
 from trainer.settings.inputs import TrainingInputs
+from trainer.settings.preservation import row_size
 from trainer.settings.request_cost import too_much
 
 
@@ -84,15 +85,15 @@ def test_a_yaml_file_may_say_off_as_yaml_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),  # edge, images, of the subject, steps, rows, batches between two with rows
+    ("given", "wanted"),  # side, images, of the subject, steps, rows, every, edits
     [
-        ({"base": "z-image-turbo", "steps": 1000}, (512, 128, 48, 8, 1, 1)),
-        ({"base": "z-image-turbo", "steps": 1000, "resolution": 512}, (512, 36, 14, 8, 1, 2)),
-        ({"base": "qwen-image", "steps": 1000}, (512, 64, 24, 12, 1, 1)),
-        ({"base": "miniature-turbo", "steps": 500}, (64, 128, 48, 8, 4, 1)),
-        ({"base": "miniature-turbo", "steps": 1, "batch_size": 1}, (64, 8, 3, 8, 1, 2)),
-        ({"base": "miniature-turbo", "preserve_prompts": "a\nb"}, (64, 2, 48, 8, 4, 1)),
-        ({"base": "miniature-turbo", "preserve_prompts": "a\nTOK"}, (64, 1, 1, 8, 4, 1)),
+        ({"base": "z-image-turbo", "steps": 1000}, (512, 128, 48, 8, 1, 1, 0)),
+        ({"base": "z-image-turbo", "steps": 1000, "resolution": 512}, (512, 36, 14, 8, 1, 2, 0)),
+        ({"base": "qwen-image", "steps": 1000}, (512, 64, 24, 12, 1, 1, 0)),
+        ({"base": "miniature-turbo", "steps": 500}, (64, 128, 48, 8, 4, 1, 0)),
+        ({"base": "miniature-turbo", "steps": 1, "batch_size": 1}, (64, 8, 3, 8, 1, 2, 0)),
+        ({"base": "miniature-turbo", "preserve_prompts": "a\nb"}, (64, 2, 48, 8, 4, 1, 0)),
+        ({"base": "miniature-turbo", "preserve_prompts": "a\nTOK"}, (64, 1, 1, 8, 4, 1, 0)),
         (
             {
                 "base": "miniature-turbo",
@@ -100,8 +101,10 @@ def test_a_yaml_file_may_say_off_as_yaml_reads_it(tmp_path: Path) -> None:
                 "preserve": 1,
                 "train_placeholder_token": False,
             },
-            (64, 128, 0, 8, 4, 1),
+            (64, 128, 0, 8, 4, 1, 0),
         ),
+        ({"base": "qwen-image-edit-2511", "steps": 2000}, (512, 64, 0, 12, 1, 2, 64)),
+        ({"base": "qwen-image-2.1", "steps": 2000, "controls": "x"}, (512, 64, 0, 12, 1, 1, 32)),
     ],
     ids=str,
 )
@@ -112,7 +115,7 @@ def test_a_run_takes_at_most_six_tenths_longer(
     settings = settings_of(**given)
     extent = extent_of(settings)
     assert astuple(extent) == wanted
-    size = (extent.side / max(settings.resolutions)) ** 2
+    size = row_size(settings)
     rows = extent.rows * size / extent.every / settings.batch_size
     trained = settings.steps * settings.batch_size
     assert rows <= 0.5
@@ -141,6 +144,10 @@ def test_every_base_has_varied_prompts_without_and_with_the_subject(base: str) -
     assert (len(others), len(of_subject)) == (128, 48)
     assert not any(word in each for each in others for word in ("TOK", "<", "["))
     assert all(each.count("<zwx>") == 1 and "TOK" not in each for each in of_subject)
+    if BASES[base].most_references:
+        edits = shipped_prompts(f"{BASES[base].preservation_prompts}_edits")
+        assert len({*edits}) == len(edits) >= 64  # as many as a run uses
+        assert sort_prompts(edits, settings_of(base)) == (edits, [])
 
 
 def test_the_prompts_are_in_the_wheel() -> None:

@@ -48,7 +48,8 @@ def caption_findings(
     own += f", {folder} with the name of their folder" if folder else ""
     names = f": {listed(default)}" if len(default) < len(captions) else ""
     rest = f", {len(default)} use {use}{names}" if default else ""
-    yield Finding(f"{len(captions)} images: {own}{rest}", level=logging.INFO)
+    images = f"{len(captions)} image{'s' * (len(captions) != 1)}"
+    yield Finding(f"{images}: {own}{rest}", level=logging.INFO)
     empty = sorted(name for name, each in read.items() if not each.text)
     if empty:
         text = f"empty caption files, {use} is used instead"

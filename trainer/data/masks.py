@@ -55,7 +55,7 @@ def with_masks(examples: Sequence[Example], source: str, check: bool = True) -> 
         text = f"masks are not used: {count}, and these have none"
         return Masked(bare, [], [Finding.of_all(text, missing, check="no-mask")])
     problems = list(_file_problems(examples)) if check else []
-    text = f"masks are used: all {len(examples)} images have one. {_effect('What is black')}"
+    text = f"masks are used: every image has one. {_effect('What is black')}"
     return Masked([*examples], problems, [Finding(text, level=logging.INFO)])
 
 

@@ -6,9 +6,10 @@ predictions on them (`trainer.learning.regularization`).
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from trainer.data.auxiliary_images import REGULARIZATION, Group
+from trainer.data.auxiliary_images import REGULARIZATION, Group, auxiliary
 from trainer.data.captions import choose_captions
 from trainer.data.example import Example
 from trainer.data.findings import Finding
@@ -38,7 +39,7 @@ def regularization(
     table's, or the name of a folder such as `1_woman`; empty without one.
     """
     folders = [group for group in groups if group.kind == REGULARIZATION]
-    names = [n for group in folders for n in group.names if is_image(n, files[n])]
+    names = [n for group in folders for n in _of_class(group) if is_image(n, files[n])]
     if not most or not names:
         return Regularization([], [], [])
     chosen = [names[k * len(names) // min(most, len(names))] for k in range(min(most, len(names)))]
@@ -69,3 +70,11 @@ def regularization(
             )
         )
     return Regularization(examples, captions.problems, notes)
+
+
+def _of_class(group: Group) -> list[str]:
+    """The group's images without the masks, control images and the like among them."""
+    inside = {str(PurePosixPath(name).relative_to(group.folder)): name for name in group.names}
+    groups = auxiliary(inside, inside)
+    others = {inside[n] for each in groups if each.kind != REGULARIZATION for n in each.names}
+    return [name for name in group.names if name not in others]

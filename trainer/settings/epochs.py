@@ -49,7 +49,7 @@ def in_steps(
             "steps; add images, or set steps"
         )
     log.info(
-        "epochs of %g steps (%d images in %d buckets): %s",
+        "epochs of %g steps (images: %d, buckets: %d): %s",
         *(each, sum(buckets), len(buckets)),
         ", ".join(f"{name} {found[name]} for {epochs[name]:g} epochs" for name in found),
     )

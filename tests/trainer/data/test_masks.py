@@ -48,7 +48,7 @@ def test_masks_of_all_images_are_used_and_said(
         "b.png": "masks/b.png",
     }
     assert found["b.png"].mask_image().getpixel((3, 3)) == 255
-    assert "masks are used: all 2 images have one. What is black has 10% of its" in said.text
+    assert "masks are used: every image has one. What is black has 10% of its" in said.text
     unused = "masks/b_bg_mask.png, masks/none.png, a-mask-inverted.png, a_face_mask.png"
     assert f"say that white is not the subject: {unused}" in said.text
     assert "ignored" not in said.text

@@ -40,6 +40,7 @@ def test_they_are_read_with_their_own_captions_and_are_no_training_images(
 ) -> None:
     caplog.set_level(logging.INFO)
     more = {"reg/a.png": picture(), "reg/a.txt": b"a man", "reg/b.png": picture()[:50]}
+    more |= dict.fromkeys(("reg/a_mask.png", "reg/1_person/control/0.png"), picture())
     settings = small(**TINY, dataset=with_reg(tmp_path, PERSON | more), steps=500)
     examples, kept = reg_of(settings)
     assert [each.name for each in examples] == [f"{k}.png" for k in range(4)]
@@ -51,7 +52,7 @@ def test_they_are_read_with_their_own_captions_and_are_no_training_images(
     for off in ({"regularization": "off"}, {"preserve": "off"}):
         caplog.clear()
         assert reg_of(small(**TINY | {"dataset": tmp_path} | off))[1] == []
-        assert "reg/ is ignored (14 images)" in caplog.text
+        assert "reg/ is ignored (16 images)" in caplog.text
 
 
 def test_the_model_is_asked_for_the_bases_velocities_on_them(

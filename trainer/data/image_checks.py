@@ -131,11 +131,11 @@ def upscaled(examples: Sequence[Example], resolution: int, multiple: int) -> Ite
     enlarged = [each for each in factors if UPSCALING_WORTH_A_WARNING < each[0] < FAR_TOO_SMALL]
     smaller = f"smaller than resolution {resolution} and"
     for few, consequence in (
-        (far, f"far {smaller} have almost no detail to learn; remove them"),
-        (enlarged, f"{smaller} are upscaled, so the result may look soft"),
+        (far, f"far {smaller} have almost no detail to learn; remove them, or"),
+        (enlarged, f"{smaller} upscaled, so the result may look soft;"),
     ):
         if few:
-            beside = f"{consequence}, use larger images or a lower resolution"
+            beside = f"{consequence} use larger images or a lower resolution"
             shown = listed([f"{e.name} ({e.width}x{e.height}, {f:.2f}x)" for f, e in few])
             yield Finding(
                 f"{len(few)} of {len(examples)} images are {beside}: {shown}",

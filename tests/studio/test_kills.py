@@ -102,7 +102,7 @@ def test_runs_survive_three_kills(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_survive_fifty_kills(tmp_path: Path) -> None:
-    small_runs(tmp_path, 50, 1000)
+    small_runs(tmp_path, 50, 2000)
 
 
 @pytest.mark.slow

@@ -58,7 +58,12 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
             ("suggestion", found.suggestions),
         ):
             for each in those:
-                print(clean(f"\n{kind}: {each.text}"))
+                text = (
+                    f"{dataset_name(settings.dataset)}: {each.text}"
+                    if kind == "problem"
+                    else each.text
+                )
+                print(clean(f"\n{kind}: {text}"))
         if not found.problems + found.warnings + found.suggestions:
             print("nothing to correct")
     if found.findings.examples and (sheet or not as_json):
@@ -72,17 +77,22 @@ def check(settings: Settings, sheet: str | None = None, as_json: bool = False) -
 
 def _images(examples: "Sequence[Example]") -> str:
     count, controls = len(examples), sum(len(each.controls) for each in examples)
-    return f"{count:,} image{'s' * (count != 1)}" + f", {controls:,} control images" * bool(
-        controls
-    )
+    return _count(count, "image") + f", {_count(controls, 'control image')}" * bool(controls)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _used(found: "DatasetCheck") -> str:
     """The masks and regularization images of a run, if there are any."""
     masks = sum(bool(each.mask_file) for each in found.findings.examples)
     kept = len(found.findings.regularization)
-    return f", {masks:,} masks are used" * bool(masks) + (
-        f", {kept:,} regularization images are used" * bool(kept)
+    parts = [(masks, "mask"), (kept, "regularization image")]
+    return "".join(
+        f", {_count(number, what)} {'is' if number == 1 else 'are'} used"
+        for number, what in parts
+        if number
     )
 
 

@@ -36,6 +36,7 @@ MOST_PIXELS = 89_478_485  # of a frame, as of a training image
 QUALITY = 95  # of the JPEGs
 _EVERY = 0.1, 3600.0  # seconds
 # Formats that contain a video. Playlists, which name other files, are not among them.
+_NO_VIDEO = "Format not on whitelist", "matches no streams"  # ffmpeg: another format; only sound
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,gif"
 
 
@@ -63,7 +64,6 @@ def write_frames(video: Path, folder: Path, every: float) -> list[Path]:
         raise FramesError(f"{video} is not a file; give a video")
     if old := sorted(folder.glob(f"{glob.escape(video.stem)}-*s.jpg")):
         raise FramesError(f"{folder} has frames of this video ({old[0].name}); remove them first")
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     recent: list[Measures] = []
     same = 0
@@ -78,9 +78,11 @@ def write_frames(video: Path, folder: Path, every: float) -> list[Path]:
                 continue
             recent = [measures, *recent][:RECENT]
             path = folder / f"{video.stem}-{frame.seconds:07.1f}s.jpg"
+            folder.mkdir(parents=True, exist_ok=True)
             frame.image.save(path, quality=QUALITY, subsampling=0)
             written.append(path)
-    log.info("%d frames written, %d skipped as nearly the same", len(written), same)
+    frames = "frame" if len(written) == 1 else "frames"
+    log.info("%d %s written, %d skipped as nearly the same", len(written), frames, same)
     return written
 
 
@@ -135,7 +137,12 @@ def _decoding(arguments: Sequence[str]) -> Iterator[IO[bytes]]:
             process.stdout.close()
         if code:
             errors.seek(0)
-            lines = errors.read(10_000).decode(errors="replace").strip().splitlines() or [""]
+            said = errors.read(10_000).decode(errors="replace")
+            if any(each in said for each in _NO_VIDEO):
+                raise FramesError(
+                    "the file is not a video, or of a kind that is not read; give an MP4"
+                )
+            lines = said.strip().splitlines() or [""]
             raise FramesError(
                 f"the video cannot be decoded to its end ({lines[-1][:300]}); export it again, as "
                 f"MP4 with frames of at most {MOST_PIXELS:,} pixels"

@@ -75,7 +75,28 @@ def test_limits_and_what_is_no_video(
         assert "with frames of at most 1,000 pixels" in refusal(clip)
     playlist = tmp_path / "list.mp4"
     playlist.write_text(f"ffconcat version 1.0\nfile '{clip}'\n")  # would name any file
+    assert "is not a video" in refusal(playlist)
+    playlist.write_bytes(clip.read_bytes()[:500])
     assert "cannot be decoded to its end (" in refusal(playlist)
     assert "is not a file" in refusal(tmp_path / "no.mp4")
+    assert not (tmp_path / "none").exists()
     monkeypatch.setenv("PATH", "")
     assert "videos need the program ffmpeg; install it" in refusal(clip)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[mp3 @ 0x5] Format not on whitelist 'mov,mp4'\nfile:a.mp3: Invalid argument",
+        "Stream map '0:v:0' matches no streams.\nTo ignore this, add a trailing '?' to the map.",
+    ],
+)
+def test_a_sound_or_an_image_is_not_a_video(
+    said: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FramesError, match="the file is not a video"):
+        write_frames(clip, tmp_path / "out", 1.0)

@@ -235,7 +235,8 @@ def pair_findings(pairs: Pairs, examples: Sequence[Example]) -> Iterator[Finding
             yield Finding.of_all(text, sorted(pairs.named))
         return
     number = sum(count > 0 for count in counts.values())
-    text = f"{number} pairs, with {sum(counts.values())} control images"
+    total = sum(counts.values())
+    text = f"{number} pair{'s' * (number != 1)}, with {total} control image{'s' * (total != 1)}"
     yield Finding(text, level=logging.INFO)
     if fewer := [name for name, count in counts.items() if 0 < count < most]:
         yield Finding.of_all(f"fewer control images than the {most} of others", fewer)

@@ -306,7 +306,7 @@ def test_the_command_prints_json_and_writes_the_sheet(tmp_path: Path) -> None:
 
     make_zip(tmp_path / "bad.zip", {"a.jpg": b"no image", "b.jpg": encoded(photo(1))})
     broken = run("bad.zip", "--sheet", "sheet.html")
-    assert broken.returncode == 1 and "problem: a.jpg: cannot be opened" in broken.stdout
+    assert broken.returncode == 1 and "problem: bad.zip: a.jpg: cannot be opened" in broken.stdout
     assert "cannot be used yet" in (tmp_path / "sheet.html").read_text()
 
 

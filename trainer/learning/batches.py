@@ -94,13 +94,14 @@ class Batches:
 def warn_repeats(samples: Sequence[Sample], batch_size: int, vae_factor: int) -> None:
     """Warns of images whose bucket is smaller than a batch, which then contains them repeatedly."""
     lines = []
+    total = sum(sample.repeats for sample in samples)
     for shape, group in _grouped([sample.mean_CHW.shape for sample in samples]).items():
         if len(group) < batch_size:
             few = f"only {len(group)}"
             size = f"{shape[2] * vae_factor}x{shape[1] * vae_factor}"
             found = [samples[index] for index in group]
             images = listed([each.name + " (mirrored)" * each.mirrored for each in found])
-            share = f"1 batch in {len(samples) / len(group):.3g}"
+            share = f"1 batch in {total / sum(each.repeats for each in found):.3g}"
             lines.append(f"{few} at {size}: {images} ({share})")
     if lines:
         log.warning(

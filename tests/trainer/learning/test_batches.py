@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,12 @@ def test_images_that_are_few_of_their_size_are_named(caplog: pytest.LogCaptureFi
     assert "only 1 at 80x48: wide.png (1 batch in 9)" in caplog.text
     assert "only 2 at 48x80: a.png, b.png (1 batch in 4.5)" in caplog.text
     assert "64x64" not in caplog.text
+    caplog.clear()
+    # Three crops of each of two images count as much as two images that fit, which have repeats.
+    cut = [sample(name, 6, 10) for name in ("cut.png", "too.png") for _ in range(3)]
+    fit = [replace(sample(f"{number}.png", 8, 8), repeats=3) for number in range(2)]
+    warn_repeats(cut + fit, 4, vae_factor=8)
+    assert "only 2 at 64x64: 0.png, 1.png (1 batch in 2)" in caplog.text
     caplog.clear()
     warn_repeats(samples, 1, vae_factor=8)
     assert not caplog.records

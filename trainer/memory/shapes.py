@@ -30,6 +30,14 @@ def sides(family: Family, shape: Shape) -> tuple[int, int]:
     return width, height
 
 
+def empty_latents(family: Family, shape: Shape) -> Tensor:
+    """Zeros in place of the latents of a batch."""
+    rows, columns = family.latent_size(*sides(family, shape))
+    return torch.zeros(
+        shape.batch_size, family.latent_channels, rows, columns, device=family.device
+    )
+
+
 def _slots(family: Family) -> int:
     """Tokens of the text encoder for one reference image."""
     form, edge = family.reference_format, family.base.reference_resolution

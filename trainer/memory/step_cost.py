@@ -22,6 +22,7 @@ from trainer.memory.meter import Meter, fused_attention
 from trainer.memory.shapes import (
     Shape,
     embeddings,
+    empty_latents,
     reference_images,
     sides,
     text_features,
@@ -177,10 +178,8 @@ def _step(family: Family, trained: Iterable[nn.Parameter], shape: Shape) -> Mete
 
     It is not marked if no gradient gets there.
     """
-    rows, columns = family.latent_size(*sides(family, shape))
-    options: dict[str, Any] = {"device": family.device}
-    latents = torch.zeros(shape.batch_size, family.latent_channels, rows, columns, **options)
-    noise, sigma = torch.zeros_like(latents), torch.full((shape.batch_size,), 0.5, **options)
+    latents = empty_latents(family, shape)
+    noise, sigma = torch.zeros_like(latents), latents.new_full((shape.batch_size,), 0.5)
     text, references = text_features(family, shape), reference_images(family, shape)
     known = [*_tensors(family.transformer), latents, noise, sigma, *text]
     known += [each for beside in references[:1] for each in beside.latents]
@@ -268,17 +267,15 @@ def image_load(family: Family, shape: Shape) -> Load:
 @torch.no_grad()
 def velocity_load(family: Family, shape: Shape) -> Load:
     """The load of one inference pass of the transformer."""
-    rows, columns = family.latent_size(*sides(family, shape))
-    options: dict[str, Any] = {"device": family.device}
-    latents = torch.zeros(1, family.latent_channels, rows, columns, **options)
     one = replace(shape, batch_size=1)
+    latents = empty_latents(family, one)
     text, references = text_features(family, one), reference_images(family, one)
     known = [*_tensors(family.transformer), latents, *text]
     known += [each for beside in references for each in beside.latents]
 
     def count() -> tuple[int, ...]:
         with fused_attention(), Meter(known) as meter:
-            velocity(family, latents, torch.full((1,), 0.5, **options), text, references)
+            velocity(family, latents, latents.new_full((1,), 0.5), text, references)
         return meter.peak, meter.flops
 
     return Load(*_by_depth(family.transformer, family.trunk, count))
@@ -309,8 +306,7 @@ def _mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:
 @torch.no_grad()
 def decode_load(family: Family, shape: Shape) -> Load:
     """The load of decoding one image with the VAE."""
-    rows, columns = family.latent_size(*sides(family, shape))
-    latents = torch.zeros(1, family.latent_channels, rows, columns, device=family.device)
+    latents = empty_latents(family, replace(shape, batch_size=1))
     with fused_attention(), Meter([*_tensors(family.vae), latents]) as meter:
         family.decode(latents)
     return Load(meter.peak, meter.flops)

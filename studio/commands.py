@@ -71,6 +71,8 @@ async def _new(request: Request) -> Response:
     settings = new_runs.checked_settings(studio, body.get("settings") or {}, body.get("datasets"))
     chosen = new_runs.checked_datasets(studio, body.get("datasets"))
     await check_known(studio, settings, chosen)
+    if key in jobs.keys:  # of the same request, which came meanwhile
+        return reply({"id": _answered(jobs, key)}, 201)
     facts = {"title": _text(body, "title", 200), "note": _text(body, "note"), "key": key}
     identity = await _created(jobs, key, settings, chosen, facts, now=start == "now")
     return reply({"id": identity}, 201)

@@ -62,8 +62,16 @@ def read_examples(
 
 
 def with_pairs(settings: Settings, examples: Sequence[Example]) -> Settings:
-    """The settings for these images: of pairs, if they have control images."""
+    """The settings for these images: of pairs, if they have control images.
+
+    Raises SettingsError if `controls` names folders, and no image has one there.
+    """
     controls = max((len(each.controls) for each in examples), default=0)
+    if examples and settings.pairs and not controls:
+        raise SettingsError(
+            f"no image of the dataset has a control image in {', '.join(settings.controls)} "
+            "(controls); the file names must be equal, without the extension"
+        )
     return for_pairs(settings, controls) if controls else settings
 
 

@@ -1,7 +1,9 @@
 """The queue, commands to runs, and their processes, with a trainer that has no model."""
 
+import asyncio
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,19 @@ def test_runs_start_one_after_another_and_each_request_makes_one(page: Page) -> 
     ends = page.events(first, "done")[0]["t"]
     assert page.events(second, "started")[0]["t"] >= ends
     assert page.run(first)["datasets"] == [DATASET] and page.run(first)["tokens"] == ["<zwx>"]
+
+
+def test_the_same_request_twice_at_once_makes_one_run(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "check_known", lambda *_: asyncio.sleep(0.5))
+    page.client.put("/api/queue", json={"held": True})
+    body = {"datasets": [{"name": DATASET, "token": "<zwx>"}], "settings": {"steps": 2}}
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(page.client.post, "/api/runs", json=body | {"key": "k"}) for _ in "ab"]
+        answers = [each.result() for each in sent]
+    assert {each.status_code for each in answers} <= {201, 409}
+    assert len(page.client.get("/api/queue").json()["order"]) == 1
 
 
 def test_a_held_queue_starts_what_is_started_by_hand_and_keeps_the_order(page: Page) -> None:

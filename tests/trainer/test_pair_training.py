@@ -42,7 +42,7 @@ from trainer.memory.shapes import Shape, tokens_read
 from trainer.memory.step_cost import step_load, step_loads
 from trainer.reading import with_pairs
 from trainer.run import train
-from trainer.settings import Settings, TrainingInputs, resolve
+from trainer.settings import Settings, SettingsError, TrainingInputs, resolve
 
 SLOT = 151655  # <|image_pad|>
 SEEN, EDGE = 84, 64  # pixels: edges of reference images for the text encoder and the VAE
@@ -223,6 +223,16 @@ def test_the_plan_counts_control_images_as_a_real_step(name: str) -> None:
         measured = step_load(real, Lora(real.transformer, targets, 2, 0), shape)
         assert planned.bytes == pytest.approx(measured.bytes, rel=0.03)
         assert planned.flops == pytest.approx(measured.flops, rel=0.03)
+
+
+def test_folders_of_control_images_that_fit_no_image_are_an_error(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    image = encoded(Image.new("RGB", (64, 64)))
+    dataset = make_folder(tmp_path / "set", {"a.png": image, "a.txt": b"turn TOK red"})
+    given = TrainingInputs(dataset=dataset, base_model="miniature-qwen", controls=str(old), steps=2)
+    with pytest.raises(SettingsError, match="no image of the dataset has a control image in .*old"):
+        train(resolve(given))
 
 
 def test_the_plan_counts_the_control_images_of_the_dataset(

@@ -36,9 +36,9 @@ def test_an_extraction_names_what_no_lora_can_contain(tmp_path: Path) -> None:
 
 
 def test_the_fast_decomposition_is_within_a_hundredth_of_the_best() -> None:
-    draw = torch.Generator().manual_seed(0)
-    left = torch.linalg.qr(torch.randn(400, 400, generator=draw)).Q
-    right = torch.linalg.qr(torch.randn(900, 400, generator=draw)).Q
+    random = torch.Generator().manual_seed(0)
+    left = torch.linalg.qr(torch.randn(400, 400, generator=random)).Q
+    right = torch.linalg.qr(torch.randn(900, 400, generator=random)).Q
     for decay in (0.5, 1.0):
         values = torch.arange(1, 401) ** -decay
         matrix = (left * values) @ right.T

@@ -1,4 +1,4 @@
-"""The small published bases, with Turbo as the default."""
+"""The small published bases, with Turbo as the default, and a compiler without a past."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,3 +28,13 @@ def turbo(bases: None) -> "Family":
     from families.registry import BASES
 
     return load_family(BASES["z-image-turbo"], torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """TorchDynamo without what other tests have compiled."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
